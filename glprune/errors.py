@@ -1,0 +1,39 @@
+"""Errors a user can cause. Each is one line: what is wrong, where, and the mend.
+
+Only the command line catches them; a bug keeps its traceback. ``exit_code`` is the
+documented status of the ``glprune`` command.
+"""
+
+
+class GlpruneError(Exception):
+    """Base of every error glprune raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(GlpruneError):
+    """The command line, the recipe or the output folder is wrong."""
+
+    exit_code = 2
+
+
+class RecipeError(UsageError):
+    """The recipe is wrong; the message starts with ``file:line:``."""
+
+
+class ModelError(GlpruneError):
+    """The model file or its factory cannot be used."""
+
+    exit_code = 3
+
+
+class DataError(GlpruneError):
+    """The data cannot be used; the message names file and column."""
+
+    exit_code = 4
+
+
+class TargetError(GlpruneError):
+    """No point of the regularisation path meets the target."""
+
+    exit_code = 5

@@ -1,0 +1,40 @@
+"""What a run tells while it works; the command line turns these into lines or bars."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from glprune.report import PathPoint
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of the run begins."""
+
+    name: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class PointDone:
+    """A point of the regularisation path is finished; ``of`` is the most there can be."""
+
+    index: int
+    of: int | None
+    point: PathPoint
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something the user should read, such as a column that is constant."""
+
+    text: str
+
+
+Event = Stage | PointDone | Note
+Listener = Callable[[Event], None]
+
+
+def silent(event: Event) -> None:
+    """Listen to nothing."""

@@ -1,0 +1,231 @@
+"""The report's records: everything ``report.json`` says, as strict pydantic models.
+
+The records hold measured values only; sentences and pictures are made from them by
+:mod:`glprune.render`. Times and latencies are the only values that differ between two
+runs with the same recipe, seed and machine; they live under ``timing`` and ``latency``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA = "glprune.report/1"
+
+
+class Record(BaseModel):
+    """A frozen record that refuses unknown keys and non-finite numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Digests(Record):
+    """SHA-256 digests, ``sha256:`` followed by 64 hex digits, of what went in and out."""
+
+    recipe: str
+    recipe_resolved: str
+    model: str
+    data: dict[str, str] = Field(description="split or file name -> digest")
+    outputs: dict[str, str] = Field(description="bundle file name -> digest, report files excluded")
+
+
+class Run(Record):
+    """Where and with what the run was made."""
+
+    seed: int
+    threads: int
+    platform: str
+    versions: dict[str, str]
+
+
+class Timing(Record):
+    """Wall-clock facts; not reproducible by nature."""
+
+    generated_at: str = Field(description="RFC 3339, UTC")
+    seconds: dict[str, float] = Field(description="stage -> wall seconds")
+
+
+class SplitFacts(Record):
+    """One data split as it was used."""
+
+    rows: int
+    target: dict[str, float] = Field(
+        description="class label -> share of rows, or mean/std of a regression target"
+    )
+
+
+class DataFacts(Record):
+    """The data as read."""
+
+    source: str
+    splits: dict[str, SplitFacts]
+    classes: list[str] | None
+    standardize: Literal["none", "train"]
+    notes: list[str]
+
+
+class Feature(Record):
+    """One input field: a column, or several columns that live and die together."""
+
+    name: str
+    columns: list[str]
+    status: Literal["kept", "removed"]
+    group_size: int = Field(description="number of weights leaving the field")
+    penalty_weight: float = Field(description="multiplies lambda: strength * sqrt(group_size)")
+    norm_original: float = Field(description="L2 norm of the group in the trained network")
+    norm_selected: float = Field(description="L2 norm at the selected point of the path; 0 if removed")
+    norm_final: float | None = Field(description="L2 norm in the shipped network; null if removed")
+    lambda_exit: float | None = Field(description="first lambda at which the group was exactly zero")
+    input_columns: list[int] | None = Field(description="columns of the shipped ONNX input; null if removed")
+
+
+class HiddenLayer(Record):
+    """The units of one layer (or of several layers whose units are tied)."""
+
+    name: str
+    before: int
+    after: int
+    refused: str | None = Field(description="operation that forbids cutting these units, or null")
+
+
+class PathPoint(Record):
+    """One lambda of the regularisation path, measured on the penalised network."""
+
+    lam: float
+    objective: float = Field(description="training loss + penalty at this point")
+    loss: float
+    penalty: float
+    kkt_zero: float = Field(
+        description="largest relative violation of the optimality conditions over zero groups"
+    )
+    kkt_active: float = Field(description="the same over non-zero groups")
+    fields: int = Field(description="input fields with a non-zero group")
+    columns: int
+    hidden: int = Field(description="hidden units with a non-zero group")
+    metric: float = Field(description="selection metric on the validation split, before any refit")
+    refit_metric: float | None = Field(description="the same after a refit, where one was made")
+    norms: list[float] = Field(description="group norm of every field, in the order of `features`")
+    selected: bool
+
+
+class Selection(Record):
+    """How the point was chosen."""
+
+    rule: str
+    lam: float
+    metric: str
+    split: Literal["valid"] = "valid"
+    reference: float = Field(description="the metric of the original network on the same split")
+
+
+class Cut(Record):
+    """One certified cut: outputs of the zeroed network before and after it."""
+
+    name: str
+    kind: Literal["input", "hidden"]
+    units: int = Field(description="units removed by this cut")
+    difference: float = Field(description="max |a - b| / max(1, max |a|) over all probed rows")
+
+
+class Refusal(Record):
+    """Units that stayed, and the operation that forbids removing them."""
+
+    name: str
+    units: int
+    reason: str
+
+
+class Removal(Record):
+    """Evidence that removal changed nothing."""
+
+    tolerance: float
+    rows: int
+    difference: float = Field(description="zeroed dense against slim, same measure as in cuts")
+    cuts: list[Cut]
+    refused: list[Refusal]
+
+
+class Metric(Record):
+    """One metric on the test split, every value taken through ONNX Runtime."""
+
+    name: str
+    higher_is_better: bool
+    rows: int
+    original: float
+    zeroed: float = Field(description="slim network before the refit")
+    final: float = Field(description="the shipped model.onnx")
+
+
+class Size(Record):
+    """Counts before and after."""
+
+    parameters_before: int
+    parameters_after: int
+    macs_before: int = Field(description="multiply-accumulates for one row")
+    macs_after: int
+    onnx_bytes_before: int
+    onnx_bytes_after: int
+
+
+class Latency(Record):
+    """ONNX Runtime latency, original and slim interleaved in one process."""
+
+    batch: int
+    runs: int
+    threads: int
+    original_ms: float = Field(description="median")
+    original_p95_ms: float
+    slim_ms: float = Field(description="median")
+    slim_p95_ms: float
+    speedup: float = Field(description="median of the pairwise ratios original / slim")
+
+
+class Export(Record):
+    """The shipped file."""
+
+    file: str
+    signature: Literal["slim", "original"]
+    exporter: str
+    opset: int
+    input_name: str
+    output_name: str
+    input_columns: list[str] = Field(description="columns of the ONNX input, in order")
+    output_meaning: str
+    checker: Literal["passed"]
+    rows: int
+    difference: float = Field(description="ONNX Runtime against PyTorch on the test split")
+
+
+class Refit(Record):
+    """The training without penalty on the slim network."""
+
+    epochs: int
+    best_epoch: int
+    distill: float
+    metric: float = Field(description="selection metric on the validation split after the refit")
+
+
+class Report(Record):
+    """All of ``report.json``."""
+
+    schema_: Literal["glprune.report/1"] = Field(SCHEMA, alias="schema")
+    title: str
+    purpose: str
+    task: Literal["binary", "multiclass", "regression"]
+    digests: Digests
+    run: Run
+    timing: Timing
+    data: DataFacts
+    features: list[Feature]
+    hidden: list[HiddenLayer]
+    path: list[PathPoint]
+    selection: Selection
+    removal: Removal
+    refit: Refit | None
+    performance: list[Metric]
+    size: Size
+    latency: list[Latency]
+    export: Export
+    warnings: list[str]
+    not_measured: list[str]
