@@ -1,0 +1,175 @@
+"""Groups: which weights live and die together, and the arithmetic on them.
+
+A group is all weights leaving a unit, in every layer that reads it: an input field (one
+column, or several joined by domain knowledge) or a hidden neuron. Groups never overlap, so
+the proximal operator of their penalty is separable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from glprune.graph import Kind, Slot, UnitSet
+
+State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class GroupSet:
+    """The groups of one unit set.
+
+    Attributes:
+        units: Where the units lie.
+        labels: Field names, or unit numbers, shape (n_groups,).
+        group: The group of each unit, shape (n_units,), int64.
+    """
+
+    units: UnitSet
+    labels: tuple[str, ...]
+    group: Tensor
+
+    @property
+    def name(self) -> str:
+        """Name of the input or layer."""
+        return self.units.name
+
+    @property
+    def kind(self) -> Kind:
+        """``input`` or ``hidden``."""
+        return self.units.kind
+
+    def owner(self, slot: Slot) -> Tensor:
+        """The group of each position of ``slot``, shape of ``slot.unit``; -1 is nobody's."""
+        return torch.where(slot.unit >= 0, self.group[slot.unit.clamp(min=0)], -1)
+
+    def units_of(self, groups: Tensor) -> Tensor:
+        """The units whose group is marked; ``groups`` is bool, shape (n_groups,)."""
+        return torch.nonzero(groups[self.group]).flatten()
+
+
+def input_groups(units: UnitSet, fields: Sequence[tuple[str, Sequence[int]]]) -> GroupSet:
+    """Group the columns of an input by field.
+
+    Args:
+        units: The unit set of the input.
+        fields: Name and columns of each field; every column in exactly one.
+    """
+    group = torch.empty(units.count, dtype=torch.int64)
+    for number, (_, columns) in enumerate(fields):
+        group[list(columns)] = number
+    return GroupSet(units, tuple(name for name, _ in fields), group)
+
+
+def hidden_groups(units: UnitSet) -> GroupSet:
+    """Make every unit of a layer a group of its own."""
+    return GroupSet(units, tuple(map(str, range(units.count))), torch.arange(units.count))
+
+
+def _sum_by_owner(values: Tensor, dim: int, owner: Tensor, count: int) -> Tensor:
+    """Sum ``values`` over all but ``dim`` and add up by owner; owner -1 is dropped."""
+    others = [d for d in range(values.ndim) if d != dim % values.ndim]
+    along = values.sum(dim=others) if others else values
+    total = torch.zeros(count + 1, dtype=values.dtype)
+    return total.index_add_(0, torch.where(owner < 0, count, owner), along)[:count]
+
+
+def group_norms(state: State, groups: GroupSet) -> Tensor:
+    """L2 norms of the weights leaving each group, shape (n_groups,), float64."""
+    total = torch.zeros(len(groups.labels), dtype=torch.float64)
+    for slot in groups.units.readers:
+        squares = state[slot.tensor].detach().double().square()
+        total += _sum_by_owner(squares, slot.dim, groups.owner(slot), len(groups.labels))
+    return total.sqrt()
+
+
+def group_sizes(state: State, groups: GroupSet) -> Tensor:
+    """Number of weights leaving each group, p_g, shape (n_groups,), int64."""
+    total = torch.zeros(len(groups.labels), dtype=torch.float64)
+    for slot in groups.units.readers:
+        ones = torch.ones(state[slot.tensor].shape, dtype=torch.float64)
+        total += _sum_by_owner(ones, slot.dim, groups.owner(slot), len(groups.labels))
+    return total.long()
+
+
+def support(state: State, groups: GroupSet) -> Tensor:
+    """Mark the groups with any non-zero weight, bool, shape (n_groups,)."""
+    alive = torch.zeros(len(groups.labels), dtype=torch.float64)
+    for slot in groups.units.readers:
+        used = (state[slot.tensor].detach() != 0).double()
+        alive += _sum_by_owner(used, slot.dim, groups.owner(slot), len(groups.labels))
+    return alive > 0
+
+
+def zero_units_(state: State, units: UnitSet, marked: Tensor) -> None:
+    """Set the weights leaving the marked units to zero, in place; ``marked`` is bool (n_units,)."""
+    for slot in units.readers:
+        hit = (slot.unit >= 0) & marked[slot.unit.clamp(min=0)]
+        state[slot.tensor].data.index_fill_(slot.dim, torch.nonzero(hit).flatten(), 0.0)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A parameter split along one dimension; ``owner`` numbers the group of each position."""
+
+    parameter: torch.nn.Parameter
+    dim: int
+    owner: Tensor
+
+
+class Blocks:
+    """Parameters split into numbered groups, for arithmetic over all groups at once.
+
+    The number of tensor operations grows with the number of parameters, never with the
+    number of groups.
+
+    Args:
+        blocks: One block for each parameter, owners in 0..count-1.
+        count: Number of groups.
+    """
+
+    def __init__(self, blocks: Sequence[Block], count: int) -> None:
+        self.blocks = tuple(blocks)
+        self.count = count
+        self.sizes = self.dot([torch.ones_like(b.parameter) for b in blocks]).clamp(min=1)
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """The parameters, in the order every list below follows."""
+        return [block.parameter for block in self.blocks]
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """Gradients of the parameters; zeros where there is none."""
+        return [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
+
+    def dot(self, a: Sequence[Tensor], b: Sequence[Tensor] | None = None) -> Tensor:
+        """Inner products by group of two lists of tensors (``b`` defaults to ``a``), shape (count,)."""
+        total = torch.zeros(self.count)
+        for block, x, y in zip(self.blocks, a, a if b is None else b, strict=True):
+            others = [d for d in range(x.ndim) if d != block.dim]
+            along = (x * y).sum(dim=others) if others else x * y
+            total.index_add_(0, block.owner, along)
+        return total
+
+    def norms(self) -> Tensor:
+        """L2 norms of the groups, shape (count,)."""
+        return self.dot([p.detach() for p in self.parameters]).sqrt()
+
+    def spread(self, values: Tensor) -> list[Tensor]:
+        """Give every parameter the value of its groups, broadcastable to its shape."""
+        spread = []
+        for block in self.blocks:
+            shape = [1] * block.parameter.ndim
+            shape[block.dim] = -1
+            spread.append(values[block.owner].view(shape))
+        return spread
+
+    def rescale_(self, old: Tensor, new: Tensor) -> None:
+        """Scale every group from norm ``old`` to norm ``new``; nothing is divided by zero."""
+        factor = torch.where(old > 0, new / old.clamp(min=torch.finfo(old.dtype).tiny), 0.0)
+        for parameter, by in zip(self.parameters, self.spread(factor), strict=True):
+            parameter.data.mul_(by)
