@@ -1,0 +1,155 @@
+"""What the network is for: its loss, its predictions and its metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchmetrics.functional import classification, regression
+
+from glprune.errors import ModelError
+
+Kind = Literal["binary", "multiclass", "regression"]
+Output = Literal["logits", "probabilities"]
+
+HIGHER_IS_BETTER = {
+    "auroc": True,
+    "accuracy": True,
+    "log_loss": False,
+    "r2": True,
+    "rmse": False,
+    "mae": False,
+}
+METRICS: dict[Kind, tuple[str, ...]] = {
+    "binary": ("auroc", "accuracy", "log_loss"),
+    "multiclass": ("accuracy", "log_loss"),
+    "regression": ("r2", "rmse", "mae"),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """Loss and metrics of one kind of prediction.
+
+    Outputs are brought to one form first: log-probabilities of shape (n, n_classes) for
+    classes (a binary network may have one output, the positive class, or two), values of
+    shape (n,) for regression.
+
+    Attributes:
+        kind: ``binary``, ``multiclass`` or ``regression``.
+        output: What the network returns for classes, ``logits`` or ``probabilities``.
+        classes: Number of classes; 0 for regression.
+    """
+
+    kind: Kind
+    output: Output
+    classes: int
+
+    def check(self, output: object) -> None:
+        """Refuse an output of another shape than the task needs.
+
+        Raises:
+            ModelError: The network's output is not a tensor of (n,), (n, 1) or (n, n_classes).
+        """
+        if not isinstance(output, Tensor):
+            raise ModelError(
+                f"The network returns {type(output).__name__}, not one tensor; "
+                "wrap it in a module that returns the prediction alone."
+            )
+        wanted = [self.classes] if self.kind == "multiclass" else [1, *([2] if self.kind == "binary" else [])]
+        width = 1 if output.ndim == 1 else output.shape[-1]
+        if output.ndim > 2 or width not in wanted:
+            raise ModelError(
+                f"The network returns shape {tuple(output.shape)}; a {self.kind} task needs "
+                f"(rows, {' or '.join(map(str, wanted))})."
+            )
+        if self.kind != "regression" and self.output == "probabilities" and not _are_probabilities(output):
+            raise ModelError("The network's outputs leave [0, 1]; set model.output: logits in the recipe.")
+
+    def log_probabilities(self, output: Tensor) -> Tensor:
+        """Log-probabilities of the classes, shape (n, n_classes)."""
+        if self.kind == "binary" and (output.ndim == 1 or output.shape[-1] == 1):
+            flat = output.reshape(-1)
+            if self.output == "logits":
+                pair = [functional.logsigmoid(-flat), functional.logsigmoid(flat)]
+            else:
+                pair = [_log(1 - flat), _log(flat)]
+            return torch.stack(pair, dim=1)
+        return functional.log_softmax(output, dim=-1) if self.output == "logits" else _log(output)
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Mean cross-entropy, or mean squared error; a scalar."""
+        if self.kind == "regression":
+            return functional.mse_loss(output.reshape(-1), target)
+        return functional.nll_loss(self.log_probabilities(output), target)
+
+    def distillation_loss(self, output: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        """Mean divergence from the teacher's softened prediction; a scalar.
+
+        References:
+            Hinton, Vinyals and Dean (2015), "Distilling the knowledge in a neural network",
+            section 2; the factor ``temperature**2`` keeps gradients of one size.
+        """
+        if self.kind == "regression":
+            return functional.mse_loss(output.reshape(-1), teacher.reshape(-1))
+        student = functional.log_softmax(self.log_probabilities(output) / temperature, dim=-1)
+        softened = functional.log_softmax(self.log_probabilities(teacher) / temperature, dim=-1)
+        divergence = functional.kl_div(student, softened, reduction="batchmean", log_target=True)
+        return divergence * temperature**2
+
+    def metric(self, name: str, output: Tensor, target: Tensor) -> float:
+        """One metric over all rows.
+
+        Args:
+            name: A name of ``METRICS[kind]``.
+            output: The network's outputs, shape (n,), (n, 1) or (n, n_classes).
+            target: Class numbers int64 or values float32, shape (n,).
+        """
+        if self.kind == "regression":
+            return float(_REGRESSION[name](output.reshape(-1).double(), target.double()))
+        logs = self.log_probabilities(output.double())
+        if name == "log_loss":
+            return float(functional.nll_loss(logs, target))
+        if name == "accuracy":
+            return float((logs.argmax(dim=-1) == target).double().mean())
+        # ranks are what AUROC sees; a logit keeps ties apart where a probability would round to 1
+        margin = logs[:, 1] - logs[:, 0]
+        ranks = torch.unique(margin, return_inverse=True)[1].double()
+        return float(classification.binary_auroc((ranks + 1) / (ranks.max() + 2), target))
+
+    def metrics(self, output: Tensor, target: Tensor) -> dict[str, float]:
+        """Every metric of the task over all rows."""
+        return {name: self.metric(name, output, target) for name in METRICS[self.kind]}
+
+    @property
+    def default_metric(self) -> str:
+        """The metric used where the recipe names none."""
+        return METRICS[self.kind][0]
+
+
+def gain(metric: str, before: float, after: float) -> float:
+    """By how much ``after`` is better than ``before``; negative where it is worse."""
+    return after - before if HIGHER_IS_BETTER[metric] else before - after
+
+
+def _rmse(output: Tensor, target: Tensor) -> Tensor:
+    return regression.mean_squared_error(output, target, squared=False)
+
+
+_REGRESSION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "r2": regression.r2_score,
+    "rmse": _rmse,
+    "mae": regression.mean_absolute_error,
+}
+
+
+def _log(probability: Tensor) -> Tensor:
+    return probability.clamp(min=torch.finfo(probability.dtype).tiny).log()
+
+
+def _are_probabilities(output: Tensor) -> bool:
+    return bool(((output >= 0) & (output <= 1)).all())
