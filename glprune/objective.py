@@ -1,0 +1,179 @@
+"""The penalised training objective of a network: values, gradients, optimality.
+
+The objective is deterministic: the network runs in evaluation mode, so dropout is off and
+BatchNorm statistics are fixed, and ``F(w) = mean loss over the training split +
+lam * sum_g weight_g * ||w_g||``. With batch statistics a layer before BatchNorm could shrink
+at no loss and the penalty would mean nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from glprune.data import Split
+from glprune.groups import Block, Blocks, GroupSet, group_sizes
+from glprune.optim import Regulariser
+from glprune.penalty import kkt_residuals, penalty_value
+from glprune.task import Task
+
+CHUNK = 8192
+
+
+class Objective:
+    """Loss of a network over a split plus the group LASSO penalty.
+
+    Args:
+        network: The network, trained in place.
+        task: Its loss.
+        split: The training rows.
+        penalised: Group sets and the strength of each: ``weight_g = strength * sqrt(p_g)``.
+        bound: Hold weights outside every penalised group inside the ball of their norm now;
+            otherwise the next layer grows while a penalised one shrinks, at no loss.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        task: Task,
+        split: Split,
+        penalised: Sequence[tuple[GroupSet, float]],
+        bound: bool = True,
+    ) -> None:
+        self.network, self.task, self.split = network, task, split
+        self.sets = [groups for groups, _ in penalised]
+        self.blocks, self.free, weights = _partition(network, penalised)
+        radius = torch.where(weights > 0, torch.inf, self.blocks.norms() if bound else torch.inf)
+        self.regulariser = Regulariser(weights, radius)
+
+    def batch_loss(self, inputs: tuple[Tensor, ...], target: Tensor) -> Tensor:
+        """Mean loss of one batch, a scalar with gradients."""
+        return self.task.loss(self.network(*inputs), target)
+
+    def gradient(self) -> float:
+        """Mean loss over the split; leaves its gradient in ``.grad``."""
+        self.clear()
+        total = 0.0
+        for inputs, target in self.split.batches(CHUNK, None):
+            loss = self.batch_loss(inputs, target) * (len(target) / self.split.rows)
+            loss.backward()
+            total += float(loss)
+        return total
+
+    @torch.no_grad()
+    def loss(self) -> float:
+        """Mean loss over the split."""
+        batches = self.split.batches(CHUNK, None)
+        return sum(float(self.batch_loss(x, y)) * len(y) for x, y in batches) / self.split.rows
+
+    def clear(self) -> None:
+        """Drop all gradients."""
+        self.network.zero_grad(set_to_none=True)
+
+    def penalty(self, lam: float) -> float:
+        """The penalty at the present weights."""
+        return penalty_value(self.blocks.norms(), self.regulariser.weights, lam)
+
+    def optimality(self, lam: float) -> tuple[float, float, float]:
+        """Mean loss and the KKT residuals of zero and of non-zero groups at the present weights.
+
+        Returns:
+            ``(loss, residual over zero groups, residual over non-zero groups)``, the residuals
+            relative to ``lam * weight_g``; see :func:`glprune.penalty.kkt_residuals`.
+        """
+        loss = self.gradient()
+        gradients = self.blocks.gradients
+        weights = [p.detach() for p in self.blocks.parameters]
+        inner = self.blocks.dot(gradients, weights)
+        norms, gradient_norms = self.blocks.norms(), self.blocks.dot(gradients).sqrt()
+        self.clear()
+        on = self.regulariser.weights > 0
+        zero, active = kkt_residuals(
+            norms[on], gradient_norms[on], inner[on], self.regulariser.weights[on], lam
+        )
+        return loss, zero, active
+
+    def state(self) -> Mapping[str, Tensor]:
+        """The network's tensors by name."""
+        return self.network.state_dict(keep_vars=True)
+
+
+def lambda_max(objective: Objective) -> float:
+    """The lambda at which zero becomes a solution for the input groups, from the data.
+
+    All groups of one kind are set to zero on the spot (inputs where they are penalised, else
+    each layer in turn) and the largest ``||grad_g|| / weight_g`` is taken: above it the zero
+    point satisfies the KKT conditions. The weights are restored.
+
+    Returns:
+        Largest such ratio; 0.0 where no gradient reaches any group.
+    """
+    inputs = [s for s in objective.sets if s.kind == "input"]
+    trials = [inputs] if inputs else [[s] for s in objective.sets]
+    return max(_zero_point_ratio(objective, trial) for trial in trials)
+
+
+def _zero_point_ratio(objective: Objective, sets: Sequence[GroupSet]) -> float:
+    kept = [p.detach().clone() for p in objective.blocks.parameters]
+    ids = torch.cat([_numbers(objective.sets, s) for s in sets])
+    factor = torch.ones(objective.blocks.count)
+    factor[ids] = 0.0
+    objective.blocks.rescale_(torch.ones_like(factor), factor)
+    objective.gradient()
+    ratio = objective.blocks.dot(objective.blocks.gradients).sqrt()[ids] / objective.regulariser.weights[ids]
+    objective.clear()
+    for parameter, old in zip(objective.blocks.parameters, kept, strict=True):
+        parameter.data.copy_(old)
+    return float(ratio.max())
+
+
+def _numbers(sets: Sequence[GroupSet], wanted: GroupSet) -> Tensor:
+    start = 0
+    for groups in sets:
+        if groups is wanted:
+            break
+        start += len(groups.labels)
+    return torch.arange(start, start + len(wanted.labels))
+
+
+def _partition(
+    network: nn.Module, penalised: Sequence[tuple[GroupSet, float]]
+) -> tuple[Blocks, list[nn.Parameter], Tensor]:
+    """Split a network's parameters into numbered groups and the free rest (vectors: biases, scales).
+
+    Groups of the penalised sets come first, in order; then one group for each other weight
+    matrix, and one for the positions of a penalised matrix that belong to no group.
+    """
+    parameters = dict(network.named_parameters())
+    state = dict(network.state_dict())
+    owners: dict[str, tuple[int, Tensor]] = {}
+    weights: list[Tensor] = []
+    count = 0
+    for groups, strength in penalised:
+        for slot in groups.units.readers:
+            owner = groups.owner(slot)
+            dim, known = owners.get(slot.tensor, (slot.dim, torch.full_like(owner, -1)))
+            owners[slot.tensor] = dim, torch.where(owner >= 0, owner + count, known)
+        weights.append(strength * group_sizes(state, groups).sqrt())
+        count += len(groups.labels)
+    blocks, free = [], []
+    for name, parameter in parameters.items():
+        if not parameter.requires_grad:
+            continue
+        if name not in owners and not _multiplies(name, parameter):
+            free.append(parameter)
+            continue
+        dim, owner = owners.get(name, (0, torch.full((parameter.shape[0],), -1)))
+        if bool((owner < 0).any()):
+            owner = torch.where(owner < 0, count, owner)
+            weights.append(torch.zeros(1))
+            count += 1
+        blocks.append(Block(parameter, dim, owner))
+    return Blocks(blocks, count), free, torch.cat([w.float() for w in weights])
+
+
+def _multiplies(name: str, parameter: nn.Parameter) -> bool:
+    """Tell matrices and the scales of normalisation layers from what is only added (biases)."""
+    return parameter.ndim > 1 or (parameter.ndim == 1 and name.rpartition(".")[2] == "weight")

@@ -1,0 +1,162 @@
+"""Training: one point of the path with the penalty, and the refit without it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from glprune.data import Split
+from glprune.errors import ModelError
+from glprune.graph import Inputs
+from glprune.objective import CHUNK, Objective
+from glprune.optim import ProximalAdam, ProximalOptimizer, ProximalSGD, accelerated_steps
+from glprune.recipe import RefitSpec, TrainSpec
+from glprune.task import Task
+
+
+@dataclass(frozen=True)
+class RefitResult:
+    """What the refit did.
+
+    Attributes:
+        network: The network at its best epoch, in evaluation mode.
+        epochs: Epochs run.
+        best_epoch: The epoch kept; 0 is the network before the refit.
+    """
+
+    network: nn.Module
+    epochs: int
+    best_epoch: int
+
+
+def batch_size(size: int | str, split: Split) -> int | None:
+    """The recipe's batch size as :meth:`Split.batches` takes it; all rows at once is their number."""
+    return split.rows if size == "all" else min(int(size), split.rows)
+
+
+class PointSolver:
+    """Minimise the objective at one lambda after another, each from where the last one ended."""
+
+    def __init__(self, objective: Objective, spec: TrainSpec, seed: int) -> None:
+        self.objective, self.spec = objective, spec
+        self.generator = torch.Generator().manual_seed(seed)
+        self.curvature: float | None = None
+
+    def solve(self, lam: float) -> None:
+        """Train at ``lam``: epochs of stochastic proximal steps, then full-batch steps.
+
+        Raises:
+            ModelError: The loss is not finite.
+        """
+        self.objective.network.eval()
+        optimizer = self._optimizer(lam)
+        size = batch_size(self.spec.batch_size, self.objective.split)
+        total = self.spec.epochs
+        for epoch in range(total):
+            optimizer.lr = self.spec.lr * _decay(epoch, total)
+            for inputs, target in self.objective.split.batches(size, self.generator):
+                self.objective.clear()
+                loss = self.objective.batch_loss(inputs, target)
+                _check_finite(loss, f"lambda {lam:.3g}, epoch {epoch + 1}")
+                loss.backward()
+                optimizer.step()
+        if self.spec.polish:
+            self._polish(lam)
+        self.objective.clear()
+
+    def _optimizer(self, lam: float) -> ProximalOptimizer:
+        blocks, regulariser = self.objective.blocks, self.objective.regulariser
+        if self.spec.optimizer == "adam":
+            return ProximalAdam(blocks, self.objective.free, regulariser, lam, self.spec.lr)
+        return ProximalSGD(
+            blocks, self.objective.free, regulariser, lam, self.spec.lr, momentum=self.spec.momentum
+        )
+
+    def _polish(self, lam: float) -> None:
+        self.curvature = accelerated_steps(
+            self.objective.blocks,
+            list(self.objective.free),
+            self.objective.regulariser,
+            lam,
+            self.objective.gradient,
+            self.objective.loss,
+            self.spec.polish,
+            self.curvature,
+        )
+
+
+def _decay(epoch: int, total: int) -> float:
+    """Constant for the first half, then down to a tenth: noise must fall for groups to settle."""
+    late = max(0.0, 2.0 * epoch / total - 1.0)
+    return 0.1**late
+
+
+def refit(
+    network: nn.Module,
+    narrow: Callable[[Inputs], Inputs],
+    task: Task,
+    train: Split,
+    valid: Split,
+    spec: RefitSpec,
+    seed: int,
+    teacher: nn.Module,
+) -> RefitResult:
+    """Train a slim network without penalty and keep its best epoch by validation loss.
+
+    Args:
+        network: The slim network; it is copied.
+        narrow: Takes the slim network's columns out of a full batch.
+        task: Its loss.
+        train: Training rows, all columns.
+        valid: Validation rows, all columns.
+        spec: Epochs, step size, patience and share of distillation.
+        seed: Seed of the shuffling and of dropout.
+        teacher: The original network, on full batches; asked only where ``spec.distill > 0``.
+
+    Raises:
+        ModelError: The loss is not finite.
+    """
+    student = copy.deepcopy(network)
+    best, best_loss, best_epoch, epoch = network, _mean_loss(network, narrow, task, valid), 0, 0
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=spec.lr, weight_decay=spec.weight_decay)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for epoch in range(1, spec.epochs + 1):
+            student.train()
+            for inputs, target in train.batches(batch_size(spec.batch_size, train), generator):
+                if len(target) < 2:
+                    continue  # BatchNorm cannot train on one row
+                optimizer.zero_grad()
+                output = student(*narrow(inputs))
+                loss = (1 - spec.distill) * task.loss(output, target)
+                if spec.distill > 0:
+                    with torch.no_grad():
+                        taught = teacher(*inputs)
+                    loss = loss + spec.distill * task.distillation_loss(output, taught, spec.temperature)
+                _check_finite(loss, f"refit, epoch {epoch}")
+                loss.backward()
+                optimizer.step()
+            now = _mean_loss(student, narrow, task, valid)
+            if now < best_loss:
+                best, best_loss, best_epoch = copy.deepcopy(student), now, epoch
+            if epoch - best_epoch >= spec.patience:
+                break
+    return RefitResult(best.eval(), epoch, best_epoch)
+
+
+@torch.no_grad()
+def _mean_loss(network: nn.Module, narrow: Callable[[Inputs], Inputs], task: Task, split: Split) -> float:
+    network.eval()
+    batches = split.batches(CHUNK, None)
+    return sum(float(task.loss(network(*narrow(x)), y)) * len(y) for x, y in batches) / split.rows
+
+
+def _check_finite(loss: Tensor, where: str) -> None:
+    if not bool(torch.isfinite(loss)):
+        raise ModelError(f"The loss became {float(loss)} ({where}); lower the learning rate in the recipe.")
