@@ -16,7 +16,7 @@ import copy
 import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -279,12 +279,27 @@ def find_unit_sets(
         Fang et al. (2023), the dependency graph; the gates cure its missing input node.
     """
     planner = _Planner(model, inputs, axes)
-    sets = [planner.unit_set(name, kind, root) for name, kind, root in planner.roots()]
-    return [
-        UnitSet(names[int(s.name)], s.kind, s.count, s.slots, s.refused) if s.kind == "input" else s
-        for s in sets
-        if s is not None
-    ]
+    planned = [planner.unit_set(name, kind, root) for name, kind, root in planner.roots()]
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    sets: list[UnitSet] = []
+    dims: dict[str, int] = {}
+    for units in planned:
+        if units is None:
+            continue
+        named = replace(units, name=names[int(units.name)]) if units.kind == "input" else units
+        reason = _conflict(named, dims, frozen)
+        sets.append(replace(named, slots=(), refused=reason) if reason else named)
+    return sets
+
+
+def _conflict(units: UnitSet, dims: dict[str, int], frozen: set[str]) -> str | None:
+    """Say why the penalty cannot act on these units; ``dims`` collects the dimension of every reader."""
+    for slot in units.readers:
+        if slot.tensor in frozen:
+            return f"{slot.tensor!r} is frozen (requires_grad=False)"
+        if dims.setdefault(slot.tensor, slot.dim) != slot.dim:
+            return f"{slot.tensor!r} is tied: units leave it along two dimensions"
+    return None
 
 
 def _claim(owner: Tensor, positions: Tensor, units: Tensor, tensor: str) -> None:

@@ -59,7 +59,7 @@ class Objective:
         for inputs, target in self.split.batches(CHUNK, None):
             loss = self.batch_loss(inputs, target) * (len(target) / self.split.rows)
             loss.backward()
-            total += float(loss)
+            total += float(loss.detach())
         return total
 
     @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -43,14 +43,16 @@ class Task:
         kind: ``binary``, ``multiclass`` or ``regression``.
         output: What the network returns for classes, ``logits`` or ``probabilities``.
         classes: Number of classes; 0 for regression.
+        width: Columns of the network's output; a binary network has one or two.
     """
 
     kind: Kind
     output: Output
     classes: int
+    width: int = 1
 
-    def check(self, output: object) -> None:
-        """Refuse an output of another shape than the task needs.
+    def fitted(self, output: object) -> Task:
+        """Take the width from an output; refuse one of another shape than the task needs.
 
         Raises:
             ModelError: The network's output is not a tensor of (n,), (n, 1) or (n, n_classes).
@@ -69,6 +71,7 @@ class Task:
             )
         if self.kind != "regression" and self.output == "probabilities" and not _are_probabilities(output):
             raise ModelError("The network's outputs leave [0, 1]; set model.output: logits in the recipe.")
+        return replace(self, width=width)
 
     def log_probabilities(self, output: Tensor) -> Tensor:
         """Log-probabilities of the classes, shape (n, n_classes)."""

@@ -1,0 +1,67 @@
+"""Prune trained PyTorch networks with group LASSO and ship a slim, checkable ONNX model.
+
+A map of the package, in the order data flows:
+
+``recipe`` reads the YAML; ``data`` and ``model`` read files; ``graph`` plans which weights
+belong to which unit, ``groups`` does arithmetic on them; ``penalty`` and ``optim`` hold the
+proximal operator and the proximal optimisers; ``objective``, ``train`` and ``path`` solve the
+regularisation path; ``removal`` proves, cuts and certifies; ``export`` and ``measure`` write the
+ONNX file and run it; ``summary``, ``report`` and ``render`` say what was measured; ``bundle``
+writes and reads the result; ``pipeline`` is the whole run, ``inspection`` the dry run, ``cli``
+the command.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from glprune._version import __version__
+from glprune.errors import DataError, GlpruneError, ModelError, RecipeError, TargetError, UsageError
+
+if TYPE_CHECKING:
+    from glprune.bundle import load
+    from glprune.inspection import Inspection, inspect
+    from glprune.pipeline import Result, run
+    from glprune.recipe import Recipe, load_recipe
+    from glprune.report import Report
+
+# imported on first use, so that reading a report does not load PyTorch
+_LAZY = {
+    "Inspection": "glprune.inspection",
+    "Recipe": "glprune.recipe",
+    "Report": "glprune.report",
+    "Result": "glprune.pipeline",
+    "inspect": "glprune.inspection",
+    "load": "glprune.bundle",
+    "load_recipe": "glprune.recipe",
+    "run": "glprune.pipeline",
+}
+
+__all__ = [
+    "DataError",
+    "GlpruneError",
+    "Inspection",
+    "ModelError",
+    "Recipe",
+    "RecipeError",
+    "Report",
+    "Result",
+    "TargetError",
+    "UsageError",
+    "__version__",
+    "inspect",
+    "load",
+    "load_recipe",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'glprune' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,146 @@
+"""A dry run: what would be grouped, cut and refused, and what it would cost."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from glprune.events import Listener, Stage, silent
+from glprune.groups import group_norms, group_sizes
+from glprune.job import Job, first_rows, prepare
+from glprune.measure import macs, parameters
+from glprune.objective import Objective, lambda_max
+from glprune.recipe import Recipe, load_recipe
+from glprune.train import PointSolver
+
+
+@dataclass(frozen=True)
+class SetFacts:
+    """One group set as the run would see it.
+
+    Attributes:
+        name: Input or layer.
+        kind: ``input`` or ``hidden``.
+        groups: Number of groups.
+        units: Number of columns or neurons.
+        readers: Tensors that hold the groups' weights.
+        strength: Strength of its penalty; None where it is not penalised.
+        refused: Why it cannot be cut, or None.
+    """
+
+    name: str
+    kind: str
+    groups: int
+    units: int
+    readers: tuple[str, ...]
+    strength: float | None
+    refused: str | None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a run would do.
+
+    Attributes:
+        sets: Every group set.
+        fields: Name, columns, number of weights and norm of every input field.
+        parameters: Parameters of the network.
+        macs: Multiply-accumulates of one row.
+        rows: Rows of each split.
+        lambda_max: Lambda at which zero becomes a solution for the inputs.
+        points: Points of the path.
+        seconds_per_point: Measured on one epoch.
+        seconds: Expected seconds of the whole path.
+        notes: What the data reading noted.
+    """
+
+    sets: tuple[SetFacts, ...]
+    fields: tuple[tuple[str, int, int, float], ...]
+    parameters: int
+    macs: int
+    rows: dict[str, int]
+    lambda_max: float
+    points: int
+    seconds_per_point: float
+    seconds: float
+    notes: tuple[str, ...]
+
+
+def inspect(
+    recipe: str | Path | Recipe,
+    model: str | Path,
+    *,
+    trust_pickle: bool = False,
+    on_event: Listener | None = None,
+) -> Inspection:
+    """Find and prove the groups of a network and estimate the cost of a run; nothing is written.
+
+    Args:
+        recipe: A recipe file, or a recipe built in Python.
+        model: The trained weights.
+        trust_pickle: Allow a fully pickled module.
+        on_event: Told what happens while it works.
+
+    Raises:
+        GlpruneError: As :func:`glprune.run`.
+    """
+    rules = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    listener = on_event or silent
+    job = prepare(rules, Path(model), trust_pickle, listener)
+    listener(Stage("cost", "timing one epoch"))
+    largest, seconds = _cost(job)
+    state = dict(job.network.state_dict())
+    norms, sizes = group_norms(state, job.inputs), group_sizes(state, job.inputs)
+    points = rules.train.points if rules.target.lam != 0 else 1
+    return Inspection(
+        sets=_sets(job),
+        fields=tuple(
+            (f.name, len(f.columns), int(size), float(norm))
+            for f, size, norm in zip(job.data.fields, sizes, norms, strict=True)
+        ),
+        parameters=parameters(job.network),
+        macs=macs(job.network, first_rows(job.data.test, 1)),
+        rows={"train": job.data.train.rows, "valid": job.data.valid.rows, "test": job.data.test.rows},
+        lambda_max=largest,
+        points=points,
+        seconds_per_point=seconds,
+        seconds=seconds * points,
+        notes=job.data.notes,
+    )
+
+
+def _sets(job: Job) -> tuple[SetFacts, ...]:
+    strengths = {groups.name: strength for groups, strength in job.penalised()}
+    return tuple(
+        SetFacts(
+            name=g.name,
+            kind=g.kind,
+            groups=len(g.labels),
+            units=g.units.count,
+            readers=tuple(slot.tensor for slot in g.units.readers),
+            strength=strengths.get(g.name),
+            refused=g.units.refused,
+        )
+        for g in job.groups
+    )
+
+
+def _cost(job: Job) -> tuple[float, float]:
+    """Lambda_max, and the seconds of one point extrapolated from one epoch and one full-batch step."""
+    network = copy.deepcopy(job.network)
+    objective = Objective(network, job.task, job.data.train, job.penalised(), job.recipe.train.bound)
+    largest = lambda_max(objective)
+    spec = job.recipe.train
+    one = spec.model_copy(update={"epochs": 1, "polish": 0})
+    solver = PointSolver(objective, one, job.recipe.seed)
+    solver.solve(0.0)  # the first epoch pays for allocations
+    start = time.perf_counter()
+    solver.solve(0.0)
+    epoch = time.perf_counter() - start
+    start = time.perf_counter()
+    objective.gradient()
+    objective.loss()
+    full = time.perf_counter() - start
+    return largest, epoch * spec.epochs + full * spec.polish

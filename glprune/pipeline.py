@@ -1,0 +1,314 @@
+"""The whole flow, one way.
+
+recipe -> data, model -> groups -> path -> removal -> refit -> export -> measurement -> report ->
+bundle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from glprune import bundle as bundles
+from glprune._version import __version__
+from glprune.events import Event, Listener, PointDone, Stage, silent
+from glprune.export import Select, export_onnx
+from glprune.graph import Inputs
+from glprune.job import Job, caller, everything, first_rows, narrowing, prepare
+from glprune.measure import OnnxFile, latency, macs, parameters, predict
+from glprune.objective import Objective
+from glprune.path import Point, RegularisationPath, choose
+from glprune.recipe import Recipe, load_recipe
+from glprune.removal import Removed, difference, remove
+from glprune.render import render_html
+from glprune.report import Metric, Report, Size
+from glprune.scaling import Scaled
+from glprune.summary import Measured, Outcome, make_report, output_meaning, path_record
+from glprune.task import HIGHER_IS_BETTER, METRICS
+from glprune.train import RefitResult, refit
+
+LATENCY_BATCHES = (1, 256)
+_ORIGINAL, _ZEROED = "original.onnx", "zeroed.onnx"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run made.
+
+    Attributes:
+        bundle: The folder with the slim model and its report.
+        report: The report as records.
+    """
+
+    bundle: Path
+    report: Report
+
+
+def run(
+    recipe: str | Path | Recipe,
+    model: str | Path,
+    out: str | Path | None = None,
+    *,
+    overwrite: bool = False,
+    trust_pickle: bool = False,
+    on_event: Listener | None = None,
+) -> Result:
+    """Prune a trained network as a recipe says and leave a bundle.
+
+    Args:
+        recipe: A recipe file, or a recipe built in Python.
+        model: The trained weights: a state dict (.pt, .pth) or .safetensors.
+        out: The folder to write; default ``glprune-out/<recipe name>``.
+        overwrite: Replace an older bundle at ``out``.
+        trust_pickle: Allow a fully pickled module, which runs code when it is read.
+        on_event: Told what happens while it works.
+
+    Returns:
+        The bundle's folder and the report.
+
+    Raises:
+        RecipeError: The recipe is wrong.
+        ModelError: The model file, its factory or its architecture cannot be used.
+        DataError: The data cannot be used.
+        TargetError: No point of the path meets the target.
+        UsageError: The output folder is taken or cannot be written.
+    """
+    rules = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    folder = Path(out) if out is not None else default_folder(rules)
+    bundles.check_free(folder, overwrite)
+    clock = _Clock(on_event or silent)
+    with _reproducible(rules.seed), bundles.staged(folder, overwrite) as stage:
+        job = prepare(rules, Path(model), trust_pickle, clock)
+        reference = _validate(job, job.network, everything)
+        clock(Stage("path", "training along growing lambda"))
+        path, selected = _search(job, reference, clock)
+        clock(Stage("remove", "cutting zero groups, comparing outputs at every cut"))
+        removed = _remove(job, selected)
+        clock(Stage("refit", "training the slim network without penalty"))
+        fitted, refit_metric = _refit(job, removed)
+        clock(Stage("export", "writing the network as ONNX"))
+        exporter = _export(job, removed, fitted, stage)
+        clock(Stage("measure", "running the ONNX files on the test split"))
+        measured = _measure(job, removed, fitted, exporter, stage)
+        _write_plan(job, removed, fitted, stage)
+        clock(Stage("report", "writing the report"))
+        report = make_report(
+            Outcome(
+                job,
+                path.points,
+                selected,
+                reference,
+                removed,
+                fitted,
+                refit_metric,
+                measured,
+                stage,
+                clock.seconds,
+            )
+        )
+        bundles.write_json(stage / bundles.REPORT, report.model_dump(mode="json", by_alias=True))
+        (stage / bundles.PAGE).write_text(render_html(report), encoding="utf-8")
+    return Result(folder, report)
+
+
+def default_folder(recipe: Recipe) -> Path:
+    """Where a run writes when it is not told: ``glprune-out/<recipe name>``."""
+    return Path("glprune-out") / (recipe.source.stem if recipe.source else "run")
+
+
+class _Clock:
+    """Pass events on and keep the wall seconds of every stage."""
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener = listener
+        self.seconds: dict[str, float] = {}
+        self._name, self._start = "", time.perf_counter()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Stage):
+            now = time.perf_counter()
+            if self._name:
+                self.seconds[self._name] = now - self._start
+            self._name, self._start = event.name, now
+        self.listener(event)
+
+
+@contextlib.contextmanager
+def _reproducible(seed: int) -> Iterator[None]:
+    """Seed torch for the run and give the caller's random state back."""
+    was = torch.are_deterministic_algorithms_enabled()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        torch.use_deterministic_algorithms(True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(was)
+
+
+def _validate(job: Job, network: nn.Module, narrow: Callable[[Inputs], Inputs]) -> float:
+    """The selection metric of a network on the validation split."""
+    return job.task.metric(job.metric, *predict(caller(network.eval()), job.data.valid, narrow))
+
+
+def _search(job: Job, reference: float, listener: Listener) -> tuple[RegularisationPath, Point]:
+    recipe = job.recipe
+    network = copy.deepcopy(job.network)
+    objective = Objective(network, job.task, job.data.train, job.penalised(), recipe.train.bound)
+    count = 0
+
+    def done(point: Point) -> None:
+        nonlocal count
+        count += 1
+        listener(PointDone(count, None, path_record(point)))
+
+    path = RegularisationPath(
+        objective,
+        job.groups,
+        recipe.train,
+        recipe.seed,
+        lambda: _validate(job, network, everything),
+        done,
+    )
+
+    def after_refit(point: Point) -> float:
+        return _refit(job, _remove(job, point))[1]
+
+    return path, choose(path, recipe.target, reference, after_refit)
+
+
+def _remove(job: Job, point: Point) -> Removed:
+    zeroed = copy.deepcopy(job.network)
+    zeroed.load_state_dict(point.state)
+    return remove(zeroed, job.groups, job.probe, job.axes)
+
+
+def _refit(job: Job, removed: Removed) -> tuple[RefitResult, float]:
+    narrow = narrowing(removed.columns, job.axes)
+    result = refit(
+        removed.network,
+        narrow,
+        job.task,
+        job.data.train,
+        job.data.valid,
+        job.recipe.refit,
+        job.recipe.seed,
+        teacher=job.network,
+    )
+    return result, _validate(job, result.network, narrow)
+
+
+def _export(job: Job, removed: Removed, fitted: RefitResult, folder: Path) -> str:
+    """Write the original, the zeroed slim and the shipped network; return the last one's exporter."""
+    full = first_rows(job.data.test, 4)
+    slim = narrowing(removed.columns, job.axes)(full)
+    opset, names = job.recipe.export.opset, job.input_names
+    export_onnx(job.network, full, names, folder / _ORIGINAL, opset=opset, metadata={})
+    export_onnx(removed.network, slim, names, folder / _ZEROED, opset=opset, metadata={})
+    shipped = _shipped(job, removed, fitted.network)
+    example = full if isinstance(shipped, Select) else slim
+    return export_onnx(
+        shipped, example, names, folder / bundles.ONNX, opset=opset, metadata=_metadata(job, removed)
+    )
+
+
+def _shipped(job: Job, removed: Removed, network: nn.Module) -> nn.Module:
+    if job.recipe.export.signature == "original":
+        return Select(network, removed.columns, job.axes).eval()
+    return network
+
+
+def _metadata(job: Job, removed: Removed) -> dict[str, str]:
+    """What the ONNX file says of itself: feature names in order, classes, task."""
+    kept = [job.data.features[c] for c in removed.columns[0].tolist()]
+    original = job.recipe.export.signature == "original"
+    return {
+        "glprune.version": __version__,
+        "glprune.task": job.task.kind,
+        "glprune.signature": job.recipe.export.signature,
+        "glprune.features": json.dumps(list(job.data.features) if original else kept, ensure_ascii=False),
+        "glprune.features_read": json.dumps(kept, ensure_ascii=False),
+        "glprune.classes": json.dumps(list(job.data.classes or ()), ensure_ascii=False),
+        "glprune.output": output_meaning(job),
+    }
+
+
+def _measure(job: Job, removed: Removed, fitted: RefitResult, exporter: str, folder: Path) -> Measured:
+    threads = torch.get_num_threads()
+    slim_columns = narrowing(removed.columns, job.axes)
+    shipped_columns = everything if job.recipe.export.signature == "original" else slim_columns
+    original = OnnxFile(folder / _ORIGINAL, threads)
+    zeroed = OnnxFile(folder / _ZEROED, threads)
+    final = OnnxFile(folder / bundles.ONNX, threads)
+    before, target = predict(original, job.data.test, everything)
+    between, _ = predict(zeroed, job.data.test, slim_columns)
+    after, _ = predict(final, job.data.test, shipped_columns)
+    torch_after, _ = predict(caller(fitted.network), job.data.test, slim_columns)
+    values = [job.task.metrics(output, target) for output in (before, between, after)]
+    full = first_rows(job.data.test, max(LATENCY_BATCHES))
+    measured = Measured(
+        metrics=[
+            Metric(
+                name=name,
+                higher_is_better=HIGHER_IS_BETTER[name],
+                rows=len(target),
+                original=values[0][name],
+                zeroed=values[1][name],
+                final=values[2][name],
+            )
+            for name in METRICS[job.task.kind]
+        ],
+        latency=[
+            latency(original, final, full, shipped_columns(full), batch, threads) for batch in LATENCY_BATCHES
+        ],
+        size=_size(job, removed, fitted, folder),
+        difference=difference([torch_after], [after]),
+        rows=len(target),
+        exporter=exporter,
+    )
+    (folder / _ORIGINAL).unlink()
+    (folder / _ZEROED).unlink()
+    return measured
+
+
+def _size(job: Job, removed: Removed, fitted: RefitResult, folder: Path) -> Size:
+    full = first_rows(job.data.test, 1)
+    return Size(
+        parameters_before=parameters(job.network),
+        parameters_after=parameters(fitted.network),
+        macs_before=macs(job.network, full),
+        macs_after=macs(fitted.network, narrowing(removed.columns, job.axes)(full)),
+        onnx_bytes_before=(folder / _ORIGINAL).stat().st_size,
+        onnx_bytes_after=(folder / bundles.ONNX).stat().st_size,
+    )
+
+
+def _write_plan(job: Job, removed: Removed, fitted: RefitResult, folder: Path) -> None:
+    bundles.save_weights(fitted.network, folder / bundles.WEIGHTS)
+    spec = job.recipe.model
+    kept = removed.columns[0].tolist()
+    plan = bundles.Plan(
+        factory=spec.factory,
+        arguments=dict(spec.arguments),
+        standardize=isinstance(job.network, Scaled),
+        inputs=[
+            bundles.InputPlan(
+                name=job.input_names[0],
+                axis=job.axes[0],
+                size=len(job.data.features),
+                kept=kept,
+                columns=[job.data.features[c] for c in kept],
+            )
+        ],
+        axes=bundles.make_axes(job.network, removed.kept),
+    )
+    bundles.write_json(folder / bundles.PLAN, plan.model_dump(mode="json"))
+    (folder / bundles.RECIPE).write_text(job.recipe.to_yaml(), encoding="utf-8")
