@@ -148,7 +148,7 @@ class Blocks:
 
     def dot(self, a: Sequence[Tensor], b: Sequence[Tensor] | None = None) -> Tensor:
         """Inner products by group of two lists of tensors (``b`` defaults to ``a``), shape (count,)."""
-        total = torch.zeros(self.count)
+        total = torch.zeros(self.count, dtype=a[0].dtype if a else torch.float32)
         for block, x, y in zip(self.blocks, a, a if b is None else b, strict=True):
             others = [d for d in range(x.ndim) if d != block.dim]
             along = (x * y).sum(dim=others) if others else x * y

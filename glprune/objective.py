@@ -84,10 +84,11 @@ class Objective:
             relative to ``lam * weight_g``; see :func:`glprune.penalty.kkt_residuals`.
         """
         loss = self.gradient()
-        gradients = self.blocks.gradients
-        weights = [p.detach() for p in self.blocks.parameters]
+        # the residual is a small difference of large terms: double precision throughout
+        gradients = [g.double() for g in self.blocks.gradients]
+        weights = [p.detach().double() for p in self.blocks.parameters]
         inner = self.blocks.dot(gradients, weights)
-        norms, gradient_norms = self.blocks.norms(), self.blocks.dot(gradients).sqrt()
+        norms, gradient_norms = self.blocks.dot(weights).sqrt(), self.blocks.dot(gradients).sqrt()
         self.clear()
         on = self.regulariser.weights > 0
         zero, active = kkt_residuals(

@@ -1,0 +1,158 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from glprune.graph import UnitSet, find_unit_sets
+from glprune.groups import hidden_groups, input_groups, zero_units_
+from glprune.removal import TOLERANCE, difference, outputs, prove, remove, slice_
+from tests.networks import ResidualNorm, WideAndDeep, convolution, mlp
+
+
+def planned(network, example, axis):
+    sets = find_unit_sets(network, (example,), (axis,), ("x",))
+    return prove(network, sets, (example,), (axis,))
+
+
+def grouped(sets):
+    return [
+        input_groups(s, [(str(i), (i,)) for i in range(s.count)]) if s.kind == "input" else hidden_groups(s)
+        for s in sets
+    ]
+
+
+def zeroed(network, sets, seed):
+    """A copy with a random part of every set zeroed."""
+    generator = torch.Generator().manual_seed(seed)
+    twin = copy.deepcopy(network)
+    for s in sets:
+        marked = torch.rand(s.count, generator=generator) < 0.5
+        marked[0] = False
+        zero_units_(dict(twin.state_dict()), s, marked)
+    return twin
+
+
+NETWORKS = {
+    "relu": (lambda: mlp(nn.ReLU), (9, 6), -1),
+    "tanh": (lambda: mlp(nn.Tanh), (9, 6), -1),
+    "sigmoid": (lambda: mlp(nn.Sigmoid), (9, 6), -1),
+    "gelu": (lambda: mlp(nn.GELU), (9, 6), -1),
+    "batchnorm": (lambda: mlp(nn.Sigmoid, norm=True), (9, 6), -1),
+    "wide and deep": (WideAndDeep, (9, 6), -1),
+    "convolution": (convolution, (9, 3, 8), 1),
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", NETWORKS)
+def test_slim_equals_zeroed_dense(name, seed):
+    build, shape, axis = NETWORKS[name]
+    torch.manual_seed(seed)
+    network, x = build().eval(), torch.randn(shape)
+    sets = planned(network, x, axis)
+    assert not any(s.refused for s in sets)
+    dense = zeroed(network, sets, seed)
+    removed = remove(dense, grouped(sets), (x,), (axis,))
+    fresh = torch.randn((5, *shape[1:]))
+    slim_input = fresh.index_select(axis, removed.columns[0])
+    assert difference(outputs(dense, (fresh,)), outputs(removed.network, (slim_input,))) < TOLERANCE
+    cut = sum(c.units for c in removed.cuts)
+    assert cut > 0
+    assert sum(p.numel() for p in removed.network.parameters()) < sum(p.numel() for p in dense.parameters())
+    assert removed.difference < TOLERANCE
+
+
+def test_the_zeroed_network_itself_is_left_alone():
+    network, x = mlp(), torch.randn(9, 6)
+    sets = planned(network, x, -1)
+    dense = zeroed(network, sets, 0)
+    before = copy.deepcopy(dense.state_dict())
+    remove(dense, grouped(sets), (x,), (-1,))
+    assert all(torch.equal(before[k], v) for k, v in dense.state_dict().items())
+
+
+def test_units_under_layernorm_stay_and_the_operation_is_named():
+    network, x = ResidualNorm().eval(), torch.randn(9, 6)
+    sets = {s.name: s for s in planned(network, x, -1)}
+    assert "LayerNorm 'norm'" in (sets["entry"].refused or "")
+    assert sets["x"].refused is None
+
+
+def test_a_plan_that_gives_a_column_to_the_wrong_unit_is_caught():
+    network, x = mlp(), torch.randn(9, 6)
+    good = find_unit_sets(network, (x,), (-1,), ("x",))[1]
+    swapped = []
+    for slot in good.slots:
+        unit = slot.unit.clone()
+        if slot.role == "reader":
+            unit[[2, 5]] = unit[[5, 2]]
+        swapped.append(type(slot)(slot.tensor, slot.dim, unit, slot.role))
+    bad = UnitSet(good.name, good.kind, good.count, tuple(swapped))
+    assert prove(network, [good], (x,), (-1,))[0].refused is None
+    assert prove(network, [bad], (x,), (-1,))[0].refused is not None
+
+
+def test_a_plan_that_misses_a_reader_is_caught():
+    network, x = WideAndDeep().eval(), torch.randn(9, 6)
+    good = find_unit_sets(network, (x,), (-1,), ("x",))[0]
+    bad = UnitSet(good.name, good.kind, good.count, tuple(s for s in good.slots if s.tensor != "wide.weight"))
+    assert prove(network, [bad], (x,), (-1,))[0].refused is not None
+
+
+def test_embedding_then_flatten_is_refused_rather_than_cut_wrongly():
+    class Fields(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.entry = nn.Linear(6, 12)
+            self.embed = nn.Linear(4, 4)
+            self.out = nn.Linear(12, 1)
+
+        def forward(self, x):
+            return self.out(self.embed(self.entry(x).reshape(-1, 3, 4)).flatten(1))
+
+    network, x = Fields().eval(), torch.randn(9, 6)
+    for s in planned(network, x, -1):
+        if s.refused:
+            continue
+        dense = zeroed(network, [s], 1)
+        removed = remove(dense, grouped([s]), (x,), (-1,))
+        assert removed.difference < TOLERANCE
+    assert any(s.refused for s in planned(network, x, -1))
+
+
+def test_a_layer_with_nothing_left_keeps_one_unit():
+    network, x = mlp(), torch.randn(9, 6)
+    sets = planned(network, x, -1)
+    dense = copy.deepcopy(network)
+    zero_units_(dict(dense.state_dict()), sets[1], torch.ones(sets[1].count, dtype=torch.bool))
+    removed = remove(dense, grouped(sets), (x,), (-1,))
+    assert removed.network[0].out_features == 1
+    assert removed.difference < TOLERANCE
+
+
+def test_tied_weights_stay_tied_and_sizes_follow():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(4, 3)
+            self.b = nn.Linear(4, 3)
+            self.b.weight = self.a.weight
+
+    network = Tied()
+    slice_(network, {("a.weight", 1): torch.tensor([0, 2])})
+    assert network.a.weight is network.b.weight
+    assert network.a.in_features == network.b.in_features == 2
+
+
+def test_frozen_parameters_stay_frozen_after_a_cut():
+    layer = nn.Linear(4, 3)
+    layer.weight.requires_grad_(False)
+    slice_(layer, {("weight", 1): torch.tensor([0, 2])})
+    assert layer.weight.requires_grad is False
+
+
+def test_difference_is_infinite_for_nan_and_for_other_shapes():
+    one = [torch.ones(2, 2)]
+    assert difference(one, [torch.full((2, 2), float("nan"))]) == float("inf")
+    assert difference(one, [torch.ones(2, 3)]) == float("inf")
