@@ -1,0 +1,85 @@
+"""Import what a recipe names: a factory or a data loader."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from glprune.errors import GlpruneError, RecipeError
+
+
+def load_callable(reference: str, folder: Path, where: str) -> Callable[..., Any]:
+    """Import ``package.module:function`` or ``relative/file.py:function``.
+
+    Args:
+        reference: What the recipe says.
+        folder: The folder a file is relative to.
+        where: Place of the key, for the error.
+
+    Raises:
+        RecipeError: It cannot be imported, or is not callable.
+    """
+    place, colon, name = reference.rpartition(":")
+    if not colon or not place or not name.isidentifier():
+        raise RecipeError(
+            f"{where}: {reference!r} should be 'package.module:function' or 'file.py:function'."
+        )
+    try:
+        module = _from_file(folder / place) if place.endswith(".py") else _from_path(place, folder)
+    except GlpruneError:
+        raise
+    except FileNotFoundError:
+        raise RecipeError(f"{where}: no file {folder / place}; paths are relative to the recipe.") from None
+    except ModuleNotFoundError as error:
+        raise RecipeError(
+            f"{where}: no module {error.name!r}; install it, or name a file such as 'network.py:{name}'."
+        ) from None
+    except Exception as error:  # the user's module may raise anything
+        raise RecipeError(f"{where}: importing {place!r} failed ({describe(error)}).") from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        what = "has no" if found is None else "has a value, not a function,"
+        raise RecipeError(f"{where}: {place!r} {what} {name!r}; name a function or class it defines.")
+    return found
+
+
+def describe(error: BaseException) -> str:
+    """Type, message and last line of an error in somebody else's code, on one line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    at = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    first = (str(error).strip() or "no message").splitlines()[0][:200]
+    return f"{type(error).__name__}: {first}{at}"
+
+
+def _from_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    name = f"_glprune_recipe_{path.stem}_{abs(hash(path.resolve()))}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickles look their module up
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _from_path(name: str, folder: Path) -> ModuleType:
+    """Import a module, looking beside the recipe and in the working directory too."""
+    extra = [str(folder.resolve()), str(Path.cwd())]
+    sys.path[:0] = extra
+    try:
+        return importlib.import_module(name)
+    finally:
+        for path in extra:
+            sys.path.remove(path)

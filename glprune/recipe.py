@@ -1,0 +1,603 @@
+"""The recipe: every setting of a run, checked before anything is done.
+
+A recipe is YAML 1.2. Unknown keys, wrong types and contradictions are refused with
+``file:line:``, the key and the mend. Paths in a recipe are relative to its folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import io
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from glprune.errors import RecipeError
+
+_MAX_BYTES = 1_000_000
+_MAX_DEPTH = 20
+
+METRICS: dict[str, tuple[str, ...]] = {
+    "binary": ("auroc", "accuracy", "log_loss"),
+    "multiclass": ("accuracy", "log_loss"),
+    "regression": ("r2", "rmse", "mae"),
+}
+
+Scalar = str | int | float | bool | None
+Text = Annotated[str, StringConstraints(min_length=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Names = Text | Annotated[list[Text], Field(min_length=1)]
+BatchSize = Annotated[int, Field(ge=1)] | Literal["all"]
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, strict, no unknown key, no NaN."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, populate_by_name=True
+    )
+
+
+class InputSpec(Section):
+    """One input of the network."""
+
+    name: str = Field(
+        "features", pattern=r"^[A-Za-z_]\w*$", description="Name of the input in the ONNX file."
+    )
+    axis: int = Field(-1, description="Axis of a batch that holds the features; never 0, the batch.")
+
+    @model_validator(mode="after")
+    def _axis_is_not_the_batch(self) -> InputSpec:
+        if self.axis == 0:
+            raise ValueError("axis: 0 is the batch; give the axis of the features, such as 1 or -1")
+        return self
+
+
+class ModelSpec(Section):
+    """How the network is built."""
+
+    factory: str = Field(
+        pattern=r"^[^:]+:[A-Za-z_]\w*$",
+        description="What builds the network: 'package.module:function' or 'relative/file.py:function'.",
+    )
+    arguments: dict[str, Scalar | list[Scalar]] = Field(
+        default_factory=dict, description="Keyword arguments of the factory."
+    )
+    inputs: list[InputSpec] = Field(
+        default_factory=lambda: [InputSpec()], min_length=1, description="The network's inputs, in order."
+    )
+    output: Literal["logits", "probabilities"] = Field(
+        "logits", description="What the network returns for classes."
+    )
+
+
+class SplitSpec(Section):
+    """How one file is divided; shares are drawn with the recipe's seed."""
+
+    train: Share | None = Field(None, description="Share of rows to train on; default 0.6.")
+    valid: Share | None = Field(None, description="Share of rows that choose lambda; default 0.2.")
+    test: Share | None = Field(None, description="Share of rows the report measures on; default 0.2.")
+    stratify: bool | None = Field(
+        None, description="Keep the class shares in every split; default yes for classes."
+    )
+    column: Text | None = Field(
+        None, description="Column holding 'train', 'valid' or 'test' for each row, instead of shares."
+    )
+
+    @model_validator(mode="after")
+    def _one_way_to_split(self) -> SplitSpec:
+        given = [s for s in (self.train, self.valid, self.test) if s is not None]
+        if self.column is not None and (given or self.stratify is not None):
+            raise ValueError("column and shares contradict each other; keep one of them")
+        if given and (len(given) < 3 or not math.isclose(sum(given), 1.0, abs_tol=1e-9) or min(given) == 0):
+            raise ValueError("train, valid and test must all be given, be above 0 and add up to 1")
+        return self
+
+    @property
+    def shares(self) -> tuple[float, float, float]:
+        """Shares of train, valid and test."""
+        return (self.train or 0.6, self.valid or 0.2, self.test or 0.2)
+
+
+class DataSpec(Section):
+    """Where the rows are and what the columns mean."""
+
+    file: Text | None = Field(None, description="CSV, Parquet, or a folder of Parquet files, to be split.")
+    train: Text | None = Field(None, description="File of training rows.")
+    valid: Text | None = Field(None, description="File of validation rows, which choose lambda.")
+    test: Text | None = Field(None, description="File of test rows, which the report measures on.")
+    loader: Text | None = Field(
+        None,
+        description="'module:function' or 'file.py:function' called with split='train'|'valid'|'test' "
+        "and returning a DataLoader of (inputs, target).",
+    )
+    split: SplitSpec | None = Field(None, description="How `file` is divided; default 0.6/0.2/0.2.")
+    target: Text | None = Field(None, description="Column to predict.")
+    features: Annotated[list[Text], Field(min_length=1)] | None = Field(
+        None,
+        description="Columns in the network's input order; names or patterns such as 'px_*', which expand "
+        "in file order. Default: every column but target, split column and `exclude`.",
+    )
+    exclude: list[Text] = Field(default_factory=list, description="Columns that are not features.")
+    feature_groups: dict[Text, Names] = Field(
+        default_factory=dict,
+        description="Field -> its columns by name or pattern; they live and die together.",
+    )
+    classes: Annotated[list[str | int], Field(min_length=2)] | None = Field(
+        None,
+        description="Class labels in the order of the network's outputs; for binary the second is the "
+        "positive class. Default: the labels sorted.",
+    )
+    standardize: Literal["none", "train"] = Field(
+        "none",
+        description="'train' puts (x - mean) / std of the training rows in front of the network, inside "
+        "the exported file; 'none' feeds the columns as they are.",
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSpec:
+        files = [self.train, self.valid, self.test]
+        if any(files) and not all(files):
+            raise ValueError("train, valid and test must be given together")
+        sources = [self.file is not None, all(files), self.loader is not None]
+        if sum(sources) != 1:
+            raise ValueError("give exactly one of file, train+valid+test, or loader")
+        if self.loader is not None and self.target is not None:
+            raise ValueError("target contradicts loader, which yields the target itself; remove one")
+        if self.loader is None and self.target is None:
+            raise ValueError("target is missing; name the column to predict")
+        if self.split is not None and self.file is None:
+            raise ValueError("split divides `file` only; remove it")
+        if self.loader is not None and (self.standardize != "none" or self.exclude):
+            raise ValueError("standardize and exclude work on files; do both inside the loader")
+        return self
+
+
+class Strength(Section):
+    """Strength of one kind of group relative to lambda."""
+
+    strength: Positive = Field(1.0, description="weight_g = strength * sqrt(size of the group).")
+
+
+class PenaltySpec(Section):
+    """Which groups are penalised."""
+
+    inputs: Strength | None = Field(
+        default_factory=Strength, description="Input fields; null leaves them alone."
+    )
+    hidden: Strength | None = Field(None, description="Hidden neurons; null leaves them alone.")
+
+    @model_validator(mode="after")
+    def _something_is_penalised(self) -> PenaltySpec:
+        if self.inputs is None and self.hidden is None:
+            raise ValueError("inputs and hidden are both null; nothing would be pruned")
+        return self
+
+
+class MaxDrop(Section):
+    """How much a validation metric may lose against the original network."""
+
+    metric: Literal["auroc", "accuracy", "log_loss", "r2", "rmse", "mae"] = Field(
+        description="binary: auroc, accuracy, log_loss; multiclass: accuracy, log_loss; "
+        "regression: r2, rmse, mae."
+    )
+    amount: Annotated[float, Field(ge=0)] = Field(
+        description="Largest loss after the refit; for log_loss, rmse and mae the largest rise."
+    )
+
+
+class TargetSpec(Section):
+    """Which point of the path is shipped; exactly one key."""
+
+    max_features: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Keep at most this many fields."
+    )
+    max_drop: MaxDrop | None = Field(None, description="The sparsest point that loses no more than this.")
+    lam: Annotated[float, Field(ge=0)] | None = Field(
+        None, alias="lambda", description="Exactly this strength of the penalty."
+    )
+
+    @model_validator(mode="after")
+    def _one_target(self) -> TargetSpec:
+        if sum(v is not None for v in (self.max_features, self.max_drop, self.lam)) != 1:
+            raise ValueError("give exactly one of max_features, max_drop or lambda")
+        return self
+
+
+class TrainSpec(Section):
+    """How each point of the path is trained."""
+
+    optimizer: Literal["adam", "sgd"] = Field("adam", description="Proximal Adam or proximal SGD.")
+    lr: Positive = Field(1e-3, description="Step size, as in torch.optim.")
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="Momentum of sgd; default 0.9."
+    )
+    batch_size: BatchSize = Field(128, description="Rows of one step, or all.")
+    epochs: Annotated[int, Field(ge=0)] = Field(10, description="Epochs at each lambda.")
+    points: Annotated[int, Field(ge=2)] = Field(30, description="Lambdas up to lambda_max.")
+    lambda_min_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
+        1e-2, description="First lambda of the grid over lambda_max."
+    )
+    polish: Annotated[int, Field(ge=0)] = Field(
+        20, description="Full-batch accelerated proximal steps that close each point."
+    )
+    bound: bool = Field(
+        True, description="Hold weights outside every group inside the ball of their trained norm."
+    )
+
+    @model_validator(mode="after")
+    def _momentum_is_of_sgd(self) -> TrainSpec:
+        if self.optimizer != "sgd" and self.momentum is not None:
+            raise ValueError("momentum belongs to optimizer: sgd; remove it")
+        if self.epochs == 0 and self.polish == 0:
+            raise ValueError("epochs and polish are both 0; nothing would be trained")
+        return self
+
+
+class RefitSpec(Section):
+    """The training without penalty on the slim network."""
+
+    epochs: Annotated[int, Field(ge=0)] = Field(100, description="At most; 0 skips the refit.")
+    lr: Positive = Field(1e-3, description="Step size of AdamW.")
+    batch_size: BatchSize = Field(128, description="Rows of one step, or all.")
+    patience: Annotated[int, Field(ge=1)] = Field(
+        20, description="Stop after this many epochs without a better validation loss."
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="Weight decay of AdamW.")
+    distill: Share = Field(
+        0.0, description="Share of the loss that follows the original network's predictions."
+    )
+    temperature: Positive = Field(2.0, description="Softening of the predictions that are followed.")
+
+
+class ExportSpec(Section):
+    """The shipped ONNX file."""
+
+    signature: Literal["slim", "original"] = Field(
+        "slim", description="slim: the input holds the kept columns only; original: all, gathered inside."
+    )
+    opset: Annotated[int, Field(ge=17, le=21)] = Field(18, description="ONNX operator set.")
+
+
+class ReportSpec(Section):
+    """What the report says of itself."""
+
+    title: Text | None = Field(None, description="Heading; default the recipe's file name.")
+    purpose: str = Field("", description="What the model is used for.")
+
+
+class Recipe(Section):
+    """A whole recipe."""
+
+    version: Literal[1] = Field(1, description="Version of the recipe format.")
+    task: Literal["binary", "multiclass", "regression"] = Field(description="What the network predicts.")
+    model: ModelSpec
+    data: DataSpec
+    penalty: PenaltySpec = Field(default_factory=PenaltySpec)
+    target: TargetSpec
+    train: TrainSpec = Field(default_factory=TrainSpec)
+    refit: RefitSpec = Field(default_factory=RefitSpec)
+    export: ExportSpec = Field(default_factory=ExportSpec)
+    report: ReportSpec = Field(default_factory=ReportSpec)
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Seed of every random choice.")
+
+    _source: Path | None = PrivateAttr(None)
+    _sha256: str | None = PrivateAttr(None)
+    _lines: dict[tuple[Any, ...], int] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Recipe:
+        drop = self.target.max_drop
+        if drop is not None and drop.metric not in METRICS[self.task]:
+            allowed = ", ".join(METRICS[self.task])
+            raise ValueError(
+                f"target.max_drop.metric: {drop.metric} is not of a {self.task} task; take {allowed}"
+            )
+        classes = self.data.classes
+        if classes is not None and self.task == "regression":
+            raise ValueError("data.classes contradicts task: regression; remove one")
+        if classes is not None and len({str(c) for c in classes}) < len(classes):
+            raise ValueError("data.classes lists a class twice")
+        if classes is not None and self.task == "binary" and len(classes) != 2:
+            raise ValueError(f"data.classes lists {len(classes)} classes; task: binary takes two")
+        if self.target.max_features is not None and self.penalty.inputs is None:
+            raise ValueError("target.max_features needs penalty.inputs, which is null")
+        return self
+
+    @property
+    def source(self) -> Path | None:
+        """The recipe's file; None where it was built in Python."""
+        return self._source
+
+    @property
+    def folder(self) -> Path:
+        """The folder paths are relative to."""
+        return self._source.parent if self._source else Path()
+
+    @property
+    def sha256(self) -> str | None:
+        """Digest of the file as written."""
+        return self._sha256
+
+    def path(self, text: str) -> Path:
+        """Resolve a path of the recipe."""
+        return self.folder / text
+
+    def where(self, *keys: str) -> str:
+        """Name a key for an error: ``recipe.yaml:12: data.target``."""
+        dotted = ".".join(keys)
+        line = _nearest_line(self._lines, keys)
+        return f"{self._source}:{line}: {dotted}" if self._source and line else dotted
+
+    def to_yaml(self) -> str:
+        """The recipe with every default written out; loads back to an equal recipe."""
+        stream = io.StringIO()
+        yaml = YAML(typ="safe", pure=True)
+        yaml.default_flow_style = False
+        yaml.sort_base_mapping_type_on_output = False
+        yaml.width = 4096
+        yaml.dump(_without_none(self.model_dump(mode="json", by_alias=True)), stream)
+        return stream.getvalue()
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: A YAML file.
+        overrides: ``key=value`` texts as ``--set`` takes them, such as ``train.lr=1e-2``; the
+            value is read as YAML.
+
+    Raises:
+        RecipeError: One line with file, line, key and the mend.
+    """
+    source = Path(path)
+    text = _read(source)
+    tree, lines = _parse(text, str(source))
+    for override in overrides:
+        _override(tree, override)
+    try:
+        recipe = Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError(_explain(error, source, lines, tree, overrides)) from None
+    recipe._source, recipe._lines = source, lines
+    recipe._sha256 = "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+    return recipe
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON Schema of a recipe, for editors."""
+    schema = Recipe.model_json_schema(by_alias=True)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "glprune recipe"} | schema
+
+
+def _read(source: Path) -> str:
+    try:
+        raw = source.read_bytes()
+    except IsADirectoryError:
+        raise RecipeError(f"{source} is a folder; name a recipe file.") from None
+    except OSError as error:
+        raise RecipeError(f"{source} cannot be read ({error.strerror}); name a recipe file.") from None
+    if len(raw) > _MAX_BYTES:
+        raise RecipeError(f"{source} has {len(raw):,} bytes; a recipe has at most {_MAX_BYTES:,}.")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise RecipeError(f"{source}:{line}: not UTF-8; save the recipe as UTF-8.") from None
+
+
+def _parse(text: str, name: str) -> tuple[dict[str, Any], dict[tuple[Any, ...], int]]:
+    """Read YAML 1.2 into plain values and the line of every key."""
+    unsafe = re.search(r"(?m)^[^#'\"\n]*(?:[:\-\[,]\s+|^\s*)([&*!][^\s,\]]+)", text)
+    if unsafe is not None:
+        line = text.count("\n", 0, unsafe.start(1)) + 1
+        raise RecipeError(
+            f"{name}:{line}: anchors, aliases and tags ({unsafe[1][:20]}) are not allowed here."
+        )
+    try:
+        tree = YAML(typ="rt", pure=True).load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        problem = " ".join((error.problem or "not YAML").split())
+        raise RecipeError(f"{name}:{line}: {problem}; mend the YAML.") from None
+    except (YAMLError, RecursionError, ValueError) as error:
+        raise RecipeError(f"{name}:1: not YAML ({type(error).__name__}); mend the YAML.") from None
+    if not isinstance(tree, CommentedMap):
+        found = "empty" if tree is None else f"a {type(tree).__name__}"
+        raise RecipeError(f"{name}:1: a recipe is a mapping of keys, this is {found}.")
+    lines: dict[tuple[Any, ...], int] = {}
+    return _plain(tree, (), lines, name), lines
+
+
+def _plain(node: Any, at: tuple[Any, ...], lines: dict[tuple[Any, ...], int], name: str) -> Any:
+    if len(at) > _MAX_DEPTH:
+        raise RecipeError(f"{name}:{lines.get(at[:1], 1)}: nested deeper than {_MAX_DEPTH}; mend the YAML.")
+    if isinstance(node, CommentedMap):
+        plain = {}
+        for key, value in node.items():
+            here = (*at, key)
+            lines[here] = node.lc.key(key)[0] + 1
+            if not isinstance(key, str):
+                raise RecipeError(f"{name}:{lines[here]}: key {key!r} is not text; put it in quotes.")
+            plain[key] = _plain(value, here, lines, name)
+        return plain
+    if isinstance(node, CommentedSeq):
+        for number in range(len(node)):
+            lines[(*at, number)] = node.lc.item(number)[0] + 1
+        return [_plain(value, (*at, number), lines, name) for number, value in enumerate(node)]
+    for kind in (bool, int, float, str):  # ruamel's own scalars remember their spelling
+        if isinstance(node, kind):
+            return kind(node)
+    if node is None:
+        return None
+    raise RecipeError(f"{name}:{_nearest_line(lines, at) or 1}: {node!r} is not text, a number or a list.")
+
+
+def _override(tree: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise RecipeError(f"--set {text}: write it as key=value, such as train.lr=1e-2.")
+    wrapped, _ = _parse(f"value: {value}", f"--set {key.strip()}")
+    node = tree
+    for part in parts[:-1]:
+        if not isinstance(node.get(part), dict):
+            node[part] = {}
+        node = node[part]
+    node[parts[-1]] = wrapped["value"]
+
+
+def _explain(
+    error: ValidationError,
+    source: Path,
+    lines: Mapping[tuple[Any, ...], int],
+    tree: Mapping[str, Any],
+    overrides: Sequence[str],
+) -> str:
+    """One line: where the first mistake is, what it is, the mend, and how many more there are."""
+    problems = _problems(error)
+    loc, message = problems[0]
+    dotted = ".".join(map(str, loc))
+    changed = next(
+        (o.partition("=")[0].strip() for o in overrides if dotted.startswith(o.partition("=")[0].strip())),
+        None,
+    )
+    place = f"--set {changed}" if changed else f"{source}:{_nearest_line(lines, loc) or 1}"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{place}: {message}{more}"
+
+
+def _problems(error: ValidationError) -> list[tuple[tuple[Any, ...], str]]:
+    """Every distinct mistake with its place; the branches of a union count once."""
+    found: dict[tuple[Any, ...], str] = {}
+    for item in error.errors():
+        loc = tuple(p for p in item["loc"] if not _is_branch(p))
+        message = _sentence(item, loc)
+        if loc in found and found[loc] != message:
+            message = _union_sentence(found[loc], message)
+        found[loc] = message
+    return list(found.items())
+
+
+def _is_branch(part: object) -> bool:
+    """Pydantic puts the branch of a union into the place; it is not a key."""
+    return isinstance(part, str) and bool(
+        re.search(r"[\[\](]|^(?:int|str|float|bool|none|constrained-\w+)$", part)
+    )
+
+
+def _union_sentence(first: str, second: str) -> str:
+    head, _, wanted = first.partition(" should be ")
+    return f"{head} should be {wanted.rstrip('.').split(', not ')[0]} or {second.partition(' should be ')[2]}"
+
+
+def _sentence(item: Any, loc: tuple[Any, ...]) -> str:
+    dotted = ".".join(map(str, loc)) or "the recipe"
+    kind, value, context = item["type"], item["input"], item.get("ctx", {})
+    if kind == "extra_forbidden":
+        return _unknown_key(loc)
+    if kind == "missing":
+        return f"{dotted} is missing; add it."
+    if kind == "value_error":
+        prefix = f"{dotted}: " if loc else ""
+        return f"{prefix}{context['error']}."
+    wanted = _WANTED.get(kind)
+    if wanted is None:
+        wanted = str(item["msg"]).removeprefix("Input should be ").removeprefix("a valid ")
+    wanted = wanted.format(**{k: v for k, v in context.items() if isinstance(v, str | int | float)})
+    return f"{dotted} should be {wanted}, not {_short(value)}."
+
+
+_WANTED = {
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping of keys",
+    "model_attributes_type": "a mapping of keys",
+    "literal_error": "{expected}",
+    "greater_than": "above {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "below {lt}",
+    "less_than_equal": "at most {le}",
+    "string_pattern_mismatch": "of the form {pattern}",
+    "string_too_short": "non-empty text",
+    "too_short": "a list of at least {min_length}",
+    "finite_number": "a finite number",
+}
+
+
+def _unknown_key(loc: tuple[Any, ...]) -> str:
+    section = _section(loc[:-1])
+    keys = [field.alias or name for name, field in section.model_fields.items()] if section else []
+    close = difflib.get_close_matches(str(loc[-1]), keys, n=1, cutoff=0.5)
+    guess = f" Did you mean '{close[0]}'?" if close else ""
+    listed = f" Keys: {', '.join(keys)}." if keys else ""
+    return f"{'.'.join(map(str, loc))} is not a key.{guess}{listed}"
+
+
+def _section(loc: tuple[Any, ...]) -> type[Section] | None:
+    """The section a place of the recipe belongs to."""
+    section: type[Section] = Recipe
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        by_key = {field.alias or name: field for name, field in section.model_fields.items()}
+        if part not in by_key:
+            return None
+        following = next(_sections_in(by_key[part].annotation), None)
+        if following is None:
+            return None
+        section = following
+    return section
+
+
+def _sections_in(annotation: Any) -> Iterator[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _sections_in(inner)
+
+
+def _nearest_line(lines: Mapping[tuple[Any, ...], int], loc: Sequence[Any]) -> int | None:
+    """The line of a key, or of the nearest key around it."""
+    at = tuple(loc)
+    while at and at not in lines:
+        at = at[:-1]
+    return lines.get(at)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _without_none(value: Any) -> Any:
+    """Drop keys that are null, but for the penalties, where null is a choice."""
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in value.items() if v is not None or k in ("inputs", "hidden")}
+    if isinstance(value, list):
+        return [_without_none(v) for v in value]
+    return value
