@@ -476,6 +476,8 @@ def _explain(
     """One line: where the first mistake is, what it is, the mend, and how many more there are."""
     problems = _problems(error)
     loc, message = problems[0]
+    if not loc:  # sections that contradict each other name the key themselves
+        loc = tuple(re.split(r"[.:\s]", message)[:2])
     dotted = ".".join(map(str, loc))
     changed = next(
         (o.partition("=")[0].strip() for o in overrides if dotted.startswith(o.partition("=")[0].strip())),
@@ -521,6 +523,8 @@ def _sentence(item: Any, loc: tuple[Any, ...]) -> str:
         prefix = f"{dotted}: " if loc else ""
         return f"{prefix}{context['error']}."
     wanted = _WANTED.get(kind)
+    if kind == "string_pattern_mismatch":
+        wanted = "'package.module:function' or 'file.py:function'" if loc[-1] == "factory" else "a plain name"
     if wanted is None:
         wanted = str(item["msg"]).removeprefix("Input should be ").removeprefix("a valid ")
     wanted = wanted.format(**{k: v for k, v in context.items() if isinstance(v, str | int | float)})
@@ -542,7 +546,6 @@ _WANTED = {
     "greater_than_equal": "at least {ge}",
     "less_than": "below {lt}",
     "less_than_equal": "at most {le}",
-    "string_pattern_mismatch": "of the form {pattern}",
     "string_too_short": "non-empty text",
     "too_short": "a list of at least {min_length}",
     "finite_number": "a finite number",

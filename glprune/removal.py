@@ -140,7 +140,10 @@ def remove(
     """
     # the cuts are compared in the weights' own precision, against the zeroed network itself
     reference = outputs(network, inputs)
-    slim, kept, cuts, refused = copy.deepcopy(network), {}, [], []
+    slim = copy.deepcopy(network)
+    kept: dict[tuple[str, int], Tensor] = {}
+    cuts: list[Cut] = []
+    refused: list[Refusal] = []
     columns = [torch.arange(x.shape[axis]) for x, axis in zip(inputs, axes, strict=True)]
     sources = [g.units for g in groups if g.kind == "input"]
     for group in groups:

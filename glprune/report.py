@@ -7,11 +7,9 @@ runs with the same recipe, seed and machine; they live under ``timing`` and ``la
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-
-SCHEMA = "glprune.report/1"
 
 
 class Record(BaseModel):
@@ -209,7 +207,7 @@ class Refit(Record):
 class Report(Record):
     """All of ``report.json``."""
 
-    schema_: Literal["glprune.report/1"] = Field(SCHEMA, alias="schema")
+    schema_: Literal["glprune.report/1"] = Field(alias="schema")
     title: str
     purpose: str
     task: Literal["binary", "multiclass", "regression"]
@@ -229,3 +227,9 @@ class Report(Record):
     export: Export
     warnings: list[str]
     not_measured: list[str]
+
+
+def report_schema() -> dict[str, Any]:
+    """The JSON Schema of ``report.json``."""
+    schema = Report.model_json_schema(by_alias=True)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "glprune report"} | schema

@@ -73,7 +73,12 @@ class PointSolver:
         if self.spec.optimizer == "adam":
             return ProximalAdam(blocks, self.objective.free, regulariser, lam, self.spec.lr)
         return ProximalSGD(
-            blocks, self.objective.free, regulariser, lam, self.spec.lr, momentum=self.spec.momentum
+            blocks,
+            self.objective.free,
+            regulariser,
+            lam,
+            self.spec.lr,
+            momentum=0.9 if self.spec.momentum is None else self.spec.momentum,
         )
 
     def _polish(self, lam: float) -> None:
