@@ -303,8 +303,8 @@ def _matrix(table: pa.Table, features: Sequence[str], path: Path) -> NDArray[np.
         wrong = np.flatnonzero(~finite.all(axis=0))
         rows = np.flatnonzero(~finite[:, wrong[0]])
         raise DataError(
-            f"{path}: column {_listed([features[w] for w in wrong.tolist()])} not finite: {len(rows)} empty, NaN "
-            f"or Inf in {features[wrong[0]]!r}, first in row {rows[0] + 1}; fill or drop them."
+            f"{path}: column {_listed([features[w] for w in wrong.tolist()])} not finite: {len(rows)} empty, "
+            f"NaN or Inf in {features[wrong[0]]!r}, first in row {rows[0] + 1}; fill or drop them."
         )
     return matrix
 

@@ -76,7 +76,7 @@ def _read(path: Path, trust_pickle: bool) -> tuple[Mapping[str, Tensor] | nn.Mod
         if not trust_pickle:
             raise ModelError(
                 f"{path} is a pickle of more than tensors, and reading a pickle runs code of whoever made "
-                "it; save torch.save(model.state_dict(), path) instead, or pass --trust-pickle if you made it."
+                "it; save torch.save(model.state_dict(), path) instead, or pass --trust-pickle."
             ) from error
         content, form = _unpickle(path), "pickle"
     except Exception as error:  # torch.load raises RuntimeError, EOFError, KeyError, ... on broken files

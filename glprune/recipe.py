@@ -351,7 +351,7 @@ class Recipe(Section):
         stream = io.StringIO()
         yaml = YAML(typ="safe", pure=True)
         yaml.default_flow_style = False
-        yaml.sort_base_mapping_type_on_output = False
+        yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
         yaml.width = 4096
         yaml.dump(_without_none(self.model_dump(mode="json", by_alias=True)), stream)
         return stream.getvalue()

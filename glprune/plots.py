@@ -1,0 +1,141 @@
+"""The report's pictures: static SVG, the same bytes for the same numbers."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from glprune.report import Feature, PathPoint
+
+# blue and orange of Okabe and Ito (2008), told apart by every common colour vision
+KEPT, REMOVED, INK = "#0072b2", "#d55e00", "#3a3f44"
+_STYLE = {
+    "svg.hashsalt": "glprune",
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.edgecolor": "#b8bec4",
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
+}
+_MANY = 40
+
+
+def norm_bars(features: Sequence[Feature]) -> str:
+    """Horizontal bars of the norms of kept fields in the shipped network, largest first."""
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 0.4 + 0.24 * len(features)))
+        axes = figure.add_subplot()
+        names = [_short(f.name) for f in features][::-1]
+        values = [f.norm_final or 0.0 for f in features][::-1]
+        axes.barh(range(len(values)), values, color=KEPT, height=0.62)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(-0.6, len(names) - 0.4)
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel("group norm in the shipped network")
+        return _svg(figure)
+
+
+def path_lines(points: Sequence[PathPoint], features: Sequence[Feature], selected: float) -> str:
+    """Group norm of every field against lambda; the selected lambda is marked."""
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 3.6))
+        axes = figure.add_subplot()
+        many = len(features) > _MANY
+        lams = [p.lam for p in points]
+        for number, feature in enumerate(features):
+            kept = feature.status == "kept"
+            axes.plot(
+                lams,
+                [_round(p.norms[number]) for p in points],
+                color=KEPT if kept else REMOVED,
+                linewidth=0.4 if many else 1.2,
+                alpha=0.5 if many else 0.9,
+                zorder=2 if kept else 1,
+                marker="o" if len(points) == 1 else None,
+            )
+        axes.plot([], [], color=KEPT, label="kept")
+        axes.plot([], [], color=REMOVED, label="removed")
+        _finish(axes, lams, selected)
+        axes.set_ylabel("group norm")
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False, loc="upper right")
+        return _svg(figure)
+
+
+def path_metric(points: Sequence[PathPoint], selected: float, metric: str, reference: float) -> str:
+    """Fields left and the validation metric against lambda, with refits as diamonds."""
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 3.0))
+        axes = figure.add_subplot()
+        lams = [p.lam for p in points]
+        axes.plot(lams, [p.fields for p in points], color="#8a9097", drawstyle="steps-post", linewidth=1.4)
+        axes.set_ylabel("fields left (grey)")
+        axes.set_ylim(bottom=0)
+        other = axes.twinx()
+        other.plot(lams, [p.metric for p in points], color=KEPT, marker=".", linewidth=1.2)
+        refitted = [p for p in points if p.refit_metric is not None]
+        other.plot(
+            [p.lam for p in refitted],
+            [p.refit_metric for p in refitted],
+            linestyle="none",
+            marker="D",
+            color=REMOVED,
+            markersize=4,
+        )
+        other.axhline(reference, color=KEPT, linewidth=0.8, linestyle=":")
+        other.set_ylabel(f"{metric}, validation (blue; refitted: orange)")
+        other.spines["right"].set_visible(True)
+        _finish(axes, lams, selected)
+        return _svg(figure)
+
+
+def _finish(axes: Axes, lams: Sequence[float], selected: float) -> None:
+    if len(lams) > 1 and max(lams) > 0:
+        if min(lams) > 0:
+            axes.set_xscale("log")
+        else:
+            axes.set_xscale("symlog", linthresh=min(v for v in lams if v > 0))
+    axes.axvline(selected, color=INK, linewidth=0.9, linestyle="--")
+    axes.annotate(
+        f" selected {selected:.3g}",
+        (selected, 1.0),
+        xycoords=("data", "axes fraction"),
+        va="bottom",
+        ha="center",
+        fontsize=8,
+        annotation_clip=False,
+    )
+    axes.set_xlabel("lambda (strength of the penalty)")
+
+
+def _svg(figure: Figure) -> str:
+    """Render a figure as an inline SVG element without metadata or outside names."""
+    stream = io.StringIO()
+    figure.tight_layout()
+    FigureCanvasSVG(figure).print_svg(
+        stream, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+    )
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'(?<=[ "])(-?\d+\.\d{2})\d+', r"\1", text)
+    return re.sub(r"\n\s*", "\n", text)
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def _short(name: str) -> str:
+    return name.replace("$", r"\$") if len(name) <= 32 else name[:31].replace("$", r"\$") + "…"
