@@ -18,10 +18,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class PointDone:
-    """A point of the regularisation path is finished; ``of`` is the most there can be."""
+    """A point of the regularisation path is finished; ``of`` is how many the grid has."""
 
     index: int
-    of: int | None
+    of: int
     point: PathPoint
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import fnmatch
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from glprune.data import Data, Split, load_data
 from glprune.errors import GlpruneError, ModelError, RecipeError
 from glprune.events import Listener, Note, Stage
-from glprune.graph import Inputs, find_unit_sets
+from glprune.graph import Inputs, Kind, find_unit_sets
 from glprune.groups import GroupSet, hidden_groups, input_groups
 from glprune.measure import random_like
 from glprune.model import Network, load_network
@@ -68,22 +69,83 @@ class Job:
         """The group set of the input fields."""
         return next(g for g in self.groups if g.kind == "input")
 
-    def penalised(self) -> list[tuple[GroupSet, float]]:
-        """Group sets under a penalty and the strength of each.
+    def penalised(self, kinds: Collection[Kind] = ("input", "hidden")) -> list[tuple[GroupSet, float]]:
+        """Group sets of the given kinds under a penalty and the strength of each.
 
         Raises:
+            RecipeError: The recipe names a layer the network does not have.
             ModelError: Nothing is left to penalise.
         """
-        strengths = {"input": self.recipe.penalty.inputs, "hidden": self.recipe.penalty.hidden}
+        self._check_layers()
         chosen = [
-            (groups, spec.strength)
+            (groups, strength)
             for groups in self.groups
-            if (spec := strengths[groups.kind]) is not None and not groups.units.refused
+            if groups.kind in kinds and not groups.units.refused and (strength := self._strength(groups)) > 0
         ]
         if not chosen:
             reasons = "; ".join(f"{g.name}: {g.units.refused}" for g in self.groups if g.units.refused)
             raise ModelError(f"No group of the network can be removed ({reasons or 'no hidden layer'}).")
         return chosen
+
+    def _strength(self, groups: GroupSet) -> float:
+        """The strength of a group set; 0 where it is not penalised."""
+        if groups.kind == "input":
+            return self.recipe.penalty.inputs.strength if self.recipe.penalty.inputs else 0.0
+        spec = self.recipe.penalty.hidden
+        if spec is None:
+            return 0.0
+        factors = [f for pattern, f in spec.layers.items() if fnmatch.fnmatchcase(groups.name, pattern)]
+        return spec.strength * (factors[-1] if factors else 1.0)
+
+    def _check_layers(self) -> None:
+        spec = self.recipe.penalty.hidden
+        names = [g.name for g in self.groups if g.kind == "hidden"]
+        for pattern in spec.layers if spec else ():
+            if not fnmatch.filter(names, pattern):
+                raise RecipeError(
+                    f"{self.recipe.where('penalty', 'hidden', 'layers', pattern)}: no hidden layer of this "
+                    f"name; the network has {', '.join(names) or 'none'}."
+                )
+
+
+@dataclass(frozen=True)
+class _Narrowed:
+    """A split seen through the kept columns."""
+
+    split: Split
+    narrow: Callable[[Inputs], Inputs]
+
+    @property
+    def rows(self) -> int:
+        return self.split.rows
+
+    def batches(self, size: int | None, generator: torch.Generator | None) -> Iterator[tuple[Inputs, Tensor]]:
+        for inputs, target in self.split.batches(size, generator):
+            yield self.narrow(inputs), target
+
+
+def continued(job: Job, network: nn.Module, columns: tuple[Tensor, ...]) -> Job:
+    """The job of a slim network: the same rows through the kept columns, groups found anew.
+
+    Args:
+        job: The job of the network it was cut from.
+        network: The slim network, in evaluation mode.
+        columns: Kept positions along each input's feature axis.
+    """
+    narrow = narrowing(columns, job.axes)
+    place = {old: new for new, old in enumerate(columns[0].tolist())}
+    fields = [(f, [place[c] for c in f.columns if c in place]) for f in job.data.fields]
+    data = replace(
+        job.data,
+        features=tuple(job.data.features[c] for c in place),
+        fields=tuple(replace(f, columns=tuple(left)) for f, left in fields if left),
+        train=_Narrowed(job.data.train, narrow),
+        valid=_Narrowed(job.data.valid, narrow),
+        test=_Narrowed(job.data.test, narrow),
+    )
+    probe = narrow(job.probe)
+    groups = find_groups(network, job.recipe, data, probe)
+    return replace(job, data=data, network=network, groups=groups, probe=probe)
 
 
 def prepare(recipe: Recipe, model: Path, trust_pickle: bool, listener: Listener) -> Job:

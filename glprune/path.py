@@ -150,9 +150,18 @@ def choose(
     if target.lam is not None:
         return _at_lambda(path, target.lam)
     if target.max_features is not None:
-        return _at_most(path, target.max_features)
+        return _at_most(path, target.max_features, "max_features", lambda point: point.fields)
     assert target.max_drop is not None  # the recipe holds exactly one target
     return _within_drop(path, target.max_drop.metric, target.max_drop.amount, reference, after_refit)
+
+
+def choose_hidden(path: RegularisationPath, limit: int) -> Point:
+    """Run a path over hidden units and return the first point that keeps at most ``limit``.
+
+    Raises:
+        TargetError: The path cannot reach the limit.
+    """
+    return _at_most(path, limit, "max_hidden", lambda point: point.hidden)
 
 
 def _at_lambda(path: RegularisationPath, lam: float) -> Point:
@@ -171,25 +180,25 @@ def _at_lambda(path: RegularisationPath, lam: float) -> Point:
     return point
 
 
-def _at_most(path: RegularisationPath, limit: int) -> Point:
-    path.grow(lambda point: point.fields <= limit)
-    below = next((p for p in path.points if p.fields <= limit), None)
+def _at_most(path: RegularisationPath, limit: int, key: str, count: Callable[[Point], int]) -> Point:
+    path.grow(lambda point: count(point) <= limit)
+    below = next((p for p in path.points if count(p) <= limit), None)
     if below is None:
-        fewest = min(p.fields for p in path.points)
+        fewest = min(count(p) for p in path.points)
         raise TargetError(
-            f"target.max_features: {limit} was not reached; the path ended at lambda "
-            f"{path.points[-1].lam:.3g} with {fewest} fields. Raise train.points or penalty.inputs.strength."
+            f"target.{key}: {limit} was not reached; the path ended at lambda "
+            f"{path.points[-1].lam:.3g} with {fewest}. Raise train.points or the penalty's strength."
         )
     above = max((p for p in path.points if p.lam < below.lam), key=lambda p: p.lam, default=None)
     for _ in range(_BISECTIONS):
-        if below.fields == limit or above is None or below.lam / above.lam < 1.005:
+        if count(below) == limit or above is None or below.lam / above.lam < 1.005:
             break
         middle = path.solve((above.lam * below.lam) ** 0.5, above.state)
-        above, below = (above, middle) if middle.fields <= limit else (middle, below)
-    if below.fields == 0:
+        above, below = (above, middle) if count(middle) <= limit else (middle, below)
+    if count(below) == 0:
         raise TargetError(
-            f"target.max_features: {limit} cannot be met: the fields leave together, "
-            f"from {above.fields if above else 0} to none at lambda {below.lam:.4g}."
+            f"target.{key}: {limit} cannot be met: the groups leave together, "
+            f"from {count(above) if above else 0} to none at lambda {below.lam:.4g}."
         )
     return below
 

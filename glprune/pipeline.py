@@ -11,7 +11,7 @@ import copy
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,17 +21,17 @@ from glprune import bundle as bundles
 from glprune._version import __version__
 from glprune.events import Event, Listener, PointDone, Stage, silent
 from glprune.export import Select, export_onnx
-from glprune.graph import Inputs
-from glprune.job import Job, caller, everything, first_rows, narrowing, prepare
+from glprune.graph import Inputs, Kind
+from glprune.job import Job, caller, continued, everything, first_rows, narrowing, prepare
 from glprune.measure import OnnxFile, latency, macs, parameters, predict
 from glprune.objective import Objective
-from glprune.path import Point, RegularisationPath, choose
+from glprune.path import Point, RegularisationPath, choose, choose_hidden
 from glprune.recipe import Recipe, load_recipe
-from glprune.removal import Removed, difference, remove
+from glprune.removal import Removed, difference, followed_by, remove
 from glprune.render import render_html
-from glprune.report import Metric, Report, Size
+from glprune.report import Metric, PathStage, Report, Size
 from glprune.scaling import Scaled
-from glprune.summary import Measured, Outcome, make_report, output_meaning, path_record
+from glprune.summary import Chosen, Measured, Outcome, make_report, output_meaning, path_record
 from glprune.task import HIGHER_IS_BETTER, METRICS
 from glprune.train import RefitResult, refit
 
@@ -87,33 +87,17 @@ def run(
     clock = _Clock(on_event or silent)
     with _reproducible(rules.seed), bundles.staged(folder, overwrite) as stage:
         job = prepare(rules, Path(model), trust_pickle, clock)
-        reference = _validate(job, job.network, everything)
-        clock(Stage("path", "training along growing lambda"))
-        path, selected = _search(job, reference, clock)
-        clock(Stage("remove", "cutting zero groups, comparing outputs at every cut"))
-        removed = _remove(job, selected)
-        clock(Stage("refit", "training the slim network without penalty"))
-        fitted, refit_metric = _refit(job, removed)
+        chosen = _prune_inputs(job, clock)
+        if rules.target.max_hidden is not None:
+            chosen = _prune_hidden(job, chosen, rules.target.max_hidden, clock)
+        removed, fitted = chosen.removed, chosen.fitted
         clock(Stage("export", "writing the network as ONNX"))
         exporter = _export(job, removed, fitted, stage)
         clock(Stage("measure", "running the ONNX files on the test split"))
         measured = _measure(job, removed, fitted, exporter, stage)
         _write_plan(job, removed, fitted, stage)
         clock(Stage("report", "writing the report"))
-        report = make_report(
-            Outcome(
-                job,
-                path.points,
-                selected,
-                reference,
-                removed,
-                fitted,
-                refit_metric,
-                measured,
-                stage,
-                clock.seconds,
-            )
-        )
+        report = make_report(Outcome(job, chosen, measured, stage, clock.seconds))
         bundles.write_json(stage / bundles.REPORT, report.model_dump(mode="json", by_alias=True))
         (stage / bundles.PAGE).write_text(render_html(report), encoding="utf-8")
     return Result(folder, report)
@@ -136,7 +120,7 @@ class _Clock:
         if isinstance(event, Stage):
             now = time.perf_counter()
             if self._name:
-                self.seconds[self._name] = now - self._start
+                self.seconds[self._name] = self.seconds.get(self._name, 0.0) + now - self._start
             self._name, self._start = event.name, now
         self.listener(event)
 
@@ -159,30 +143,59 @@ def _validate(job: Job, network: nn.Module, narrow: Callable[[Inputs], Inputs]) 
     return job.task.metric(job.metric, *predict(caller(network.eval()), job.data.valid, narrow))
 
 
-def _search(job: Job, reference: float, listener: Listener) -> tuple[RegularisationPath, Point]:
+def _prune_inputs(job: Job, listener: Listener) -> Chosen:
+    """The path that chooses the input fields, and the slim network at the chosen point."""
     recipe = job.recipe
-    network = copy.deepcopy(job.network)
-    objective = Objective(network, job.task, job.data.train, job.penalised(), recipe.train.bound)
-    count = 0
-
-    def done(point: Point) -> None:
-        nonlocal count
-        count += 1
-        listener(PointDone(count, None, path_record(point)))
-
-    path = RegularisationPath(
-        objective,
-        job.groups,
-        recipe.train,
-        recipe.seed,
-        lambda: _validate(job, network, everything),
-        done,
-    )
+    staged = recipe.target.max_hidden is not None
+    reference = _validate(job, job.network, everything)
+    listener(Stage("path", "training along growing lambda"))
+    path = _path(job, "inputs", ("input",) if staged else ("input", "hidden"), listener)
 
     def after_refit(point: Point) -> float:
         return _refit(job, _remove(job, point))[1]
 
-    return path, choose(path, recipe.target, reference, after_refit)
+    selected = choose(path, recipe.target, reference, after_refit)
+    removed, fitted, metric = _slim(job, selected, listener)
+    return Chosen(path.points, selected, [], None, reference, removed, fitted, metric)
+
+
+def _prune_hidden(job: Job, chosen: Chosen, limit: int, listener: Listener) -> Chosen:
+    """A second path over hidden units alone, on the network the first one left."""
+    after = continued(job, chosen.fitted.network, chosen.removed.columns)
+    listener(Stage("hidden path", "training along growing lambda, hidden units"))
+    path = _path(after, "hidden", ("hidden",), listener)
+    selected = choose_hidden(path, limit)
+    removed, fitted, metric = _slim(after, selected, listener)
+    return replace(
+        chosen,
+        hidden_points=path.points,
+        hidden_selected=selected,
+        removed=followed_by(chosen.removed, removed),
+        fitted=fitted,
+        refit_metric=metric,
+    )
+
+
+def _path(job: Job, stage: PathStage, kinds: tuple[Kind, ...], listener: Listener) -> RegularisationPath:
+    recipe = job.recipe
+    network = copy.deepcopy(job.network)
+    objective = Objective(network, job.task, job.data.train, job.penalised(kinds), recipe.train.bound)
+
+    def done(point: Point) -> None:
+        listener(PointDone(len(path.points), recipe.train.points, path_record(point, stage)))
+
+    def measure() -> float:
+        return _validate(job, network, everything)
+
+    path = RegularisationPath(objective, job.groups, recipe.train, recipe.seed, measure, done)
+    return path
+
+
+def _slim(job: Job, point: Point, listener: Listener) -> tuple[Removed, RefitResult, float]:
+    listener(Stage("remove", "cutting zero groups, comparing outputs at every cut"))
+    removed = _remove(job, point)
+    listener(Stage("refit", "training the slim network without penalty"))
+    return removed, *_refit(job, removed)
 
 
 def _remove(job: Job, point: Point) -> Removed:

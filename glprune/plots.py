@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -15,7 +16,7 @@ from glprune.report import Feature, PathPoint
 
 # blue and orange of Okabe and Ito (2008), told apart by every common colour vision
 KEPT, REMOVED, INK = "#0072b2", "#d55e00", "#3a3f44"
-_STYLE = {
+_STYLE: Any = {
     "svg.hashsalt": "glprune",
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -87,7 +88,7 @@ def path_metric(points: Sequence[PathPoint], selected: float, metric: str, refer
         refitted = [p for p in points if p.refit_metric is not None]
         other.plot(
             [p.lam for p in refitted],
-            [p.refit_metric for p in refitted],
+            [p.refit_metric or 0.0 for p in refitted],
             linestyle="none",
             marker="D",
             color=REMOVED,

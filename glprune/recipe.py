@@ -176,13 +176,23 @@ class Strength(Section):
     strength: Positive = Field(1.0, description="weight_g = strength * sqrt(size of the group).")
 
 
+class HiddenStrength(Strength):
+    """Strength of hidden units, of each layer if need be."""
+
+    layers: dict[Text, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict,
+        description="Layer name or pattern -> factor on strength; 0 leaves the layer alone. Names as "
+        "'glprune inspect' lists them.",
+    )
+
+
 class PenaltySpec(Section):
     """Which groups are penalised."""
 
     inputs: Strength | None = Field(
         default_factory=Strength, description="Input fields; null leaves them alone."
     )
-    hidden: Strength | None = Field(None, description="Hidden neurons; null leaves them alone.")
+    hidden: HiddenStrength | None = Field(None, description="Hidden neurons; null leaves them alone.")
 
     @model_validator(mode="after")
     def _something_is_penalised(self) -> PenaltySpec:
@@ -204,7 +214,11 @@ class MaxDrop(Section):
 
 
 class TargetSpec(Section):
-    """Which point of the path is shipped; exactly one key."""
+    """Which point of the path is shipped: exactly one of the first three keys.
+
+    With ``max_hidden`` the hidden units are left out of that path and get a second one, on the
+    refitted slim network.
+    """
 
     max_features: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Keep at most this many fields."
@@ -212,6 +226,12 @@ class TargetSpec(Section):
     max_drop: MaxDrop | None = Field(None, description="The sparsest point that loses no more than this.")
     lam: Annotated[float, Field(ge=0)] | None = Field(
         None, alias="lambda", description="Exactly this strength of the penalty."
+    )
+
+    max_hidden: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="Then keep at most this many hidden units, by a second path over them alone, after "
+        "the inputs were chosen and the network refitted.",
     )
 
     @model_validator(mode="after")
@@ -261,6 +281,10 @@ class RefitSpec(Section):
         20, description="Stop after this many epochs without a better validation loss."
     )
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="Weight decay of AdamW.")
+    dropout: bool = Field(
+        False,
+        description="Keep the network's dropout on. Off by default: a slim network has less to spare.",
+    )
     distill: Share = Field(
         0.0, description="Share of the loss that follows the original network's predictions."
     )
@@ -319,6 +343,10 @@ class Recipe(Section):
             raise ValueError(f"data.classes lists {len(classes)} classes; task: binary takes two")
         if self.target.max_features is not None and self.penalty.inputs is None:
             raise ValueError("target.max_features needs penalty.inputs, which is null")
+        if self.target.max_hidden is not None and self.penalty.hidden is None:
+            raise ValueError("target.max_hidden needs penalty.hidden; add 'hidden: {strength: 1}' there")
+        if self.target.max_hidden is not None and self.penalty.inputs is None:
+            raise ValueError("target.max_hidden follows a path over inputs; penalty.inputs is null")
         return self
 
     @property

@@ -175,6 +175,22 @@ def remove(
     return Removed(slim, kept, tuple(columns), tuple(cuts), tuple(refused), final, rows)
 
 
+def followed_by(first: Removed, second: Removed) -> Removed:
+    """Two removals in a row as one, in the numbering of the first one's network."""
+    kept = dict(first.kept)
+    for key, positions in second.kept.items():
+        kept[key] = first.kept[key][positions] if key in first.kept else positions
+    return Removed(
+        network=second.network,
+        kept=kept,
+        columns=tuple(a[b] for a, b in zip(first.columns, second.columns, strict=True)),
+        cuts=(*first.cuts, *second.cuts),
+        refused=tuple({r.name: r for r in (*first.refused, *second.refused)}.values()),
+        difference=max(first.difference, second.difference),
+        rows=min(first.rows, second.rows),
+    )
+
+
 def _keep(dead: Tensor) -> Tensor:
     """Units to keep; the first where all are dead."""
     keep = torch.nonzero(~dead).flatten()

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+PathStage = Literal["inputs", "hidden"]
+
 
 class Record(BaseModel):
     """A frozen record that refuses unknown keys and non-finite numbers."""
@@ -90,6 +92,10 @@ class HiddenLayer(Record):
 class PathPoint(Record):
     """One lambda of the regularisation path, measured on the penalised network."""
 
+    stage: PathStage = Field(
+        description="`inputs`: the path that chose the fields (hidden units may be penalised along); "
+        "`hidden`: the second path, over hidden units alone"
+    )
     lam: float
     objective: float = Field(description="training loss + penalty at this point")
     loss: float
@@ -103,7 +109,7 @@ class PathPoint(Record):
     hidden: int = Field(description="hidden units with a non-zero group")
     metric: float = Field(description="selection metric on the validation split, before any refit")
     refit_metric: float | None = Field(description="the same after a refit, where one was made")
-    norms: list[float] = Field(description="group norm of every field, in the order of `features`")
+    norms: list[float] = Field(description="group norm of every field, of the path's network, in their order")
     selected: bool
 
 
@@ -219,6 +225,7 @@ class Report(Record):
     hidden: list[HiddenLayer]
     path: list[PathPoint]
     selection: Selection
+    hidden_selection: Selection | None = Field(description="the point of the second path, or null")
     removal: Removal
     refit: Refit | None
     performance: list[Metric]

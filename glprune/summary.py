@@ -28,6 +28,7 @@ from glprune.report import (
     Latency,
     Metric,
     PathPoint,
+    PathStage,
     Refit,
     Removal,
     Report,
@@ -76,29 +77,44 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """The network a run ships and the points that chose it.
+
+    Attributes:
+        points: The path that chose the fields, by growing lambda.
+        selected: Its chosen point.
+        hidden_points: The second path, over hidden units; empty where there was none.
+        hidden_selected: Its chosen point, or None.
+        reference: The selection metric of the original network on the validation split.
+        removed: Everything cut, and the evidence.
+        fitted: The last refit.
+        refit_metric: The selection metric on the validation split after it.
+    """
+
+    points: list[Point]
+    selected: Point
+    hidden_points: list[Point]
+    hidden_selected: Point | None
+    reference: float
+    removed: Removed
+    fitted: RefitResult
+    refit_metric: float
+
+
+@dataclass(frozen=True)
 class Outcome:
     """Everything a run found out.
 
     Attributes:
         job: Recipe, data, network, groups.
-        points: The path, by growing lambda.
-        selected: The chosen point.
-        reference: The selection metric of the original network on the validation split.
-        removed: The removal and its evidence.
-        fitted: The refit.
-        refit_metric: The selection metric on the validation split after it.
+        chosen: The shipped network and how it was chosen.
         measured: Measurements on the ONNX files.
         folder: The bundle's files so far.
         seconds: Wall seconds of each stage.
     """
 
     job: Job
-    points: list[Point]
-    selected: Point
-    reference: float
-    removed: Removed
-    fitted: RefitResult
-    refit_metric: float
+    chosen: Chosen
     measured: Measured
     folder: Path
     seconds: dict[str, float]
@@ -106,7 +122,7 @@ class Outcome:
 
 def make_report(outcome: Outcome) -> Report:
     """Make the report of a run; every figure is taken from the records, none is computed anew."""
-    job, recipe = outcome.job, outcome.job.recipe
+    job, chosen, recipe = outcome.job, outcome.chosen, outcome.job.recipe
     return Report(
         schema="glprune.report/1",
         title=recipe.report.title or (recipe.source.stem if recipe.source else "glprune run"),
@@ -118,16 +134,17 @@ def make_report(outcome: Outcome) -> Report:
         data=_data(job),
         features=_features(outcome),
         hidden=_hidden(outcome),
-        path=[path_record(p, p is outcome.selected) for p in outcome.points],
+        path=_path(chosen),
         selection=Selection(
-            rule=_rule(job), lam=outcome.selected.lam, metric=job.metric, reference=outcome.reference
+            rule=_rule(job), lam=chosen.selected.lam, metric=job.metric, reference=chosen.reference
         ),
+        hidden_selection=_hidden_selection(outcome),
         removal=Removal(
             tolerance=TOLERANCE,
-            rows=outcome.removed.rows,
-            difference=outcome.removed.difference,
-            cuts=list(outcome.removed.cuts),
-            refused=list(outcome.removed.refused),
+            rows=outcome.chosen.removed.rows,
+            difference=outcome.chosen.removed.difference,
+            cuts=list(outcome.chosen.removed.cuts),
+            refused=list(outcome.chosen.removed.refused),
         ),
         refit=_refit(outcome),
         performance=outcome.measured.metrics,
@@ -139,9 +156,23 @@ def make_report(outcome: Outcome) -> Report:
     )
 
 
-def path_record(point: Point, selected: bool = False) -> PathPoint:
+def _path(chosen: Chosen) -> list[PathPoint]:
+    first = [path_record(p, "inputs", p is chosen.selected) for p in chosen.points]
+    return first + [path_record(p, "hidden", p is chosen.hidden_selected) for p in chosen.hidden_points]
+
+
+def _hidden_selection(outcome: Outcome) -> Selection | None:
+    point, limit = outcome.chosen.hidden_selected, outcome.job.recipe.target.max_hidden
+    if point is None:
+        return None
+    rule = f"at most {limit} hidden units: the first lambda that keeps no more"
+    return Selection(rule=rule, lam=point.lam, metric=outcome.job.metric, reference=outcome.chosen.reference)
+
+
+def path_record(point: Point, stage: PathStage, selected: bool = False) -> PathPoint:
     """A point of the path as the report states it."""
     return PathPoint(
+        stage=stage,
         lam=point.lam,
         objective=point.loss + point.penalty,
         loss=point.loss,
@@ -208,12 +239,14 @@ def _features(outcome: Outcome) -> list[Feature]:
     job, groups = outcome.job, outcome.job.inputs
     before = dict(job.network.state_dict())
     original, sizes = group_norms(before, groups), group_sizes(before, groups)
-    final = group_norms(dict(outcome.fitted.network.state_dict()), left_of(groups, outcome.removed))
+    final = group_norms(
+        dict(outcome.chosen.fitted.network.state_dict()), left_of(groups, outcome.chosen.removed)
+    )
     strength = job.recipe.penalty.inputs
     place = {column: position for position, column in enumerate(shipped_columns(outcome))}
-    kept = set(outcome.removed.columns[0].tolist())
+    kept = set(outcome.chosen.removed.columns[0].tolist())
     records = []
-    for number, (field, left) in enumerate(zip(job.data.fields, exits(outcome.points), strict=True)):
+    for number, (field, left) in enumerate(zip(job.data.fields, exits(outcome.chosen.points), strict=True)):
         stays = not kept.isdisjoint(field.columns)
         size = int(sizes[number])
         records.append(
@@ -224,7 +257,7 @@ def _features(outcome: Outcome) -> list[Feature]:
                 group_size=size,
                 penalty_weight=strength.strength * size**0.5 if strength else 0.0,
                 norm_original=float(original[number]),
-                norm_selected=outcome.selected.norms[number],
+                norm_selected=outcome.chosen.selected.norms[number],
                 norm_final=float(final[number]) if stays else None,
                 lambda_exit=left,
                 input_columns=[place[c] for c in field.columns] if stays else None,
@@ -246,12 +279,14 @@ def shipped_columns(outcome: Outcome) -> list[int]:
     """Columns of the shipped file's input, in order, in the numbering of the data."""
     if outcome.job.recipe.export.signature == "original":
         return list(range(len(outcome.job.data.features)))
-    return outcome.removed.columns[0].tolist()
+    return outcome.chosen.removed.columns[0].tolist()
 
 
 def _hidden(outcome: Outcome) -> list[HiddenLayer]:
-    cut = {c.name: c.units for c in outcome.removed.cuts if c.kind == "hidden"}
-    refused = {r.name: r.reason for r in outcome.removed.refused}
+    cut: dict[str, int] = {}
+    for c in outcome.chosen.removed.cuts:
+        cut[c.name] = cut.get(c.name, 0) + c.units
+    refused = {r.name: r.reason for r in outcome.chosen.removed.refused}
     return [
         HiddenLayer(
             name=g.name,
@@ -280,10 +315,10 @@ def _refit(outcome: Outcome) -> Refit | None:
     if spec.epochs == 0:
         return None
     return Refit(
-        epochs=outcome.fitted.epochs,
-        best_epoch=outcome.fitted.best_epoch,
+        epochs=outcome.chosen.fitted.epochs,
+        best_epoch=outcome.chosen.fitted.best_epoch,
         distill=spec.distill,
-        metric=outcome.refit_metric,
+        metric=outcome.chosen.refit_metric,
     )
 
 
@@ -316,7 +351,7 @@ def output_meaning(job: Job) -> str:
 
 
 def _warnings(outcome: Outcome) -> list[str]:
-    point, removed = outcome.selected, outcome.removed
+    point, removed = outcome.chosen.selected, outcome.chosen.removed
     warnings = list(outcome.job.data.notes)
     warnings += [f"{r.name}: {r.units} units were not removed: {r.reason}." for r in removed.refused]
     if point.kkt_zero > _KKT_TOLERANCE:

@@ -134,6 +134,8 @@ def refit(
         torch.manual_seed(seed)
         for epoch in range(1, spec.epochs + 1):
             student.train()
+            if not spec.dropout:
+                _without_dropout(student)
             for inputs, target in train.batches(batch_size(spec.batch_size, train), generator):
                 if len(target) < 2:
                     continue  # BatchNorm cannot train on one row
@@ -153,6 +155,12 @@ def refit(
             if epoch - best_epoch >= spec.patience:
                 break
     return RefitResult(best.eval(), epoch, best_epoch)
+
+
+def _without_dropout(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.eval()
 
 
 @torch.no_grad()

@@ -44,7 +44,9 @@ def test_a_channel_owns_all_its_positions_after_flatten():
 
 def test_batchnorm_and_standardisation_are_cut_along():
     network = scaled(mlp(norm=True), torch.zeros(6), torch.ones(6))
-    carriers = {slot.tensor for slot in sets_of(network, torch.randn(3, 6))["x"].slots if slot.role == "carrier"}
+    carriers = {
+        slot.tensor for slot in sets_of(network, torch.randn(3, 6))["x"].slots if slot.role == "carrier"
+    }
     assert {"standardize.mean", "standardize.std", "network.0.running_mean", "network.0.bias"} <= carriers
 
 

@@ -71,9 +71,7 @@ def test_an_active_group_is_optimal_where_its_gradient_cancels_the_penalty():
     )
     assert residual == pytest.approx((0.0, 0.0), abs=1e-7)
     moved = gradient + torch.tensor([0.2, 0.0])
-    _, active = kkt_residuals(
-        w.norm()[None], moved.norm()[None], (moved @ w)[None], torch.tensor([2.0]), 0.1
-    )
+    _, active = kkt_residuals(w.norm()[None], moved.norm()[None], (moved @ w)[None], torch.tensor([2.0]), 0.1)
     assert active == pytest.approx(1.0, rel=1e-5)
 
 
