@@ -288,7 +288,7 @@ def _matrix(table: pa.Table, features: Sequence[str], path: Path) -> NDArray[np.
     if missing:
         raise DataError(f"{path}: column {_listed(missing)} missing.{_guess(missing[0], table.column_names)}")
     chosen = table.select(list(features))
-    bad = [f.name for f in chosen.schema if not _numeric(f.type)]
+    bad = [f.name for f in chosen.schema if not is_numeric(f.type)]
     if bad:
         example = next((v for v in chosen[bad[0]].to_pylist() if v is not None), None)
         raise DataError(
@@ -309,7 +309,8 @@ def _matrix(table: pa.Table, features: Sequence[str], path: Path) -> NDArray[np.
     return matrix
 
 
-def _numeric(kind: pa.DataType) -> bool:
+def is_numeric(kind: pa.DataType) -> bool:
+    """Whether values of an Arrow type can be features as they are."""
     return (
         pa.types.is_integer(kind)
         or pa.types.is_floating(kind)
@@ -358,7 +359,7 @@ def _encode(
     """Class numbers int64, or values float32."""
     name = recipe.data.target
     if classes is None:
-        if not _numeric(column.type):
+        if not is_numeric(column.type):
             raise DataError(f"{path}: target {name!r} is not numeric; a regression target must be.")
         values = column.cast(pa.float64()).to_numpy()
         if not np.isfinite(values).all():

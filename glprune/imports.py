@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import sys
 import traceback
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -60,7 +61,7 @@ def describe(error: BaseException) -> str:
 def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise FileNotFoundError(path)
-    name = f"_glprune_recipe_{path.stem}_{abs(hash(path.resolve()))}"
+    name = f"_glprune_recipe_{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None

@@ -1,0 +1,133 @@
+"""What the command prints: bars on a terminal, plain lines in a log, nothing where quiet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from glprune.events import Event, Note, PointDone, Stage
+from glprune.inspection import Inspection
+from glprune.render import headline, label
+from glprune.report import PathPoint, Report
+
+
+class Teller:
+    """Tell a run's events on a console.
+
+    Args:
+        console: Where to write; a console that is not a terminal gets plain lines.
+        quiet: Tell notes only.
+    """
+
+    def __init__(self, console: Console, quiet: bool = False) -> None:
+        self.console, self.quiet = console, quiet
+        self.progress: Progress | None = None
+        self.task: TaskID | None = None
+
+    def __enter__(self) -> Teller:
+        if self.console.is_terminal and not self.quiet:
+            self.progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[detail]}"),
+                TimeElapsedColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self.progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Note):
+            self.console.print(f"note: {event.text}", markup=False, highlight=False, soft_wrap=True)
+        elif not self.quiet and self.progress is not None:
+            self._advance(self.progress, event)
+        elif not self.quiet:
+            self.console.print(_line(event), markup=False, highlight=False, soft_wrap=True)
+
+    def _advance(self, progress: Progress, event: Stage | PointDone) -> None:
+        if isinstance(event, Stage):
+            if self.task is not None:
+                progress.remove_task(self.task)
+            self.task = progress.add_task(event.name, total=None, detail=event.detail)
+        elif self.task is not None:
+            progress.update(
+                self.task, total=max(event.of, event.index), completed=event.index, detail=_point(event.point)
+            )
+
+
+def _line(event: Stage | PointDone) -> str:
+    if isinstance(event, Stage):
+        return f"{event.name}: {event.detail}" if event.detail else event.name
+    return f"  point {event.index}: {_point(event.point)}"
+
+
+def _point(point: PathPoint) -> str:
+    return (
+        f"lambda {point.lam:.3g}, {point.fields} fields, {point.hidden} hidden, metric {point.metric:.4f}, "
+        f"KKT {point.kkt_zero:.1e}"
+    )
+
+
+def print_report(console: Console, report: Report, bundle: str) -> None:
+    """The findings of a run and where the bundle lies."""
+    for sentence in headline(report):
+        console.print(sentence, markup=False, highlight=False)
+    table = Table("metric on the test split", box=None, pad_edge=False, header_style="bold")
+    for name in ("original", "zeroed", "shipped"):
+        table.add_column(name, justify="right")
+    for metric in report.performance:
+        row = (f"{v:.4f}" for v in (metric.original, metric.zeroed, metric.final))
+        table.add_row(label(metric.name), *row)
+    console.print(table)
+    for warning in report.warnings:
+        console.print(f"warning: {warning}", markup=False, highlight=False)
+    console.print(f"bundle: {bundle}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_inspection(console: Console, inspection: Inspection) -> None:
+    """What a run would group, cut, refuse and cost."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("units of", "kind", "groups", "units", "strength", "read by / refused because"):
+        table.add_column(name, justify="right" if name in ("groups", "units", "strength") else "left")
+    for facts in inspection.sets:
+        strength = "-" if facts.strength is None else f"{facts.strength:g}"
+        reason = f"refused: {facts.refused}" if facts.refused else ", ".join(facts.readers)
+        table.add_row(facts.name, facts.kind, f"{facts.groups:,}", f"{facts.units:,}", strength, reason)
+    console.print(table, markup=False)
+    rows = ", ".join(f"{name} {count:,}" for name, count in inspection.rows.items())
+    lines = [
+        f"parameters {inspection.parameters:,}, multiply-accumulates for one row {inspection.macs:,}",
+        f"rows: {rows}",
+        f"lambda_max {inspection.lambda_max:.4g}",
+        f"cost: about {inspection.seconds:.0f} s for {inspection.points} points of "
+        f"{inspection.seconds_per_point:.1f} s, measured on one epoch",
+    ]
+    for line in lines:
+        console.print(line, markup=False, highlight=False)
+    for note in inspection.notes:
+        console.print(f"note: {note}", markup=False, highlight=False)
+
+
+def as_json(inspection: Inspection) -> dict[str, Any]:
+    """An inspection as JSON values."""
+    names = ("name", "columns", "weights", "norm")
+    return {
+        "sets": [vars(facts) | {"readers": list(facts.readers)} for facts in inspection.sets],
+        "fields": [dict(zip(names, field, strict=True)) for field in inspection.fields],
+        "parameters": inspection.parameters,
+        "macs": inspection.macs,
+        "rows": inspection.rows,
+        "lambda_max": inspection.lambda_max,
+        "points": inspection.points,
+        "seconds_per_point": inspection.seconds_per_point,
+        "seconds": inspection.seconds,
+        "notes": list(inspection.notes),
+    }

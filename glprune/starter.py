@@ -1,0 +1,111 @@
+"""Write a first recipe for a data file: guesses, each with a comment saying it is one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from glprune.data import is_numeric, read_table
+from glprune.errors import DataError
+
+_TARGETS = ("target", "label", "class", "y", "default", "outcome", "diagnosis", "credit")
+_SPLITS = {"train", "valid", "test"}
+
+
+@dataclass(frozen=True)
+class _Guess:
+    """What a data file looks like."""
+
+    target: str
+    task: str
+    classes: tuple[str | int, ...]
+    split: str | None
+    excluded: tuple[str, ...]
+    groups: dict[str, list[str]]
+    features: int
+
+
+def starter_recipe(data: Path, folder: Path) -> str:
+    """A commented recipe for a data file, which loads as it is.
+
+    Args:
+        data: CSV or Parquet.
+        folder: Where the recipe will lie; paths in it are relative to that.
+
+    Raises:
+        DataError: The file cannot be read or has no column to predict from.
+    """
+    table = read_table(data)
+    if len(table.column_names) < 2:
+        raise DataError(f"{data}: one column only; a recipe needs features and a target.")
+    environment = Environment(
+        loader=PackageLoader("glprune"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    # JSON text is YAML text, with every quote and escape in place
+    environment.filters["yaml"] = lambda value: json.dumps(value, ensure_ascii=False)
+    template = environment.get_template("starter.yaml.j2")
+    path = Path(os.path.relpath(data.resolve(), folder.resolve())).as_posix()
+    return template.render(path=path, rows=table.num_rows, g=_guess(table))
+
+
+def _guess(table: pa.Table) -> _Guess:
+    names = table.column_names
+    target = next((n for wanted in _TARGETS for n in names if n.lower() == wanted), names[-1])
+    labels = pc.unique(table[target].drop_null()).to_pylist()
+    continuous = pa.types.is_floating(table[target].type) and len(labels) > 10
+    task = "binary" if len(labels) == 2 else "regression" if continuous or len(labels) > 50 else "multiclass"
+    if task == "regression" and not is_numeric(table[target].type):
+        task = "multiclass"
+    split = next((n for n in names if n != target and _is_split(table[n])), None)
+    columns = [n for n in names if n not in (target, split)]
+    excluded = tuple(n for n in columns if not is_numeric(table[n].type))
+    features = [n for n in columns if n not in excluded]
+    return _Guess(
+        target=target,
+        task=task,
+        classes=_labels(labels) if task == "binary" else (),
+        split=split,
+        excluded=excluded,
+        groups=_one_hot_groups(table, features),
+        features=len(features),
+    )
+
+
+def _is_split(column: pa.ChunkedArray) -> bool:
+    return pa.types.is_string(column.type) and set(pc.unique(column).to_pylist()) == _SPLITS
+
+
+def _labels(values: Sequence[object]) -> tuple[str | int, ...]:
+    whole = [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]
+    kept = [v if isinstance(v, int) and not isinstance(v, bool) else str(v) for v in whole]
+    return tuple(sorted(kept, key=lambda v: (isinstance(v, str), v)))
+
+
+def _one_hot_groups(table: pa.Table, features: Sequence[str]) -> dict[str, list[str]]:
+    """Columns of 0 and 1 with a common beginning that add up to 1 in every row."""
+    groups: dict[str, list[str]] = {}
+    for separator in ("=", "__", "_", ":", "."):
+        for name in features:
+            prefix, found, _ = name.rpartition(separator) if separator == "_" else name.partition(separator)
+            taken = any(name in members for members in groups.values())
+            if found and prefix and not taken:
+                groups.setdefault(prefix + separator, []).append(name)
+        groups = {key: members for key, members in groups.items() if _is_one_hot(table, members)}
+    return {
+        key.rstrip("=_:."): members for key, members in groups.items() if key.rstrip("=_:.") not in features
+    }
+
+
+def _is_one_hot(table: pa.Table, members: Sequence[str]) -> bool:
+    if len(members) < 2:
+        return False
+    values = np.stack([table[m].cast(pa.float64()).to_numpy() for m in members])
+    return bool(np.isin(values, (0.0, 1.0)).all() and (values.sum(axis=0) == 1.0).all())
