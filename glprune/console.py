@@ -45,6 +45,7 @@ class Teller:
             self.progress.stop()
 
     def __call__(self, event: Event) -> None:
+        """Tell one event."""
         if isinstance(event, Note):
             self.console.print(f"note: {event.text}", markup=False, highlight=False, soft_wrap=True)
         elif not self.quiet and self.progress is not None:

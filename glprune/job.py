@@ -19,7 +19,7 @@ from glprune.measure import random_like
 from glprune.model import Network, load_network
 from glprune.recipe import Recipe
 from glprune.removal import prove
-from glprune.scaling import scaled
+from glprune.scaling import Scaled, scaled
 from glprune.task import Task
 
 PROBE_ROWS = 256
@@ -186,6 +186,8 @@ def find_groups(network: nn.Module, recipe: Recipe, data: Data, probe: Inputs) -
     names = [spec.name for spec in recipe.model.inputs]
     example = tuple(torch.cat([x[:2], x[-2:]]) for x in probe)
     sets = prove(network, find_unit_sets(network, example, axes, names), example, axes)
+    if isinstance(network, Scaled):  # layers keep the names the user gave them
+        sets = [replace(s, name=s.name.removeprefix("network.")) for s in sets]
     fields = [(f.name, f.columns) for f in data.fields]
     return [input_groups(s, fields) if s.kind == "input" else hidden_groups(s) for s in sets]
 

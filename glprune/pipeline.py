@@ -215,6 +215,7 @@ def _refit(job: Job, removed: Removed) -> tuple[RefitResult, float]:
         job.recipe.refit,
         job.recipe.seed,
         teacher=job.network,
+        metric=job.metric,
     )
     return result, _validate(job, result.network, narrow)
 

@@ -278,13 +278,10 @@ class RefitSpec(Section):
     lr: Positive = Field(1e-3, description="Step size of AdamW.")
     batch_size: BatchSize = Field(128, description="Rows of one step, or all.")
     patience: Annotated[int, Field(ge=1)] = Field(
-        20, description="Stop after this many epochs without a better validation loss."
+        30, description="Stop after this many epochs without a better validation metric."
     )
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="Weight decay of AdamW.")
-    dropout: bool = Field(
-        False,
-        description="Keep the network's dropout on. Off by default: a slim network has less to spare.",
-    )
+    dropout: bool = Field(True, description="Keep the network's own dropout on during the refit.")
     distill: Share = Field(
         0.0, description="Share of the loss that follows the original network's predictions."
     )

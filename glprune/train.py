@@ -15,7 +15,7 @@ from glprune.graph import Inputs
 from glprune.objective import CHUNK, Objective
 from glprune.optim import ProximalAdam, ProximalOptimizer, ProximalSGD, accelerated_steps
 from glprune.recipe import RefitSpec, TrainSpec
-from glprune.task import Task
+from glprune.task import Task, gain
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,9 @@ def refit(
     spec: RefitSpec,
     seed: int,
     teacher: nn.Module,
+    metric: str,
 ) -> RefitResult:
-    """Train a slim network without penalty and keep its best epoch by validation loss.
+    """Train a slim network without penalty and keep its best epoch on the validation split.
 
     Args:
         network: The slim network; it is copied.
@@ -121,12 +122,13 @@ def refit(
         spec: Epochs, step size, patience and share of distillation.
         seed: Seed of the shuffling and of dropout.
         teacher: The original network, on full batches; asked only where ``spec.distill > 0``.
+        metric: What the best epoch is best in; the lower loss decides between equals.
 
     Raises:
         ModelError: The loss is not finite.
     """
     student = copy.deepcopy(network)
-    best, best_loss, best_epoch, epoch = network, _mean_loss(network, narrow, task, valid), 0, 0
+    best, best_score, best_epoch, epoch = network, _score(network, narrow, task, valid, metric), 0, 0
     parameters = [p for p in student.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=spec.lr, weight_decay=spec.weight_decay)
     generator = torch.Generator().manual_seed(seed)
@@ -140,34 +142,51 @@ def refit(
                 if len(target) < 2:
                     continue  # BatchNorm cannot train on one row
                 optimizer.zero_grad()
-                output = student(*narrow(inputs))
-                loss = (1 - spec.distill) * task.loss(output, target)
-                if spec.distill > 0:
-                    with torch.no_grad():
-                        taught = teacher(*inputs)
-                    loss = loss + spec.distill * task.distillation_loss(output, taught, spec.temperature)
+                loss = _refit_loss(student, narrow, task, inputs, target, spec, teacher)
                 _check_finite(loss, f"refit, epoch {epoch}")
                 loss.backward()
                 optimizer.step()
-            now = _mean_loss(student, narrow, task, valid)
-            if now < best_loss:
-                best, best_loss, best_epoch = copy.deepcopy(student), now, epoch
+            score = _score(student, narrow, task, valid, metric)
+            if score > best_score:
+                best, best_score, best_epoch = copy.deepcopy(student), score, epoch
             if epoch - best_epoch >= spec.patience:
                 break
     return RefitResult(best.eval(), epoch, best_epoch)
+
+
+def _refit_loss(
+    student: nn.Module,
+    narrow: Callable[[Inputs], Inputs],
+    task: Task,
+    inputs: Inputs,
+    target: Tensor,
+    spec: RefitSpec,
+    teacher: nn.Module,
+) -> Tensor:
+    output = student(*narrow(inputs))
+    loss = (1 - spec.distill) * task.loss(output, target)
+    if spec.distill > 0:
+        with torch.no_grad():
+            taught = teacher(*inputs)
+        loss = loss + spec.distill * task.distillation_loss(output, taught, spec.temperature)
+    return loss
+
+
+@torch.no_grad()
+def _score(
+    network: nn.Module, narrow: Callable[[Inputs], Inputs], task: Task, split: Split, metric: str
+) -> tuple[float, float]:
+    """The metric, signed so that more is better, and the negative loss."""
+    network.eval()
+    pairs = [(network(*narrow(x)), y) for x, y in split.batches(CHUNK, None)]
+    output, target = torch.cat([o for o, _ in pairs]), torch.cat([y for _, y in pairs])
+    return gain(metric, 0.0, task.metric(metric, output, target)), -float(task.loss(output, target))
 
 
 def _without_dropout(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.eval()
-
-
-@torch.no_grad()
-def _mean_loss(network: nn.Module, narrow: Callable[[Inputs], Inputs], task: Task, split: Split) -> float:
-    network.eval()
-    batches = split.batches(CHUNK, None)
-    return sum(float(task.loss(network(*narrow(x)), y)) * len(y) for x, y in batches) / split.rows
 
 
 def _check_finite(loss: Tensor, where: str) -> None:
