@@ -95,19 +95,29 @@ class RegularisationPath:
         self.done(point)
         return point
 
-    def grid(self) -> Iterator[float]:
-        """Lambdas from ``lambda_min_ratio * lambda_max`` up, past lambda_max where need be."""
-        first = self.largest * self.spec.lambda_min_ratio
+    def grid(self, scale: float = 1.0) -> Iterator[float]:
+        """Lambdas from ``scale * lambda_min_ratio * lambda_max`` up, past lambda_max where need be."""
+        first = scale * self.largest * self.spec.lambda_min_ratio
         factor = self.spec.lambda_min_ratio ** (-1.0 / max(1, self.spec.points - 1))
-        for step in range(2 * self.spec.points):
+        for step in range(3 * self.spec.points):
             yield first * factor**step
 
     def grow(self, enough: Callable[[Point], bool]) -> None:
-        """Solve the grid upwards until a point is enough or no input is left."""
-        for lam in self.grid():
-            point = self.solve(lam)
-            if point.fields == 0 or enough(point):
+        """Solve the grid upwards until a point is enough or no group is left.
+
+        A path whose first point already overshoots began too high: it is begun again lower,
+        from the trained weights.
+        """
+        trained = {name: t.detach().clone() for name, t in self.objective.network.state_dict().items()}
+        for scale in (1.0, 0.1, 0.01):
+            for lam in self.grid(scale):
+                point = self.solve(lam)
+                if point.fields == 0 or enough(point):
+                    break
+            if len(self.points) > 1 or scale == 0.01:
                 return
+            self.objective.network.load_state_dict(trained)
+            self.points.clear()
 
     def _measure(self, lam: float) -> Point:
         loss, zero, active = self.objective.optimality(lam)

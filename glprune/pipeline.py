@@ -27,7 +27,7 @@ from glprune.measure import OnnxFile, latency, macs, parameters, predict
 from glprune.objective import Objective
 from glprune.path import Point, RegularisationPath, choose, choose_hidden
 from glprune.recipe import Recipe, load_recipe
-from glprune.removal import Removed, difference, followed_by, remove
+from glprune.removal import Removed, difference, followed_by, remove, slice_
 from glprune.render import render_html
 from glprune.report import Metric, PathStage, Report, Size
 from glprune.scaling import Scaled
@@ -206,8 +206,12 @@ def _remove(job: Job, point: Point) -> Removed:
 
 def _refit(job: Job, removed: Removed) -> tuple[RefitResult, float]:
     narrow = narrowing(removed.columns, job.axes)
+    start = removed.network
+    if job.recipe.refit.start == "trained" and job.recipe.refit.epochs:
+        start = copy.deepcopy(job.network)
+        slice_(start, removed.kept)
     result = refit(
-        removed.network,
+        start,
         narrow,
         job.task,
         job.data.train,

@@ -275,6 +275,11 @@ class RefitSpec(Section):
     """The training without penalty on the slim network."""
 
     epochs: Annotated[int, Field(ge=0)] = Field(100, description="At most; 0 skips the refit.")
+    start: Literal["trained", "path"] = Field(
+        "trained",
+        description="Weights to start from: the trained network's on the kept units, or the shrunken "
+        "ones of the path.",
+    )
     lr: Positive = Field(1e-3, description="Step size of AdamW.")
     batch_size: BatchSize = Field(128, description="Rows of one step, or all.")
     patience: Annotated[int, Field(ge=1)] = Field(
