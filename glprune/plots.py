@@ -35,7 +35,7 @@ _MANY = 40
 def norm_bars(features: Sequence[Feature]) -> str:
     """Horizontal bars of the norms of kept fields in the shipped network, largest first."""
     with rc_context(_STYLE):
-        figure = Figure(figsize=(7.2, 0.4 + 0.24 * len(features)))
+        figure = Figure(figsize=(7.2, 1.0 + 0.24 * len(features)))
         axes = figure.add_subplot()
         names = [_short(f.name) for f in features][::-1]
         values = [f.norm_final or 0.0 for f in features][::-1]

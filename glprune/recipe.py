@@ -286,7 +286,11 @@ class RefitSpec(Section):
         30, description="Stop after this many epochs without a better validation metric."
     )
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="Weight decay of AdamW.")
-    dropout: bool = Field(True, description="Keep the network's own dropout on during the refit.")
+    dropout: Literal["scaled", "kept", "off"] = Field(
+        "scaled",
+        description="The network's own dropout during the refit; scaled multiplies its rates by the root of "
+        "the share of parameters left.",
+    )
     distill: Share = Field(
         0.0, description="Share of the loss that follows the original network's predictions."
     )

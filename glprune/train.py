@@ -121,13 +121,14 @@ def refit(
         valid: Validation rows, all columns.
         spec: Epochs, step size, patience and share of distillation.
         seed: Seed of the shuffling and of dropout.
-        teacher: The original network, on full batches; asked only where ``spec.distill > 0``.
+        teacher: The original network, on full batches: followed where ``spec.distill > 0``.
         metric: What the best epoch is best in; the lower loss decides between equals.
 
     Raises:
         ModelError: The loss is not finite.
     """
     student = copy.deepcopy(network)
+    _scale_dropout(student, spec, teacher)
     best, best_score, best_epoch, epoch = network, _score(network, narrow, task, valid, metric), 0, 0
     parameters = [p for p in student.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=spec.lr, weight_decay=spec.weight_decay)
@@ -136,8 +137,6 @@ def refit(
         torch.manual_seed(seed)
         for epoch in range(1, spec.epochs + 1):
             student.train()
-            if not spec.dropout:
-                _without_dropout(student)
             for inputs, target in train.batches(batch_size(spec.batch_size, train), generator):
                 if len(target) < 2:
                     continue  # BatchNorm cannot train on one row
@@ -183,10 +182,18 @@ def _score(
     return gain(metric, 0.0, task.metric(metric, output, target)), -float(task.loss(output, target))
 
 
-def _without_dropout(network: nn.Module) -> None:
-    for module in network.modules():
+def _scale_dropout(student: nn.Module, spec: RefitSpec, original: nn.Module) -> None:
+    """Lower the dropout rates of a slim network, which has less capacity to spare.
+
+    References:
+        Han et al. (2015), "Learning both weights and connections for efficient neural
+        networks", section 3.2: the rate goes with the root of the connections left.
+    """
+    left = sum(p.numel() for p in student.parameters()) / sum(p.numel() for p in original.parameters())
+    factor = {"scaled": left**0.5, "kept": 1.0, "off": 0.0}[spec.dropout]
+    for module in student.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.eval()
+            module.p *= factor
 
 
 def _check_finite(loss: Tensor, where: str) -> None:

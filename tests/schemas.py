@@ -1,0 +1,14 @@
+"""Rewrite the schemas the package publishes: python -m tests.schemas."""
+
+import json
+from pathlib import Path
+
+from glprune.recipe import recipe_schema
+from glprune.report import report_schema
+
+FOLDER = Path(__file__).parent.parent / "glprune" / "schemas"
+
+if __name__ == "__main__":
+    for name, schema in (("recipe", recipe_schema()), ("report", report_schema())):
+        text = json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+        (FOLDER / f"{name}.schema.json").write_text(text, encoding="utf-8")
