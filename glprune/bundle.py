@@ -76,6 +76,7 @@ def make_axes(network: nn.Module, kept: Mapping[tuple[str, int], Tensor]) -> lis
 def save_weights(network: nn.Module, path: Path) -> None:
     """Write a network's tensors as safetensors; tied tensors once."""
     save_model(network, str(path), metadata={"format": "pt"})
+    path.chmod(0o644)  # as every other file of the bundle
 
 
 def load(bundle: str | Path, factory: str | Callable[..., nn.Module] | None = None) -> nn.Module:

@@ -205,6 +205,7 @@ def _at_most(path: RegularisationPath, limit: int, key: str, count: Callable[[Po
             break
         middle = path.solve((above.lam * below.lam) ** 0.5, above.state)
         above, below = (above, middle) if count(middle) <= limit else (middle, below)
+    below = max((p for p in path.points if count(p) <= limit), key=lambda p: (count(p), p.metric))
     if count(below) == 0:
         raise TargetError(
             f"target.{key}: {limit} cannot be met: the groups leave together, "

@@ -1,0 +1,47 @@
+"""The shipped recipes keep what the README says of them."""
+
+from pathlib import Path
+
+import pytest
+
+import glprune
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def credit(tmp_path_factory):
+    out = tmp_path_factory.mktemp("credit") / "out"
+    return glprune.run(
+        ROOT / "recipes" / "german_credit.yaml", ROOT / "examples" / "german_credit" / "model.pt", out
+    ).report
+
+
+@pytest.fixture(scope="module")
+def mnist(tmp_path_factory):
+    out = tmp_path_factory.mktemp("mnist") / "out"
+    return glprune.run(ROOT / "recipes" / "mnist.yaml", ROOT / "examples" / "mnist" / "model.pt", out).report
+
+
+def test_german_credit_loses_five_fields_and_no_more_than_a_hundredth_of_auroc(credit):
+    assert sum(f.status == "removed" for f in credit.features) >= 5
+    assert len(credit.features) == 20
+    auroc = next(m for m in credit.performance if m.name == "auroc")
+    assert auroc.final >= auroc.original - 0.01
+
+
+def test_mnist_keeps_150_pixels_a_quarter_of_the_neurons_and_the_accuracy_within_a_point(mnist):
+    assert sum(f.status == "kept" for f in mnist.features) <= 150
+    assert sum(h.after for h in mnist.hidden) < 0.25 * sum(h.before for h in mnist.hidden)
+    accuracy = next(m for m in mnist.performance if m.name == "accuracy")
+    assert accuracy.final >= accuracy.original - 0.01
+
+
+@pytest.mark.parametrize("name", ["credit", "mnist"])
+def test_every_removed_group_is_certified(name, request):
+    report = request.getfixturevalue(name)
+    for point in report.path:
+        assert point.kkt_zero >= 0
+        assert not point.selected or point.kkt_zero < 0.05
+    assert report.removal.difference <= 1e-5
+    assert not report.removal.refused

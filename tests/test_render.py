@@ -1,0 +1,185 @@
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from glprune.render import headline, number, render_html
+from glprune.report import (
+    Cut,
+    DataFacts,
+    Digests,
+    Export,
+    Feature,
+    HiddenLayer,
+    Latency,
+    Metric,
+    PathPoint,
+    Refusal,
+    Removal,
+    Report,
+    Run,
+    Selection,
+    Size,
+    SplitFacts,
+    Timing,
+)
+
+HASH = "sha256:" + "0" * 64
+HOSTILE = ["<script>alert(1)</script>", "größe & 'preis'", "a" * 300, "$x_1$", "]]>"]
+
+
+def report(names, removed=2, slower=False, points=5, lam=None):
+    features = [
+        Feature(
+            name=name,
+            columns=[name],
+            status="removed" if i < removed else "kept",
+            group_size=8,
+            penalty_weight=8**0.5,
+            norm_original=1.0,
+            norm_selected=0.0 if i < removed else 0.5,
+            norm_final=None if i < removed else 0.1 + i,
+            lambda_exit=0.01 if i < removed else None,
+            input_columns=None if i < removed else [i - removed],
+        )
+        for i, name in enumerate(names)
+    ]
+    lams = [lam] if lam is not None else [10.0 ** (i - points) for i in range(points)]
+    path = [
+        PathPoint(
+            stage="inputs",
+            lam=value,
+            objective=1.0,
+            loss=0.5,
+            penalty=0.5,
+            kkt_zero=0.0,
+            kkt_active=0.01,
+            fields=len(names) - removed,
+            columns=len(names) - removed,
+            hidden=10,
+            metric=0.8,
+            refit_metric=0.81,
+            norms=[f.norm_selected for f in features],
+            selected=i == len(lams) - 1,
+        )
+        for i, value in enumerate(lams)
+    ]
+    return Report(
+        schema="glprune.report/1",
+        title="A <b>title</b>",
+        purpose="",
+        task="binary",
+        digests=Digests(recipe=HASH, recipe_resolved=HASH, model=HASH, data={"file": HASH}, outputs={}),
+        run=Run(seed=0, threads=2, platform="Linux x86_64", versions={"glprune": "0"}),
+        timing=Timing(generated_at="2026-01-01T00:00:00+00:00", seconds={}),
+        data=DataFacts(
+            source="x.csv",
+            splits={"test": SplitFacts(rows=9, target={"a": 0.5, "b": 0.5})},
+            classes=["a", "b"],
+            standardize="none",
+            notes=[],
+        ),
+        features=features,
+        hidden=[HiddenLayer(name="0", before=10, after=4, refused=None)],
+        path=path,
+        selection=Selection(rule="r", lam=lams[-1], metric="auroc", reference=0.8),
+        hidden_selection=None,
+        removal=Removal(
+            tolerance=1e-5,
+            rows=512,
+            difference=1e-7,
+            cuts=[Cut(name="x", kind="input", units=removed, difference=1e-7)],
+            refused=[Refusal(name="1", units=3, reason="LayerNorm 'n' mixes the units")],
+        ),
+        refit=None,
+        performance=[
+            Metric(name="auroc", higher_is_better=True, rows=9, original=0.8, zeroed=0.7, final=0.75)
+        ],
+        size=Size(
+            parameters_before=100,
+            parameters_after=40,
+            macs_before=90,
+            macs_after=30,
+            onnx_bytes_before=1000,
+            onnx_bytes_after=700,
+        ),
+        latency=[
+            Latency(
+                batch=1,
+                runs=50,
+                threads=2,
+                original_ms=1.0,
+                original_p95_ms=1.1,
+                slim_ms=0.5,
+                slim_p95_ms=0.6,
+                speedup=0.8 if slower else 2.0,
+            )
+        ],
+        export=Export(
+            file="model.onnx",
+            signature="slim",
+            exporter="dynamo",
+            opset=18,
+            input_name="features",
+            output_name="prediction",
+            input_columns=[f.name for f in features if f.status == "kept"],
+            output_meaning="logit",
+            checker="passed",
+            rows=9,
+            difference=1e-7,
+        ),
+        warnings=["read me"],
+        not_measured=["calibration"],
+    )
+
+
+class Tags(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.seen, self.links = set(), []
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.add(tag)
+        self.links += [
+            v for k, v in attrs if k in ("src", "href", "xlink:href") and v and not v.startswith("#")
+        ]
+
+
+@pytest.mark.parametrize("names", [[f"f{i}" for i in range(20)], HOSTILE, [f"p{i}" for i in range(784)]])
+def test_the_page_is_one_file_without_script_or_outside_request(names):
+    page = render_html(report(names))
+    tags = Tags()
+    tags.feed(page)
+    assert "script" not in tags.seen
+    assert "b" not in tags.seen
+    assert tags.links == []
+    assert not re.search(r"url\((?!#)|@import", page)
+    assert "default-src 'none'" in page
+    assert len(page.encode()) < 500_000
+
+
+def test_findings_name_the_removed_fields_first_and_say_what_got_worse():
+    sentences = headline(report(["sex", "age", "income"]))
+    assert sentences[0].startswith("The shipped model has no input for 2 of 3 fields: sex, age.")
+    assert "worse by 0.0500" in sentences[1]
+    assert "slower" in headline(report(["a", "b", "c"], slower=True))[-1]
+    assert headline(report(["a", "b"], removed=0))[0].startswith("No input field was removed")
+
+
+def test_refusals_warnings_and_what_was_not_measured_are_shown():
+    page = render_html(report(["a", "b", "c"]))
+    for text in ("LayerNorm &#39;n&#39; mixes the units", "read me", "calibration", "1.0e-07"):
+        assert text in page
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.5])
+def test_a_path_of_one_point_renders(lam):
+    assert "Regularisation path" in render_html(report(["a", "b", "c"], points=1, lam=lam))
+
+
+def test_the_same_report_gives_the_same_bytes():
+    assert render_html(report(HOSTILE)) == render_html(report(HOSTILE))
+
+
+def test_numbers_are_readable():
+    assert [number(v) for v in (0.0, 0.12345, 1.5e-7, 12345678.0)] == ["0", "0.1235", "1.5e-07", "1.2e+07"]
