@@ -212,7 +212,7 @@ def read_table(path: Path) -> pa.Table:
         else []
     )
     if double:
-        raise DataError(f"{path}: column {_listed(double)} appears twice; rename one.")
+        raise DataError(f"{path}: column {_listed(double)} there twice; rename one.")
     if table.num_rows == 0:
         raise DataError(f"{path}: no rows.")
     return table
@@ -400,7 +400,7 @@ def _split_rows(
     spec = recipe.data.split
     if spec is not None and spec.column is not None:
         values = np.array([str(v) for v in table[spec.column].to_pylist()])
-        strange = sorted(set(values) - set(SPLITS))
+        strange = sorted(set(values.tolist()) - set(SPLITS))
         if strange:
             raise DataError(
                 f"{path}: split column {spec.column!r} holds {strange[0]!r}; use train, valid and test."

@@ -483,7 +483,8 @@ def _plain(node: Any, at: tuple[Any, ...], lines: dict[tuple[Any, ...], int], na
             return kind(node)
     if node is None:
         return None
-    raise RecipeError(f"{name}:{_nearest_line(lines, at) or 1}: {node!r} is not text, a number or a list.")
+    where = f"{name}:{_nearest_line(lines, at) or 1}: {'.'.join(map(str, at))}"
+    raise RecipeError(f"{where}: {_short(node)} is not text, a number or a list; put it in quotes.")
 
 
 def _override(tree: dict[str, Any], text: str) -> None:
