@@ -96,7 +96,9 @@ def group_sizes(state: State, groups: GroupSet) -> Tensor:
 
 
 def support(state: State, groups: GroupSet) -> Tensor:
-    """Mark the groups with any non-zero weight, bool, shape (n_groups,)."""
+    """Mark the groups with any non-zero weight, bool, shape (n_groups,); all of a refused set."""
+    if groups.units.refused:
+        return torch.ones(len(groups.labels), dtype=torch.bool)
     alive = torch.zeros(len(groups.labels), dtype=torch.float64)
     for slot in groups.units.readers:
         used = (state[slot.tensor].detach() != 0).double()

@@ -74,9 +74,15 @@ class Job:
 
         Raises:
             RecipeError: The recipe names a layer the network does not have.
-            ModelError: Nothing is left to penalise.
+            ModelError: The input columns cannot be cut, or nothing is left to penalise.
         """
         self._check_layers()
+        refused = self.inputs.units.refused
+        if refused and "input" in kinds and self.recipe.penalty.inputs is not None:
+            raise ModelError(
+                f"The input columns cannot be removed: {refused}. To prune hidden units only, set "
+                "penalty.inputs: null."
+            )
         chosen = [
             (groups, strength)
             for groups in self.groups
@@ -187,7 +193,14 @@ def find_groups(network: nn.Module, recipe: Recipe, data: Data, probe: Inputs) -
     example = tuple(torch.cat([x[:2], x[-2:]]) for x in probe)
     sets = prove(network, find_unit_sets(network, example, axes, names), example, axes)
     if isinstance(network, Scaled):  # layers keep the names the user gave them
-        sets = [replace(s, name=s.name.removeprefix("network.")) for s in sets]
+        sets = [
+            replace(
+                s,
+                name=s.name.removeprefix("network."),
+                refused=s.refused and s.refused.replace("'network.", "'"),
+            )
+            for s in sets
+        ]
     fields = [(f.name, f.columns) for f in data.fields]
     return [input_groups(s, fields) if s.kind == "input" else hidden_groups(s) for s in sets]
 

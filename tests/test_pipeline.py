@@ -268,3 +268,46 @@ def test_inspection_finds_the_groups_and_writes_nothing(folder):
     assert inspection.parameters == 8 * 12 + 12 + 12 * 6 + 6 + 6 + 1
     assert inspection.macs == 8 * 12 + 12 * 6 + 6
     assert sorted(p.name for p in folder.iterdir()) == before
+
+
+NORMED = """
+import torch
+from torch import nn
+class Normed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+        self.body = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 1))
+    def forward(self, x):
+        return self.body(self.norm(x))
+def build():
+    return Normed()
+"""
+
+
+def test_inputs_under_layernorm_are_refused_and_hidden_units_can_still_go(folder):
+    (folder / "normed.py").write_text(NORMED)
+    scope: dict = {}
+    exec(NORMED, scope)
+    torch.manual_seed(0)
+    torch.save(scope["build"]().state_dict(), folder / "normed.pt")
+    changes = ["model.factory=normed.py:build", "target={lambda: 0.05}"]
+    with pytest.raises(glprune.ModelError, match="LayerNorm 'norm' mixes the units") as caught:
+        glprune.run(load_recipe(folder / "recipe.yaml", changes), folder / "normed.pt", folder / "normed")
+    assert caught.value.exit_code == 3
+    recipe = load_recipe(folder / "recipe.yaml", [*changes, "penalty={inputs: null, hidden: {strength: 1}}"])
+    report = glprune.run(recipe, folder / "normed.pt", folder / "normed").report
+    assert all(f.status == "kept" for f in report.features)
+    assert report.hidden[0].after < 12
+    assert report.removal.difference <= 1e-5
+    assert any("LayerNorm" in r.reason for r in report.removal.refused)
+
+
+def test_every_hidden_unit_gone_leaves_one_and_the_file_still_runs(folder):
+    changes = ["penalty={inputs: null, hidden: {strength: 1}}", "target={lambda: 5}", "refit.epochs=0"]
+    report = glprune.run(
+        load_recipe(folder / "recipe.yaml", changes), folder / "model.pt", folder / "flat"
+    ).report
+    assert [h.after for h in report.hidden] == [1, 1]
+    assert report.refit is None
+    assert report.export.difference < 1e-5
