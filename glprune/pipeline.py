@@ -19,6 +19,7 @@ from torch import nn
 
 from glprune import bundle as bundles
 from glprune._version import __version__
+from glprune.errors import ModelError
 from glprune.events import Event, Listener, PointDone, Stage, silent
 from glprune.export import Select, export_onnx
 from glprune.graph import Inputs, Kind
@@ -36,6 +37,7 @@ from glprune.task import HIGHER_IS_BETTER, METRICS
 from glprune.train import RefitResult, refit
 
 LATENCY_BATCHES = (1, 256)
+EXPORT_TOLERANCE = 1e-4  # relative; two runtimes order their sums differently
 _ORIGINAL, _ZEROED = "original.onnx", "zeroed.onnx"
 
 
@@ -76,7 +78,8 @@ def run(
 
     Raises:
         RecipeError: The recipe is wrong.
-        ModelError: The model file, its factory or its architecture cannot be used.
+        ModelError: The model file, its factory or its architecture cannot be used, or the exported
+            file does not compute what the network does.
         DataError: The data cannot be used.
         TargetError: No point of the path meets the target.
         UsageError: The output folder is taken or cannot be written.
@@ -270,6 +273,12 @@ def _measure(job: Job, removed: Removed, fitted: RefitResult, exporter: str, fol
     between, _ = predict(zeroed, job.data.test, slim_columns)
     after, _ = predict(final, job.data.test, shipped_columns)
     torch_after, _ = predict(caller(fitted.network), job.data.test, slim_columns)
+    gap = difference([torch_after], [after])
+    if not gap <= EXPORT_TOLERANCE:
+        raise ModelError(
+            f"ONNX Runtime and PyTorch differ by {gap:.1e} on the test split (limit {EXPORT_TOLERANCE:.0e}); "
+            "the slim model was not released. Try another export.opset."
+        )
     values = [job.task.metrics(output, target) for output in (before, between, after)]
     full = first_rows(job.data.test, max(LATENCY_BATCHES))
     measured = Measured(
@@ -288,7 +297,7 @@ def _measure(job: Job, removed: Removed, fitted: RefitResult, exporter: str, fol
             latency(original, final, full, shipped_columns(full), batch, threads) for batch in LATENCY_BATCHES
         ],
         size=_size(job, removed, fitted, folder),
-        difference=difference([torch_after], [after]),
+        difference=gap,
         rows=len(target),
         exporter=exporter,
     )

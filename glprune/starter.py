@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ class _Guess:
     classes: tuple[str | int, ...]
     split: str | None
     excluded: tuple[str, ...]
-    groups: dict[str, list[str]]
+    groups: dict[str, str | list[str]]
     features: int
 
 
@@ -89,7 +90,7 @@ def _labels(values: Sequence[object]) -> tuple[str | int, ...]:
     return tuple(sorted(kept, key=lambda v: (isinstance(v, str), v)))
 
 
-def _one_hot_groups(table: pa.Table, features: Sequence[str]) -> dict[str, list[str]]:
+def _one_hot_groups(table: pa.Table, features: Sequence[str]) -> dict[str, str | list[str]]:
     """Columns of 0 and 1 with a common beginning that add up to 1 in every row."""
     groups: dict[str, list[str]] = {}
     for separator in ("=", "__", "_", ":", "."):
@@ -100,8 +101,16 @@ def _one_hot_groups(table: pa.Table, features: Sequence[str]) -> dict[str, list[
                 groups.setdefault(prefix + separator, []).append(name)
         groups = {key: members for key, members in groups.items() if _is_one_hot(table, members)}
     return {
-        key.rstrip("=_:."): members for key, members in groups.items() if key.rstrip("=_:.") not in features
+        key.rstrip("=_:."): _pattern(key, members, table.column_names)
+        for key, members in groups.items()
+        if key.rstrip("=_:.") not in features
     }
+
+
+def _pattern(prefix: str, members: Sequence[str], columns: Sequence[str]) -> str | list[str]:
+    """A pattern that matches just these columns, or their names."""
+    pattern = f"{prefix}*"
+    return pattern if fnmatch.filter(columns, pattern) == list(members) else list(members)
 
 
 def _is_one_hot(table: pa.Table, members: Sequence[str]) -> bool:

@@ -44,6 +44,8 @@ from glprune.train import RefitResult
 # above this share of the penalty an optimality condition is reported as not met
 _KKT_TOLERANCE = 0.05
 
+_DENSEST = "of the points that keep no more, the one that keeps most"
+
 _PACKAGES = ("torch", "torch-pruning", "onnx", "onnxruntime", "onnxscript", "numpy", "pyarrow", "safetensors")
 
 NOT_MEASURED = (
@@ -165,7 +167,7 @@ def _hidden_selection(outcome: Outcome) -> Selection | None:
     point, limit = outcome.chosen.hidden_selected, outcome.job.recipe.target.max_hidden
     if point is None:
         return None
-    rule = f"at most {limit} hidden units: the first lambda that keeps no more"
+    rule = f"at most {limit} hidden units: {_DENSEST}"
     return Selection(rule=rule, lam=point.lam, metric=outcome.job.metric, reference=outcome.chosen.reference)
 
 
@@ -302,7 +304,7 @@ def _hidden(outcome: Outcome) -> list[HiddenLayer]:
 def _rule(job: Job) -> str:
     target = job.recipe.target
     if target.max_features is not None:
-        return f"at most {target.max_features} input fields: the first lambda that keeps no more"
+        return f"at most {target.max_features} input fields: {_DENSEST}"
     if target.max_drop is not None:
         drop = target.max_drop
         verb = "lower" if HIGHER_IS_BETTER[drop.metric] else "higher"
@@ -365,9 +367,4 @@ def _warnings(outcome: Outcome) -> list[str]:
                 f"{metric.name} on the test split is worse than the original network's: "
                 f"{metric.final:.4f} against {metric.original:.4f}."
             )
-    warnings += [
-        f"The slim file is slower than the original at batch {time.batch} ({time.speedup:.2f}x)."
-        for time in outcome.measured.latency
-        if time.speedup < 1
-    ]
     return warnings

@@ -174,7 +174,6 @@ def test_same_recipe_and_seed_give_the_same_report_and_file(result, folder):
     def timeless(bundle):
         report = json.loads((bundle / "report.json").read_text())
         del report["timing"], report["latency"]
-        report["warnings"] = [w for w in report["warnings"] if "slower" not in w]
         return report
 
     assert timeless(again.bundle) == timeless(result.bundle)
@@ -311,3 +310,16 @@ def test_every_hidden_unit_gone_leaves_one_and_the_file_still_runs(folder):
     assert [h.after for h in report.hidden] == [1, 1]
     assert report.refit is None
     assert report.export.difference < 1e-5
+
+
+def test_a_file_that_computes_something_else_is_not_released(folder, monkeypatch):
+    from glprune import measure, pipeline
+
+    class Wrong(measure.OnnxFile):
+        def __call__(self, inputs):
+            return super().__call__(inputs) + 0.01
+
+    monkeypatch.setattr(pipeline, "OnnxFile", Wrong)
+    with pytest.raises(glprune.ModelError, match="was not released"):
+        glprune.run(folder / "recipe.yaml", folder / "model.pt", folder / "wrong")
+    assert not (folder / "wrong").exists()
