@@ -448,7 +448,7 @@ def _constant_notes(recipe: Recipe, train: NDArray[np.float32], features: Sequen
             f"column {_listed(constant)} constant on the training rows, so it cannot be standardised; "
             "list under data.exclude."
         )
-    return [f"{len(constant)} columns are constant on the training rows: {_listed(constant)}."]
+    return [f"column {_listed(constant)} constant on the training rows."]
 
 
 def _standardization(recipe: Recipe, train: NDArray[np.float32]) -> Standardization | None:

@@ -130,8 +130,8 @@ def _svg(figure: Figure) -> str:
     text = stream.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    # hundredths of a point are enough for a line, and halve the file
-    text = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d{2})\d+", r"\1", path[0]), text)
+    # tenths of a point are enough for a line, and more than halve the file
+    text = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d)\d+", r"\1", path[0]), text)
     return re.sub(r"\n\s*", "\n", text)
 
 
