@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from glprune.errors import ModelError
-from glprune.graph import Inputs
+from glprune.units import Inputs
 
 OUTPUT = "prediction"
 

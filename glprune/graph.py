@@ -1,9 +1,8 @@
-"""Which weights belong to which unit: the dependency graph, read off torch-pruning.
+"""The second plan: which weights belong to which unit, read off torch-pruning's dependency graph.
 
-This is the only module that knows torch-pruning, and it is used as a planner that is not
-trusted: :mod:`glprune.removal` proves every plan on numbers before anything is cut. The
-model's inputs get a gate module each, since the graph has no node for a raw input, and its
-outputs one too, so that a unit reaching the output is seen.
+This is the only module that knows torch-pruning. The model's inputs get a gate module each, since
+the graph has no node for a raw input, and its outputs one too, so that a unit reaching the output
+is seen. The plan is compared with the traced one and never cut by itself.
 
 References:
     Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023.
@@ -14,9 +13,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -24,53 +25,9 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from glprune.scaling import Standardize
+from glprune.units import Inputs, Kind, Role, Slot, UnitSet
 
-Kind = Literal["input", "hidden"]
-Role = Literal["reader", "carrier"]
 Side = Literal["out", "in", "through"]
-Inputs = tuple[Tensor, ...]
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Where units lie along one dimension of one tensor of the state dict.
-
-    Attributes:
-        tensor: Name in the state dict.
-        dim: The dimension the units lie along.
-        unit: The unit of each position, shape (size of ``dim``,), int64; -1 is nobody's.
-        role: ``reader`` holds weights leaving a unit, ``carrier`` everything cut with it.
-    """
-
-    tensor: str
-    dim: int
-    unit: Tensor
-    role: Role
-
-
-@dataclass(frozen=True)
-class UnitSet:
-    """Input columns of one input, or the output units of one layer and all tied to it.
-
-    Attributes:
-        name: Name of the input or of the layer.
-        kind: ``input`` or ``hidden``.
-        count: Number of units.
-        slots: Every place the units lie; empty where the set is refused.
-        refused: Why the units cannot be cut, or None.
-    """
-
-    name: str
-    kind: Kind
-    count: int
-    slots: tuple[Slot, ...]
-    refused: str | None = None
-
-    @property
-    def readers(self) -> tuple[Slot, ...]:
-        """The slots holding the weights that leave the units."""
-        return tuple(slot for slot in self.slots if slot.role == "reader")
 
 
 # a module of the graph, which side of it is cut, and (positions, units) along that side
@@ -107,21 +64,14 @@ class _GatePruner(tp.pruner.function.BasePruningFunc):
     get_in_channels = get_out_channels
 
 
-class _ScalePruner(_GatePruner):
-    def get_out_channels(self, layer: Any) -> int:
-        return layer.mean.numel()
-
-    get_in_channels = get_out_channels
-
-
 class _Gated(nn.Module):
     """The model with a gate on every input and output."""
 
-    def __init__(self, model: nn.Module, inputs: Inputs, axes: Sequence[int]) -> None:
+    def __init__(self, model: nn.Module, inputs: Inputs, axes: Sequence[int | None]) -> None:
         super().__init__()
         self.model = model
         self.entries = nn.ModuleList(
-            _Gate(x.shape[axis], axis) if x.is_floating_point() else nn.Identity()
+            _Gate(x.shape[axis], axis) if axis is not None and x.is_floating_point() else nn.Identity()
             for x, axis in zip(inputs, axes, strict=True)
         )
         with torch.no_grad():
@@ -159,8 +109,6 @@ def _places(module: nn.Module, side: Side) -> list[tuple[str, int, Role]]:
         return [("weight", 0, "carrier")] if module.num_parameters > 1 else []
     if isinstance(module, nn.Embedding) and side == "out":
         return [("weight", 1, "carrier")]
-    if isinstance(module, Standardize):
-        return [("mean", 0, "carrier"), ("std", 0, "carrier")]
     if isinstance(module, _Gate):
         return []
     raise _RefusedError(f"{type(module).__name__} has no exact cut")
@@ -169,13 +117,13 @@ def _places(module: nn.Module, side: Side) -> list[tuple[str, int, Role]]:
 class _Planner:
     """One torch-pruning dependency graph, asked for the units of each root."""
 
-    def __init__(self, model: nn.Module, inputs: Inputs, axes: Sequence[int]) -> None:
+    def __init__(self, model: nn.Module, inputs: Inputs, axes: Sequence[int | None]) -> None:
         self.gated = _Gated(_traceable(model), inputs, axes)
         self.names = {module: name for name, module in self.gated.model.named_modules()}
         self.tensors = _canonical_names(self.gated.model)
         # Index mappings are rebuilt at every query, so one graph serves all roots.
         self.graph = tp.DependencyGraph()
-        pruners = {_Gate: _GatePruner(), Standardize: _ScalePruner()}
+        pruners = {_Gate: _GatePruner()}
         with _quiet():
             self.graph.build_dependency(self.gated, inputs, customized_pruners=pruners, verbose=False)
         self.covered: set[nn.Module] = set()
@@ -260,46 +208,38 @@ class _Planner:
         return tuple(Slot(tensor, dim, owner, role) for (tensor, dim, role), owner in owners.items())
 
 
-def find_unit_sets(
-    model: nn.Module, inputs: Inputs, axes: Sequence[int], names: Sequence[str]
-) -> list[UnitSet]:
-    """Find every set of units of a network and the weights that belong to each unit.
+def dependency_plans(
+    model: nn.Module,
+    inputs: Inputs,
+    axes: Sequence[int | None],
+    names: Sequence[str],
+    seconds: float = 20.0,
+) -> dict[str, UnitSet]:
+    """Plan every input and layer by torch-pruning's dependency graph.
 
     Args:
         model: The network; it is copied, never changed.
         inputs: Example inputs, each (batch, ...), batch at least 2.
-        axes: The axis of each input that holds its features.
+        axes: The axis of each input that holds its features, or None.
         names: The name of each input.
+        seconds: Longest time to wait; on some networks torch-pruning never ends.
 
     Returns:
-        Unit sets, inputs first, then layers in the order of the model. Output units are left
-        out: they are the prediction.
+        Name -> unit set, refused where the graph or our knowledge of a layer gives no plan;
+        nothing where torch-pruning cannot read the network at all.
 
     References:
-        Fang et al. (2023), the dependency graph; the gates cure its missing input node.
+        Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023; the gates cure the
+        graph's missing input node.
     """
-    planner = _Planner(model, inputs, axes)
-    planned = [planner.unit_set(name, kind, root) for name, kind, root in planner.roots()]
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    sets: list[UnitSet] = []
-    dims: dict[str, int] = {}
-    for units in planned:
-        if units is None:
-            continue
-        named = replace(units, name=names[int(units.name)]) if units.kind == "input" else units
-        reason = _conflict(named, dims, frozen)
-        sets.append(replace(named, slots=(), refused=reason) if reason else named)
-    return sets
-
-
-def _conflict(units: UnitSet, dims: dict[str, int], frozen: set[str]) -> str | None:
-    """Say why the penalty cannot act on these units; ``dims`` collects the dimension of every reader."""
-    for slot in units.readers:
-        if slot.tensor in frozen:
-            return f"{slot.tensor!r} is frozen (requires_grad=False)"
-        if dims.setdefault(slot.tensor, slot.dim) != slot.dim:
-            return f"{slot.tensor!r} is tied: units leave it along two dimensions"
-    return None
+    try:
+        with _deadline(seconds):
+            planner = _Planner(model, inputs, axes)
+            planned = [planner.unit_set(name, kind, root) for name, kind, root in planner.roots()]
+    except Exception:  # torch-pruning has no error class of its own, and its plan is only compared
+        return {}
+    named = [replace(u, name=names[int(u.name)]) if u.kind == "input" else u for u in planned if u is not None]
+    return {units.name: units for units in named}
 
 
 def _claim(owner: Tensor, positions: Tensor, units: Tensor, tensor: str) -> None:
@@ -325,6 +265,22 @@ def _canonical_names(model: nn.Module) -> dict[Tensor, str]:
     for name, tensor in tensors:
         names.setdefault(tensor, name)
     return names
+
+
+@contextlib.contextmanager
+def _deadline(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in code that runs on past its time; any function call may be the place."""
+    end, before = time.monotonic() + seconds, sys.getprofile()
+
+    def look(*_: object) -> None:
+        if time.monotonic() > end:
+            raise TimeoutError
+
+    sys.setprofile(look)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from glprune.graph import Kind, Slot, UnitSet
+from glprune.units import Kind, Slot, UnitSet
 
 State = Mapping[str, Tensor]
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from glprune.data import Split
-from glprune.graph import Inputs
+from glprune.units import Inputs
 from glprune.report import Latency
 
 _CHUNK = 1024

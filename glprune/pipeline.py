@@ -22,7 +22,7 @@ from glprune._version import __version__
 from glprune.errors import ModelError
 from glprune.events import Event, Listener, PointDone, Stage, silent
 from glprune.export import Select, export_onnx
-from glprune.graph import Inputs, Kind
+from glprune.units import Inputs, Kind
 from glprune.job import Job, caller, continued, everything, first_rows, narrowing, prepare
 from glprune.measure import OnnxFile, latency, macs, parameters, predict
 from glprune.objective import Objective

@@ -130,6 +130,14 @@ class Cut(Record):
     kind: Literal["input", "hidden"]
     units: int = Field(description="units removed by this cut")
     difference: float = Field(description="max |a - b| / max(1, max |a|) over all probed rows")
+    removal: Literal["cut", "constant"] = Field(
+        "cut",
+        description="`cut`: weights were sliced; `constant`: the file has no such input and feeds the network "
+        "a constant inside, since its code is written for the full width",
+    )
+    inexact: str | None = Field(
+        None, description="operation that mixes the units, where the recipe allows an inexact cut"
+    )
 
 
 class Refusal(Record):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from glprune.data import Split
 from glprune.errors import ModelError
-from glprune.graph import Inputs
+from glprune.units import Inputs
 from glprune.objective import CHUNK, Objective
 from glprune.optim import ProximalAdam, ProximalOptimizer, ProximalSGD, accelerated_steps
 from glprune.recipe import RefitSpec, TrainSpec
