@@ -111,9 +111,7 @@ def _draft(seen: Trace, classes: _Classes, roots: Sequence[Axis], names: Sequenc
     refused = _refusal(seen, classes, wanted, outputs, sources, names)
     reads = _slots(seen, classes, units, lambda c: c.role == "reader")
     factors = _slots(seen, classes, units, lambda c: c.scales)
-    if not sources and not refused and not any(s.role == "reader" for s in reads):
-        if not any(s.role == "reader" for s in factors):
-            return None  # nothing of its own reads these units: they are no layer's
+    if not any(s.role == "reader" for s in reads):
         reads = factors
     mixed = classes.marked(seen, "mixed", wanted)
     return Draft(

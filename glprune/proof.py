@@ -26,7 +26,7 @@ from glprune.units import Attribute, Inputs, UnitSet
 
 TOLERANCE = 1e-5  # relative, in float32
 _DOUBLE_TOLERANCE = 1e-9
-_PROBE_ROWS = 4
+_PROBE_ROWS = 8
 _MOST_ATTRIBUTES = 3
 _MOST_REPAIRS = 64
 
@@ -96,8 +96,10 @@ class Prover:
             The sets with the attributes that follow their widths, or the reason why the plan
             does not hold.
         """
+        if not self._alive(sets):
+            return "zeroing these units changes no output, so that nothing can be proved of them"
         marks = self._subsets(sets)[0]
-        failure = self.failure(marks, alive=True)
+        failure = self.failure(marks)
         if failure is None:
             return list(sets)
         if not failure.startswith(_RUNS):
@@ -109,19 +111,24 @@ class Prover:
                 return repaired
         return _pinned(self.twin, sets) or failure
 
-    def failure(self, marks: Sequence[Marked], alive: bool = False) -> str | None:
+    def _alive(self, sets: Sequence[UnitSet]) -> bool:
+        """Tell whether the units matter to the outputs at all."""
+        zeroed = copy.deepcopy(self.twin)
+        for units in sets:
+            zero_units_(dict(zeroed.state_dict()), units, torch.ones(units.count, dtype=torch.bool))
+        return difference(outputs(self.twin, self.probe), outputs(zeroed, self.probe)) > self.tolerance
+
+    def failure(self, marks: Sequence[Marked]) -> str | None:
         """Say why cutting the marked units by plan is not the same as zeroing them; None where it is."""
         inexact = any(units.inexact for units, _ in marks)
         with _neutral(self.neutral, inexact):
-            return self._failure(marks, alive)
+            return self._failure(marks)
 
-    def _failure(self, marks: Sequence[Marked], alive: bool) -> str | None:
+    def _failure(self, marks: Sequence[Marked]) -> str | None:
         zeroed = copy.deepcopy(self.twin)
         for units, marked in marks:
             zero_units_(dict(zeroed.state_dict()), units, marked)
         reference = outputs(zeroed, self.probe)
-        if alive and difference(outputs(self.twin, self.probe), reference) <= self.tolerance:
-            return "zeroing these units changes no output, so that nothing can be proved of them"
         moved = copy.deepcopy(zeroed)
         probe = _perturb(moved, marks, self.probe, self.axes)
         if difference(reference, outputs(moved, probe)) > self.tolerance:
@@ -272,6 +279,9 @@ def _repairs(network: nn.Module, sets: Sequence[UnitSet]) -> Iterator[tuple[Attr
         path = slot.tensor.rpartition(".")[0]
         while True:
             paths[path] = None
+            for name, child in network.get_submodule(path).named_children():
+                if not any(True for _ in child.parameters()):  # such as Unflatten
+                    paths[f"{path}.{name}".lstrip(".")] = None
             if not path:
                 break
             path = path.rpartition(".")[0]

@@ -15,7 +15,6 @@ Positions of weights and input columns are nodes; joined nodes are found as conn
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -129,24 +128,9 @@ def trace(network: nn.Module, inputs: Inputs, axes: Sequence[int | None]) -> Tra
     """
     watcher = _Watcher(network, inputs, axes)
     with torch.no_grad(), _plain_operations(), watcher.layers(), watcher:
-        outputs = _run(network, inputs)
-    watcher.finish(outputs)
+        outputs = network(*inputs)
+    watcher.finish(_tensors(outputs))
     return watcher.trace
-
-
-def _run(network: nn.Module, inputs: Inputs) -> list[Any]:
-    """Run with writes into views turned into plain operations, where the forward allows that."""
-    state = copy.deepcopy({k: v for k, v in network.named_buffers()})
-
-    def call(*given: Tensor) -> list[Tensor]:
-        return [y for y in pytree.tree_leaves(network(*given)) if isinstance(y, Tensor)]
-
-    try:
-        return torch.func.functionalize(call)(*inputs)
-    finally:
-        for name, buffer in network.named_buffers():
-            if name in state and buffer.shape == state[name].shape:
-                buffer.copy_(state[name])
 
 
 @contextlib.contextmanager
@@ -176,6 +160,7 @@ class _Watcher(TorchDispatchMode):
         self.inside: list[str] = []
         self.reductions = 0
         self._mixed: set[int] = set()
+        self.written: dict[int, list[Ids]] = {}  # memory written in place -> labels of all of it
         self.labels: dict[int, tuple[Tensor, _Labels]] = {}
         self.trace = Trace([])
         for place, (x, axis) in enumerate(zip(inputs, axes, strict=True)):
@@ -230,13 +215,31 @@ class _Watcher(TorchDispatchMode):
         out = func(*args, **kwargs)
         if any(k.planes or not k.weight for k in known if k is not _CONSTANT):
             self._label(func, args, kwargs, out)
+            written = torch.Tag.inplace in func.tags and torch.Tag.inplace_view not in func.tags
+            if written and any(k is not _CONSTANT for k in known[1:]):
+                self._share(args[0])
         return out
 
     # --- labels ------------------------------------------------------------------------------
 
-    def _of(self, tensor: Any) -> _Labels:
+    def _of(self, tensor: Tensor) -> _Labels:
         found = self.labels.get(id(tensor))
+        written = self.written.get(_storage(tensor)) if self.written else None
+        if written is not None:
+            layout = (tensor.shape, tensor.stride(), tensor.storage_offset())
+            return _Labels([_compact(ids.as_strided(*layout).clone()) for ids in written], False)
         return found[1] if found is not None else _CONSTANT
+
+    def _write(self, tensor: Tensor) -> None:
+        """After a write in place: every view of the same memory sees the labels that were written."""
+        planes = self.labels[id(tensor)][1].planes if id(tensor) in self.labels else []
+        memory = self.written.get(_storage(tensor), [])
+        size = tensor.untyped_storage().nbytes() // tensor.element_size()
+        memory += [torch.zeros(size, dtype=torch.float64) for _ in planes[len(memory) :]]
+        layout = (tensor.shape, tensor.stride(), tensor.storage_offset())
+        for number, ids in enumerate(memory):
+            ids.as_strided(*layout).copy_(planes[number] if number < len(planes) else torch.zeros(()))
+        self.written[_storage(tensor)] = memory
 
     def _set(self, tensor: Tensor, planes: Sequence[Ids], weight: bool) -> None:
         kept = [c for c in map(_compact, planes) if bool(c.any())]
@@ -252,6 +255,18 @@ class _Watcher(TorchDispatchMode):
         if rule is None and torch.Tag.pointwise in func.tags:
             rule = _Watcher._pointwise
         (rule or _Watcher._unknown)(self, _Call(name, func, args, kwargs, out))
+
+    def _share(self, tensor: Tensor) -> None:
+        """Note a write in place; what other views of the memory held stays where it was."""
+        after = self.labels.pop(id(tensor), None)
+        if _storage(tensor) not in self.written:
+            for other, labels in list(self.labels.values()):
+                if labels.planes and not labels.weight and _storage(other) == _storage(tensor):
+                    self.labels[id(other)] = (other, labels)
+                    self._write(other)
+        if after is not None:
+            self.labels[id(tensor)] = after
+            self._write(tensor)
 
     # --- joining, claiming, marking ----------------------------------------------------------
 
@@ -372,7 +387,7 @@ class _Watcher(TorchDispatchMode):
                 met = [
                     self._claim(cells, ids, "carrier", scales, number)
                     for number, ids in enumerate(list(planes))
-                    if set(_varying(cells)) & set(_varying(ids))
+                    if _same_division(cells, ids)
                 ]
                 if not any(met):
                     planes.append(cells)
@@ -455,10 +470,11 @@ class _Watcher(TorchDispatchMode):
         transposed, groups = bool(call.args[6]), int(call.args[8])
         planes = []
         for ids in self._of(x).planes:
-            if any(d > 1 for d in _varying(ids)):
+            channels = _settled(ids, range(2, x.ndim))
+            if channels is None:
                 self._mark(ids, "refused", f"convolution in {self._where()} runs over the units")
-            elif 1 in _varying(ids):
-                planes.append(_fit(ids, (x.shape[0], x.shape[1])))
+            elif 1 in _varying(_compact(channels)):
+                planes.append(channels.flatten(1))
         of_weight = self._of(weight).planes
         reads, makes = (0, 1) if transposed else (1, 0)
         cells = [_line(p, reads) for p in of_weight if _varying(p) == (reads,)]
@@ -542,12 +558,12 @@ class _Watcher(TorchDispatchMode):
         keep = bool(call.argument("keepdim"))
         planes = []
         for ids in labels.planes:
-            if set(_varying(ids)) & over:
-                if not labels.weight:
-                    self._mark(ids, "mixed", f"{call.name} in {self._where()}")
-                    self.trace.mixing.add(self.reductions)
-                continue
-            planes.append(ids.amax(sorted(over), keepdim=keep) if over else ids)
+            left = _settled(ids, sorted(over))
+            if left is not None:
+                planes.append(left if keep or not over else left.squeeze(sorted(over)))
+            elif not labels.weight:
+                self._mark(ids, "mixed", f"{call.name} in {self._where()}")
+                self.trace.mixing.add(self.reductions)
         for y in _tensors(call.out):
             self._set(y, [p.expand(y.shape) for p in planes], labels.weight)
 
@@ -571,11 +587,11 @@ class _Watcher(TorchDispatchMode):
         first = 1 if "1d" in call.name else 3 if "3d" in call.name else 2
         planes = []
         for ids in labels.planes:
-            if any(d >= x.ndim - first for d in _varying(ids)):
+            channels = _settled(ids, range(x.ndim - first, x.ndim))
+            if channels is None:
                 self._mark(ids, "refused", f"{call.name} in {self._where()} runs over the units")
-                continue
-            line = ids.flatten(x.ndim - first)[..., :1]
-            planes.append(line.view(*line.shape[:-1], *[1] * first).expand(y.shape))
+            else:
+                planes.append(channels.expand(y.shape))
         self._set(y, planes, labels.weight)
 
     def _glu(self, call: _Call) -> None:
@@ -600,18 +616,6 @@ class _Watcher(TorchDispatchMode):
             self._unknown(call)
             return
         planes = [p.select(dim, 0).unsqueeze(dim).expand(call.out.shape) for p in self._of(index).planes]
-        self._set(call.out, planes, False)
-
-    def _slice_scatter(self, call: _Call) -> None:
-        """A write into a slice: the written labels replace those underneath."""
-        base, source = call.args[:2]
-        labels, written = self._of(base), self._of(source)
-        count = max(len(labels.planes), len(written.planes))
-        planes = []
-        for number in range(count):
-            below = labels.planes[number] if number < len(labels.planes) else torch.zeros(base.shape, dtype=torch.float64)
-            above = written.planes[number] if number < len(written.planes) else torch.zeros(source.shape, dtype=torch.float64)
-            planes.append(call.func(below, above, *call.args[2:], **call.kwargs))
         self._set(call.out, planes, False)
 
     def _copy(self, call: _Call) -> None:
@@ -648,6 +652,10 @@ def _tensors(tree: Any) -> list[Tensor]:
     return [t for t in pytree.tree_leaves(tree) if isinstance(t, Tensor)]
 
 
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
 def _varying(ids: Ids) -> tuple[int, ...]:
     """Dimensions the labels vary along; compact planes have stride 0 along all others."""
     return tuple(d for d in range(ids.ndim) if ids.shape[d] > 1 and ids.stride(d) != 0)
@@ -676,9 +684,15 @@ def _line(ids: Ids, dim: int) -> Ids:
     return ids.movedim(dim, 0).reshape(ids.shape[dim], -1)[:, 0]
 
 
-def _fit(ids: Ids, shape: tuple[int, int]) -> Ids:
-    """Labels of (batch, channels, ...) that do not vary behind the channels, as (batch, channels)."""
-    return ids.reshape(*shape, -1)[..., 0]
+def _settled(ids: Ids, dims: Sequence[int]) -> Ids | None:
+    """The one label along some dimensions, of size 1 there; None where several units lie along them.
+
+    Positions of nobody, such as padding, do not count.
+    """
+    if not dims:
+        return ids
+    top = ids.amax(tuple(dims), keepdim=True)
+    return top if bool(((ids == top) | (ids == 0)).all()) else None
 
 
 def _wide(ids: Ids, like: Tensor) -> Ids:
@@ -760,7 +774,5 @@ _RULES: dict[str, _Rule] = {
     "convolution": _Watcher._convolution,
     "embedding": _Watcher._embedding,
     "scatter": _Watcher._scatter,
-    "slice_scatter": _Watcher._slice_scatter,
-    "select_scatter": _Watcher._slice_scatter,
     "copy": _Watcher._copy,
 }
