@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from glprune.errors import ModelError, UsageError
 from glprune.removal import slice_
+from glprune.report import DType
 from glprune.scaling import Scaled, Standardize
 
 ONNX = "model.onnx"
@@ -44,10 +45,11 @@ class Axis(_Record):
 
 
 class InputPlan(_Record):
-    """The kept columns of one input."""
+    """The kept columns of one input; without an axis it passes whole."""
 
     name: str
-    axis: int
+    axis: int | None
+    dtype: DType
     size: int
     kept: list[int]
     columns: list[str]
@@ -100,8 +102,7 @@ def load(bundle: str | Path, factory: str | Callable[..., nn.Module] | None = No
     build = _factory(plan.factory if factory is None else factory)
     network = build(**plan.arguments)
     if plan.standardize:
-        width = plan.inputs[0].size
-        network = Scaled(Standardize(torch.zeros(width), torch.ones(width)), network)
+        network = Scaled([_unscaled(part) for part in plan.inputs], network)
     _check_axes(network, plan.axes)
     slice_(network, {(a.tensor, a.dim): torch.tensor(a.kept, dtype=torch.int64) for a in plan.axes})
     try:
@@ -109,6 +110,11 @@ def load(bundle: str | Path, factory: str | Callable[..., nn.Module] | None = No
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         raise ModelError(f"{folder / WEIGHTS}: does not fit the network of the plan ({error})") from error
     return network.eval()
+
+
+def _unscaled(part: InputPlan) -> Standardize | None:
+    """The standardisation layer of an input, its figures to be loaded; None for inputs that have none."""
+    return Standardize(torch.zeros(part.size), torch.ones(part.size)) if part.dtype == "float32" else None
 
 
 def _read_plan(path: Path) -> Plan:

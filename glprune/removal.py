@@ -42,7 +42,7 @@ class Removed:
         network: The slim network.
         kept: Positions kept along each cut dimension, ``(tensor, dim) -> int64``, in the
             numbering of the original network.
-        columns: Kept positions of every input's feature axis.
+        columns: Kept positions of every input's feature axis; empty for an input that passes whole.
         cuts: One record for each certified cut.
         refused: Units that stayed though their group is zero, with the reason.
         difference: Largest relative difference between zeroed dense and slim.
@@ -98,7 +98,9 @@ def slice_(network: nn.Module, kept: Mapping[tuple[str, int], Tensor]) -> None:
         _sync(module)
 
 
-def prove(network: nn.Module, sets: Sequence[UnitSet], inputs: Inputs, axes: Sequence[int]) -> list[UnitSet]:
+def prove(
+    network: nn.Module, sets: Sequence[UnitSet], inputs: Inputs, axes: Sequence[int | None]
+) -> list[UnitSet]:
     """Test every plan on random weights and mark those that do not hold as refused.
 
     For each bit of the unit number, the units with that bit set (then those without) are
@@ -109,7 +111,7 @@ def prove(network: nn.Module, sets: Sequence[UnitSet], inputs: Inputs, axes: Seq
         network: The network; it is copied, never changed.
         sets: Unit sets as planned.
         inputs: Example inputs, each (batch, ...), batch at least 2.
-        axes: The feature axis of each input.
+        axes: The feature axis of each input; None for inputs that pass whole.
 
     Returns:
         The same sets; those that failed carry the reason in ``refused``.
@@ -122,16 +124,16 @@ def remove(
     network: nn.Module,
     groups: Sequence[GroupSet],
     inputs: Inputs,
-    axes: Sequence[int],
+    axes: Sequence[int | None],
     tolerance: float = TOLERANCE,
 ) -> Removed:
     """Cut every unit whose group is exactly zero, certifying each cut.
 
     Args:
         network: The network with zeroed groups; it is copied, never changed.
-        groups: Proved group sets; input sets in the order of ``inputs``.
+        groups: Proved group sets; one input set for each input with an axis, in their order.
         inputs: Real and random rows to compare outputs on.
-        axes: The feature axis of each input.
+        axes: The feature axis of each input; None for inputs that pass whole.
         tolerance: Largest relative difference a cut may make.
 
     Returns:
@@ -144,8 +146,10 @@ def remove(
     kept: dict[tuple[str, int], Tensor] = {}
     cuts: list[Cut] = []
     refused: list[Refusal] = []
-    columns = [torch.arange(x.shape[axis]) for x, axis in zip(inputs, axes, strict=True)]
-    sources = [g.units for g in groups if g.kind == "input"]
+    columns = [
+        torch.arange(0 if axis is None else x.shape[axis]) for x, axis in zip(inputs, axes, strict=True)
+    ]
+    sets = [g.units for g in groups]
     for group in groups:
         dead = ~support(dict(network.state_dict()), group)[group.group]
         if group.units.refused:
@@ -156,7 +160,8 @@ def remove(
             continue
         plan = _positions(group.units, keep)
         trial = copy.deepcopy(slim)
-        place = sources.index(group.units) if group.kind == "input" else None
+        source = _axis_of(group.units, sets, axes)
+        place = None if source is None else source[0]
         trial_columns = list(columns) if place is None else [*columns[:place], keep, *columns[place + 1 :]]
         gap = _difference_after(
             trial, _relative(plan, kept, trial), reference, _select(inputs, axes, trial_columns)
@@ -292,15 +297,19 @@ def _random_twin(network: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs,
     return twin, probe, TOLERANCE
 
 
-def _axis_of(units: UnitSet, sets: Sequence[UnitSet], axes: Sequence[int]) -> tuple[int, int] | None:
+def _axis_of(units: UnitSet, sets: Sequence[UnitSet], axes: Sequence[int | None]) -> tuple[int, int] | None:
+    """The input a set lies in and its axis; input sets stand in the order of the inputs with an axis."""
     if units.kind != "input":
         return None
-    place = [s.name for s in sets if s.kind == "input"].index(units.name)
-    return place, axes[place]
+    with_axis = [(place, axis) for place, axis in enumerate(axes) if axis is not None]
+    return with_axis[[s.name for s in sets if s.kind == "input"].index(units.name)]
 
 
-def _select(inputs: Inputs, axes: Sequence[int], columns: Sequence[Tensor]) -> Inputs:
-    return tuple(x.index_select(axis, kept) for x, axis, kept in zip(inputs, axes, columns, strict=True))
+def _select(inputs: Inputs, axes: Sequence[int | None], columns: Sequence[Tensor]) -> Inputs:
+    return tuple(
+        x if axis is None else x.index_select(axis, kept)
+        for x, axis, kept in zip(inputs, axes, columns, strict=True)
+    )
 
 
 def _places(network: nn.Module) -> dict[int, list[str]]:

@@ -102,10 +102,10 @@ def test_standardisation_is_stated_and_splits_stay_raw(tmp_path):
     save(tmp_path, frame())
     data = load_data(recipe_of(tmp_path, "{file: x.parquet, target: y, standardize: train}"))
     train = data.train.inputs[0].double()
-    assert torch.allclose(data.standardization.mean, train.mean(0))
-    assert torch.allclose(data.standardization.std, train.std(0, unbiased=False))
+    assert torch.allclose(data.standardization[0].mean, train.mean(0))
+    assert torch.allclose(data.standardization[0].std, train.std(0, unbiased=False))
     assert float(train[:, 2].max()) > 30
-    assert load_data(recipe_of(tmp_path, "{file: x.parquet, target: y}")).standardization is None
+    assert load_data(recipe_of(tmp_path, "{file: x.parquet, target: y}")).standardization == (None,)
 
 
 def test_constant_columns_are_noted_and_cannot_be_standardised(tmp_path):

@@ -81,7 +81,7 @@ BAD = [
         "target: y\n  feature_groups: {a: 3}",
         ":6: data.feature_groups.a should be text or a list",
     ),
-    ("task: binary", "task: binry", ":1: task should be 'binary', 'multiclass' or 'regression'"),
+    ("task: binary", "task: binry", ":1: task should be 'binary', 'multiclass', 'regression' or"),
     ("task: binary\n", "", "task is missing"),
     (
         "inputs: {strength: 1}",
