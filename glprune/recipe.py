@@ -384,8 +384,8 @@ class Recipe(Section):
                 f"target.max_drop.metric: {drop.metric} is not of a {self.task} task; take {allowed}"
             )
         classes = self.data.classes
-        if classes is not None and self.task == "regression":
-            raise ValueError("data.classes contradicts task: regression; remove one")
+        if classes is not None and self.task in ("regression", "distillation"):
+            raise ValueError(f"data.classes contradicts task: {self.task}; remove one")
         if classes is not None and len({str(c) for c in classes}) < len(classes):
             raise ValueError("data.classes lists a class twice")
         if classes is not None and self.task == "binary" and len(classes) != 2:
