@@ -195,7 +195,7 @@ task: binary
 model:
   factory: "network.py:{name}"
   inputs: [{{name: a, columns: [n3, n0, n1]}}, {{name: b, columns: [n4, n5]}}]
-data: {{file: data.parquet, target: y, feature_groups: {{both: [n4, n5]}}}}
+data: {{file: data.parquet, target: y, standardize: train, feature_groups: {{both: [n4, n5]}}}}
 target: {target}
 penalty: {{inputs: {{strength: 1}}, hidden: {{strength: 0.1}}}}
 """
@@ -233,12 +233,14 @@ def test_an_input_whose_fields_all_die_keeps_one_column_and_the_report_says_so(f
     network = network_of("Pair")
     torch.nn.init.zeros_(network.b.weight)
     torch.save(network.state_dict(), folder / "zero.pt")
-    recipe = load_recipe(path, ["target={lambda: 0.0}", "train.epochs=0", "train.polish=1", "refit.epochs=0"])
-    result = glprune.run(recipe, folder / "zero.pt", folder / "idle")
-    # one step of training without penalty may revive them; then there is nothing to say
-    idle = all(f.norm_selected == 0 for f in result.report.features if f.input == "b")
-    assert any("first column stays" in w for w in result.report.warnings) == idle
-    assert result.report.export.inputs[1].columns
+    changes = ["target={lambda: 0.05}", "train.epochs=0", "train.polish=1", "train.lambda_min_ratio=0.5"]
+    result = glprune.run(load_recipe(path, changes), folder / "zero.pt", folder / "idle")
+    assert all(f.norm_selected == 0 for f in result.report.features if f.input == "b")
+    assert any(f.norm_selected > 0 for f in result.report.features if f.input == "a")
+    assert result.report.export.inputs[1].columns == ["n4"]
+    assert any(
+        "All fields of input 'b' became zero; its first column stays" in w for w in result.report.warnings
+    )
 
 
 def test_original_signature_takes_all_columns_of_every_input(folder):
