@@ -451,3 +451,29 @@ def test_a_loader_without_labels_and_axes_of_any_length(folder, loader):
         found = session.run(None, {"ids": ids.numpy(), "mask": mask.numpy()})[0]
         with torch.no_grad():
             np.testing.assert_allclose(found, network(ids, mask).numpy(), atol=1e-5)
+
+
+def test_a_cut_beside_an_input_without_an_axis_is_lossless():
+    from glprune.graph import find_unit_sets
+    from glprune.groups import hidden_groups, input_groups, zero_units_
+    from glprune.removal import difference, outputs, prove, remove
+
+    class Masked(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.out = torch.nn.Linear(6, 5), torch.nn.Linear(5, 2)
+
+        def forward(self, mask, x):
+            return self.out(torch.relu(self.first(x))) * mask
+
+    torch.manual_seed(0)
+    network, axes = Masked().eval(), (None, -1)
+    inputs = (torch.randint(0, 2, (9, 1)), torch.randn(9, 6))
+    sets = prove(network, find_unit_sets(network, inputs, axes, ("mask", "x")), inputs, axes)
+    assert [(s.name, s.refused) for s in sets] == [("x", None), ("first", None)]
+    zero_units_(dict(network.state_dict()), sets[0], torch.tensor([0, 1, 0, 0, 1, 0]).bool())
+    groups = [input_groups(sets[0], [(str(i), (i,)) for i in range(6)]), hidden_groups(sets[1])]
+    removed = remove(network, groups, inputs, axes)
+    assert [c.tolist() for c in removed.columns] == [[], [0, 2, 3, 5]]
+    slim = (inputs[0], inputs[1][:, removed.columns[1]])
+    assert difference(outputs(network, inputs), outputs(removed.network, slim)) < 1e-5
