@@ -8,7 +8,7 @@ import importlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,8 +19,9 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from glprune.errors import ModelError, UsageError
-from glprune.removal import slice_
+from glprune.report import DType
 from glprune.scaling import Scaled, Standardize
+from glprune.surgery import Padding, Surgery
 
 ONNX = "model.onnx"
 WEIGHTS = "model.safetensors"
@@ -44,13 +45,23 @@ class Axis(_Record):
 
 
 class InputPlan(_Record):
-    """The kept columns of one input."""
+    """The kept columns of one input; without an axis it passes whole."""
 
     name: str
-    axis: int
+    axis: int | None
+    dtype: DType
     size: int
     kept: list[int]
     columns: list[str]
+    constants: list[float] | None = None
+
+
+class AttributePlan(_Record):
+    """A size that a module's forward reads, in the slim network."""
+
+    module: str
+    name: str
+    value: int | list[int]
 
 
 class Plan(_Record):
@@ -62,15 +73,49 @@ class Plan(_Record):
     standardize: bool
     inputs: list[InputPlan]
     axes: list[Axis]
+    attributes: list[AttributePlan]
 
 
-def make_axes(network: nn.Module, kept: Mapping[tuple[str, int], Tensor]) -> list[Axis]:
+def make_axes(network: nn.Module, surgery: Surgery) -> list[Axis]:
     """Describe kept positions for the plan, in the numbering of the original network."""
     state = network.state_dict()
     return [
         Axis(tensor=name, dim=dim, size=state[name].shape[dim], kept=positions.tolist())
-        for (name, dim), positions in sorted(kept.items())
+        for (name, dim), positions in sorted(surgery.kept.items())
     ]
+
+
+def make_attributes(surgery: Surgery) -> list[AttributePlan]:
+    """Describe the module attributes that follow the widths."""
+    return [
+        AttributePlan(module=path, name=name, value=list(value) if isinstance(value, tuple | list) else value)
+        for (path, name), value in sorted(surgery.attributes.items())
+    ]
+
+
+def make_constants(surgery: Surgery, place: int) -> list[float] | None:
+    """What the removed columns of an input are fed inside the network; None where they are cut."""
+    padding = surgery.padding.get(place)
+    return None if padding is None else padding.values.double().tolist()
+
+
+def _surgery(plan: Plan) -> Surgery:
+    return Surgery(
+        kept={(a.tensor, a.dim): torch.tensor(a.kept, dtype=torch.int64) for a in plan.axes},
+        attributes={
+            (a.module, a.name): tuple(a.value) if isinstance(a.value, list) else a.value
+            for a in plan.attributes
+        },
+        padding={
+            place: Padding(place, part.axis, torch.tensor(part.kept, dtype=torch.int64), _values(part))
+            for place, part in enumerate(plan.inputs)
+            if part.constants is not None and part.axis is not None
+        },
+    )
+
+
+def _values(part: InputPlan) -> Tensor:
+    return torch.tensor(part.constants, dtype=torch.float64)
 
 
 def save_weights(network: nn.Module, path: Path) -> None:
@@ -100,15 +145,19 @@ def load(bundle: str | Path, factory: str | Callable[..., nn.Module] | None = No
     build = _factory(plan.factory if factory is None else factory)
     network = build(**plan.arguments)
     if plan.standardize:
-        width = plan.inputs[0].size
-        network = Scaled(Standardize(torch.zeros(width), torch.ones(width)), network)
+        network = Scaled([_unscaled(part) for part in plan.inputs], network)
     _check_axes(network, plan.axes)
-    slice_(network, {(a.tensor, a.dim): torch.tensor(a.kept, dtype=torch.int64) for a in plan.axes})
+    _surgery(plan).apply_(network)
     try:
         load_model(network, str(folder / WEIGHTS), strict=True)
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         raise ModelError(f"{folder / WEIGHTS}: does not fit the network of the plan ({error})") from error
     return network.eval()
+
+
+def _unscaled(part: InputPlan) -> Standardize | None:
+    """The standardisation layer of an input, its figures to be loaded; None for inputs that have none."""
+    return Standardize(torch.zeros(part.size), torch.ones(part.size)) if part.dtype == "float32" else None
 
 
 def _read_plan(path: Path) -> Plan:

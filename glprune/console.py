@@ -81,7 +81,8 @@ def print_report(console: Console, report: Report, bundle: str) -> None:
     """The findings of a run and where the bundle lies."""
     for sentence in headline(report):
         console.print(sentence, markup=False, highlight=False)
-    table = Table("metric on the test split", box=None, pad_edge=False, header_style="bold")
+    what = "agreement" if report.task == "distillation" else "metric"
+    table = Table(f"{what} on the test split", box=None, pad_edge=False, header_style="bold")
     for name in ("original", "zeroed", "shipped"):
         table.add_column(name, justify="right")
     for metric in report.performance:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from glprune.errors import DataError, GlpruneError, RecipeError
 from glprune.imports import describe, load_callable
-from glprune.recipe import Recipe
+from glprune.recipe import InputSpec, Recipe
 
 SPLITS = ("train", "valid", "test")
 Inputs = tuple[Tensor, ...]
@@ -46,8 +47,9 @@ class TensorSplit:
     """A split held in memory.
 
     Attributes:
-        inputs: Each (rows, ...), float32.
-        target: Class numbers int64 or values float32, shape (rows,).
+        inputs: Each (rows, ...), float32 or int64.
+        target: Class numbers int64 or values float32, shape (rows,); (rows, n) where the network is to
+            agree with another, n = 0 until that one was asked.
     """
 
     inputs: Inputs
@@ -72,14 +74,14 @@ class LoaderSplit:
     """A split streamed from a user's DataLoader, in the batches the loader makes.
 
     Attributes:
-        loader: Yields ``(inputs, target)``.
-        names: Names of the inputs, for loaders that yield mappings.
+        loader: Yields ``(inputs, target)``; inputs alone where there are no labels.
+        specs: The inputs in the network's order.
         kind: The task, which decides the target's type.
         rows: Number of rows, counted once.
     """
 
     loader: Iterable[Any]
-    names: tuple[str, ...]
+    specs: tuple[InputSpec, ...]
     kind: str
     rows: int
 
@@ -89,12 +91,37 @@ class LoaderSplit:
             if generator is not None:
                 torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
             for batch in self.loader:
-                yield unpack(batch, self.names, self.kind)
+                yield unpack(batch, self.specs, self.kind)
+
+
+@dataclass(frozen=True)
+class InputColumns:
+    """One input of the network and the columns that feed it.
+
+    Attributes:
+        name: Name of the input.
+        axis: Axis of a batch that holds the features; None where none can be pruned.
+        columns: Names along that axis, in order; without an axis the columns of the file, if any.
+    """
+
+    name: str
+    axis: int | None
+    columns: tuple[str, ...]
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The columns that can be pruned."""
+        return self.columns if self.axis is not None else ()
 
 
 @dataclass(frozen=True)
 class Field:
-    """A raw input field: a column, or several columns that live and die together."""
+    """A raw input field: a column, or several columns of one input that live and die together.
+
+    Attributes:
+        name: The field.
+        columns: Numbers of its columns, counted over the features of all inputs.
+    """
 
     name: str
     columns: tuple[int, ...]
@@ -112,29 +139,51 @@ class Standardization:
 class Data:
     """Data ready for a network.
 
+    Columns are numbered through over the features of all inputs; ``spans`` says where each begins.
+
     Attributes:
         source: What was read, in words.
-        features: Columns in the network's input order.
-        fields: Fields in the order of their first column; every column is in one.
+        inputs: The inputs in the network's order.
+        fields: Fields in the order of their first column; every column is in one, and every field
+            in one input.
         train: Training rows, raw.
         valid: Validation rows, raw.
         test: Test rows, raw.
-        classes: Labels in the order of the network's outputs; None for regression.
-        standardization: What the recipe's ``standardize: train`` puts before the network.
+        classes: Labels in the order of the network's outputs; None where there are none.
+        standardization: What the recipe's ``standardize: train`` puts before each input; None for
+            inputs that are codes.
         digests: File or split -> ``sha256:...``.
         notes: What the user should know, by column.
     """
 
     source: str
-    features: tuple[str, ...]
+    inputs: tuple[InputColumns, ...]
     fields: tuple[Field, ...]
     train: Split
     valid: Split
     test: Split
     classes: tuple[str, ...] | None
-    standardization: Standardization | None
+    standardization: tuple[Standardization | None, ...]
     digests: Mapping[str, str]
     notes: tuple[str, ...]
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Columns that can be pruned, over all inputs in order."""
+        return tuple(name for part in self.inputs for name in part.features)
+
+    @property
+    def spans(self) -> tuple[range, ...]:
+        """The numbers of each input's features; empty for inputs that have none."""
+        return spans(self.inputs)
+
+
+def spans(inputs: Sequence[InputColumns]) -> tuple[range, ...]:
+    """The numbers of each input's features, counted through."""
+    ends = [0]
+    for part in inputs:
+        ends.append(ends[-1] + len(part.features))
+    return tuple(range(start, end) for start, end in itertools.pairwise(ends))
 
 
 def load_data(recipe: Recipe) -> Data:
@@ -156,28 +205,32 @@ def _from_files(recipe: Recipe) -> Data:
     paths = {key: recipe.path(str(name)) for key, name in names.items()}
     tables = {key: read_table(path) for key, path in paths.items()}
     first = next(iter(tables.values()))
-    features = _features(recipe, first.column_names)
-    fields = _fields(recipe, features)
-    columns = {key: _matrix(tables[key], features, paths[key]) for key in tables}
-    raw = {key: _target_column(recipe, tables[key], paths[key]) for key in tables}
-    classes = _classes(recipe, raw, paths)
-    targets = {key: _encode(recipe, raw[key], classes, paths[key]) for key in tables}
+    inputs = _file_inputs(recipe, first.column_names)
+    fields = _fields(recipe, inputs)
+    columns = {key: _matrices(recipe, tables[key], inputs, paths[key]) for key in tables}
+    classes, targets = _targets(recipe, tables, paths)
     if spec.file:
         rows = _split_rows(recipe, first, targets["file"], paths["file"])
-        parts = {s: (columns["file"][rows[s]], targets["file"][rows[s]]) for s in SPLITS}
+        parts = {s: ([x[rows[s]] for x in columns["file"]], targets["file"][rows[s]]) for s in SPLITS}
     else:
         parts = {s: (columns[s], targets[s]) for s in SPLITS}
     _check_parts(parts, classes, recipe)
-    notes = _constant_notes(recipe, parts["train"][0], features)
+    train = parts["train"][0]
+    notes = [
+        n for x, part in zip(train, inputs, strict=True) for n in _constant_notes(recipe, x, part.columns)
+    ]
     if classes is not None and spec.classes is None:
         notes.append(f"data.classes is not given; the order is {', '.join(classes)}, as the labels sort.")
-    splits = {s: TensorSplit((torch.from_numpy(x),), torch.from_numpy(y)) for s, (x, y) in parts.items()}
+    splits = {
+        s: TensorSplit(tuple(torch.from_numpy(x) for x in xs), torch.from_numpy(y))
+        for s, (xs, y) in parts.items()
+    }
     return Data(
         source=", ".join(str(names[key]) for key in names),
-        features=features,
+        inputs=inputs,
         fields=fields,
         classes=classes,
-        standardization=_standardization(recipe, parts["train"][0]),
+        standardization=tuple(_standardization(recipe, x) for x in train),
         digests={key: _digest(path) for key, path in paths.items()},
         notes=tuple(notes),
         **splits,
@@ -242,7 +295,47 @@ def _features(recipe: Recipe, columns: Sequence[str]) -> tuple[str, ...]:
     return tuple(chosen)
 
 
+def _file_inputs(recipe: Recipe, columns: Sequence[str]) -> tuple[InputColumns, ...]:
+    """The columns that feed each input; with one input all features, unless it names its own."""
+    chosen = _features(recipe, columns)
+    where = recipe.where("model", "inputs")
+    inputs, owner = [], dict[str, str]()
+    for spec in recipe.model.inputs:
+        own = chosen if spec.columns is None else tuple(_own_columns(recipe, spec, chosen, columns))
+        for column in own:
+            if column in owner:
+                raise RecipeError(
+                    f"{where}: column {column!r} feeds {owner[column]!r} and {spec.name!r}; "
+                    "a column belongs to one input."
+                )
+            owner[column] = spec.name
+        inputs.append(InputColumns(spec.name, spec.axis, own))
+    idle = [c for c in chosen if c not in owner] if recipe.data.features is not None else []
+    if idle:
+        raise RecipeError(
+            f"{recipe.where('data', 'features')}: column {_listed(idle)} in no input's columns; "
+            "add to model.inputs, or remove here."
+        )
+    return tuple(inputs)
+
+
+def _own_columns(
+    recipe: Recipe, spec: InputSpec, chosen: Sequence[str], columns: Sequence[str]
+) -> Iterable[str]:
+    """The columns an input names, among the features."""
+    place = f"{recipe.where('model', 'inputs')}: columns of {spec.name!r}"
+    barred = [c for c in spec.columns or () if c in columns and c not in set(chosen)]
+    if barred:
+        raise RecipeError(f"{place}: {barred[0]!r} is the target, the split column or excluded.")
+    return _matching(place, spec.columns or (), chosen)
+
+
 def _expand(recipe: Recipe, key: str, patterns: Iterable[str], columns: Sequence[str]) -> list[str]:
+    """Replace the names and patterns of a key of ``data`` by columns; each column once."""
+    return _matching(recipe.where("data", *key.split("/")), patterns, columns)
+
+
+def _matching(where: str, patterns: Iterable[str], columns: Sequence[str]) -> list[str]:
     """Replace names and patterns by columns; each column once."""
     known, found = set(columns), dict[str, None]()
     for pattern in patterns:
@@ -251,39 +344,56 @@ def _expand(recipe: Recipe, key: str, patterns: Iterable[str], columns: Sequence
             continue
         matches = fnmatch.filter(columns, pattern) if any(c in pattern for c in "*?[") else []
         if not matches:
-            raise RecipeError(
-                f"{recipe.where('data', *key.split('/'))}: no column {pattern!r}.{_guess(pattern, columns)}"
-            )
+            raise RecipeError(f"{where}: no column {pattern!r}.{_guess(pattern, columns)}")
         found.update(dict.fromkeys(matches))
     return list(found)
 
 
-def _fields(recipe: Recipe, features: Sequence[str]) -> tuple[Field, ...]:
+def _fields(recipe: Recipe, inputs: Sequence[InputColumns]) -> tuple[Field, ...]:
     """Join columns into fields; a column no group names is a field of its own."""
-    place = {name: number for number, name in enumerate(features)}
+    features = [name for part in inputs for name in part.features]
+    source = {name: part.name for part in inputs for name in part.features}
     owner: dict[str, str] = {}
     for field, members in recipe.data.feature_groups.items():
+        where = recipe.where("data", "feature_groups", field)
         listed = [members] if isinstance(members, str) else members
-        for column in _expand(recipe, f"feature_groups/{field}", listed, features):
+        columns = _expand(recipe, f"feature_groups/{field}", listed, features)
+        for column in columns:
             if column in owner:
                 raise RecipeError(
-                    f"{recipe.where('data', 'feature_groups', field)}: column {column!r} is in "
-                    f"{owner[column]!r} too; a column belongs to one field."
+                    f"{where}: column {column!r} is in {owner[column]!r} too; a column belongs to one field."
+                )
+            if source[column] != source[columns[0]]:
+                raise RecipeError(
+                    f"{where}: {columns[0]!r} feeds input {source[columns[0]]!r}, {column!r} feeds "
+                    f"{source[column]!r}; a field lies in one input."
                 )
             owner[column] = field
     joined: dict[str, list[int]] = {}
-    for column in features:
+    for number, column in enumerate(features):
         if column not in owner and column in recipe.data.feature_groups:
             raise RecipeError(
                 f"{recipe.where('data', 'feature_groups', column)}: a column outside the "
                 "group has this name; rename the group."
             )
-        joined.setdefault(owner.get(column, column), []).append(place[column])
+        joined.setdefault(owner.get(column, column), []).append(number)
     return tuple(Field(name, tuple(columns)) for name, columns in joined.items())
 
 
-def _matrix(table: pa.Table, features: Sequence[str], path: Path) -> NDArray[np.float32]:
-    """The feature columns by name as float32, shape (rows, n_columns)."""
+def _matrices(
+    recipe: Recipe, table: pa.Table, inputs: Sequence[InputColumns], path: Path
+) -> list[NDArray[Any]]:
+    """The columns of each input, shape (rows, n_columns), float32 or int64."""
+    return [
+        _matrix(table, part.columns, path, spec.dtype)
+        for part, spec in zip(inputs, recipe.model.inputs, strict=True)
+    ]
+
+
+def _matrix(
+    table: pa.Table, features: Sequence[str], path: Path, dtype: Literal["float", "int"]
+) -> NDArray[Any]:
+    """Columns by name as float32 or int64, shape (rows, n_columns)."""
     missing = sorted(set(features) - set(table.column_names))
     if missing:
         raise DataError(f"{path}: column {_listed(missing)} missing.{_guess(missing[0], table.column_names)}")
@@ -295,7 +405,7 @@ def _matrix(table: pa.Table, features: Sequence[str], path: Path) -> NDArray[np.
             f"{path}: column {_listed(bad)} not numeric (first value {example!r}); "
             "encode as numbers, or list under data.exclude."
         )
-    matrix = np.empty((table.num_rows, len(features)), dtype=np.float32)
+    matrix = np.empty((table.num_rows, len(features)), dtype=np.float32 if dtype == "float" else np.float64)
     for number, column in enumerate(chosen.columns):
         matrix[:, number] = column.cast(pa.float64()).to_numpy()
     finite = np.isfinite(matrix)
@@ -306,7 +416,21 @@ def _matrix(table: pa.Table, features: Sequence[str], path: Path) -> NDArray[np.
             f"{path}: column {_listed([features[w] for w in wrong.tolist()])} not finite: {len(rows)} empty, "
             f"NaN or Inf in {features[wrong[0]]!r}, first in row {rows[0] + 1}; fill or drop them."
         )
-    return matrix
+    return matrix if dtype == "float" else _codes(matrix, features, path)
+
+
+def _codes(matrix: NDArray[np.float64], features: Sequence[str], path: Path) -> NDArray[np.int64]:
+    """Whole numbers as int64."""
+    codes = matrix.astype(np.int64)
+    wrong = codes != matrix
+    if wrong.any():
+        column = int(np.flatnonzero(wrong.any(axis=0))[0])
+        row = int(np.flatnonzero(wrong[:, column])[0])
+        raise DataError(
+            f"{path}: column {features[column]!r} feeds an input of dtype: int and holds "
+            f"{matrix[row, column]:g} in row {row + 1}; encode as whole numbers."
+        )
+    return codes
 
 
 def is_numeric(kind: pa.DataType) -> bool:
@@ -317,6 +441,17 @@ def is_numeric(kind: pa.DataType) -> bool:
         or pa.types.is_boolean(kind)
         or pa.types.is_decimal(kind)
     )
+
+
+def _targets(
+    recipe: Recipe, tables: Mapping[str, pa.Table], paths: Mapping[str, Path]
+) -> tuple[tuple[str, ...] | None, dict[str, NDArray[Any]]]:
+    """Classes and encoded targets; targets of no column where there are no labels."""
+    if recipe.task == "distillation":
+        return None, {key: np.empty((t.num_rows, 0), dtype=np.float32) for key, t in tables.items()}
+    raw = {key: _target_column(recipe, tables[key], paths[key]) for key in tables}
+    classes = _classes(recipe, raw, paths)
+    return classes, {key: _encode(recipe, raw[key], classes, paths[key]) for key in tables}
 
 
 def _target_column(recipe: Recipe, table: pa.Table, path: Path) -> pa.ChunkedArray:
@@ -407,7 +542,7 @@ def _split_rows(
             )
         return {s: np.flatnonzero(values == s) for s in SPLITS}
     shares = spec.shares if spec is not None else (0.6, 0.2, 0.2)
-    by_class = recipe.task != "regression" and (spec is None or spec.stratify is not False)
+    by_class = recipe.task in ("binary", "multiclass") and (spec is None or spec.stratify is not False)
     rng = np.random.default_rng(recipe.seed)
     strata = (
         [np.flatnonzero(target == c) for c in np.unique(target)] if by_class else [np.arange(len(target))]
@@ -422,14 +557,14 @@ def _split_rows(
 
 
 def _check_parts(
-    parts: Mapping[str, tuple[NDArray[np.float32], NDArray[Any]]],
+    parts: Mapping[str, tuple[Sequence[NDArray[Any]], NDArray[Any]]],
     classes: tuple[str, ...] | None,
     recipe: Recipe,
 ) -> None:
-    for name, (matrix, target) in parts.items():
-        if len(matrix) < 2:
+    for name, (_, target) in parts.items():
+        if len(target) < 2:
             raise DataError(
-                f"{recipe.where('data')}: the {name} split has {len(matrix)} rows; it needs at least 2."
+                f"{recipe.where('data')}: the {name} split has {len(target)} rows; it needs at least 2."
             )
         if classes is not None and len(np.unique(target)) < 2:
             only = classes[int(target[0])]
@@ -439,11 +574,11 @@ def _check_parts(
             )
 
 
-def _constant_notes(recipe: Recipe, train: NDArray[np.float32], features: Sequence[str]) -> list[str]:
+def _constant_notes(recipe: Recipe, train: NDArray[Any], features: Sequence[str]) -> list[str]:
     constant = [features[i] for i in np.flatnonzero(train.min(axis=0) == train.max(axis=0)).tolist()]
     if not constant:
         return []
-    if recipe.data.standardize == "train":
+    if recipe.data.standardize == "train" and train.dtype == np.float32:
         raise DataError(
             f"column {_listed(constant)} constant on the training rows, so it cannot be standardised; "
             "list under data.exclude."
@@ -451,8 +586,8 @@ def _constant_notes(recipe: Recipe, train: NDArray[np.float32], features: Sequen
     return [f"column {_listed(constant)} constant on the training rows."]
 
 
-def _standardization(recipe: Recipe, train: NDArray[np.float32]) -> Standardization | None:
-    if recipe.data.standardize == "none":
+def _standardization(recipe: Recipe, train: NDArray[Any]) -> Standardization | None:
+    if recipe.data.standardize == "none" or train.dtype != np.float32:
         return None
     wide = train.astype(np.float64)
     return Standardization(torch.from_numpy(wide.mean(axis=0)), torch.from_numpy(wide.std(axis=0)))
@@ -484,95 +619,177 @@ def _guess(name: str, columns: Sequence[str]) -> str:
 # --- loaders ---------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Survey:
+    """What one reading of a loader found."""
+
+    split: LoaderSplit
+    digest: str
+    widths: tuple[int, ...]
+    largest: int
+
+
 def _from_loader(recipe: Recipe) -> Data:
     reference = str(recipe.data.loader)
     where = recipe.where("data", "loader")
     make = load_callable(reference, recipe.folder, where)
-    names = tuple(spec.name for spec in recipe.model.inputs)
-    splits, digests = {}, {}
-    width = 0
+    found: dict[str, _Survey] = {}
     for name in SPLITS:
         try:
-            loader = make(split=name)
-            splits[name], digests[name], width, largest = _survey(loader, names, recipe)
+            found[name] = _survey(make(split=name), recipe)
         except GlpruneError as error:
             raise DataError(f"{where}: split {name!r}: {error}") from error
         except Exception as error:  # the user's loader may raise anything
             raise DataError(f"{where}: split {name!r} failed ({describe(error)}).") from error
-    features = tuple(recipe.data.features or (f"x{i}" for i in range(width)))
-    if len(features) != width:
-        raise RecipeError(
-            f"{recipe.where('data', 'features')} lists {len(features)} names, the loader yields "
-            f"{width} features."
-        )
+        if found[name].widths != found["train"].widths:
+            raise DataError(f"{where}: split {name!r} has other numbers of features than 'train'.")
+    inputs = _loader_inputs(recipe, found["train"].widths)
     return Data(
         source=reference,
-        features=features,
-        fields=_fields(recipe, features),
-        classes=_loader_classes(recipe, largest),
-        standardization=None,
-        digests=digests,
+        inputs=inputs,
+        fields=_fields(recipe, inputs),
+        classes=_loader_classes(recipe, max(survey.largest for survey in found.values())),
+        standardization=(None,) * len(inputs),
+        digests={name: survey.digest for name, survey in found.items()},
         notes=(),
-        **splits,
+        **{name: survey.split for name, survey in found.items()},
     )
 
 
-def _survey(
-    loader: Iterable[Any], names: tuple[str, ...], recipe: Recipe
-) -> tuple[LoaderSplit, str, int, int]:
-    """Read a loader once: rows, digest of the tensors, width of the features, largest class."""
-    total, rows, width, largest = hashlib.sha256(), 0, 0, 0
-    axis = recipe.model.inputs[0].axis
+def _loader_inputs(recipe: Recipe, widths: Sequence[int]) -> tuple[InputColumns, ...]:
+    """Name the features of every input, as data.features lists them over all inputs."""
+    specs = recipe.model.inputs
+    names = recipe.data.features
+    if names is None:
+        stem = [f"{spec.name}." if len(specs) > 1 else "x" for spec in specs]
+        names = [f"{stem[n]}{i}" for n, width in enumerate(widths) for i in range(width)]
+    if len(names) != sum(widths):
+        raise RecipeError(
+            f"{recipe.where('data', 'features')} lists {len(names)} names, the loader yields "
+            f"{sum(widths)} features."
+        )
+    left = iter(names)
+    return tuple(
+        InputColumns(spec.name, spec.axis, tuple(next(left) for _ in range(width)))
+        for spec, width in zip(specs, widths, strict=True)
+    )
+
+
+def _survey(loader: Iterable[Any], recipe: Recipe) -> _Survey:
+    """Read a loader once: rows, digest of the tensors, features of each input, largest class."""
+    total, rows, largest = hashlib.sha256(), 0, 0
+    specs = tuple(recipe.model.inputs)
+    widths: tuple[int, ...] | None = None
     for batch in loader:
-        inputs, target = unpack(batch, names, recipe.task)
+        inputs, target = unpack(batch, specs, recipe.task)
         for tensor in (*inputs, target):
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise DataError(f"NaN or Inf in batch after row {rows}.")
             total.update(tensor.contiguous().numpy().tobytes())
-        rows, width = rows + len(target), inputs[0].shape[axis]
-        largest = max(largest, int(target.max()))
-        if recipe.task != "regression" and int(target.min()) < 0:
-            raise DataError(f"class {int(target.min())} is below 0 after row {rows}.")
-    if rows < 2:
+        found = tuple(0 if s.axis is None else x.shape[s.axis] for s, x in zip(specs, inputs, strict=True))
+        if found != (widths or found):
+            raise DataError(f"the number of features changes after row {rows}; it must be one number.")
+        widths, rows = found, rows + len(target)
+        if recipe.task in ("binary", "multiclass"):
+            largest = max(largest, int(target.max()))
+            if int(target.min()) < 0:
+                raise DataError(f"class {int(target.min())} is below 0 after row {rows}.")
+    if rows < 2 or widths is None:
         raise DataError(f"{rows} rows; at least 2 are needed.")
-    return LoaderSplit(loader, names, recipe.task, rows), f"sha256:{total.hexdigest()}", width, largest
+    return _Survey(
+        LoaderSplit(loader, specs, recipe.task, rows), f"sha256:{total.hexdigest()}", widths, largest
+    )
 
 
-def unpack(batch: Any, names: tuple[str, ...], kind: str) -> tuple[Inputs, Tensor]:
+def unpack(batch: Any, specs: Sequence[InputSpec], kind: str) -> tuple[Inputs, Tensor]:
     """Bring a loader's batch to ``(inputs, target)``.
 
+    Args:
+        batch: ``(x, y)``, ``((x1, x2), y)`` or ``({name: x}, y)``; for distillation the inputs may
+            come alone.
+        specs: The inputs in the network's order.
+        kind: The task.
+
+    Returns:
+        Inputs as float32, int64 or bool; classes (rows,) int64, values (rows,) float32, or
+        (rows, 0) for distillation.
+
     Raises:
-        DataError: It is not ``(x, y)``, ``((x1, x2), y)`` or ``({name: x}, y)``.
+        DataError: The batch is something else.
     """
-    if not isinstance(batch, list | tuple) or len(batch) != 2:
-        raise DataError(f"a batch is {type(batch).__name__}, not a pair (inputs, target).")
-    inputs, target = batch
-    if isinstance(inputs, Mapping):
-        absent = [n for n in names if n not in inputs]
-        if absent:
-            raise DataError(f"a batch has no input {absent[0]!r}; it has {', '.join(map(str, inputs))}.")
-        inputs = [inputs[n] for n in names]
-    elif isinstance(inputs, Tensor):
-        inputs = [inputs]
-    if (
-        len(inputs) != len(names)
-        or not all(isinstance(x, Tensor) for x in inputs)
-        or not isinstance(target, Tensor)
-    ):
-        raise DataError(f"a batch should hold {len(names)} input tensor(s) and a target tensor.")
-    if inputs[0].ndim < 2 or len(inputs[0]) != len(target):
-        raise DataError(f"inputs of shape {tuple(inputs[0].shape)} do not fit {len(target)} targets.")
-    flat = target.reshape(len(target), -1)
-    if flat.shape[1] != 1:
+    raw, goal = _parted(batch, len(specs), kind)
+    inputs = _as_inputs(raw, specs)
+    rows = len(inputs[0])
+    for spec, x in zip(specs, inputs, strict=True):
+        if len(x) != rows:
+            raise DataError(f"input {spec.name!r} has {len(x)} rows, {specs[0].name!r} has {rows}.")
+    if kind == "distillation":
+        return inputs, torch.empty(rows, 0)
+    if not isinstance(goal, Tensor):
+        raise DataError(f"a batch should hold {len(specs)} input tensor(s) and a target tensor.")
+    if goal.ndim == 0 or len(goal) != rows:
         raise DataError(
-            f"a target of shape {tuple(target.shape)} has several values in a row; one is needed."
+            f"inputs of shape {tuple(inputs[0].shape)} do not fit a target of shape {tuple(goal.shape)}."
         )
-    goal = flat[:, 0].float() if kind == "regression" else flat[:, 0].long()
-    return tuple(x.float() if x.is_floating_point() else x for x in inputs), goal
+    flat = goal.reshape(rows, -1)
+    if flat.shape[1] != 1:
+        raise DataError(f"a target of shape {tuple(goal.shape)} has several values in a row; one is needed.")
+    return inputs, flat[:, 0].float() if kind == "regression" else flat[:, 0].long()
+
+
+def _parted(batch: Any, inputs: int, kind: str) -> tuple[Any, Any]:
+    """Inputs and target of a batch; without labels the target is whatever stands behind the inputs."""
+    pair = isinstance(batch, list | tuple) and len(batch) == 2
+    if kind != "distillation":
+        if not pair:
+            raise DataError(f"a batch is {type(batch).__name__}, not a pair (inputs, target).")
+        return batch[0], batch[1]
+    # a pair of tensors is both inputs of a network with two, and inputs with a label of one with one
+    if pair and (inputs == 1 or not isinstance(batch[0], Tensor)):
+        return batch[0], batch[1]
+    return batch, None
+
+
+def _as_inputs(raw: Any, specs: Sequence[InputSpec]) -> Inputs:
+    """The tensors of each input, in the network's order."""
+    if isinstance(raw, Mapping):
+        absent = [s.name for s in specs if s.name not in raw]
+        if absent:
+            raise DataError(f"a batch has no input {absent[0]!r}; it has {', '.join(map(str, raw))}.")
+        raw = [raw[s.name] for s in specs]
+    found = [raw] if isinstance(raw, Tensor) else raw
+    if (
+        not isinstance(found, list | tuple)
+        or len(found) != len(specs)
+        or not all(isinstance(x, Tensor) for x in found)
+    ):
+        raise DataError(f"a batch should hold {len(specs)} input tensor(s); it holds {_contents(found)}.")
+    return tuple(_as_input(x, spec) for x, spec in zip(found, specs, strict=True))
+
+
+def _contents(found: Any) -> str:
+    if isinstance(found, list | tuple):
+        return f"{len(found)}: {', '.join(type(x).__name__ for x in found)}"
+    return type(found).__name__
+
+
+def _as_input(x: Tensor, spec: InputSpec) -> Tensor:
+    """One input as float32, int64 or bool."""
+    places = 1 if spec.axis is None else max(2, spec.axis + 1 if spec.axis > 0 else 1 - spec.axis)
+    if x.ndim < places:
+        raise DataError(
+            f"tensors of shape {tuple(x.shape)} do not fit input {spec.name!r}: a batch of it has at least "
+            f"{places} axes."
+        )
+    if x.is_floating_point():
+        if spec.dtype == "int":
+            raise DataError(f"input {spec.name!r} has dtype: int and the loader yields {x.dtype}.")
+        return x.float()
+    return x if x.dtype == torch.bool else x.long()
 
 
 def _loader_classes(recipe: Recipe, largest: int) -> tuple[str, ...] | None:
-    if recipe.task == "regression":
+    if recipe.task in ("regression", "distillation"):
         return None
     if recipe.data.classes is not None:
         classes = tuple(str(c) for c in recipe.data.classes)

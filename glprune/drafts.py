@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from glprune.trace import Axis, Claim, Trace
 from glprune.units import Role, Slot
+from glprune.watcher import Axis, Claim, Trace
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,9 @@ def _refusal(
     if refused:
         return refused[0]
     if outputs:
-        return "the units are added to the network's output" if sources else "some of the units are the output"
+        return (
+            "the units are added to the network's output" if sources else "some of the units are the output"
+        )
     if len(wanted) < 2:
         tied = classes.marked(seen, "tied", wanted)
         return f"all units are tied together by {tied[0]}" if tied else "all units are tied together"
@@ -164,7 +166,9 @@ def _slots(
             if claim.plane:
                 owner[claim.cells[hit]] = mine[hit]
             if reads(claim):
-                reading |= set(np.unique(np.searchsorted(starts, claim.cells[hit], side="right") - 1).tolist())
+                reading |= set(
+                    np.unique(np.searchsorted(starts, claim.cells[hit], side="right") - 1).tolist()
+                )
     slots = []
     for place, axis in enumerate(seen.axes):
         positions = owner[_range(axis)]
@@ -184,5 +188,5 @@ def _name(tensor: str) -> str:
     if leaf == "weight" and path:
         return path
     if leaf.startswith(("weight_ih_", "weight_hh_")):
-        return f"{path}.{leaf[len('weight_ih_'):]}" if path else leaf[len("weight_ih_"):]
+        return f"{path}.{leaf[len('weight_ih_') :]}" if path else leaf[len("weight_ih_") :]
     return path if leaf == "in_proj_weight" and path else tensor

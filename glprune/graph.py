@@ -238,7 +238,9 @@ def dependency_plans(
             planned = [planner.unit_set(name, kind, root) for name, kind, root in planner.roots()]
     except Exception:  # torch-pruning has no error class of its own, and its plan is only compared
         return {}
-    named = [replace(u, name=names[int(u.name)]) if u.kind == "input" else u for u in planned if u is not None]
+    named = [
+        replace(u, name=names[int(u.name)]) if u.kind == "input" else u for u in planned if u is not None
+    ]
     return {units.name: units for units in named}
 
 

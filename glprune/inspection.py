@@ -92,12 +92,13 @@ def inspect(
     listener(Stage("cost", "timing one epoch"))
     largest, seconds = _cost(job)
     state = dict(job.network.state_dict())
-    norms, sizes = group_norms(state, job.inputs), group_sizes(state, job.inputs)
+    norms = [float(n) for g in job.input_groups for n in group_norms(state, g)]
+    sizes = [int(n) for g in job.input_groups for n in group_sizes(state, g)]
     points = rules.train.points if rules.target.lam != 0 else 1
     return Inspection(
         sets=_sets(job),
         fields=tuple(
-            (f.name, len(f.columns), int(size), float(norm))
+            (f.name, len(f.columns), size, norm)
             for f, size, norm in zip(job.data.fields, sizes, norms, strict=True)
         ),
         parameters=parameters(job.network),
@@ -107,7 +108,7 @@ def inspect(
         points=points,
         seconds_per_point=seconds,
         seconds=seconds * points,
-        notes=job.data.notes,
+        notes=(*job.data.notes, *job.fixed_inputs),
     )
 
 

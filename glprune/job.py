@@ -13,16 +13,20 @@ from torch import Tensor, nn
 from glprune.data import Data, Split, load_data
 from glprune.errors import GlpruneError, ModelError, RecipeError
 from glprune.events import Listener, Note, Stage
-from glprune.graph import Inputs, Kind, find_unit_sets
 from glprune.groups import GroupSet, hidden_groups, input_groups
 from glprune.measure import random_like
 from glprune.model import Network, load_network
+from glprune.outputs import OutputNames, flatten_outputs_, leaves, name_outputs, named_leaves
+from glprune.planning import plan_units
 from glprune.recipe import Recipe
-from glprune.removal import prove
-from glprune.scaling import Scaled, scaled
+from glprune.scaling import Scaled, Standardize
+from glprune.surgery import select
 from glprune.task import Task
+from glprune.teaching import taught
+from glprune.units import Inputs, Kind, UnitSet
 
 PROBE_ROWS = 256
+_CODE_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,9 @@ class Job:
         network: The network in evaluation mode, behind its standardisation layer if the recipe
             states one.
         task: Loss and metrics.
-        groups: Proved group sets, inputs first.
+        groups: Proved group sets, inputs first: one for each input with an axis, in their order.
         probe: Real and random rows every cut is compared on.
+        outputs: What the network returns.
     """
 
     recipe: Recipe
@@ -47,10 +52,11 @@ class Job:
     task: Task
     groups: list[GroupSet]
     probe: Inputs
+    outputs: OutputNames
 
     @property
-    def axes(self) -> tuple[int, ...]:
-        """The feature axis of each input."""
+    def axes(self) -> tuple[int | None, ...]:
+        """The feature axis of each input; None for inputs that pass whole."""
         return tuple(spec.axis for spec in self.recipe.model.inputs)
 
     @property
@@ -65,9 +71,20 @@ class Job:
         return drop.metric if drop is not None else self.task.default_metric
 
     @property
-    def inputs(self) -> GroupSet:
-        """The group set of the input fields."""
-        return next(g for g in self.groups if g.kind == "input")
+    def input_groups(self) -> list[GroupSet]:
+        """The group sets of the input fields; their labels one after the other are ``data.fields``."""
+        return [g for g in self.groups if g.kind == "input"]
+
+    @property
+    def fixed_inputs(self) -> list[str]:
+        """What the user should know of inputs whose columns stay though their penalty was asked for."""
+        if self.recipe.penalty.inputs is None:
+            return []
+        return [
+            f"The columns of input {g.name!r} cannot be removed and all stay: {g.units.refused}."
+            for g in self.input_groups
+            if g.units.refused
+        ]
 
     def penalised(self, kinds: Collection[Kind] = ("input", "hidden")) -> list[tuple[GroupSet, float]]:
         """Group sets of the given kinds under a penalty and the strength of each.
@@ -77,10 +94,14 @@ class Job:
             ModelError: The input columns cannot be cut, or nothing is left to penalise.
         """
         self._check_layers()
-        refused = self.inputs.units.refused
-        if refused and "input" in kinds and self.recipe.penalty.inputs is not None:
+        refused = [g for g in self.input_groups if g.units.refused]
+        if "input" in kinds and self.fixed_inputs and len(refused) == len(self.input_groups):
+            named = len(self.axes) > 1
+            reasons = "; ".join(
+                f"{g.name}: {g.units.refused}" if named else f"{g.units.refused}" for g in refused
+            )
             raise ModelError(
-                f"The input columns cannot be removed: {refused}. To prune hidden units only, set "
+                f"The input columns cannot be removed: {reasons}. To prune hidden units only, set "
                 "penalty.inputs: null."
             )
         chosen = [
@@ -139,11 +160,15 @@ def continued(job: Job, network: nn.Module, columns: tuple[Tensor, ...]) -> Job:
         columns: Kept positions along each input's feature axis.
     """
     narrow = narrowing(columns, job.axes)
-    place = {old: new for new, old in enumerate(columns[0].tolist())}
+    kept = [span[c] for span, own in zip(job.data.spans, columns, strict=True) for c in own.tolist()]
+    place = {old: new for new, old in enumerate(kept)}
     fields = [(f, [place[c] for c in f.columns if c in place]) for f in job.data.fields]
     data = replace(
         job.data,
-        features=tuple(job.data.features[c] for c in place),
+        inputs=tuple(
+            part if part.axis is None else replace(part, columns=tuple(part.columns[c] for c in own.tolist()))
+            for part, own in zip(job.data.inputs, columns, strict=True)
+        ),
         fields=tuple(replace(f, columns=tuple(left)) for f, left in fields if left),
         train=_Narrowed(job.data.train, narrow),
         valid=_Narrowed(job.data.valid, narrow),
@@ -166,32 +191,50 @@ def prepare(recipe: Recipe, model: Path, trust_pickle: bool, listener: Listener)
     Raises:
         GlpruneError: Whatever is wrong with recipe, data or model, in one line.
     """
-    if len(recipe.model.inputs) > 1:
-        raise RecipeError(f"{recipe.where('model', 'inputs')} lists several inputs; one is supported.")
     listener(Stage("data", "reading and checking"))
     data = load_data(recipe)
     for note in data.notes:
         listener(Note(note))
     listener(Stage("model", "loading the network and proving its groups"))
     loaded = load_network(recipe, model, trust_pickle=trust_pickle)
-    scale = data.standardization
-    network = loaded.module if scale is None else scaled(loaded.module, scale.mean, scale.std)
+    network = _with_scaling(loaded.module, data)
     real = first_rows(data.test, PROBE_ROWS)
-    task = Task(recipe.task, recipe.model.output, len(data.classes or ()))
-    task = task.fitted(_try_forward(network, real, data.features))
-    probe = tuple(
-        torch.cat(pair) for pair in zip(real, random_like(real, PROBE_ROWS, recipe.seed), strict=True)
-    )
+    output = _try_forward(network, real, data)
+    found = named_leaves(output)
+    if not isinstance(output, Tensor):
+        flatten_outputs_(loaded.module)
+    outputs = name_outputs(recipe, found, len(real[0]))
+    task = Task(recipe.task, recipe.model.output, len(data.classes or ()), prediction=outputs.predicted or 0)
+    task = task.fitted(found[task.prediction][1])
+    _check_codes(network, data)
+    if recipe.task == "distillation":
+        data, task = taught(data, network, task)
+    axes = [spec.axis for spec in recipe.model.inputs]
+    noise = random_like(real, axes, PROBE_ROWS, recipe.seed)
+    probe = tuple(torch.cat(pair) for pair in zip(real, noise, strict=True))
     groups = find_groups(network, recipe, data, probe)
-    return Job(recipe, data, loaded, network, task, groups, probe)
+    job = Job(recipe, data, loaded, network, task, groups, probe, outputs)
+    if len(job.fixed_inputs) < len(job.input_groups):
+        for sentence in job.fixed_inputs:
+            listener(Note(sentence))
+    return job
+
+
+def _with_scaling(network: nn.Module, data: Data) -> nn.Module:
+    """The network behind the standardisation the recipe asks for."""
+    if not any(data.standardization):
+        return network
+    layers = [Standardize(s.mean, s.std) if s is not None else None for s in data.standardization]
+    return Scaled(layers, network).train(network.training)
 
 
 def find_groups(network: nn.Module, recipe: Recipe, data: Data, probe: Inputs) -> list[GroupSet]:
-    """Every group set of a network, planned by the dependency graph and proved on numbers."""
+    """Every group set of a network, planned from a trace and proved on numbers."""
     axes = [spec.axis for spec in recipe.model.inputs]
     names = [spec.name for spec in recipe.model.inputs]
-    example = tuple(torch.cat([x[:2], x[-2:]]) for x in probe)
-    sets = prove(network, find_unit_sets(network, example, axes, names), example, axes)
+    example = tuple(torch.cat([x[:4], x[-4:]]) for x in probe)
+    planned = plan_units(network, example, axes, names, recipe.allow_inexact)
+    sets = _with_every_input(planned, data)
     if isinstance(network, Scaled):  # layers keep the names the user gave them
         sets = [
             replace(
@@ -201,8 +244,28 @@ def find_groups(network: nn.Module, recipe: Recipe, data: Data, probe: Inputs) -
             )
             for s in sets
         ]
-    fields = [(f.name, f.columns) for f in data.fields]
-    return [input_groups(s, fields) if s.kind == "input" else hidden_groups(s) for s in sets]
+    spans = {part.name: span for part, span in zip(data.inputs, data.spans, strict=True)}
+    return [
+        input_groups(s, _own_fields(data, spans[s.name])) if s.kind == "input" else hidden_groups(s)
+        for s in sets
+    ]
+
+
+def _with_every_input(sets: list[UnitSet], data: Data) -> list[UnitSet]:
+    """Put a refused set where the plan has none for an input with an axis; inputs come first, in order."""
+    found = {s.name: s for s in sets if s.kind == "input"}
+    inputs = [
+        found.get(part.name)
+        or UnitSet(part.name, "input", len(part.features), (), "the plan has no layer that reads them")
+        for part in data.inputs
+        if part.axis is not None
+    ]
+    return [*inputs, *(s for s in sets if s.kind == "hidden")]
+
+
+def _own_fields(data: Data, span: range) -> list[tuple[str, tuple[int, ...]]]:
+    """The fields of one input, columns counted within it."""
+    return [(f.name, tuple(c - span.start for c in f.columns)) for f in data.fields if f.columns[0] in span]
 
 
 def first_rows(split: Split, rows: int) -> Inputs:
@@ -211,9 +274,9 @@ def first_rows(split: Split, rows: int) -> Inputs:
     return inputs
 
 
-def caller(network: nn.Module) -> Callable[[Inputs], Tensor]:
-    """A network as a function of the tuple of its inputs."""
-    return lambda inputs: network(*inputs)
+def caller(network: nn.Module) -> Callable[[Inputs], tuple[Tensor, ...]]:
+    """A network as a function from the tuple of its inputs to the tuple of its outputs."""
+    return lambda inputs: leaves(network(*inputs))
 
 
 def everything(inputs: Inputs) -> Inputs:
@@ -221,14 +284,21 @@ def everything(inputs: Inputs) -> Inputs:
     return inputs
 
 
-def narrowing(columns: tuple[Tensor, ...], axes: tuple[int, ...]) -> Callable[[Inputs], Inputs]:
+def narrowing(columns: tuple[Tensor, ...], axes: tuple[int | None, ...]) -> Callable[[Inputs], Inputs]:
     """Take the kept columns out of a full batch; ``columns`` are positions along each feature axis."""
-    return lambda inputs: tuple(
-        x.index_select(axis, kept) for x, axis, kept in zip(inputs, axes, columns, strict=True)
-    )
+    return lambda inputs: select(inputs, axes, columns)
 
 
-def _try_forward(network: nn.Module, inputs: Inputs, features: tuple[str, ...]) -> object:
+def _check_codes(network: nn.Module, data: Data) -> None:
+    """Run every row once where an input holds whole numbers: a code may be past the end of a table."""
+    for split in (data.train, data.valid, data.test):
+        for inputs, _ in split.batches(_CODE_ROWS, None):
+            if all(x.is_floating_point() for x in inputs):
+                return
+            _try_forward(network, inputs, data)
+
+
+def _try_forward(network: nn.Module, inputs: Inputs, data: Data) -> object:
     try:
         with torch.no_grad():
             output = network(*inputs)
@@ -238,11 +308,11 @@ def _try_forward(network: nn.Module, inputs: Inputs, features: tuple[str, ...]) 
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         raise ModelError(
-            f"The network does not run on the data, {len(features)} columns, input shape {shapes} ({first}); "
-            "compare data.features with what the network was trained on."
+            f"The network does not run on the data, {len(data.features)} columns, input shape {shapes} "
+            f"({first}); compare data.features and model.inputs with what the network was trained on."
         ) from error
-    if isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
+    if not all(bool(torch.isfinite(y).all()) for y in leaves(output) if y.is_floating_point()):
         raise ModelError(
-            "The network returns NaN or Inf on the test data; check data.standardize and the columns."
+            "The network returns NaN or Inf on the data; check data.standardize and the columns."
         )
     return output

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from glprune.data import Split
-from glprune.units import Inputs
 from glprune.report import Latency
+from glprune.task import joined
+from glprune.units import Inputs
 
 _CHUNK = 1024
 
@@ -35,27 +36,24 @@ class OnnxFile:
         self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self.names = [i.name for i in self.session.get_inputs()]
 
-    def __call__(self, inputs: Inputs) -> Tensor:
-        """Outputs for a batch of inputs in the file's order."""
+    def __call__(self, inputs: Inputs) -> tuple[Tensor, ...]:
+        """All outputs for a batch of inputs, both in the file's order."""
         feed = {name: x.numpy() for name, x in zip(self.names, inputs, strict=True)}
-        return torch.from_numpy(self.session.run(None, feed)[0])
+        return tuple(torch.from_numpy(y) for y in self.session.run(None, feed))
 
 
 def predict(
-    model: Callable[[Inputs], Tensor], split: Split, narrow: Callable[[Inputs], Inputs]
-) -> tuple[Tensor, Tensor]:
-    """Outputs of a model over a split, in order, with the targets.
+    model: Callable[[Inputs], Sequence[Tensor]], split: Split, narrow: Callable[[Inputs], Inputs]
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """All outputs of a model over a split, in order, with the targets.
 
     Args:
         model: Takes a tuple of inputs.
         split: The rows.
         narrow: Takes the model's columns out of a full batch.
     """
-    pairs = []
     with torch.no_grad():
-        for inputs, target in split.batches(_CHUNK, None):
-            pairs.append((model(narrow(inputs)).detach(), target))
-    return torch.cat([p for p, _ in pairs]), torch.cat([t for _, t in pairs])
+        return joined((model(narrow(x)), y) for x, y in split.batches(_CHUNK, None))
 
 
 def latency(
@@ -120,18 +118,22 @@ def _time(model: OnnxFile, inputs: Inputs) -> float:
     return time.perf_counter() - start
 
 
-def random_like(inputs: Sequence[Tensor], rows: int, seed: int) -> Inputs:
-    """Random rows around real ones: normal with three times their spread; integers are resampled.
+def random_like(inputs: Sequence[Tensor], axes: Sequence[int | None], rows: int, seed: int) -> Inputs:
+    """Random rows around real ones: normal with three times their spread.
+
+    Integers, and inputs without features (ids, masks), are drawn from the real rows: no other value
+    need mean anything to the network.
 
     Args:
         inputs: Real rows of each input.
+        axes: The feature axis of each input.
         rows: Number of random rows.
         seed: Seed of the draw.
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = []
-    for x in inputs:
-        if x.is_floating_point():
+    for x, axis in zip(inputs, axes, strict=True):
+        if x.is_floating_point() and axis is not None:
             noise = torch.randn((rows, *x.shape[1:]), generator=generator, dtype=x.dtype)
             drawn.append(x.mean(0) + 3.0 * (x.std(0, unbiased=False) + 1e-3) * noise)
         else:

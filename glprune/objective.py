@@ -50,7 +50,7 @@ class Objective:
 
     def batch_loss(self, inputs: tuple[Tensor, ...], target: Tensor) -> Tensor:
         """Mean loss of one batch, a scalar with gradients."""
-        return self.task.loss(self.network(*inputs), target)
+        return self.task.loss(self.task.view(self.network(*inputs)), target)
 
     def gradient(self) -> float:
         """Mean loss over the split; leaves its gradient in ``.grad``."""

@@ -102,6 +102,32 @@ class RegularisationPath:
         for step in range(3 * self.spec.points):
             yield first * factor**step
 
+    @property
+    def inputs(self) -> list[GroupSet]:
+        """The group sets of the inputs."""
+        return [g for g in self.groups if g.kind == "input"]
+
+    def blind(self, point: Point) -> bool:
+        """Whether the network reads none of its fields any more."""
+        return bool(self.inputs) and point.fields == 0
+
+    def emptied(self, point: Point) -> bool:
+        """Whether no field is left that could leave."""
+        stay = sum(len(g.labels) for g in self.inputs if g.units.refused)
+        return stay < sum(len(g.labels) for g in self.inputs) and point.fields <= stay
+
+    def fields_kept(self, point: Point) -> int:
+        """Fields a removal leaves: those alive, and one of an input that none is alive of.
+
+        An input of no columns could not be fed, so its first column stays.
+        """
+        if point.fields == 0:
+            return 0
+        norms = iter(point.norms)
+        own = [[next(norms) for _ in g.labels] for g in self.inputs]
+        idle = [not any(n) and not g.units.refused for n, g in zip(own, self.inputs, strict=True)]
+        return point.fields + sum(idle)
+
     def grow(self, enough: Callable[[Point], bool]) -> None:
         """Solve the grid upwards until a point is enough or no group is left.
 
@@ -112,7 +138,7 @@ class RegularisationPath:
         for scale in (1.0, 0.1, 0.01):
             for lam in self.grid(scale):
                 point = self.solve(lam)
-                if point.fields == 0 or enough(point):
+                if self.emptied(point) or enough(point):
                     break
             if len(self.points) > 1 or scale == 0.01:
                 return
@@ -122,8 +148,7 @@ class RegularisationPath:
     def _measure(self, lam: float) -> Point:
         loss, zero, active = self.objective.optimality(lam)
         state = {name: t.detach().clone() for name, t in self.objective.network.state_dict().items()}
-        inputs = [g for g in self.groups if g.kind == "input"]
-        alive = [support(state, g) for g in inputs]
+        alive = [support(state, g) for g in self.inputs]
         hidden = [support(state, g) for g in self.groups if g.kind == "hidden" and not g.units.refused]
         return Point(
             lam=lam,
@@ -132,9 +157,9 @@ class RegularisationPath:
             kkt_zero=zero,
             kkt_active=active,
             fields=sum(int(a.sum()) for a in alive),
-            columns=sum(int(a[g.group].sum()) for a, g in zip(alive, inputs, strict=True)),
+            columns=sum(int(a[g.group].sum()) for a, g in zip(alive, self.inputs, strict=True)),
             hidden=sum(int(h.sum()) for h in hidden),
-            norms=tuple(float(n) for g in inputs for n in group_norms(state, g)),
+            norms=tuple(float(n) for g in self.inputs for n in group_norms(state, g)),
             metric=self.metric(),
             state=state,
         )
@@ -160,7 +185,7 @@ def choose(
     if target.lam is not None:
         return _at_lambda(path, target.lam)
     if target.max_features is not None:
-        return _at_most(path, target.max_features, "max_features", lambda point: point.fields)
+        return _at_most(path, target.max_features, "max_features", path.fields_kept)
     assert target.max_drop is not None  # the recipe holds exactly one target
     return _within_drop(path, target.max_drop.metric, target.max_drop.amount, reference, after_refit)
 
@@ -178,10 +203,10 @@ def _at_lambda(path: RegularisationPath, lam: float) -> Point:
     for step in path.grid():
         if step >= lam or lam == 0:
             break
-        if path.solve(step).fields == 0:
+        if path.blind(path.solve(step)):
             break
-    point = path.points[-1] if path.points and path.points[-1].fields == 0 else path.solve(lam)
-    if point.fields == 0:
+    point = path.points[-1] if path.points and path.blind(path.points[-1]) else path.solve(lam)
+    if path.blind(point):
         last = max((p.lam for p in path.points if p.fields), default=0.0)
         raise TargetError(
             f"target.lambda: {lam:g} removes every input (so does {point.lam:.3g}); "
@@ -222,7 +247,7 @@ def _within_drop(
     after_refit: Callable[[Point], float],
 ) -> Point:
     path.grow(lambda point: False)
-    candidates = [p for p in path.points if p.fields]
+    candidates = [p for p in path.points if not path.blind(p)]
 
     def holds(point: Point) -> bool:
         if point.refit_metric is None:

@@ -10,31 +10,41 @@ import contextlib
 import copy
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from glprune import bundle as bundles
 from glprune._version import __version__
 from glprune.errors import ModelError
 from glprune.events import Event, Listener, PointDone, Stage, silent
 from glprune.export import Select, export_onnx
-from glprune.units import Inputs, Kind
 from glprune.job import Job, caller, continued, everything, first_rows, narrowing, prepare
 from glprune.measure import OnnxFile, latency, macs, parameters, predict
 from glprune.objective import Objective
 from glprune.path import Point, RegularisationPath, choose, choose_hidden
+from glprune.proof import difference
 from glprune.recipe import Recipe, load_recipe
-from glprune.removal import Removed, difference, followed_by, remove, slice_
+from glprune.removal import Removed, followed_by, remove
 from glprune.render import render_html
-from glprune.report import Metric, PathStage, Report, Size
+from glprune.report import Agreement, Metric, PathStage, Report, Size
 from glprune.scaling import Scaled
-from glprune.summary import Chosen, Measured, Outcome, make_report, output_meaning, path_record
-from glprune.task import HIGHER_IS_BETTER, METRICS
+from glprune.summary import (
+    Chosen,
+    Measured,
+    Outcome,
+    dtype_name,
+    make_report,
+    output_meaning,
+    path_record,
+    shipped_inputs,
+)
+from glprune.task import HIGHER_IS_BETTER, METRICS, explained
 from glprune.train import RefitResult, refit
+from glprune.units import Inputs, Kind
 
 LATENCY_BATCHES = (1, 256)
 EXPORT_TOLERANCE = 1e-4  # relative; two runtimes order their sums differently
@@ -143,7 +153,9 @@ def _reproducible(seed: int) -> Iterator[None]:
 
 def _validate(job: Job, network: nn.Module, narrow: Callable[[Inputs], Inputs]) -> float:
     """The selection metric of a network on the validation split."""
-    return job.task.metric(job.metric, *predict(caller(network.eval()), job.data.valid, narrow))
+    network.eval()
+    (output,), target = predict(lambda x: (job.task.view(network(*x)),), job.data.valid, narrow)
+    return job.task.metric(job.metric, output, target)
 
 
 def _prune_inputs(job: Job, listener: Listener) -> Chosen:
@@ -212,7 +224,7 @@ def _refit(job: Job, removed: Removed) -> tuple[RefitResult, float]:
     start = removed.network
     if job.recipe.refit.start == "trained" and job.recipe.refit.epochs:
         start = copy.deepcopy(job.network)
-        slice_(start, removed.kept)
+        removed.surgery.apply_(start)
     result = refit(
         start,
         narrow,
@@ -231,14 +243,21 @@ def _export(job: Job, removed: Removed, fitted: RefitResult, folder: Path) -> st
     """Write the original, the zeroed slim and the shipped network; return the last one's exporter."""
     full = first_rows(job.data.test, 4)
     slim = narrowing(removed.columns, job.axes)(full)
-    opset, names = job.recipe.export.opset, job.input_names
-    export_onnx(job.network, full, names, folder / _ORIGINAL, opset=opset, metadata={})
-    export_onnx(removed.network, slim, names, folder / _ZEROED, opset=opset, metadata={})
+    spec = job.recipe.export
+    dynamic = {name: {int(a): label for a, label in axes.items()} for name, axes in spec.dynamic_axes.items()}
+
+    def write(network: nn.Module, example: Inputs, name: str, metadata: dict[str, str]) -> str:
+        names, path = job.input_names, folder / name
+        outputs = job.outputs.names
+        return export_onnx(
+            network, example, names, outputs, path, opset=spec.opset, metadata=metadata, dynamic=dynamic
+        )
+
+    write(job.network, full, _ORIGINAL, {})
+    write(removed.network, slim, _ZEROED, {})
     shipped = _shipped(job, removed, fitted.network)
     example = full if isinstance(shipped, Select) else slim
-    return export_onnx(
-        shipped, example, names, folder / bundles.ONNX, opset=opset, metadata=_metadata(job, removed)
-    )
+    return write(shipped, example, bundles.ONNX, _metadata(job, removed))
 
 
 def _shipped(job: Job, removed: Removed, network: nn.Module) -> nn.Module:
@@ -248,18 +267,22 @@ def _shipped(job: Job, removed: Removed, network: nn.Module) -> nn.Module:
 
 
 def _metadata(job: Job, removed: Removed) -> dict[str, str]:
-    """What the ONNX file says of itself: feature names in order, classes, task."""
-    kept = [job.data.features[c] for c in removed.columns[0].tolist()]
-    original = job.recipe.export.signature == "original"
-    return {
+    """What the ONNX file says of itself: inputs with their features in order, classes, task."""
+    inputs = shipped_inputs(job, removed)
+    read = [_named(part.columns, kept) for part, kept in zip(job.data.inputs, removed.columns, strict=True)]
+    records = [part.model_dump() | {"features": part.columns} for part in inputs]
+    facts = {
         "glprune.version": __version__,
         "glprune.task": job.task.kind,
         "glprune.signature": job.recipe.export.signature,
-        "glprune.features": json.dumps(list(job.data.features) if original else kept, ensure_ascii=False),
-        "glprune.features_read": json.dumps(kept, ensure_ascii=False),
+        "glprune.inputs": json.dumps(records, ensure_ascii=False),
         "glprune.classes": json.dumps(list(job.data.classes or ()), ensure_ascii=False),
         "glprune.output": output_meaning(job),
     }
+    if len(inputs) == 1:
+        facts["glprune.features"] = json.dumps(inputs[0].columns, ensure_ascii=False)
+        facts["glprune.features_read"] = json.dumps(read[0], ensure_ascii=False)
+    return facts
 
 
 def _measure(job: Job, removed: Removed, fitted: RefitResult, exporter: str, folder: Path) -> Measured:
@@ -273,13 +296,13 @@ def _measure(job: Job, removed: Removed, fitted: RefitResult, exporter: str, fol
     between, _ = predict(zeroed, job.data.test, slim_columns)
     after, _ = predict(final, job.data.test, shipped_columns)
     torch_after, _ = predict(caller(fitted.network), job.data.test, slim_columns)
-    gap = difference([torch_after], [after])
+    gap = difference(torch_after, after)
     if not gap <= EXPORT_TOLERANCE:
         raise ModelError(
             f"ONNX Runtime and PyTorch differ by {gap:.1e} on the test split (limit {EXPORT_TOLERANCE:.0e}); "
             "the slim model was not released. Try another export.opset."
         )
-    values = [job.task.metrics(output, target) for output in (before, between, after)]
+    values = [job.task.metrics(job.task.view(outputs), target) for outputs in (before, between, after)]
     full = first_rows(job.data.test, max(LATENCY_BATCHES))
     measured = Measured(
         metrics=[
@@ -297,6 +320,7 @@ def _measure(job: Job, removed: Removed, fitted: RefitResult, exporter: str, fol
             latency(original, final, full, shipped_columns(full), batch, threads) for batch in LATENCY_BATCHES
         ],
         size=_size(job, removed, fitted, folder),
+        agreement=_agreement(job, before, after),
         difference=gap,
         rows=len(target),
         exporter=exporter,
@@ -304,6 +328,26 @@ def _measure(job: Job, removed: Removed, fitted: RefitResult, exporter: str, fol
     (folder / _ORIGINAL).unlink()
     (folder / _ZEROED).unlink()
     return measured
+
+
+def _agreement(job: Job, before: Sequence[Tensor], after: Sequence[Tensor]) -> list[Agreement]:
+    """The outputs the task is not about against the original's; without labels it is about all."""
+    if len(before) == 1:
+        return []
+    records = []
+    for number, (name, old, new) in enumerate(zip(job.outputs.names, before, after, strict=True)):
+        if number == job.outputs.predicted:
+            continue
+        share = explained(*(y.reshape(len(y), -1).double() for y in (new, old)))
+        records.append(
+            Agreement(
+                name=name,
+                r2=float(share) if bool(torch.isfinite(share)) else None,
+                max_change=float((new.double() - old.double()).abs().max()),
+                trained_for=job.outputs.predicted is None and job.task.scales[number] > 0,
+            )
+        )
+    return records
 
 
 def _size(job: Job, removed: Removed, fitted: RefitResult, folder: Path) -> Size:
@@ -321,21 +365,31 @@ def _size(job: Job, removed: Removed, fitted: RefitResult, folder: Path) -> Size
 def _write_plan(job: Job, removed: Removed, fitted: RefitResult, folder: Path) -> None:
     bundles.save_weights(fitted.network, folder / bundles.WEIGHTS)
     spec = job.recipe.model
-    kept = removed.columns[0].tolist()
     plan = bundles.Plan(
         factory=spec.factory,
         arguments=dict(spec.arguments),
         standardize=isinstance(job.network, Scaled),
         inputs=[
             bundles.InputPlan(
-                name=job.input_names[0],
-                axis=job.axes[0],
-                size=len(job.data.features),
-                kept=kept,
-                columns=[job.data.features[c] for c in kept],
+                name=part.name,
+                axis=part.axis,
+                dtype=dtype_name(x),
+                size=len(part.columns),
+                kept=kept.tolist(),
+                columns=list(part.columns) if part.axis is None else _named(part.columns, kept),
+                constants=bundles.make_constants(removed.surgery, place),
+            )
+            for place, (part, kept, x) in enumerate(
+                zip(job.data.inputs, removed.columns, job.probe, strict=True)
             )
         ],
-        axes=bundles.make_axes(job.network, removed.kept),
+        axes=bundles.make_axes(job.network, removed.surgery),
+        attributes=bundles.make_attributes(removed.surgery),
     )
     bundles.write_json(folder / bundles.PLAN, plan.model_dump(mode="json"))
     (folder / bundles.RECIPE).write_text(job.recipe.to_yaml(), encoding="utf-8")
+
+
+def _named(columns: Sequence[str], positions: Tensor) -> list[str]:
+    """The names at some positions."""
+    return [columns[p] for p in positions.tolist()]

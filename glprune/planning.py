@@ -16,7 +16,7 @@ from glprune.drafts import Draft, draft_units
 from glprune.graph import dependency_plans
 from glprune.proof import Prover, random_twin
 from glprune.trace import trace
-from glprune.units import Inputs, Slot, UnitSet
+from glprune.units import Inputs, Kind, Slot, UnitSet
 
 
 def plan_units(
@@ -66,7 +66,9 @@ class _Planner:
         if len(cluster) > 1 and reason is None and len({d.count for d in cluster}) > 1:
             reason = "its layers and directions do not hold the same units"
         if reason is not None:
-            return [_refused(d, d.refused or f"held in one width with a layer of which {reason}") for d in cluster]
+            return [
+                _refused(d, d.refused or f"held in one width with a layer of which {reason}") for d in cluster
+            ]
         failure = "no layer reads these units through weights of its own"
         for candidate in self._candidates(cluster):
             failure = self._conflict(candidate) or ""
@@ -96,7 +98,9 @@ class _Planner:
                 if self.prover.holds([*kept, cluster]):
                     kept.append(cluster)
                 else:
-                    failures |= {s.name: "cutting them together with other units changes outputs" for s in cluster}
+                    failures |= {
+                        s.name: "cutting them together with other units changes outputs" for s in cluster
+                    }
         return [replace(s, slots=(), refused=failures[s.name]) if s.name in failures else s for s in sets]
 
     def _candidates(self, cluster: Sequence[Draft]) -> Iterator[list[UnitSet]]:
@@ -130,12 +134,14 @@ class _Planner:
     def _accept(self, sets: Sequence[UnitSet]) -> None:
         self.clusters.append(list(sets))
         for slot in (slot for s in sets for slot in s.readers):
-            _, taken = self.readers.get(slot.tensor, (slot.dim, torch.zeros(len(slot.unit), dtype=torch.bool)))
+            _, taken = self.readers.get(
+                slot.tensor, (slot.dim, torch.zeros(len(slot.unit), dtype=torch.bool))
+            )
             self.readers[slot.tensor] = slot.dim, taken | (slot.unit >= 0)
 
 
 def _unit_set(draft: Draft, slots: tuple[Slot, ...]) -> UnitSet:
-    kind = "hidden" if draft.source is None else "input"
+    kind: Kind = "hidden" if draft.source is None else "input"
     return UnitSet(draft.name, kind, draft.count, slots, source=draft.source, family=draft.family)
 
 
@@ -156,14 +162,18 @@ def _clusters(network: nn.Module, drafts: Sequence[Draft]) -> list[list[Draft]]:
         homes = sorted(
             {
                 path
-                for path, _, leaf in (slot.tensor.rpartition(".") for slot in draft.slots if slot.role == "reader")
+                for path, _, leaf in (
+                    slot.tensor.rpartition(".") for slot in draft.slots if slot.role == "reader"
+                )
                 if path in several and leaf.startswith("weight_hh")
             }
         )
         family = homes[0] if homes else None
         if family in missing and not draft.refused:
             draft = replace(draft, refused=f"held in one width with the outputs of {missing[family]!r}")
-        clusters.setdefault(family if family is not None else f"#{number}", []).append(replace(draft, family=family))
+        clusters.setdefault(family if family is not None else f"#{number}", []).append(
+            replace(draft, family=family)
+        )
     return list(clusters.values())
 
 
@@ -171,7 +181,11 @@ def _missing(network: nn.Module, several: Collection[str], drafts: Sequence[Draf
     """Recurrent modules of which a layer has no draft, as where its units are the output."""
     drafted = {slot.tensor for d in drafts for slot in d.slots if slot.role == "reader"}
     names = (name for name, _ in network.named_parameters())
-    absent = ((n.rpartition(".")[0], n) for n in names if n.rpartition(".")[2].startswith("weight_hh") and n not in drafted)
+    absent = (
+        (n.rpartition(".")[0], n)
+        for n in names
+        if n.rpartition(".")[2].startswith("weight_hh") and n not in drafted
+    )
     return {path: name for path, name in absent if path in several}
 
 

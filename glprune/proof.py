@@ -21,8 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from glprune.groups import zero_units_
 from glprune.surgery import all_columns, plan, select
-from glprune.trace import REDUCTIONS
 from glprune.units import Attribute, Inputs, UnitSet
+from glprune.watcher import is_reduction
 
 TOLERANCE = 1e-5  # relative, in float32
 _DOUBLE_TOLERANCE = 1e-9
@@ -64,7 +64,11 @@ class Prover:
     """
 
     def __init__(
-        self, network: nn.Module, inputs: Inputs, axes: Sequence[int | None], neutral: frozenset[int] = frozenset()
+        self,
+        network: nn.Module,
+        inputs: Inputs,
+        axes: Sequence[int | None],
+        neutral: frozenset[int] = frozenset(),
     ) -> None:
         self.axes = tuple(axes)
         self.twin, self.probe, self.tolerance = random_twin(network, inputs)
@@ -223,13 +227,15 @@ def _shaken(network: nn.Module, strength: float) -> nn.Module:
         if buffer.is_floating_point():
             factor = 1 + strength * torch.rand(buffer.shape, generator=generator, dtype=torch.float64)
             shift = strength * torch.randn(buffer.shape, generator=generator, dtype=torch.float64) / 10
-            shift = shift if name.endswith("running_mean") else 0.0
-            buffer.copy_((buffer.double() * factor + shift).to(buffer.dtype))
+            moved = buffer.double() * factor + (shift if name.endswith("running_mean") else 0.0)
+            buffer.copy_(moved.to(buffer.dtype))
     return twin
 
 
 @torch.no_grad()
-def _perturb(network: nn.Module, marks: Sequence[Marked], inputs: Inputs, axes: Sequence[int | None]) -> Inputs:
+def _perturb(
+    network: nn.Module, marks: Sequence[Marked], inputs: Inputs, axes: Sequence[int | None]
+) -> Inputs:
     """Change what makes the marked units: their carriers' positions, in place, and input columns."""
     state = dict(network.state_dict())
     moved = list(inputs)
@@ -337,7 +343,7 @@ class _Neutral(TorchDispatchMode):
             return (scaled.clone() if bias is None else scaled + bias, *out[1:])
         if name == "_softmax":
             return args[0].sigmoid()
-        if name in REDUCTIONS:
+        if is_reduction(name):
             self.reductions += 1
             if self.reductions in self.mixing:
                 return pytree.tree_map(torch.ones_like, out)

@@ -37,6 +37,7 @@ METRICS: dict[str, tuple[str, ...]] = {
     "binary": ("auroc", "accuracy", "log_loss"),
     "multiclass": ("accuracy", "log_loss"),
     "regression": ("r2", "rmse", "mae"),
+    "distillation": ("r2", "rmse", "cosine"),
 }
 
 Scalar = str | int | float | bool | None
@@ -44,6 +45,8 @@ Text = Annotated[str, StringConstraints(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Names = Text | Annotated[list[Text], Field(min_length=1)]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*$")]
+AxisNumber = Annotated[str, StringConstraints(pattern=r"^-?\d+$")]
 BatchSize = Annotated[int, Field(ge=1)] | Literal["all"]
 
 
@@ -61,7 +64,19 @@ class InputSpec(Section):
     name: str = Field(
         "features", pattern=r"^[A-Za-z_]\w*$", description="Name of the input in the ONNX file."
     )
-    axis: int = Field(-1, description="Axis of a batch that holds the features; never 0, the batch.")
+    axis: int | None = Field(
+        -1,
+        description="Axis of a batch that holds the features; never 0, the batch. null: the input has no "
+        "features to prune (ids, masks) and is passed through.",
+    )
+    columns: Annotated[list[Text], Field(min_length=1)] | None = Field(
+        None,
+        description="Files: the columns that feed this input, in order, by name or pattern. With one input "
+        "it may be left out.",
+    )
+    dtype: Literal["float", "int"] = Field(
+        "float", description="int: the columns are codes, passed as int64 and never standardised."
+    )
 
     @model_validator(mode="after")
     def _axis_is_not_the_batch(self) -> InputSpec:
@@ -86,6 +101,27 @@ class ModelSpec(Section):
     output: Literal["logits", "probabilities"] = Field(
         "logits", description="What the network returns for classes."
     )
+    prediction: Annotated[int, Field(ge=0)] | Text | None = Field(
+        None,
+        description="Where the network returns several tensors: number or name of the one the task is "
+        "about. Default the first.",
+    )
+    outputs: Annotated[list[Name], Field(min_length=1)] | None = Field(
+        None,
+        description="Names of the outputs in the ONNX file, in the order the network returns them. Default: "
+        "'prediction' for the one the task is about, else the key in a returned mapping or output_<number>.",
+    )
+
+    @model_validator(mode="after")
+    def _names_are_distinct(self) -> ModelSpec:
+        names = [spec.name for spec in self.inputs]
+        double = next((n for n in names if names.count(n) > 1), None)
+        if double is not None:
+            raise ValueError(f"inputs lists {double!r} twice; give every input a name of its own")
+        for name in self.outputs or ():
+            if (self.outputs or []).count(name) > 1 or name in names:
+                raise ValueError(f"outputs: the name {name!r} is taken; give every output a name of its own")
+        return self
 
 
 class SplitSpec(Section):
@@ -126,14 +162,15 @@ class DataSpec(Section):
     loader: Text | None = Field(
         None,
         description="'module:function' or 'file.py:function' called with split='train'|'valid'|'test' "
-        "and returning a DataLoader of (inputs, target).",
+        "and returning a DataLoader of (inputs, target); inputs: a tensor, a tuple, or a mapping by name.",
     )
     split: SplitSpec | None = Field(None, description="How `file` is divided; default 0.6/0.2/0.2.")
-    target: Text | None = Field(None, description="Column to predict.")
+    target: Text | None = Field(None, description="Column to predict; none for distillation.")
     features: Annotated[list[Text], Field(min_length=1)] | None = Field(
         None,
         description="Columns in the network's input order; names or patterns such as 'px_*', which expand "
-        "in file order. Default: every column but target, split column and `exclude`.",
+        "in file order. Default: every column but target, split column and `exclude`. Loaders: names of the "
+        "features of all inputs, in order.",
     )
     exclude: list[Text] = Field(default_factory=list, description="Columns that are not features.")
     feature_groups: dict[Text, Names] = Field(
@@ -161,8 +198,6 @@ class DataSpec(Section):
             raise ValueError("give exactly one of file, train+valid+test, or loader")
         if self.loader is not None and self.target is not None:
             raise ValueError("target contradicts loader, which yields the target itself; remove one")
-        if self.loader is None and self.target is None:
-            raise ValueError("target is missing; name the column to predict")
         if self.split is not None and self.file is None:
             raise ValueError("split divides `file` only; remove it")
         if self.loader is not None and (self.standardize != "none" or self.exclude):
@@ -204,9 +239,9 @@ class PenaltySpec(Section):
 class MaxDrop(Section):
     """How much a validation metric may lose against the original network."""
 
-    metric: Literal["auroc", "accuracy", "log_loss", "r2", "rmse", "mae"] = Field(
+    metric: Literal["auroc", "accuracy", "log_loss", "r2", "rmse", "mae", "cosine"] = Field(
         description="binary: auroc, accuracy, log_loss; multiclass: accuracy, log_loss; "
-        "regression: r2, rmse, mae."
+        "regression: r2, rmse, mae; distillation: r2, rmse, cosine."
     )
     amount: Annotated[float, Field(ge=0)] = Field(
         description="Largest loss after the refit; for log_loss, rmse and mae the largest rise."
@@ -304,6 +339,11 @@ class ExportSpec(Section):
         "slim", description="slim: the input holds the kept columns only; original: all, gathered inside."
     )
     opset: Annotated[int, Field(ge=17, le=21)] = Field(18, description="ONNX operator set.")
+    dynamic_axes: dict[Text, dict[AxisNumber, Name]] = Field(
+        default_factory=dict,
+        description="Input -> axis: label, for axes of any length besides the batch; equal labels are equal "
+        "lengths.",
+    )
 
 
 class ReportSpec(Section):
@@ -317,7 +357,10 @@ class Recipe(Section):
     """A whole recipe."""
 
     version: Literal[1] = Field(1, description="Version of the recipe format.")
-    task: Literal["binary", "multiclass", "regression"] = Field(description="What the network predicts.")
+    task: Literal["binary", "multiclass", "regression", "distillation"] = Field(
+        description="What the network predicts; distillation: no labels, the slim network is to agree with "
+        "the original one."
+    )
     model: ModelSpec
     data: DataSpec
     penalty: PenaltySpec = Field(default_factory=PenaltySpec)
@@ -326,6 +369,11 @@ class Recipe(Section):
     refit: RefitSpec = Field(default_factory=RefitSpec)
     export: ExportSpec = Field(default_factory=ExportSpec)
     report: ReportSpec = Field(default_factory=ReportSpec)
+    allow_inexact: bool = Field(
+        False,
+        description="Cut units that LayerNorm, RMSNorm, softmax or a mean mixes too; the report shows by how "
+        "much each such cut changed the outputs.",
+    )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Seed of every random choice.")
 
     _source: Path | None = PrivateAttr(None)
@@ -341,18 +389,75 @@ class Recipe(Section):
                 f"target.max_drop.metric: {drop.metric} is not of a {self.task} task; take {allowed}"
             )
         classes = self.data.classes
-        if classes is not None and self.task == "regression":
-            raise ValueError("data.classes contradicts task: regression; remove one")
+        if classes is not None and self.task in ("regression", "distillation"):
+            raise ValueError(f"data.classes contradicts task: {self.task}; remove one")
         if classes is not None and len({str(c) for c in classes}) < len(classes):
             raise ValueError("data.classes lists a class twice")
         if classes is not None and self.task == "binary" and len(classes) != 2:
             raise ValueError(f"data.classes lists {len(classes)} classes; task: binary takes two")
+        if self.penalty.inputs is not None and all(spec.axis is None for spec in self.model.inputs):
+            raise ValueError("penalty.inputs: no input has an axis of features; set penalty.inputs: null")
         if self.target.max_features is not None and self.penalty.inputs is None:
             raise ValueError("target.max_features needs penalty.inputs, which is null")
         if self.target.max_hidden is not None and self.penalty.hidden is None:
             raise ValueError("target.max_hidden needs penalty.hidden; add 'hidden: {strength: 1}' there")
         if self.target.max_hidden is not None and self.penalty.inputs is None:
             raise ValueError("target.max_hidden follows a path over inputs; penalty.inputs is null")
+        return self
+
+    @model_validator(mode="after")
+    def _task_fits_its_data(self) -> Recipe:
+        data = self.data
+        if self.task != "distillation":
+            if data.loader is None and data.target is None:
+                raise ValueError("data: target is missing; name the column to predict")
+            return self
+        if data.target is not None:
+            raise ValueError(
+                "data.target contradicts task: distillation, which follows the original network; remove it, "
+                "and list the column under data.exclude"
+            )
+        if data.split is not None and data.split.stratify:
+            raise ValueError("data.split: stratify needs classes; task: distillation has none, remove it")
+        if self.refit.distill > 0:
+            raise ValueError("refit.distill contradicts task: distillation, which distils already; remove it")
+        if self.model.prediction is not None:
+            raise ValueError(
+                "model.prediction contradicts task: distillation, which follows every output; remove it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _inputs_fit_the_data(self) -> Recipe:
+        inputs, data = self.model.inputs, self.data
+        if data.loader is not None:
+            named = next((spec.name for spec in inputs if spec.columns is not None), None)
+            if named is not None:
+                raise ValueError(f"model.inputs: columns of {named!r} contradict data.loader; remove them")
+            return self
+        bare = next((spec.name for spec in inputs if spec.columns is None), None)
+        if len(inputs) > 1 and bare is not None:
+            raise ValueError(f"model.inputs: {bare!r} has no columns; name the columns that feed each input")
+        odd = next((spec for spec in inputs if spec.axis not in (None, 1, -1)), None)
+        if odd is not None:
+            raise ValueError(
+                f"model.inputs: axis {odd.axis} of {odd.name!r}; files give (rows, columns), axis 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _dynamic_axes_are_of_inputs(self) -> Recipe:
+        inputs = {spec.name: spec for spec in self.model.inputs}
+        for name, axes in self.export.dynamic_axes.items():
+            if name not in inputs:
+                raise ValueError(
+                    f"export.dynamic_axes: no input {name!r}; the inputs are {', '.join(inputs)}"
+                )
+            if str(inputs[name].axis) in axes:
+                raise ValueError(
+                    f"export.dynamic_axes: axis {inputs[name].axis} of {name!r} holds the features, whose "
+                    "number is fixed; remove it"
+                )
         return self
 
     @property
@@ -470,6 +575,8 @@ def _plain(node: Any, at: tuple[Any, ...], lines: dict[tuple[Any, ...], int], na
         for key, value in node.items():
             here = (*at, key)
             lines[here] = node.lc.key(key)[0] + 1
+            if at[:-1] == ("export", "dynamic_axes"):
+                key = str(key)  # axes are numbers, which YAML reads as such
             if not isinstance(key, str):
                 raise RecipeError(f"{name}:{lines[here]}: key {key!r} is not text; put it in quotes.")
             plain[key] = _plain(value, here, lines, name)
@@ -632,10 +739,13 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+_NULLABLE = ("inputs", "hidden", "axis")
+
+
 def _without_none(value: Any) -> Any:
-    """Drop keys that are null, but for the penalties, where null is a choice."""
+    """Drop keys that are null, but for the penalties and the axis of an input, where null is a choice."""
     if isinstance(value, dict):
-        return {k: _without_none(v) for k, v in value.items() if v is not None or k in ("inputs", "hidden")}
+        return {k: _without_none(v) for k, v in value.items() if v is not None or k in _NULLABLE}
     if isinstance(value, list):
         return [_without_none(v) for v in value]
     return value

@@ -81,7 +81,9 @@ def remove(
     # the cuts are compared in the weights' own precision, against the zeroed network itself
     reference = outputs(network, inputs)
     work = _Cutting(network, inputs, tuple(axes), reference, list(all_columns(inputs, axes)), network)
-    refused = [Refusal(name=g.name, units=g.units.count, reason=g.units.refused) for g in groups if g.units.refused]
+    refused = [
+        Refusal(name=g.name, units=g.units.count, reason=g.units.refused) for g in groups if g.units.refused
+    ]
     cuts: list[Cut] = []
     for family in _families(groups):
         made = _cut(work, family, tolerance)
@@ -128,9 +130,7 @@ def _cut(work: _Cutting, family: Sequence[GroupSet], tolerance: float) -> list[C
         if units.source is not None:
             columns[units.source] = keep
     trial = copy.deepcopy(work.network)
-    gap = difference_after(
-        trial, [*work.choices, *choices], work.inputs, work.axes, work.reference, columns
-    )
+    gap = difference_after(trial, [*work.choices, *choices], work.inputs, work.axes, work.reference, columns)
     inexact = any(units.inexact for units, _ in choices)
     if isinstance(gap, str) or (gap > tolerance and not inexact) or gap == float("inf"):
         reason = gap if isinstance(gap, str) else f"the cut changes outputs by {gap:.1e}"
@@ -138,7 +138,14 @@ def _cut(work: _Cutting, family: Sequence[GroupSet], tolerance: float) -> list[C
     work.choices += choices
     work.slim, work.columns = trial, columns
     return [
-        Cut(name=u.name, kind=u.kind, units=u.count - len(k), difference=gap, removal=u.removal, inexact=u.inexact)
+        Cut(
+            name=u.name,
+            kind=u.kind,
+            units=u.count - len(k),
+            difference=gap,
+            removal=u.removal,
+            inexact=u.inexact,
+        )
         for u, k in choices
     ]
 

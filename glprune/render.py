@@ -21,6 +21,7 @@ _LABELS = {
     "r2": "R²",
     "rmse": "RMSE",
     "mae": "Mean absolute error",
+    "cosine": "Cosine similarity",
 }
 
 
@@ -79,7 +80,7 @@ def headline(report: Report) -> list[str]:
     total = len(report.features)
     sentences = [_removed_sentence(removed, total, report)]
     main = main_metric(report)
-    sentences.append(_cost_sentence(main))
+    sentences.append(_agreement_sentence(main) if report.task == "distillation" else _cost_sentence(main))
     before, after = (sum(getattr(h, side) for h in report.hidden) for side in ("before", "after"))
     size = report.size
     units = f"{before - after:,} of {before:,} hidden units are gone. " if before else ""
@@ -97,6 +98,8 @@ def main_metric(report: Report) -> Metric:
 
 
 def _removed_sentence(removed: Sequence[Feature], total: int, report: Report) -> str:
+    if total == 0:
+        return "The network has no input fields to remove; hidden units alone were pruned."
     if not removed:
         return f"No input field was removed: the shipped model reads all {total}."
     names = ", ".join(f.name for f in removed[:12])
@@ -116,6 +119,15 @@ def _cost_sentence(metric: Metric) -> str:
     return (
         f"{name} on {metric.rows:,} test rows is {metric.final:.4f}, {verdict} against the original "
         f"network's {metric.original:.4f}; both were taken from ONNX files through ONNX Runtime."
+    )
+
+
+def _agreement_sentence(metric: Metric) -> str:
+    perfect = 1 if metric.higher_is_better else 0
+    return (
+        f"Agreement with the original network on {metric.rows:,} test rows: {label(metric.name)} "
+        f"{metric.final:.4f}, where {perfect} is full agreement; both networks were run as ONNX files "
+        "through ONNX Runtime. There were no labels, so accuracy was not measured."
     )
 
 

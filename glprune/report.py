@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 PathStage = Literal["inputs", "hidden"]
+DType = Literal["float32", "int64", "bool"]
 
 
 class Record(BaseModel):
@@ -51,7 +52,7 @@ class SplitFacts(Record):
 
     rows: int
     target: dict[str, float] = Field(
-        description="class label -> share of rows, or mean/std of a regression target"
+        description="class label -> share of rows, or mean/std of a regression target; empty for distillation"
     )
 
 
@@ -77,7 +78,8 @@ class Feature(Record):
     norm_selected: float = Field(description="L2 norm at the selected point of the path; 0 if removed")
     norm_final: float | None = Field(description="L2 norm in the shipped network; null if removed")
     lambda_exit: float | None = Field(description="first lambda at which the group was exactly zero")
-    input_columns: list[int] | None = Field(description="columns of the shipped ONNX input; null if removed")
+    input: str = Field(description="the network's input it belongs to")
+    input_columns: list[int] | None = Field(description="columns of that input as shipped; null if removed")
 
 
 class HiddenLayer(Record):
@@ -132,8 +134,8 @@ class Cut(Record):
     difference: float = Field(description="max |a - b| / max(1, max |a|) over all probed rows")
     removal: Literal["cut", "constant"] = Field(
         "cut",
-        description="`cut`: weights were sliced; `constant`: the file has no such input and feeds the network "
-        "a constant inside, since its code is written for the full width",
+        description="`cut`: weights were sliced; `constant`: the file has no such input and feeds the "
+        "network a constant inside, since its code is written for the full width",
     )
     inexact: str | None = Field(
         None, description="operation that mixes the units, where the recipe allows an inexact cut"
@@ -193,6 +195,33 @@ class Latency(Record):
     speedup: float = Field(description="median of the pairwise ratios original / slim")
 
 
+class Input(Record):
+    """One input of the shipped file."""
+
+    name: str
+    dtype: DType
+    axis: int | None = Field(description="axis that holds the columns; null where the input passes whole")
+    columns: list[str] = Field(description="names along that axis, in order; empty where they have none")
+
+
+class Output(Record):
+    """One output of the shipped file."""
+
+    name: str
+    meaning: str
+
+
+class Agreement(Record):
+    """One output of the shipped file against the original network's, on the test split."""
+
+    name: str
+    r2: float | None = Field(
+        description="share of the original's variance explained; null where the original never varies"
+    )
+    max_change: float = Field(description="largest absolute change of a value")
+    trained_for: bool = Field(description="whether the loss followed this output")
+
+
 class Export(Record):
     """The shipped file."""
 
@@ -200,10 +229,8 @@ class Export(Record):
     signature: Literal["slim", "original"]
     exporter: str
     opset: int
-    input_name: str
-    output_name: str
-    input_columns: list[str] = Field(description="columns of the ONNX input, in order")
-    output_meaning: str
+    inputs: list[Input] = Field(description="in the file's order")
+    outputs: list[Output] = Field(description="in the file's order")
     checker: Literal["passed"]
     rows: int
     difference: float = Field(description="ONNX Runtime against PyTorch on the test split")
@@ -224,7 +251,9 @@ class Report(Record):
     schema_: Literal["glprune.report/1"] = Field(alias="schema")
     title: str
     purpose: str
-    task: Literal["binary", "multiclass", "regression"]
+    task: Literal["binary", "multiclass", "regression", "distillation"] = Field(
+        description="distillation: no labels, every metric is agreement with the original network"
+    )
     digests: Digests
     run: Run
     timing: Timing
@@ -237,6 +266,7 @@ class Report(Record):
     removal: Removal
     refit: Refit | None
     performance: list[Metric]
+    agreement: list[Agreement] = Field(description="of each output, where the network has several")
     size: Size
     latency: list[Latency]
     export: Export

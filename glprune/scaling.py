@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -19,8 +22,8 @@ class Standardize(nn.Module):
 
     def __init__(self, mean: Tensor, std: Tensor) -> None:
         super().__init__()
-        self.register_buffer("mean", mean.clone())
-        self.register_buffer("std", std.clone())
+        self.register_buffer("mean", mean.to(torch.float32, copy=True))
+        self.register_buffer("std", std.to(torch.float32, copy=True))
 
     def forward(self, x: Tensor) -> Tensor:
         """Standardise the last axis of ``x``, shape (..., n_columns)."""
@@ -28,18 +31,27 @@ class Standardize(nn.Module):
 
 
 class Scaled(nn.Module):
-    """A network behind its standardisation layer, so that the exported file takes raw columns."""
+    """A network behind its standardisation layers, so that the exported file takes raw columns.
 
-    def __init__(self, standardize: Standardize, network: nn.Module) -> None:
+    Args:
+        layers: The layer of each input, ``standardize``, ``standardize_1`` and so on; None passes an
+            input as it is.
+        network: The network.
+    """
+
+    def __init__(self, layers: Sequence[Standardize | None], network: nn.Module) -> None:
         super().__init__()
-        self.standardize = standardize
+        self.layers = [f"standardize_{n}" if n else "standardize" for n in range(len(layers))]
+        for name, layer in zip(self.layers, layers, strict=True):
+            self.add_module(name, nn.Identity() if layer is None else layer)
         self.network = network
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Run the network on raw columns, shape (batch, n_columns)."""
-        return self.network(self.standardize(x))
+    def forward(self, *inputs: Tensor) -> Any:
+        """Run the network on raw inputs, each (batch, ...)."""
+        layers = [self.get_submodule(name) for name in self.layers]
+        return self.network(*(layer(x) for layer, x in zip(layers, inputs, strict=True)))
 
 
 def scaled(network: nn.Module, mean: Tensor, std: Tensor) -> Scaled:
-    """Put a standardisation layer in front of ``network``, keeping its train/eval mode."""
-    return Scaled(Standardize(mean.to(torch.float32), std.to(torch.float32)), network).train(network.training)
+    """Put a standardisation layer in front of a network of one input, keeping its train/eval mode."""
+    return Scaled([Standardize(mean, std)], network).train(network.training)

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from glprune import bundle as bundles
 from glprune._version import __version__
-from glprune.data import Split
-from glprune.export import OUTPUT
+from glprune.data import Data, Split
 from glprune.groups import GroupSet, group_norms, group_sizes
 from glprune.job import Job
 from glprune.path import Point, exits
-from glprune.removal import TOLERANCE, Removed
+from glprune.proof import TOLERANCE
+from glprune.removal import Removed
 from glprune.report import (
+    Agreement,
     DataFacts,
     Digests,
+    DType,
     Export,
     Feature,
     HiddenLayer,
+    Input,
     Latency,
     Metric,
+    Output,
     PathPoint,
     PathStage,
     Refit,
@@ -56,6 +60,8 @@ NOT_MEASURED = (
     "Latency on other hardware, batch sizes or thread counts than those listed.",
 )
 
+_WITHOUT_LABELS = ("Whether the original network or the shipped one is right: there were no labels.",)
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -65,6 +71,7 @@ class Measured:
         metrics: Every metric on the test split.
         latency: One record for each batch size.
         size: Counts before and after.
+        agreement: Outputs the task is not about, against the original network's.
         difference: ONNX Runtime against PyTorch for the shipped file.
         rows: Rows of the test split.
         exporter: The exporter that wrote the shipped file.
@@ -73,6 +80,7 @@ class Measured:
     metrics: list[Metric]
     latency: list[Latency]
     size: Size
+    agreement: list[Agreement]
     difference: float
     rows: int
     exporter: str
@@ -150,11 +158,12 @@ def make_report(outcome: Outcome) -> Report:
         ),
         refit=_refit(outcome),
         performance=outcome.measured.metrics,
+        agreement=outcome.measured.agreement,
         size=outcome.measured.size,
         latency=outcome.measured.latency,
         export=_export(outcome),
         warnings=_warnings(outcome),
-        not_measured=list(NOT_MEASURED),
+        not_measured=[*(_WITHOUT_LABELS if job.task.kind == "distillation" else ()), *NOT_MEASURED],
     )
 
 
@@ -220,14 +229,17 @@ def _data(job: Job) -> DataFacts:
     splits = {"train": data.train, "valid": data.valid, "test": data.test}
     return DataFacts(
         source=data.source,
-        splits={name: _split(split, data.classes) for name, split in splits.items()},
+        splits={name: _split(split, job) for name, split in splits.items()},
         classes=list(data.classes) if data.classes else None,
         standardize=job.recipe.data.standardize,
         notes=list(data.notes),
     )
 
 
-def _split(split: Split, classes: Sequence[str] | None) -> SplitFacts:
+def _split(split: Split, job: Job) -> SplitFacts:
+    if job.task.kind == "distillation":
+        return SplitFacts(rows=split.rows, target={})
+    classes = job.data.classes
     target = torch.cat([y for _, y in split.batches(8192, None)])
     if classes is None:
         facts = {"mean": float(target.double().mean()), "std": float(target.double().std(unbiased=False))}
@@ -237,51 +249,105 @@ def _split(split: Split, classes: Sequence[str] | None) -> SplitFacts:
     return SplitFacts(rows=split.rows, target=facts)
 
 
-def _features(outcome: Outcome) -> list[Feature]:
-    job, groups = outcome.job, outcome.job.inputs
-    before = dict(job.network.state_dict())
-    original, sizes = group_norms(before, groups), group_sizes(before, groups)
-    final = group_norms(
-        dict(outcome.chosen.fitted.network.state_dict()), left_of(groups, outcome.chosen.removed)
-    )
-    strength = job.recipe.penalty.inputs
-    place = {column: position for position, column in enumerate(shipped_columns(outcome))}
-    kept = set(outcome.chosen.removed.columns[0].tolist())
+@dataclass(frozen=True)
+class _Weights:
+    """The weights leaving one field: their number and norms."""
+
+    groups: GroupSet
+    size: int
+    original: float
+    final: float
+
+
+def _weights(outcome: Outcome) -> list[_Weights]:
+    """One record for each field, in their order."""
+    before = dict(outcome.job.network.state_dict())
+    after = dict(outcome.chosen.fitted.network.state_dict())
     records = []
-    for number, (field, left) in enumerate(zip(job.data.fields, exits(outcome.chosen.points), strict=True)):
+    for groups in outcome.job.input_groups:
+        original, sizes = group_norms(before, groups), group_sizes(before, groups)
+        final = group_norms(after, left_of(groups, outcome.chosen.removed))
+        figures = zip(sizes.tolist(), original.tolist(), final.tolist(), strict=True)
+        records += [_Weights(groups, *figure) for figure in figures]
+    return records
+
+
+def _features(outcome: Outcome) -> list[Feature]:
+    job, points = outcome.job, outcome.chosen.points
+    strength = job.recipe.penalty.inputs
+    place = _shipped_places(outcome)
+    kept = _kept_columns(job.data, outcome.chosen.removed)
+    selected = outcome.chosen.selected.norms
+    records = []
+    fields = zip(job.data.fields, _weights(outcome), exits(points), selected, strict=True)
+    for field, weights, left, norm in fields:
         stays = not kept.isdisjoint(field.columns)
-        size = int(sizes[number])
         records.append(
             Feature(
                 name=field.name,
                 columns=[job.data.features[c] for c in field.columns],
                 status="kept" if stays else "removed",
-                group_size=size,
-                penalty_weight=strength.strength * size**0.5 if strength else 0.0,
-                norm_original=float(original[number]),
-                norm_selected=outcome.chosen.selected.norms[number],
-                norm_final=float(final[number]) if stays else None,
-                lambda_exit=left,
-                input_columns=[place[c] for c in field.columns] if stays else None,
+                group_size=weights.size,
+                penalty_weight=strength.strength * weights.size**0.5 if strength else 0.0,
+                norm_original=weights.original,
+                norm_selected=norm,
+                norm_final=weights.final if stays else None,
+                lambda_exit=None if weights.groups.units.refused else left,
+                input=weights.groups.name,
+                input_columns=[place[c] for c in field.columns if c in place] if stays else None,
             )
         )
     return records
+
+
+def _kept_columns(data: Data, removed: Removed) -> set[int]:
+    """Numbers of the columns that stayed, counted over all inputs."""
+    return {span[c] for span, own in zip(data.spans, removed.columns, strict=True) for c in own.tolist()}
+
+
+def _shipped_places(outcome: Outcome) -> dict[int, int]:
+    """Where each column of the shipped file stands in its input."""
+    job, removed = outcome.job, outcome.chosen.removed
+    if job.recipe.export.signature == "original":
+        return {c: n for span in job.data.spans for n, c in enumerate(span)}
+    return {
+        span[c]: n
+        for span, own in zip(job.data.spans, removed.columns, strict=True)
+        for n, c in enumerate(own.tolist())
+    }
 
 
 def left_of(groups: GroupSet, removed: Removed) -> GroupSet:
     """The same groups where they lie in the slim network."""
     slots = []
     for slot in groups.units.slots:
-        positions = removed.kept.get((slot.tensor, slot.dim))
+        positions = removed.surgery.kept.get((slot.tensor, slot.dim))
         slots.append(slot if positions is None else replace(slot, unit=slot.unit[positions]))
     return replace(groups, units=replace(groups.units, slots=tuple(slots)))
 
 
-def shipped_columns(outcome: Outcome) -> list[int]:
-    """Columns of the shipped file's input, in order, in the numbering of the data."""
-    if outcome.job.recipe.export.signature == "original":
-        return list(range(len(outcome.job.data.features)))
-    return outcome.chosen.removed.columns[0].tolist()
+def shipped_inputs(job: Job, removed: Removed) -> list[Input]:
+    """The inputs of the shipped file."""
+    whole = job.recipe.export.signature == "original"
+    return [
+        Input(
+            name=part.name,
+            dtype=dtype_name(x),
+            axis=part.axis,
+            columns=[
+                name
+                for n, name in enumerate(part.columns)
+                if whole or part.axis is None or n in set(kept.tolist())
+            ],
+        )
+        for part, kept, x in zip(job.data.inputs, removed.columns, job.probe, strict=True)
+    ]
+
+
+def dtype_name(x: Tensor) -> DType:
+    """The type of an input's values, as NumPy names it."""
+    names: dict[torch.dtype, DType] = {torch.float32: "float32", torch.int64: "int64", torch.bool: "bool"}
+    return names[x.dtype]
 
 
 def _hidden(outcome: Outcome) -> list[HiddenLayer]:
@@ -308,6 +374,9 @@ def _rule(job: Job) -> str:
     if target.max_drop is not None:
         drop = target.max_drop
         verb = "lower" if HIGHER_IS_BETTER[drop.metric] else "higher"
+        if job.task.kind == "distillation":
+            perfect = 1 if HIGHER_IS_BETTER[drop.metric] else 0
+            return f"{drop.metric} of agreement after the refit at most {drop.amount:g} {verb} than {perfect}"
         return f"{drop.metric} after the refit at most {drop.amount:g} {verb} than the original network's"
     return f"lambda {target.lam:g} as the recipe states"
 
@@ -331,18 +400,25 @@ def _export(outcome: Outcome) -> Export:
         signature=spec.signature,
         exporter=outcome.measured.exporter,
         opset=spec.opset,
-        input_name=job.input_names[0],
-        output_name=OUTPUT,
-        input_columns=[job.data.features[c] for c in shipped_columns(outcome)],
-        output_meaning=output_meaning(job),
+        inputs=shipped_inputs(job, outcome.chosen.removed),
+        outputs=[_output(job, number) for number in range(len(job.outputs.names))],
         checker="passed",
         rows=outcome.measured.rows,
         difference=outcome.measured.difference,
     )
 
 
+def _output(job: Job, number: int) -> Output:
+    """An output and its meaning; of those the task is not about nothing is known but where they come from."""
+    about = job.outputs.predicted in (None, number)
+    meaning = output_meaning(job) if about else f"output {number} of the network"
+    return Output(name=job.outputs.names[number], meaning=meaning)
+
+
 def output_meaning(job: Job) -> str:
-    """What the exported output says, in words."""
+    """What the predicted output says, in words."""
+    if job.task.kind == "distillation":
+        return "what the original network returns, approximately"
     if job.task.kind == "regression":
         return "predicted value"
     kind = "logits" if job.task.output == "logits" else "probabilities"
@@ -354,17 +430,43 @@ def output_meaning(job: Job) -> str:
 
 def _warnings(outcome: Outcome) -> list[str]:
     point, removed = outcome.chosen.selected, outcome.chosen.removed
-    warnings = list(outcome.job.data.notes)
-    warnings += [f"{r.name}: {r.units} units were not removed: {r.reason}." for r in removed.refused]
+    job = outcome.job
+    warnings = [*job.data.notes, *job.fixed_inputs]
+    told = {g.name for g in job.input_groups if g.units.refused and job.fixed_inputs}
+    warnings += [
+        f"{r.name}: {r.units} units were not removed: {r.reason}."
+        for r in removed.refused
+        if r.name not in told
+    ]
+    warnings += _idle_inputs(outcome)
     if point.kkt_zero > _KKT_TOLERANCE:
         warnings.append(
             f"The optimality conditions of the removed groups are off by {point.kkt_zero:.2g} of the penalty "
             "at the selected lambda; more train.epochs or train.polish would tighten them."
         )
-    for metric in outcome.measured.metrics:
+    warnings += [
+        f"Output {a.name!r} was not trained for and changed by up to {a.max_change:.2g}; see its agreement."
+        for a in outcome.measured.agreement
+        if not a.trained_for and a.max_change > TOLERANCE
+    ]
+    for metric in outcome.measured.metrics if job.task.kind != "distillation" else ():
         if metric.name == outcome.job.metric and gain(metric.name, metric.original, metric.final) < 0:
             warnings.append(
                 f"{metric.name} on the test split is worse than the original network's: "
                 f"{metric.final:.4f} against {metric.original:.4f}."
+            )
+    return warnings
+
+
+def _idle_inputs(outcome: Outcome) -> list[str]:
+    """Inputs all of whose groups became zero: one column is kept, since an input cannot be empty."""
+    norms = iter(outcome.chosen.selected.norms)
+    warnings = []
+    for groups in outcome.job.input_groups:
+        own = [next(norms) for _ in groups.labels]
+        if not groups.units.refused and not any(own):
+            warnings.append(
+                f"All fields of input {groups.name!r} became zero; its first column stays, since an input "
+                "needs one."
             )
     return warnings

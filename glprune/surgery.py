@@ -123,7 +123,9 @@ def plan(
             for s in (units.slots if units.removal == "cut" else ())
         }
         attributes = {
-            (a.module, a.name): _resized(network.get_submodule(a.module), a.name, a.per_unit, units.count, len(keep))
+            (a.module, a.name): _resized(
+                network.get_submodule(a.module), a.name, a.per_unit, units.count, len(keep)
+            )
             for a in units.attributes
         }
         padding = {}
@@ -193,7 +195,9 @@ def select(inputs: Inputs, axes: Sequence[int | None], columns: Sequence[Tensor]
 
 def all_columns(inputs: Inputs, axes: Sequence[int | None]) -> tuple[Tensor, ...]:
     """Every position along each input's feature axis; none where it has no such axis."""
-    return tuple(torch.arange(0 if axis is None else x.shape[axis]) for x, axis in zip(inputs, axes, strict=True))
+    return tuple(
+        torch.arange(0 if axis is None else x.shape[axis]) for x, axis in zip(inputs, axes, strict=True)
+    )
 
 
 def _others(kept: Tensor, size: int) -> Tensor:
@@ -246,8 +250,8 @@ def _sync(module: nn.Module) -> None:
         module.normalized_shape = tuple(weight.shape)
         return
     if isinstance(module, nn.LSTM) and module.proj_size:
-        module.proj_size, module.hidden_size = module.weight_hr_l0.shape
-        module.input_size = module.weight_ih_l0.shape[1]
+        module.proj_size, module.hidden_size = getattr(module, "weight_hr_l0").shape  # noqa: B009
+        module.input_size = getattr(module, "weight_ih_l0").shape[1]  # noqa: B009
         return
     if isinstance(module, nn.RNNCellBase):
         module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
@@ -256,4 +260,3 @@ def _sync(module: nn.Module) -> None:
         tensor = getattr(module, tensor_name, None)
         if hasattr(module, attribute) and isinstance(tensor, Tensor) and tensor.ndim > dim:
             setattr(module, attribute, tensor.shape[dim])
-

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -12,8 +12,9 @@ from torch.nn import functional
 from torchmetrics.functional import classification, regression
 
 from glprune.errors import ModelError
+from glprune.outputs import Outputs, leaves
 
-Kind = Literal["binary", "multiclass", "regression"]
+Kind = Literal["binary", "multiclass", "regression", "distillation"]
 Output = Literal["logits", "probabilities"]
 
 HIGHER_IS_BETTER = {
@@ -23,11 +24,13 @@ HIGHER_IS_BETTER = {
     "r2": True,
     "rmse": False,
     "mae": False,
+    "cosine": True,
 }
 METRICS: dict[Kind, tuple[str, ...]] = {
     "binary": ("auroc", "accuracy", "log_loss"),
     "multiclass": ("accuracy", "log_loss"),
     "regression": ("r2", "rmse", "mae"),
+    "distillation": ("r2", "rmse", "cosine"),
 }
 
 
@@ -35,33 +38,35 @@ METRICS: dict[Kind, tuple[str, ...]] = {
 class Task:
     """Loss and metrics of one kind of prediction.
 
-    Outputs are brought to one form first: log-probabilities of shape (n, n_classes) for
-    classes (a binary network may have one output, the positive class, or two), values of
-    shape (n,) for regression.
+    Of all that a network returns, ``view`` takes what the task is about, and loss and metrics see
+    that alone. Classes are brought to one form first: log-probabilities of shape (n, n_classes) (a
+    binary network may have one output, the positive class, or two); values have shape (n,).
+    Distillation is about every output: rows are flattened, shape (n, n_values).
 
     Attributes:
-        kind: ``binary``, ``multiclass`` or ``regression``.
+        kind: ``binary``, ``multiclass``, ``regression`` or ``distillation``.
         output: What the network returns for classes, ``logits`` or ``probabilities``.
-        classes: Number of classes; 0 for regression.
+        classes: Number of classes; 0 where there are none.
         width: Columns of the network's output; a binary network has one or two.
+        prediction: Number of the output the task is about.
+        scales: For distillation, what each output is divided by; 0 leaves it out.
     """
 
     kind: Kind
     output: Output
     classes: int
     width: int = 1
+    prediction: int = 0
+    scales: tuple[float, ...] = ()
 
-    def fitted(self, output: object) -> Task:
+    def fitted(self, output: Tensor) -> Task:
         """Take the width from an output; refuse one of another shape than the task needs.
 
         Raises:
-            ModelError: The network's output is not a tensor of (n,), (n, 1) or (n, n_classes).
+            ModelError: The network's output is not of shape (n,), (n, 1) or (n, n_classes).
         """
-        if not isinstance(output, Tensor):
-            raise ModelError(
-                f"The network returns {type(output).__name__}, not one tensor; "
-                "wrap it in a module that returns the prediction alone."
-            )
+        if self.kind == "distillation":
+            return self
         wanted = [self.classes] if self.kind == "multiclass" else [1, *([2] if self.kind == "binary" else [])]
         width = 1 if output.ndim == 1 else output.shape[-1]
         if output.ndim > 2 or width not in wanted:
@@ -72,6 +77,14 @@ class Task:
         if self.kind != "regression" and self.output == "probabilities" and not _are_probabilities(output):
             raise ModelError("The network's outputs leave [0, 1]; set model.output: logits in the recipe.")
         return replace(self, width=width)
+
+    def view(self, outputs: Outputs) -> Tensor:
+        """What loss and metrics see of a network's outputs, the rows first."""
+        found = leaves(outputs)
+        if self.kind != "distillation":
+            return found[self.prediction]
+        scaled = [y.reshape(len(y), -1) / s for y, s in zip(found, self.scales, strict=True) if s > 0]
+        return torch.cat(scaled, dim=1)
 
     def log_probabilities(self, output: Tensor) -> Tensor:
         """Log-probabilities of the classes, shape (n, n_classes)."""
@@ -86,6 +99,8 @@ class Task:
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Mean cross-entropy, or mean squared error; a scalar."""
+        if self.kind == "distillation":
+            return functional.mse_loss(output, target)
         if self.kind == "regression":
             return functional.mse_loss(output.reshape(-1), target)
         return functional.nll_loss(self.log_probabilities(output), target)
@@ -109,9 +124,11 @@ class Task:
 
         Args:
             name: A name of ``METRICS[kind]``.
-            output: The network's outputs, shape (n,), (n, 1) or (n, n_classes).
-            target: Class numbers int64 or values float32, shape (n,).
+            output: A view of the outputs, shape (n,), (n, 1), (n, n_classes) or (n, n_values).
+            target: Class numbers int64 or values float32, shape (n,); (n, n_values) for distillation.
         """
+        if self.kind == "distillation":
+            return float(_AGREEMENT[name](output.double(), target.double()))
         if self.kind == "regression":
             return float(_REGRESSION[name](output.reshape(-1).double(), target.double()))
         logs = self.log_probabilities(output.double())
@@ -148,6 +165,45 @@ _REGRESSION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "rmse": _rmse,
     "mae": regression.mean_absolute_error,
 }
+
+
+def explained(output: Tensor, target: Tensor) -> Tensor:
+    """Share of the variance of ``target`` that ``output`` explains, over all columns; (n, k) both.
+
+    Columns are pooled, so that one that never varies divides nothing by zero.
+    """
+    total = (target - target.mean(dim=0)).square().sum()
+    return 1 - (target - output).square().sum() / total
+
+
+def _rmse_of_all(output: Tensor, target: Tensor) -> Tensor:
+    return (target - output).square().mean().sqrt()
+
+
+def _cosine(output: Tensor, target: Tensor) -> Tensor:
+    return functional.cosine_similarity(output, target, dim=1).mean()
+
+
+_AGREEMENT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "r2": explained,
+    "rmse": _rmse_of_all,
+    "cosine": _cosine,
+}
+
+
+def joined(batches: Iterable[tuple[Sequence[Tensor], Tensor]]) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Outputs and targets of many batches as one, in order.
+
+    Raises:
+        ModelError: An output changes its shape from batch to batch.
+    """
+    outputs, targets = zip(*batches, strict=True)
+    try:
+        return tuple(torch.cat(parts) for parts in zip(*outputs, strict=True)), torch.cat(targets)
+    except RuntimeError as error:
+        raise ModelError(
+            "The network's outputs change their shape from batch to batch; let the loader pad to one length."
+        ) from error
 
 
 def _log(probability: Tensor) -> Tensor:

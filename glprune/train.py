@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from glprune.data import Split
 from glprune.errors import ModelError
-from glprune.units import Inputs
 from glprune.objective import CHUNK, Objective
 from glprune.optim import ProximalAdam, ProximalOptimizer, ProximalSGD, accelerated_steps
 from glprune.recipe import RefitSpec, TrainSpec
-from glprune.task import Task, gain
+from glprune.task import Task, gain, joined
+from glprune.units import Inputs
 
 
 @dataclass(frozen=True)
@@ -162,11 +162,11 @@ def _refit_loss(
     spec: RefitSpec,
     teacher: nn.Module,
 ) -> Tensor:
-    output = student(*narrow(inputs))
+    output = task.view(student(*narrow(inputs)))
     loss = (1 - spec.distill) * task.loss(output, target)
     if spec.distill > 0:
         with torch.no_grad():
-            taught = teacher(*inputs)
+            taught = task.view(teacher(*inputs))
         loss = loss + spec.distill * task.distillation_loss(output, taught, spec.temperature)
     return loss
 
@@ -177,8 +177,8 @@ def _score(
 ) -> tuple[float, float]:
     """The metric, signed so that more is better, and the negative loss."""
     network.eval()
-    pairs = [(network(*narrow(x)), y) for x, y in split.batches(CHUNK, None)]
-    output, target = torch.cat([o for o, _ in pairs]), torch.cat([y for _, y in pairs])
+    pairs = (((task.view(network(*narrow(x))),), y) for x, y in split.batches(CHUNK, None))
+    (output,), target = joined(pairs)
     return gain(metric, 0.0, task.metric(metric, output, target)), -float(task.loss(output, target))
 
 

@@ -102,10 +102,10 @@ def test_standardisation_is_stated_and_splits_stay_raw(tmp_path):
     save(tmp_path, frame())
     data = load_data(recipe_of(tmp_path, "{file: x.parquet, target: y, standardize: train}"))
     train = data.train.inputs[0].double()
-    assert torch.allclose(data.standardization.mean, train.mean(0))
-    assert torch.allclose(data.standardization.std, train.std(0, unbiased=False))
+    assert torch.allclose(data.standardization[0].mean, train.mean(0))
+    assert torch.allclose(data.standardization[0].std, train.std(0, unbiased=False))
     assert float(train[:, 2].max()) > 30
-    assert load_data(recipe_of(tmp_path, "{file: x.parquet, target: y}")).standardization is None
+    assert load_data(recipe_of(tmp_path, "{file: x.parquet, target: y}")).standardization == (None,)
 
 
 def test_constant_columns_are_noted_and_cannot_be_standardised(tmp_path):
@@ -240,5 +240,121 @@ def test_a_wrong_loader_is_one_line(tmp_path, name, fragment):
     (tmp_path / "l.py").write_text(LOADER)
     with pytest.raises(GlpruneError) as caught:
         load_data(recipe_of(tmp_path, f'{{loader: "l.py:{name}"}}'))
+    assert fragment in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+INPUTS = """\
+task: {task}
+model: {{factory: "a.py:build", inputs: {inputs}}}
+data: {data}
+target: {{lambda: 1}}
+"""
+TWO = "[{name: u, columns: [b]}, {name: v, columns: [c, a], dtype: int}]"
+
+
+def several(tmp_path, inputs, data, task="regression"):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(INPUTS.format(task=task, inputs=inputs, data=data))
+    return load_recipe(path)
+
+
+def whole(rows=40):
+    return frame(rows) | {"a": [1, 2] * (rows // 2), "y": np.linspace(0, 1, rows)}
+
+
+def test_columns_go_to_their_inputs_and_are_numbered_through(tmp_path):
+    save(tmp_path, whole())
+    data = load_data(several(tmp_path, TWO, "{file: x.parquet, target: y, feature_groups: {both: [a, c]}}"))
+    assert data.features == ("b", "c", "a")
+    assert data.spans == (range(0, 1), range(1, 3))
+    assert [(f.name, f.columns) for f in data.fields] == [("b", (0,)), ("both", (1, 2))]
+    u, v = data.train.inputs
+    assert (u.dtype, v.dtype) == (torch.float32, torch.int64)
+    assert set(v[:, 1].tolist()) == {1, 2}
+
+
+def test_codes_are_not_standardised_and_may_be_constant(tmp_path):
+    save(tmp_path, whole() | {"a": [3] * 40})
+    data = load_data(several(tmp_path, TWO, "{file: x.parquet, target: y, standardize: train}"))
+    assert data.standardization[0] is not None
+    assert data.standardization[1] is None
+    assert any("'a' is" in n for n in data.notes)
+
+
+def test_columns_of_an_input_without_an_axis_are_no_features(tmp_path):
+    save(tmp_path, whole())
+    inputs = "[{name: u, columns: [b]}, {name: v, columns: [c, a], dtype: int, axis: null}]"
+    data = load_data(several(tmp_path, inputs, "{file: x.parquet, target: y}"))
+    assert data.features == ("b",)
+    assert data.inputs[1].columns == ("c", "a")
+    assert data.spans[1] == range(1, 1)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "data", "fragment"),
+    [
+        ("[{name: u, columns: [b]}, {name: v, columns: [b]}]", "", "column 'b' feeds 'u' and 'v'"),
+        ("[{name: u, columns: [b]}, {name: v, columns: [d]}]", "", "columns of 'v': no column 'd'"),
+        ("[{name: u, columns: [b]}, {name: v, columns: [y]}]", "", "'y' is the target"),
+        ("[{name: u, columns: [b]}]", ", features: [a, b]", "column 'a' is in no input's columns"),
+        (TWO, ", feature_groups: {g: [a, b]}", "a field lies in one input"),
+        ("[{name: u, columns: [b], dtype: int}]", "", "'b' feeds an input of dtype: int and holds"),
+    ],
+)
+def test_wrong_columns_are_named_in_one_line(tmp_path, inputs, data, fragment):
+    save(tmp_path, whole())
+    with pytest.raises(GlpruneError) as caught:
+        load_data(several(tmp_path, inputs, f"{{file: x.parquet, target: y{data}}}"))
+    assert fragment in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_value_that_is_no_code_is_named_with_its_row(tmp_path):
+    save(tmp_path, whole() | {"a": [1.0] * 7 + [2.5] + [1.0] * 32})
+    with pytest.raises(DataError, match=r"'a' feeds .* holds 2.5 in row 8"):
+        load_data(several(tmp_path, TWO, "{file: x.parquet, target: y}"))
+
+
+SEVERAL = """
+import torch
+ids, mask, x = torch.arange(12).view(4, 3).int(), torch.ones(4, 3, dtype=torch.bool), torch.zeros(4, 2).double()
+def named(split): return [({"x": x, "mask": mask, "ids": ids}, torch.rand(4))]
+def tuples(split): return [((ids, mask, x), torch.rand(4, 1))]
+def short(split): return [((ids, mask), torch.rand(4))]
+def rows(split): return [((ids, mask, x[:2]), torch.rand(4))]
+def other(split): return [((ids, mask, x), torch.rand(4)), ((ids, mask, x[:, :1]), torch.rand(4))]
+def floats(split): return [((ids.float(), mask, x), torch.rand(4))]
+def alone(split): return [(ids, mask, x)]
+"""
+THREE = "[{name: ids, axis: null, dtype: int}, {name: mask, axis: null}, {name: x}]"
+
+
+@pytest.mark.parametrize(
+    ("loader", "task"), [("named", "regression"), ("tuples", "regression"), ("alone", "distillation")]
+)
+def test_a_loader_yields_named_inputs_of_any_type(tmp_path, loader, task):
+    (tmp_path / "l.py").write_text(SEVERAL)
+    data = load_data(several(tmp_path, THREE, f'{{loader: "l.py:{loader}"}}', task))
+    assert data.features == ("x.0", "x.1")
+    (inputs, target) = next(data.train.batches(None, None))
+    assert [x.dtype for x in inputs] == [torch.int64, torch.bool, torch.float32]
+    assert target.shape == ((4, 0) if task == "distillation" else (4,))
+
+
+@pytest.mark.parametrize(
+    ("loader", "fragment"),
+    [
+        ("short", "should hold 3 input tensor(s); it holds 2: Tensor, Tensor"),
+        ("rows", "input 'x' has 2 rows, 'ids' has 4"),
+        ("other", "the number of features changes"),
+        ("floats", "input 'ids' has dtype: int"),
+        ("alone", "not a pair"),
+    ],
+)
+def test_a_wrong_batch_of_several_inputs_is_one_line(tmp_path, loader, fragment):
+    (tmp_path / "l.py").write_text(SEVERAL)
+    with pytest.raises(DataError) as caught:
+        load_data(several(tmp_path, THREE, f'{{loader: "l.py:{loader}"}}'))
     assert fragment in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -81,7 +81,7 @@ BAD = [
         "target: y\n  feature_groups: {a: 3}",
         ":6: data.feature_groups.a should be text or a list",
     ),
-    ("task: binary", "task: binry", ":1: task should be 'binary', 'multiclass' or 'regression'"),
+    ("task: binary", "task: binry", ":1: task should be 'binary', 'multiclass', 'regression' or"),
     ("task: binary\n", "", "task is missing"),
     (
         "inputs: {strength: 1}",
@@ -91,6 +91,36 @@ BAD = [
     ("inputs: {strength: 1}", "inputs: null", "both null"),
     ("inputs: {strength: 1}", "inputs: 3", ":7: penalty.inputs should be a mapping"),
     ('"a.py:build"', "abc", ":2: model.factory should be 'package.module:function'"),
+    ("task: binary", "task: distillation", ":5: data.target contradicts task: distillation"),
+    ("task: binary", "task: distillation\nrefit: {distill: 0.5}", "data.target contradicts"),
+    (
+        '"a.py:build"}',
+        '"a.py:build", inputs: [{name: a, columns: [p]}, {name: b}]}',
+        ":2: model.inputs: 'b' has no columns",
+    ),
+    ('"a.py:build"}', '"a.py:build", inputs: [{axis: 2}]}', ":2: model.inputs: axis 2 of 'features'"),
+    ('"a.py:build"}', '"a.py:build", inputs: [{axis: 0}]}', "axis: 0 is the batch"),
+    (
+        '"a.py:build"}',
+        '"a.py:build", inputs: [{axis: null}]}',
+        ":7: penalty.inputs: no input has an axis of features; set penalty.inputs: null",
+    ),
+    (
+        '"a.py:build"}',
+        '"a.py:build", inputs: [{name: a, columns: [p]}, {name: a, columns: [q]}]}',
+        ":2: model: inputs lists 'a' twice",
+    ),
+    ('"a.py:build"}', '"a.py:build", inputs: [{dtype: text}]}', "dtype should be 'float' or 'int'"),
+    ('"a.py:build"}', '"a.py:build", outputs: [features]}', "the name 'features' is taken"),
+    ('"a.py:build"}', '"a.py:build", prediction: -1}', "model.prediction should be at least 0 or text"),
+    ('"a.py:build"}', '"a.py:build", outputs: [a b]}', "should be a plain name"),
+    ("lr: 1", "lr: 1\nexport: {dynamic_axes: {x: {1: n}}}", ":13: export.dynamic_axes: no input 'x'"),
+    (
+        "lr: 1",
+        "lr: 1\nexport: {dynamic_axes: {features: {-1: n}}}",
+        "axis -1 of 'features' holds the features",
+    ),
+    ("lr: 1", "lr: 1\nexport: {dynamic_axes: {features: {x: n}}}", "export.dynamic_axes"),
     ("lr: 1", "lr: 1\n  lr: 2", ':13: found duplicate key "lr"'),
     ("lr: 1", "lr: !!python/object:os.system 1", ":12: anchors, aliases and tags"),
     ("lr: 1", "lr: &a 1", ":12: anchors, aliases and tags"),
@@ -98,6 +128,50 @@ BAD = [
     ("lr: 1", "1: 2", "key 1 is not text"),
     ("lr: 1", "lr: 2020-01-01", "train.lr"),
 ]
+
+
+UNLABELLED = GOOD.replace("binary", "distillation").replace("  target: y\n", "")
+
+
+def test_a_recipe_without_labels_and_with_axes_loads_back(tmp_path):
+    text = UNLABELLED.replace("file: x.csv", "loader: a.py:load").replace(
+        "inputs: {strength: 1}", "inputs: null\n  hidden: {}"
+    )
+    text = text.replace('build"}', 'build", inputs: [{name: ids, axis: null}]}')
+    recipe = load_recipe(write(tmp_path, text + "export: {dynamic_axes: {ids: {1: length}}}\n"))
+    assert recipe.export.dynamic_axes == {"ids": {"1": "length"}}
+    assert recipe.model.inputs[0].axis is None
+    again = load_recipe(write(tmp_path, recipe.to_yaml(), "resolved.yaml"))
+    assert again.model_dump() == recipe.model_dump()
+
+
+@pytest.mark.parametrize(
+    ("addition", "message"),
+    [
+        ("refit: {distill: 0.5}", "refit.distill contradicts task: distillation"),
+        ("export: {dynamic_axes: {features: {1: a b}}}", "should be a plain name"),
+    ],
+)
+def test_what_contradicts_distillation_is_refused(tmp_path, addition, message):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(tmp_path, UNLABELLED + addition + "\n"))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("x.csv", "x.csv\n  classes: [a, b]", "data.classes contradicts task: distillation"),
+        ("x.csv", "x.csv\n  split: {stratify: true}", "data.split: stratify needs classes"),
+        ('build"', 'build", prediction: 0', "model.prediction contradicts task: distillation"),
+        ("lambda: 1e-3", "max_drop: {metric: mae, amount: 1}", "take r2, rmse, cosine"),
+    ],
+)
+def test_keys_of_labels_contradict_distillation(tmp_path, old, new, message):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(tmp_path, UNLABELLED.replace(old, new)))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("old", "new", "message"), BAD)

@@ -11,8 +11,10 @@ from glprune.report import (
     Export,
     Feature,
     HiddenLayer,
+    Input,
     Latency,
     Metric,
+    Output,
     PathPoint,
     Refusal,
     Removal,
@@ -40,6 +42,7 @@ def report(names, removed=2, slower=False, points=5, lam=None):
             norm_selected=0.0 if i < removed else 0.5,
             norm_final=None if i < removed else 0.1 + i,
             lambda_exit=0.01 if i < removed else None,
+            input="features",
             input_columns=None if i < removed else [i - removed],
         )
         for i, name in enumerate(names)
@@ -95,6 +98,7 @@ def report(names, removed=2, slower=False, points=5, lam=None):
         performance=[
             Metric(name="auroc", higher_is_better=True, rows=9, original=0.8, zeroed=0.7, final=0.75)
         ],
+        agreement=[],
         size=Size(
             parameters_before=100,
             parameters_after=40,
@@ -120,10 +124,15 @@ def report(names, removed=2, slower=False, points=5, lam=None):
             signature="slim",
             exporter="dynamo",
             opset=18,
-            input_name="features",
-            output_name="prediction",
-            input_columns=[f.name for f in features if f.status == "kept"],
-            output_meaning="logit",
+            inputs=[
+                Input(
+                    name="features",
+                    dtype="float32",
+                    axis=-1,
+                    columns=[f.name for f in features if f.status == "kept"],
+                )
+            ],
+            outputs=[Output(name="prediction", meaning="logit")],
             checker="passed",
             rows=9,
             difference=1e-7,

@@ -1,0 +1,128 @@
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from torch import nn
+
+from glprune.errors import ModelError
+from glprune.export import Select, export_onnx, failing_layer
+from glprune.measure import OnnxFile
+
+
+class Untraceable(nn.Module):
+    """Leaves tensors for NumPy, which no exporter follows."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Linear(4, 4)
+
+    def forward(self, x, *, gain=1.0):
+        values, _ = torch.linalg.eig(self.scale(x).transpose(0, 1) @ x)
+        return x * gain + values.real.sum() * 0
+
+
+class Block(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.norm, self.inner = nn.LayerNorm(4), inner
+
+    def forward(self, x):
+        return self.inner(self.norm(x), gain=2.0)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.entry = nn.Linear(3, 4)
+        self.blocks = nn.ModuleList([Block(Plain()), Block(Untraceable())])
+        self.out = nn.Linear(4, 1)
+
+    def forward(self, x):
+        x = self.entry(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.out(x)
+
+
+class Plain(nn.Module):
+    def forward(self, x, *, gain):
+        return x * gain
+
+
+def export(network, example, path, outputs=("prediction",), names=("x",), **options):
+    return export_onnx(network.eval(), example, names, outputs, path, opset=18, metadata={}, **options)
+
+
+def test_a_failing_export_names_the_deepest_layer_and_leaves_no_file(tmp_path, capfd):
+    with pytest.raises(ModelError) as caught:
+        export(Net(), (torch.randn(4, 3),), tmp_path / "m.onnx")
+    message = str(caught.value)
+    assert 'layer "blocks.1.inner" (Untraceable)' in message
+    assert "torchscript: " in message
+    assert "dynamo: " in message
+    assert "\n" not in message
+    assert "\x1b" not in message
+    assert not (tmp_path / "m.onnx").exists()
+    assert "graph(" not in capfd.readouterr().out
+
+
+def test_a_network_whose_layers_all_export_alone_has_no_culprit():
+    assert failing_layer(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), (torch.randn(4, 3),), 18) is None
+
+
+def test_an_input_the_network_does_not_use_is_refused_by_name(tmp_path, monkeypatch):
+    from glprune import export as module
+
+    class Ignores(nn.Module):
+        def forward(self, x, mask):
+            return x.sum(1)
+
+    exporter = export(Ignores(), (torch.randn(4, 3), torch.ones(4)), tmp_path / "m.onnx", names=("x", "mask"))
+    # an exporter that keeps unused inputs is welcome; one that drops them is not believed
+    assert exporter in ("dynamo", "torchscript")
+    assert OnnxFile(tmp_path / "m.onnx").names == ["x", "mask"]
+    model = module.onnx.load(tmp_path / "m.onnx")
+    del model.graph.input[1]
+    job = module._Job(Ignores(), (), ("x", "mask"), ("prediction",), (), 18)
+    with pytest.raises(ValueError, match="'mask' is not used"):
+        module._check_signature(model, job)
+
+
+class TwoInputs(nn.Module):
+    def forward(self, a, ids):
+        return a.sum(1), ids + 1
+
+
+def test_select_gathers_the_inputs_with_an_axis_and_passes_the_others(tmp_path):
+    network = Select(TwoInputs(), (torch.tensor([0, 2]), torch.empty(0, dtype=torch.int64)), (-1, None))
+    a, ids = torch.randn(4, 3), torch.randint(0, 9, (4, 5))
+    export(
+        network, (a, ids), tmp_path / "m.onnx", ("sum", "next"), ("a", "ids"), dynamic={"ids": {1: "length"}}
+    )
+    file = OnnxFile(tmp_path / "m.onnx")
+    total, following = file((a, torch.cat([ids, ids], dim=1)))
+    np.testing.assert_allclose(total, a[:, [0, 2]].sum(1), atol=1e-6)
+    assert torch.equal(following, torch.cat([ids, ids], dim=1) + 1)
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+def test_axes_of_any_length_are_dynamic_with_either_exporter(tmp_path, exporter, monkeypatch):
+    from glprune import export as module
+
+    monkeypatch.setattr(module, "_EXPORTERS", [e for e in module._EXPORTERS if e[0] == exporter])
+
+    class Step(nn.Module):
+        def forward(self, x):
+            return x * 2 + torch.arange(x.shape[1]), x.mean(1)
+
+    example = (torch.randn(4, 7),)
+    assert (
+        export(Step(), example, tmp_path / "m.onnx", ("step", "mean"), dynamic={"x": {-1: "length"}})
+        == exporter
+    )
+    session = ort.InferenceSession(tmp_path / "m.onnx")
+    assert session.get_inputs()[0].shape == ["batch", "length"]
+    assert session.get_outputs()[0].shape[0] == "batch"
+    x = torch.randn(2, 11)
+    for found, expected in zip(session.run(None, {"x": x.numpy()}), Step()(x), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
