@@ -1767,7 +1767,7 @@ entry(
     axes=(None, None),
     names=("input_ids", "attention_mask"),
     inputs=ids_and_mask,
-    cut=("*intermediate*",),
+    cut=("*intermediate.dense|*mlp.fc1",),
     refused={"*word_embeddings": "LayerNorm"},
 )
 entry(
