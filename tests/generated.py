@@ -100,7 +100,7 @@ def _feature(kind: str) -> int:
 def _linear(choose: Choose, shape: Shape) -> Part:
     kind, sizes = shape
     after = width(choose)
-    layers = [nn.Linear(sizes[-1], after, bias=not choose(3) == 2)]
+    layers = [nn.Linear(sizes[-1], after, bias=choose(3) != 2)]
     if choose(2) == 0:
         layers.append(activation(choose))
     return nn.Sequential(*layers), (kind, (*sizes[:-1], after))
@@ -286,7 +286,7 @@ def _conv(choose: Choose, shape: Shape) -> Part:
     after = width(choose)
     kernel = 1 + choose(3) if min(rest) > 2 else 1
     padding = choose(2) if kernel > 1 else 0
-    layers = [_conv_of(shape)(before, after, kernel, padding=padding, bias=not choose(3) == 2)]
+    layers = [_conv_of(shape)(before, after, kernel, padding=padding, bias=choose(3) != 2)]
     if choose(2) == 0:
         layers.append(activation(choose))
     return nn.Sequential(*layers), (kind, (after, *(n + 2 * padding - kernel + 1 for n in rest)))
