@@ -373,7 +373,7 @@ entry(
     "sliced-towers",
     lambda: Net(_towers, a=nn.Linear(3, 4), b=nn.Linear(4, 3), out=nn.Linear(7, 2)),
     (7,),
-    cut=("a", "b"),
+    cut=("x", "a", "b"),
 )
 entry(
     "sliced-overlap",
@@ -384,7 +384,10 @@ entry(
         out=nn.Linear(4, 2),
     ),
     (7,),
-    cut=("a|b",),
+    cut=(
+        "x",
+        "a|b",
+    ),
 )
 entry(
     "sliced-strided",
@@ -395,7 +398,10 @@ entry(
         out=nn.Linear(4, 2),
     ),
     (7,),
-    cut=("a|b",),
+    cut=(
+        "x",
+        "a|b",
+    ),
 )
 entry(
     "sliced-split",
@@ -413,7 +419,7 @@ entry(
         a=nn.Linear(5, 4), out=nn.Linear(4, 2), order=torch.tensor([4, 0, 2, 6, 5]),
     ),
     (7,),
-    cut=("a",),
+    cut=("x", "a",),
 )  # fmt: skip
 entry(
     "sliced-fancy-index",
@@ -422,7 +428,7 @@ entry(
         a=nn.Linear(3, 4), b=nn.Linear(4, 4), out=nn.Linear(4, 2), order=torch.tensor([4, 2, 5, 1]),
     ),
     (6,),
-    cut=("a|b",),
+    cut=("x", "a|b",),
 )  # fmt: skip
 entry(
     "sliced-single-columns",
@@ -431,7 +437,7 @@ entry(
         a=nn.Linear(3, 4), out=nn.Linear(4, 2),
     ),
     (5,),
-    cut=("a",),
+    cut=("x", "a",),
 )  # fmt: skip
 entry(
     "sliced-hidden",
@@ -1253,25 +1259,33 @@ for _cell in (nn.LSTM, nn.GRU, nn.RNN):
         f"{_name}-two-layers",
         lambda c=_cell: Recurrent(c, "last", num_layers=2, dropout=0.1),
         (3, 4),
-        cut=("x",),
+        cut=("x", "rnn*"),
     )
     entry(
         f"{_name}-bidirectional",
         lambda c=_cell: Recurrent(c, "sequence", bidirectional=True),
         (3, 4),
-        cut=("x",),
+        cut=("x", "rnn*"),
     )
 entry(
-    "lstm-bidirectional-states", lambda: Recurrent(nn.LSTM, "states", bidirectional=True), (3, 4), cut=("x",)
+    "lstm-bidirectional-states",
+    lambda: Recurrent(nn.LSTM, "states", bidirectional=True),
+    (3, 4),
+    cut=("x", "rnn*"),
 )
 entry(
     "gru-two-layers-bidirectional-state",
     lambda: Recurrent(nn.GRU, "states", bidirectional=True, num_layers=2),
     (3, 4),
-    cut=("x",),
+    cut=("x", "rnn*"),
 )
 entry("lstm-after-linear", lambda: Recurrent(nn.LSTM, "last", first=6), (3, 4), cut=("x", "entry", "rnn*"))
-entry("gru-flattened", lambda: Recurrent(nn.GRU, "flat", first=6, bias=False), (3, 4), cut=("x", "entry"))
+entry(
+    "gru-flattened",
+    lambda: Recurrent(nn.GRU, "flat", first=6, bias=False),
+    (3, 4),
+    cut=("x", "entry", "rnn*"),
+)
 entry("lstm-projected", lambda: Recurrent(nn.LSTM, "last", proj_size=3), (3, 4), cut=("x",))
 entry("rnn-relu", lambda: Recurrent(nn.RNN, "state", nonlinearity="relu"), (3, 4), cut=("x", "rnn*"))
 entry(
@@ -1280,7 +1294,7 @@ entry(
         lambda m, x: m.out(m.rnn(x.transpose(0, 1))[1][0][0]), rnn=nn.LSTM(4, 5), out=nn.Linear(5, 2)
     ),
     (3, 4),
-    cut=("x",),
+    cut=("x", "rnn*"),
 )
 entry(
     "two-lstms",
@@ -1301,7 +1315,7 @@ entry(
     ),
     (4, 6),
     axes=(1,),
-    cut=("x", "conv"),
+    cut=("x", "conv", "rnn*"),
 )  # fmt: skip
 entry(
     "lstm-residual",

@@ -15,21 +15,16 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from glprune.groups import GroupSet, hidden_groups, input_groups, zero_units_
+from glprune.groups import zero_units_
 from glprune.planning import plan_units
 from glprune.removal import difference, outputs, remove
 from glprune.units import UnitSet
 from tests.generated import TALLY, Generated, networks
+from tests.zeroing import cuttable, grouped
 
 TOLERANCE = 1e-5
 CASES = int(os.environ.get("GLPRUNE_CASES", "200"))
 CUTTABLE_SHARE = 0.6
-
-
-def grouped(units: UnitSet) -> GroupSet:
-    if units.kind == "input":
-        return input_groups(units, [(str(i), (i,)) for i in range(units.count)])
-    return hidden_groups(units)
 
 
 def zeroed(
@@ -67,10 +62,12 @@ def test_slim_equals_zeroed_dense_on_random_networks(case: Generated, seed: int)
     sets = plan_units(case.network, inputs, case.axes, case.names)
     dense, dead = zeroed(case.network, sets, generator)
     before = copy.deepcopy(dense.state_dict())
-    removed = remove(dense, [grouped(s) for s in sets], inputs, case.axes, tolerance=TOLERANCE)
+    removed = remove(dense, grouped(sets), inputs, case.axes, tolerance=TOLERANCE)
 
-    assert {cut.name: cut.units for cut in removed.cuts} == dead
-    assert not [(r.name, r.reason) for r in removed.refused if r.name in dead]
+    cut = {c.name: c.units for c in removed.cuts}
+    assert cut == cuttable(sets, dead)
+    families = {s.name for s in sets if s.family}
+    assert not [(r.name, r.reason) for r in removed.refused if r.name in dead.keys() - families]
     assert all(torch.equal(before[key], value) for key, value in dense.state_dict().items())
     worst = removed.difference
     for batch in batches:
@@ -80,15 +77,15 @@ def test_slim_equals_zeroed_dense_on_random_networks(case: Generated, seed: int)
         )
         worst = max(worst, difference(outputs(dense, batch), outputs(removed.network, narrow)))
     assert worst <= TOLERANCE
-    _count(sets, dead, worst)
+    _count(sets, cut, worst)
 
 
-def _count(sets: list[UnitSet], dead: dict[str, int], worst: float) -> None:
+def _count(sets: list[UnitSet], cut: dict[str, int], worst: float) -> None:
     TALLY.cases += 1
     TALLY.sets += len(sets)
     TALLY.refused += sum(s.refused is not None for s in sets)
     TALLY.reasons.update(s.refused for s in sets if s.refused)
-    TALLY.units_cut += sum(dead.values())
+    TALLY.units_cut += sum(cut.values())
     TALLY.difference = max(TALLY.difference, worst)
 
 
