@@ -20,7 +20,7 @@ from glprune.planning import plan_units
 from glprune.removal import difference, outputs, remove
 from glprune.units import UnitSet
 from tests.generated import TALLY, Generated, networks
-from tests.zeroing import cuttable, grouped
+from tests.zeroing import cuttable, dead_units, grouped
 
 TOLERANCE = 1e-5
 CASES = int(os.environ.get("GLPRUNE_CASES", "200"))
@@ -30,17 +30,15 @@ CUTTABLE_SHARE = 0.6
 def zeroed(
     network: nn.Module, sets: list[UnitSet], generator: torch.Generator
 ) -> tuple[nn.Module, dict[str, int]]:
-    """A copy with a random part of every plan at zero, from none to all but one unit, and the numbers of units."""
-    twin, dead = copy.deepcopy(network), {}
+    """A copy with a random part of every plan at zero, from none to all but one unit, and its dead units."""
+    twin = copy.deepcopy(network)
     for s in sets:
         if s.refused:
             continue
         marked = torch.rand(s.count, generator=generator) < torch.rand((), generator=generator)
         marked[int(torch.randint(s.count, (1,), generator=generator))] = False
         zero_units_(dict(twin.state_dict()), s, marked)
-        if bool(marked.any()):
-            dead[s.name] = int(marked.sum())
-    return twin, dead
+    return twin, dead_units(twin, sets)
 
 
 @settings(
@@ -67,7 +65,9 @@ def test_slim_equals_zeroed_dense_on_random_networks(case: Generated, seed: int)
     cut = {c.name: c.units for c in removed.cuts}
     assert cut == cuttable(sets, dead)
     families = {s.name for s in sets if s.family}
-    assert not [(r.name, r.reason) for r in removed.refused if r.name in dead.keys() - families]
+    assert not [
+        (r.name, r.reason) for r in removed.refused if r.name in cuttable(sets, dead).keys() - families
+    ]
     assert all(torch.equal(before[key], value) for key, value in dense.state_dict().items())
     worst = removed.difference
     for batch in batches:
