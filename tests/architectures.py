@@ -1279,6 +1279,17 @@ entry(
     (3, 4),
     cut=("x", "rnn*"),
 )
+entry(
+    "gru-bidirectional-one-direction",  # torch-pruning does not come back from this graph
+    lambda: Net(
+        lambda m, x: m.out(m.a(m.rnn(x)[1][-1])),
+        rnn=nn.GRU(3, 4, batch_first=True, bidirectional=True),
+        a=nn.Linear(4, 5),
+        out=nn.Linear(5, 2),
+    ),
+    (2, 3),
+    cut=("x", "a"),
+)
 entry("lstm-after-linear", lambda: Recurrent(nn.LSTM, "last", first=6), (3, 4), cut=("x", "entry", "rnn*"))
 entry(
     "gru-flattened",
