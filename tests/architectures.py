@@ -505,6 +505,14 @@ entry(
     (6,),
 )
 entry(
+    "gated-concatenation-with-input",  # one set holds columns of the input and hidden units too
+    lambda: Net(
+        lambda m, x: m.out((h := torch.cat([x, torch.relu(m.a(x))], 1)) * torch.sigmoid(m.b(h))),
+        a=nn.Linear(3, 5), b=nn.Linear(8, 8), out=nn.Linear(8, 2),
+    ),
+    (3,),
+)  # fmt: skip
+entry(
     "glu",
     lambda: Net(lambda m, x: m.b(F.glu(m.a(x), -1)), a=nn.Linear(6, 8), b=nn.Linear(4, 2)),
     (6,),
