@@ -4,13 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from glprune.graph import find_unit_sets
+from glprune.graph import dependency_plans
+from glprune.planning import plan_units
 from glprune.scaling import scaled
 from tests.networks import Recurrent, ResidualNorm, WideAndDeep, convolution, mlp
 
 
 def sets_of(network, example, axis=-1):
-    return {s.name: s for s in find_unit_sets(network, (example,), (axis,), ("x",))}
+    return {s.name: s for s in plan_units(network.eval(), (example,), (axis,), ("x",))}
 
 
 def readers_of(unit_set):
@@ -50,10 +51,29 @@ def test_batchnorm_and_standardisation_are_cut_along():
     assert {"standardize.mean", "standardize.std", "network.0.running_mean", "network.0.bias"} <= carriers
 
 
-def test_an_unknown_layer_is_refused_by_name():
-    refused = sets_of(Recurrent(), torch.randn(3, 6))["entry"].refused
-    assert refused is not None
-    assert "GRU 'cell'" in refused
+def test_torch_prunings_plan_agrees_where_it_can_read_the_network():
+    example = torch.randn(3, 6)
+    assert {s.planner for s in sets_of(WideAndDeep(), example).values()} == {"both"}
+    assert {s.planner for s in sets_of(mlp(norm=True), example).values()} == {"both"}
+
+
+def test_units_that_torch_pruning_has_no_plan_for_are_planned_by_the_trace():
+    example = torch.randn(3, 6)
+    second = dependency_plans(Recurrent().eval(), (example,), (-1,), ("x",)).get("entry")
+    assert second is None or second.refused
+    entry = sets_of(Recurrent(), example)["entry"]
+    assert entry.planner == "trace"
+    assert readers_of(entry) == {"cell.weight_ih_l0": [0, 1, 2, 3]}
+
+
+def test_a_network_on_which_torch_pruning_never_ends_does_not_hang():
+    network = nn.Sequential(
+        *(nn.ConstantPad1d(2, 1.5), nn.Conv1d(3, 5, 3, padding=1), nn.BatchNorm1d(5), nn.Sigmoid()),
+        *(nn.ReplicationPad1d(1), nn.Conv1d(5, 4, 3, padding=1, padding_mode="circular"), nn.SiLU()),
+        *(nn.AdaptiveAvgPool1d(3), nn.Flatten(), nn.Linear(12, 2)),
+    ).eval()
+    found = dependency_plans(network, (torch.randn(2, 3, 12),), (1,), ("x",), seconds=1.0)
+    assert all(s.refused is None or s.refused for s in found.values())
 
 
 def test_a_raw_residual_from_the_input_is_refused():
@@ -78,7 +98,7 @@ def test_frozen_readers_are_refused():
 def test_planning_leaves_the_network_as_it_was(training):
     network = ResidualNorm().train(training)
     before = copy.deepcopy(network.state_dict())
-    find_unit_sets(network, (torch.randn(3, 6),), (-1,), ("x",))
+    plan_units(network, (torch.randn(3, 6),), (-1,), ("x",))
     assert network.training is training
     assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
     assert not any(m._forward_hooks for m in network.modules())

@@ -454,9 +454,10 @@ def test_a_loader_without_labels_and_axes_of_any_length(folder, loader):
 
 
 def test_a_cut_beside_an_input_without_an_axis_is_lossless():
-    from glprune.graph import find_unit_sets
     from glprune.groups import hidden_groups, input_groups, zero_units_
-    from glprune.removal import difference, outputs, prove, remove
+    from glprune.planning import plan_units
+    from glprune.proof import difference, outputs
+    from glprune.removal import remove
 
     class Masked(torch.nn.Module):
         def __init__(self):
@@ -469,7 +470,7 @@ def test_a_cut_beside_an_input_without_an_axis_is_lossless():
     torch.manual_seed(0)
     network, axes = Masked().eval(), (None, -1)
     inputs = (torch.randint(0, 2, (9, 1)), torch.randn(9, 6))
-    sets = prove(network, find_unit_sets(network, inputs, axes, ("mask", "x")), inputs, axes)
+    sets = plan_units(network, inputs, axes, ("mask", "x"))
     assert [(s.name, s.refused) for s in sets] == [("x", None), ("first", None)]
     zero_units_(dict(network.state_dict()), sets[0], torch.tensor([0, 1, 0, 0, 1, 0]).bool())
     groups = [input_groups(sets[0], [(str(i), (i,)) for i in range(6)]), hidden_groups(sets[1])]

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from glprune.graph import find_unit_sets
 from glprune.groups import input_groups
 from glprune.objective import Objective, lambda_max
+from glprune.planning import plan_units
 from glprune.recipe import TrainSpec
 from glprune.task import Task
 from glprune.train import PointSolver
@@ -75,7 +75,7 @@ def linear_objective(kind, x, y):
     network = nn.Linear(30, 1)
     rows = torch.tensor(x, dtype=torch.float32)
     target = torch.tensor(y, dtype=torch.float32 if kind == "regression" else torch.int64)
-    units = find_unit_sets(network, (rows[:4],), (-1,), ("x",))[0]
+    units = plan_units(network, (rows[:4],), (-1,), ("x",))[0]
     groups = input_groups(units, FIELDS)
     return network, Objective(network, Task(kind, "logits", 2), split(rows, target), [(groups, 1.0)])
 
@@ -147,7 +147,7 @@ def test_groups_of_size_one_give_the_lasso_of_scikit_learn():
     model = Lasso(alpha=lam / 2, tol=1e-12, max_iter=100_000).fit(x, y)
     network = nn.Linear(30, 1)
     rows, target = torch.tensor(x, dtype=torch.float32), torch.tensor(y, dtype=torch.float32)
-    units = find_unit_sets(network, (rows[:4],), (-1,), ("x",))[0]
+    units = plan_units(network, (rows[:4],), (-1,), ("x",))[0]
     groups = input_groups(units, [(str(i), (i,)) for i in range(30)])
     objective = Objective(network, Task("regression", "logits", 0), split(rows, target), [(groups, 1.0)])
     PointSolver(objective, EXACT, seed=0).solve(lam)
@@ -161,7 +161,7 @@ def test_weights_outside_the_groups_stay_inside_their_ball():
     network = nn.Sequential(nn.Linear(30, 8), nn.Tanh(), nn.Linear(8, 1))
     x, y = problem("regression")
     rows, target = torch.tensor(x, dtype=torch.float32), torch.tensor(y, dtype=torch.float32)
-    units = find_unit_sets(network, (rows[:4],), (-1,), ("x",))[0]
+    units = plan_units(network, (rows[:4],), (-1,), ("x",))[0]
     before = network[2].weight.norm().item()
     for bound in (True, False):
         objective = Objective(
