@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -50,8 +50,16 @@ def draft_units(seen: Trace, names: Sequence[str]) -> list[Draft]:
     if not seen.axes:
         return []
     classes = _Classes(seen)
-    made = [_draft(seen, classes, roots, names) for roots in _families(seen, classes)]
-    return sorted((d for d in made if d is not None), key=lambda d: d.source is None)
+    taken: set[int] = set()
+    made = []
+    for root in sorted(seen.roots, key=lambda r: r.source is None):
+        own = dict.fromkeys(classes.of[_range(root)].tolist())
+        if root.source is None:  # units that meet at an earlier root are that root's
+            own = {c: None for c in own if c not in taken}
+        taken |= set(own)
+        if own:
+            made.append(_draft(seen, classes, root, {c: n for n, c in enumerate(own)}, names))
+    return _distinct([draft for draft in made if draft is not None])
 
 
 class _Classes:
@@ -81,43 +89,23 @@ class _Classes:
         return float(np.isin(wanted, np.concatenate(hit)).mean()) if hit else 0.0
 
 
-def _families(seen: Trace, classes: _Classes) -> list[list[Axis]]:
-    """Roots that share a class lie in one set."""
-    roots = list(seen.roots)
-    first: dict[int, int] = {}
-    edges = [
-        (number, first.setdefault(int(c), number))
-        for number, root in enumerate(roots)
-        for c in np.unique(classes.of[_range(root)])
-    ]
-    a, b = np.array(edges).T if edges else np.zeros((2, 0), dtype=np.int64)
-    graph = coo_array((np.ones(len(a)), (a, b)), shape=(len(roots), len(roots)))
-    count, family = connected_components(graph, directed=False)
-    members: list[list[Axis]] = [[] for _ in range(count)]
-    for root, number in zip(roots, family, strict=True):
-        members[number].append(root)
-    return members
-
-
-def _draft(seen: Trace, classes: _Classes, roots: Sequence[Axis], names: Sequence[str]) -> Draft | None:
-    sources = [r for r in roots if r.source is not None]
-    head = (sources or list(roots))[0]
-    ordered = np.concatenate([classes.of[_range(r)] for r in [head, *(r for r in roots if r is not head)]])
-    wanted, first = np.unique(ordered, return_index=True)
-    units = {int(wanted[i]): number for number, i in enumerate(np.argsort(first))}
+def _draft(
+    seen: Trace, classes: _Classes, root: Axis, units: Mapping[int, int], names: Sequence[str]
+) -> Draft | None:
+    wanted = np.array(list(units))
     outputs = classes.share(seen, "output", wanted)
-    if not sources and outputs == 1.0:
+    if root.source is None and outputs == 1.0:
         return None
-    refused = _refusal(seen, classes, wanted, outputs, sources, names)
+    refused = _refusal(seen, classes, wanted, outputs, root, names)
     reads = _slots(seen, classes, units, lambda c: c.role == "reader")
     factors = _slots(seen, classes, units, lambda c: c.scales)
     if not any(s.role == "reader" for s in reads):
         reads = factors
     mixed = classes.marked(seen, "mixed", wanted)
     return Draft(
-        name=names[head.source] if head.source is not None else _name(head.tensor),
-        source=head.source,
-        count=head.size if refused else len(units),
+        name=names[root.source] if root.source is not None else _name(root.tensor),
+        source=root.source,
+        count=root.size if refused else len(units),
         slots=reads,
         scales=factors,
         refused=refused,
@@ -130,23 +118,43 @@ def _refusal(
     classes: _Classes,
     wanted: NDArray[np.int64],
     outputs: float,
-    sources: Sequence[Axis],
+    root: Axis,
     names: Sequence[str],
 ) -> str | None:
-    if len({s.source for s in sources}) > 1:
-        joined = " and ".join(repr(names[s.source]) for s in sources if s.source is not None)
-        return f"the inputs {joined} are joined column by column"
+    if root.source is not None:
+        met = {names[r.source] for r in seen.roots if r.source is not None and _meets(classes, r, wanted)}
+        if len(met) > 1:
+            return f"the inputs {' and '.join(map(repr, sorted(met)))} are joined column by column"
     refused = classes.marked(seen, "refused", wanted)
     if refused:
         return refused[0]
     if outputs:
         return (
-            "the units are added to the network's output" if sources else "some of the units are the output"
+            "some of the units are the output"
+            if root.source is None
+            else "the units are added to the network's output"
         )
     if len(wanted) < 2:
         tied = classes.marked(seen, "tied", wanted)
         return f"all units are tied together by {tied[0]}" if tied else "all units are tied together"
+    if root.source is not None and len(wanted) < root.size:
+        return "the network joins columns with one another, so that they cannot leave one by one"
     return None
+
+
+def _meets(classes: _Classes, root: Axis, wanted: NDArray[np.int64]) -> bool:
+    return bool(np.isin(classes.of[_range(root)], wanted).any())
+
+
+def _distinct(drafts: Sequence[Draft]) -> list[Draft]:
+    """Give a set whose name is taken, as of a weight with units along two dimensions, a number."""
+    seen: dict[str, int] = {}
+    named = []
+    for draft in drafts:
+        seen[draft.name] = seen.get(draft.name, 0) + 1
+        number = seen[draft.name]
+        named.append(replace(draft, name=f"{draft.name}#{number}") if number > 1 else draft)
+    return named
 
 
 def _slots(
