@@ -38,6 +38,10 @@ class _RefusedError(Exception):
     """A unit set cannot be planned; the message names the operation."""
 
 
+class _TooLate(BaseException):  # past every `except Exception` on the way
+    """torch-pruning took too long."""
+
+
 class _Gate(nn.Module):
     """Multiply an axis by ones: a node of the graph for a model's input or output."""
 
@@ -238,7 +242,7 @@ def dependency_plans(
         with _deadline(seconds):
             planner = _Planner(model, inputs, axes)
             planned = [planner.unit_set(name, kind, root) for name, kind, root in planner.roots()]
-    except Exception:  # torch-pruning has no error class of its own, and its plan is only compared
+    except (Exception, _TooLate):  # torch-pruning has no error class of its own; its plan is only compared
         return {}
     named = [
         replace(u, name=names[int(u.name)]) if u.kind == "input" else u for u in planned if u is not None
@@ -273,12 +277,12 @@ def _canonical_names(model: nn.Module) -> dict[Tensor, str]:
 
 @contextlib.contextmanager
 def _deadline(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in code that runs on past its time; any function call may be the place."""
+    """Stop code that runs on past its time; any function call may be the place."""
     end, before = time.monotonic() + seconds, sys.getprofile()
 
     def look(*_: object) -> None:
         if time.monotonic() > end:
-            raise TimeoutError
+            raise _TooLate
 
     sys.setprofile(look)
     try:
