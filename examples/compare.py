@@ -31,7 +31,7 @@ def ours(name: str, **arguments: str) -> nn.Module:
 
 def report(name: str, theirs: torch.Tensor, mine: torch.Tensor) -> None:
     gap = (theirs.double() - mine.double()).abs().max().item()
-    print(f"{name}: {tuple(mine.shape)}, largest |output| {theirs.abs().max():.3f}, largest difference {gap:.1e}")
+    print(f"{name}: outputs {tuple(mine.shape)} up to {theirs.abs().max():.3f}, largest difference {gap:.1e}")
 
 
 def crepe() -> None:

