@@ -44,9 +44,10 @@ def main(bundle: str | None = None) -> None:
     if bundle is not None:
         session = onnxruntime.InferenceSession(Path(bundle) / "model.onnx")
         entry = session.get_inputs()[0]
-        kept = json.loads(session.get_modelmeta().custom_metadata_map.get("features", "[]"))
-        columns = [int(n.removeprefix("mel")) for n in kept] if len(kept) == entry.shape[-1] else range(40)
-        output = torch.from_numpy(session.run(None, {entry.name: x[:, :, list(columns)].numpy()})[0])
+        facts = session.get_modelmeta().custom_metadata_map
+        kept = json.loads(facts["glprune.features"])  # the bands the file takes, in its order
+        columns = [int(name.removeprefix("mel")) for name in kept]
+        output = torch.from_numpy(session.run(None, {entry.name: x[:, :, columns].numpy()})[0])
         describe("shipped ", output, speaker)
         print(f"mean cosine between the two: {(output * expected).sum(dim=1).mean():.4f}")
 
