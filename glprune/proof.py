@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,8 +27,9 @@ from glprune.watcher import is_reduction
 TOLERANCE = 1e-5  # relative, in float32
 _DOUBLE_TOLERANCE = 1e-9
 _PROBE_ROWS = 8
+_SMALL_ROW = 4096  # numbers in a row of all inputs; larger ones are probed on half the rows
 _MOST_ATTRIBUTES = 3
-_MOST_REPAIRS = 64
+_MOST_REPAIRS = 40
 
 Marked = tuple[UnitSet, Tensor]  # a unit set and its marked units, bool (n_units,)
 
@@ -108,16 +109,26 @@ class Prover:
             return list(sets)
         if not failure.startswith(_RUNS):
             return failure
+        pinned = _pinned(self.twin, sets)
+        if pinned is not None:
+            return pinned
         for attributes in _repairs(self.twin, sets):
             repaired = [replace(s, attributes=attributes if n == 0 else ()) for n, s in enumerate(sets)]
             again = [(s, mark) for s, (_, mark) in zip(repaired, marks, strict=True)]
-            if self.failure(again) is None:
+            if self._runs(again) and self.failure(again) is None:
                 return repaired
-        return _pinned(self.twin, sets) or failure
+        return failure
+
+    def _runs(self, marks: Sequence[Marked]) -> bool:
+        """Tell whether the network runs at all with the marked units cut."""
+        slim = _copied(self.twin, ())
+        choices = [(units, torch.nonzero(~marked).flatten()) for units, marked in marks]
+        columns = _columns(choices, self.probe, self.axes)
+        return not isinstance(difference_after(slim, choices, self.probe, self.axes, [], columns), str)
 
     def _alive(self, sets: Sequence[UnitSet]) -> bool:
         """Tell whether the units matter to the outputs at all."""
-        zeroed = copy.deepcopy(self.twin)
+        zeroed = _copied(self.twin, [slot.tensor for units in sets for slot in units.readers])
         for units in sets:
             zero_units_(dict(zeroed.state_dict()), units, torch.ones(units.count, dtype=torch.bool))
         return difference(outputs(self.twin, self.probe), outputs(zeroed, self.probe)) > self.tolerance
@@ -129,19 +140,17 @@ class Prover:
             return self._failure(marks)
 
     def _failure(self, marks: Sequence[Marked]) -> str | None:
-        zeroed = copy.deepcopy(self.twin)
+        tensors = [slot.tensor for units, _ in marks for slot in units.slots]
+        zeroed = _copied(self.twin, tensors)
         for units, marked in marks:
             zero_units_(dict(zeroed.state_dict()), units, marked)
         reference = outputs(zeroed, self.probe)
-        moved = copy.deepcopy(zeroed)
+        moved = _copied(zeroed, tensors)
         probe = _perturb(moved, marks, self.probe, self.axes)
         if difference(reference, outputs(moved, probe)) > self.tolerance:
             return f"{_mixer(self.twin, marks)}: the units reach the output past the weights that read them"
         choices = [(units, torch.nonzero(~marked).flatten()) for units, marked in marks]
-        columns = list(all_columns(self.probe, self.axes))
-        for units, keep in choices:
-            if units.source is not None:
-                columns[units.source] = keep
+        columns = _columns(choices, self.probe, self.axes)
         gap = difference_after(zeroed, choices, self.probe, self.axes, reference, columns)
         if isinstance(gap, str):
             return gap
@@ -152,6 +161,24 @@ class Prover:
     def _subsets(self, sets: Sequence[UnitSet]) -> list[list[Marked]]:
         """Separating subsets; sets of one cluster have equal counts and are marked alike."""
         return [[(s, subset) for s in sets] for subset in separating_subsets(sets[0].count)]
+
+
+def _copied(network: nn.Module, tensors: Collection[str]) -> nn.Module:
+    """Copy a network's modules and the named tensors; the rest is shared, since only those are written."""
+    own = set(tensors)
+    shared = {id(t): t for name, t in network.state_dict(keep_vars=True).items() if name not in own}
+    return copy.deepcopy(network, shared)
+
+
+def _columns(
+    choices: Sequence[tuple[UnitSet, Tensor]], inputs: Inputs, axes: Sequence[int | None]
+) -> list[Tensor]:
+    """Kept columns of every input."""
+    columns = list(all_columns(inputs, axes))
+    for units, keep in choices:
+        if units.source is not None:
+            columns[units.source] = keep
+    return columns
 
 
 _RUNS = "the network no longer runs after the cut"
@@ -195,19 +222,37 @@ def random_twin(network: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, 
     Returns:
         The copy, example inputs in its precision, and the tolerance that precision deserves.
     """
-    probe = tuple(x[:_PROBE_ROWS] for x in inputs)
+    rows = _PROBE_ROWS if sum(x[0].numel() for x in inputs) <= _SMALL_ROW else _PROBE_ROWS // 2
+    probe = tuple(x[:rows] for x in inputs)
     wide = tuple(x.double() if x.is_floating_point() else x for x in probe)
     for strength in (1.0, 0.1, 0.0):
         twin = _shaken(network, strength)
-        try:
-            double = copy.deepcopy(twin).double()
-            if _finite(found := outputs(double, wide)) and all(y.dtype == torch.float64 for y in found):
+        double = _in_double(twin, wide)
+        if double is not None:
+            if strength == 0 or _calm(double, wide):
                 return double, wide, _DOUBLE_TOLERANCE
-        except RuntimeError:
-            pass  # a forward that fixes float32 is probed in float32
-        if _finite(outputs(twin, probe)):
+        elif _finite(outputs(twin, probe)):
             return twin, probe, TOLERANCE
     return twin, probe, TOLERANCE
+
+
+def _in_double(network: nn.Module, inputs: Inputs) -> nn.Module | None:
+    """A copy in double precision; None where its forward fixes float32 or gives no finite numbers."""
+    twin = copy.deepcopy(network).double()
+    try:
+        found = outputs(twin, inputs)
+    except RuntimeError:
+        return None
+    floats = [y for y in found if y.is_floating_point()]
+    return twin if _finite(found) and all(y.dtype == torch.float64 for y in floats) else None
+
+
+def _calm(network: nn.Module, inputs: Inputs) -> bool:
+    """Tell whether round-off stays round-off: random recurrent weights can amplify it without bound."""
+    nudged = copy.deepcopy(network)
+    for parameter in nudged.parameters():
+        parameter.data.mul_(1 + 1e-14)
+    return difference(outputs(network, inputs), outputs(nudged, inputs)) <= _DOUBLE_TOLERANCE / 100
 
 
 def _finite(tensors: Sequence[Tensor]) -> bool:

@@ -136,7 +136,7 @@ def _united(w: Watcher, operands: Sequence[Sequence[Ids]]) -> list[Ids]:
             for place, other in enumerate(planes):
                 if same_division(other, ids):
                     w.join(other, ids)
-                    planes[place] = torch.where(other > 0, other, ids)
+                    planes[place] = compact(torch.where(other > 0, other, ids))
                     matched = True
             if not matched:
                 fresh.append(ids)

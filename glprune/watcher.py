@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from glprune.labels import CONSTANT, Ids, Labels, compact, nodes, pairs, storage, tensors
+from glprune.labels import CONSTANT, Ids, Labels, compact, nodes, pairs, storage, tensors, varying
 from glprune.units import Inputs, Role
 
 _MAX_PLANES = 6
@@ -242,6 +242,8 @@ class Watcher(TorchDispatchMode):
     def set(self, tensor: Tensor, planes: Sequence[Ids], weight: bool) -> None:
         """Label an output; see :class:`glprune.labels.Labels`."""
         kept = [c for c in map(compact, planes) if bool(c.any())]
+        if weight:  # a row taken from a table is no unit of what it is added to
+            kept = [c for c in kept if varying(c)]
         if len(kept) > _MAX_PLANES:
             for ids in kept[_MAX_PLANES:]:
                 self.mark(ids, "refused", f"too many kinds of units meet in {self.where()}")
