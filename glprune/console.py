@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from glprune.events import Event, Note, PointDone, Stage
-from glprune.inspection import Inspection
+from glprune.inspection import Inspection, SetFacts
 from glprune.render import headline, label
 from glprune.report import PathPoint, Report
 
@@ -73,7 +73,7 @@ def _line(event: Stage | PointDone) -> str:
 def _point(point: PathPoint) -> str:
     return (
         f"lambda {point.lam:.3g}, {point.fields} fields, {point.hidden} hidden, metric {point.metric:.4f}, "
-        f"KKT {point.kkt_zero:.1e}"
+        f"KKT {point.kkt_zero:.1e} (zero groups), {point.kkt_active:.1e} (others)"
     )
 
 
@@ -97,13 +97,21 @@ def print_report(console: Console, report: Report, bundle: str) -> None:
 def print_inspection(console: Console, inspection: Inspection) -> None:
     """What a run would group, cut, refuse and cost."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("units of", "kind", "groups", "units", "strength", "read by / refused because"):
+    for name in ("units of", "kind", "groups", "units", "strength", "removal", "read by / because"):
         table.add_column(name, justify="right" if name in ("groups", "units", "strength") else "left")
     for facts in inspection.sets:
         strength = "-" if facts.strength is None else f"{facts.strength:g}"
-        reason = f"refused: {facts.refused}" if facts.refused else ", ".join(facts.readers)
-        table.add_row(facts.name, facts.kind, f"{facts.groups:,}", f"{facts.units:,}", strength, reason)
+        counts = (f"{facts.groups:,}", f"{facts.units:,}")
+        table.add_row(facts.name, facts.kind, *counts, strength, *_removal(facts))
     console.print(table, markup=False)
+    proved = sum(facts.refused is None for facts in inspection.sets)
+    alike = sum(facts.planner == "both" for facts in inspection.sets)
+    console.print(
+        f"{proved} of {len(inspection.sets)} plans hold on random weights; torch-pruning's own plan is the "
+        f"same for {alike} of them",
+        markup=False,
+        highlight=False,
+    )
     rows = ", ".join(f"{name} {count:,}" for name, count in inspection.rows.items())
     lines = [
         f"parameters {inspection.parameters:,}, multiply-accumulates for one row {inspection.macs:,}",
@@ -118,11 +126,23 @@ def print_inspection(console: Console, inspection: Inspection) -> None:
         console.print(f"note: {note}", markup=False, highlight=False)
 
 
+def _removal(facts: SetFacts) -> tuple[str, str]:
+    """How a set is removed, and the tensors that read it or the reason why it stays."""
+    if facts.refused:
+        return "refused", facts.refused
+    how = f"inexact: {facts.inexact}" if facts.inexact else facts.removal
+    sizes = f" (sizes: {', '.join(facts.attributes)})" if facts.attributes else ""
+    return how, ", ".join(facts.readers) + sizes
+
+
 def as_json(inspection: Inspection) -> dict[str, Any]:
     """An inspection as JSON values."""
     names = ("name", "columns", "weights", "norm")
     return {
-        "sets": [vars(facts) | {"readers": list(facts.readers)} for facts in inspection.sets],
+        "sets": [
+            vars(facts) | {"readers": list(facts.readers), "attributes": list(facts.attributes)}
+            for facts in inspection.sets
+        ],
         "fields": [dict(zip(names, field, strict=True)) for field in inspection.fields],
         "parameters": inspection.parameters,
         "macs": inspection.macs,

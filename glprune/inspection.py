@@ -28,6 +28,11 @@ class SetFacts:
         readers: Tensors that hold the groups' weights.
         strength: Strength of its penalty; None where it is not penalised.
         refused: Why it cannot be cut, or None.
+        removal: ``cut`` slices weights; ``constant`` feeds removed input columns a constant inside,
+            since the network's code is written for its full width.
+        inexact: The operation that mixes the units, where the recipe allows an inexact cut.
+        attributes: Module attributes that follow the number of units.
+        planner: ``trace``, or ``both`` where torch-pruning's own plan is the same.
     """
 
     name: str
@@ -37,6 +42,10 @@ class SetFacts:
     readers: tuple[str, ...]
     strength: float | None
     refused: str | None
+    removal: str
+    inexact: str | None
+    attributes: tuple[str, ...]
+    planner: str
 
 
 @dataclass(frozen=True)
@@ -123,6 +132,10 @@ def _sets(job: Job) -> tuple[SetFacts, ...]:
             readers=tuple(slot.tensor for slot in g.units.readers),
             strength=strengths.get(g.name),
             refused=g.units.refused,
+            removal=g.units.removal,
+            inexact=g.units.inexact,
+            attributes=tuple(f"{a.module}.{a.name}".lstrip(".") for a in g.units.attributes),
+            planner=g.units.planner,
         )
         for g in job.groups
     )

@@ -107,12 +107,20 @@ class RegularisationPath:
         """The group sets of the inputs."""
         return [g for g in self.groups if g.kind == "input"]
 
+    @property
+    def hidden(self) -> list[GroupSet]:
+        """The group sets of hidden units that can be cut."""
+        return [g for g in self.groups if g.kind == "hidden" and not g.units.refused]
+
     def blind(self, point: Point) -> bool:
         """Whether the network reads none of its fields any more."""
         return bool(self.inputs) and point.fields == 0
 
     def emptied(self, point: Point) -> bool:
-        """Whether no field is left that could leave."""
+        """Whether no group under the penalty is left."""
+        if all(s.kind == "hidden" for s in self.objective.sets):
+            units = sum(len(s.labels) for s in self.objective.sets)
+            return point.hidden <= sum(len(g.labels) for g in self.hidden) - units
         stay = sum(len(g.labels) for g in self.inputs if g.units.refused)
         return stay < sum(len(g.labels) for g in self.inputs) and point.fields <= stay
 
@@ -149,7 +157,7 @@ class RegularisationPath:
         loss, zero, active = self.objective.optimality(lam)
         state = {name: t.detach().clone() for name, t in self.objective.network.state_dict().items()}
         alive = [support(state, g) for g in self.inputs]
-        hidden = [support(state, g) for g in self.groups if g.kind == "hidden" and not g.units.refused]
+        hidden = [support(state, g) for g in self.hidden]
         return Point(
             lam=lam,
             loss=loss,
@@ -186,7 +194,9 @@ def choose(
         return _at_lambda(path, target.lam)
     if target.max_features is not None:
         return _at_most(path, target.max_features, "max_features", path.fields_kept)
-    assert target.max_drop is not None  # the recipe holds exactly one target
+    if target.max_drop is None:
+        assert target.max_hidden is not None  # the recipe holds a target
+        return choose_hidden(path, target.max_hidden)
     return _within_drop(path, target.max_drop.metric, target.max_drop.amount, reference, after_refit)
 
 

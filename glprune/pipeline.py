@@ -101,7 +101,7 @@ def run(
     with _reproducible(rules.seed), bundles.staged(folder, overwrite) as stage:
         job = prepare(rules, Path(model), trust_pickle, clock)
         chosen = _prune_inputs(job, clock)
-        if rules.target.max_hidden is not None:
+        if rules.target.max_hidden is not None and not rules.target.hidden_alone:
             chosen = _prune_hidden(job, chosen, rules.target.max_hidden, clock)
         removed, fitted = chosen.removed, chosen.fitted
         clock(Stage("export", "writing the network as ONNX"))
@@ -161,7 +161,7 @@ def _validate(job: Job, network: nn.Module, narrow: Callable[[Inputs], Inputs]) 
 def _prune_inputs(job: Job, listener: Listener) -> Chosen:
     """The path that chooses the input fields, and the slim network at the chosen point."""
     recipe = job.recipe
-    staged = recipe.target.max_hidden is not None
+    staged = recipe.target.max_hidden is not None and not recipe.target.hidden_alone
     reference = _validate(job, job.network, everything)
     listener(Stage("path", "training along growing lambda"))
     path = _path(job, "inputs", ("input",) if staged else ("input", "hidden"), listener)

@@ -249,10 +249,10 @@ class MaxDrop(Section):
 
 
 class TargetSpec(Section):
-    """Which point of the path is shipped: exactly one of the first three keys.
+    """Which point of the path is shipped: exactly one of the first three keys, or ``max_hidden`` alone.
 
-    With ``max_hidden`` the hidden units are left out of that path and get a second one, on the
-    refitted slim network.
+    With ``max_hidden`` beside one of them the hidden units are left out of that path and get a
+    second one, on the refitted slim network.
     """
 
     max_features: Annotated[int, Field(ge=1)] | None = Field(
@@ -265,15 +265,21 @@ class TargetSpec(Section):
 
     max_hidden: Annotated[int, Field(ge=1)] | None = Field(
         None,
-        description="Then keep at most this many hidden units, by a second path over them alone, after "
-        "the inputs were chosen and the network refitted.",
+        description="Keep at most this many hidden units. Beside one of the above: by a second path over "
+        "them alone, after the inputs were chosen and the network refitted.",
     )
 
     @model_validator(mode="after")
     def _one_target(self) -> TargetSpec:
-        if sum(v is not None for v in (self.max_features, self.max_drop, self.lam)) != 1:
-            raise ValueError("give exactly one of max_features, max_drop or lambda")
+        given = sum(v is not None for v in (self.max_features, self.max_drop, self.lam))
+        if given > 1 or (given == 0 and self.max_hidden is None):
+            raise ValueError("give exactly one of max_features, max_drop or lambda, or max_hidden alone")
         return self
+
+    @property
+    def hidden_alone(self) -> bool:
+        """Whether ``max_hidden`` is the only target."""
+        return self.max_features is None and self.max_drop is None and self.lam is None
 
 
 class TrainSpec(Section):
@@ -401,8 +407,11 @@ class Recipe(Section):
             raise ValueError("target.max_features needs penalty.inputs, which is null")
         if self.target.max_hidden is not None and self.penalty.hidden is None:
             raise ValueError("target.max_hidden needs penalty.hidden; add 'hidden: {strength: 1}' there")
-        if self.target.max_hidden is not None and self.penalty.inputs is None:
-            raise ValueError("target.max_hidden follows a path over inputs; penalty.inputs is null")
+        target, inputs = self.target, self.penalty.inputs
+        if target.max_hidden is not None and inputs is None and not target.hidden_alone:
+            raise ValueError("target.max_hidden follows a path over inputs here; keep it alone")
+        if target.hidden_alone and inputs is not None:
+            raise ValueError("target.max_hidden alone says nothing of inputs; set penalty.inputs: null")
         return self
 
     @model_validator(mode="after")

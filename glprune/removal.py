@@ -85,7 +85,8 @@ def remove(
         Refusal(name=g.name, units=g.units.count, reason=g.units.refused) for g in groups if g.units.refused
     ]
     cuts: list[Cut] = []
-    for family in _families(groups):
+    # cuts that may change outputs come last, so that the others are held against the zeroed network
+    for family in sorted(_families(groups), key=lambda f: any(g.units.inexact for g in f)):
         made = _cut(work, family, tolerance)
         cuts += [c for c in made if isinstance(c, Cut)]
         refused += [c for c in made if isinstance(c, Refusal)]
@@ -137,6 +138,8 @@ def _cut(work: _Cutting, family: Sequence[GroupSet], tolerance: float) -> list[C
         return [Refusal(name=u.name, units=u.count - len(k), reason=reason) for u, k in choices]
     work.choices += choices
     work.slim, work.columns = trial, columns
+    if inexact:  # the next cut answers for its own change alone
+        work.reference = outputs(trial, select(work.inputs, work.axes, columns))
     return [
         Cut(
             name=u.name,
@@ -152,7 +155,9 @@ def _cut(work: _Cutting, family: Sequence[GroupSet], tolerance: float) -> list[C
 
 def _small_batches(network: nn.Module, slim: nn.Module, work: _Cutting) -> float:
     """Largest difference over all rows and over small batches, where the dense network takes them."""
-    worst = difference(work.reference, outputs(slim, select(work.inputs, work.axes, work.columns)))
+    worst = difference(
+        outputs(network, work.inputs), outputs(slim, select(work.inputs, work.axes, work.columns))
+    )
     for rows in _SMALL_BATCHES:
         few = tuple(x[:rows] for x in work.inputs)
         try:

@@ -378,6 +378,8 @@ def _rule(job: Job) -> str:
             perfect = 1 if HIGHER_IS_BETTER[drop.metric] else 0
             return f"{drop.metric} of agreement after the refit at most {drop.amount:g} {verb} than {perfect}"
         return f"{drop.metric} after the refit at most {drop.amount:g} {verb} than the original network's"
+    if target.lam is None:
+        return f"at most {target.max_hidden} hidden units: {_DENSEST}"
     return f"lambda {target.lam:g} as the recipe states"
 
 
