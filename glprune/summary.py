@@ -440,6 +440,11 @@ def _warnings(outcome: Outcome) -> list[str]:
         for r in removed.refused
         if r.name not in told
     ]
+    warnings += [
+        f"{c.name}: {c.units} units that {c.inexact} mixes were cut, changing outputs by {c.difference:.1e}."
+        for c in removed.cuts
+        if c.inexact
+    ]
     warnings += _idle_inputs(outcome)
     if point.kkt_zero > _KKT_TOLERANCE:
         warnings.append(
