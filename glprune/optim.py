@@ -103,9 +103,10 @@ class ProximalSGD(ProximalOptimizer):
 class ProximalAdam(ProximalOptimizer):
     """Adam with one second moment for each group, and its proximal step.
 
-    The second moment is the running mean of the group's mean squared gradient, so the metric
-    is scalar on each group and block soft-thresholding is exact in it. Parameters in no group
-    are stepped by ``torch.optim.Adam``.
+    The second moment is the running mean of the group's mean squared gradient plus the square of
+    the penalty's, ``(lam * weight_g)**2 / p_g``: the metric is scalar on each group, so that block
+    soft-thresholding is exact in it, and no group shrinks by more than ``lr * sqrt(p_g)`` a step.
+    Parameters in no group are stepped by ``torch.optim.Adam``.
     """
 
     betas = (0.9, 0.999)
@@ -127,7 +128,10 @@ class ProximalAdam(ProximalOptimizer):
         gradients = self.blocks.gradients
         torch._foreach_lerp_(self.first, gradients, 1 - beta1)
         self.second.lerp_(self.blocks.dot(gradients) / self.blocks.sizes, 1 - beta2)
-        root = (self.second / (1 - beta2**self.steps)).sqrt() + self.eps
+        # the penalty is part of what is stepped on: without its own square a network at its optimum,
+        # whose gradients vanish, would take a step without bound and lose every group at once
+        own = (self.lam * self.regulariser.weights).square() / self.blocks.sizes
+        root = (self.second / (1 - beta2**self.steps) + own).sqrt() + self.eps
         size = self.lr / root
         scaled = self.blocks.spread(size / (1 - beta1**self.steps))
         for parameter, moment, by in zip(self.blocks.parameters, self.first, scaled, strict=True):

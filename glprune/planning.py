@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from glprune.drafts import Draft, draft_units
+from glprune.errors import ModelError
 from glprune.graph import dependency_plans
-from glprune.proof import Prover, random_twin
+from glprune.proof import Prover, first_line, random_twin
 from glprune.trace import trace
 from glprune.units import Inputs, Kind, Slot, UnitSet
 
@@ -39,9 +40,18 @@ def plan_units(
     Returns:
         Unit sets, inputs first, then layers as they run. Sets that cannot be cut carry the
         reason in ``refused``. Output units are left out: they are the prediction.
+
+    Raises:
+        ModelError: The network does not run while its operations are watched.
     """
     twin, probe, _ = random_twin(network, inputs)
-    seen = trace(twin, probe, axes)
+    try:
+        seen = trace(twin, probe, axes)
+    except Exception as error:  # scripted or compiled networks need not run under a dispatch mode
+        raise ModelError(
+            f"The network cannot be traced ({first_line(error)}); give the plain torch.nn.Module, neither "
+            "scripted nor compiled."
+        ) from error
     prover = Prover(network, inputs, axes, frozenset(seen.mixing))
     planner = _Planner(network, prover, allow_inexact)
     sets = [s for cluster in _clusters(network, draft_units(seen, names)) for s in planner.planned(cluster)]

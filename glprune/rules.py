@@ -31,17 +31,7 @@ from glprune.watcher import REDUCTIONS, Call, Watcher
 
 
 def _unknown(w: Watcher, call: Call) -> None:
-    for tensor in tensors((call.args, call.kwargs)):
-        for ids in w.of(tensor).planes:
-            w.mark(ids, "refused", f"{call.name} in {w.where()} has no rule")
-    _plain(w, call)
-
-
-def _plain(w: Watcher, call: Call) -> None:
-    """Mark the outputs as computed, with no units of their own."""
-    weight = all(w.of(t).weight for t in tensors((call.args, call.kwargs)))
-    for y in tensors(call.out):
-        w.set(y, [], weight)
+    w.lose(call, f"{call.name} in {w.where()} has no rule")
 
 
 def _constant(w: Watcher, call: Call) -> None:
@@ -306,6 +296,8 @@ def _reduction(w: Watcher, call: Call) -> None:
     planes = []
     for ids in labels.planes:
         left = settled(ids, sorted(over))
+        if left is None and not labels.weight and set(varying(ids)) - over:
+            left = _tied(w, ids, sorted(over), call.name)  # a sum within each head ties the head
         if left is not None:
             planes.append(left if keep or not over else left.squeeze(sorted(over)))
         elif not labels.weight:
@@ -313,6 +305,12 @@ def _reduction(w: Watcher, call: Call) -> None:
             w.trace.mixing.add(w.reductions)
     for y in tensors(call.out):
         w.set(y, [p.expand(y.shape) for p in planes], labels.weight)
+
+
+def _tied(w: Watcher, ids: Ids, dims: Sequence[int], name: str) -> Ids:
+    for dim in dims:
+        ids = w.tie(ids, dim, f"{name} in {w.where()}")
+    return ids
 
 
 def _along(w: Watcher, call: Call) -> None:

@@ -252,8 +252,11 @@ class Watcher(TorchDispatchMode):
 
     def _label(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         name = func.overloadpacket.__name__.rstrip("_")
-        rule = self.rule_for(name, torch.Tag.pointwise in func.tags)
-        rule(self, Call(name, func, args, kwargs, out))
+        call = Call(name, func, args, kwargs, out)
+        try:
+            self.rule_for(name, torch.Tag.pointwise in func.tags)(self, call)
+        except Exception as error:  # arguments a rule was not written for: their units stay
+            self.lose(call, f"{name} in {self.where()} is beyond its rule ({type(error).__name__})")
 
     def _share(self, tensor: Tensor) -> None:
         """Note a write in place; what other views of the memory held stays where it was."""
@@ -266,6 +269,16 @@ class Watcher(TorchDispatchMode):
         if after is not None:
             self.labels[id(tensor)] = after
             self._write(tensor)
+
+    def lose(self, call: Call, reason: str) -> None:
+        """Refuse all units that enter an operation; its outputs hold none."""
+        entering = tensors((call.args, call.kwargs))
+        weight = all(self.of(t).weight for t in entering)
+        for tensor in entering:
+            for ids in self.of(tensor).planes:
+                self.mark(ids, "refused", reason)
+        for y in tensors(call.out):
+            self.set(y, [], weight)
 
     # --- joining, claiming, marking ----------------------------------------------------------
 
