@@ -16,6 +16,7 @@ from torch import Tensor
 from glprune.units import Kind, Slot, UnitSet
 
 State = Mapping[str, Tensor]
+_LEAST_SIZE = 1e-4  # of the largest: a group that is zero already has a large weight, not an infinite one
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,30 @@ def group_sizes(state: State, groups: GroupSet) -> Tensor:
         ones = torch.ones(state[slot.tensor].shape, dtype=torch.float64)
         total += _sum_by_owner(ones, slot.dim, groups.owner(slot), len(groups.labels))
     return total.long()
+
+
+def penalty_weights(state: State, groups: GroupSet, strength: float, adaptive: bool = False) -> Tensor:
+    """Weight of each group in the penalty, shape (n_groups,), float64.
+
+    ``strength * sqrt(p_g)``; adaptive ones are divided by the root mean square of the group's weights
+    now, so that a group shrinks relative to what it was and weak ones go first.
+
+    Args:
+        state: The trained network's tensors.
+        groups: The groups.
+        strength: Factor of all of them.
+        adaptive: Divide by the trained size of the weights.
+
+    References:
+        Yuan and Lin (2006), J. R. Stat. Soc. B 68(1), 49-67; adaptive: Wang and Leng (2008), "A note
+        on adaptive group lasso", Comput. Stat. Data Anal. 52, 5277-5286.
+    """
+    root = group_sizes(state, groups).double().sqrt()
+    if not adaptive:
+        return strength * root
+    size = group_norms(state, groups) / root.clamp(min=1.0)
+    least = size.max().clamp(min=torch.finfo(torch.float32).tiny) * _LEAST_SIZE
+    return strength * root / torch.maximum(size, least)
 
 
 def support(state: State, groups: GroupSet) -> Tensor:

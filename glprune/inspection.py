@@ -122,7 +122,7 @@ def inspect(
 
 
 def _sets(job: Job) -> tuple[SetFacts, ...]:
-    strengths = {groups.name: strength for groups, strength in job.penalised()}
+    strengths = {groups.name: job.strength(groups) for groups, _ in job.penalised()}
     return tuple(
         SetFacts(
             name=g.name,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from glprune.data import Data, Split, load_data
 from glprune.errors import GlpruneError, ModelError, RecipeError
 from glprune.events import Listener, Note, Stage
-from glprune.groups import GroupSet, hidden_groups, input_groups
+from glprune.groups import GroupSet, hidden_groups, input_groups, penalty_weights
 from glprune.measure import random_like
 from glprune.model import Network, load_network
 from glprune.outputs import OutputNames, flatten_outputs_, leaves, name_outputs, named_leaves
@@ -86,8 +86,8 @@ class Job:
             if g.units.refused
         ]
 
-    def penalised(self, kinds: Collection[Kind] = ("input", "hidden")) -> list[tuple[GroupSet, float]]:
-        """Group sets of the given kinds under a penalty and the strength of each.
+    def penalised(self, kinds: Collection[Kind] = ("input", "hidden")) -> list[tuple[GroupSet, Tensor]]:
+        """Group sets of the given kinds under a penalty and the penalty weights of their groups.
 
         Raises:
             RecipeError: The recipe names a layer the network does not have.
@@ -105,16 +105,21 @@ class Job:
                 "penalty.inputs: null."
             )
         chosen = [
-            (groups, strength)
+            (groups, self.weights(groups))
             for groups in self.groups
-            if groups.kind in kinds and not groups.units.refused and (strength := self._strength(groups)) > 0
+            if groups.kind in kinds and not groups.units.refused and self.strength(groups) > 0
         ]
         if not chosen:
             reasons = "; ".join(f"{g.name}: {g.units.refused}" for g in self.groups if g.units.refused)
             raise ModelError(f"No group of the network can be removed ({reasons or 'no hidden layer'}).")
         return chosen
 
-    def _strength(self, groups: GroupSet) -> float:
+    def weights(self, groups: GroupSet) -> Tensor:
+        """Penalty weights of a set's groups at the trained network, shape (n_groups,)."""
+        adaptive = self.recipe.penalty.weights == "adaptive"
+        return penalty_weights(self.network.state_dict(), groups, self.strength(groups), adaptive)
+
+    def strength(self, groups: GroupSet) -> float:
         """The strength of a group set; 0 where it is not penalised."""
         if groups.kind == "input":
             return self.recipe.penalty.inputs.strength if self.recipe.penalty.inputs else 0.0

@@ -8,13 +8,13 @@ at no loss and the penalty would mean nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from glprune.data import Split
-from glprune.groups import Block, Blocks, GroupSet, group_sizes
+from glprune.groups import Block, Blocks, GroupSet
 from glprune.optim import Regulariser
 from glprune.penalty import kkt_residuals, penalty_value
 from glprune.task import Task
@@ -29,7 +29,7 @@ class Objective:
         network: The network, trained in place.
         task: Its loss.
         split: The training rows.
-        penalised: Group sets and the strength of each: ``weight_g = strength * sqrt(p_g)``.
+        penalised: Group sets and the penalty weights of their groups, shape (n_groups,) each.
         bound: Hold weights outside every penalised group inside the ball of their norm now;
             otherwise the next layer grows while a penalised one shrinks, at no loss.
     """
@@ -39,7 +39,7 @@ class Objective:
         network: nn.Module,
         task: Task,
         split: Split,
-        penalised: Sequence[tuple[GroupSet, float]],
+        penalised: Sequence[tuple[GroupSet, Tensor]],
         bound: bool = True,
     ) -> None:
         self.network, self.task, self.split = network, task, split
@@ -96,10 +96,6 @@ class Objective:
         )
         return loss, zero, active
 
-    def state(self) -> Mapping[str, Tensor]:
-        """The network's tensors by name."""
-        return self.network.state_dict(keep_vars=True)
-
 
 def lambda_max(objective: Objective) -> float:
     """The lambda at which zero becomes a solution for the input groups, from the data.
@@ -140,7 +136,7 @@ def _numbers(sets: Sequence[GroupSet], wanted: GroupSet) -> Tensor:
 
 
 def _partition(
-    network: nn.Module, penalised: Sequence[tuple[GroupSet, float]]
+    network: nn.Module, penalised: Sequence[tuple[GroupSet, Tensor]]
 ) -> tuple[Blocks, list[nn.Parameter], Tensor]:
     """Split a network's parameters into numbered groups and the free rest (vectors: biases, scales).
 
@@ -148,16 +144,15 @@ def _partition(
     matrix, and one for the positions of a penalised matrix that belong to no group.
     """
     parameters = dict(network.named_parameters())
-    state = dict(network.state_dict())
     owners: dict[str, tuple[int, Tensor]] = {}
     weights: list[Tensor] = []
     count = 0
-    for groups, strength in penalised:
+    for groups, own in penalised:
         for slot in groups.units.readers:
             owner = groups.owner(slot)
             dim, known = owners.get(slot.tensor, (slot.dim, torch.full_like(owner, -1)))
             owners[slot.tensor] = dim, torch.where(owner >= 0, owner + count, known)
-        weights.append(strength * group_sizes(state, groups).sqrt())
+        weights.append(own)
         count += len(groups.labels)
     blocks, free = [], []
     for name, parameter in parameters.items():

@@ -228,6 +228,11 @@ class PenaltySpec(Section):
         default_factory=Strength, description="Input fields; null leaves them alone."
     )
     hidden: HiddenStrength | None = Field(None, description="Hidden neurons; null leaves them alone.")
+    weights: Literal["size", "adaptive"] = Field(
+        "size",
+        description="size: weight_g = strength * sqrt(size of the group); adaptive: that over the root mean "
+        "square of the group's trained weights, so that weak groups go first (adaptive group LASSO).",
+    )
 
     @model_validator(mode="after")
     def _something_is_penalised(self) -> PenaltySpec:

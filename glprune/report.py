@@ -73,7 +73,7 @@ class Feature(Record):
     columns: list[str]
     status: Literal["kept", "removed"]
     group_size: int = Field(description="number of weights leaving the field")
-    penalty_weight: float = Field(description="multiplies lambda: strength * sqrt(group_size)")
+    penalty_weight: float = Field(description="multiplies lambda, as penalty.weights says")
     norm_original: float = Field(description="L2 norm of the group in the trained network")
     norm_selected: float = Field(description="L2 norm at the selected point of the path; 0 if removed")
     norm_final: float | None = Field(description="L2 norm in the shipped network; null if removed")

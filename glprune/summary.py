@@ -251,9 +251,10 @@ def _split(split: Split, job: Job) -> SplitFacts:
 
 @dataclass(frozen=True)
 class _Weights:
-    """The weights leaving one field: their number and norms."""
+    """The weights leaving one field: their penalty weight, number and norms."""
 
     groups: GroupSet
+    penalty: float
     size: int
     original: float
     final: float
@@ -267,14 +268,15 @@ def _weights(outcome: Outcome) -> list[_Weights]:
     for groups in outcome.job.input_groups:
         original, sizes = group_norms(before, groups), group_sizes(before, groups)
         final = group_norms(after, left_of(groups, outcome.chosen.removed))
-        figures = zip(sizes.tolist(), original.tolist(), final.tolist(), strict=True)
+        weights = outcome.job.weights(groups)
+        figures = zip(*(t.tolist() for t in (weights, sizes, original, final)), strict=True)
         records += [_Weights(groups, *figure) for figure in figures]
     return records
 
 
 def _features(outcome: Outcome) -> list[Feature]:
     job, points = outcome.job, outcome.chosen.points
-    strength = job.recipe.penalty.inputs
+    penalised = job.recipe.penalty.inputs is not None
     place = _shipped_places(outcome)
     kept = _kept_columns(job.data, outcome.chosen.removed)
     selected = outcome.chosen.selected.norms
@@ -288,7 +290,7 @@ def _features(outcome: Outcome) -> list[Feature]:
                 columns=[job.data.features[c] for c in field.columns],
                 status="kept" if stays else "removed",
                 group_size=weights.size,
-                penalty_weight=strength.strength * weights.size**0.5 if strength else 0.0,
+                penalty_weight=weights.penalty if penalised else 0.0,
                 norm_original=weights.original,
                 norm_selected=norm,
                 norm_final=weights.final if stays else None,

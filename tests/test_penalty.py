@@ -2,8 +2,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+from glprune.groups import input_groups, penalty_weights
 from glprune.penalty import block_soft_threshold, kkt_residuals, penalty_value
+from glprune.units import Slot, UnitSet
 
 floats = st.floats(0, 10, allow_nan=False, width=32)
 
@@ -80,3 +83,17 @@ def test_at_lambda_zero_the_residual_is_the_gradient():
         torch.tensor([0.0, 1.0]), torch.tensor([2.0, 3.0]), torch.tensor([0.0, 3.0]), torch.ones(2), 0.0
     )
     assert (zero, active) == (2.0, 3.0)
+
+
+def test_adaptive_weights_are_the_size_over_the_trained_norm():
+    """Wang and Leng (2008): a group's weight is inverse to its size in the trained network."""
+    network = nn.Linear(4, 3, bias=False)
+    with torch.no_grad():
+        network.weight.copy_(torch.tensor([1.0, 2.0, 4.0, 0.0]).expand(3, 4))
+    units = UnitSet("x", "input", 4, (Slot("weight", 1, torch.arange(4), "reader"),), source=0)
+    groups = input_groups(units, [(str(i), (i,)) for i in range(4)])
+    plain = penalty_weights(network.state_dict(), groups, 2.0)
+    adaptive = penalty_weights(network.state_dict(), groups, 2.0, adaptive=True)
+    torch.testing.assert_close(plain, torch.full((4,), 2.0 * 3**0.5, dtype=torch.float64))
+    torch.testing.assert_close(adaptive[:3], plain[:3] / torch.tensor([1.0, 2.0, 4.0]).double())
+    assert torch.isfinite(adaptive).all()

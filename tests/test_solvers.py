@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from glprune.groups import input_groups
+from glprune.groups import input_groups, penalty_weights
 from glprune.objective import Objective, lambda_max
 from glprune.planning import plan_units
 from glprune.recipe import TrainSpec
@@ -30,6 +30,10 @@ OPTIMIZERS = {
         "batch_size": 32,
     },
 }
+
+
+def weighted(network, groups, **options):
+    return groups, penalty_weights(network.state_dict(), groups, 1.0, **options)
 
 
 def problem(kind):
@@ -77,7 +81,9 @@ def linear_objective(kind, x, y):
     target = torch.tensor(y, dtype=torch.float32 if kind == "regression" else torch.int64)
     units = plan_units(network, (rows[:4],), (-1,), ("x",))[0]
     groups = input_groups(units, FIELDS)
-    return network, Objective(network, Task(kind, "logits", 2), split(rows, target), [(groups, 1.0)])
+    return network, Objective(
+        network, Task(kind, "logits", 2), split(rows, target), [weighted(network, groups)]
+    )
 
 
 def supported(beta):
@@ -149,7 +155,9 @@ def test_groups_of_size_one_give_the_lasso_of_scikit_learn():
     rows, target = torch.tensor(x, dtype=torch.float32), torch.tensor(y, dtype=torch.float32)
     units = plan_units(network, (rows[:4],), (-1,), ("x",))[0]
     groups = input_groups(units, [(str(i), (i,)) for i in range(30)])
-    objective = Objective(network, Task("regression", "logits", 0), split(rows, target), [(groups, 1.0)])
+    objective = Objective(
+        network, Task("regression", "logits", 0), split(rows, target), [weighted(network, groups)]
+    )
     PointSolver(objective, EXACT, seed=0).solve(lam)
     ours = network.weight.detach().numpy().ravel()
     np.testing.assert_allclose(ours, model.coef_, atol=1e-4)
@@ -168,7 +176,7 @@ def test_weights_outside_the_groups_stay_inside_their_ball():
             network,
             Task("regression", "logits", 0),
             split(rows, target),
-            [(input_groups(units, FIELDS), 1.0)],
+            [weighted(network, input_groups(units, FIELDS))],
             bound,
         )
         PointSolver(objective, TrainSpec(epochs=30, polish=10), seed=0).solve(0.02)
