@@ -20,7 +20,10 @@ from tests.zeroing import cuttable, dead_units, grouped
 TOLERANCE = 1e-5
 SEEDS = range(3)
 
-pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 
 @functools.cache

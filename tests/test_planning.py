@@ -14,6 +14,8 @@ from glprune.surgery import Padding, Surgery
 from glprune.trace import trace
 from tests.architectures import ARCHITECTURES
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def sets_of(network, *inputs, axes=None, **options):
     axes = axes or [-1] * len(inputs)

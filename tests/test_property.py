@@ -26,6 +26,8 @@ TOLERANCE = 1e-5
 CASES = int(os.environ.get("GLPRUNE_CASES", "200"))
 CUTTABLE_SHARE = 0.6
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def zeroed(
     network: nn.Module, sets: list[UnitSet], generator: torch.Generator
