@@ -103,10 +103,12 @@ class ProximalSGD(ProximalOptimizer):
 class ProximalAdam(ProximalOptimizer):
     """Adam with one second moment for each group, and its proximal step.
 
-    The second moment is the running mean of the group's mean squared gradient plus the square of
-    the penalty's, ``(lam * weight_g)**2 / p_g``: the metric is scalar on each group, so that block
+    The second moment is the running mean of the group's mean squared gradient plus the mean square
+    of the penalty's, ``(lam * weight_g)**2 / p_g``: the metric is scalar on each group, so that block
     soft-thresholding is exact in it, and no group shrinks by more than ``lr * sqrt(p_g)`` a step.
-    Parameters in no group are stepped by ``torch.optim.Adam``.
+    Without it a network at its optimum, whose gradients vanish, would take steps without bound.
+    Parameters in no group are stepped by ``torch.optim.Adam`` with the usual size of the penalty's
+    gradient as its epsilon, since smaller gradients are noise at a penalised optimum.
     """
 
     betas = (0.9, 0.999)
@@ -118,7 +120,12 @@ class ProximalAdam(ProximalOptimizer):
         super().__init__(blocks, free, regulariser, lam, lr)
         self.first = [torch.zeros_like(p) for p in blocks.parameters]
         self.second = torch.zeros(blocks.count)
-        self.plain = torch.optim.Adam(self.free, lr=lr, betas=self.betas, eps=self.eps) if self.free else None
+        # mean square of the penalty's gradient in each group; where there is none, what is usual elsewhere
+        own = (lam * regulariser.weights).square() / blocks.sizes
+        usual = own[own > 0].mean() if bool((own > 0).any()) else torch.zeros(())
+        self.floor = torch.where(own > 0, own, usual)
+        eps = self.eps + float(usual.sqrt())
+        self.plain = torch.optim.Adam(self.free, lr=lr, betas=self.betas, eps=eps) if self.free else None
 
     def _descend(self) -> Tensor:
         if self.plain is not None:
@@ -128,10 +135,7 @@ class ProximalAdam(ProximalOptimizer):
         gradients = self.blocks.gradients
         torch._foreach_lerp_(self.first, gradients, 1 - beta1)
         self.second.lerp_(self.blocks.dot(gradients) / self.blocks.sizes, 1 - beta2)
-        # the penalty is part of what is stepped on: without its own square a network at its optimum,
-        # whose gradients vanish, would take a step without bound and lose every group at once
-        own = (self.lam * self.regulariser.weights).square() / self.blocks.sizes
-        root = (self.second / (1 - beta2**self.steps) + own).sqrt() + self.eps
+        root = (self.second / (1 - beta2**self.steps) + self.floor).sqrt() + self.eps
         size = self.lr / root
         scaled = self.blocks.spread(size / (1 - beta1**self.steps))
         for parameter, moment, by in zip(self.blocks.parameters, self.first, scaled, strict=True):
