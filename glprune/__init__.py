@@ -2,13 +2,15 @@
 
 A map of the package, in the order data flows:
 
-``recipe`` reads the YAML; ``data`` and ``model`` read files; ``graph`` plans which weights
-belong to which unit, ``groups`` does arithmetic on them; ``penalty`` and ``optim`` hold the
-proximal operator and the proximal optimisers; ``objective``, ``train`` and ``path`` solve the
-regularisation path; ``removal`` proves, cuts and certifies; ``export`` and ``measure`` write the
-ONNX file and run it; ``summary``, ``report`` and ``render`` say what was measured; ``bundle``
-writes and reads the result; ``pipeline`` is the whole run, ``inspection`` the dry run, ``cli``
-the command.
+``recipe`` reads the YAML; ``data`` and ``model`` read files, ``outputs`` and ``teaching`` say what a
+network returns and what it is to learn. ``trace`` follows units through a network (``labels``,
+``watcher`` and ``rules`` are its parts), ``drafts`` makes unit sets of what it saw, ``graph`` asks
+torch-pruning for a second plan, ``proof`` tests plans on numbers and ``planning`` brings the three
+together. ``groups`` does arithmetic on units; ``penalty`` and ``optim`` hold the proximal operator and
+the proximal optimisers; ``objective``, ``train`` and ``path`` solve the regularisation path.
+``surgery`` cuts, ``removal`` certifies; ``export`` and ``measure`` write the ONNX file and run it;
+``summary``, ``report`` and ``render`` say what was measured; ``bundle`` writes and reads the result;
+``pipeline`` is the whole run, ``inspection`` the dry run, ``cli`` the command.
 """
 
 from __future__ import annotations
