@@ -194,7 +194,9 @@ def _prune_hidden(job: Job, chosen: Chosen, limit: int, listener: Listener) -> C
 def _path(job: Job, stage: PathStage, kinds: tuple[Kind, ...], listener: Listener) -> RegularisationPath:
     recipe = job.recipe
     network = copy.deepcopy(job.network)
-    objective = Objective(network, job.task, job.data.train, job.penalised(kinds), recipe.train.bound)
+    objective = Objective(
+        network, job.task, job.data.train, job.penalised(kinds), recipe.train.bound, recipe.penalty
+    )
 
     def done(point: Point) -> None:
         listener(PointDone(len(path.points), recipe.train.points, path_record(point, stage)))

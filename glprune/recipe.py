@@ -222,7 +222,23 @@ class HiddenStrength(Strength):
 
 
 class PenaltySpec(Section):
-    """Which groups are penalised."""
+    """Which groups are penalised, and how."""
+
+    kind: Literal["group_lasso", "sparse_group_lasso", "group_mcp"] = Field(
+        "group_lasso",
+        description="group_lasso: whole groups; sparse_group_lasso: single weights within the groups too; "
+        "group_mcp: whole groups with less shrinkage of those that stay (minimax concave penalty).",
+    )
+    within: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="sparse_group_lasso: share of the L1 term on single weights; default 0.05.",
+    )
+    concavity: Annotated[float, Field(gt=1)] | None = Field(
+        None,
+        description="group_mcp: a group whose norm is this many times its trained one is not penalised "
+        "further; at its trained norm it feels 1 - 1/concavity of the pull. Large is the group LASSO; "
+        "default 2.",
+    )
 
     inputs: Strength | None = Field(
         default_factory=Strength, description="Input fields; null leaves them alone."
@@ -233,6 +249,24 @@ class PenaltySpec(Section):
         description="size: weight_g = strength * sqrt(size of the group); adaptive: that over the root mean "
         "square of the group's trained weights, so that weak groups go first (adaptive group LASSO).",
     )
+
+    @property
+    def l1_share(self) -> float:
+        """The share of the L1 term of the sparse group LASSO."""
+        return 0.05 if self.within is None else self.within
+
+    @property
+    def knot(self) -> float:
+        """Where the group MCP ends, in trained norms."""
+        return 2.0 if self.concavity is None else self.concavity
+
+    @model_validator(mode="after")
+    def _constants_are_of_the_kind(self) -> PenaltySpec:
+        if self.within is not None and self.kind != "sparse_group_lasso":
+            raise ValueError("within belongs to kind: sparse_group_lasso; remove it")
+        if self.concavity is not None and self.kind != "group_mcp":
+            raise ValueError("concavity belongs to kind: group_mcp; remove it")
+        return self
 
     @model_validator(mode="after")
     def _something_is_penalised(self) -> PenaltySpec:
