@@ -1,7 +1,7 @@
 """Proximal optimisers: a gradient step, then the proximal operator in the step's own metric.
 
-Each group has one scalar step size, so the proximal operator of every penalty here has a closed
-form in that metric, with strength ``step_g * lam`` (Yun, Lozano and Yang, "Adaptive Proximal
+Each group has one scalar step size, so the proximal operator of each penalty's convex part has a
+closed form in that metric, with strength ``step_g * lam`` (Yun, Lozano and Yang, "Adaptive Proximal
 Gradient Methods for Structured Neural Networks", NeurIPS 2021, section 3, with a preconditioner
 that is scalar on each group). Weights outside every penalised group may be held inside a ball,
 whose operator is a projection on norms.
@@ -63,6 +63,7 @@ class ProximalOptimizer:
     def step(self) -> None:
         """Step on the gradients now in ``.grad``."""
         self.steps += 1
+        self.regulariser.penalty.add_smooth_gradient_(self.blocks, self.lam)
         size = self._descend()
         self.regulariser.prox_(self.blocks, size * self.lam)
 
@@ -184,7 +185,8 @@ def accelerated_steps(
     previous = [t.clone() for t in tensors]
     momentum = 1.0
     for _ in range(steps):
-        value = gradient()
+        value = gradient() + regulariser.penalty.smooth_value(blocks, lam)
+        regulariser.penalty.add_smooth_gradient_(blocks, lam)
         at = [t.clone() for t in tensors]
         grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
         bound = _backtrack(blocks, regulariser, lam, loss, tensors, at, grads, value, bound)
@@ -222,7 +224,8 @@ def _backtrack(
         linear = sum(float(torch.sum(g.double() * c.double())) for g, c in zip(grads, change, strict=True))
         square = sum(float(c.double().square().sum()) for c in change)
         # float32 losses are known to about seven digits
-        if loss() <= value + linear + 0.5 * bound * square + 1e-6 * abs(value):
+        smooth = loss() + regulariser.penalty.smooth_value(blocks, lam)
+        if smooth <= value + linear + 0.5 * bound * square + 1e-6 * abs(value):
             break
         bound *= 2.0
     return bound

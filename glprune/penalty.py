@@ -1,8 +1,9 @@
 """Penalties on groups of weights: their values, proximal operators and optimality conditions.
 
 Every penalty is ``lam * sum_g (e_g * ||w_g||_1 + f_g(||w_g||))``: a function of the group's norm
-and, for the sparse group LASSO alone, an L1 term on its elements. In a metric that is scalar on
-each group the proximal operator is elementwise soft-thresholding, then an operator on norms.
+and, for the sparse group LASSO alone, an L1 term on its elements. Its convex part is not smooth and
+has a proximal operator, in a metric that is scalar on each group elementwise soft-thresholding, then
+block soft-thresholding. What a concave penalty is less than that is smooth and goes with the loss.
 
 References:
     Yuan and Lin (2006), "Model selection and estimation in regression with grouped
@@ -15,7 +16,6 @@ References:
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,34 +47,8 @@ def block_soft_threshold(norms: Tensor, threshold: Tensor) -> Tensor:
     return (norms - threshold).clamp(min=0.0)
 
 
-def firm_threshold(norms: Tensor, threshold: Tensor, knots: Tensor) -> Tensor:
-    """Proximal operator of the group MCP, on group norms.
-
-    Solves ``argmin_u 0.5 * (u - norms)**2 + threshold * h(u)`` over ``u >= 0`` with
-    ``h(u) = u - u**2 / (2 * knot)`` up to the knot and ``knot / 2`` beyond. Where the threshold
-    reaches the knot that is not convex and the operator is a hard threshold.
-
-    Args:
-        norms: Group norms, shape (n_groups,), >= 0.
-        threshold: ``step * lam * weight``, shape (n_groups,), >= 0, in the units of norms.
-        knots: Norms from which on nothing is shrunk, shape (n_groups,), > 0; infinity is the group LASSO.
-
-    Returns:
-        New norms, shape (n_groups,); norms beyond knot and threshold are returned as they are.
-
-    References:
-        Breheny and Huang (2015), "Group descent algorithms for nonconvex penalized linear and logistic
-        regression models with grouped predictors", Stat. Comput. 25, 173-187, firm thresholding.
-    """
-    share = (threshold / knots).clamp(max=1.0)
-    grown = block_soft_threshold(norms, threshold) / (1 - share).clamp(min=torch.finfo(norms.dtype).eps)
-    firm = torch.where(norms <= knots, torch.minimum(grown, norms), norms)
-    hard = torch.where(norms.square() > threshold * knots, norms, 0.0)
-    return torch.where(share < 1, firm, hard)
-
-
 @dataclass(frozen=True)
-class Penalty(ABC):
+class Penalty:
     """A penalty on groups, separable over them.
 
     Attributes:
@@ -88,17 +62,18 @@ class Penalty(ABC):
         """``e_g``, the factor of lambda for each element, shape (n_groups,); None: no such term."""
         return None
 
-    @abstractmethod
+    @property
+    def whole(self) -> Tensor:
+        """The factor of lambda for each group's norm in the convex part, shape (n_groups,)."""
+        return self.weights
+
     def height(self, norms: Tensor) -> Tensor:
         """``f_g`` at some norms, shape (n_groups,)."""
+        return self.whole * norms
 
-    @abstractmethod
     def slope(self, norms: Tensor) -> Tensor:
         """The derivative of ``f_g`` at some norms, at 0 from the right, shape (n_groups,)."""
-
-    @abstractmethod
-    def shrink(self, norms: Tensor, strength: Tensor) -> Tensor:
-        """``argmin_u 0.5 * (u - norms)**2 + strength * f_g(u)`` over ``u >= 0``, shape (n_groups,)."""
+        return self.whole.to(norms.dtype)
 
     def value(self, blocks: Blocks, lam: float) -> float:
         """The penalty at the present weights."""
@@ -108,11 +83,18 @@ class Penalty(ABC):
             total = total + self.elements * blocks.dot(values, [v.sign() for v in values])
         return lam * float(total.sum())
 
+    def smooth_value(self, blocks: Blocks, lam: float) -> float:
+        """What the penalty is less than its convex part, at the present weights; <= 0."""
+        return 0.0
+
+    def add_smooth_gradient_(self, blocks: Blocks, lam: float) -> None:
+        """Add the gradient of :meth:`smooth_value` to ``.grad``, in place."""
+
     def prox_(self, blocks: Blocks, strength: Tensor, radius: Tensor) -> None:
-        """Apply the proximal operator to the present weights, then project into a ball, in place.
+        """Apply the convex part's proximal operator to the present weights, then project into a ball.
 
         Args:
-            blocks: Parameters split into groups.
+            blocks: Parameters split into groups, changed in place.
             strength: ``step * lam`` of each group, shape (n_groups,).
             radius: Largest norm allowed, shape (n_groups,); infinity is no bound.
         """
@@ -121,7 +103,7 @@ class Penalty(ABC):
             for parameter, by in zip(blocks.parameters, thresholds, strict=True):
                 parameter.data.copy_(_soft(parameter.data, by))
         norms = blocks.norms()
-        blocks.rescale_(norms, torch.minimum(self.shrink(norms, strength), radius))
+        blocks.rescale_(norms, torch.minimum(block_soft_threshold(norms, strength * self.whole), radius))
 
     def residuals(self, blocks: Blocks, lam: float) -> tuple[float, float]:
         """How far the present weights are from the penalised problem's optimality (KKT) conditions.
@@ -156,36 +138,31 @@ class Penalty(ABC):
         Returns:
             Shape (n_groups,); infinity or NaN for groups that are not penalised.
         """
-        norms = blocks.dot(blocks.gradients).sqrt()
-        return norms / self.slope(torch.zeros_like(norms))
+        return blocks.dot(blocks.gradients).sqrt() / self.whole
 
 
 @dataclass(frozen=True)
 class GroupLasso(Penalty):
     """``lam * sum_g weight_g * ||w_g||`` (Yuan and Lin, 2006)."""
 
-    def height(self, norms: Tensor) -> Tensor:
-        """See :meth:`Penalty.height`."""
-        return self.weights * norms
-
-    def slope(self, norms: Tensor) -> Tensor:
-        """See :meth:`Penalty.slope`."""
-        return self.weights.to(norms.dtype)
-
-    def shrink(self, norms: Tensor, strength: Tensor) -> Tensor:
-        """See :func:`block_soft_threshold`."""
-        return block_soft_threshold(norms, strength * self.weights)
-
 
 @dataclass(frozen=True)
 class GroupMCP(Penalty):
-    """The minimax concave penalty on norms: ``lam * weight_g`` at zero, fading to nothing at a knot.
+    """The minimax concave penalty on norms: its pull is that of the group LASSO at zero, none at a knot.
 
     ``lam * sum_g weight_g * (u - u**2 / (2 * knot_g))`` with ``u = ||w_g||`` up to the knot, constant
     beyond: the MCP of Huang, Breheny and Ma (2012) with ``gamma_g = knot_g / (lam * weight_g)``.
 
+    What it is less than the group LASSO is smooth and goes with the loss. The proximal operator of the
+    whole (firm thresholding) expands distances, and with momentum the iterates cycle: beside a momentum
+    of m they are stable only where ``step * lam * weight_g < (1 - m) * knot_g``.
+
     Attributes:
         knots: Norm from which on a group is not penalised further, shape (n_groups,), > 0.
+
+    References:
+        Yao and Kwok (2018), "Efficient learning with a family of nonconvex regularizers by
+        redistributing nonconvexity", J. Mach. Learn. Res. 18(179).
     """
 
     knots: Tensor
@@ -199,9 +176,17 @@ class GroupMCP(Penalty):
         """See :meth:`Penalty.slope`."""
         return self.weights * (1 - norms / self.knots).clamp(min=0.0)
 
-    def shrink(self, norms: Tensor, strength: Tensor) -> Tensor:
-        """See :func:`firm_threshold`."""
-        return firm_threshold(norms, strength * self.weights, self.knots)
+    def smooth_value(self, blocks: Blocks, lam: float) -> float:
+        """See :meth:`Penalty.smooth_value`."""
+        norms = blocks.dot(_doubles(blocks)).sqrt()
+        return lam * float((self.height(norms) - self.weights * norms).sum())
+
+    def add_smooth_gradient_(self, blocks: Blocks, lam: float) -> None:
+        """See :meth:`Penalty.add_smooth_gradient_`."""
+        factors = blocks.spread(-lam * self.weights / torch.maximum(blocks.norms(), self.knots))
+        for parameter, by in zip(blocks.parameters, factors, strict=True):
+            pull = by * parameter.detach()
+            parameter.grad = pull if parameter.grad is None else parameter.grad + pull
 
 
 @dataclass(frozen=True)
@@ -224,32 +209,22 @@ class SparseGroupLasso(Penalty):
         """See :attr:`Penalty.elements`."""
         return self.share * self.weights / self.sizes.sqrt()
 
-    def height(self, norms: Tensor) -> Tensor:
-        """See :meth:`Penalty.height`."""
-        return self.slope(norms) * norms
-
-    def slope(self, norms: Tensor) -> Tensor:
-        """See :meth:`Penalty.slope`."""
-        return (1 - self.share) * self.weights.to(norms.dtype)
-
-    def shrink(self, norms: Tensor, strength: Tensor) -> Tensor:
-        """See :func:`block_soft_threshold`."""
-        return block_soft_threshold(norms, strength * self.slope(norms))
+    @property
+    def whole(self) -> Tensor:
+        """See :attr:`Penalty.whole`."""
+        return (1 - self.share) * self.weights
 
     def zero_lambda(self, blocks: Blocks) -> Tensor:
         """The root of ``||S(grad_g, lam * e_g)|| = lam * (1 - a) * weight_g``, by bisection of all groups."""
         gradients = [g.double() for g in blocks.gradients]
-        slope = self.slope(gradients[0])
-        low = torch.zeros(blocks.count, dtype=torch.float64)
-        high = blocks.dot(gradients).sqrt() / slope
+        high = blocks.dot(gradients).sqrt() / self.whole
+        low = torch.zeros_like(high)
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
             thresholds = blocks.spread(middle * self.elements)
             left = blocks.dot([_soft(g, t) for g, t in zip(gradients, thresholds, strict=True)]).sqrt()
-            low, high = (
-                torch.where(left > middle * slope, middle, low),
-                torch.where(left > middle * slope, high, middle),
-            )
+            below = left > middle * self.whole
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         return high
 
 

@@ -1,6 +1,5 @@
 """Proximal operators and optimality conditions against brute force and closed forms."""
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,7 +12,6 @@ from glprune.penalty import (
     GroupMCP,
     SparseGroupLasso,
     block_soft_threshold,
-    firm_threshold,
     knots,
 )
 from glprune.units import Slot, UnitSet
@@ -54,22 +52,16 @@ KINDS = list(penalties(1.0, 1))
 
 @pytest.mark.parametrize("kind", KINDS)
 @settings(deadline=None)
-@given(
-    values=vectors,
-    strength=st.floats(0, 4),
-    knot=st.floats(0.1, 6),
-    share=st.floats(0.01, 0.99),
-    seed=st.integers(0, 2**31),
-)
-def test_no_random_point_scores_lower_than_the_proximal_one(kind, values, strength, knot, share, seed):
+@given(values=vectors, strength=st.floats(0, 4), share=st.floats(0.01, 0.99), seed=st.integers(0, 2**31))
+def test_no_random_point_scores_lower_than_the_proximal_one(kind, values, strength, share, seed):
     start = torch.tensor(values, dtype=torch.float64)
     blocks = one_group(values)
-    penalty = penalties(1.3, len(values), knot, share)[kind]
+    penalty = penalties(1.3, len(values), share=share)[kind]
 
     def score(vector):
-        return 0.5 * float((vector - start).square().sum()) + penalty.value(
-            one_group(vector.tolist()), strength
-        )
+        at = one_group(vector.tolist())
+        convex = penalty.value(at, strength) - penalty.smooth_value(at, strength)
+        return 0.5 * float((vector - start).square().sum()) + convex
 
     penalty.prox_(blocks, torch.tensor([strength], dtype=torch.float64), INFINITE)
     best = blocks.parameters[0].detach()[:, 0]
@@ -80,36 +72,39 @@ def test_no_random_point_scores_lower_than_the_proximal_one(kind, values, streng
     assert all(score(best) <= score(other) + 1e-9 for other in (*nearby, *along))
 
 
-@settings(deadline=None)
-@given(norm=floats, threshold=st.floats(0, 4), knot=st.floats(0.05, 6))
-def test_the_firm_threshold_is_the_minimiser_on_a_fine_grid(norm, threshold, knot):
-    def score(u):
-        inside = np.minimum(u, knot)
-        return 0.5 * (u - norm) ** 2 + threshold * (inside - inside**2 / (2 * knot))
+def test_the_smooth_part_and_its_gradient_are_what_the_mcp_is_less_than_the_lasso():
+    values = torch.tensor([[0.5, 3.0, 0.0], [-0.2, 1.0, 0.0]])
+    weights, knots_ = torch.tensor([1.0, 2.0, 1.0]), torch.tensor([2.0, 1.0, 0.5])
+    penalty, blocks = GroupMCP(weights.double(), knots_.double()), columns(values)
 
-    new = firm_threshold(*(torch.tensor([v], dtype=torch.float64) for v in (norm, threshold, knot)))
-    assert score(new.item()) <= score(np.linspace(0, 11, 4001)).min() + 1e-9
-    assert 0 <= new.item() <= norm
+    def rest(x):
+        norms = x.norm(dim=0)
+        inside = torch.minimum(norms, knots_)
+        return 0.7 * (weights * (inside - inside**2 / (2 * knots_) - norms)).sum()
 
-
-@pytest.mark.parametrize("gap", [-1e-6, 0.0, 1e-6])
-def test_the_firm_threshold_is_a_hard_one_where_it_meets_the_knot(gap):
-    norms = torch.tensor([0.0, 1.9, 2.1, 5.0], dtype=torch.float64)
-    new = firm_threshold(norms, torch.full_like(norms, 2.0 + gap), torch.full_like(norms, 2.0))
-    assert new.tolist() == pytest.approx([0.0, 0.0, 2.1, 5.0])
-
-
-def test_the_firm_threshold_shrinks_between_threshold_and_knot_only():
-    norms = torch.tensor([0.0, 1.0, 1.5, 2.0, 3.0])
-    new = firm_threshold(norms, torch.ones(5), torch.full((5,), 2.0))
-    assert new.tolist() == [0.0, 0.0, 1.0, 2.0, 3.0]
+    x = values.double().requires_grad_()
+    (exact,) = torch.autograd.grad(rest(x), x)
+    assert penalty.smooth_value(blocks, 0.7) == pytest.approx(rest(x).item())
+    penalty.add_smooth_gradient_(blocks, 0.7)
+    torch.testing.assert_close(blocks.parameters[0].grad, exact.nan_to_num())
+    penalty.add_smooth_gradient_(blocks, 0.7)
+    torch.testing.assert_close(blocks.parameters[0].grad, 2 * exact.nan_to_num())
 
 
 @settings(deadline=None)
-@given(norm=floats, threshold=floats)
-def test_an_endless_knot_is_the_group_lasso(norm, threshold):
-    x, t = torch.tensor([norm]), torch.tensor([threshold])
-    assert torch.equal(firm_threshold(x, t, INFINITE), block_soft_threshold(x, t))
+@given(norm=st.floats(0.01, 10), lam=st.floats(0.01, 1.2), knot=st.floats(1.3, 6))
+def test_steps_on_the_mcp_end_in_its_firm_threshold(norm, lam, knot):
+    """Breheny and Huang (2015): the minimiser of ``0.5 * (u - z)**2`` plus the MCP."""
+    blocks = one_group([norm])
+    penalty = GroupMCP(*(torch.tensor([v], dtype=torch.float64) for v in (1.0, knot)))
+    for _ in range(400):
+        (u,) = blocks.parameters
+        u.grad = u.detach() - norm
+        penalty.add_smooth_gradient_(blocks, lam)
+        u.data.sub_(0.9 * u.grad)
+        penalty.prox_(blocks, torch.tensor([0.9 * lam], dtype=torch.float64), INFINITE)
+    exact = max(norm - lam, 0) / (1 - lam / knot) if norm <= knot else norm
+    assert blocks.norms().item() == pytest.approx(exact, abs=1e-6)
 
 
 def proximal(penalty, values, strength):
@@ -153,7 +148,6 @@ def test_a_group_at_or_below_the_threshold_is_exactly_zero():
 def test_threshold_zero_is_the_identity(norms):
     x = torch.tensor(norms)
     assert torch.equal(block_soft_threshold(x, torch.zeros_like(x)), x)
-    assert torch.equal(firm_threshold(x, torch.zeros_like(x), torch.ones_like(x)), x)
 
 
 @settings(deadline=None)
@@ -175,16 +169,19 @@ def test_values_are_those_of_the_formulas():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_proximal_point_is_optimal_and_its_neighbours_are_not(kind):
-    """Minus the gradient of 0.5 * ||w - z||^2 is a subgradient at the proximal point of z."""
+def test_the_point_steps_end_in_is_optimal_and_its_neighbours_are_not(kind):
+    """Loss 0.5 * ||w - z||^2; the step 1 of the convex kinds ends at once."""
     start = torch.tensor([[3.0, 0.1, 1.2], [-0.4, 0.2, 1.0], [0.05, 0.0, -0.9]]).double()
-    penalty = penalties(1.0, 3, count=3)[kind]
-    blocks = columns(start)
-    penalty.prox_(blocks, torch.ones(3).double(), INFINITE)
+    penalty, blocks = penalties(1.0, 3, count=3)[kind], columns(start)
     (weights,) = blocks.parameters
+    for _ in range(100 if kind == "group_mcp" else 1):
+        weights.grad = weights.detach() - start
+        penalty.add_smooth_gradient_(blocks, 1.0)
+        weights.data.sub_(weights.grad)
+        penalty.prox_(blocks, torch.ones(3).double(), INFINITE)
     weights.grad = weights.detach() - start
     assert ((blocks.norms() > 0) == torch.tensor([True, False, True])).all()
-    assert penalty.residuals(blocks, 1.0) == pytest.approx((0.0, 0.0), abs=1e-12)
+    assert penalty.residuals(blocks, 1.0) == pytest.approx((0.0, 0.0), abs=1e-9)
     weights.data[0, 0] += 0.3
     weights.grad = weights.detach() - start
     assert penalty.residuals(blocks, 1.0)[1] > 0.1
