@@ -8,7 +8,7 @@ the proximal operator of their penalty is separable.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -68,6 +68,28 @@ def input_groups(units: UnitSet, fields: Sequence[tuple[str, Sequence[int]]]) ->
 def hidden_groups(units: UnitSet) -> GroupSet:
     """Make every unit of a layer a group of its own."""
     return GroupSet(units, tuple(map(str, range(units.count))), torch.arange(units.count))
+
+
+def sliced(groups: GroupSet, kept: Mapping[tuple[str, int], Tensor]) -> GroupSet:
+    """The groups that are left of a set once tensors were sliced, where they lie now.
+
+    Args:
+        groups: Groups of the network before.
+        kept: ``(tensor, dim) -> positions`` that stayed.
+    """
+    slots = []
+    for slot in groups.units.slots:
+        positions = kept.get((slot.tensor, slot.dim))
+        slots.append(slot if positions is None else replace(slot, unit=slot.unit[positions]))
+    if not slots:
+        return groups
+    left = torch.unique(torch.cat([s.unit for s in slots]))
+    left = left[left >= 0]
+    place = torch.full((groups.units.count + 1,), -1)  # the last is for positions of nobody
+    place[left] = torch.arange(len(left))
+    units = replace(groups.units, count=len(left), slots=tuple(replace(s, unit=place[s.unit]) for s in slots))
+    names, group = torch.unique(groups.group[left], return_inverse=True)
+    return GroupSet(units, tuple(groups.labels[n] for n in names.tolist()), group)
 
 
 def _sum_by_owner(values: Tensor, dim: int, owner: Tensor, count: int) -> Tensor:

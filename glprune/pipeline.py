@@ -1,17 +1,16 @@
 """The whole flow, one way.
 
-recipe -> data, model -> groups -> path -> removal -> refit -> export -> measurement -> report ->
-bundle.
+recipe -> data, model -> groups -> search (path, removal, refit, again) -> export -> measurement ->
+report -> bundle.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,31 +19,21 @@ from torch import Tensor, nn
 from glprune import bundle as bundles
 from glprune._version import __version__
 from glprune.errors import ModelError
-from glprune.events import Event, Listener, PointDone, Stage, silent
+from glprune.events import Event, Listener, Stage, silent
 from glprune.export import Select, export_onnx
-from glprune.job import Job, caller, continued, everything, first_rows, narrowing, prepare
+from glprune.job import Job, caller, everything, first_rows, narrowing, prepare
 from glprune.measure import OnnxFile, latency, macs, parameters, predict
-from glprune.objective import Objective
-from glprune.path import Point, RegularisationPath, choose, choose_hidden
 from glprune.proof import difference
 from glprune.recipe import Recipe, load_recipe
-from glprune.removal import Removed, followed_by, remove
+from glprune.removal import Removed
 from glprune.render import render_html
-from glprune.report import Agreement, Metric, PathStage, Report, Size
+from glprune.report import Agreement, Metric, Report, Size
 from glprune.scaling import Scaled
-from glprune.summary import (
-    Chosen,
-    Measured,
-    Outcome,
-    dtype_name,
-    make_report,
-    output_meaning,
-    path_record,
-    shipped_inputs,
-)
+from glprune.search import search
+from glprune.summary import Measured, Outcome, dtype_name, make_report, output_meaning, shipped_inputs
 from glprune.task import HIGHER_IS_BETTER, METRICS, explained
-from glprune.train import RefitResult, refit
-from glprune.units import Inputs, Kind
+from glprune.train import RefitResult
+from glprune.units import Inputs
 
 LATENCY_BATCHES = (1, 256)
 EXPORT_TOLERANCE = 1e-4  # relative; two runtimes order their sums differently
@@ -91,7 +80,7 @@ def run(
         ModelError: The model file, its factory or its architecture cannot be used, or the exported
             file does not compute what the network does.
         DataError: The data cannot be used.
-        TargetError: No point of the path meets the target.
+        TargetError: No network meets the target.
         UsageError: The output folder is taken or cannot be written.
     """
     rules = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
@@ -100,9 +89,7 @@ def run(
     clock = _Clock(on_event or silent)
     with _reproducible(rules.seed), bundles.staged(folder, overwrite) as stage:
         job = prepare(rules, Path(model), trust_pickle, clock)
-        chosen = _prune_inputs(job, clock)
-        if rules.target.max_hidden is not None and not rules.target.hidden_alone:
-            chosen = _prune_hidden(job, chosen, rules.target.max_hidden, clock)
+        chosen = search(job, clock)
         removed, fitted = chosen.removed, chosen.fitted
         clock(Stage("export", "writing the network as ONNX"))
         exporter = _export(job, removed, fitted, stage)
@@ -149,96 +136,6 @@ def _reproducible(seed: int) -> Iterator[None]:
             yield
         finally:
             torch.use_deterministic_algorithms(was)
-
-
-def _validate(job: Job, network: nn.Module, narrow: Callable[[Inputs], Inputs]) -> float:
-    """The selection metric of a network on the validation split."""
-    network.eval()
-    (output,), target = predict(lambda x: (job.task.view(network(*x)),), job.data.valid, narrow)
-    return job.task.metric(job.metric, output, target)
-
-
-def _prune_inputs(job: Job, listener: Listener) -> Chosen:
-    """The path that chooses the input fields, and the slim network at the chosen point."""
-    recipe = job.recipe
-    staged = recipe.target.max_hidden is not None and not recipe.target.hidden_alone
-    reference = _validate(job, job.network, everything)
-    listener(Stage("path", "training along growing lambda"))
-    path = _path(job, "inputs", ("input",) if staged else ("input", "hidden"), listener)
-
-    def after_refit(point: Point) -> float:
-        return _refit(job, _remove(job, point))[1]
-
-    selected = choose(path, recipe.target, reference, after_refit)
-    removed, fitted, metric = _slim(job, selected, listener)
-    return Chosen(path.points, selected, [], None, reference, removed, fitted, metric)
-
-
-def _prune_hidden(job: Job, chosen: Chosen, limit: int, listener: Listener) -> Chosen:
-    """A second path over hidden units alone, on the network the first one left."""
-    after = continued(job, chosen.fitted.network, chosen.removed.columns)
-    listener(Stage("hidden path", "training along growing lambda, hidden units"))
-    path = _path(after, "hidden", ("hidden",), listener)
-    selected = choose_hidden(path, limit)
-    removed, fitted, metric = _slim(after, selected, listener)
-    return replace(
-        chosen,
-        hidden_points=path.points,
-        hidden_selected=selected,
-        removed=followed_by(chosen.removed, removed),
-        fitted=fitted,
-        refit_metric=metric,
-    )
-
-
-def _path(job: Job, stage: PathStage, kinds: tuple[Kind, ...], listener: Listener) -> RegularisationPath:
-    recipe = job.recipe
-    network = copy.deepcopy(job.network)
-    objective = Objective(
-        network, job.task, job.data.train, job.penalised(kinds), recipe.train.bound, recipe.penalty
-    )
-
-    def done(point: Point) -> None:
-        listener(PointDone(len(path.points), recipe.train.points, path_record(point, stage)))
-
-    def measure() -> float:
-        return _validate(job, network, everything)
-
-    path = RegularisationPath(objective, job.groups, recipe.train, recipe.seed, measure, done)
-    return path
-
-
-def _slim(job: Job, point: Point, listener: Listener) -> tuple[Removed, RefitResult, float]:
-    listener(Stage("remove", "cutting zero groups, comparing outputs at every cut"))
-    removed = _remove(job, point)
-    listener(Stage("refit", "training the slim network without penalty"))
-    return removed, *_refit(job, removed)
-
-
-def _remove(job: Job, point: Point) -> Removed:
-    zeroed = copy.deepcopy(job.network)
-    zeroed.load_state_dict(point.state)
-    return remove(zeroed, job.groups, job.probe, job.axes)
-
-
-def _refit(job: Job, removed: Removed) -> tuple[RefitResult, float]:
-    narrow = narrowing(removed.columns, job.axes)
-    start = removed.network
-    if job.recipe.refit.start == "trained" and job.recipe.refit.epochs:
-        start = copy.deepcopy(job.network)
-        removed.surgery.apply_(start)
-    result = refit(
-        start,
-        narrow,
-        job.task,
-        job.data.train,
-        job.data.valid,
-        job.recipe.refit,
-        job.recipe.seed,
-        teacher=job.network,
-        metric=job.metric,
-    )
-    return result, _validate(job, result.network, narrow)
 
 
 def _export(job: Job, removed: Removed, fitted: RefitResult, folder: Path) -> str:

@@ -144,7 +144,6 @@ def _share(after: int, before: int) -> str:
 def _view(report: Report) -> dict[str, Any]:
     kept = sorted((f for f in report.features if f.status == "kept"), key=lambda f: -(f.norm_final or 0.0))
     selection = report.selection
-    path = [p for p in report.path if p.stage == "inputs"]
     return {
         "headline": headline(report),
         "removed": [f for f in report.features if f.status == "removed"],
@@ -152,12 +151,9 @@ def _view(report: Report) -> dict[str, Any]:
         "many": _MANY,
         "size_rows": _size_rows(report),
         "bars": Markup(plots.norm_bars(kept[:_MANY])),
-        "lines": Markup(plots.path_lines(path, report.features, selection.lam)),
-        "metric_plot": Markup(
-            plots.path_metric(path, selection.lam, label(selection.metric), selection.reference)
-        ),
-        "input_path": path,
-        "hidden_path": [p for p in report.path if p.stage == "hidden"],
+        "lines": Markup(plots.path_lines(report.path, report.features)),
+        "metric_plot": Markup(plots.path_metric(report.path, label(selection.metric), selection.reference)),
+        "paths": [(s, [p for p in report.path if p.stage == s.number]) for s in report.stages],
         "main": main_metric(report),
         "mac_ratio": report.size.macs_before / max(1, report.size.macs_after),
     }

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-PathStage = Literal["inputs", "hidden"]
+GroupKind = Literal["input", "hidden"]
 DType = Literal["float32", "int64", "bool"]
 
 
@@ -73,11 +73,18 @@ class Feature(Record):
     columns: list[str]
     status: Literal["kept", "removed"]
     group_size: int = Field(description="number of weights leaving the field")
-    penalty_weight: float = Field(description="multiplies lambda, as penalty.weights says")
+    penalty_weight: float = Field(
+        description="multiplies lambda, as penalty.weights says; in the last stage that had the field"
+    )
     norm_original: float = Field(description="L2 norm of the group in the trained network")
-    norm_selected: float = Field(description="L2 norm at the selected point of the path; 0 if removed")
+    norm_selected: float = Field(
+        description="L2 norm at the selected point of the last path over inputs; 0 if removed"
+    )
     norm_final: float | None = Field(description="L2 norm in the shipped network; null if removed")
-    lambda_exit: float | None = Field(description="first lambda at which the group was exactly zero")
+    lambda_exit: float | None = Field(
+        description="first lambda of the stage that removed it at which the group was exactly zero"
+    )
+    stage_exit: int | None = Field(description="number of the stage that removed it")
     input: str = Field(description="the network's input it belongs to")
     input_columns: list[int] | None = Field(description="columns of that input as shipped; null if removed")
 
@@ -94,10 +101,7 @@ class HiddenLayer(Record):
 class PathPoint(Record):
     """One lambda of the regularisation path, measured on the penalised network."""
 
-    stage: PathStage = Field(
-        description="`inputs`: the path that chose the fields (hidden units may be penalised along); "
-        "`hidden`: the second path, over hidden units alone"
-    )
+    stage: int = Field(description="number of the stage it belongs to, from 1")
     lam: float
     objective: float = Field(description="training loss + penalty at this point")
     loss: float
@@ -112,11 +116,28 @@ class PathPoint(Record):
     metric: float = Field(description="selection metric on the validation split, before any refit")
     refit_metric: float | None = Field(description="the same after a refit, where one was made")
     norms: list[float] = Field(description="group norm of every field, of the path's network, in their order")
-    selected: bool
+    selected: bool = Field(description="whether its stage chose it")
+
+
+class SearchStage(Record):
+    """One path of the search and the network it led to.
+
+    The next stage begins with that network: its zero groups are cut, the rest was refitted, and
+    every group is weighted anew.
+    """
+
+    number: int
+    penalised: list[GroupKind] = Field(description="kinds of groups under the penalty")
+    rule: str = Field(description="what its point was chosen by")
+    balance: float = Field(description="factor on the strength of input groups")
+    lam: float = Field(description="lambda of the chosen point")
+    fields: int = Field(description="input fields left")
+    hidden: int = Field(description="hidden units left, of those that can be cut")
+    metric: float = Field(description="selection metric on the validation split after the stage's refit")
 
 
 class Selection(Record):
-    """How the point was chosen."""
+    """How the shipped network was chosen."""
 
     rule: str
     lam: float
@@ -262,7 +283,7 @@ class Report(Record):
     hidden: list[HiddenLayer]
     path: list[PathPoint]
     selection: Selection
-    hidden_selection: Selection | None = Field(description="the point of the second path, or null")
+    stages: list[SearchStage]
     removal: Removal
     refit: Refit | None
     performance: list[Metric]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -14,9 +15,8 @@ from torch import Tensor
 from glprune import bundle as bundles
 from glprune._version import __version__
 from glprune.data import Data, Split
-from glprune.groups import GroupSet, group_norms, group_sizes
+from glprune.groups import GroupSet, State, group_norms, group_sizes, sliced
 from glprune.job import Job
-from glprune.path import Point, exits
 from glprune.proof import TOLERANCE
 from glprune.removal import Removed
 from glprune.report import (
@@ -32,18 +32,18 @@ from glprune.report import (
     Metric,
     Output,
     PathPoint,
-    PathStage,
     Refit,
     Removal,
     Report,
     Run,
+    SearchStage,
     Selection,
     Size,
     SplitFacts,
     Timing,
 )
+from glprune.search import Chosen, StageRun, path_record
 from glprune.task import HIGHER_IS_BETTER, gain
-from glprune.train import RefitResult
 
 # above this share of the penalty an optimality condition is reported as not met
 _KKT_TOLERANCE = 0.05
@@ -87,31 +87,6 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """The network a run ships and the points that chose it.
-
-    Attributes:
-        points: The path that chose the fields, by growing lambda.
-        selected: Its chosen point.
-        hidden_points: The second path, over hidden units; empty where there was none.
-        hidden_selected: Its chosen point, or None.
-        reference: The selection metric of the original network on the validation split.
-        removed: Everything cut, and the evidence.
-        fitted: The last refit.
-        refit_metric: The selection metric on the validation split after it.
-    """
-
-    points: list[Point]
-    selected: Point
-    hidden_points: list[Point]
-    hidden_selected: Point | None
-    reference: float
-    removed: Removed
-    fitted: RefitResult
-    refit_metric: float
-
-
-@dataclass(frozen=True)
 class Outcome:
     """Everything a run found out.
 
@@ -144,11 +119,14 @@ def make_report(outcome: Outcome) -> Report:
         data=_data(job),
         features=_features(outcome),
         hidden=_hidden(outcome),
-        path=_path(chosen),
+        path=_path(outcome),
+        stages=[_stage(number, run) for number, run in enumerate(chosen.stages, 1)],
         selection=Selection(
-            rule=_rule(job), lam=chosen.selected.lam, metric=job.metric, reference=chosen.reference
+            rule=_rule(job),
+            lam=_last_of_inputs(chosen).selected.lam,
+            metric=job.metric,
+            reference=chosen.reference,
         ),
-        hidden_selection=_hidden_selection(outcome),
         removal=Removal(
             tolerance=TOLERANCE,
             rows=outcome.chosen.removed.rows,
@@ -167,37 +145,31 @@ def make_report(outcome: Outcome) -> Report:
     )
 
 
-def _path(chosen: Chosen) -> list[PathPoint]:
-    first = [path_record(p, "inputs", p is chosen.selected) for p in chosen.points]
-    return first + [path_record(p, "hidden", p is chosen.hidden_selected) for p in chosen.hidden_points]
+def _path(outcome: Outcome) -> list[PathPoint]:
+    job = outcome.job
+    return [
+        path_record(point, number, run.job, job, point is run.selected)
+        for number, run in enumerate(outcome.chosen.stages, 1)
+        for point in run.points
+    ]
 
 
-def _hidden_selection(outcome: Outcome) -> Selection | None:
-    point, limit = outcome.chosen.hidden_selected, outcome.job.recipe.target.max_hidden
-    if point is None:
-        return None
-    rule = f"at most {limit} hidden units: {_DENSEST}"
-    return Selection(rule=rule, lam=point.lam, metric=outcome.job.metric, reference=outcome.chosen.reference)
-
-
-def path_record(point: Point, stage: PathStage, selected: bool = False) -> PathPoint:
-    """A point of the path as the report states it."""
-    return PathPoint(
-        stage=stage,
-        lam=point.lam,
-        objective=point.loss + point.penalty,
-        loss=point.loss,
-        penalty=point.penalty,
-        kkt_zero=point.kkt_zero,
-        kkt_active=point.kkt_active,
-        fields=point.fields,
-        columns=point.columns,
-        hidden=point.hidden,
-        metric=point.metric,
-        refit_metric=point.refit_metric,
-        norms=list(point.norms),
-        selected=selected,
+def _stage(number: int, run: StageRun) -> SearchStage:
+    return SearchStage(
+        number=number,
+        penalised=list(run.kinds),
+        rule=run.rule,
+        balance=run.balance,
+        lam=run.selected.lam,
+        fields=run.selected.fields,
+        hidden=run.selected.hidden,
+        metric=run.metric,
     )
+
+
+def _last_of_inputs(chosen: Chosen) -> StageRun:
+    """The last stage whose path had inputs under the penalty, else the last of all."""
+    return next((run for run in reversed(chosen.stages) if "input" in run.kinds), chosen.stages[-1])
 
 
 def _digests(outcome: Outcome) -> Digests:
@@ -250,52 +222,75 @@ def _split(split: Split, job: Job) -> SplitFacts:
 
 
 @dataclass(frozen=True)
-class _Weights:
-    """The weights leaving one field: their penalty weight, number and norms."""
+class _Exit:
+    """Where a field's penalty ended: its last stage's weight and norm, and what removed it."""
 
-    groups: GroupSet
     penalty: float
-    size: int
-    original: float
-    final: float
+    norm: float
+    stage: int | None
+    lam: float | None
 
 
-def _weights(outcome: Outcome) -> list[_Weights]:
-    """One record for each field, in their order."""
-    before = dict(outcome.job.network.state_dict())
-    after = dict(outcome.chosen.fitted.network.state_dict())
-    records = []
-    for groups in outcome.job.input_groups:
-        original, sizes = group_norms(before, groups), group_sizes(before, groups)
-        final = group_norms(after, left_of(groups, outcome.chosen.removed))
-        weights = outcome.job.weights(groups)
-        figures = zip(*(t.tolist() for t in (weights, sizes, original, final)), strict=True)
-        records += [_Weights(groups, *figure) for figure in figures]
-    return records
+def _exits(outcome: Outcome) -> dict[str, _Exit]:
+    """By field, over the stages that had it under the penalty."""
+    found: dict[str, _Exit] = {}
+    for number, run in enumerate(outcome.chosen.stages, 1):
+        if "input" not in run.kinds:
+            continue
+        sets = run.job.input_groups
+        weights = [w for g in sets for w in run.job.weights(g).tolist()]
+        refused = [bool(g.units.refused) for g in sets for _ in g.labels]
+        names = [f.name for f in run.job.data.fields]
+        norms = zip(*(p.norms for p in run.points), strict=True)
+        for name, weight, stays, path, norm in zip(
+            names, weights, refused, norms, run.selected.norms, strict=True
+        ):
+            first = next((p.lam for p, n in zip(run.points, path, strict=True) if n == 0), None)
+            gone = norm == 0 and not stays
+            found[name] = _Exit(weight, norm, number if gone else None, first if gone else None)
+    return found
+
+
+def _norms(state: State, sets: Sequence[GroupSet]) -> dict[str, float]:
+    """The group norm of every field of some input sets."""
+    return {
+        label: norm
+        for g in sets
+        for label, norm in zip(g.labels, group_norms(state, g).tolist(), strict=True)
+    }
 
 
 def _features(outcome: Outcome) -> list[Feature]:
-    job, points = outcome.job, outcome.chosen.points
-    penalised = job.recipe.penalty.inputs is not None
-    place = _shipped_places(outcome)
-    kept = _kept_columns(job.data, outcome.chosen.removed)
-    selected = outcome.chosen.selected.norms
+    job, removed = outcome.job, outcome.chosen.removed
+    place, kept, exits = _shipped_places(outcome), _kept_columns(job.data, removed), _exits(outcome)
+    state = dict(job.network.state_dict())
+    left = [sliced(g, removed.surgery.kept) for g in job.input_groups]
+    original = _norms(state, job.input_groups)
+    final = _norms(dict(outcome.chosen.fitted.network.state_dict()), left)
+    sizes = {
+        label: size
+        for g in job.input_groups
+        for label, size in zip(g.labels, group_sizes(state, g).tolist(), strict=True)
+    }
+    owner = {label: g.name for g in job.input_groups for label in g.labels}
     records = []
-    fields = zip(job.data.fields, _weights(outcome), exits(points), selected, strict=True)
-    for field, weights, left, norm in fields:
+    for field in job.data.fields:
+        name = field.name
         stays = not kept.isdisjoint(field.columns)
+        left_at = exits.get(name, _Exit(0.0, original[name], None, None))
         records.append(
             Feature(
-                name=field.name,
+                name=name,
                 columns=[job.data.features[c] for c in field.columns],
                 status="kept" if stays else "removed",
-                group_size=weights.size,
-                penalty_weight=weights.penalty if penalised else 0.0,
-                norm_original=weights.original,
-                norm_selected=norm,
-                norm_final=weights.final if stays else None,
-                lambda_exit=None if weights.groups.units.refused else left,
-                input=weights.groups.name,
+                group_size=sizes[name],
+                penalty_weight=left_at.penalty,
+                norm_original=original[name],
+                norm_selected=left_at.norm,
+                norm_final=final[name] if stays else None,
+                lambda_exit=left_at.lam,
+                stage_exit=left_at.stage,
+                input=owner[name],
                 input_columns=[place[c] for c in field.columns if c in place] if stays else None,
             )
         )
@@ -317,15 +312,6 @@ def _shipped_places(outcome: Outcome) -> dict[int, int]:
         for span, own in zip(job.data.spans, removed.columns, strict=True)
         for n, c in enumerate(own.tolist())
     }
-
-
-def left_of(groups: GroupSet, removed: Removed) -> GroupSet:
-    """The same groups where they lie in the slim network."""
-    slots = []
-    for slot in groups.units.slots:
-        positions = removed.surgery.kept.get((slot.tensor, slot.dim))
-        slots.append(slot if positions is None else replace(slot, unit=slot.unit[positions]))
-    return replace(groups, units=replace(groups.units, slots=tuple(slots)))
 
 
 def shipped_inputs(job: Job, removed: Removed) -> list[Input]:
@@ -380,9 +366,21 @@ def _rule(job: Job) -> str:
             perfect = 1 if HIGHER_IS_BETTER[drop.metric] else 0
             return f"{drop.metric} of agreement after the refit at most {drop.amount:g} {verb} than {perfect}"
         return f"{drop.metric} after the refit at most {drop.amount:g} {verb} than the original network's"
-    if target.lam is None:
-        return f"at most {target.max_hidden} hidden units: {_DENSEST}"
-    return f"lambda {target.lam:g} as the recipe states"
+    if target.lam is not None:
+        return f"lambda {target.lam:g} as the recipe states"
+    if target.latency is not None:
+        share = (
+            f"{target.latency} of the original's"
+            if isinstance(target.latency, str)
+            else f"{target.latency:g} ms"
+        )
+        return f"latency at batch {target.batch} at most {share}"
+    for name, budget in (("parameters", target.parameters), ("multiply-accumulates", target.macs)):
+        if budget is not None:
+            return (
+                f"at most {budget if isinstance(budget, str) else format(budget, ',.0f')} {name}: {_DENSEST}"
+            )
+    return f"at most {target.max_hidden} hidden units: {_DENSEST}"
 
 
 def _refit(outcome: Outcome) -> Refit | None:
@@ -433,7 +431,8 @@ def output_meaning(job: Job) -> str:
 
 
 def _warnings(outcome: Outcome) -> list[str]:
-    point, removed = outcome.chosen.selected, outcome.chosen.removed
+    removed = outcome.chosen.removed
+    kkt_zero = max(run.selected.kkt_zero for run in outcome.chosen.stages)
     job = outcome.job
     warnings = [*job.data.notes, *job.fixed_inputs]
     told = {g.name for g in job.input_groups if g.units.refused and job.fixed_inputs}
@@ -448,10 +447,10 @@ def _warnings(outcome: Outcome) -> list[str]:
         if c.inexact
     ]
     warnings += _idle_inputs(outcome)
-    if point.kkt_zero > _KKT_TOLERANCE:
+    if kkt_zero > _KKT_TOLERANCE:
         warnings.append(
-            f"The optimality conditions of the removed groups are off by {point.kkt_zero:.2g} of the penalty "
-            "at the selected lambda; more train.epochs or train.polish would tighten them."
+            f"The optimality conditions of the removed groups are off by {kkt_zero:.2g} of the penalty "
+            "at a selected lambda; more train.epochs or train.polish would tighten them."
         )
     warnings += [
         f"Output {a.name!r} was not trained for and changed by up to {a.max_change:.2g}; see its agreement."
@@ -469,9 +468,10 @@ def _warnings(outcome: Outcome) -> list[str]:
 
 def _idle_inputs(outcome: Outcome) -> list[str]:
     """Inputs all of whose groups became zero: one column is kept, since an input cannot be empty."""
-    norms = iter(outcome.chosen.selected.norms)
+    run = _last_of_inputs(outcome.chosen)
+    norms = iter(run.selected.norms)
     warnings = []
-    for groups in outcome.job.input_groups:
+    for groups in run.job.input_groups:
         own = [next(norms) for _ in groups.labels]
         if not groups.units.refused and not any(own):
             warnings.append(

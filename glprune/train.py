@@ -26,11 +26,13 @@ class RefitResult:
         network: The network at its best epoch, in evaluation mode.
         epochs: Epochs run.
         best_epoch: The epoch kept; 0 is the network before the refit.
+        score: The metric it was best in, signed so that more is better, and the negative loss.
     """
 
     network: nn.Module
     epochs: int
     best_epoch: int
+    score: tuple[float, float]
 
 
 def batch_size(size: int | str, split: Split) -> int | None:
@@ -46,27 +48,47 @@ class PointSolver:
         self.generator = torch.Generator().manual_seed(seed)
         self.curvature: float | None = None
 
-    def solve(self, lam: float) -> None:
+    def solve(self, lam: float, polish: bool = True) -> None:
         """Train at ``lam``: epochs of stochastic proximal steps, then full-batch steps.
+
+        The epochs end early where one of them removed no group and lowered the objective by less
+        than ``train.tolerance`` of itself.
+
+        Args:
+            lam: Strength of the penalty.
+            polish: Whether to close with the full-batch steps.
 
         Raises:
             ModelError: The loss is not finite.
         """
         self.objective.network.eval()
         optimizer = self._optimizer(lam)
-        size = batch_size(self.spec.batch_size, self.objective.split)
         total = self.spec.epochs
+        before, alive = float("inf"), -1
         for epoch in range(total):
             optimizer.lr = self.spec.lr * _decay(epoch, total)
-            for inputs, target in self.objective.split.batches(size, self.generator):
-                self.objective.clear()
-                loss = self.objective.batch_loss(inputs, target)
-                _check_finite(loss, f"lambda {lam:.3g}, epoch {epoch + 1}")
-                loss.backward()
-                optimizer.step()
-        if self.spec.polish:
-            self._polish(lam)
+            value = self._epoch(optimizer, f"lambda {lam:.3g}, epoch {epoch + 1}")
+            value += self.objective.penalty(lam)
+            left = int((self.objective.blocks.norms() > 0).sum())
+            if left == alive and before - value < self.spec.tolerance * abs(before):
+                break
+            before, alive = value, left
+        if polish:
+            self.polish(lam)
         self.objective.clear()
+
+    def _epoch(self, optimizer: ProximalOptimizer, where: str) -> float:
+        """One pass over the training rows; the mean loss met on the way."""
+        total = 0.0
+        size = batch_size(self.spec.batch_size, self.objective.split)
+        for inputs, target in self.objective.split.batches(size, self.generator):
+            self.objective.clear()
+            loss = self.objective.batch_loss(inputs, target)
+            _check_finite(loss, where)
+            loss.backward()
+            optimizer.step()
+            total += float(loss.detach()) * len(target)
+        return total / self.objective.split.rows
 
     def _optimizer(self, lam: float) -> ProximalOptimizer:
         blocks, regulariser = self.objective.blocks, self.objective.regulariser
@@ -81,7 +103,10 @@ class PointSolver:
             momentum=0.9 if self.spec.momentum is None else self.spec.momentum,
         )
 
-    def _polish(self, lam: float) -> None:
+    def polish(self, lam: float) -> None:
+        """Full-batch accelerated proximal steps, as many as ``train.polish`` says."""
+        if not self.spec.polish:
+            return
         self.curvature = accelerated_steps(
             self.objective.blocks,
             list(self.objective.free),
@@ -150,7 +175,7 @@ def refit(
                 best, best_score, best_epoch = copy.deepcopy(student), score, epoch
             if epoch - best_epoch >= spec.patience:
                 break
-    return RefitResult(best.eval(), epoch, best_epoch)
+    return RefitResult(best.eval(), epoch, best_epoch, best_score)
 
 
 def _refit_loss(
