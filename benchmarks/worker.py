@@ -1,0 +1,148 @@
+"""One process of the benchmark: train a network, run a method, or refit its answers.
+
+Run by features.py: python benchmarks/worker.py network|answer|refit SET SEED METHOD FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from answers import Answer, Method, Problem
+from network import both, build, refits, score, train
+from sets import SETS, DataSet
+
+TRAINED = {"glprune", "torch-pruning", "permutation", "magnitude"}  # start from the trained network
+
+
+def network(data: DataSet, seed: int, folder: Path) -> None:
+    """Train the network of a set and record it as the method that keeps every field."""
+    start = time.perf_counter()
+    net = train(data, seed)
+    seconds = time.perf_counter() - start
+    torch.save(net.state_dict(), folder / "network.pt")
+    everything = tuple(range(len(data.fields)))
+    valid, test = both(net, data, everything)
+    record = measured(data, Answer(len(everything), everything, seconds), valid, test, "own")
+    facts = record | {"seconds": seconds, "memory_mb": memory()}
+    write(folder / "network.json", {"record": facts, "ks": data.ks})
+
+
+def answer(data: DataSet, seed: int, method: str, folder: Path) -> None:
+    """Run a method; every answer is kept as it comes, so that a killed process leaves what it had."""
+    problem = Problem(data, load(data, folder), folder / "network.pt", folder / method, seed)
+    with (folder / method / "answers.pkl").open("wb", buffering=0) as stream:
+        find(method)(problem, lambda given: stream.write(pickle.dumps((given, memory()))))
+
+
+def refit(data: DataSet, seed: int, method: str, folder: Path) -> None:
+    """Turn answers into records: of a method's own models and the common refits, the best on validation."""
+    net, found = load(data, folder), list(unpickled(folder / method / "answers.pkl"))
+    extra = (
+        json.loads((folder / "network.json").read_text())["record"]["seconds"] if method in TRAINED else 0.0
+    )
+    records = []
+    for k in data.ks:
+        given = [(a, m) for a, m in found if a.k == k]
+        if not given:
+            continue
+        start = time.perf_counter()
+        best = max((c for a, _ in given for c in candidates(data, net, a, seed)), key=lambda c: c.pop("key"))
+        facts = {
+            "refit_seconds": time.perf_counter() - start,
+            "seconds": max(a.seconds for a, _ in given) + extra,
+            "memory_mb": max(m for _, m in given),
+        }
+        records.append(best | facts)
+    write(folder / method / "records.json", records)
+
+
+def candidates(data: DataSet, net: torch.nn.Module, given: Answer, seed: int) -> Iterator[dict[str, Any]]:
+    """A record for each model of an answer, with the key that orders them."""
+    if not 0 < len(given.fields) <= given.k:
+        raise SystemExit(f"k={given.k}: {len(given.fields)} fields were answered")
+    named = [("warm", "scratch"), refits(data, net, given.fields, seed)]
+    models = [(name, both(model, data, given.fields)) for name, model in zip(*named, strict=True)]
+    if given.own is not None:
+        models.append(("own", given.own))
+    for name, (valid, test) in models:
+        yield measured(data, given, valid, test, name) | {"key": score(data.task, data.valid.y, valid)}
+
+
+def measured(
+    data: DataSet, given: Answer, valid: np.ndarray, test: np.ndarray, source: str
+) -> dict[str, Any]:
+    """The record of one model."""
+    facts: dict[str, Any] = {
+        "k": given.k,
+        "kept": len(given.fields),
+        "fields": [data.fields[f][0] for f in given.fields],
+        "metric": data.metric,
+        "test": score(data.task, data.test.y, test)[0],
+        "valid": score(data.task, data.valid.y, valid)[0],
+        "source": source,
+    }
+    if data.support is not None:
+        hits = len(data.support & set(given.fields))
+        facts |= {"precision": hits / len(given.fields), "recall": hits / len(data.support)}
+    return facts
+
+
+def find(method: str) -> Method:
+    """A method by its name; only what it needs is imported."""
+    if method == "glprune":
+        from ours import prune
+
+        return prune
+    from peers import PEERS
+
+    return PEERS[method]
+
+
+def load(data: DataSet, folder: Path) -> torch.nn.Module:
+    """The trained network of a set."""
+    net = build(data.train.x.shape[1], data.hidden, data.outputs)
+    net.load_state_dict(torch.load(folder / "network.pt"))
+    return net.eval()
+
+
+def memory() -> float:
+    """Peak resident memory of this process so far in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def unpickled(path: Path) -> Iterator[tuple[Answer, float]]:
+    """The answers of a file, but for a last one cut short."""
+    with path.open("rb") as stream:
+        while True:
+            try:
+                yield pickle.load(stream)
+            except (EOFError, pickle.UnpicklingError):
+                return
+
+
+def write(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def main() -> None:
+    step, name, number, method, place = sys.argv[1:]
+    torch.set_num_threads(1)
+    seed, folder = int(number), Path(place)
+    data = SETS[name](seed)
+    if step == "network":
+        network(data, seed, folder)
+    else:
+        (answer if step == "answer" else refit)(data, seed, method, folder)
+
+
+if __name__ == "__main__":
+    main()
