@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -98,18 +99,26 @@ def versions() -> dict[str, str]:
     return found
 
 
-def worker(step: str, name: str, seed: int, method: str, folder: Path, limit: float | None) -> str | None:
+def worker(step: str, name: str, seed: int, method: str, folder: Path, limit: float = 0) -> str | None:
     """Run one process on one thread; None, 'over limit', or the last line of its error."""
-    command = [sys.executable, str(HERE / "worker.py"), step, name, str(seed), method, str(folder)]
+    command = [
+        sys.executable,
+        str(HERE / "worker.py"),
+        step,
+        name,
+        str(seed),
+        method,
+        str(folder),
+        str(limit),
+    ]
     environment = os.environ | {
         v: "1" for v in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     }
     log = folder / f"{method}.{step}.log"
     with log.open("wb") as stream:
-        try:
-            ended = subprocess.run(command, env=environment, stdout=stream, stderr=stream, timeout=limit)
-        except subprocess.TimeoutExpired:
-            return "over limit"
+        ended = subprocess.run(command, env=environment, stdout=stream, stderr=stream)
+    if ended.returncode == -signal.SIGXCPU:
+        return "over limit"
     if ended.returncode == 0:
         return None
     return (log.read_text(errors="replace").strip().splitlines() or [f"exit code {ended.returncode}"])[-1]
@@ -121,7 +130,7 @@ def make_network(results: Results, work: Path, name: str, seed: int) -> None:
     if (folder / "network.json").exists() and results.done(name, "network", seed):
         return
     folder.mkdir(parents=True, exist_ok=True)
-    problem = worker("network", name, seed, "network", folder, None)
+    problem = worker("network", name, seed, "network", folder)
     if problem is not None:
         raise SystemExit(f"{name}, seed {seed}: no network: {problem}")
     record = json.loads((folder / "network.json").read_text())["record"]
@@ -136,12 +145,13 @@ def make_records(results: Results, work: Path, name: str, seed: int, method: str
     problem = worker("answer", name, seed, method, folder, limit)
     records: list[Record] = []
     if (folder / method / "answers.pkl").exists():
-        broken = worker("refit", name, seed, method, folder, None)
+        broken = worker("refit", name, seed, method, folder)
         problem = broken or problem
         records = [] if broken else json.loads((folder / method / "records.json").read_text())
     records = [r | {"status": "done"} for r in records]
     status = "over limit" if problem == "over limit" else "failed"
-    for k in set(json.loads((folder / "network.json").read_text())["ks"]) - {r["k"] for r in records}:
+    ks = json.loads((folder / "network.json").read_text())["ks"]
+    for k in sorted(set(ks) - {r["k"] for r in records}):
         records.append({"k": k, "status": status, "error": problem or last_line(folder, method)})
     results.add(name, method, seed, records)
     shutil.rmtree(folder / method)
@@ -162,7 +172,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0, 1, ... (default 5)")
-    parser.add_argument("--limit", type=float, default=600, help="seconds of one process (default 600)")
+    parser.add_argument(
+        "--limit", type=float, default=600, help="processor seconds of one process (default 600)"
+    )
     parser.add_argument("--out", type=Path, default=HERE / "results" / "features.json")
     parser.add_argument(
         "--work", type=Path, default=Path("glprune-out") / "benchmarks", help="working folder"

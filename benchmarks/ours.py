@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import onnxruntime
 import pyarrow as pa
 import pyarrow.parquet as pq
-from answers import Answer, Emit, Problem
+from answers import Answer, Clock, Emit, Problem
 from network import squash
 from sets import DataSet
 
@@ -33,13 +32,13 @@ def prune(problem: Problem, emit: Emit) -> None:
     for k in problem.data.ks:
         recipe = problem.folder / f"recipe{k}.yaml"
         recipe.write_text(json.dumps(recipe_of(problem, k), indent=1), encoding="utf-8")
-        start = time.perf_counter()
+        clock = Clock()
         try:
             result = glprune.run(recipe, problem.state, problem.folder / f"bundle{k}")
         except glprune.GlpruneError as error:
             print(f"k={k}: {error}", file=sys.stderr)
             continue
-        seconds = time.perf_counter() - start
+        seconds = clock()
         status = {f.name: f.status for f in result.report.features}
         fields = tuple(i for i, (name, _) in enumerate(named(problem.data)) if status[name] == "kept")
         emit(Answer(k, fields, seconds, shipped(problem.data, fields, result.bundle / "model.onnx")))

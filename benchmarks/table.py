@@ -33,7 +33,19 @@ def show(content: dict[str, Any]) -> None:
 
 
 def _methods(records: Sequence[Record]) -> list[Row]:
-    header = ["k", "method", "figure", "seeds", "kept", "precision", "recall", "own model", "seconds", "MB"]
+    header = [
+        "k",
+        "method",
+        "figure",
+        "seeds",
+        "kept",
+        "precision",
+        "recall",
+        "own model",
+        "seconds",
+        "CPU s",
+        "MB",
+    ]
     ks = sorted({r["k"] for r in records})
     rows = []
     for k in ks:
@@ -51,7 +63,7 @@ def _row(k: int, method: str, records: Sequence[Record]) -> Row:
     lost = [f"{r['status']}" for r in records if r["status"] != "done"]
     seeds = f"{len(done)}" + (f" + {len(lost)} {'/'.join(sorted(set(lost)))}" if lost else "")
     if not done:
-        return [str(k), method, "-", seeds, *["-"] * 6]
+        return [str(k), method, "-", seeds, *["-"] * 7]
     own = sum(r["source"] == "own" for r in done)
     kept, precision, recall = (_mean(done, name) for name in ("kept", "precision", "recall"))
     return [
@@ -64,56 +76,50 @@ def _row(k: int, method: str, records: Sequence[Record]) -> Row:
         _number(recall, 2),
         f"{own}/{len(done)}",
         _number(_mean(done, "seconds"), 1),
+        _number(_mean(done, "cpu_seconds"), 1),
         _number(_mean(done, "memory_mb"), 0),
     ]
 
 
 def _summary(records: Sequence[Record]) -> list[Row]:
-    header = [
-        "set",
-        "k",
-        "glprune",
-        "best peer",
-        "its figure",
-        "difference",
-        "in SE",
-        "seconds",
-        "of LassoNet's",
-    ]
-    rows = []
+    header = ["set", "k", "glprune", "best peer", "its figure", "difference", "in SE"]
+    rows = [[*header, "seconds", "of LassoNet's", "CPU s", "of LassoNet's"]]
     for name, k in dict.fromkeys((r["set"], r["k"]) for r in records):
         at = [r for r in records if (r["set"], r["k"]) == (name, k) and r["status"] == "done"]
-        ours = {r["seed"]: r for r in at if r["method"] == "glprune"}
+        ours, lasso = _by_seed(at, "glprune"), _by_seed(at, "lassonet")
         best = _best_peer(at)
         if not ours or best is None:
             continue
-        peer = {r["seed"]: r for r in at if r["method"] == best}
+        peer = _by_seed(at, best)
         gaps = [ours[s]["test"] - peer[s]["test"] for s in ours if s in peer]
-        mean, error = statistics.fmean(gaps) if gaps else math.nan, standard_error(gaps)
-        lasso = {r["seed"]: r for r in at if r["method"] == "lassonet"}
-        shared = [s for s in ours if s in lasso]
-        ratio = (
-            sum(ours[s]["seconds"] for s in shared) / sum(lasso[s]["seconds"] for s in shared)
-            if shared
-            else None
-        )
-        figures = [spread([r["test"] for r in group.values()]) for group in (ours, peer)]
-        seconds = _number(_mean(list(ours.values()), "seconds"), 1)
-        in_errors = f"{mean / error:+.1f}" if error else "-"
-        rows.append(
-            [
-                name,
-                str(k),
-                figures[0],
-                best,
-                figures[1],
-                f"{mean:+.4f}",
-                in_errors,
-                seconds,
-                _number(ratio, 2),
-            ]
-        )
-    return [header, *rows]
+        error = standard_error(gaps)
+        row = [
+            name,
+            str(k),
+            _spread(ours),
+            best,
+            _spread(peer),
+            f"{statistics.fmean(gaps):+.4f}" if gaps else "-",
+        ]
+        row.append(f"{statistics.fmean(gaps) / error:+.1f}" if error else "-")
+        for clock in ("seconds", "cpu_seconds"):
+            row += [_number(_mean(list(ours.values()), clock), 1), _number(_ratio(ours, lasso, clock), 2)]
+        rows.append(row)
+    return rows
+
+
+def _by_seed(records: Sequence[Record], method: str) -> dict[int, Record]:
+    return {r["seed"]: r for r in records if r["method"] == method}
+
+
+def _spread(records: dict[int, Record]) -> str:
+    return spread([r["test"] for r in records.values()])
+
+
+def _ratio(ours: dict[int, Record], theirs: dict[int, Record], name: str) -> float | None:
+    """Of sums over the seeds that both have."""
+    shared = ours.keys() & theirs.keys()
+    return sum(ours[s][name] for s in shared) / sum(theirs[s][name] for s in shared) if shared else None
 
 
 def _best_peer(records: Sequence[Record]) -> str | None:
