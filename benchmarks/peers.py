@@ -209,7 +209,7 @@ def linear(problem: Problem, emit: Emit) -> None:
     """
     data, todo = problem.data, sorted(problem.data.ks, reverse=True)
     clock, best = Clock(), None
-    for coefficients, predict in _lasso(data) if data.task == "regression" else _logistic(data):
+    for coefficients, predict in _lasso(data) if data.task == "regression" else _logistic(data, problem.seed):
         fields = tuple(np.flatnonzero(by_field(data, np.abs(coefficients).sum(0))).tolist())
         while todo and len(fields) > todo[-1]:
             k = todo.pop()
@@ -224,12 +224,14 @@ def linear(problem: Problem, emit: Emit) -> None:
             emit(Answer(k, *best))
 
 
-def _logistic(data: DataSet) -> Iterator[tuple[np.ndarray, Predict]]:
+def _logistic(data: DataSet, seed: int) -> Iterator[tuple[np.ndarray, Predict]]:
     from sklearn.linear_model import LogisticRegression
     from sklearn.svm import l1_min_c
 
     warnings.filterwarnings("ignore")  # points that did not converge within max_iter
-    model = LogisticRegression(l1_ratio=1.0, solver="saga", tol=1e-3, max_iter=300, warm_start=True)
+    model = LogisticRegression(
+        l1_ratio=1.0, solver="saga", tol=1e-3, max_iter=300, warm_start=True, random_state=seed
+    )
     model.C = float(l1_min_c(data.train.x, data.train.y, loss="log"))
     for _ in range(80):
         model.C *= 1.1
