@@ -31,8 +31,13 @@ def network(data: DataSet, seed: int, folder: Path) -> None:
     torch.save(net.state_dict(), folder / "network.pt")
     everything = tuple(range(len(data.fields)))
     valid, test = both(net, data, everything)
-    record = measured(data, Answer(len(everything), everything, seconds), valid, test, "own")
-    facts = record | {"seconds": seconds[0], "cpu_seconds": seconds[1], "memory_mb": memory()}
+    record = measured(data, len(everything), everything, valid, test)
+    facts = record | {
+        "source": "own",
+        "seconds": seconds[0],
+        "cpu_seconds": seconds[1],
+        "memory_mb": memory(),
+    }
     write(folder / "network.json", {"record": facts, "ks": data.ks})
 
 
@@ -54,7 +59,7 @@ def refit(data: DataSet, seed: int, method: str, folder: Path) -> None:
         if not given:
             continue
         clock = Clock()
-        best = max((c for a, _ in given for c in candidates(data, net, a, seed)), key=lambda c: c.pop("key"))
+        best = best_model(data, net, [a for a, _ in given], seed)
         facts = {
             "refit_seconds": clock()[0],
             "seconds": max(a.seconds[0] for a, _ in given) + training.get("seconds", 0.0),
@@ -65,34 +70,40 @@ def refit(data: DataSet, seed: int, method: str, folder: Path) -> None:
     write(folder / method / "records.json", records)
 
 
-def candidates(data: DataSet, net: torch.nn.Module, given: Answer, seed: int) -> Iterator[dict[str, Any]]:
-    """A record for each model of an answer, with the key that orders them."""
-    if not 0 < len(given.fields) <= given.k:
-        raise SystemExit(f"k={given.k}: {len(given.fields)} fields were answered")
-    named = [("warm", "scratch"), refits(data, net, given.fields, seed)]
-    models = [(name, both(model, data, given.fields)) for name, model in zip(*named, strict=True)]
-    if given.own is not None:
-        models.append(("own", given.own))
-    for name, (valid, test) in models:
-        yield measured(data, given, valid, test, name) | {"key": score(data.task, data.valid.y, valid)}
+def best_model(data: DataSet, net: torch.nn.Module, given: list[Answer], seed: int) -> dict[str, Any]:
+    """The record of the model that is best on the validation split, and the best of either kind."""
+    models: dict[tuple[tuple[int, ...], str], tuple[np.ndarray, np.ndarray]] = {}
+    for a in given:
+        if not 0 < len(a.fields) <= a.k:
+            raise SystemExit(f"k={a.k}: {len(a.fields)} fields were answered")
+        if (a.fields, "warm") not in models:
+            for name, model in zip(("warm", "scratch"), refits(data, net, a.fields, seed), strict=True):
+                models[a.fields, name] = both(model, data, a.fields)
+        if a.own is not None:
+            models[a.fields, "own"] = a.own
+    ranked = sorted(models, key=lambda m: score(data.task, data.valid.y, models[m][0]), reverse=True)
+    record = measured(data, given[0].k, ranked[0][0], *models[ranked[0]]) | {"source": ranked[0][1]}
+    for name, sources in (("own_test", ("own",)), ("refit_test", ("warm", "scratch"))):
+        kind = [m for m in ranked if m[1] in sources]
+        record[name] = score(data.task, data.test.y, models[kind[0]][1])[0] if kind else None
+    return record
 
 
 def measured(
-    data: DataSet, given: Answer, valid: np.ndarray, test: np.ndarray, source: str
+    data: DataSet, k: int, fields: tuple[int, ...], valid: np.ndarray, test: np.ndarray
 ) -> dict[str, Any]:
     """The record of one model."""
     facts: dict[str, Any] = {
-        "k": given.k,
-        "kept": len(given.fields),
-        "fields": [data.fields[f][0] for f in given.fields],
+        "k": k,
+        "kept": len(fields),
+        "fields": [data.fields[f][0] for f in fields],
         "metric": data.metric,
         "test": score(data.task, data.test.y, test)[0],
         "valid": score(data.task, data.valid.y, valid)[0],
-        "source": source,
     }
     if data.support is not None:
-        hits = len(data.support & set(given.fields))
-        facts |= {"precision": hits / len(given.fields), "recall": hits / len(data.support)}
+        hits = len(data.support & set(fields))
+        facts |= {"precision": hits / len(fields), "recall": hits / len(data.support)}
     return facts
 
 
