@@ -18,6 +18,7 @@ from glprune.groups import GroupSet, group_norms, group_sizes
 from glprune.job import Job
 from glprune.path import Point, exits
 from glprune.proof import TOLERANCE
+from glprune.recipe import PenaltySpec
 from glprune.removal import Removed
 from glprune.report import (
     Agreement,
@@ -33,6 +34,7 @@ from glprune.report import (
     Output,
     PathPoint,
     PathStage,
+    PenaltyFacts,
     Refit,
     Removal,
     Report,
@@ -144,6 +146,7 @@ def make_report(outcome: Outcome) -> Report:
         data=_data(job),
         features=_features(outcome),
         hidden=_hidden(outcome),
+        penalty=_penalty(recipe.penalty),
         path=_path(chosen),
         selection=Selection(
             rule=_rule(job), lam=chosen.selected.lam, metric=job.metric, reference=chosen.reference
@@ -164,6 +167,15 @@ def make_report(outcome: Outcome) -> Report:
         export=_export(outcome),
         warnings=_warnings(outcome),
         not_measured=[*(_WITHOUT_LABELS if job.task.kind == "distillation" else ()), *NOT_MEASURED],
+    )
+
+
+def _penalty(spec: PenaltySpec) -> PenaltyFacts:
+    return PenaltyFacts(
+        kind=spec.kind,
+        weights=spec.weights,
+        within=spec.l1_share if spec.kind == "sparse_group_lasso" else None,
+        concavity=spec.knot if spec.kind == "group_mcp" else None,
     )
 
 
