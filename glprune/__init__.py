@@ -1,4 +1,4 @@
-"""Prune trained PyTorch networks with group LASSO and ship a slim, checkable ONNX model.
+"""Prune trained PyTorch networks with penalties on groups of weights and ship a slim, checkable ONNX model.
 
 A map of the package, in the order data flows:
 

@@ -238,7 +238,7 @@ class PenaltySpec(Section):
         None,
         description="group_mcp: a group whose norm is this many times its trained one is not penalised "
         "further; at its trained norm it feels 1 - 1/concavity of the pull. Large is the group LASSO; "
-        "default 2.",
+        "default 1.2.",
     )
 
     inputs: Strength | None = Field(
@@ -270,7 +270,7 @@ class PenaltySpec(Section):
     @property
     def knot(self) -> float:
         """Where the group MCP ends, in trained norms."""
-        return 2.0 if self.concavity is None else self.concavity
+        return 1.2 if self.concavity is None else self.concavity
 
     @model_validator(mode="after")
     def _constants_are_of_the_kind(self) -> PenaltySpec:

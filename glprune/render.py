@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from glprune import plots
-from glprune.report import Feature, Metric, Report
+from glprune.report import Feature, Metric, PenaltyFacts, Report
 
 _MANY = 30
 _LABELS = {
@@ -137,6 +137,19 @@ def _speed_sentence(batch: int, speedup: float) -> str:
     return f"At batch {batch} it is slower: {speedup:.2f} times the original's speed."
 
 
+def penalty_sentence(penalty: PenaltyFacts) -> str:
+    """What the penalty does, in words."""
+    what = {
+        "group_lasso": "a group LASSO penalty, which pulls whole groups to zero",
+        "sparse_group_lasso": "a sparse group LASSO penalty, which pulls whole groups to zero and, with "
+        f"{100 * (penalty.within or 0):.3g} % of its strength, single weights of those that stay",
+        "group_mcp": "a group MCP penalty, which pulls whole groups to zero and lets go of a group "
+        f"whose norm is {penalty.concavity or 0:.3g} times its trained one",
+    }[penalty.kind]
+    weak = ", pulling at groups that were weak in the trained network more" * (penalty.weights == "adaptive")
+    return f"The network was trained on with {what}{weak}"
+
+
 def _share(after: int, before: int) -> str:
     return f"{100 * after / before:.1f} %" if before else "none"
 
@@ -154,6 +167,7 @@ def _view(report: Report) -> dict[str, Any]:
         "lines": Markup(plots.path_lines(report.path, report.features)),
         "metric_plot": Markup(plots.path_metric(report.path, label(selection.metric), selection.reference)),
         "paths": [(s, [p for p in report.path if p.stage == s.number]) for s in report.stages],
+        "penalty": penalty_sentence(report.penalty),
         "main": main_metric(report),
         "mac_ratio": report.size.macs_before / max(1, report.size.macs_after),
     }

@@ -98,6 +98,21 @@ class HiddenLayer(Record):
     refused: str | None = Field(description="operation that forbids cutting these units, or null")
 
 
+class PenaltyFacts(Record):
+    """The penalty of the path, every default written out."""
+
+    kind: Literal["group_lasso", "sparse_group_lasso", "group_mcp"]
+    weights: Literal["size", "adaptive"] = Field(
+        description="of the groups: by their size, or by that over their trained norm too"
+    )
+    within: float | None = Field(
+        description="share of the L1 term on single weights, of the sparse group LASSO; null for others"
+    )
+    concavity: float | None = Field(
+        description="knot of the group MCP in multiples of a group's trained norm; null for others"
+    )
+
+
 class PathPoint(Record):
     """One lambda of the regularisation path, measured on the penalised network."""
 
@@ -281,6 +296,7 @@ class Report(Record):
     data: DataFacts
     features: list[Feature]
     hidden: list[HiddenLayer]
+    penalty: PenaltyFacts
     path: list[PathPoint]
     selection: Selection
     stages: list[SearchStage]

@@ -18,6 +18,7 @@ from glprune.data import Data, Split
 from glprune.groups import GroupSet, State, group_norms, group_sizes, sliced
 from glprune.job import Job
 from glprune.proof import TOLERANCE
+from glprune.recipe import PenaltySpec
 from glprune.removal import Removed
 from glprune.report import (
     Agreement,
@@ -32,6 +33,7 @@ from glprune.report import (
     Metric,
     Output,
     PathPoint,
+    PenaltyFacts,
     Refit,
     Removal,
     Report,
@@ -119,6 +121,7 @@ def make_report(outcome: Outcome) -> Report:
         data=_data(job),
         features=_features(outcome),
         hidden=_hidden(outcome),
+        penalty=_penalty(recipe.penalty),
         path=_path(outcome),
         stages=[_stage(number, run) for number, run in enumerate(chosen.stages, 1)],
         selection=Selection(
@@ -142,6 +145,15 @@ def make_report(outcome: Outcome) -> Report:
         export=_export(outcome),
         warnings=_warnings(outcome),
         not_measured=[*(_WITHOUT_LABELS if job.task.kind == "distillation" else ()), *NOT_MEASURED],
+    )
+
+
+def _penalty(spec: PenaltySpec) -> PenaltyFacts:
+    return PenaltyFacts(
+        kind=spec.kind,
+        weights=spec.weights,
+        within=spec.l1_share if spec.kind == "sparse_group_lasso" else None,
+        concavity=spec.knot if spec.kind == "group_mcp" else None,
     )
 
 

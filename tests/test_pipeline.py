@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from jsonschema import Draft202012Validator
+from safetensors.torch import load_file
 
 import glprune
 from glprune.recipe import load_recipe
@@ -273,6 +274,48 @@ def test_inspection_finds_the_groups_and_writes_nothing(folder):
     assert inspection.parameters == 8 * 12 + 12 + 12 * 6 + 6 + 6 + 1
     assert inspection.macs == 8 * 12 + 12 * 6 + 6
     assert sorted(p.name for p in folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "facts", "words"),
+    [
+        (
+            ["penalty.kind=sparse_group_lasso", "penalty.within=0.3"],
+            {"kind": "sparse_group_lasso", "weights": "size", "within": 0.3, "concavity": None},
+            "sparse group LASSO",
+        ),
+        (
+            ["penalty.kind=group_mcp", "penalty.weights=adaptive"],
+            {"kind": "group_mcp", "weights": "adaptive", "within": None, "concavity": 1.2},
+            "group MCP",
+        ),
+    ],
+)
+def test_every_penalty_leaves_a_proved_network_and_a_report_that_names_it(folder, changes, facts, words):
+    few = ["train.points=6", "train.epochs=10", "refit.epochs=5"]
+    out = folder / facts["kind"]
+    report = glprune.run(
+        load_recipe(folder / "recipe.yaml", [*changes, *few]), folder / "model.pt", out
+    ).report
+    assert report.penalty.model_dump() == facts
+    assert words in (out / "report.html").read_text()
+    assert sum(f.status == "kept" for f in report.features) <= 3
+    assert report.removal.difference <= 1e-5
+    assert all(p.penalty >= 0 and p.kkt_zero < 0.05 for p in report.path)
+    Draft202012Validator(report_schema()).validate(json.loads((out / "report.json").read_text()))
+
+
+def test_the_sparse_group_lasso_zeroes_weights_of_fields_that_stay(folder):
+    changes = [
+        "penalty.kind=sparse_group_lasso",
+        "penalty.within=0.5",
+        "refit.epochs=0",
+        "target={lambda: 0.005}",
+    ]
+    run = glprune.run(load_recipe(folder / "recipe.yaml", changes), folder / "model.pt", folder / "elements")
+    weights = load_file(run.bundle / "model.safetensors")
+    first = next(w for w in weights.values() if w.ndim == 2)
+    assert ((first == 0).any(dim=1) & (first != 0).any(dim=1)).any()
 
 
 NORMED = """
