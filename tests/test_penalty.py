@@ -1,5 +1,7 @@
 """Proximal operators and optimality conditions against brute force and closed forms."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -124,6 +126,26 @@ def test_the_sparse_group_lasso_lies_between_group_lasso_and_lasso(values, stren
     torch.testing.assert_close(proximal(group, values, strength), whole, atol=1e-6, rtol=0)
     soft = x.sign() * (x.abs() - strength / len(values) ** 0.5).clamp(min=0)
     torch.testing.assert_close(proximal(lasso, values, strength), soft, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("knot", [1e9, float("inf")])
+def test_an_endless_knot_is_the_group_lasso(knot):
+    values, gradient = [[0.5, 3.0, 0.0], [-0.2, 1.0, 0.0]], [[0.1, -0.7, 0.3], [0.2, 0.1, -0.2]]
+    weights = torch.tensor([1.0, 2.0, 1.0]).double()
+    lasso, mcp = GroupLasso(weights), GroupMCP(weights, torch.full_like(weights, knot))
+    blocks = columns(values, gradient)
+    assert mcp.value(blocks, 0.3) == pytest.approx(lasso.value(blocks, 0.3))
+    assert mcp.residuals(blocks, 0.3) == pytest.approx(lasso.residuals(blocks, 0.3))
+    assert torch.equal(mcp.zero_lambda(blocks), lasso.zero_lambda(blocks))
+    mcp.add_smooth_gradient_(blocks, 0.3)
+    torch.testing.assert_close(blocks.parameters[0].grad, torch.tensor(gradient).double(), atol=1e-8, rtol=0)
+
+
+@given(value=st.floats(-5, 5, width=32), strength=st.floats(0, 4), share=st.floats(0.01, 0.99))
+@settings(deadline=None)
+def test_the_sparse_group_lasso_of_one_weight_is_the_lasso(value, strength, share):
+    new = proximal(penalties(1.0, 1, share=share)["sparse_group_lasso"], [value], strength)
+    assert new.item() == pytest.approx(math.copysign(max(abs(value) - strength, 0), value), abs=1e-12)
 
 
 def test_the_sparse_group_lasso_zeroes_single_weights_exactly():
