@@ -99,7 +99,7 @@ class RegularisationPath:
         self.done(point)
         return point
 
-    def close(self, point: Point, holds: Callable[[Point], bool]) -> Point:
+    def close(self, point: Point, holds: Callable[[Point], bool] = lambda closed: True) -> Point:
         """Go on from a point by full-batch steps at its lambda, which tighten its KKT residuals.
 
         Args:
@@ -209,14 +209,14 @@ def at_lambda(path: RegularisationPath, lam: float) -> Point:
             break
         if path.blind(path.solve(step)):
             break
-    point = path.points[-1] if path.points and path.blind(path.points[-1]) else path.solve(lam)
+    point = path.points[-1] if path.points and path.blind(path.points[-1]) else path.close(path.solve(lam))
     if path.blind(point):
         last = max((p.lam for p in path.points if p.fields), default=0.0)
         raise TargetError(
             f"target.lambda: {lam:g} removes every input (so does {point.lam:.3g}); "
             f"the largest lambda tried that keeps any is {last:.3g}."
         )
-    return path.close(point, lambda closed: not path.blind(closed))
+    return point
 
 
 def towards(path: RegularisationPath, size: Size, limit: float, floor: float) -> Point | None:

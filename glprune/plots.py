@@ -30,6 +30,7 @@ _STYLE: Any = {
     "text.color": INK,
 }
 _MANY = 40
+_VERTICES = 15_000  # above, lines go from one chosen point to the next
 
 
 def norm_bars(features: Sequence[Feature]) -> str:
@@ -53,17 +54,22 @@ def path_lines(points: Sequence[PathPoint], features: Sequence[Feature]) -> str:
         figure = Figure(figsize=(7.2, 3.6))
         axes = figure.add_subplot()
         many = len(features) > _MANY
-        places = _places(points)
+        thin = len(features) * len(points) > _VERTICES
+        drawn = [
+            (x, p.norms)
+            for x, p in zip(_places(points), points, strict=True)
+            if p.norms and (p.selected or not thin)
+        ]
         for number, feature in enumerate(features):
             kept = feature.status == "kept"
             axes.plot(
-                places,
-                [_round(p.norms[number]) for p in points],
+                [x for x, _ in drawn],
+                [_round(norms[number]) for _, norms in drawn],
                 color=KEPT if kept else REMOVED,
                 linewidth=0.4 if many else 1.2,
                 alpha=0.5 if many else 0.9,
                 zorder=2 if kept else 1,
-                marker="o" if len(points) == 1 else None,
+                marker="o" if len(drawn) == 1 else None,
             )
         axes.plot([], [], color=KEPT, label="kept")
         axes.plot([], [], color=REMOVED, label="removed")

@@ -362,7 +362,10 @@ class TrainSpec(Section):
         None, description="Momentum of sgd; default 0.9."
     )
     batch_size: BatchSize = Field(128, description="Rows of one step, or all.")
-    epochs: Annotated[int, Field(ge=0)] = Field(5, description="Epochs at each lambda, at most.")
+    epochs: Annotated[int, Field(ge=0)] = Field(
+        5,
+        description="Epochs at each lambda, at most; one of fewer than 20 steps goes over the rows again.",
+    )
     tolerance: Annotated[float, Field(ge=0, lt=1)] = Field(
         1e-3,
         description="A point ends early where an epoch removed no group and lowered the objective by less "

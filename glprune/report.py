@@ -130,7 +130,10 @@ class PathPoint(Record):
     hidden: int = Field(description="hidden units with a non-zero group")
     metric: float = Field(description="selection metric on the validation split, before any refit")
     refit_metric: float | None = Field(description="the same after a refit, where one was made")
-    norms: list[float] = Field(description="group norm of every field, of the path's network, in their order")
+    norms: list[float] = Field(
+        description="group norm of every field in their order, 0 once removed; with more than 1,000 fields "
+        "of selected points alone, else empty"
+    )
     selected: bool = Field(description="whether its stage chose it")
 
 

@@ -52,6 +52,7 @@ WORDS: Mapping[Counted, str] = {
 _STEP = 0.5  # share of the size a stage of max_drop aims at, until one loses too much
 _FAILURES = 4
 _LEAST_STEP = 0.2
+_MANY_FIELDS = 1000
 _NEAR, _ROUGHLY = 0.02, 0.1
 _CLOCKED, _CLOCKINGS = 3, 6
 _DENSEST = "of the points that keep no more, the one that keeps most"
@@ -442,7 +443,9 @@ def refit_best(job: Job, removed: Removed, spec: RefitSpec) -> tuple[RefitResult
 
 def path_record(point: Point, stage: int, job: Job, original: Job, selected: bool = False) -> PathPoint:
     """A point of the path as the report states it, norms in the order of all fields."""
+    fields = original.data.fields
     norms = dict(zip((f.name for f in job.data.fields), point.norms, strict=True))
+    told = selected or len(fields) <= _MANY_FIELDS
     return PathPoint(
         stage=stage,
         lam=point.lam,
@@ -456,6 +459,6 @@ def path_record(point: Point, stage: int, job: Job, original: Job, selected: boo
         hidden=point.hidden,
         metric=point.metric,
         refit_metric=point.refit_metric,
-        norms=[norms.get(f.name, 0.0) for f in original.data.fields],
+        norms=[norms.get(f.name, 0.0) for f in fields] if told else [],
         selected=selected,
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,8 @@ from glprune.optim import ProximalAdam, ProximalOptimizer, ProximalSGD, accelera
 from glprune.recipe import RefitSpec, TrainSpec
 from glprune.task import Task, gain, joined
 from glprune.units import Inputs
+
+LEAST_STEPS = 20  # of an epoch: with few rows, a step for each says nothing yet
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,12 @@ class RefitResult:
 def batch_size(size: int | str, split: Split) -> int | None:
     """The recipe's batch size as :meth:`Split.batches` takes it; all rows at once is their number."""
     return split.rows if size == "all" else min(int(size), split.rows)
+
+
+def passes_of_an_epoch(size: int | str, split: Split) -> int:
+    """How often an epoch goes over the rows: once, or more where that would be few steps."""
+    steps = math.ceil(split.rows / (batch_size(size, split) or split.rows))
+    return math.ceil(LEAST_STEPS / steps)
 
 
 class PointSolver:
@@ -65,9 +74,11 @@ class PointSolver:
         optimizer = self._optimizer(lam)
         total = self.spec.epochs
         before, alive = float("inf"), -1
+        passes = passes_of_an_epoch(self.spec.batch_size, self.objective.split)
         for epoch in range(total):
             optimizer.lr = self.spec.lr * _decay(epoch, total)
-            value = self._epoch(optimizer, f"lambda {lam:.3g}, epoch {epoch + 1}")
+            for _ in range(passes):
+                value = self._pass(optimizer, f"lambda {lam:.3g}, epoch {epoch + 1}")
             value += self.objective.penalty(lam)
             left = int((self.objective.blocks.norms() > 0).sum())
             if left == alive and before - value < self.spec.tolerance * abs(before):
@@ -77,7 +88,7 @@ class PointSolver:
             self.polish(lam)
         self.objective.clear()
 
-    def _epoch(self, optimizer: ProximalOptimizer, where: str) -> float:
+    def _pass(self, optimizer: ProximalOptimizer, where: str) -> float:
         """One pass over the training rows; the mean loss met on the way."""
         total = 0.0
         size = batch_size(self.spec.batch_size, self.objective.split)
@@ -162,7 +173,7 @@ def refit(
         torch.manual_seed(seed)
         for epoch in range(1, spec.epochs + 1):
             student.train()
-            for inputs, target in train.batches(batch_size(spec.batch_size, train), generator):
+            for inputs, target in rows_of_an_epoch(train, spec.batch_size, generator):
                 if len(target) < 2:
                     continue  # BatchNorm cannot train on one row
                 optimizer.zero_grad()
@@ -176,6 +187,14 @@ def refit(
             if epoch - best_epoch >= spec.patience:
                 break
     return RefitResult(best.eval(), epoch, best_epoch, best_score)
+
+
+def rows_of_an_epoch(
+    split: Split, size: int | str, generator: torch.Generator
+) -> Iterator[tuple[Inputs, Tensor]]:
+    """The batches of an epoch; see :func:`passes_of_an_epoch`."""
+    for _ in range(passes_of_an_epoch(size, split)):
+        yield from split.batches(batch_size(size, split), generator)
 
 
 def _refit_loss(

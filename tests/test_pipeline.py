@@ -32,7 +32,7 @@ data:
   standardize: train
 penalty: {inputs: {strength: 1.0}, hidden: {strength: 0.3}}
 target: {max_features: 3}
-train: {epochs: 20, points: 12, batch_size: all, lambda_min_ratio: 0.05, polish: 10}
+train: {epochs: 20, points: 12, batch_size: all, lambda_min_ratio: 0.05, polish: 10, tolerance: 0, stages: 3}
 refit: {epochs: 20, distill: 0.5}
 seed: 3
 """
@@ -160,9 +160,10 @@ def test_load_refuses_another_factory_in_one_line(result):
 
 def test_every_point_has_kkt_residuals_and_removed_groups_are_certified(result):
     assert len(result.report.path) > 3
-    selected = next(p for p in result.report.path if p.selected)
-    assert selected.kkt_zero < 0.05
-    assert selected.fields == sum(f.status == "kept" for f in result.report.features)
+    chosen = [p for p in result.report.path if p.selected]
+    assert len(chosen) == len(result.report.stages)
+    assert all(p.kkt_zero < 0.05 for p in chosen)
+    assert chosen[-1].fields == sum(f.status == "kept" for f in result.report.features)
     assert all(f.norm_selected == 0.0 for f in result.report.features if f.status == "removed")
 
 
@@ -224,7 +225,7 @@ def test_a_huge_lambda_is_refused_as_removing_every_input(folder):
 def test_max_drop_holds_on_the_validation_split_after_the_refit(folder):
     recipe = load_recipe(folder / "recipe.yaml", ["target={max_drop: {metric: auroc, amount: 0.05}}"])
     result = glprune.run(recipe, folder / "model.pt", folder / "drop")
-    selected = next(p for p in result.report.path if p.selected)
+    selected = [p for p in result.report.path if p.selected][-1]
     assert selected.refit_metric is not None
     assert selected.refit_metric >= result.report.selection.reference - 0.05
     assert any(f.status == "removed" for f in result.report.features)
@@ -234,7 +235,9 @@ def test_max_hidden_runs_a_second_path_over_hidden_units_alone(folder):
     recipe = load_recipe(folder / "recipe.yaml", ["target.max_hidden=6"])
     result = glprune.run(recipe, folder / "model.pt", folder / "staged")
     assert 0 < sum(h.after for h in result.report.hidden) <= 6
-    assert {p.stage for p in result.report.path} == {"inputs", "hidden"}
+    kinds = [s.penalised for s in result.report.stages]
+    assert kinds[0] == ["input"]
+    assert kinds[-1] == ["hidden"]
     network = glprune.load(result.bundle, build(folder))
     widths = [m.out_features for m in network.modules() if isinstance(m, torch.nn.Linear)]
     assert widths[:2] == [h.after for h in result.report.hidden]

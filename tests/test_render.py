@@ -21,6 +21,7 @@ from glprune.report import (
     Removal,
     Report,
     Run,
+    SearchStage,
     Selection,
     Size,
     SplitFacts,
@@ -43,6 +44,7 @@ def report(names, removed=2, slower=False, points=5, lam=None):
             norm_selected=0.0 if i < removed else 0.5,
             norm_final=None if i < removed else 0.1 + i,
             lambda_exit=0.01 if i < removed else None,
+            stage_exit=1 if i < removed else None,
             input="features",
             input_columns=None if i < removed else [i - removed],
         )
@@ -51,7 +53,7 @@ def report(names, removed=2, slower=False, points=5, lam=None):
     lams = [lam] if lam is not None else [10.0 ** (i - points) for i in range(points)]
     path = [
         PathPoint(
-            stage="inputs",
+            stage=1,
             lam=value,
             objective=1.0,
             loss=0.5,
@@ -88,7 +90,18 @@ def report(names, removed=2, slower=False, points=5, lam=None):
         penalty=PenaltyFacts(kind="group_lasso", weights="size", within=None, concavity=None),
         path=path,
         selection=Selection(rule="r", lam=lams[-1], metric="auroc", reference=0.8),
-        hidden_selection=None,
+        stages=[
+            SearchStage(
+                number=1,
+                penalised=["input"],
+                rule="r",
+                balance=1.0,
+                lam=lams[-1],
+                fields=len(names) - removed,
+                hidden=10,
+                metric=0.81,
+            )
+        ],
         removal=Removal(
             tolerance=1e-5,
             rows=512,

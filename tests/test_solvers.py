@@ -17,11 +17,11 @@ from tests.networks import split
 
 FIELDS = [(f"f{i}", range(3 * i, 3 * i + 3)) for i in range(10)]
 WEIGHT = np.sqrt(3)
-EXACT = TrainSpec(optimizer="sgd", lr=1e-2, epochs=3000, polish=0, batch_size="all")
+EXACT = TrainSpec(optimizer="sgd", lr=1e-2, epochs=150, polish=0, batch_size="all")
 OPTIMIZERS = {
-    "sgd": {"optimizer": "sgd", "lr": 1e-2, "epochs": 3000, "polish": 0},
-    "sgd without momentum": {"optimizer": "sgd", "momentum": 0.0, "lr": 5e-2, "epochs": 3000, "polish": 0},
-    "adam": {"optimizer": "adam", "lr": 1e-2, "epochs": 4000, "polish": 0},
+    "sgd": {"optimizer": "sgd", "lr": 1e-2, "epochs": 150, "polish": 0},
+    "sgd without momentum": {"optimizer": "sgd", "momentum": 0.0, "lr": 5e-2, "epochs": 150, "polish": 0},
+    "adam": {"optimizer": "adam", "lr": 1e-2, "epochs": 200, "polish": 0},
     "adam in batches, polished": {
         "optimizer": "adam",
         "lr": 1e-2,
