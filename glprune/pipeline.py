@@ -10,28 +10,28 @@ import contextlib
 import copy
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from glprune import bundle as bundles
 from glprune._version import __version__
 from glprune.errors import ModelError
 from glprune.events import Event, Listener, PointDone, Stage, silent
-from glprune.export import Select, export_onnx
-from glprune.job import Job, caller, continued, everything, first_rows, narrowing, prepare
-from glprune.measure import OnnxFile, latency, macs, parameters, predict
+from glprune.job import Job, continued, everything, first_rows, narrowing, prepare, validate
+from glprune.measure import EXPORT_TOLERANCE, OnnxFile, latency, macs, parameters, predict
 from glprune.objective import Objective
 from glprune.path import Point, RegularisationPath, choose, choose_hidden
-from glprune.proof import difference
 from glprune.recipe import Recipe, load_recipe
+from glprune.refitting import refitted
 from glprune.removal import Removed, followed_by, remove
 from glprune.render import render_html
 from glprune.report import Agreement, Metric, PathStage, Report, Size
 from glprune.scaling import Scaled
+from glprune.shipping import file_columns, on_test_rows, write_onnx, write_shipped
 from glprune.summary import (
     Chosen,
     Measured,
@@ -43,11 +43,10 @@ from glprune.summary import (
     shipped_inputs,
 )
 from glprune.task import HIGHER_IS_BETTER, METRICS, explained
-from glprune.train import RefitResult, refit
-from glprune.units import Inputs, Kind
+from glprune.train import RefitResult
+from glprune.units import Kind
 
 LATENCY_BATCHES = (1, 256)
-EXPORT_TOLERANCE = 1e-4  # relative; two runtimes order their sums differently
 _ORIGINAL, _ZEROED = "original.onnx", "zeroed.onnx"
 
 
@@ -151,23 +150,16 @@ def _reproducible(seed: int) -> Iterator[None]:
             torch.use_deterministic_algorithms(was)
 
 
-def _validate(job: Job, network: nn.Module, narrow: Callable[[Inputs], Inputs]) -> float:
-    """The selection metric of a network on the validation split."""
-    network.eval()
-    (output,), target = predict(lambda x: (job.task.view(network(*x)),), job.data.valid, narrow)
-    return job.task.metric(job.metric, output, target)
-
-
 def _prune_inputs(job: Job, listener: Listener) -> Chosen:
     """The path that chooses the input fields, and the slim network at the chosen point."""
     recipe = job.recipe
     staged = recipe.target.max_hidden is not None and not recipe.target.hidden_alone
-    reference = _validate(job, job.network, everything)
+    reference = validate(job, job.network, everything)
     listener(Stage("path", "training along growing lambda"))
     path = _path(job, "inputs", ("input",) if staged else ("input", "hidden"), listener)
 
     def after_refit(point: Point) -> float:
-        return _refit(job, _remove(job, point))[1]
+        return refitted(job, _remove(job, point))[1]
 
     selected = choose(path, recipe.target, reference, after_refit)
     removed, fitted, metric = _slim(job, selected, listener)
@@ -200,7 +192,7 @@ def _path(job: Job, stage: PathStage, kinds: tuple[Kind, ...], listener: Listene
         listener(PointDone(len(path.points), recipe.train.points, path_record(point, stage)))
 
     def measure() -> float:
-        return _validate(job, network, everything)
+        return validate(job, network, everything)
 
     path = RegularisationPath(objective, job.groups, recipe.train, recipe.seed, measure, done)
     return path
@@ -210,7 +202,7 @@ def _slim(job: Job, point: Point, listener: Listener) -> tuple[Removed, RefitRes
     listener(Stage("remove", "cutting zero groups, comparing outputs at every cut"))
     removed = _remove(job, point)
     listener(Stage("refit", "training the slim network without penalty"))
-    return removed, *_refit(job, removed)
+    return removed, *refitted(job, removed)
 
 
 def _remove(job: Job, point: Point) -> Removed:
@@ -219,51 +211,12 @@ def _remove(job: Job, point: Point) -> Removed:
     return remove(zeroed, job.groups, job.probe, job.axes)
 
 
-def _refit(job: Job, removed: Removed) -> tuple[RefitResult, float]:
-    narrow = narrowing(removed.columns, job.axes)
-    start = removed.network
-    if job.recipe.refit.start == "trained" and job.recipe.refit.epochs:
-        start = copy.deepcopy(job.network)
-        removed.surgery.apply_(start)
-    result = refit(
-        start,
-        narrow,
-        job.task,
-        job.data.train,
-        job.data.valid,
-        job.recipe.refit,
-        job.recipe.seed,
-        teacher=job.network,
-        metric=job.metric,
-    )
-    return result, _validate(job, result.network, narrow)
-
-
 def _export(job: Job, removed: Removed, fitted: RefitResult, folder: Path) -> str:
     """Write the original, the zeroed slim and the shipped network; return the last one's exporter."""
     full = first_rows(job.data.test, 4)
-    slim = narrowing(removed.columns, job.axes)(full)
-    spec = job.recipe.export
-    dynamic = {name: {int(a): label for a, label in axes.items()} for name, axes in spec.dynamic_axes.items()}
-
-    def write(network: nn.Module, example: Inputs, name: str, metadata: dict[str, str]) -> str:
-        names, path = job.input_names, folder / name
-        outputs = job.outputs.names
-        return export_onnx(
-            network, example, names, outputs, path, opset=spec.opset, metadata=metadata, dynamic=dynamic
-        )
-
-    write(job.network, full, _ORIGINAL, {})
-    write(removed.network, slim, _ZEROED, {})
-    shipped = _shipped(job, removed, fitted.network)
-    example = full if isinstance(shipped, Select) else slim
-    return write(shipped, example, bundles.ONNX, _metadata(job, removed))
-
-
-def _shipped(job: Job, removed: Removed, network: nn.Module) -> nn.Module:
-    if job.recipe.export.signature == "original":
-        return Select(network, removed.columns, job.axes).eval()
-    return network
+    write_onnx(job, job.network, full, folder / _ORIGINAL, {})
+    write_onnx(job, removed.network, narrowing(removed.columns, job.axes)(full), folder / _ZEROED, {})
+    return write_shipped(job, removed, fitted.network, folder / bundles.ONNX, _metadata(job, removed))
 
 
 def _metadata(job: Job, removed: Removed) -> dict[str, str]:
@@ -288,15 +241,13 @@ def _metadata(job: Job, removed: Removed) -> dict[str, str]:
 def _measure(job: Job, removed: Removed, fitted: RefitResult, exporter: str, folder: Path) -> Measured:
     threads = torch.get_num_threads()
     slim_columns = narrowing(removed.columns, job.axes)
-    shipped_columns = everything if job.recipe.export.signature == "original" else slim_columns
+    shipped_columns = file_columns(job, removed)
     original = OnnxFile(folder / _ORIGINAL, threads)
     zeroed = OnnxFile(folder / _ZEROED, threads)
     final = OnnxFile(folder / bundles.ONNX, threads)
     before, target = predict(original, job.data.test, everything)
     between, _ = predict(zeroed, job.data.test, slim_columns)
-    after, _ = predict(final, job.data.test, shipped_columns)
-    torch_after, _ = predict(caller(fitted.network), job.data.test, slim_columns)
-    gap = difference(torch_after, after)
+    after, _, gap = on_test_rows(job, removed, fitted.network, final)
     if not gap <= EXPORT_TOLERANCE:
         raise ModelError(
             f"ONNX Runtime and PyTorch differ by {gap:.1e} on the test split (limit {EXPORT_TOLERANCE:.0e}); "

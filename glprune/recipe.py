@@ -356,6 +356,13 @@ class ExportSpec(Section):
         "lengths.",
     )
 
+    @property
+    def dynamic(self) -> dict[str, dict[int, str]]:
+        """``dynamic_axes`` with the axes as numbers."""
+        return {
+            name: {int(a): label for a, label in axes.items()} for name, axes in self.dynamic_axes.items()
+        }
+
 
 class ReportSpec(Section):
     """What the report says of itself."""

@@ -278,12 +278,11 @@ def _features(outcome: Outcome) -> list[Feature]:
     job, points = outcome.job, outcome.chosen.points
     penalised = job.recipe.penalty.inputs is not None
     place = _shipped_places(outcome)
-    kept = _kept_columns(job.data, outcome.chosen.removed)
+    kept = kept_fields(job.data, outcome.chosen.removed)
     selected = outcome.chosen.selected.norms
     records = []
-    fields = zip(job.data.fields, _weights(outcome), exits(points), selected, strict=True)
-    for field, weights, left, norm in fields:
-        stays = not kept.isdisjoint(field.columns)
+    fields = zip(job.data.fields, kept, _weights(outcome), exits(points), selected, strict=True)
+    for field, stays, weights, left, norm in fields:
         records.append(
             Feature(
                 name=field.name,
@@ -302,9 +301,10 @@ def _features(outcome: Outcome) -> list[Feature]:
     return records
 
 
-def _kept_columns(data: Data, removed: Removed) -> set[int]:
-    """Numbers of the columns that stayed, counted over all inputs."""
-    return {span[c] for span, own in zip(data.spans, removed.columns, strict=True) for c in own.tolist()}
+def kept_fields(data: Data, removed: Removed) -> list[bool]:
+    """Whether each field has a column that stayed, in their order."""
+    columns = {span[c] for span, own in zip(data.spans, removed.columns, strict=True) for c in own.tolist()}
+    return [not columns.isdisjoint(field.columns) for field in data.fields]
 
 
 def _shipped_places(outcome: Outcome) -> dict[int, int]:
@@ -354,7 +354,7 @@ def dtype_name(x: Tensor) -> DType:
 
 def _hidden(outcome: Outcome) -> list[HiddenLayer]:
     cut: dict[str, int] = {}
-    for c in outcome.chosen.removed.cuts:
+    for c in (c for c in outcome.chosen.removed.cuts if c.kind == "hidden"):
         cut[c.name] = cut.get(c.name, 0) + c.units
     refused = {r.name: r.reason for r in outcome.chosen.removed.refused}
     return [
