@@ -19,6 +19,7 @@ from torch import Tensor
 
 from glprune import bundle as bundles
 from glprune._version import __version__
+from glprune.baselines import measure_baselines
 from glprune.errors import ModelError
 from glprune.events import Event, Listener, PointDone, Stage, silent
 from glprune.job import Job, continued, everything, first_rows, narrowing, prepare, validate
@@ -108,8 +109,9 @@ def run(
         clock(Stage("measure", "running the ONNX files on the test split"))
         measured = _measure(job, removed, fitted, exporter, stage)
         _write_plan(job, removed, fitted, stage)
+        baselines = measure_baselines(job, chosen, stage, clock)
         clock(Stage("report", "writing the report"))
-        report = make_report(Outcome(job, chosen, measured, stage, clock.seconds))
+        report = make_report(Outcome(job, chosen, measured, baselines, stage, clock.seconds))
         bundles.write_json(stage / bundles.REPORT, report.model_dump(mode="json", by_alias=True))
         (stage / bundles.PAGE).write_text(render_html(report), encoding="utf-8")
     return Result(folder, report)

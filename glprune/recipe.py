@@ -369,6 +369,11 @@ class ReportSpec(Section):
 
     title: Text | None = Field(None, description="Heading; default the recipe's file name.")
     purpose: str = Field("", description="What the model is used for.")
+    baselines: bool = Field(
+        False,
+        description="Measure what simpler selections of the same size give (random ones, the largest "
+        "weights, permutation importance), each cut, refitted and run as an ONNX file.",
+    )
 
 
 class Recipe(Section):

@@ -21,6 +21,7 @@ from glprune.proof import TOLERANCE
 from glprune.removal import Removed
 from glprune.report import (
     Agreement,
+    Baselines,
     DataFacts,
     Digests,
     DType,
@@ -119,6 +120,7 @@ class Outcome:
         job: Recipe, data, network, groups.
         chosen: The shipped network and how it was chosen.
         measured: Measurements on the ONNX files.
+        baselines: What simpler selections gave, if measured.
         folder: The bundle's files so far.
         seconds: Wall seconds of each stage.
     """
@@ -126,6 +128,7 @@ class Outcome:
     job: Job
     chosen: Chosen
     measured: Measured
+    baselines: Baselines | None
     folder: Path
     seconds: dict[str, float]
 
@@ -159,6 +162,7 @@ def make_report(outcome: Outcome) -> Report:
         refit=_refit(outcome),
         performance=outcome.measured.metrics,
         agreement=outcome.measured.agreement,
+        baselines=outcome.baselines,
         size=outcome.measured.size,
         latency=outcome.measured.latency,
         export=_export(outcome),
