@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from glprune.events import Event, Note, PointDone, Stage
+from glprune.events import Event, Note, PartDone, PointDone, Stage
 from glprune.inspection import Inspection, SetFacts
-from glprune.render import headline, label
+from glprune.render import compared, headline, label
 from glprune.report import PathPoint, Report
 
 
@@ -53,21 +53,29 @@ class Teller:
         elif not self.quiet:
             self.console.print(_line(event), markup=False, highlight=False, soft_wrap=True)
 
-    def _advance(self, progress: Progress, event: Stage | PointDone) -> None:
+    def _advance(self, progress: Progress, event: Stage | PointDone | PartDone) -> None:
         if isinstance(event, Stage):
             if self.task is not None:
                 progress.remove_task(self.task)
             self.task = progress.add_task(event.name, total=None, detail=event.detail)
-        elif self.task is not None:
+        elif self.task is not None and isinstance(event, PartDone):
+            progress.update(self.task, total=event.of, completed=event.done, detail=_part(event))
+        elif self.task is not None and isinstance(event, PointDone):
             progress.update(
                 self.task, total=max(event.of, event.index), completed=event.index, detail=_point(event.point)
             )
 
 
-def _line(event: Stage | PointDone) -> str:
+def _line(event: Stage | PointDone | PartDone) -> str:
     if isinstance(event, Stage):
         return f"{event.name}: {event.detail}" if event.detail else event.name
+    if isinstance(event, PartDone):
+        return f"  {_part(event)}"
     return f"  point {event.index}: {_point(event.point)}"
+
+
+def _part(event: PartDone) -> str:
+    return f"{event.done} of {event.of} {event.what}"
 
 
 def _point(point: PathPoint) -> str:
@@ -89,9 +97,25 @@ def print_report(console: Console, report: Report, bundle: str) -> None:
         row = (f"{v:.4f}" for v in (metric.original, metric.zeroed, metric.final))
         table.add_row(label(metric.name), *row)
     console.print(table)
+    _print_compared(console, report)
     for warning in report.warnings:
         console.print(f"warning: {warning}", markup=False, highlight=False)
     console.print(f"bundle: {bundle}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_compared(console: Console, report: Report) -> None:
+    """The simpler selections beside the shipped one, where they were measured."""
+    rows = compared(report)
+    if not rows:
+        return
+    table = Table("selection, on the test split", box=None, pad_edge=False, header_style="bold")
+    for metric in report.performance:
+        table.add_column(label(metric.name), justify="right")
+    for row in rows:
+        table.add_row(row.label, *row.test)
+    console.print(table)
+    for note in report.baselines.notes if report.baselines else ():
+        console.print(f"note: {note}", markup=False, highlight=False)
 
 
 def print_inspection(console: Console, inspection: Inspection) -> None:

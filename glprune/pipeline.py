@@ -14,29 +14,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from glprune import bundle as bundles
 from glprune._version import __version__
+from glprune.baselines import measure_baselines
 from glprune.errors import ModelError
 from glprune.events import Event, Listener, Stage, silent
-from glprune.export import Select, export_onnx
-from glprune.job import Job, caller, everything, first_rows, narrowing, prepare
-from glprune.measure import OnnxFile, latency, macs, parameters, predict
-from glprune.proof import difference
+from glprune.job import Job, everything, first_rows, narrowing, prepare
+from glprune.measure import EXPORT_TOLERANCE, OnnxFile, latency, macs, parameters, predict
 from glprune.recipe import Recipe, load_recipe
 from glprune.removal import Removed
 from glprune.render import render_html
 from glprune.report import Agreement, Metric, Report, Size
 from glprune.scaling import Scaled
 from glprune.search import search
+from glprune.shipping import file_columns, on_test_rows, write_onnx, write_shipped
 from glprune.summary import Measured, Outcome, dtype_name, make_report, output_meaning, shipped_inputs
 from glprune.task import HIGHER_IS_BETTER, METRICS, explained
 from glprune.train import RefitResult
-from glprune.units import Inputs
 
 LATENCY_BATCHES = (1, 256)
-EXPORT_TOLERANCE = 1e-4  # relative; two runtimes order their sums differently
 _ORIGINAL, _ZEROED = "original.onnx", "zeroed.onnx"
 
 
@@ -96,8 +94,9 @@ def run(
         clock(Stage("measure", "running the ONNX files on the test split"))
         measured = _measure(job, removed, fitted, exporter, stage)
         _write_plan(job, removed, fitted, stage)
+        baselines = measure_baselines(job, chosen, stage, clock)
         clock(Stage("report", "writing the report"))
-        report = make_report(Outcome(job, chosen, measured, stage, clock.seconds))
+        report = make_report(Outcome(job, chosen, measured, baselines, stage, clock.seconds))
         bundles.write_json(stage / bundles.REPORT, report.model_dump(mode="json", by_alias=True))
         (stage / bundles.PAGE).write_text(render_html(report), encoding="utf-8")
     return Result(folder, report)
@@ -141,28 +140,9 @@ def _reproducible(seed: int) -> Iterator[None]:
 def _export(job: Job, removed: Removed, fitted: RefitResult, folder: Path) -> str:
     """Write the original, the zeroed slim and the shipped network; return the last one's exporter."""
     full = first_rows(job.data.test, 4)
-    slim = narrowing(removed.columns, job.axes)(full)
-    spec = job.recipe.export
-    dynamic = {name: {int(a): label for a, label in axes.items()} for name, axes in spec.dynamic_axes.items()}
-
-    def write(network: nn.Module, example: Inputs, name: str, metadata: dict[str, str]) -> str:
-        names, path = job.input_names, folder / name
-        outputs = job.outputs.names
-        return export_onnx(
-            network, example, names, outputs, path, opset=spec.opset, metadata=metadata, dynamic=dynamic
-        )
-
-    write(job.network, full, _ORIGINAL, {})
-    write(removed.network, slim, _ZEROED, {})
-    shipped = _shipped(job, removed, fitted.network)
-    example = full if isinstance(shipped, Select) else slim
-    return write(shipped, example, bundles.ONNX, _metadata(job, removed))
-
-
-def _shipped(job: Job, removed: Removed, network: nn.Module) -> nn.Module:
-    if job.recipe.export.signature == "original":
-        return Select(network, removed.columns, job.axes).eval()
-    return network
+    write_onnx(job, job.network, full, folder / _ORIGINAL, {})
+    write_onnx(job, removed.network, narrowing(removed.columns, job.axes)(full), folder / _ZEROED, {})
+    return write_shipped(job, removed, fitted.network, folder / bundles.ONNX, _metadata(job, removed))
 
 
 def _metadata(job: Job, removed: Removed) -> dict[str, str]:
@@ -187,15 +167,13 @@ def _metadata(job: Job, removed: Removed) -> dict[str, str]:
 def _measure(job: Job, removed: Removed, fitted: RefitResult, exporter: str, folder: Path) -> Measured:
     threads = torch.get_num_threads()
     slim_columns = narrowing(removed.columns, job.axes)
-    shipped_columns = everything if job.recipe.export.signature == "original" else slim_columns
+    shipped_columns = file_columns(job, removed)
     original = OnnxFile(folder / _ORIGINAL, threads)
     zeroed = OnnxFile(folder / _ZEROED, threads)
     final = OnnxFile(folder / bundles.ONNX, threads)
     before, target = predict(original, job.data.test, everything)
     between, _ = predict(zeroed, job.data.test, slim_columns)
-    after, _ = predict(final, job.data.test, shipped_columns)
-    torch_after, _ = predict(caller(fitted.network), job.data.test, slim_columns)
-    gap = difference(torch_after, after)
+    after, _, gap = on_test_rows(job, removed, fitted.network, final)
     if not gap <= EXPORT_TOLERANCE:
         raise ModelError(
             f"ONNX Runtime and PyTorch differ by {gap:.1e} on the test split (limit {EXPORT_TOLERANCE:.0e}); "

@@ -438,12 +438,24 @@ class ExportSpec(Section):
         "lengths.",
     )
 
+    @property
+    def dynamic(self) -> dict[str, dict[int, str]]:
+        """``dynamic_axes`` with the axes as numbers."""
+        return {
+            name: {int(a): label for a, label in axes.items()} for name, axes in self.dynamic_axes.items()
+        }
+
 
 class ReportSpec(Section):
     """What the report says of itself."""
 
     title: Text | None = Field(None, description="Heading; default the recipe's file name.")
     purpose: str = Field("", description="What the model is used for.")
+    baselines: bool = Field(
+        False,
+        description="Measure what simpler selections of the same size give (random ones, the largest "
+        "weights, permutation importance), each cut, refitted and run as an ONNX file.",
+    )
 
 
 class Recipe(Section):

@@ -284,6 +284,48 @@ class Refit(Record):
     metric: float = Field(description="selection metric on the validation split after the refit")
 
 
+class Spread(Record):
+    """A metric over the selections of a baseline."""
+
+    name: str
+    mean: float = Field(description="the value itself where there is one selection")
+    std: float | None = Field(description="sample standard deviation; null where there is one selection")
+
+
+class BaselineRun(Record):
+    """One selection: cut from the trained network, refitted and exported as the shipped one was."""
+
+    kept: list[str] = Field(description="the fields its file reads, in the order of `features`")
+    common: int = Field(description="of them, those the shipped model keeps too")
+    hidden: int = Field(description="hidden units left")
+    common_hidden: int = Field(description="of them, those the shipped model keeps too")
+    valid: float = Field(description="selection metric on the validation split, after the refit")
+    test: dict[str, float] = Field(
+        description="every metric of the task on the test split, through ONNX Runtime"
+    )
+
+
+class Baseline(Record):
+    """A way to select, and what its selections gave."""
+
+    name: Literal["random", "magnitude", "permutation"]
+    valid: Spread = Field(description="selection metric on the validation split")
+    test: list[Spread] = Field(description="every metric on the test split, through ONNX Runtime")
+    runs: list[BaselineRun] = Field(description="one; for random selection one for each draw")
+
+
+class Baselines(Record):
+    """Simpler selections of the shipped size: as many fields of every input, as many units of every layer."""
+
+    fields: int = Field(description="fields the shipped model keeps")
+    hidden: int = Field(description="hidden units the shipped model keeps")
+    valid: float = Field(description="the shipped network's selection metric on the validation split")
+    rows: int = Field(description="rows of the test split")
+    repeats: int = Field(description="permutations of the validation rows behind each field's importance")
+    results: list[Baseline] = Field(description="empty where nothing was cut")
+    notes: list[str] = Field(description="what could not be compared, or not on equal terms, and why")
+
+
 class Report(Record):
     """All of ``report.json``."""
 
@@ -307,6 +349,7 @@ class Report(Record):
     refit: Refit | None
     performance: list[Metric]
     agreement: list[Agreement] = Field(description="of each output, where the network has several")
+    baselines: Baselines | None = Field(None, description="of simpler selections, if measured")
     size: Size
     latency: list[Latency]
     export: Export

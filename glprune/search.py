@@ -23,22 +23,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from torch import nn
-
 from glprune.errors import TargetError
 from glprune.events import Listener, PointDone, Stage
 from glprune.groups import sliced, support
-from glprune.job import Job, continued, everything, first_rows, narrowing
-from glprune.measure import macs, predict
+from glprune.job import Job, continued, everything, first_rows, narrowing, validate
+from glprune.measure import macs
 from glprune.objective import Objective
 from glprune.path import Point, RegularisationPath, Size, at_lambda, at_most, towards
 from glprune.recipe import RefitSpec
+from glprune.refitting import refitted
 from glprune.removal import Removed, followed_by, remove, shaped
 from glprune.report import PathPoint
 from glprune.sizes import MEASURES, Stopwatch, measured, uniform, unit_costs
 from glprune.task import gain
-from glprune.train import RefitResult, refit
-from glprune.units import Inputs, Kind
+from glprune.train import RefitResult
+from glprune.units import Kind
 
 Counted = Literal["fields", "hidden", "parameters", "macs"]
 Pick = Callable[[RegularisationPath, Job], Point | None]
@@ -277,7 +276,7 @@ class _Search:
         cut = removal_at(self.job, point)
         removed = followed_by(self.stages[-1].removed, cut) if self.stages else cut
         self.listener(Stage(f"refit {number}", "training the slim network without penalty"))
-        fitted, metric = refit_best(self.original, removed, spec)
+        fitted, metric = refitted(self.original, removed, spec)
         for p in path.points:
             p.state = {}
         point.refit_metric = metric
@@ -400,45 +399,11 @@ def _size_now(job: Job, counted: Counted) -> float:
     return measured(job, [support(job.network.state_dict(), g) for g in job.groups], MEASURES[counted])
 
 
-def validate(job: Job, network: nn.Module, narrow: Callable[[Inputs], Inputs]) -> float:
-    """The selection metric of a network on the validation split."""
-    network.eval()
-    (output,), target = predict(lambda x: (job.task.view(network(*x)),), job.data.valid, narrow)
-    return job.task.metric(job.metric, output, target)
-
-
 def removal_at(job: Job, point: Point) -> Removed:
     """Cut what is zero at a point of a path over a job's network."""
     zeroed = copy.deepcopy(job.network)
     zeroed.load_state_dict(point.state)
     return remove(zeroed, job.groups, job.probe, job.axes)
-
-
-def refit_best(job: Job, removed: Removed, spec: RefitSpec) -> tuple[RefitResult, float]:
-    """Refit the slim network from the weights ``refit.start`` names; of two starts the better one.
-
-    Args:
-        job: The job of the original network.
-        removed: Everything cut from it.
-        spec: How to refit.
-
-    Returns:
-        The refit and the selection metric on the validation split after it.
-    """
-    narrow = narrowing(removed.columns, job.axes)
-    starts = []
-    if spec.start != "trained" or spec.epochs == 0:
-        starts.append(removed.network)
-    if spec.start != "path" and spec.epochs:
-        starts.append(copy.deepcopy(job.network))
-        removed.surgery.apply_(starts[-1])
-    data, seed, teacher = job.data, job.recipe.seed, job.network
-    results = [
-        refit(start, narrow, job.task, data.train, data.valid, spec, seed, teacher, job.metric)
-        for start in starts
-    ]
-    best = max(results, key=lambda result: result.score)
-    return best, validate(job, best.network, narrow)
 
 
 def path_record(point: Point, stage: int, job: Job, original: Job, selected: bool = False) -> PathPoint:

@@ -22,6 +22,7 @@ from glprune.recipe import PenaltySpec
 from glprune.removal import Removed
 from glprune.report import (
     Agreement,
+    Baselines,
     DataFacts,
     Digests,
     DType,
@@ -96,6 +97,7 @@ class Outcome:
         job: Recipe, data, network, groups.
         chosen: The shipped network and how it was chosen.
         measured: Measurements on the ONNX files.
+        baselines: What simpler selections gave, if measured.
         folder: The bundle's files so far.
         seconds: Wall seconds of each stage.
     """
@@ -103,6 +105,7 @@ class Outcome:
     job: Job
     chosen: Chosen
     measured: Measured
+    baselines: Baselines | None
     folder: Path
     seconds: dict[str, float]
 
@@ -140,6 +143,7 @@ def make_report(outcome: Outcome) -> Report:
         refit=_refit(outcome),
         performance=outcome.measured.metrics,
         agreement=outcome.measured.agreement,
+        baselines=outcome.baselines,
         size=outcome.measured.size,
         latency=outcome.measured.latency,
         export=_export(outcome),
@@ -274,7 +278,7 @@ def _norms(state: State, sets: Sequence[GroupSet]) -> dict[str, float]:
 
 def _features(outcome: Outcome) -> list[Feature]:
     job, removed = outcome.job, outcome.chosen.removed
-    place, kept, exits = _shipped_places(outcome), _kept_columns(job.data, removed), _exits(outcome)
+    place, exits = _shipped_places(outcome), _exits(outcome)
     state = dict(job.network.state_dict())
     left = [sliced(g, removed.surgery.kept) for g in job.input_groups]
     original = _norms(state, job.input_groups)
@@ -286,9 +290,8 @@ def _features(outcome: Outcome) -> list[Feature]:
     }
     owner = {label: g.name for g in job.input_groups for label in g.labels}
     records = []
-    for field in job.data.fields:
+    for field, stays in zip(job.data.fields, kept_fields(job.data, removed), strict=True):
         name = field.name
-        stays = not kept.isdisjoint(field.columns)
         left_at = exits.get(name, _Exit(0.0, original[name], None, None))
         records.append(
             Feature(
@@ -309,9 +312,10 @@ def _features(outcome: Outcome) -> list[Feature]:
     return records
 
 
-def _kept_columns(data: Data, removed: Removed) -> set[int]:
-    """Numbers of the columns that stayed, counted over all inputs."""
-    return {span[c] for span, own in zip(data.spans, removed.columns, strict=True) for c in own.tolist()}
+def kept_fields(data: Data, removed: Removed) -> list[bool]:
+    """Whether each field has a column that stayed, in their order."""
+    columns = {span[c] for span, own in zip(data.spans, removed.columns, strict=True) for c in own.tolist()}
+    return [not columns.isdisjoint(field.columns) for field in data.fields]
 
 
 def _shipped_places(outcome: Outcome) -> dict[int, int]:
@@ -352,7 +356,7 @@ def dtype_name(x: Tensor) -> DType:
 
 def _hidden(outcome: Outcome) -> list[HiddenLayer]:
     cut: dict[str, int] = {}
-    for c in outcome.chosen.removed.cuts:
+    for c in (c for c in outcome.chosen.removed.cuts if c.kind == "hidden"):
         cut[c.name] = cut.get(c.name, 0) + c.units
     refused = {r.name: r.reason for r in outcome.chosen.removed.refused}
     return [
