@@ -128,17 +128,29 @@ def shaped(
     Returns:
         The network, and the kept positions of every input's feature axis.
     """
-    marks = {g.name: a for g, a in zip(groups, alive, strict=True)}
-    columns, choices = list(all_columns(inputs, axes)), []
-    for family in _families(groups):
-        keeps = [_keep(~marks[g.name][g.group]) for g in family]
-        for g, keep in zip(family, _equal_widths(keeps, [g.units.count for g in family]), strict=True):
-            choices.append((g.units, keep))
-            if g.units.source is not None:
-                columns[g.units.source] = keep
+    columns, choices = list(all_columns(inputs, axes)), kept_units(groups, alive)
+    for units, keep in choices:
+        if units.source is not None:
+            columns[units.source] = keep
     slim = copy.deepcopy(network)
     plan(network, choices, inputs, axes).apply_(slim)
     return slim, tuple(columns)
+
+
+def kept_units(groups: Sequence[GroupSet], alive: Sequence[Tensor]) -> list[tuple[UnitSet, Tensor]]:
+    """The units a removal keeps of every set that can be cut: at least one, and equal widths in a family.
+
+    Args:
+        groups: Proved group sets.
+        alive: For each set, which of its groups are left, bool, shape (n_groups,).
+    """
+    marks = {id(g): a for g, a in zip(groups, alive, strict=True)}
+    kept = []
+    for family in _families(groups):
+        keeps = [_keep(~marks[id(g)][g.group]) for g in family]
+        widths = _equal_widths(keeps, [g.units.count for g in family])
+        kept += [(g.units, keep) for g, keep in zip(family, widths, strict=True)]
+    return kept
 
 
 def _families(groups: Sequence[GroupSet]) -> list[list[GroupSet]]:

@@ -32,7 +32,7 @@ from glprune.objective import Objective
 from glprune.path import Point, RegularisationPath, Size, at_lambda, at_most, towards
 from glprune.recipe import RefitSpec
 from glprune.refitting import refitted
-from glprune.removal import Removed, followed_by, remove, shaped
+from glprune.removal import Removed, followed_by, kept_units, remove, shaped
 from glprune.report import PathPoint
 from glprune.sizes import MEASURES, Stopwatch, measured, uniform, unit_costs
 from glprune.task import gain
@@ -385,7 +385,7 @@ def size_of(counted: Counted, job: Job, path: RegularisationPath) -> Size:
     if counted == "fields":
         return path.fields_kept
     if counted == "hidden":
-        return lambda point: point.hidden
+        return lambda point: sum(len(k) for u, k in kept_units(job.groups, point.alive) if u.kind == "hidden")
 
     return functools.cache(lambda point: measured(job, point.alive, MEASURES[counted]))
 
@@ -395,7 +395,7 @@ def _size_now(job: Job, counted: Counted) -> float:
     if counted == "fields":
         return len(job.data.fields)
     if counted == "hidden":
-        return sum(len(g.labels) for g in job.groups if g.kind == "hidden" and not g.units.refused)
+        return sum(g.units.count for g in job.groups if g.kind == "hidden" and not g.units.refused)
     return measured(job, [support(job.network.state_dict(), g) for g in job.groups], MEASURES[counted])
 
 

@@ -32,7 +32,7 @@ data:
   standardize: train
 penalty: {inputs: {strength: 1.0}, hidden: {strength: 0.3}}
 target: {max_features: 3}
-train: {epochs: 20, points: 12, batch_size: all, lambda_min_ratio: 0.05, polish: 10, tolerance: 0, stages: 3}
+train: {epochs: 3, points: 6, batch_size: all, lambda_min_ratio: 0.05, polish: 10, stages: 3}
 refit: {epochs: 20, distill: 0.5}
 seed: 3
 """
