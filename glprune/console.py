@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from glprune.events import Event, Note, PointDone, Stage
+from glprune.events import Event, Note, PartDone, PointDone, Stage
 from glprune.inspection import Inspection, SetFacts
 from glprune.render import headline, label
 from glprune.report import PathPoint, Report
@@ -53,21 +53,29 @@ class Teller:
         elif not self.quiet:
             self.console.print(_line(event), markup=False, highlight=False, soft_wrap=True)
 
-    def _advance(self, progress: Progress, event: Stage | PointDone) -> None:
+    def _advance(self, progress: Progress, event: Stage | PointDone | PartDone) -> None:
         if isinstance(event, Stage):
             if self.task is not None:
                 progress.remove_task(self.task)
             self.task = progress.add_task(event.name, total=None, detail=event.detail)
-        elif self.task is not None:
+        elif self.task is not None and isinstance(event, PartDone):
+            progress.update(self.task, total=event.of, completed=event.done, detail=_part(event))
+        elif self.task is not None and isinstance(event, PointDone):
             progress.update(
                 self.task, total=max(event.of, event.index), completed=event.index, detail=_point(event.point)
             )
 
 
-def _line(event: Stage | PointDone) -> str:
+def _line(event: Stage | PointDone | PartDone) -> str:
     if isinstance(event, Stage):
         return f"{event.name}: {event.detail}" if event.detail else event.name
+    if isinstance(event, PartDone):
+        return f"  {_part(event)}"
     return f"  point {event.index}: {_point(event.point)}"
+
+
+def _part(event: PartDone) -> str:
+    return f"{event.done} of {event.of} {event.what}"
 
 
 def _point(point: PathPoint) -> str:

@@ -26,13 +26,22 @@ class PointDone:
 
 
 @dataclass(frozen=True)
+class PartDone:
+    """One of many like parts of a stage is finished, in whatever order; ``what`` names them."""
+
+    what: str
+    done: int
+    of: int
+
+
+@dataclass(frozen=True)
 class Note:
     """Something the user should read, such as a column that is constant."""
 
     text: str
 
 
-Event = Stage | PointDone | Note
+Event = Stage | PointDone | PartDone | Note
 Listener = Callable[[Event], None]
 
 

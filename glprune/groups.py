@@ -8,7 +8,7 @@ the proximal operator of their penalty is separable.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -94,6 +94,20 @@ def group_sizes(state: State, groups: GroupSet) -> Tensor:
         ones = torch.ones(state[slot.tensor].shape, dtype=torch.float64)
         total += _sum_by_owner(ones, slot.dim, groups.owner(slot), len(groups.labels))
     return total.long()
+
+
+def left_of(groups: GroupSet, kept: Mapping[tuple[str, int], Tensor]) -> GroupSet:
+    """The same groups where they lie in a slim network.
+
+    Args:
+        groups: Groups of the dense network.
+        kept: ``(tensor, dim) -> positions`` that stayed, in the dense network's numbering.
+    """
+    slots = []
+    for slot in groups.units.slots:
+        positions = kept.get((slot.tensor, slot.dim))
+        slots.append(slot if positions is None else replace(slot, unit=slot.unit[positions]))
+    return replace(groups, units=replace(groups.units, slots=tuple(slots)))
 
 
 def penalty_weights(state: State, groups: GroupSet, strength: float, adaptive: bool = False) -> Tensor:

@@ -14,7 +14,7 @@ from glprune.data import Data, Split, load_data
 from glprune.errors import GlpruneError, ModelError, RecipeError
 from glprune.events import Listener, Note, Stage
 from glprune.groups import GroupSet, hidden_groups, input_groups, penalty_weights
-from glprune.measure import random_like
+from glprune.measure import predict, random_like
 from glprune.model import Network, load_network
 from glprune.outputs import OutputNames, flatten_outputs_, leaves, name_outputs, named_leaves
 from glprune.planning import plan_units
@@ -277,6 +277,13 @@ def first_rows(split: Split, rows: int) -> Inputs:
     """The first rows of a split."""
     inputs, _ = next(split.batches(rows, None))
     return inputs
+
+
+def validate(job: Job, network: nn.Module, narrow: Callable[[Inputs], Inputs]) -> float:
+    """The selection metric of a network on the validation split."""
+    network.eval()
+    (output,), target = predict(lambda x: (job.task.view(network(*x)),), job.data.valid, narrow)
+    return job.task.metric(job.metric, output, target)
 
 
 def caller(network: nn.Module) -> Callable[[Inputs], tuple[Tensor, ...]]:

@@ -20,6 +20,7 @@ from glprune.report import Latency
 from glprune.task import joined
 from glprune.units import Inputs
 
+EXPORT_TOLERANCE = 1e-4  # relative; two runtimes order their sums differently
 _CHUNK = 1024
 
 

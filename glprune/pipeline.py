@@ -10,7 +10,7 @@ import contextlib
 import copy
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,24 +19,37 @@ from torch import Tensor, nn
 
 from glprune import bundle as bundles
 from glprune._version import __version__
+from glprune.dropping import measure_drop_costs
 from glprune.errors import ModelError
 from glprune.events import Event, Listener, PointDone, Stage, silent
 from glprune.export import Select, export_onnx
-from glprune.job import Job, caller, continued, everything, first_rows, narrowing, prepare
-from glprune.measure import OnnxFile, latency, macs, parameters, predict
+from glprune.job import (
+    Job,
+    caller,
+    continued,
+    everything,
+    first_rows,
+    narrowing,
+    prepare,
+    validate,
+)
+from glprune.measure import EXPORT_TOLERANCE, OnnxFile, latency, macs, parameters, predict
 from glprune.objective import Objective
 from glprune.path import Point, RegularisationPath, choose, choose_hidden
 from glprune.proof import difference
+from glprune.rebuilt import Rebuild
 from glprune.recipe import Recipe, load_recipe
 from glprune.removal import Removed, followed_by, remove
 from glprune.render import render_html
-from glprune.report import Agreement, Metric, PathStage, Report, Size
+from glprune.report import Agreement, DropCosts, Metric, PathStage, Report, Size, Stability
+from glprune.resampling import check_rows, measure_stability
 from glprune.scaling import Scaled
 from glprune.summary import (
     Chosen,
     Measured,
     Outcome,
     dtype_name,
+    kept_fields,
     make_report,
     output_meaning,
     path_record,
@@ -45,9 +58,9 @@ from glprune.summary import (
 from glprune.task import HIGHER_IS_BETTER, METRICS, explained
 from glprune.train import RefitResult, refit
 from glprune.units import Inputs, Kind
+from glprune.workers import Workers, available_cores
 
 LATENCY_BATCHES = (1, 256)
-EXPORT_TOLERANCE = 1e-4  # relative; two runtimes order their sums differently
 _ORIGINAL, _ZEROED = "original.onnx", "zeroed.onnx"
 
 
@@ -100,6 +113,7 @@ def run(
     clock = _Clock(on_event or silent)
     with _reproducible(rules.seed), bundles.staged(folder, overwrite) as stage:
         job = prepare(rules, Path(model), trust_pickle, clock)
+        check_rows(job)
         chosen = _prune_inputs(job, clock)
         if rules.target.max_hidden is not None and not rules.target.hidden_alone:
             chosen = _prune_hidden(job, chosen, rules.target.max_hidden, clock)
@@ -109,8 +123,10 @@ def run(
         clock(Stage("measure", "running the ONNX files on the test split"))
         measured = _measure(job, removed, fitted, exporter, stage)
         _write_plan(job, removed, fitted, stage)
+        rebuild = Rebuild.of(job, Path(model), trust_pickle, removed, fitted.network)
+        stability, costs = _firmness(job, removed, rebuild, stage, clock)
         clock(Stage("report", "writing the report"))
-        report = make_report(Outcome(job, chosen, measured, stage, clock.seconds))
+        report = make_report(Outcome(job, chosen, measured, stability, costs, stage, clock.seconds))
         bundles.write_json(stage / bundles.REPORT, report.model_dump(mode="json", by_alias=True))
         (stage / bundles.PAGE).write_text(render_html(report), encoding="utf-8")
     return Result(folder, report)
@@ -151,18 +167,11 @@ def _reproducible(seed: int) -> Iterator[None]:
             torch.use_deterministic_algorithms(was)
 
 
-def _validate(job: Job, network: nn.Module, narrow: Callable[[Inputs], Inputs]) -> float:
-    """The selection metric of a network on the validation split."""
-    network.eval()
-    (output,), target = predict(lambda x: (job.task.view(network(*x)),), job.data.valid, narrow)
-    return job.task.metric(job.metric, output, target)
-
-
 def _prune_inputs(job: Job, listener: Listener) -> Chosen:
     """The path that chooses the input fields, and the slim network at the chosen point."""
     recipe = job.recipe
     staged = recipe.target.max_hidden is not None and not recipe.target.hidden_alone
-    reference = _validate(job, job.network, everything)
+    reference = validate(job, job.network, everything)
     listener(Stage("path", "training along growing lambda"))
     path = _path(job, "inputs", ("input",) if staged else ("input", "hidden"), listener)
 
@@ -200,7 +209,7 @@ def _path(job: Job, stage: PathStage, kinds: tuple[Kind, ...], listener: Listene
         listener(PointDone(len(path.points), recipe.train.points, path_record(point, stage)))
 
     def measure() -> float:
-        return _validate(job, network, everything)
+        return validate(job, network, everything)
 
     path = RegularisationPath(objective, job.groups, recipe.train, recipe.seed, measure, done)
     return path
@@ -236,7 +245,7 @@ def _refit(job: Job, removed: Removed) -> tuple[RefitResult, float]:
         teacher=job.network,
         metric=job.metric,
     )
-    return result, _validate(job, result.network, narrow)
+    return result, validate(job, result.network, narrow)
 
 
 def _export(job: Job, removed: Removed, fitted: RefitResult, folder: Path) -> str:
@@ -244,13 +253,12 @@ def _export(job: Job, removed: Removed, fitted: RefitResult, folder: Path) -> st
     full = first_rows(job.data.test, 4)
     slim = narrowing(removed.columns, job.axes)(full)
     spec = job.recipe.export
-    dynamic = {name: {int(a): label for a, label in axes.items()} for name, axes in spec.dynamic_axes.items()}
 
     def write(network: nn.Module, example: Inputs, name: str, metadata: dict[str, str]) -> str:
         names, path = job.input_names, folder / name
         outputs = job.outputs.names
         return export_onnx(
-            network, example, names, outputs, path, opset=spec.opset, metadata=metadata, dynamic=dynamic
+            network, example, names, outputs, path, opset=spec.opset, metadata=metadata, dynamic=spec.dynamic
         )
 
     write(job.network, full, _ORIGINAL, {})
@@ -388,6 +396,21 @@ def _write_plan(job: Job, removed: Removed, fitted: RefitResult, folder: Path) -
     )
     bundles.write_json(folder / bundles.PLAN, plan.model_dump(mode="json"))
     (folder / bundles.RECIPE).write_text(job.recipe.to_yaml(), encoding="utf-8")
+
+
+def _firmness(
+    job: Job, removed: Removed, rebuild: Rebuild, folder: Path, listener: Listener
+) -> tuple[Stability | None, DropCosts | None]:
+    """How firm the choice of fields is, as far as the recipe asks, measured in other processes."""
+    spec = job.recipe.stability
+    if spec is None:
+        return None, None
+    kept = kept_fields(job.data, removed)
+    with Workers(rebuild, spec.processes or available_cores()) as workers:
+        stability = measure_stability(job, spec, kept, workers, listener)
+        file = folder / bundles.ONNX
+        costs = measure_drop_costs(job, removed, file, kept, workers, listener) if spec.drop_cost else None
+    return stability, costs
 
 
 def _named(columns: Sequence[str], positions: Tensor) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor
 from glprune import bundle as bundles
 from glprune._version import __version__
 from glprune.data import Data, Split
-from glprune.groups import GroupSet, group_norms, group_sizes
+from glprune.groups import GroupSet, group_norms, group_sizes, left_of
 from glprune.job import Job
 from glprune.path import Point, exits
 from glprune.proof import TOLERANCE
@@ -23,6 +23,7 @@ from glprune.report import (
     Agreement,
     DataFacts,
     Digests,
+    DropCosts,
     DType,
     Export,
     Feature,
@@ -40,23 +41,32 @@ from glprune.report import (
     Selection,
     Size,
     SplitFacts,
+    Stability,
     Timing,
 )
+from glprune.resampling import kept_counts
 from glprune.task import HIGHER_IS_BETTER, gain
 from glprune.train import RefitResult
 
 # above this share of the penalty an optimality condition is reported as not met
 _KKT_TOLERANCE = 0.05
 
+_NAMED = 12
+
 _DENSEST = "of the points that keep no more, the one that keeps most"
 
 _PACKAGES = ("torch", "torch-pruning", "onnx", "onnxruntime", "onnxscript", "numpy", "pyarrow", "safetensors")
+
+_STABILITY = "How stable the selection is over resamples, seeds and splits."
+_RETRAINING = (
+    "How stable the selection is over networks trained anew: all resamples began with the one given."
+)
 
 NOT_MEASURED = (
     "Whether the systems upstream still collect or pass on the removed fields.",
     "Whether kept fields carry the information of removed ones (proxies).",
     "Performance by segment, calibration, and confidence intervals of the metrics.",
-    "How stable the selection is over resamples, seeds and splits.",
+    _STABILITY,
     "Latency on other hardware, batch sizes or thread counts than those listed.",
 )
 
@@ -119,6 +129,8 @@ class Outcome:
         job: Recipe, data, network, groups.
         chosen: The shipped network and how it was chosen.
         measured: Measurements on the ONNX files.
+        stability: How alike the choices over parts of the training rows are, if measured.
+        drop_costs: What dropping each kept field costs, if measured.
         folder: The bundle's files so far.
         seconds: Wall seconds of each stage.
     """
@@ -126,6 +138,8 @@ class Outcome:
     job: Job
     chosen: Chosen
     measured: Measured
+    stability: Stability | None
+    drop_costs: DropCosts | None
     folder: Path
     seconds: dict[str, float]
 
@@ -163,8 +177,16 @@ def make_report(outcome: Outcome) -> Report:
         latency=outcome.measured.latency,
         export=_export(outcome),
         warnings=_warnings(outcome),
-        not_measured=[*(_WITHOUT_LABELS if job.task.kind == "distillation" else ()), *NOT_MEASURED],
+        stability=outcome.stability,
+        drop_costs=outcome.drop_costs,
+        not_measured=_not_measured(outcome),
     )
+
+
+def _not_measured(outcome: Outcome) -> list[str]:
+    labels = _WITHOUT_LABELS if outcome.job.task.kind == "distillation" else ()
+    left = _STABILITY if outcome.stability is None else _RETRAINING
+    return [*labels, *(left if sentence == _STABILITY else sentence for sentence in NOT_MEASURED)]
 
 
 def _path(chosen: Chosen) -> list[PathPoint]:
@@ -267,7 +289,7 @@ def _weights(outcome: Outcome) -> list[_Weights]:
     records = []
     for groups in outcome.job.input_groups:
         original, sizes = group_norms(before, groups), group_sizes(before, groups)
-        final = group_norms(after, left_of(groups, outcome.chosen.removed))
+        final = group_norms(after, left_of(groups, outcome.chosen.removed.surgery.kept))
         weights = outcome.job.weights(groups)
         figures = zip(*(t.tolist() for t in (weights, sizes, original, final)), strict=True)
         records += [_Weights(groups, *figure) for figure in figures]
@@ -278,12 +300,12 @@ def _features(outcome: Outcome) -> list[Feature]:
     job, points = outcome.job, outcome.chosen.points
     penalised = job.recipe.penalty.inputs is not None
     place = _shipped_places(outcome)
-    kept = _kept_columns(job.data, outcome.chosen.removed)
+    kept = kept_fields(job.data, outcome.chosen.removed)
     selected = outcome.chosen.selected.norms
     records = []
-    fields = zip(job.data.fields, _weights(outcome), exits(points), selected, strict=True)
-    for field, weights, left, norm in fields:
-        stays = not kept.isdisjoint(field.columns)
+    counts, total = _kept_in(outcome)
+    fields = zip(job.data.fields, kept, _weights(outcome), exits(points), selected, counts, strict=True)
+    for field, stays, weights, left, norm, count in fields:
         records.append(
             Feature(
                 name=field.name,
@@ -297,14 +319,25 @@ def _features(outcome: Outcome) -> list[Feature]:
                 lambda_exit=None if weights.groups.units.refused else left,
                 input=weights.groups.name,
                 input_columns=[place[c] for c in field.columns if c in place] if stays else None,
+                kept_in=count,
+                kept_share=None if count is None else count / total,
             )
         )
     return records
 
 
-def _kept_columns(data: Data, removed: Removed) -> set[int]:
-    """Numbers of the columns that stayed, counted over all inputs."""
-    return {span[c] for span, own in zip(data.spans, removed.columns, strict=True) for c in own.tolist()}
+def kept_fields(data: Data, removed: Removed) -> list[bool]:
+    """Whether each field has a column that stayed, in their order."""
+    columns = {span[c] for span, own in zip(data.spans, removed.columns, strict=True) for c in own.tolist()}
+    return [not columns.isdisjoint(field.columns) for field in data.fields]
+
+
+def _kept_in(outcome: Outcome) -> tuple[list[int | None], int]:
+    """In how many resamples each field was kept, None where that was not measured, and their number."""
+    record = outcome.stability
+    if record is None:
+        return [None] * len(outcome.job.data.fields), 0
+    return kept_counts(record), len(record.resamples)
 
 
 def _shipped_places(outcome: Outcome) -> dict[int, int]:
@@ -317,15 +350,6 @@ def _shipped_places(outcome: Outcome) -> dict[int, int]:
         for span, own in zip(job.data.spans, removed.columns, strict=True)
         for n, c in enumerate(own.tolist())
     }
-
-
-def left_of(groups: GroupSet, removed: Removed) -> GroupSet:
-    """The same groups where they lie in the slim network."""
-    slots = []
-    for slot in groups.units.slots:
-        positions = removed.surgery.kept.get((slot.tensor, slot.dim))
-        slots.append(slot if positions is None else replace(slot, unit=slot.unit[positions]))
-    return replace(groups, units=replace(groups.units, slots=tuple(slots)))
 
 
 def shipped_inputs(job: Job, removed: Removed) -> list[Input]:
@@ -448,6 +472,7 @@ def _warnings(outcome: Outcome) -> list[str]:
         if c.inexact
     ]
     warnings += _idle_inputs(outcome)
+    warnings += _doubtful_fields(outcome)
     if point.kkt_zero > _KKT_TOLERANCE:
         warnings.append(
             f"The optimality conditions of the removed groups are off by {point.kkt_zero:.2g} of the penalty "
@@ -465,6 +490,29 @@ def _warnings(outcome: Outcome) -> list[str]:
                 f"{metric.final:.4f} against {metric.original:.4f}."
             )
     return warnings
+
+
+def _doubtful_fields(outcome: Outcome) -> list[str]:
+    """Fields that most resamples decided otherwise than the run."""
+    kept = kept_fields(outcome.job.data, outcome.chosen.removed)
+    counts, total = _kept_in(outcome)
+    rows = [
+        (f"{field.name} ({count})", stays, count)
+        for field, stays, count in zip(outcome.job.data.fields, kept, counts, strict=True)
+        if count is not None
+    ]
+    found = {
+        f"Kept, but in fewer than half of {total} resamples": [n for n, s, c in rows if s and 2 * c < total],
+        f"Removed, but kept in more than half of {total} resamples": [
+            n for n, s, c in rows if not s and 2 * c > total
+        ],
+    }
+    return [f"{what}: {_listed(names)}." for what, names in found.items() if names]
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def _idle_inputs(outcome: Outcome) -> list[str]:
