@@ -16,9 +16,9 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import parent_process
+from multiprocessing import parent_process, util
 from multiprocessing.context import SpawnContext, SpawnProcess
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -142,8 +142,15 @@ def _begin(payload: bytes) -> None:
     global _payload
     _payload = payload
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave)
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_caller, daemon=True).start()
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """Leave when told to, but give back what libraries hold: semaphores, processes of a DataLoader."""
+    util._exit_function()  # type: ignore[attr-defined]
+    os._exit(128 + number)
 
 
 def _end_with_caller() -> None:
