@@ -134,7 +134,7 @@ def _uninterrupted() -> Iterator[None]:
 
 
 _payload: bytes = b""
-_prepared: list[Any] = []
+_prepared: list[tuple[Any, torch.Tensor]] = []
 
 
 def _begin(payload: bytes) -> None:
@@ -163,5 +163,7 @@ def _end_with_caller() -> None:
 
 def _work(work: Callable[[Any, Any], Any], item: Any) -> Any:
     if not _prepared:
-        _prepared.append(pickle.loads(_payload)())
-    return work(_prepared[0], item)
+        _prepared.append((pickle.loads(_payload)(), torch.get_rng_state()))
+    state, random = _prepared[0]
+    torch.set_rng_state(random)  # an outcome must not depend on which items came before
+    return work(state, item)
