@@ -1,4 +1,4 @@
-"""Prune trained PyTorch networks with group LASSO and ship a slim, checkable ONNX model.
+"""Prune trained PyTorch networks with penalties on groups of weights and ship a slim, checkable ONNX model.
 
 A map of the package, in the order data flows:
 
@@ -9,6 +9,8 @@ torch-pruning for a second plan, ``proof`` tests plans on numbers and ``planning
 together. ``groups`` does arithmetic on units; ``penalty`` and ``optim`` hold the proximal operator and
 the proximal optimisers; ``objective``, ``train`` and ``path`` solve the regularisation path.
 ``surgery`` cuts, ``removal`` certifies; ``export`` and ``measure`` write the ONNX file and run it;
+``refitting`` trains what was cut and ``shipping`` writes it, for the shipped network and, in
+``baselines``, for simpler selections beside it (``importance`` ranks fields by permutation);
 ``resampling`` and ``dropping`` say how firm the choice is (``stability`` has the formulas), in the
 processes of ``workers``, which make the run's networks again with ``rebuilt``;
 ``summary``, ``report`` and ``render`` say what was measured; ``bundle`` writes and reads the result;

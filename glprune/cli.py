@@ -61,7 +61,7 @@ _quiet = click.option("--quiet", is_flag=True, help="Print no progress.")
 @click.group(cls=_Group, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="glprune")
 def main() -> None:
-    """Prune trained PyTorch networks with group LASSO and ship a slim ONNX model with a report."""
+    """Prune trained PyTorch networks by penalties on groups and ship a slim ONNX model with a report."""
 
 
 @main.command(epilog=_EPILOG)

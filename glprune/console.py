@@ -10,7 +10,7 @@ from rich.table import Table
 
 from glprune.events import Event, Note, PartDone, PointDone, Stage
 from glprune.inspection import Inspection, SetFacts
-from glprune.render import headline, label
+from glprune.render import compared, headline, label
 from glprune.report import PathPoint, Report
 
 
@@ -97,9 +97,25 @@ def print_report(console: Console, report: Report, bundle: str) -> None:
         row = (f"{v:.4f}" for v in (metric.original, metric.zeroed, metric.final))
         table.add_row(label(metric.name), *row)
     console.print(table)
+    _print_compared(console, report)
     for warning in report.warnings:
         console.print(f"warning: {warning}", markup=False, highlight=False)
     console.print(f"bundle: {bundle}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_compared(console: Console, report: Report) -> None:
+    """The simpler selections beside the shipped one, where they were measured."""
+    rows = compared(report)
+    if not rows:
+        return
+    table = Table("selection, on the test split", box=None, pad_edge=False, header_style="bold")
+    for metric in report.performance:
+        table.add_column(label(metric.name), justify="right")
+    for row in rows:
+        table.add_row(row.label, *row.test)
+    console.print(table)
+    for note in report.baselines.notes if report.baselines else ():
+        console.print(f"note: {note}", markup=False, highlight=False)
 
 
 def print_inspection(console: Console, inspection: Inspection) -> None:

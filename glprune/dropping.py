@@ -6,7 +6,6 @@ import copy
 import functools
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,17 +13,17 @@ from torch import Tensor, nn
 
 from glprune.errors import ModelError
 from glprune.events import Listener, PartDone, Stage
-from glprune.export import export_onnx
-from glprune.groups import GroupSet, left_of, zero_units_
-from glprune.job import Job, caller, everything, first_rows, narrowing
+from glprune.groups import GroupSet, sliced, zero_units_
+from glprune.job import Job, narrowing
 from glprune.measure import EXPORT_TOLERANCE, OnnxFile, predict
 from glprune.proof import TOLERANCE, difference, outputs
 from glprune.rebuilt import Rebuilt
+from glprune.refitting import refitted
 from glprune.removal import Removed
 from glprune.report import DropCost, DropCosts
+from glprune.shipping import file_columns, on_test_rows, write_shipped
 from glprune.surgery import Surgery, plan, slice_
 from glprune.task import HIGHER_IS_BETTER
-from glprune.train import refit
 from glprune.units import UnitSet
 from glprune.workers import Workers
 
@@ -58,10 +57,9 @@ def measure_drop_costs(
             [None, *names],
             lambda done: listener(PartDone("refits", done, len(names) + 1)),
         )
-    original = job.recipe.export.signature == "original"
-    narrow = everything if original else narrowing(removed.columns, job.axes)
     shipped = OnnxFile(file, torch.get_num_threads())
-    scores = [_score(job, predict(shipped, split, narrow)) for split in (job.data.valid, job.data.test)]
+    narrow = file_columns(job, removed)
+    scores = [_score(job, *predict(shipped, split, narrow)) for split in (job.data.valid, job.data.test)]
     assert again.valid is not None  # nothing was cut, so nothing was refused
     assert again.test is not None
     return DropCosts(
@@ -77,27 +75,16 @@ def measure_drop_costs(
     )
 
 
-@dataclass(frozen=True)
-class _Narrower:
-    """The shipped network with one field less.
-
-    Attributes:
-        network: The network; it takes the columns left.
-        columns: Those columns, positions along each input's feature axis.
-    """
-
-    network: nn.Module
-    columns: tuple[Tensor, ...]
-
-
 def _without(scratch: Path, shipped: Rebuilt, name: str | None) -> DropCost:
     """Refit and measure the shipped network without a field, or with all of them where none is named."""
     if name is None:
-        return _measured(scratch, shipped.job, "", _Narrower(shipped.network, shipped.columns))
+        whole = Removed(
+            shipped.network, shipped.surgery, shipped.columns, (), (), 0.0, len(shipped.job.probe[0])
+        )
+        return _measured(scratch, shipped.job, "", whole)
     groups = next(g for g in shipped.job.input_groups if name in g.labels)
     marked = groups.group == groups.labels.index(name)
-    reason = _obstacle(shipped, groups.units, marked)
-    cut = reason or _cut(shipped, groups, marked)
+    cut = _obstacle(shipped, groups.units, marked) or _cut(shipped, groups, name)
     if isinstance(cut, str):
         return DropCost(field=name, valid=None, test=None, reason=cut)
     return _measured(scratch, shipped.job, name, cut)
@@ -114,12 +101,14 @@ def _obstacle(shipped: Rebuilt, units: UnitSet, marked: Tensor) -> str | None:
     return None
 
 
-def _cut(shipped: Rebuilt, groups: GroupSet, marked: Tensor) -> _Narrower | str:
-    """Zero the weights leaving the marked columns and cut them, or say by how much that changes outputs."""
+def _cut(shipped: Rebuilt, groups: GroupSet, name: str) -> Removed | str:
+    """Zero the weights leaving a field and cut it, or say by how much that changes outputs."""
     job, units = shipped.job, groups.units
     zeroed = copy.deepcopy(shipped.network)
-    zero_units_(zeroed.state_dict(), left_of(groups, shipped.surgery.kept).units, marked)
-    columns = tuple(own[~marked[own]] if n == units.source else own for n, own in enumerate(shipped.columns))
+    left = sliced(groups, shipped.surgery.kept)
+    zero_units_(zeroed.state_dict(), left.units, left.group == left.labels.index(name))
+    gone = groups.group == groups.labels.index(name)
+    columns = tuple(own[~gone[own]] if n == units.source else own for n, own in enumerate(shipped.columns))
     keep = next(own for n, own in enumerate(columns) if n == units.source)
     surgery = shipped.surgery.joined(plan(job.network, [(units, keep)], job.probe, job.axes))
     network = copy.deepcopy(job.network)
@@ -129,7 +118,7 @@ def _cut(shipped: Rebuilt, groups: GroupSet, marked: Tensor) -> _Narrower | str:
     gap = difference(before, outputs(network, narrowing(columns, job.axes)(job.probe)))
     if gap > TOLERANCE and not units.inexact:
         return f"the cut changes outputs by {gap:.1e}"
-    return _Narrower(network, columns)
+    return Removed(network, surgery, columns, (), (), gap, len(job.probe[0]))
 
 
 def _narrowed(network: nn.Module, now: Surgery, wanted: Surgery) -> dict[str, Tensor]:
@@ -143,44 +132,22 @@ def _narrowed(network: nn.Module, now: Surgery, wanted: Surgery) -> dict[str, Te
     return narrower.state_dict()
 
 
-def _measured(scratch: Path, job: Job, name: str, narrower: _Narrower) -> DropCost:
-    """Refit a network and take the metric from its ONNX file through ONNX Runtime."""
-    narrow, data, recipe = narrowing(narrower.columns, job.axes), job.data, job.recipe
-    fitted = refit(
-        narrower.network,
-        narrow,
-        job.task,
-        data.train,
-        data.valid,
-        recipe.refit,
-        recipe.seed,
-        teacher=job.network,
-        metric=job.metric,
-    ).network
+def _measured(scratch: Path, job: Job, name: str, removed: Removed) -> DropCost:
+    """Refit as the recipe says and take the metric from the ONNX file through ONNX Runtime."""
+    fitted, _ = refitted(job, removed)
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         path = Path(folder) / "dropped.onnx"
-        example = narrow(first_rows(data.test, 4))
-        export_onnx(
-            fitted,
-            example,
-            job.input_names,
-            job.outputs.names,
-            path,
-            opset=recipe.export.opset,
-            metadata={},
-            dynamic=recipe.export.dynamic,
-        )
+        write_shipped(job, removed, fitted.network, path, {})
         file = OnnxFile(path, torch.get_num_threads())
-        valid, test = (predict(file, split, narrow) for split in (data.valid, data.test))
-    gap = difference(predict(caller(fitted), data.test, narrow)[0], test[0])
+        outputs, target, gap = on_test_rows(job, removed, fitted.network, file)
+        valid = predict(file, job.data.valid, file_columns(job, removed))
     if not gap <= EXPORT_TOLERANCE:
         raise ModelError(
             f"drop cost of {name!r}: ONNX Runtime and PyTorch differ by {gap:.1e} on the test split (limit "
             f"{EXPORT_TOLERANCE:.0e}). Try another export.opset, or set stability.drop_cost: false."
         )
-    return DropCost(field=name, valid=_score(job, valid), test=_score(job, test), reason=None)
+    return DropCost(field=name, valid=_score(job, *valid), test=_score(job, outputs, target), reason=None)
 
 
-def _score(job: Job, predicted: tuple[Sequence[Tensor], Tensor]) -> float:
-    outputs, target = predicted
+def _score(job: Job, outputs: Sequence[Tensor], target: Tensor) -> float:
     return job.task.metric(job.metric, job.task.view(outputs), target)

@@ -70,6 +70,28 @@ def hidden_groups(units: UnitSet) -> GroupSet:
     return GroupSet(units, tuple(map(str, range(units.count))), torch.arange(units.count))
 
 
+def sliced(groups: GroupSet, kept: Mapping[tuple[str, int], Tensor]) -> GroupSet:
+    """The groups that are left of a set once tensors were sliced, where they lie now.
+
+    Args:
+        groups: Groups of the network before.
+        kept: ``(tensor, dim) -> positions`` that stayed.
+    """
+    slots = []
+    for slot in groups.units.slots:
+        positions = kept.get((slot.tensor, slot.dim))
+        slots.append(slot if positions is None else replace(slot, unit=slot.unit[positions]))
+    if not slots:
+        return groups
+    left = torch.unique(torch.cat([s.unit for s in slots]))
+    left = left[left >= 0]
+    place = torch.full((groups.units.count + 1,), -1)  # the last is for positions of nobody
+    place[left] = torch.arange(len(left))
+    units = replace(groups.units, count=len(left), slots=tuple(replace(s, unit=place[s.unit]) for s in slots))
+    names, group = torch.unique(groups.group[left], return_inverse=True)
+    return GroupSet(units, tuple(groups.labels[n] for n in names.tolist()), group)
+
+
 def _sum_by_owner(values: Tensor, dim: int, owner: Tensor, count: int) -> Tensor:
     """Sum ``values`` over all but ``dim`` and add up by owner; owner -1 is dropped."""
     others = [d for d in range(values.ndim) if d != dim % values.ndim]
@@ -94,20 +116,6 @@ def group_sizes(state: State, groups: GroupSet) -> Tensor:
         ones = torch.ones(state[slot.tensor].shape, dtype=torch.float64)
         total += _sum_by_owner(ones, slot.dim, groups.owner(slot), len(groups.labels))
     return total.long()
-
-
-def left_of(groups: GroupSet, kept: Mapping[tuple[str, int], Tensor]) -> GroupSet:
-    """The same groups where they lie in a slim network.
-
-    Args:
-        groups: Groups of the dense network.
-        kept: ``(tensor, dim) -> positions`` that stayed, in the dense network's numbering.
-    """
-    slots = []
-    for slot in groups.units.slots:
-        positions = kept.get((slot.tensor, slot.dim))
-        slots.append(slot if positions is None else replace(slot, unit=slot.unit[positions]))
-    return replace(groups, units=replace(groups.units, slots=tuple(slots)))
 
 
 def penalty_weights(state: State, groups: GroupSet, strength: float, adaptive: bool = False) -> Tensor:

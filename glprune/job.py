@@ -156,13 +156,15 @@ class _Narrowed:
             yield self.narrow(inputs), target
 
 
-def continued(job: Job, network: nn.Module, columns: tuple[Tensor, ...]) -> Job:
-    """The job of a slim network: the same rows through the kept columns, groups found anew.
+def continued(job: Job, network: nn.Module, columns: tuple[Tensor, ...], groups: list[GroupSet]) -> Job:
+    """The job of a slim network: the same rows through the kept columns.
 
     Args:
         job: The job of the network it was cut from.
         network: The slim network, in evaluation mode.
         columns: Kept positions along each input's feature axis.
+        groups: What is left of the groups; found anew where the network feeds itself constants, whose
+            tensors were not sliced.
     """
     narrow = narrowing(columns, job.axes)
     kept = [span[c] for span, own in zip(job.data.spans, columns, strict=True) for c in own.tolist()]
@@ -180,7 +182,8 @@ def continued(job: Job, network: nn.Module, columns: tuple[Tensor, ...]) -> Job:
         test=_Narrowed(job.data.test, narrow),
     )
     probe = narrow(job.probe)
-    groups = find_groups(network, job.recipe, data, probe)
+    if any(g.units.removal == "constant" for g in groups):
+        groups = find_groups(network, job.recipe, data, probe)
     return replace(job, data=data, network=network, groups=groups, probe=probe)
 
 

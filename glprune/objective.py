@@ -2,8 +2,8 @@
 
 The objective is deterministic: the network runs in evaluation mode, so dropout is off and
 BatchNorm statistics are fixed, and ``F(w) = mean loss over the training split +
-lam * sum_g weight_g * ||w_g||``. With batch statistics a layer before BatchNorm could shrink
-at no loss and the penalty would mean nothing.
+penalty(w; lam)``, the penalty being one of :mod:`glprune.penalty`. With batch statistics a layer
+before BatchNorm could shrink at no loss and the penalty would mean nothing.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from glprune.data import Split
 from glprune.groups import Block, Blocks, GroupSet
 from glprune.optim import Regulariser
-from glprune.penalty import kkt_residuals, penalty_value
+from glprune.penalty import GroupLasso, GroupMCP, Penalty, SparseGroupLasso, knots
+from glprune.recipe import PenaltySpec
 from glprune.task import Task
 
 CHUNK = 8192
 
 
 class Objective:
-    """Loss of a network over a split plus the group LASSO penalty.
+    """Loss of a network over a split plus a penalty on groups.
 
     Args:
         network: The network, trained in place.
@@ -32,6 +33,7 @@ class Objective:
         penalised: Group sets and the penalty weights of their groups, shape (n_groups,) each.
         bound: Hold weights outside every penalised group inside the ball of their norm now;
             otherwise the next layer grows while a penalised one shrinks, at no loss.
+        spec: Kind of the penalty and its constants.
     """
 
     def __init__(
@@ -41,12 +43,21 @@ class Objective:
         split: Split,
         penalised: Sequence[tuple[GroupSet, Tensor]],
         bound: bool = True,
+        spec: PenaltySpec = PenaltySpec(),  # noqa: B008 - frozen
     ) -> None:
         self.network, self.task, self.split = network, task, split
         self.sets = [groups for groups, _ in penalised]
         self.blocks, self.free, weights = _partition(network, penalised)
         radius = torch.where(weights > 0, torch.inf, self.blocks.norms() if bound else torch.inf)
-        self.regulariser = Regulariser(weights, radius)
+        self.regulariser = Regulariser(self._penalty(weights, spec), radius)
+
+    def _penalty(self, weights: Tensor, spec: PenaltySpec) -> Penalty:
+        if spec.kind == "sparse_group_lasso":
+            return SparseGroupLasso(weights, spec.l1_share, self.blocks.sizes)
+        if spec.kind == "group_mcp":
+            sets = [len(s.labels) for s in self.sets]
+            return GroupMCP(weights, knots(self.blocks.norms(), sets, spec.knot))
+        return GroupLasso(weights)
 
     def batch_loss(self, inputs: tuple[Tensor, ...], target: Tensor) -> Tensor:
         """Mean loss of one batch, a scalar with gradients."""
@@ -74,26 +85,18 @@ class Objective:
 
     def penalty(self, lam: float) -> float:
         """The penalty at the present weights."""
-        return penalty_value(self.blocks.norms(), self.regulariser.weights, lam)
+        return self.regulariser.penalty.value(self.blocks, lam)
 
     def optimality(self, lam: float) -> tuple[float, float, float]:
         """Mean loss and the KKT residuals of zero and of non-zero groups at the present weights.
 
         Returns:
             ``(loss, residual over zero groups, residual over non-zero groups)``, the residuals
-            relative to ``lam * weight_g``; see :func:`glprune.penalty.kkt_residuals`.
+            relative to ``lam * weight_g``; see :meth:`glprune.penalty.Penalty.residuals`.
         """
         loss = self.gradient()
-        # the residual is a small difference of large terms: double precision throughout
-        gradients = [g.double() for g in self.blocks.gradients]
-        weights = [p.detach().double() for p in self.blocks.parameters]
-        inner = self.blocks.dot(gradients, weights)
-        norms, gradient_norms = self.blocks.dot(weights).sqrt(), self.blocks.dot(gradients).sqrt()
+        zero, active = self.regulariser.penalty.residuals(self.blocks, lam)
         self.clear()
-        on = self.regulariser.weights > 0
-        zero, active = kkt_residuals(
-            norms[on], gradient_norms[on], inner[on], self.regulariser.weights[on], lam
-        )
         return loss, zero, active
 
 
@@ -101,29 +104,29 @@ def lambda_max(objective: Objective) -> float:
     """The lambda at which zero becomes a solution for the input groups, from the data.
 
     All groups of one kind are set to zero on the spot (inputs where they are penalised, else
-    each layer in turn) and the largest ``||grad_g|| / weight_g`` is taken: above it the zero
-    point satisfies the KKT conditions. The weights are restored.
+    each layer in turn) and the largest lambda at which one of them leaves zero is taken: above it
+    the zero point satisfies the KKT conditions. The weights are restored.
 
     Returns:
-        Largest such ratio; 0.0 where no gradient reaches any group.
+        That lambda; 0.0 where no gradient reaches any group.
     """
     inputs = [s for s in objective.sets if s.kind == "input"]
     trials = [inputs] if inputs else [[s] for s in objective.sets]
-    return max(_zero_point_ratio(objective, trial) for trial in trials)
+    return max(_zero_point_lambda(objective, trial) for trial in trials)
 
 
-def _zero_point_ratio(objective: Objective, sets: Sequence[GroupSet]) -> float:
+def _zero_point_lambda(objective: Objective, sets: Sequence[GroupSet]) -> float:
     kept = [p.detach().clone() for p in objective.blocks.parameters]
     ids = torch.cat([_numbers(objective.sets, s) for s in sets])
     factor = torch.ones(objective.blocks.count)
     factor[ids] = 0.0
     objective.blocks.rescale_(torch.ones_like(factor), factor)
     objective.gradient()
-    ratio = objective.blocks.dot(objective.blocks.gradients).sqrt()[ids] / objective.regulariser.weights[ids]
+    found = objective.regulariser.penalty.zero_lambda(objective.blocks)[ids]
     objective.clear()
     for parameter, old in zip(objective.blocks.parameters, kept, strict=True):
         parameter.data.copy_(old)
-    return float(ratio.max())
+    return float(found.max())
 
 
 def _numbers(sets: Sequence[GroupSet], wanted: GroupSet) -> Tensor:

@@ -1,10 +1,10 @@
 """Proximal optimisers: a gradient step, then the proximal operator in the step's own metric.
 
-Each group has one scalar step size, so the proximal operator of the group LASSO in that
-metric is block soft-thresholding with threshold ``step_g * lam * weight_g`` (Yun, Lozano and
-Yang, "Adaptive Proximal Gradient Methods for Structured Neural Networks", NeurIPS 2021,
-section 3, with a preconditioner that is scalar on each group). Weights outside every
-penalised group may be held inside a ball, whose operator is a projection, also on norms.
+Each group has one scalar step size, so the proximal operator of each penalty's convex part has a
+closed form in that metric, with strength ``step_g * lam`` (Yun, Lozano and Yang, "Adaptive Proximal
+Gradient Methods for Structured Neural Networks", NeurIPS 2021, section 3, with a preconditioner
+that is scalar on each group). Weights outside every penalised group may be held inside a ball,
+whose operator is a projection on norms.
 """
 
 from __future__ import annotations
@@ -16,24 +16,29 @@ import torch
 from torch import Tensor
 
 from glprune.groups import Blocks
-from glprune.penalty import block_soft_threshold
+from glprune.penalty import Penalty
 
 
 @dataclass(frozen=True)
 class Regulariser:
-    """What the proximal step does to each group's norm.
+    """What the proximal step does to each group.
 
     Attributes:
-        weights: Penalty weights, shape (n_groups,); 0 is not penalised.
+        penalty: The penalty on the groups.
         radius: Largest norm allowed, shape (n_groups,); infinity is no bound.
     """
 
-    weights: Tensor
+    penalty: Penalty
     radius: Tensor
 
-    def prox(self, norms: Tensor, threshold: Tensor) -> Tensor:
-        """Shrink norms by ``threshold * weights``, then project into the ball; shape (n_groups,)."""
-        return torch.minimum(block_soft_threshold(norms, threshold * self.weights), self.radius)
+    @property
+    def weights(self) -> Tensor:
+        """Penalty weights, shape (n_groups,); 0 is not penalised."""
+        return self.penalty.weights
+
+    def prox_(self, blocks: Blocks, strength: Tensor) -> None:
+        """Shrink the groups by ``strength = step * lam``, shape (n_groups,), then project into the ball."""
+        self.penalty.prox_(blocks, strength, self.radius)
 
 
 class ProximalOptimizer:
@@ -42,7 +47,7 @@ class ProximalOptimizer:
     Args:
         blocks: Parameters split into groups.
         free: Parameters in no group (biases), stepped without a penalty.
-        regulariser: Penalty weights and bounds of the groups.
+        regulariser: Penalty and bounds of the groups.
         lam: Strength of the penalty.
         lr: Step size, as in ``torch.optim``.
     """
@@ -58,9 +63,9 @@ class ProximalOptimizer:
     def step(self) -> None:
         """Step on the gradients now in ``.grad``."""
         self.steps += 1
+        self.regulariser.penalty.add_smooth_gradient_(self.blocks, self.lam)
         size = self._descend()
-        norms = self.blocks.norms()
-        self.blocks.rescale_(norms, self.regulariser.prox(norms, size * self.lam))
+        self.regulariser.prox_(self.blocks, size * self.lam)
 
     def _descend(self) -> Tensor:
         """Take the gradient step and return each group's step size, shape (n_groups,)."""
@@ -104,8 +109,8 @@ class ProximalAdam(ProximalOptimizer):
     """Adam with one second moment for each group, and its proximal step.
 
     The second moment is the running mean of the group's mean squared gradient plus the mean square
-    of the penalty's, ``(lam * weight_g)**2 / p_g``: the metric is scalar on each group, so that block
-    soft-thresholding is exact in it, and no group shrinks by more than ``lr * sqrt(p_g)`` a step.
+    of the penalty's at most, ``(lam * weight_g)**2 / p_g`` whatever its kind: the metric is scalar on each
+    group, so that the proximal operator is exact in it, and no threshold exceeds ``lr * sqrt(p_g)``.
     Without it a network at its optimum, whose gradients vanish, would take steps without bound.
     Parameters in no group are stepped by ``torch.optim.Adam`` with the usual size of the penalty's
     gradient as its epsilon, since smaller gradients are noise at a penalised optimum.
@@ -120,7 +125,7 @@ class ProximalAdam(ProximalOptimizer):
         super().__init__(blocks, free, regulariser, lam, lr)
         self.first = [torch.zeros_like(p) for p in blocks.parameters]
         self.second = torch.zeros(blocks.count)
-        # mean square of the penalty's gradient in each group; where there is none, what is usual elsewhere
+        # largest mean square of the penalty's gradient in each group; where there is none, what is usual
         own = (lam * regulariser.weights).square() / blocks.sizes
         usual = own[own > 0].mean() if bool((own > 0).any()) else torch.zeros(())
         self.floor = torch.where(own > 0, own, usual)
@@ -158,7 +163,7 @@ def accelerated_steps(
     Args:
         blocks: Parameters split into groups.
         free: Parameters in no group.
-        regulariser: Penalty weights and bounds.
+        regulariser: Penalty and bounds.
         lam: Strength of the penalty.
         gradient: Computes the whole loss and leaves its gradient in ``.grad``.
         loss: Computes the whole loss.
@@ -180,7 +185,8 @@ def accelerated_steps(
     previous = [t.clone() for t in tensors]
     momentum = 1.0
     for _ in range(steps):
-        value = gradient()
+        value = gradient() + regulariser.penalty.smooth_value(blocks, lam)
+        regulariser.penalty.add_smooth_gradient_(blocks, lam)
         at = [t.clone() for t in tensors]
         grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
         bound = _backtrack(blocks, regulariser, lam, loss, tensors, at, grads, value, bound)
@@ -213,13 +219,13 @@ def _backtrack(
     for _ in range(60):
         for tensor, start, grad in zip(tensors, at, grads, strict=True):
             tensor.copy_(start - grad / bound)
-        norms = blocks.norms()
-        blocks.rescale_(norms, regulariser.prox(norms, torch.full_like(norms, lam / bound)))
+        regulariser.prox_(blocks, torch.full((blocks.count,), lam / bound))
         change = [t - a for t, a in zip(tensors, at, strict=True)]
         linear = sum(float(torch.sum(g.double() * c.double())) for g, c in zip(grads, change, strict=True))
         square = sum(float(c.double().square().sum()) for c in change)
         # float32 losses are known to about seven digits
-        if loss() <= value + linear + 0.5 * bound * square + 1e-6 * abs(value):
+        smooth = loss() + regulariser.penalty.smooth_value(blocks, lam)
+        if smooth <= value + linear + 0.5 * bound * square + 1e-6 * abs(value):
             break
         bound *= 2.0
     return bound

@@ -10,21 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from glprune.errors import TargetError
 from glprune.groups import GroupSet, group_norms, support
 from glprune.objective import Objective, lambda_max
-from glprune.recipe import TargetSpec, TrainSpec
-from glprune.task import gain
+from glprune.recipe import TrainSpec
 from glprune.train import PointSolver
 
 State = dict[str, Tensor]
 _BISECTIONS = 8
+_ALIKE = 1.005  # lambdas this near are one
 
 
-@dataclass
+@dataclass(eq=False)
 class Point:
     """One solved lambda: its measurements and the weights to start again from.
 
@@ -38,8 +37,9 @@ class Point:
         columns: Number of input columns in those fields.
         hidden: Number of hidden units with a non-zero group.
         norms: Group norms of all input fields, float64.
+        alive: For every group set, which groups are not zero, bool, shape (n_groups,).
         metric: The selection metric on the validation split.
-        state: A copy of the network's tensors.
+        state: A copy of the network's tensors; empty once it is no longer needed.
         refit_metric: The metric after a refit, once one was made.
     """
 
@@ -52,9 +52,13 @@ class Point:
     columns: int
     hidden: int
     norms: tuple[float, ...]
+    alive: tuple[Tensor, ...]
     metric: float
     state: State
     refit_metric: float | None = None
+
+
+Size = Callable[[Point], float]
 
 
 class RegularisationPath:
@@ -88,12 +92,30 @@ class RegularisationPath:
         """Solve one lambda, from ``start`` or from where the network stands."""
         if start is not None:
             self.objective.network.load_state_dict(start)
-        self.solver.solve(lam)
+        self.solver.solve(lam, polish=self.spec.epochs == 0)
         point = self._measure(lam)
         self.points.append(point)
         self.points.sort(key=lambda p: p.lam)
         self.done(point)
         return point
+
+    def close(self, point: Point, holds: Callable[[Point], bool] = lambda closed: True) -> Point:
+        """Go on from a point by full-batch steps at its lambda, which tighten its KKT residuals.
+
+        Args:
+            point: A point with its weights.
+            holds: What the closed point must satisfy to take the other's place.
+
+        Returns:
+            The closed point, or the one given where that does not hold.
+        """
+        self.objective.network.load_state_dict(point.state)
+        self.solver.polish(point.lam)
+        closed = self._measure(point.lam)
+        if not holds(closed):
+            return point
+        self.points[self.points.index(point)] = closed
+        return closed
 
     def grid(self, scale: float = 1.0) -> Iterator[float]:
         """Lambdas from ``scale * lambda_min_ratio * lambda_max`` up, past lambda_max where need be."""
@@ -136,19 +158,21 @@ class RegularisationPath:
         idle = [not any(n) and not g.units.refused for n, g in zip(own, self.inputs, strict=True)]
         return point.fields + sum(idle)
 
-    def grow(self, enough: Callable[[Point], bool]) -> None:
+    def grow(self, enough: Callable[[Point], bool], overshoots: Callable[[Point], bool]) -> None:
         """Solve the grid upwards until a point is enough or no group is left.
 
         A path whose first point already overshoots began too high: it is begun again lower,
-        from the trained weights.
+        from the trained weights. The last two points keep their weights.
         """
         trained = {name: t.detach().clone() for name, t in self.objective.network.state_dict().items()}
         for scale in (1.0, 0.1, 0.01):
             for lam in self.grid(scale):
                 point = self.solve(lam)
+                for old in self.points[:-2]:
+                    old.state = {}
                 if self.emptied(point) or enough(point):
                     break
-            if len(self.points) > 1 or scale == 0.01:
+            if not overshoots(self.points[0]) or scale == 0.01:
                 return
             self.objective.network.load_state_dict(trained)
             self.points.clear()
@@ -168,54 +192,24 @@ class RegularisationPath:
             columns=sum(int(a[g.group].sum()) for a, g in zip(alive, self.inputs, strict=True)),
             hidden=sum(int(h.sum()) for h in hidden),
             norms=tuple(float(n) for g in self.inputs for n in group_norms(state, g)),
+            alive=tuple(support(state, g) for g in self.groups),
             metric=self.metric(),
             state=state,
         )
 
 
-def choose(
-    path: RegularisationPath,
-    target: TargetSpec,
-    reference: float,
-    after_refit: Callable[[Point], float],
-) -> Point:
-    """Run as much of the path as the target needs and return the point it picks.
-
-    Args:
-        path: A path with no points yet.
-        target: The recipe's target.
-        reference: The metric of the original network on the validation split.
-        after_refit: Removes and refits a point's network and returns its validation metric.
+def at_lambda(path: RegularisationPath, lam: float) -> Point:
+    """Run a path up to one lambda and return that point.
 
     Raises:
-        TargetError: No point meets the target; the message says how near the path came.
+        TargetError: It removes every input.
     """
-    if target.lam is not None:
-        return _at_lambda(path, target.lam)
-    if target.max_features is not None:
-        return _at_most(path, target.max_features, "max_features", path.fields_kept)
-    if target.max_drop is None:
-        assert target.max_hidden is not None  # the recipe holds a target
-        return choose_hidden(path, target.max_hidden)
-    return _within_drop(path, target.max_drop.metric, target.max_drop.amount, reference, after_refit)
-
-
-def choose_hidden(path: RegularisationPath, limit: int) -> Point:
-    """Run a path over hidden units and return the first point that keeps at most ``limit``.
-
-    Raises:
-        TargetError: The path cannot reach the limit.
-    """
-    return _at_most(path, limit, "max_hidden", lambda point: point.hidden)
-
-
-def _at_lambda(path: RegularisationPath, lam: float) -> Point:
     for step in path.grid():
         if step >= lam or lam == 0:
             break
         if path.blind(path.solve(step)):
             break
-    point = path.points[-1] if path.points and path.blind(path.points[-1]) else path.solve(lam)
+    point = path.points[-1] if path.points and path.blind(path.points[-1]) else path.close(path.solve(lam))
     if path.blind(point):
         last = max((p.lam for p in path.points if p.fields), default=0.0)
         raise TargetError(
@@ -225,66 +219,59 @@ def _at_lambda(path: RegularisationPath, lam: float) -> Point:
     return point
 
 
-def _at_most(path: RegularisationPath, limit: int, key: str, count: Callable[[Point], int]) -> Point:
-    path.grow(lambda point: count(point) <= limit)
-    below = next((p for p in path.points if count(p) <= limit), None)
+def towards(path: RegularisationPath, size: Size, limit: float, floor: float) -> Point | None:
+    """Run a path until a point is no larger than ``limit`` and return its smallest point above ``floor``.
+
+    Args:
+        path: A path with no points yet.
+        size: What the target counts.
+        limit: Where this path may stop.
+        floor: Where the last path of all is to arrive; none before it may go below.
+
+    Returns:
+        None where the first point is already too small.
+    """
+    path.grow(lambda point: size(point) <= limit, lambda point: size(point) < floor or path.blind(point))
+    found = [p for p in path.points if size(p) >= floor and not path.blind(p) and p.state]
+    if not found:
+        return None
+    best = min(found, key=lambda p: (size(p), p.lam))
+    return path.close(best, lambda p: floor <= size(p) and not path.blind(p))
+
+
+def at_most(path: RegularisationPath, size: Size, limit: float, name: str, slack: float = 0.0) -> Point:
+    """Run a path and return its largest point of at most ``limit``, bisecting between points.
+
+    Args:
+        path: A path with no points yet.
+        size: What the target counts.
+        limit: The target.
+        name: How the target is called, for messages.
+        slack: Share of the limit a point may stay below it without a search for a larger one.
+
+    Raises:
+        TargetError: The path cannot reach the limit, or the groups leave together.
+    """
+    least = (1 - slack) * limit
+    path.grow(lambda point: size(point) <= limit, lambda point: size(point) < least or path.blind(point))
+    below = next((p for p in path.points if size(p) <= limit), None)
     if below is None:
-        fewest = min(count(p) for p in path.points)
+        fewest = min(size(p) for p in path.points)
         raise TargetError(
-            f"target.{key}: {limit} was not reached; the path ended at lambda "
-            f"{path.points[-1].lam:.3g} with {fewest}. Raise train.points or the penalty's strength."
+            f"{name}: {limit:g} was not reached; the path ended at lambda "
+            f"{path.points[-1].lam:.3g} with {fewest:g}. Raise train.points or the penalty's strength."
         )
-    above = max((p for p in path.points if p.lam < below.lam), key=lambda p: p.lam, default=None)
+    above = max((p for p in path.points if p.lam < below.lam and p.state), key=lambda p: p.lam, default=None)
     for _ in range(_BISECTIONS):
-        if count(below) == limit or above is None or below.lam / above.lam < 1.005:
+        if size(below) >= least or above is None or below.lam / above.lam < _ALIKE:
             break
         middle = path.solve((above.lam * below.lam) ** 0.5, above.state)
-        above, below = (above, middle) if count(middle) <= limit else (middle, below)
-    below = max((p for p in path.points if count(p) <= limit), key=lambda p: (count(p), p.metric))
-    if count(below) == 0:
+        above, below = (above, middle) if size(middle) <= limit else (middle, below)
+    fitting = [p for p in path.points if size(p) <= limit and p.state]
+    best = max(fitting, key=lambda p: (size(p), p.metric))
+    if size(best) == 0:
         raise TargetError(
-            f"target.{key}: {limit} cannot be met: the groups leave together, "
-            f"from {count(above) if above else 0} to none at lambda {below.lam:.4g}."
+            f"{name}: {limit:g} cannot be met: the groups leave together, "
+            f"from {size(above) if above else 0:g} to none at lambda {best.lam:.4g}."
         )
-    return below
-
-
-def _within_drop(
-    path: RegularisationPath,
-    metric: str,
-    amount: float,
-    reference: float,
-    after_refit: Callable[[Point], float],
-) -> Point:
-    path.grow(lambda point: False)
-    candidates = [p for p in path.points if not path.blind(p)]
-
-    def holds(point: Point) -> bool:
-        if point.refit_metric is None:
-            point.refit_metric = after_refit(point)
-        return gain(metric, reference, point.refit_metric) >= -amount
-
-    # fewer inputs hold less: the sparsest point that holds is found by bisection
-    low, high = -1, len(candidates)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if holds(candidates[middle]) else (low, middle)
-    held = [p for p in candidates if p.refit_metric is not None and holds(p)]
-    if not held:
-        tried = [p.refit_metric for p in candidates if p.refit_metric is not None]
-        best = max(tried, key=lambda value: gain(metric, reference, value), default=float("nan"))
-        raise TargetError(
-            f"target.max_drop: no point of the path keeps {metric} within {amount:g} of {reference:.4f} "
-            f"on the validation split; the best after a refit is {best:.4f}. Allow a larger amount or "
-            "lower train.lambda_min_ratio."
-        )
-    return held[-1]
-
-
-def exits(points: list[Point]) -> list[float | None]:
-    """For every field, the smallest lambda at which its group was exactly zero, or None."""
-    norms = torch.tensor([p.norms for p in points], dtype=torch.float64)
-    return [
-        next((p.lam for p, norm in zip(points, column, strict=True) if norm == 0), None)
-        for column in norms.T.tolist()
-    ]
+    return path.close(best, lambda p: size(best) <= size(p) <= limit)

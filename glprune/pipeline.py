@@ -1,63 +1,49 @@
 """The whole flow, one way.
 
-recipe -> data, model -> groups -> path -> removal -> refit -> export -> measurement -> report ->
-bundle.
+recipe -> data, model -> groups -> search (path, removal, refit, again) -> export -> measurement ->
+report -> bundle.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from glprune import bundle as bundles
 from glprune._version import __version__
+from glprune.baselines import measure_baselines
 from glprune.dropping import measure_drop_costs
 from glprune.errors import ModelError
-from glprune.events import Event, Listener, PointDone, Stage, silent
-from glprune.export import Select, export_onnx
-from glprune.job import (
-    Job,
-    caller,
-    continued,
-    everything,
-    first_rows,
-    narrowing,
-    prepare,
-    validate,
-)
+from glprune.events import Event, Listener, Stage, silent
+from glprune.job import Job, everything, first_rows, narrowing, prepare
 from glprune.measure import EXPORT_TOLERANCE, OnnxFile, latency, macs, parameters, predict
-from glprune.objective import Objective
-from glprune.path import Point, RegularisationPath, choose, choose_hidden
-from glprune.proof import difference
 from glprune.rebuilt import Rebuild
 from glprune.recipe import Recipe, load_recipe
-from glprune.removal import Removed, followed_by, remove
+from glprune.removal import Removed
 from glprune.render import render_html
-from glprune.report import Agreement, DropCosts, Metric, PathStage, Report, Size, Stability
+from glprune.report import Agreement, DropCosts, Metric, Report, Size, Stability
 from glprune.resampling import check_rows, measure_stability
 from glprune.scaling import Scaled
+from glprune.search import search
+from glprune.shipping import file_columns, on_test_rows, write_onnx, write_shipped
 from glprune.summary import (
-    Chosen,
     Measured,
     Outcome,
     dtype_name,
     kept_fields,
     make_report,
     output_meaning,
-    path_record,
     shipped_inputs,
 )
 from glprune.task import HIGHER_IS_BETTER, METRICS, explained
-from glprune.train import RefitResult, refit
-from glprune.units import Inputs, Kind
+from glprune.train import RefitResult
 from glprune.workers import Workers, available_cores
 
 LATENCY_BATCHES = (1, 256)
@@ -104,7 +90,7 @@ def run(
         ModelError: The model file, its factory or its architecture cannot be used, or the exported
             file does not compute what the network does.
         DataError: The data cannot be used.
-        TargetError: No point of the path meets the target.
+        TargetError: No network meets the target.
         UsageError: The output folder is taken or cannot be written.
     """
     rules = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
@@ -114,19 +100,19 @@ def run(
     with _reproducible(rules.seed), bundles.staged(folder, overwrite) as stage:
         job = prepare(rules, Path(model), trust_pickle, clock)
         check_rows(job)
-        chosen = _prune_inputs(job, clock)
-        if rules.target.max_hidden is not None and not rules.target.hidden_alone:
-            chosen = _prune_hidden(job, chosen, rules.target.max_hidden, clock)
+        chosen = search(job, clock)
         removed, fitted = chosen.removed, chosen.fitted
         clock(Stage("export", "writing the network as ONNX"))
         exporter = _export(job, removed, fitted, stage)
         clock(Stage("measure", "running the ONNX files on the test split"))
         measured = _measure(job, removed, fitted, exporter, stage)
         _write_plan(job, removed, fitted, stage)
+        baselines = measure_baselines(job, chosen, stage, clock)
         rebuild = Rebuild.of(job, Path(model), trust_pickle, removed, fitted.network)
         stability, costs = _firmness(job, removed, rebuild, stage, clock)
         clock(Stage("report", "writing the report"))
-        report = make_report(Outcome(job, chosen, measured, stability, costs, stage, clock.seconds))
+        outcome = Outcome(job, chosen, measured, baselines, stability, costs, stage, clock.seconds)
+        report = make_report(outcome)
         bundles.write_json(stage / bundles.REPORT, report.model_dump(mode="json", by_alias=True))
         (stage / bundles.PAGE).write_text(render_html(report), encoding="utf-8")
     return Result(folder, report)
@@ -167,111 +153,12 @@ def _reproducible(seed: int) -> Iterator[None]:
             torch.use_deterministic_algorithms(was)
 
 
-def _prune_inputs(job: Job, listener: Listener) -> Chosen:
-    """The path that chooses the input fields, and the slim network at the chosen point."""
-    recipe = job.recipe
-    staged = recipe.target.max_hidden is not None and not recipe.target.hidden_alone
-    reference = validate(job, job.network, everything)
-    listener(Stage("path", "training along growing lambda"))
-    path = _path(job, "inputs", ("input",) if staged else ("input", "hidden"), listener)
-
-    def after_refit(point: Point) -> float:
-        return _refit(job, _remove(job, point))[1]
-
-    selected = choose(path, recipe.target, reference, after_refit)
-    removed, fitted, metric = _slim(job, selected, listener)
-    return Chosen(path.points, selected, [], None, reference, removed, fitted, metric)
-
-
-def _prune_hidden(job: Job, chosen: Chosen, limit: int, listener: Listener) -> Chosen:
-    """A second path over hidden units alone, on the network the first one left."""
-    after = continued(job, chosen.fitted.network, chosen.removed.columns)
-    listener(Stage("hidden path", "training along growing lambda, hidden units"))
-    path = _path(after, "hidden", ("hidden",), listener)
-    selected = choose_hidden(path, limit)
-    removed, fitted, metric = _slim(after, selected, listener)
-    return replace(
-        chosen,
-        hidden_points=path.points,
-        hidden_selected=selected,
-        removed=followed_by(chosen.removed, removed),
-        fitted=fitted,
-        refit_metric=metric,
-    )
-
-
-def _path(job: Job, stage: PathStage, kinds: tuple[Kind, ...], listener: Listener) -> RegularisationPath:
-    recipe = job.recipe
-    network = copy.deepcopy(job.network)
-    objective = Objective(network, job.task, job.data.train, job.penalised(kinds), recipe.train.bound)
-
-    def done(point: Point) -> None:
-        listener(PointDone(len(path.points), recipe.train.points, path_record(point, stage)))
-
-    def measure() -> float:
-        return validate(job, network, everything)
-
-    path = RegularisationPath(objective, job.groups, recipe.train, recipe.seed, measure, done)
-    return path
-
-
-def _slim(job: Job, point: Point, listener: Listener) -> tuple[Removed, RefitResult, float]:
-    listener(Stage("remove", "cutting zero groups, comparing outputs at every cut"))
-    removed = _remove(job, point)
-    listener(Stage("refit", "training the slim network without penalty"))
-    return removed, *_refit(job, removed)
-
-
-def _remove(job: Job, point: Point) -> Removed:
-    zeroed = copy.deepcopy(job.network)
-    zeroed.load_state_dict(point.state)
-    return remove(zeroed, job.groups, job.probe, job.axes)
-
-
-def _refit(job: Job, removed: Removed) -> tuple[RefitResult, float]:
-    narrow = narrowing(removed.columns, job.axes)
-    start = removed.network
-    if job.recipe.refit.start == "trained" and job.recipe.refit.epochs:
-        start = copy.deepcopy(job.network)
-        removed.surgery.apply_(start)
-    result = refit(
-        start,
-        narrow,
-        job.task,
-        job.data.train,
-        job.data.valid,
-        job.recipe.refit,
-        job.recipe.seed,
-        teacher=job.network,
-        metric=job.metric,
-    )
-    return result, validate(job, result.network, narrow)
-
-
 def _export(job: Job, removed: Removed, fitted: RefitResult, folder: Path) -> str:
     """Write the original, the zeroed slim and the shipped network; return the last one's exporter."""
     full = first_rows(job.data.test, 4)
-    slim = narrowing(removed.columns, job.axes)(full)
-    spec = job.recipe.export
-
-    def write(network: nn.Module, example: Inputs, name: str, metadata: dict[str, str]) -> str:
-        names, path = job.input_names, folder / name
-        outputs = job.outputs.names
-        return export_onnx(
-            network, example, names, outputs, path, opset=spec.opset, metadata=metadata, dynamic=spec.dynamic
-        )
-
-    write(job.network, full, _ORIGINAL, {})
-    write(removed.network, slim, _ZEROED, {})
-    shipped = _shipped(job, removed, fitted.network)
-    example = full if isinstance(shipped, Select) else slim
-    return write(shipped, example, bundles.ONNX, _metadata(job, removed))
-
-
-def _shipped(job: Job, removed: Removed, network: nn.Module) -> nn.Module:
-    if job.recipe.export.signature == "original":
-        return Select(network, removed.columns, job.axes).eval()
-    return network
+    write_onnx(job, job.network, full, folder / _ORIGINAL, {})
+    write_onnx(job, removed.network, narrowing(removed.columns, job.axes)(full), folder / _ZEROED, {})
+    return write_shipped(job, removed, fitted.network, folder / bundles.ONNX, _metadata(job, removed))
 
 
 def _metadata(job: Job, removed: Removed) -> dict[str, str]:
@@ -296,15 +183,13 @@ def _metadata(job: Job, removed: Removed) -> dict[str, str]:
 def _measure(job: Job, removed: Removed, fitted: RefitResult, exporter: str, folder: Path) -> Measured:
     threads = torch.get_num_threads()
     slim_columns = narrowing(removed.columns, job.axes)
-    shipped_columns = everything if job.recipe.export.signature == "original" else slim_columns
+    shipped_columns = file_columns(job, removed)
     original = OnnxFile(folder / _ORIGINAL, threads)
     zeroed = OnnxFile(folder / _ZEROED, threads)
     final = OnnxFile(folder / bundles.ONNX, threads)
     before, target = predict(original, job.data.test, everything)
     between, _ = predict(zeroed, job.data.test, slim_columns)
-    after, _ = predict(final, job.data.test, shipped_columns)
-    torch_after, _ = predict(caller(fitted.network), job.data.test, slim_columns)
-    gap = difference(torch_after, after)
+    after, _, gap = on_test_rows(job, removed, fitted.network, final)
     if not gap <= EXPORT_TOLERANCE:
         raise ModelError(
             f"ONNX Runtime and PyTorch differ by {gap:.1e} on the test split (limit {EXPORT_TOLERANCE:.0e}); "

@@ -30,6 +30,7 @@ _STYLE: Any = {
     "text.color": INK,
 }
 _MANY = 40
+_VERTICES = 15_000  # above, lines go from one chosen point to the next
 
 
 def norm_bars(features: Sequence[Feature]) -> str:
@@ -47,48 +48,55 @@ def norm_bars(features: Sequence[Feature]) -> str:
         return _svg(figure)
 
 
-def path_lines(points: Sequence[PathPoint], features: Sequence[Feature], selected: float) -> str:
-    """Group norm of every field against lambda; the selected lambda is marked."""
+def path_lines(points: Sequence[PathPoint], features: Sequence[Feature]) -> str:
+    """Group norm of every field along the path; selected points are marked."""
     with rc_context(_STYLE):
         figure = Figure(figsize=(7.2, 3.6))
         axes = figure.add_subplot()
         many = len(features) > _MANY
-        lams = [p.lam for p in points]
+        thin = len(features) * len(points) > _VERTICES
+        drawn = [
+            (x, p.norms)
+            for x, p in zip(_places(points), points, strict=True)
+            if p.norms and (p.selected or not thin)
+        ]
         for number, feature in enumerate(features):
             kept = feature.status == "kept"
             axes.plot(
-                lams,
-                [_round(p.norms[number]) for p in points],
+                [x for x, _ in drawn],
+                [_round(norms[number]) for _, norms in drawn],
                 color=KEPT if kept else REMOVED,
                 linewidth=0.4 if many else 1.2,
                 alpha=0.5 if many else 0.9,
                 zorder=2 if kept else 1,
-                marker="o" if len(points) == 1 else None,
+                marker="o" if len(drawn) == 1 else None,
             )
         axes.plot([], [], color=KEPT, label="kept")
         axes.plot([], [], color=REMOVED, label="removed")
-        _finish(axes, lams, selected)
+        _finish(axes, points)
         axes.set_ylabel("group norm")
         axes.set_ylim(bottom=0)
         axes.legend(frameon=False, loc="upper right")
         return _svg(figure)
 
 
-def path_metric(points: Sequence[PathPoint], selected: float, metric: str, reference: float) -> str:
-    """Fields left and the validation metric against lambda, with refits as diamonds."""
+def path_metric(points: Sequence[PathPoint], metric: str, reference: float) -> str:
+    """Fields left and the validation metric along the path, with refits as diamonds."""
     with rc_context(_STYLE):
         figure = Figure(figsize=(7.2, 3.0))
         axes = figure.add_subplot()
-        lams = [p.lam for p in points]
-        axes.plot(lams, [p.fields for p in points], color="#8a9097", drawstyle="steps-post", linewidth=1.4)
+        places = _places(points)
+        axes.plot(places, [p.fields for p in points], color="#8a9097", drawstyle="steps-post", linewidth=1.4)
         axes.set_ylabel("fields left (grey)")
         axes.set_ylim(bottom=0)
         other = axes.twinx()
-        other.plot(lams, [p.metric for p in points], color=KEPT, marker=".", linewidth=1.2)
-        refitted = [p for p in points if p.refit_metric is not None]
+        other.plot(places, [p.metric for p in points], color=KEPT, marker=".", linewidth=1.2)
+        refitted = [
+            (x, p.refit_metric) for x, p in zip(places, points, strict=True) if p.refit_metric is not None
+        ]
         other.plot(
-            [p.lam for p in refitted],
-            [p.refit_metric or 0.0 for p in refitted],
+            [x for x, _ in refitted],
+            [y for _, y in refitted],
             linestyle="none",
             marker="D",
             color=REMOVED,
@@ -97,27 +105,44 @@ def path_metric(points: Sequence[PathPoint], selected: float, metric: str, refer
         other.axhline(reference, color=KEPT, linewidth=0.8, linestyle=":")
         other.set_ylabel(f"{metric} (blue; refitted: orange)")
         other.spines["right"].set_visible(True)
-        _finish(axes, lams, selected)
+        _finish(axes, points)
         return _svg(figure)
 
 
-def _finish(axes: Axes, lams: Sequence[float], selected: float) -> None:
+def _places(points: Sequence[PathPoint]) -> list[float]:
+    """Where points stand on the axis: at their lambda, or one after another over several stages."""
+    if len({p.stage for p in points}) > 1:
+        return [float(n) for n in range(1, len(points) + 1)]
+    return [p.lam for p in points]
+
+
+def _finish(axes: Axes, points: Sequence[PathPoint]) -> None:
+    places = _places(points)
+    selected = [(x, p) for x, p in zip(places, points, strict=True) if p.selected]
+    if len({p.stage for p in points}) > 1:
+        axes.set_xlabel("points, stage after stage; lambda grows within each (dashed: a stage's choice)")
+    else:
+        _scale(axes, places)
+        axes.set_xlabel("lambda (strength of the penalty)")
+    for x, point in selected:
+        axes.axvline(x, color=INK, linewidth=0.7, linestyle="--", alpha=0.8)
+        axes.annotate(
+            f" {point.lam:.2g}",
+            (x, 1.0),
+            xycoords=("data", "axes fraction"),
+            va="bottom",
+            ha="center",
+            fontsize=7,
+            annotation_clip=False,
+        )
+
+
+def _scale(axes: Axes, lams: Sequence[float]) -> None:
     if len(lams) > 1 and max(lams) > 0:
         if min(lams) > 0:
             axes.set_xscale("log")
         else:
             axes.set_xscale("symlog", linthresh=min(v for v in lams if v > 0))
-    axes.axvline(selected, color=INK, linewidth=0.9, linestyle="--")
-    axes.annotate(
-        f" selected {selected:.3g}",
-        (selected, 1.0),
-        xycoords=("data", "axes fraction"),
-        va="bottom",
-        ha="center",
-        fontsize=8,
-        annotation_clip=False,
-    )
-    axes.set_xlabel("lambda (strength of the penalty)")
 
 
 def _svg(figure: Figure) -> str:

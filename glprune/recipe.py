@@ -47,6 +47,7 @@ Positive = Annotated[float, Field(gt=0)]
 Names = Text | Annotated[list[Text], Field(min_length=1)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*$")]
 AxisNumber = Annotated[str, StringConstraints(pattern=r"^-?\d+$")]
+Budget = Annotated[str, StringConstraints(pattern=r"^(100|\d{1,2})(\.\d+)?\s?%$")] | Positive
 BatchSize = Annotated[int, Field(ge=1)] | Literal["all"]
 
 
@@ -222,7 +223,23 @@ class HiddenStrength(Strength):
 
 
 class PenaltySpec(Section):
-    """Which groups are penalised."""
+    """Which groups are penalised, and how."""
+
+    kind: Literal["group_lasso", "sparse_group_lasso", "group_mcp"] = Field(
+        "group_lasso",
+        description="group_lasso: whole groups; sparse_group_lasso: single weights within the groups too; "
+        "group_mcp: whole groups with less shrinkage of those that stay (minimax concave penalty).",
+    )
+    within: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="sparse_group_lasso: share of the L1 term on single weights; default 0.05.",
+    )
+    concavity: Annotated[float, Field(gt=1)] | None = Field(
+        None,
+        description="group_mcp: a group whose norm is this many times its trained one is not penalised "
+        "further; at its trained norm it feels 1 - 1/concavity of the pull. Large is the group LASSO; "
+        "default 1.2.",
+    )
 
     inputs: Strength | None = Field(
         default_factory=Strength, description="Input fields; null leaves them alone."
@@ -233,6 +250,35 @@ class PenaltySpec(Section):
         description="size: weight_g = strength * sqrt(size of the group); adaptive: that over the root mean "
         "square of the group's trained weights, so that weak groups go first (adaptive group LASSO).",
     )
+
+    balance: Annotated[list[Positive], Field(min_length=1)] = Field(
+        default_factory=lambda: [0.3, 1.0, 3.0],
+        description="Where inputs and hidden units share one budget: factors on the strength of inputs, all "
+        "tried in every stage; the best on the validation split goes on.",
+    )
+
+    @property
+    def balances(self) -> tuple[float, ...]:
+        """The balances to try."""
+        return tuple(self.balance)
+
+    @property
+    def l1_share(self) -> float:
+        """The share of the L1 term of the sparse group LASSO."""
+        return 0.05 if self.within is None else self.within
+
+    @property
+    def knot(self) -> float:
+        """Where the group MCP ends, in trained norms."""
+        return 1.2 if self.concavity is None else self.concavity
+
+    @model_validator(mode="after")
+    def _constants_are_of_the_kind(self) -> PenaltySpec:
+        if self.within is not None and self.kind != "sparse_group_lasso":
+            raise ValueError("within belongs to kind: sparse_group_lasso; remove it")
+        if self.concavity is not None and self.kind != "group_mcp":
+            raise ValueError("concavity belongs to kind: group_mcp; remove it")
+        return self
 
     @model_validator(mode="after")
     def _something_is_penalised(self) -> PenaltySpec:
@@ -254,37 +300,57 @@ class MaxDrop(Section):
 
 
 class TargetSpec(Section):
-    """Which point of the path is shipped: exactly one of the first three keys, or ``max_hidden`` alone.
+    """What the smallest network is to satisfy: one key, or ``max_hidden`` beside one of the first three.
 
-    With ``max_hidden`` beside one of them the hidden units are left out of that path and get a
-    second one, on the refitted slim network.
+    With ``max_hidden`` beside another key the hidden units are left out of those paths and get
+    their own, on the refitted slim network.
     """
 
     max_features: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Keep at most this many fields."
     )
-    max_drop: MaxDrop | None = Field(None, description="The sparsest point that loses no more than this.")
+    max_drop: MaxDrop | None = Field(None, description="The smallest network that loses no more than this.")
     lam: Annotated[float, Field(ge=0)] | None = Field(
         None, alias="lambda", description="Exactly this strength of the penalty."
     )
-
+    parameters: Budget | None = Field(
+        None, description="At most so many parameters, or a share of them such as 30%."
+    )
+    macs: Budget | None = Field(
+        None, description="At most so many multiply-accumulates for one row, or a share of them."
+    )
+    latency: Budget | None = Field(
+        None,
+        description="At most so many milliseconds, or a share of the original's, measured on the ONNX files "
+        "by ONNX Runtime on this machine.",
+    )
+    batch: Annotated[int, Field(ge=1)] = Field(1, description="Rows of one call, for latency.")
     max_hidden: Annotated[int, Field(ge=1)] | None = Field(
         None,
-        description="Keep at most this many hidden units. Beside one of the above: by a second path over "
-        "them alone, after the inputs were chosen and the network refitted.",
+        description="Keep at most this many hidden units. Beside one of the first three: by paths of their "
+        "own, after the inputs were chosen and the network refitted.",
     )
 
     @model_validator(mode="after")
     def _one_target(self) -> TargetSpec:
-        given = sum(v is not None for v in (self.max_features, self.max_drop, self.lam))
+        budgets = [k for k in ("parameters", "macs", "latency") if getattr(self, k) is not None]
+        given = len(budgets) + sum(v is not None for v in (self.max_features, self.max_drop, self.lam))
         if given > 1 or (given == 0 and self.max_hidden is None):
-            raise ValueError("give exactly one of max_features, max_drop or lambda, or max_hidden alone")
+            raise ValueError(
+                "give exactly one of max_features, max_drop, lambda, parameters, macs or latency, or "
+                "max_hidden alone"
+            )
+        if budgets and self.max_hidden is not None:
+            raise ValueError(f"max_hidden contradicts {budgets[0]}, which counts hidden units too; keep one")
+        if self.batch != 1 and self.latency is None:
+            raise ValueError("batch belongs to latency; remove it")
         return self
 
     @property
     def hidden_alone(self) -> bool:
         """Whether ``max_hidden`` is the only target."""
-        return self.max_features is None and self.max_drop is None and self.lam is None
+        others = (self.max_features, self.max_drop, self.lam, self.parameters, self.macs, self.latency)
+        return all(value is None for value in others)
 
 
 class TrainSpec(Section):
@@ -296,13 +362,29 @@ class TrainSpec(Section):
         None, description="Momentum of sgd; default 0.9."
     )
     batch_size: BatchSize = Field(128, description="Rows of one step, or all.")
-    epochs: Annotated[int, Field(ge=0)] = Field(10, description="Epochs at each lambda.")
-    points: Annotated[int, Field(ge=2)] = Field(30, description="Lambdas up to lambda_max.")
+    epochs: Annotated[int, Field(ge=0)] = Field(
+        5,
+        description="Epochs at each lambda, at most; one of fewer than 20 steps goes over the rows again.",
+    )
+    tolerance: Annotated[float, Field(ge=0, lt=1)] = Field(
+        1e-3,
+        description="A point ends early where an epoch removed no group and lowered the objective by less "
+        "than this share; 0: never.",
+    )
+    stages: Annotated[int, Field(ge=1)] = Field(
+        8,
+        description="Paths one after another, each a step of the way to the target: between two of them the "
+        "zero groups are cut, the rest is refitted without penalty and weighted anew. 1: one path.",
+    )
+    between: Annotated[int, Field(ge=0)] = Field(
+        5, description="Epochs of the refit between two stages, at most."
+    )
+    points: Annotated[int, Field(ge=2)] = Field(5, description="Lambdas up to lambda_max, in each stage.")
     lambda_min_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
         1e-2, description="First lambda of the grid over lambda_max."
     )
     polish: Annotated[int, Field(ge=0)] = Field(
-        20, description="Full-batch accelerated proximal steps that close each point."
+        20, description="Full-batch accelerated proximal steps that close each selected point."
     )
     bound: bool = Field(
         True, description="Hold weights outside every group inside the ball of their trained norm."
@@ -321,10 +403,10 @@ class RefitSpec(Section):
     """The training without penalty on the slim network."""
 
     epochs: Annotated[int, Field(ge=0)] = Field(100, description="At most; 0 skips the refit.")
-    start: Literal["trained", "path"] = Field(
-        "trained",
-        description="Weights to start from: the trained network's on the kept units, or the shrunken "
-        "ones of the path.",
+    start: Literal["best", "trained", "path"] = Field(
+        "best",
+        description="Weights to start from: the trained network's on the kept units, the shrunken ones of "
+        "the path, or the one of both that ends better on the validation split.",
     )
     lr: Positive = Field(1e-3, description="Step size of AdamW.")
     batch_size: BatchSize = Field(128, description="Rows of one step, or all.")
@@ -365,19 +447,20 @@ class ExportSpec(Section):
 
 
 class StabilitySpec(Section):
-    """How firm the choice of fields is: the path again on random parts of the training rows."""
+    """How firm the choice of fields is: the search again on random parts of the training rows."""
 
     resamples: Annotated[int, Field(ge=0)] = Field(
         50,
-        description="Random parts of the training rows; each gets a path until it keeps as few fields as the "
-        "shipped model. Halves come in complementary pairs, so their number is even. 0: drop costs alone.",
+        description="Random parts of the training rows; on each the search goes on until it keeps as few "
+        "fields as the shipped model. Halves come in complementary pairs, so their number is even. 0: drop "
+        "costs alone.",
     )
     share: Annotated[float, Field(gt=0, le=1)] = Field(
         0.5, description="Share of the training rows in a resample, drawn without replacement, by class."
     )
     seeds: Literal["own", "recipe"] = Field(
         "own",
-        description="own: each path shuffles by a seed of its own; recipe: all by the recipe's, so that "
+        description="own: each search shuffles by a seed of its own; recipe: all by the recipe's, so that "
         "their rows alone differ.",
     )
     threshold: Annotated[float, Field(gt=0.5, le=1)] = Field(
@@ -405,7 +488,7 @@ class StabilitySpec(Section):
                 f"{self.resamples + 1}"
             )
         if self.share == 1 and self.seeds == "recipe" and self.resamples:
-            raise ValueError("share: 1 with seeds: recipe is one path many times; set seeds: own")
+            raise ValueError("share: 1 with seeds: recipe is one search many times; set seeds: own")
         return self
 
 
@@ -414,6 +497,11 @@ class ReportSpec(Section):
 
     title: Text | None = Field(None, description="Heading; default the recipe's file name.")
     purpose: str = Field("", description="What the model is used for.")
+    baselines: bool = Field(
+        False,
+        description="Measure what simpler selections of the same size give (random ones, the largest "
+        "weights, permutation importance), each cut, refitted and run as an ONNX file.",
+    )
 
 
 class Recipe(Section):

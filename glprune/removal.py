@@ -109,6 +109,38 @@ def followed_by(first: Removed, second: Removed) -> Removed:
     )
 
 
+def shaped(
+    network: nn.Module,
+    groups: Sequence[GroupSet],
+    alive: Sequence[Tensor],
+    inputs: Inputs,
+    axes: Sequence[int | None],
+) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """The network a removal would give, uncertified, to measure its shape.
+
+    Args:
+        network: The dense network; it is copied.
+        groups: Proved group sets.
+        alive: For each set, which of its groups are left, bool, shape (n_groups,).
+        inputs: Rows of the dense network.
+        axes: The feature axis of each input; None where it has none.
+
+    Returns:
+        The network, and the kept positions of every input's feature axis.
+    """
+    marks = {g.name: a for g, a in zip(groups, alive, strict=True)}
+    columns, choices = list(all_columns(inputs, axes)), []
+    for family in _families(groups):
+        keeps = [_keep(~marks[g.name][g.group]) for g in family]
+        for g, keep in zip(family, _equal_widths(keeps, [g.units.count for g in family]), strict=True):
+            choices.append((g.units, keep))
+            if g.units.source is not None:
+                columns[g.units.source] = keep
+    slim = copy.deepcopy(network)
+    plan(network, choices, inputs, axes).apply_(slim)
+    return slim, tuple(columns)
+
+
 def _families(groups: Sequence[GroupSet]) -> list[list[GroupSet]]:
     """Sets that one module holds under one width, together; every other set alone."""
     families: dict[str, list[GroupSet]] = {}

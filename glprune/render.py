@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from glprune import plots
-from glprune.report import DropCost, DropCosts, Feature, Metric, Report, Stability
+from glprune.report import (
+    Baseline,
+    Baselines,
+    DropCost,
+    DropCosts,
+    Feature,
+    Metric,
+    PenaltyFacts,
+    Report,
+    Spread,
+    Stability,
+)
 
 _MANY = 30
 _LABELS = {
@@ -23,6 +34,7 @@ _LABELS = {
     "mae": "Mean absolute error",
     "cosine": "Cosine similarity",
 }
+_WAYS = {"random": "random selection", "magnitude": "magnitude", "permutation": "permutation importance"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,31 @@ class _Change:
     before: str
     after: str
     change: str
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One line of the comparison of selections, its figures written out.
+
+    Attributes:
+        label: The way to select, in words.
+        shipped: Whether it is the shipped one.
+        fields: Fields it has in common with the shipped model.
+        units: Hidden units it has in common with the shipped model.
+        test: Every metric on the test split.
+        valid: The selection metric on the validation split.
+        gained: Fields it keeps and the shipped model does not; None over several selections.
+        lost: Fields the shipped model keeps and it does not.
+    """
+
+    label: str
+    shipped: bool
+    fields: str
+    units: str
+    test: tuple[str, ...]
+    valid: str
+    gained: list[str] | None
+    lost: list[str] | None
 
 
 def render_html(report: Report) -> str:
@@ -49,6 +86,7 @@ def render_html(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "tiny": tiny, "thousands": thousands, "metric_label": label}
+    environment.filters["metric_inline"] = inline
     return environment.get_template("report.html.j2").render(r=report, **_view(report))
 
 
@@ -74,6 +112,12 @@ def label(metric: str) -> str:
     return _LABELS.get(metric, metric)
 
 
+def inline(metric: str) -> str:
+    """The written name of a metric within a sentence: words in small letters, abbreviations as they are."""
+    name = label(metric)
+    return name[:1].lower() + name[1:] if name[1:].islower() else name
+
+
 def headline(report: Report) -> list[str]:
     """The findings in sentences: what is gone, what it cost, what it brought."""
     removed = [f for f in report.features if f.status == "removed"]
@@ -88,6 +132,8 @@ def headline(report: Report) -> list[str]:
         f"{units}The file holds {size.parameters_after:,} parameters instead of {size.parameters_before:,} "
         f"({_share(size.parameters_after, size.parameters_before)})."
     )
+    if report.baselines is not None:
+        sentences.append(_baselines_sentence(report.baselines, main))
     if report.stability is not None:
         sentences.append(_stability_sentence(report.stability, report.features))
     sentences.append(" ".join(_speed_sentence(time.batch, time.speedup) for time in report.latency))
@@ -139,6 +185,103 @@ def _speed_sentence(batch: int, speedup: float) -> str:
     return f"At batch {batch} it is slower: {speedup:.2f} times the original's speed."
 
 
+def penalty_sentence(penalty: PenaltyFacts) -> str:
+    """What the penalty does, in words."""
+    what = {
+        "group_lasso": "a group LASSO penalty, which pulls whole groups to zero",
+        "sparse_group_lasso": "a sparse group LASSO penalty, which pulls whole groups to zero and, with "
+        f"{100 * (penalty.within or 0):.3g} % of its strength, single weights of those that stay",
+        "group_mcp": "a group MCP penalty, which pulls whole groups to zero and lets go of a group "
+        f"whose norm is {penalty.concavity or 0:.3g} times its trained one",
+    }[penalty.kind]
+    weak = ", pulling at groups that were weak in the trained network more" * (penalty.weights == "adaptive")
+    return f"The network was trained on with {what}{weak}"
+
+
+def _baselines_sentence(baselines: Baselines, metric: Metric) -> str:
+    """What the simpler selections gave on the test split, whoever was better."""
+    if not baselines.results:
+        return " ".join(["No simpler selection was compared.", *baselines.notes])
+    verdicts: dict[str, list[str]] = {"better than": [], "equal to": [], "worse than": []}
+    for result in baselines.results:
+        found = next(s for s in result.test if s.name == metric.name)
+        verdicts[_verdict(metric, found.mean)].append(
+            f"{_WAYS[result.name]} ({_figure(found, len(result.runs))})"
+        )
+    said = [f"{verdict} {_joined(names)}" for verdict, names in verdicts.items() if names]
+    size = "the same size" if _alike(baselines) else "nearly the same size"
+    return (
+        f"Against simpler selections of {size}, refitted and measured alike, the shipped model's "
+        f"{inline(metric.name)} of {metric.final:.4f} is {_joined(said)}; no interval was computed."
+    )
+
+
+def _alike(baselines: Baselines) -> bool:
+    size = baselines.fields, baselines.hidden
+    return all((len(run.kept), run.hidden) == size for result in baselines.results for run in result.runs)
+
+
+def _verdict(metric: Metric, other: float) -> str:
+    """How the shipped file compares, to the digits that are shown."""
+    gap = round(metric.final, 4) - round(other, 4)
+    if gap == 0:
+        return "equal to"
+    return "better than" if (gap > 0) == metric.higher_is_better else "worse than"
+
+
+def _figure(found: Spread, runs: int) -> str:
+    if found.std is None:
+        return f"{found.mean:.4f}"
+    return f"{found.mean:.4f} in the mean of {runs}, standard deviation {found.std:.4f}"
+
+
+def _joined(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def compared(report: Report) -> list[Compared]:
+    """The shipped selection and the simpler ones beside it; none where none was measured."""
+    baselines = report.baselines
+    if baselines is None or not baselines.results:
+        return []
+    kept = [f.name for f in report.features if f.status == "kept"]
+    own = Compared(
+        label="group LASSO, shipped",
+        shipped=True,
+        fields=f"{baselines.fields:,}",
+        units=f"{baselines.hidden:,}",
+        test=tuple(f"{m.final:.4f}" for m in report.performance),
+        valid=f"{baselines.valid:.4f}",
+        gained=None,
+        lost=None,
+    )
+    return [own, *(row for result in reversed(baselines.results) for row in _compared(result, kept))]
+
+
+def _compared(result: Baseline, kept: Sequence[str]) -> list[Compared]:
+    """One row for a single selection; a mean and its standard deviation for several."""
+    runs, single = result.runs, result.runs[0] if len(result.runs) == 1 else None
+    figures = [*result.test, result.valid]
+    *test, valid = (f"{spread.mean:.4f}" for spread in figures)
+    row = Compared(
+        label=_WAYS[result.name] + ("" if single else f", mean of {len(runs)}"),
+        shipped=False,
+        fields=_mean_count([run.common for run in runs]),
+        units=_mean_count([run.common_hidden for run in runs]),
+        test=tuple(test),
+        valid=valid,
+        gained=[name for name in single.kept if name not in kept] if single else None,
+        lost=[name for name in kept if name not in single.kept] if single else None,
+    )
+    *test, valid = ("" if spread.std is None else f"{spread.std:.4f}" for spread in figures)
+    deviation = replace(row, label="standard deviation", fields="", units="", test=tuple(test), valid=valid)
+    return [row] if single else [row, deviation]
+
+
+def _mean_count(counts: Sequence[int]) -> str:
+    return f"{counts[0]:,}" if len(counts) == 1 else f"{sum(counts) / len(counts):,.1f}"
+
+
 def _stability_sentence(stability: Stability, features: Sequence[Feature]) -> str:
     kept = [f.kept_share for f in features if f.status == "kept" and f.kept_share is not None]
     firm = sum(share >= stability.threshold for share in kept)
@@ -169,7 +312,6 @@ def _share(after: int, before: int) -> str:
 def _view(report: Report) -> dict[str, Any]:
     kept = sorted((f for f in report.features if f.status == "kept"), key=lambda f: -(f.norm_final or 0.0))
     selection = report.selection
-    path = [p for p in report.path if p.stage == "inputs"]
     return {
         "headline": headline(report),
         "removed": [f for f in report.features if f.status == "removed"],
@@ -177,15 +319,14 @@ def _view(report: Report) -> dict[str, Any]:
         "many": _MANY,
         "size_rows": _size_rows(report),
         "bars": Markup(plots.norm_bars(kept[:_MANY])),
-        "lines": Markup(plots.path_lines(path, report.features, selection.lam)),
-        "metric_plot": Markup(
-            plots.path_metric(path, selection.lam, label(selection.metric), selection.reference)
-        ),
-        "input_path": path,
-        "hidden_path": [p for p in report.path if p.stage == "hidden"],
+        "lines": Markup(plots.path_lines(report.path, report.features)),
+        "metric_plot": Markup(plots.path_metric(report.path, label(selection.metric), selection.reference)),
+        "paths": [(s, [p for p in report.path if p.stage == s.number]) for s in report.stages],
+        "penalty": penalty_sentence(report.penalty),
         "main": main_metric(report),
         "part_of_rows": part_of_rows(report.stability) if report.stability else "",
         "drop_rows": _drop_rows(report.drop_costs) if report.drop_costs else [],
+        "compared": compared(report),
         "mac_ratio": report.size.macs_before / max(1, report.size.macs_after),
     }
 

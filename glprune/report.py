@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-PathStage = Literal["inputs", "hidden"]
+GroupKind = Literal["input", "hidden"]
 DType = Literal["float32", "int64", "bool"]
 
 
@@ -73,11 +73,18 @@ class Feature(Record):
     columns: list[str]
     status: Literal["kept", "removed"]
     group_size: int = Field(description="number of weights leaving the field")
-    penalty_weight: float = Field(description="multiplies lambda, as penalty.weights says")
+    penalty_weight: float = Field(
+        description="multiplies lambda, as penalty.weights says; in the last stage that had the field"
+    )
     norm_original: float = Field(description="L2 norm of the group in the trained network")
-    norm_selected: float = Field(description="L2 norm at the selected point of the path; 0 if removed")
+    norm_selected: float = Field(
+        description="L2 norm at the selected point of the last path over inputs; 0 if removed"
+    )
     norm_final: float | None = Field(description="L2 norm in the shipped network; null if removed")
-    lambda_exit: float | None = Field(description="first lambda at which the group was exactly zero")
+    lambda_exit: float | None = Field(
+        description="first lambda of the stage that removed it at which the group was exactly zero"
+    )
+    stage_exit: int | None = Field(description="number of the stage that removed it")
     input: str = Field(description="the network's input it belongs to")
     input_columns: list[int] | None = Field(description="columns of that input as shipped; null if removed")
     kept_in: int | None = Field(
@@ -97,13 +104,25 @@ class HiddenLayer(Record):
     refused: str | None = Field(description="operation that forbids cutting these units, or null")
 
 
+class PenaltyFacts(Record):
+    """The penalty of the path, every default written out."""
+
+    kind: Literal["group_lasso", "sparse_group_lasso", "group_mcp"]
+    weights: Literal["size", "adaptive"] = Field(
+        description="of the groups: by their size, or by that over their trained norm too"
+    )
+    within: float | None = Field(
+        description="share of the L1 term on single weights, of the sparse group LASSO; null for others"
+    )
+    concavity: float | None = Field(
+        description="knot of the group MCP in multiples of a group's trained norm; null for others"
+    )
+
+
 class PathPoint(Record):
     """One lambda of the regularisation path, measured on the penalised network."""
 
-    stage: PathStage = Field(
-        description="`inputs`: the path that chose the fields (hidden units may be penalised along); "
-        "`hidden`: the second path, over hidden units alone"
-    )
+    stage: int = Field(description="number of the stage it belongs to, from 1")
     lam: float
     objective: float = Field(description="training loss + penalty at this point")
     loss: float
@@ -117,12 +136,32 @@ class PathPoint(Record):
     hidden: int = Field(description="hidden units with a non-zero group")
     metric: float = Field(description="selection metric on the validation split, before any refit")
     refit_metric: float | None = Field(description="the same after a refit, where one was made")
-    norms: list[float] = Field(description="group norm of every field, of the path's network, in their order")
-    selected: bool
+    norms: list[float] = Field(
+        description="group norm of every field in their order, 0 once removed; with more than 1,000 fields "
+        "of selected points alone, else empty"
+    )
+    selected: bool = Field(description="whether its stage chose it")
+
+
+class SearchStage(Record):
+    """One path of the search and the network it led to.
+
+    The next stage begins with that network: its zero groups are cut, the rest was refitted, and
+    every group is weighted anew.
+    """
+
+    number: int
+    penalised: list[GroupKind] = Field(description="kinds of groups under the penalty")
+    rule: str = Field(description="what its point was chosen by")
+    balance: float = Field(description="factor on the strength of input groups")
+    lam: float = Field(description="lambda of the chosen point")
+    fields: int = Field(description="input fields left")
+    hidden: int = Field(description="hidden units left, of those that can be cut")
+    metric: float = Field(description="selection metric on the validation split after the stage's refit")
 
 
 class Selection(Record):
-    """How the point was chosen."""
+    """How the shipped network was chosen."""
 
     rule: str
     lam: float
@@ -251,6 +290,48 @@ class Refit(Record):
     metric: float = Field(description="selection metric on the validation split after the refit")
 
 
+class Spread(Record):
+    """A metric over the selections of a baseline."""
+
+    name: str
+    mean: float = Field(description="the value itself where there is one selection")
+    std: float | None = Field(description="sample standard deviation; null where there is one selection")
+
+
+class BaselineRun(Record):
+    """One selection: cut from the trained network, refitted and exported as the shipped one was."""
+
+    kept: list[str] = Field(description="the fields its file reads, in the order of `features`")
+    common: int = Field(description="of them, those the shipped model keeps too")
+    hidden: int = Field(description="hidden units left")
+    common_hidden: int = Field(description="of them, those the shipped model keeps too")
+    valid: float = Field(description="selection metric on the validation split, after the refit")
+    test: dict[str, float] = Field(
+        description="every metric of the task on the test split, through ONNX Runtime"
+    )
+
+
+class Baseline(Record):
+    """A way to select, and what its selections gave."""
+
+    name: Literal["random", "magnitude", "permutation"]
+    valid: Spread = Field(description="selection metric on the validation split")
+    test: list[Spread] = Field(description="every metric on the test split, through ONNX Runtime")
+    runs: list[BaselineRun] = Field(description="one; for random selection one for each draw")
+
+
+class Baselines(Record):
+    """Simpler selections of the shipped size: as many fields of every input, as many units of every layer."""
+
+    fields: int = Field(description="fields the shipped model keeps")
+    hidden: int = Field(description="hidden units the shipped model keeps")
+    valid: float = Field(description="the shipped network's selection metric on the validation split")
+    rows: int = Field(description="rows of the test split")
+    repeats: int = Field(description="permutations of the validation rows behind each field's importance")
+    results: list[Baseline] = Field(description="empty where nothing was cut")
+    notes: list[str] = Field(description="what could not be compared, or not on equal terms, and why")
+
+
 class Interval(Record):
     """A 95 % confidence interval."""
 
@@ -259,14 +340,15 @@ class Interval(Record):
 
 
 class Resample(Record):
-    """The path on one random part of the training rows, from the same trained network."""
+    """The search on one random part of the training rows, from the same trained network."""
 
     seed: int = Field(description="seed of the shuffling")
     rows: int
-    lam: float
-    metric: float = Field(description="selection metric on the validation split, before any refit")
+    stages: int = Field(description="paths it took")
+    lam: float = Field(description="lambda its last path chose")
+    metric: float = Field(description="selection metric on the validation split, without a last refit")
     kept: str = Field(
-        pattern="^[01]+$", description="one digit for each of `features`, in order: 1 kept, 0 exactly zero"
+        pattern="^[01]+$", description="one digit for each of `features`, in order: 1 kept, 0 removed"
     )
 
 
@@ -276,7 +358,7 @@ class Stability(Record):
     share: float = Field(description="share of the training rows in a resample")
     pairs: bool = Field(description="whether two by two they are complementary halves")
     seeds: Literal["own", "recipe"]
-    limit: int = Field(description="fields a path was to keep at most: as many as the shipped model")
+    limit: int = Field(description="fields a search was to keep at most: as many as the shipped model")
     removable: str = Field(
         pattern="^[01]+$", description="one digit for each of `features`, in order: 1 can be removed"
     )
@@ -300,6 +382,7 @@ class Stability(Record):
         "else; null where it is not below `stable`, or the resamples are not halves"
     )
     resamples: list[Resample]
+    failures: list[str] = Field(description="why a search found nothing, for each that did not; not counted")
 
 
 class DropCost(Record):
@@ -340,15 +423,17 @@ class Report(Record):
     data: DataFacts
     features: list[Feature]
     hidden: list[HiddenLayer]
+    penalty: PenaltyFacts
     path: list[PathPoint]
     selection: Selection
-    hidden_selection: Selection | None = Field(description="the point of the second path, or null")
+    stages: list[SearchStage]
     stability: Stability | None = Field(None, description="of the choice of fields, if measured")
     drop_costs: DropCosts | None = Field(None, description="of each kept field, if measured")
     removal: Removal
     refit: Refit | None
     performance: list[Metric]
     agreement: list[Agreement] = Field(description="of each output, where the network has several")
+    baselines: Baselines | None = Field(None, description="of simpler selections, if measured")
     size: Size
     latency: list[Latency]
     export: Export

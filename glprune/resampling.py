@@ -1,4 +1,4 @@
-"""Stability selection: the same path on random parts of the training rows, and how often each field stays.
+"""Stability selection: the search again on random parts of the training rows, and how often each field stays.
 
 References:
     Meinshausen and Buehlmann (2010), "Stability selection", J. R. Stat. Soc. B 72(4), 417-473;
@@ -8,24 +8,23 @@ References:
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from glprune.data import Split, TensorSplit
+from glprune.data import TensorSplit
 from glprune.errors import DataError, TargetError
-from glprune.events import Listener, Note, PartDone, Stage
-from glprune.job import Job, everything, validate
-from glprune.objective import Objective
-from glprune.path import Point, RegularisationPath, choose
+from glprune.events import Listener, Note, PartDone, Stage, silent
+from glprune.job import Job
 from glprune.rebuilt import Rebuilt, in_memory
-from glprune.recipe import StabilitySpec, TargetSpec
+from glprune.recipe import Recipe, StabilitySpec, TargetSpec
 from glprune.report import Interval, Resample, Stability
+from glprune.search import search
 from glprune.stability import Supports, false_bound, jaccard, nogueira, stable
-from glprune.units import Kind
+from glprune.summary import kept_fields
 from glprune.workers import Workers
 
 _FEWEST = 10  # choices that a normal approximation can be made of
@@ -74,52 +73,74 @@ def check_rows(job: Job) -> None:
 def measure_stability(
     job: Job, spec: StabilitySpec, kept: Sequence[bool], workers: Workers[Rebuilt], listener: Listener
 ) -> Stability | None:
-    """Run the path on random parts of the training rows, in parallel, and compare the kept fields.
+    """Search again on random parts of the training rows, in parallel, and compare the kept fields.
 
     Args:
         job: The job.
         spec: What the recipe asks for.
         kept: Whether the shipped model keeps each field.
         workers: Processes that rebuild the job.
-        listener: Told every finished path.
+        listener: Told every finished search.
 
     Returns:
         The record; None where no resample is asked for, or no field was removed.
 
     Raises:
-        GlpruneError: Whatever went wrong on a part.
+        TargetError: Fewer than two searches found a network.
+        GlpruneError: Whatever else went wrong on a part.
     """
     if spec.resamples == 0:
         return None
     if all(kept):
         listener(Note("No field was removed, so there is no choice whose stability could be measured."))
         return None
-    listener(Stage("stability", f"the path again on {spec.resamples} random parts of the training rows"))
-    parts = workers.map(
-        functools.partial(_solve_part, sum(kept)),
+    listener(Stage("stability", f"searching again on {spec.resamples} random parts of the training rows"))
+    found = workers.map(
+        functools.partial(_search_part, sum(kept)),
         range(spec.resamples),
         lambda done: listener(PartDone("resamples", done, spec.resamples)),
     )
-    return _record(spec, sum(kept), _removable(job), parts)
+    parts = [part for part in found if isinstance(part, Resample)]
+    failures = [reason for reason in found if isinstance(reason, str)]
+    if len(parts) < 2:
+        raise TargetError(f"stability: {len(failures)} of {spec.resamples} resamples failed: {failures[0]}")
+    return _record(spec, sum(kept), _removable(job), parts, failures)
 
 
-def kept_counts(record: Stability) -> list[int | None]:
-    """In how many parts each field was kept; None for those that cannot be removed."""
-    matrix = np.array([[digit == "1" for digit in part.kept] for part in record.resamples])
-    removable = [digit == "1" for digit in record.removable]
-    return [int(n) if free else None for n, free in zip(matrix.sum(axis=0), removable, strict=True)]
-
-
-def _solve_part(limit: int, rebuilt: Rebuilt, number: int) -> Resample:
-    """The path on one part, until it keeps at most ``limit`` fields."""
+def _search_part(limit: int, rebuilt: Rebuilt, number: int) -> Resample | str:
+    """Search on one part for a network of at most ``limit`` fields, or say why none was found."""
     job, recipe, spec = rebuilt.job, rebuilt.job.recipe, rebuilt.job.recipe.stability
     assert spec is not None  # nobody asks for a part without it
     rows = draw(_labels(job, rebuilt.rows), spec.share, recipe.seed, number)
     part = TensorSplit(tuple(x[rows] for x in rebuilt.rows.inputs), rebuilt.rows.target[rows])
     seed = recipe.seed if spec.seeds == "recipe" else _own_seed(recipe.seed, number)
-    point = _selected(_path(job, part, seed), limit)
-    alive = [norm > 0 or not free for norm, free in zip(point.norms, _removable(job), strict=True)]
-    return Resample(seed=seed, rows=part.rows, lam=point.lam, metric=point.metric, kept=_digits(alive))
+    own = replace(job, recipe=_sought(recipe, limit, seed), data=replace(job.data, train=part))
+    try:
+        chosen = search(own, silent)
+    except TargetError as error:  # of its own rows, such as fields that leave together
+        return str(error)
+    return Resample(
+        seed=seed,
+        rows=part.rows,
+        stages=len(chosen.stages),
+        lam=chosen.stages[-1].selected.lam,
+        metric=chosen.refit_metric,
+        kept=_digits(kept_fields(job.data, chosen.removed)),
+    )
+
+
+def _sought(recipe: Recipe, limit: int, seed: int) -> Recipe:
+    """The recipe of a search for fields alone: no refit after the last path, which chose them already."""
+    changes: dict[str, object] = {
+        "target": TargetSpec(max_features=limit),
+        "refit": recipe.refit.model_copy(update={"epochs": 0}),
+        "seed": seed,
+    }
+    if recipe.target.max_hidden is not None:  # hidden units had paths of their own, after the fields
+        changes["penalty"] = recipe.penalty.model_copy(update={"hidden": None})
+    if recipe.target.lam is not None:  # found by one path
+        changes["train"] = recipe.train.model_copy(update={"stages": 1})
+    return recipe.model_copy(update=changes)
 
 
 def _labels(job: Job, rows: TensorSplit) -> NDArray[np.int64]:
@@ -129,32 +150,8 @@ def _labels(job: Job, rows: TensorSplit) -> NDArray[np.int64]:
 
 
 def _own_seed(seed: int, number: int) -> int:
-    """A seed for one path, far from those of its neighbours."""
+    """A seed for one search, far from those of its neighbours."""
     return int(np.random.SeedSequence([seed, number, 1]).generate_state(1)[0]) % 2**31
-
-
-def _path(job: Job, rows: Split, seed: int) -> RegularisationPath:
-    """The path that chooses the fields, as the run's own, on other rows and by another seed."""
-    recipe, network = job.recipe, copy.deepcopy(job.network)
-    kinds: tuple[Kind, ...] = ("input",) if recipe.target.max_hidden is not None else ("input", "hidden")
-    objective = Objective(network, job.task, rows, job.penalised(kinds), recipe.train.bound)
-    metric = functools.partial(validate, job, network, everything)
-    return RegularisationPath(objective, job.groups, recipe.train, seed, metric, lambda point: None)
-
-
-def _selected(path: RegularisationPath, limit: int) -> Point:
-    """The point that keeps most of those that keep at most ``limit`` fields.
-
-    Raises:
-        TargetError: The path did not get that far.
-    """
-    try:
-        return choose(path, TargetSpec(max_features=limit), 0.0, lambda point: point.metric)
-    except TargetError:
-        blind = next((point for point in path.points if path.blind(point)), None)
-        if blind is None:
-            raise
-        return blind  # the last fields left at once, and none is a choice here though no network
 
 
 def _removable(job: Job) -> list[bool]:
@@ -167,7 +164,11 @@ def _digits(marks: Sequence[bool]) -> str:
 
 
 def _record(
-    spec: StabilitySpec, limit: int, removable: Sequence[bool], parts: Sequence[Resample]
+    spec: StabilitySpec,
+    limit: int,
+    removable: Sequence[bool],
+    parts: Sequence[Resample],
+    failures: Sequence[str],
 ) -> Stability:
     """The figures of the choices over the fields that can be removed; the others would only flatter them."""
     supports: Supports = np.array([[digit == "1" for digit in part.kept] for part in parts])[:, removable]
@@ -188,4 +189,5 @@ def _record(
         else None,
         false_bound=false_bound(supports, spec.threshold) if halves else None,
         resamples=list(parts),
+        failures=list(failures),
     )

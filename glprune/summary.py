@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -14,13 +15,14 @@ from torch import Tensor
 from glprune import bundle as bundles
 from glprune._version import __version__
 from glprune.data import Data, Split
-from glprune.groups import GroupSet, group_norms, group_sizes, left_of
+from glprune.groups import GroupSet, State, group_norms, group_sizes, sliced
 from glprune.job import Job
-from glprune.path import Point, exits
 from glprune.proof import TOLERANCE
+from glprune.recipe import PenaltySpec
 from glprune.removal import Removed
 from glprune.report import (
     Agreement,
+    Baselines,
     DataFacts,
     Digests,
     DropCosts,
@@ -33,20 +35,20 @@ from glprune.report import (
     Metric,
     Output,
     PathPoint,
-    PathStage,
+    PenaltyFacts,
     Refit,
     Removal,
     Report,
     Run,
+    SearchStage,
     Selection,
     Size,
     SplitFacts,
     Stability,
     Timing,
 )
-from glprune.resampling import kept_counts
+from glprune.search import Chosen, StageRun, path_record
 from glprune.task import HIGHER_IS_BETTER, gain
-from glprune.train import RefitResult
 
 # above this share of the penalty an optimality condition is reported as not met
 _KKT_TOLERANCE = 0.05
@@ -97,31 +99,6 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """The network a run ships and the points that chose it.
-
-    Attributes:
-        points: The path that chose the fields, by growing lambda.
-        selected: Its chosen point.
-        hidden_points: The second path, over hidden units; empty where there was none.
-        hidden_selected: Its chosen point, or None.
-        reference: The selection metric of the original network on the validation split.
-        removed: Everything cut, and the evidence.
-        fitted: The last refit.
-        refit_metric: The selection metric on the validation split after it.
-    """
-
-    points: list[Point]
-    selected: Point
-    hidden_points: list[Point]
-    hidden_selected: Point | None
-    reference: float
-    removed: Removed
-    fitted: RefitResult
-    refit_metric: float
-
-
-@dataclass(frozen=True)
 class Outcome:
     """Everything a run found out.
 
@@ -129,6 +106,7 @@ class Outcome:
         job: Recipe, data, network, groups.
         chosen: The shipped network and how it was chosen.
         measured: Measurements on the ONNX files.
+        baselines: What simpler selections gave, if measured.
         stability: How alike the choices over parts of the training rows are, if measured.
         drop_costs: What dropping each kept field costs, if measured.
         folder: The bundle's files so far.
@@ -138,6 +116,7 @@ class Outcome:
     job: Job
     chosen: Chosen
     measured: Measured
+    baselines: Baselines | None
     stability: Stability | None
     drop_costs: DropCosts | None
     folder: Path
@@ -158,11 +137,15 @@ def make_report(outcome: Outcome) -> Report:
         data=_data(job),
         features=_features(outcome),
         hidden=_hidden(outcome),
-        path=_path(chosen),
+        penalty=_penalty(recipe.penalty),
+        path=_path(outcome),
+        stages=[_stage(number, run) for number, run in enumerate(chosen.stages, 1)],
         selection=Selection(
-            rule=_rule(job), lam=chosen.selected.lam, metric=job.metric, reference=chosen.reference
+            rule=_rule(job),
+            lam=_last_of_inputs(chosen).selected.lam,
+            metric=job.metric,
+            reference=chosen.reference,
         ),
-        hidden_selection=_hidden_selection(outcome),
         removal=Removal(
             tolerance=TOLERANCE,
             rows=outcome.chosen.removed.rows,
@@ -173,6 +156,7 @@ def make_report(outcome: Outcome) -> Report:
         refit=_refit(outcome),
         performance=outcome.measured.metrics,
         agreement=outcome.measured.agreement,
+        baselines=outcome.baselines,
         size=outcome.measured.size,
         latency=outcome.measured.latency,
         export=_export(outcome),
@@ -189,37 +173,40 @@ def _not_measured(outcome: Outcome) -> list[str]:
     return [*labels, *(left if sentence == _STABILITY else sentence for sentence in NOT_MEASURED)]
 
 
-def _path(chosen: Chosen) -> list[PathPoint]:
-    first = [path_record(p, "inputs", p is chosen.selected) for p in chosen.points]
-    return first + [path_record(p, "hidden", p is chosen.hidden_selected) for p in chosen.hidden_points]
-
-
-def _hidden_selection(outcome: Outcome) -> Selection | None:
-    point, limit = outcome.chosen.hidden_selected, outcome.job.recipe.target.max_hidden
-    if point is None:
-        return None
-    rule = f"at most {limit} hidden units: {_DENSEST}"
-    return Selection(rule=rule, lam=point.lam, metric=outcome.job.metric, reference=outcome.chosen.reference)
-
-
-def path_record(point: Point, stage: PathStage, selected: bool = False) -> PathPoint:
-    """A point of the path as the report states it."""
-    return PathPoint(
-        stage=stage,
-        lam=point.lam,
-        objective=point.loss + point.penalty,
-        loss=point.loss,
-        penalty=point.penalty,
-        kkt_zero=point.kkt_zero,
-        kkt_active=point.kkt_active,
-        fields=point.fields,
-        columns=point.columns,
-        hidden=point.hidden,
-        metric=point.metric,
-        refit_metric=point.refit_metric,
-        norms=list(point.norms),
-        selected=selected,
+def _penalty(spec: PenaltySpec) -> PenaltyFacts:
+    return PenaltyFacts(
+        kind=spec.kind,
+        weights=spec.weights,
+        within=spec.l1_share if spec.kind == "sparse_group_lasso" else None,
+        concavity=spec.knot if spec.kind == "group_mcp" else None,
     )
+
+
+def _path(outcome: Outcome) -> list[PathPoint]:
+    job = outcome.job
+    return [
+        path_record(point, number, run.job, job, point is run.selected)
+        for number, run in enumerate(outcome.chosen.stages, 1)
+        for point in run.points
+    ]
+
+
+def _stage(number: int, run: StageRun) -> SearchStage:
+    return SearchStage(
+        number=number,
+        penalised=list(run.kinds),
+        rule=run.rule,
+        balance=run.balance,
+        lam=run.selected.lam,
+        fields=run.selected.fields,
+        hidden=run.selected.hidden,
+        metric=run.metric,
+    )
+
+
+def _last_of_inputs(chosen: Chosen) -> StageRun:
+    """The last stage whose path had inputs under the penalty, else the last of all."""
+    return next((run for run in reversed(chosen.stages) if "input" in run.kinds), chosen.stages[-1])
 
 
 def _digests(outcome: Outcome) -> Digests:
@@ -272,55 +259,78 @@ def _split(split: Split, job: Job) -> SplitFacts:
 
 
 @dataclass(frozen=True)
-class _Weights:
-    """The weights leaving one field: their penalty weight, number and norms."""
+class _Exit:
+    """Where a field's penalty ended: its last stage's weight and norm, and what removed it."""
 
-    groups: GroupSet
     penalty: float
-    size: int
-    original: float
-    final: float
+    norm: float
+    stage: int | None
+    lam: float | None
 
 
-def _weights(outcome: Outcome) -> list[_Weights]:
-    """One record for each field, in their order."""
-    before = dict(outcome.job.network.state_dict())
-    after = dict(outcome.chosen.fitted.network.state_dict())
-    records = []
-    for groups in outcome.job.input_groups:
-        original, sizes = group_norms(before, groups), group_sizes(before, groups)
-        final = group_norms(after, left_of(groups, outcome.chosen.removed.surgery.kept))
-        weights = outcome.job.weights(groups)
-        figures = zip(*(t.tolist() for t in (weights, sizes, original, final)), strict=True)
-        records += [_Weights(groups, *figure) for figure in figures]
-    return records
+def _exits(outcome: Outcome) -> dict[str, _Exit]:
+    """By field, over the stages that had it under the penalty."""
+    found: dict[str, _Exit] = {}
+    for number, run in enumerate(outcome.chosen.stages, 1):
+        if "input" not in run.kinds:
+            continue
+        sets = run.job.input_groups
+        weights = [w for g in sets for w in run.job.weights(g).tolist()]
+        refused = [bool(g.units.refused) for g in sets for _ in g.labels]
+        names = [f.name for f in run.job.data.fields]
+        norms = zip(*(p.norms for p in run.points), strict=True)
+        for name, weight, stays, path, norm in zip(
+            names, weights, refused, norms, run.selected.norms, strict=True
+        ):
+            first = next((p.lam for p, n in zip(run.points, path, strict=True) if n == 0), None)
+            gone = norm == 0 and not stays
+            found[name] = _Exit(weight, norm, number if gone else None, first if gone else None)
+    return found
+
+
+def _norms(state: State, sets: Sequence[GroupSet]) -> dict[str, float]:
+    """The group norm of every field of some input sets."""
+    return {
+        label: norm
+        for g in sets
+        for label, norm in zip(g.labels, group_norms(state, g).tolist(), strict=True)
+    }
 
 
 def _features(outcome: Outcome) -> list[Feature]:
-    job, points = outcome.job, outcome.chosen.points
-    penalised = job.recipe.penalty.inputs is not None
-    place = _shipped_places(outcome)
-    kept = kept_fields(job.data, outcome.chosen.removed)
-    selected = outcome.chosen.selected.norms
-    records = []
+    job, removed = outcome.job, outcome.chosen.removed
+    place, exits = _shipped_places(outcome), _exits(outcome)
+    state = dict(job.network.state_dict())
+    left = [sliced(g, removed.surgery.kept) for g in job.input_groups]
+    original = _norms(state, job.input_groups)
+    final = _norms(dict(outcome.chosen.fitted.network.state_dict()), left)
+    sizes = {
+        label: size
+        for g in job.input_groups
+        for label, size in zip(g.labels, group_sizes(state, g).tolist(), strict=True)
+    }
+    owner = {label: g.name for g in job.input_groups for label in g.labels}
     counts, total = _kept_in(outcome)
-    fields = zip(job.data.fields, kept, _weights(outcome), exits(points), selected, counts, strict=True)
-    for field, stays, weights, left, norm, count in fields:
+    records = []
+    for field, stays in zip(job.data.fields, kept_fields(job.data, removed), strict=True):
+        name = field.name
+        left_at = exits.get(name, _Exit(0.0, original[name], None, None))
         records.append(
             Feature(
-                name=field.name,
+                name=name,
                 columns=[job.data.features[c] for c in field.columns],
                 status="kept" if stays else "removed",
-                group_size=weights.size,
-                penalty_weight=weights.penalty if penalised else 0.0,
-                norm_original=weights.original,
-                norm_selected=norm,
-                norm_final=weights.final if stays else None,
-                lambda_exit=None if weights.groups.units.refused else left,
-                input=weights.groups.name,
+                group_size=sizes[name],
+                penalty_weight=left_at.penalty,
+                norm_original=original[name],
+                norm_selected=left_at.norm,
+                norm_final=final[name] if stays else None,
+                lambda_exit=left_at.lam,
+                stage_exit=left_at.stage,
+                input=owner[name],
                 input_columns=[place[c] for c in field.columns if c in place] if stays else None,
-                kept_in=count,
-                kept_share=None if count is None else count / total,
+                kept_in=counts.get(name),
+                kept_share=counts[name] / total if name in counts else None,
             )
         )
     return records
@@ -332,12 +342,15 @@ def kept_fields(data: Data, removed: Removed) -> list[bool]:
     return [not columns.isdisjoint(field.columns) for field in data.fields]
 
 
-def _kept_in(outcome: Outcome) -> tuple[list[int | None], int]:
-    """In how many resamples each field was kept, None where that was not measured, and their number."""
+def _kept_in(outcome: Outcome) -> tuple[dict[str, int], int]:
+    """In how many resamples each field that can be removed was kept, and their number."""
     record = outcome.stability
     if record is None:
-        return [None] * len(outcome.job.data.fields), 0
-    return kept_counts(record), len(record.resamples)
+        return {}, 0
+    digits = zip(*(resample.kept for resample in record.resamples), strict=True)
+    fields = zip(outcome.job.data.fields, record.removable, digits, strict=True)
+    counts = {field.name: own.count("1") for field, free, own in fields if free == "1"}
+    return counts, len(record.resamples)
 
 
 def _shipped_places(outcome: Outcome) -> dict[int, int]:
@@ -378,7 +391,7 @@ def dtype_name(x: Tensor) -> DType:
 
 def _hidden(outcome: Outcome) -> list[HiddenLayer]:
     cut: dict[str, int] = {}
-    for c in outcome.chosen.removed.cuts:
+    for c in (c for c in outcome.chosen.removed.cuts if c.kind == "hidden"):
         cut[c.name] = cut.get(c.name, 0) + c.units
     refused = {r.name: r.reason for r in outcome.chosen.removed.refused}
     return [
@@ -404,9 +417,21 @@ def _rule(job: Job) -> str:
             perfect = 1 if HIGHER_IS_BETTER[drop.metric] else 0
             return f"{drop.metric} of agreement after the refit at most {drop.amount:g} {verb} than {perfect}"
         return f"{drop.metric} after the refit at most {drop.amount:g} {verb} than the original network's"
-    if target.lam is None:
-        return f"at most {target.max_hidden} hidden units: {_DENSEST}"
-    return f"lambda {target.lam:g} as the recipe states"
+    if target.lam is not None:
+        return f"lambda {target.lam:g} as the recipe states"
+    if target.latency is not None:
+        share = (
+            f"{target.latency} of the original's"
+            if isinstance(target.latency, str)
+            else f"{target.latency:g} ms"
+        )
+        return f"latency at batch {target.batch} at most {share}"
+    for name, budget in (("parameters", target.parameters), ("multiply-accumulates", target.macs)):
+        if budget is not None:
+            return (
+                f"at most {budget if isinstance(budget, str) else format(budget, ',.0f')} {name}: {_DENSEST}"
+            )
+    return f"at most {target.max_hidden} hidden units: {_DENSEST}"
 
 
 def _refit(outcome: Outcome) -> Refit | None:
@@ -457,7 +482,8 @@ def output_meaning(job: Job) -> str:
 
 
 def _warnings(outcome: Outcome) -> list[str]:
-    point, removed = outcome.chosen.selected, outcome.chosen.removed
+    removed = outcome.chosen.removed
+    kkt_zero = max(run.selected.kkt_zero for run in outcome.chosen.stages)
     job = outcome.job
     warnings = [*job.data.notes, *job.fixed_inputs]
     told = {g.name for g in job.input_groups if g.units.refused and job.fixed_inputs}
@@ -473,10 +499,10 @@ def _warnings(outcome: Outcome) -> list[str]:
     ]
     warnings += _idle_inputs(outcome)
     warnings += _doubtful_fields(outcome)
-    if point.kkt_zero > _KKT_TOLERANCE:
+    if kkt_zero > _KKT_TOLERANCE:
         warnings.append(
-            f"The optimality conditions of the removed groups are off by {point.kkt_zero:.2g} of the penalty "
-            "at the selected lambda; more train.epochs or train.polish would tighten them."
+            f"The optimality conditions of the removed groups are off by {kkt_zero:.2g} of the penalty "
+            "at a selected lambda; more train.epochs or train.polish would tighten them."
         )
     warnings += [
         f"Output {a.name!r} was not trained for and changed by up to {a.max_change:.2g}; see its agreement."
@@ -494,20 +520,23 @@ def _warnings(outcome: Outcome) -> list[str]:
 
 def _doubtful_fields(outcome: Outcome) -> list[str]:
     """Fields that most resamples decided otherwise than the run."""
-    kept = kept_fields(outcome.job.data, outcome.chosen.removed)
+    job = outcome.job
+    kept = kept_fields(job.data, outcome.chosen.removed)
     counts, total = _kept_in(outcome)
     rows = [
-        (f"{field.name} ({count})", stays, count)
-        for field, stays, count in zip(outcome.job.data.fields, kept, counts, strict=True)
-        if count is not None
+        (f"{field.name} ({counts[field.name]})", stays, 2 * counts[field.name])
+        for field, stays in zip(job.data.fields, kept, strict=True)
+        if field.name in counts
     ]
     found = {
-        f"Kept, but in fewer than half of {total} resamples": [n for n, s, c in rows if s and 2 * c < total],
+        f"Kept, but in fewer than half of {total} resamples": [n for n, s, c in rows if s and c < total],
         f"Removed, but kept in more than half of {total} resamples": [
-            n for n, s, c in rows if not s and 2 * c > total
+            n for n, s, c in rows if not s and c > total
         ],
     }
-    return [f"{what}: {_listed(names)}." for what, names in found.items() if names]
+    said = [f"{what}: {_listed(names)}." for what, names in found.items() if names]
+    failures = outcome.stability.failures if outcome.stability is not None else []
+    return [*said, *(f"A resample was left out: {failure}" for failure in dict.fromkeys(failures))]
 
 
 def _listed(names: list[str]) -> str:
@@ -517,9 +546,10 @@ def _listed(names: list[str]) -> str:
 
 def _idle_inputs(outcome: Outcome) -> list[str]:
     """Inputs all of whose groups became zero: one column is kept, since an input cannot be empty."""
-    norms = iter(outcome.chosen.selected.norms)
+    run = _last_of_inputs(outcome.chosen)
+    norms = iter(run.selected.norms)
     warnings = []
-    for groups in outcome.job.input_groups:
+    for groups in run.job.input_groups:
         own = [next(norms) for _ in groups.labels]
         if not groups.units.refused and not any(own):
             warnings.append(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,8 @@ from glprune.recipe import RefitSpec, TrainSpec
 from glprune.task import Task, gain, joined
 from glprune.units import Inputs
 
+LEAST_STEPS = 20  # of an epoch: with few rows, a step for each says nothing yet
+
 
 @dataclass(frozen=True)
 class RefitResult:
@@ -26,16 +29,24 @@ class RefitResult:
         network: The network at its best epoch, in evaluation mode.
         epochs: Epochs run.
         best_epoch: The epoch kept; 0 is the network before the refit.
+        score: The metric it was best in, signed so that more is better, and the negative loss.
     """
 
     network: nn.Module
     epochs: int
     best_epoch: int
+    score: tuple[float, float]
 
 
 def batch_size(size: int | str, split: Split) -> int | None:
     """The recipe's batch size as :meth:`Split.batches` takes it; all rows at once is their number."""
     return split.rows if size == "all" else min(int(size), split.rows)
+
+
+def passes_of_an_epoch(size: int | str, split: Split) -> int:
+    """How often an epoch goes over the rows: once, or more where that would be few steps."""
+    steps = math.ceil(split.rows / (batch_size(size, split) or split.rows))
+    return math.ceil(LEAST_STEPS / steps)
 
 
 class PointSolver:
@@ -46,27 +57,49 @@ class PointSolver:
         self.generator = torch.Generator().manual_seed(seed)
         self.curvature: float | None = None
 
-    def solve(self, lam: float) -> None:
+    def solve(self, lam: float, polish: bool = True) -> None:
         """Train at ``lam``: epochs of stochastic proximal steps, then full-batch steps.
+
+        The epochs end early where one of them removed no group and lowered the objective by less
+        than ``train.tolerance`` of itself.
+
+        Args:
+            lam: Strength of the penalty.
+            polish: Whether to close with the full-batch steps.
 
         Raises:
             ModelError: The loss is not finite.
         """
         self.objective.network.eval()
         optimizer = self._optimizer(lam)
-        size = batch_size(self.spec.batch_size, self.objective.split)
         total = self.spec.epochs
+        before, alive = float("inf"), -1
+        passes = passes_of_an_epoch(self.spec.batch_size, self.objective.split)
         for epoch in range(total):
             optimizer.lr = self.spec.lr * _decay(epoch, total)
-            for inputs, target in self.objective.split.batches(size, self.generator):
-                self.objective.clear()
-                loss = self.objective.batch_loss(inputs, target)
-                _check_finite(loss, f"lambda {lam:.3g}, epoch {epoch + 1}")
-                loss.backward()
-                optimizer.step()
-        if self.spec.polish:
-            self._polish(lam)
+            for _ in range(passes):
+                value = self._pass(optimizer, f"lambda {lam:.3g}, epoch {epoch + 1}")
+            value += self.objective.penalty(lam)
+            left = int((self.objective.blocks.norms() > 0).sum())
+            if left == alive and before - value < self.spec.tolerance * abs(before):
+                break
+            before, alive = value, left
+        if polish:
+            self.polish(lam)
         self.objective.clear()
+
+    def _pass(self, optimizer: ProximalOptimizer, where: str) -> float:
+        """One pass over the training rows; the mean loss met on the way."""
+        total = 0.0
+        size = batch_size(self.spec.batch_size, self.objective.split)
+        for inputs, target in self.objective.split.batches(size, self.generator):
+            self.objective.clear()
+            loss = self.objective.batch_loss(inputs, target)
+            _check_finite(loss, where)
+            loss.backward()
+            optimizer.step()
+            total += float(loss.detach()) * len(target)
+        return total / self.objective.split.rows
 
     def _optimizer(self, lam: float) -> ProximalOptimizer:
         blocks, regulariser = self.objective.blocks, self.objective.regulariser
@@ -81,7 +114,10 @@ class PointSolver:
             momentum=0.9 if self.spec.momentum is None else self.spec.momentum,
         )
 
-    def _polish(self, lam: float) -> None:
+    def polish(self, lam: float) -> None:
+        """Full-batch accelerated proximal steps, as many as ``train.polish`` says."""
+        if not self.spec.polish:
+            return
         self.curvature = accelerated_steps(
             self.objective.blocks,
             list(self.objective.free),
@@ -137,7 +173,7 @@ def refit(
         torch.manual_seed(seed)
         for epoch in range(1, spec.epochs + 1):
             student.train()
-            for inputs, target in train.batches(batch_size(spec.batch_size, train), generator):
+            for inputs, target in rows_of_an_epoch(train, spec.batch_size, generator):
                 if len(target) < 2:
                     continue  # BatchNorm cannot train on one row
                 optimizer.zero_grad()
@@ -150,7 +186,15 @@ def refit(
                 best, best_score, best_epoch = copy.deepcopy(student), score, epoch
             if epoch - best_epoch >= spec.patience:
                 break
-    return RefitResult(best.eval(), epoch, best_epoch)
+    return RefitResult(best.eval(), epoch, best_epoch, best_score)
+
+
+def rows_of_an_epoch(
+    split: Split, size: int | str, generator: torch.Generator
+) -> Iterator[tuple[Inputs, Tensor]]:
+    """The batches of an epoch; see :func:`passes_of_an_epoch`."""
+    for _ in range(passes_of_an_epoch(size, split)):
+        yield from split.batches(batch_size(size, split), generator)
 
 
 def _refit_loss(

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from jsonschema import Draft202012Validator
+from safetensors.torch import load_file
 
 import glprune
 from glprune.recipe import load_recipe
@@ -31,7 +32,7 @@ data:
   standardize: train
 penalty: {inputs: {strength: 1.0}, hidden: {strength: 0.3}}
 target: {max_features: 3}
-train: {epochs: 20, points: 12, batch_size: all, lambda_min_ratio: 0.05, polish: 10}
+train: {epochs: 20, points: 12, batch_size: all, lambda_min_ratio: 0.05, polish: 10, tolerance: 0, stages: 3}
 refit: {epochs: 20, distill: 0.5}
 seed: 3
 """
@@ -159,9 +160,10 @@ def test_load_refuses_another_factory_in_one_line(result):
 
 def test_every_point_has_kkt_residuals_and_removed_groups_are_certified(result):
     assert len(result.report.path) > 3
-    selected = next(p for p in result.report.path if p.selected)
-    assert selected.kkt_zero < 0.05
-    assert selected.fields == sum(f.status == "kept" for f in result.report.features)
+    chosen = [p for p in result.report.path if p.selected]
+    assert len(chosen) == len(result.report.stages)
+    assert all(p.kkt_zero < 0.05 for p in chosen)
+    assert chosen[-1].fields == sum(f.status == "kept" for f in result.report.features)
     assert all(f.norm_selected == 0.0 for f in result.report.features if f.status == "removed")
 
 
@@ -223,7 +225,7 @@ def test_a_huge_lambda_is_refused_as_removing_every_input(folder):
 def test_max_drop_holds_on_the_validation_split_after_the_refit(folder):
     recipe = load_recipe(folder / "recipe.yaml", ["target={max_drop: {metric: auroc, amount: 0.05}}"])
     result = glprune.run(recipe, folder / "model.pt", folder / "drop")
-    selected = next(p for p in result.report.path if p.selected)
+    selected = [p for p in result.report.path if p.selected][-1]
     assert selected.refit_metric is not None
     assert selected.refit_metric >= result.report.selection.reference - 0.05
     assert any(f.status == "removed" for f in result.report.features)
@@ -233,7 +235,9 @@ def test_max_hidden_runs_a_second_path_over_hidden_units_alone(folder):
     recipe = load_recipe(folder / "recipe.yaml", ["target.max_hidden=6"])
     result = glprune.run(recipe, folder / "model.pt", folder / "staged")
     assert 0 < sum(h.after for h in result.report.hidden) <= 6
-    assert {p.stage for p in result.report.path} == {"inputs", "hidden"}
+    kinds = [s.penalised for s in result.report.stages]
+    assert kinds[0] == ["input"]
+    assert kinds[-1] == ["hidden"]
     network = glprune.load(result.bundle, build(folder))
     widths = [m.out_features for m in network.modules() if isinstance(m, torch.nn.Linear)]
     assert widths[:2] == [h.after for h in result.report.hidden]
@@ -273,6 +277,48 @@ def test_inspection_finds_the_groups_and_writes_nothing(folder):
     assert inspection.parameters == 8 * 12 + 12 + 12 * 6 + 6 + 6 + 1
     assert inspection.macs == 8 * 12 + 12 * 6 + 6
     assert sorted(p.name for p in folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "facts", "words"),
+    [
+        (
+            ["penalty.kind=sparse_group_lasso", "penalty.within=0.3"],
+            {"kind": "sparse_group_lasso", "weights": "size", "within": 0.3, "concavity": None},
+            "sparse group LASSO",
+        ),
+        (
+            ["penalty.kind=group_mcp", "penalty.weights=adaptive"],
+            {"kind": "group_mcp", "weights": "adaptive", "within": None, "concavity": 1.2},
+            "group MCP",
+        ),
+    ],
+)
+def test_every_penalty_leaves_a_proved_network_and_a_report_that_names_it(folder, changes, facts, words):
+    few = ["train.points=6", "train.epochs=10", "refit.epochs=5"]
+    out = folder / facts["kind"]
+    report = glprune.run(
+        load_recipe(folder / "recipe.yaml", [*changes, *few]), folder / "model.pt", out
+    ).report
+    assert report.penalty.model_dump() == facts
+    assert words in (out / "report.html").read_text()
+    assert sum(f.status == "kept" for f in report.features) <= 3
+    assert report.removal.difference <= 1e-5
+    assert all(p.penalty >= 0 and p.kkt_zero < 0.05 for p in report.path)
+    Draft202012Validator(report_schema()).validate(json.loads((out / "report.json").read_text()))
+
+
+def test_the_sparse_group_lasso_zeroes_weights_of_fields_that_stay(folder):
+    changes = [
+        "penalty.kind=sparse_group_lasso",
+        "penalty.within=0.5",
+        "refit.epochs=0",
+        "target={lambda: 0.005}",
+    ]
+    run = glprune.run(load_recipe(folder / "recipe.yaml", changes), folder / "model.pt", folder / "elements")
+    weights = load_file(run.bundle / "model.safetensors")
+    first = next(w for w in weights.values() if w.ndim == 2)
+    assert ((first == 0).any(dim=1) & (first != 0).any(dim=1)).any()
 
 
 NORMED = """

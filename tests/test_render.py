@@ -3,7 +3,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from glprune.render import headline, number, render_html
+from glprune.render import headline, number, penalty_sentence, render_html
 from glprune.report import (
     Cut,
     DataFacts,
@@ -16,10 +16,12 @@ from glprune.report import (
     Metric,
     Output,
     PathPoint,
+    PenaltyFacts,
     Refusal,
     Removal,
     Report,
     Run,
+    SearchStage,
     Selection,
     Size,
     SplitFacts,
@@ -42,6 +44,7 @@ def report(names, removed=2, slower=False, points=5, lam=None):
             norm_selected=0.0 if i < removed else 0.5,
             norm_final=None if i < removed else 0.1 + i,
             lambda_exit=0.01 if i < removed else None,
+            stage_exit=1 if i < removed else None,
             input="features",
             input_columns=None if i < removed else [i - removed],
         )
@@ -50,7 +53,7 @@ def report(names, removed=2, slower=False, points=5, lam=None):
     lams = [lam] if lam is not None else [10.0 ** (i - points) for i in range(points)]
     path = [
         PathPoint(
-            stage="inputs",
+            stage=1,
             lam=value,
             objective=1.0,
             loss=0.5,
@@ -84,9 +87,21 @@ def report(names, removed=2, slower=False, points=5, lam=None):
         ),
         features=features,
         hidden=[HiddenLayer(name="0", before=10, after=4, refused=None)],
+        penalty=PenaltyFacts(kind="group_lasso", weights="size", within=None, concavity=None),
         path=path,
         selection=Selection(rule="r", lam=lams[-1], metric="auroc", reference=0.8),
-        hidden_selection=None,
+        stages=[
+            SearchStage(
+                number=1,
+                penalised=["input"],
+                rule="r",
+                balance=1.0,
+                lam=lams[-1],
+                fields=len(names) - removed,
+                hidden=10,
+                metric=0.81,
+            )
+        ],
         removal=Removal(
             tolerance=1e-5,
             rows=512,
@@ -192,3 +207,17 @@ def test_the_same_report_gives_the_same_bytes():
 
 def test_numbers_are_readable():
     assert [number(v) for v in (0.0, 0.12345, 1.5e-7, 12345678.0)] == ["0", "0.1235", "1.5e-07", "1.2e+07"]
+
+
+def test_the_penalty_is_told_in_words():
+    def said(kind, weights="size", within=None, concavity=None):
+        facts = PenaltyFacts(kind=kind, weights=weights, within=within, concavity=concavity)
+        return penalty_sentence(facts)
+
+    page = render_html(report(["a", "b", "c"]))
+    assert said("group_lasso") in page
+    assert "weak" not in page
+    assert "sparse group LASSO" in said("sparse_group_lasso", within=0.05)
+    assert "5 % of its strength" in said("sparse_group_lasso", within=0.05)
+    assert "1.5 times its trained one" in said("group_mcp", concavity=1.5)
+    assert "weak in the trained network" in said("group_lasso", "adaptive")

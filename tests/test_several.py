@@ -254,7 +254,7 @@ def test_original_signature_takes_all_columns_of_every_input(folder):
 def test_a_second_path_over_hidden_units_follows_with_several_inputs(folder):
     text = PAIR.format(name="Pair", target="{max_features: 2, max_hidden: 2}")
     result = run(folder, "Pair", text, "staged")
-    assert result.report.hidden_selection is not None
+    assert result.report.stages[-1].penalised == ["hidden"]
     assert sum(h.after for h in result.report.hidden) <= 2
 
 

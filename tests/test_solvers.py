@@ -1,4 +1,4 @@
-"""The proximal optimisers against independent solvers of the linear group LASSO."""
+"""The proximal optimisers against independent solvers of penalised linear problems."""
 
 import warnings
 
@@ -10,18 +10,18 @@ from torch import nn
 from glprune.groups import input_groups, penalty_weights
 from glprune.objective import Objective, lambda_max
 from glprune.planning import plan_units
-from glprune.recipe import TrainSpec
+from glprune.recipe import PenaltySpec, TrainSpec
 from glprune.task import Task
 from glprune.train import PointSolver
 from tests.networks import split
 
 FIELDS = [(f"f{i}", range(3 * i, 3 * i + 3)) for i in range(10)]
 WEIGHT = np.sqrt(3)
-EXACT = TrainSpec(optimizer="sgd", lr=1e-2, epochs=3000, polish=0, batch_size="all")
+EXACT = TrainSpec(optimizer="sgd", lr=1e-2, epochs=150, polish=0, batch_size="all")
 OPTIMIZERS = {
-    "sgd": {"optimizer": "sgd", "lr": 1e-2, "epochs": 3000, "polish": 0},
-    "sgd without momentum": {"optimizer": "sgd", "momentum": 0.0, "lr": 5e-2, "epochs": 3000, "polish": 0},
-    "adam": {"optimizer": "adam", "lr": 1e-2, "epochs": 4000, "polish": 0},
+    "sgd": {"optimizer": "sgd", "lr": 1e-2, "epochs": 150, "polish": 0},
+    "sgd without momentum": {"optimizer": "sgd", "momentum": 0.0, "lr": 5e-2, "epochs": 150, "polish": 0},
+    "adam": {"optimizer": "adam", "lr": 1e-2, "epochs": 200, "polish": 0},
     "adam in batches, polished": {
         "optimizer": "adam",
         "lr": 1e-2,
@@ -29,6 +29,12 @@ OPTIMIZERS = {
         "polish": 100,
         "batch_size": 32,
     },
+}
+
+KINDS = {
+    "group_lasso": PenaltySpec(),
+    "sparse_group_lasso": PenaltySpec(kind="sparse_group_lasso", within=0.3),
+    "group_mcp": PenaltySpec(kind="group_mcp", concavity=20.0),
 }
 
 
@@ -74,16 +80,18 @@ def reference(kind, x, y, lam):
     return found[:30], found[30]
 
 
-def linear_objective(kind, x, y):
+def linear_objective(kind, x, y, spec=KINDS["group_lasso"], norm=None):
+    """A linear network, its groups of the given norm, if any, when it is handed over as trained."""
     torch.manual_seed(0)
     network = nn.Linear(30, 1)
+    if norm is not None:
+        nn.init.constant_(network.weight, norm / WEIGHT)
     rows = torch.tensor(x, dtype=torch.float32)
     target = torch.tensor(y, dtype=torch.float32 if kind == "regression" else torch.int64)
     units = plan_units(network, (rows[:4],), (-1,), ("x",))[0]
     groups = input_groups(units, FIELDS)
-    return network, Objective(
-        network, Task(kind, "logits", 2), split(rows, target), [weighted(network, groups)]
-    )
+    penalised, task = [weighted(network, groups)], Task(kind, "logits", 2)
+    return network, Objective(network, task, split(rows, target), penalised, spec=spec)
 
 
 def supported(beta):
@@ -130,10 +138,11 @@ def test_group_lasso_package_agrees_on_the_squared_loss():
     assert supported(ours) == supported(beta)
 
 
+@pytest.mark.parametrize("penalty", KINDS)
 @pytest.mark.parametrize("kind", ["regression", "binary"])
-def test_all_groups_are_zero_at_lambda_max_and_not_just_below(kind):
+def test_all_groups_are_zero_at_lambda_max_and_not_just_below(kind, penalty):
     x, y = problem(kind)
-    network, objective = linear_objective(kind, x, y)
+    network, objective = linear_objective(kind, x, y, KINDS[penalty])
     spec = TrainSpec(epochs=5, polish=300, batch_size="all")
     PointSolver(objective, spec, seed=0).solve(1.0 if kind == "regression" else 0.3)
     # with the intercept fitted at zero weights, lambda_max is the exact threshold
@@ -182,3 +191,155 @@ def test_weights_outside_the_groups_stay_inside_their_ball():
         PointSolver(objective, TrainSpec(epochs=30, polish=10), seed=0).solve(0.02)
         after = network[2].weight.norm().item()
         assert (after <= before * (1 + 1e-5)) is bound
+
+
+def orthonormal():
+    """A design with X^T X / n = 1, whose penalised problem is one proximal step from its solution."""
+    rng = np.random.default_rng(1)
+    x = np.linalg.qr(np.column_stack([np.ones(200), rng.normal(size=(200, 30))]))[0][:, 1:] * 200**0.5
+    beta = np.repeat(np.linspace(0.0, 0.9, 10), 3) * np.tile([1.0, -0.5, 0.1], 10)
+    return x, x @ beta, beta
+
+
+# the curvature is 2 in every direction: few steps suffice
+SHORT = {
+    "sgd": {"optimizer": "sgd", "lr": 2e-2, "epochs": 400, "polish": 0},
+    "sgd without momentum": {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1, "epochs": 150, "polish": 0},
+    "adam": {"optimizer": "adam", "lr": 1e-2, "epochs": 1000, "polish": 0},
+    "accelerated steps": {"epochs": 0, "polish": 60},
+}
+
+
+def sparse(share):
+    return PenaltySpec(kind="sparse_group_lasso", within=share)
+
+
+def group_by_group(beta, solve):
+    return np.concatenate([solve(beta[list(c)]) for _, c in FIELDS])
+
+
+def shrunk(values, norm):
+    old = np.linalg.norm(values)
+    return values * (norm / old) if old > 0 else values
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_sparse_group_lasso_on_an_orthonormal_design_is_its_closed_form(name):
+    x, y, beta = orthonormal()
+    lam, share = 0.4, 0.33
+
+    def solve(values):
+        soft = np.sign(values) * np.maximum(np.abs(values) - lam / 2 * share, 0)
+        return shrunk(soft, max(np.linalg.norm(soft) - lam / 2 * (1 - share) * WEIGHT, 0))
+
+    network, objective = linear_objective("regression", x, y, sparse(share))
+    PointSolver(objective, TrainSpec(batch_size="all", **SHORT[name]), seed=0).solve(lam)
+    ours, exact = network.weight.detach().numpy().ravel(), group_by_group(beta, solve)
+    np.testing.assert_allclose(ours, exact, atol=2e-3)
+    assert ((ours == 0) == (exact == 0)).all()
+    assert 0 < np.count_nonzero(exact) < 3 * len(supported(exact)) < 30
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_group_mcp_on_an_orthonormal_design_is_firm_thresholding(name):
+    x, y, beta = orthonormal()
+    lam, knot = 0.4, 0.8
+    spec = PenaltySpec(kind="group_mcp", concavity=4.0)
+    network, objective = linear_objective("regression", x, y, spec, norm=0.2)
+
+    def solve(values):
+        norm, threshold = np.linalg.norm(values), lam / 2 * WEIGHT
+        return shrunk(
+            values, min(norm, max(norm - threshold, 0) / (1 - threshold / knot)) if norm <= knot else norm
+        )
+
+    PointSolver(objective, TrainSpec(batch_size="all", **SHORT[name]), seed=0).solve(lam)
+    ours, exact = network.weight.detach().numpy().ravel(), group_by_group(beta, solve)
+    np.testing.assert_allclose(ours, exact, atol=2e-3)
+    assert supported(ours) == supported(exact)
+    free = [list(c) for _, c in FIELDS if np.linalg.norm(beta[list(c)]) > knot]
+    assert 0 < len(free) < len(supported(exact)) < 10
+    np.testing.assert_allclose(ours[np.concatenate(free)], beta[np.concatenate(free)], atol=2e-3)
+
+
+def test_skglm_agrees_on_the_sparse_group_lasso():
+    x, y = problem("regression")
+    x, y = x - x.mean(axis=0), y - y.mean()  # its value takes no intercept
+    share, lam = 0.4, 0.1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from skglm.datafits import QuadraticGroup
+        from skglm.penalties import WeightedL1GroupL2
+        from skglm.solvers import GroupBCD
+        from skglm.utils.data import grp_converter
+
+        indices, pointers = grp_converter([list(c) for _, c in FIELDS], 30)
+        weights = (np.full(10, (1 - share) * WEIGHT), np.full(30, share))
+        penalty = WeightedL1GroupL2(lam / 2, *weights, pointers, indices)
+        solver = GroupBCD(tol=1e-10, max_iter=20_000, ws_strategy="fixpoint")
+        found = solver.solve(x, y, QuadraticGroup(pointers, indices), penalty)[0]
+    network, objective = linear_objective("regression", x, y, sparse(share))
+    PointSolver(objective, TrainSpec(epochs=0, polish=500), seed=0).solve(lam)
+    ours = network.weight.detach().numpy().ravel()
+    np.testing.assert_allclose(ours, found, atol=1e-3)
+    assert ((ours != 0) == (np.abs(found) > 1e-10)).all()
+    assert 0 < np.count_nonzero(ours) < 3 * len(supported(ours))
+    assert max(objective.optimality(lam)[1:]) < 0.02
+
+
+def test_skglm_agrees_on_the_group_mcp():
+    """Its block MCP has a row of a coefficient matrix for a group: one column read by three outputs."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 10))
+    x -= x.mean(axis=0)
+    x[:, 1] = 0.5 * x[:, 0] + 0.5 * x[:, 1]
+    beta = (
+        np.concatenate([rng.normal(size=(4, 3)), np.zeros((6, 3))]) * np.array([[1, 1, 0.3, 0.3] + 6 * [1]]).T
+    )
+    y = x @ beta + 0.5 * rng.normal(size=(200, 3))
+    lam, knot = 0.15, 1.5
+    alpha = 1.5 * lam * WEIGHT  # our loss is a mean over outputs too, and not halved
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from skglm.datafits import QuadraticMultiTask
+        from skglm.penalties import BlockMCPenalty
+        from skglm.solvers import MultiTaskBCD
+
+        solver = MultiTaskBCD(tol=1e-10, max_iter=1000, fit_intercept=False)
+        reference = BlockMCPenalty(alpha, knot / alpha)
+        found = solver.solve(x, np.asfortranarray(y), QuadraticMultiTask(), reference)[0]
+    network = nn.Linear(10, 3, bias=False)
+    with torch.no_grad():
+        network.weight.fill_(0.5 / WEIGHT)  # norms of 0.5
+    rows, target = torch.tensor(x, dtype=torch.float32), torch.tensor(y, dtype=torch.float32)
+    units = plan_units(network, (rows[:4],), (-1,), ("x",))[0]
+    groups = input_groups(units, [(str(i), (i,)) for i in range(10)])
+    objective = Objective(
+        network,
+        Task("distillation", "logits", 0, scales=(1.0,)),
+        split(rows, target),
+        [weighted(network, groups)],
+        spec=PenaltySpec(kind="group_mcp", concavity=knot / 0.5),
+    )
+    PointSolver(objective, TrainSpec(epochs=0, polish=500), seed=0).solve(lam)
+    ours = network.weight.detach().numpy().T
+    np.testing.assert_allclose(ours, found, atol=1e-3)
+    alive = np.linalg.norm(found, axis=1)
+    assert ((np.linalg.norm(ours, axis=1) > 0) == (alive > 0)).all()
+    assert 0 < np.count_nonzero(alive > knot) < np.count_nonzero(alive) < 10
+    assert max(objective.optimality(lam)[1:]) < 0.02
+
+
+@pytest.mark.parametrize("penalty", KINDS)
+def test_the_residual_is_small_at_the_solution_and_large_off_it(penalty):
+    x, y = problem("regression")
+    network, objective = linear_objective("regression", x, y, KINDS[penalty])
+    PointSolver(objective, TrainSpec(epochs=20, polish=500, batch_size="all"), seed=0).solve(0.2)
+    assert max(objective.optimality(0.2)[1:]) < 1e-2
+    assert network.weight.count_nonzero() > 0
+    with torch.no_grad():
+        network.weight.mul_(1.1)
+    assert objective.optimality(0.2)[2] > 0.1
+    with torch.no_grad():
+        network.weight.zero_()
+    assert objective.optimality(0.2)[1] > 0.1

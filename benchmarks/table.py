@@ -1,0 +1,167 @@
+"""Tables of a results file.
+
+Run: python benchmarks/table.py [benchmarks/results/features.json]
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+Row = list[str]
+
+
+def show(content: dict[str, Any]) -> None:
+    """Print what a results file says."""
+    records = content["records"]
+    machine = content["machine"]
+    print(f"{machine['cpu']}, {machine['cores']} cores; limit {content['limit']:.0f} s; one thread each")
+    print(", ".join(f"{k} {v}" for k, v in content["versions"].items()), end="\n\n")
+    for name in dict.fromkeys(r["set"] for r in records):
+        of_set = [r for r in records if r["set"] == name]
+        metric = next((r["metric"] for r in of_set if "metric" in r), "")
+        print(f"{name}: {metric} on test rows, mean ± standard error (standard deviation) over seeds")
+        print(aligned(_methods(of_set)), end="\n\n")
+    print("glprune against the best peer (by mean); difference in standard errors of the paired difference")
+    print(aligned(_summary(records)))
+
+
+def _methods(records: Sequence[Record]) -> list[Row]:
+    header = [
+        "k",
+        "method",
+        "figure",
+        "seeds",
+        "kept",
+        "precision",
+        "recall",
+        "own model",
+        "seconds",
+        "CPU s",
+        "MB",
+    ]
+    ks = sorted({r["k"] for r in records})
+    rows = []
+    for k in ks:
+        at = [r for r in records if r["k"] == k]
+        best = _best_peer(at)
+        for method in dict.fromkeys(r["method"] for r in at):
+            rows.append(
+                _row(k, method + (" *" if method == best else ""), [r for r in at if r["method"] == method])
+            )
+    return [header, *rows]
+
+
+def _row(k: int, method: str, records: Sequence[Record]) -> Row:
+    done = [r for r in records if r["status"] == "done"]
+    lost = [f"{r['status']}" for r in records if r["status"] != "done"]
+    seeds = f"{len(done)}" + (f" + {len(lost)} {'/'.join(sorted(set(lost)))}" if lost else "")
+    if not done:
+        return [str(k), method, "-", seeds, *["-"] * 7]
+    own = sum(r["source"] == "own" for r in done)
+    kept, precision, recall = (_mean(done, name) for name in ("kept", "precision", "recall"))
+    return [
+        str(k),
+        method,
+        spread([r["test"] for r in done]),
+        seeds,
+        _number(kept, 1),
+        _number(precision, 2),
+        _number(recall, 2),
+        f"{own}/{len(done)}",
+        _number(_mean(done, "seconds"), 1),
+        _number(_mean(done, "cpu_seconds"), 1),
+        _number(_mean(done, "memory_mb"), 0),
+    ]
+
+
+def _summary(records: Sequence[Record]) -> list[Row]:
+    header = ["set", "k", "glprune", "best peer", "its figure", "difference", "in SE"]
+    rows = [[*header, "seconds", "of LassoNet's", "CPU s", "of LassoNet's"]]
+    for name, k in dict.fromkeys((r["set"], r["k"]) for r in records):
+        at = [r for r in records if (r["set"], r["k"]) == (name, k) and r["status"] == "done"]
+        ours, lasso = _by_seed(at, "glprune"), _by_seed(at, "lassonet")
+        best = _best_peer(at)
+        if not ours or best is None:
+            continue
+        peer = _by_seed(at, best)
+        gaps = [ours[s]["test"] - peer[s]["test"] for s in ours if s in peer]
+        error = standard_error(gaps)
+        row = [
+            name,
+            str(k),
+            _spread(ours),
+            best,
+            _spread(peer),
+            f"{statistics.fmean(gaps):+.4f}" if gaps else "-",
+        ]
+        row.append(f"{statistics.fmean(gaps) / error:+.1f}" if error else "-")
+        for clock in ("seconds", "cpu_seconds"):
+            row += [_number(_mean(list(ours.values()), clock), 1), _number(_ratio(ours, lasso, clock), 2)]
+        rows.append(row)
+    return rows
+
+
+def _by_seed(records: Sequence[Record], method: str) -> dict[int, Record]:
+    return {r["seed"]: r for r in records if r["method"] == method}
+
+
+def _spread(records: dict[int, Record]) -> str:
+    return spread([r["test"] for r in records.values()])
+
+
+def _ratio(ours: dict[int, Record], theirs: dict[int, Record], name: str) -> float | None:
+    """Of sums over the seeds that both have."""
+    shared = ours.keys() & theirs.keys()
+    return sum(ours[s][name] for s in shared) / sum(theirs[s][name] for s in shared) if shared else None
+
+
+def _best_peer(records: Sequence[Record]) -> str | None:
+    """The peer with the best mean among those that answered most seeds."""
+    figures: dict[str, list[float]] = {}
+    for r in records:
+        if r["method"] not in ("glprune", "network") and r["status"] == "done":
+            figures.setdefault(r["method"], []).append(r["test"])
+    most = max(map(len, figures.values()), default=0)
+    whole = {m: statistics.fmean(v) for m, v in figures.items() if len(v) == most}
+    return max(whole, key=lambda m: whole[m], default=None)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± standard error (standard deviation)."""
+    if len(values) < 2:
+        return f"{values[0]:.4f}"
+    return f"{statistics.fmean(values):.4f} ± {standard_error(values):.4f} ({statistics.stdev(values):.4f})"
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Standard error of a mean; 0 where it cannot be said."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+
+
+def aligned(rows: Sequence[Row]) -> str:
+    """Rows as a Markdown table with aligned columns."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in rows]
+    rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def _mean(records: Sequence[Record], name: str) -> float | None:
+    values = [r[name] for r in records if name in r]
+    return statistics.fmean(values) if values else None
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+if __name__ == "__main__":
+    default = Path(__file__).parent / "results" / "features.json"
+    show(json.loads((Path(sys.argv[1]) if len(sys.argv) > 1 else default).read_text(encoding="utf-8")))
