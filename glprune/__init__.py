@@ -11,6 +11,8 @@ the proximal optimisers; ``objective``, ``train`` and ``path`` solve the regular
 ``surgery`` cuts, ``removal`` certifies; ``export`` and ``measure`` write the ONNX file and run it;
 ``refitting`` trains what was cut and ``shipping`` writes it, for the shipped network and, in
 ``baselines``, for simpler selections beside it (``importance`` ranks fields by permutation);
+``resampling`` and ``dropping`` say how firm the choice is (``stability`` has the formulas), in the
+processes of ``workers``, which make the run's networks again with ``rebuilt``;
 ``summary``, ``report`` and ``render`` say what was measured; ``bundle`` writes and reads the result;
 ``pipeline`` is the whole run, ``inspection`` the dry run, ``cli`` the command.
 """

@@ -19,20 +19,32 @@ from torch import Tensor
 from glprune import bundle as bundles
 from glprune._version import __version__
 from glprune.baselines import measure_baselines
+from glprune.dropping import measure_drop_costs
 from glprune.errors import ModelError
 from glprune.events import Event, Listener, Stage, silent
 from glprune.job import Job, everything, first_rows, narrowing, prepare
 from glprune.measure import EXPORT_TOLERANCE, OnnxFile, latency, macs, parameters, predict
+from glprune.rebuilt import Rebuild
 from glprune.recipe import Recipe, load_recipe
 from glprune.removal import Removed
 from glprune.render import render_html
-from glprune.report import Agreement, Metric, Report, Size
+from glprune.report import Agreement, DropCosts, Metric, Report, Size, Stability
+from glprune.resampling import check_rows, measure_stability
 from glprune.scaling import Scaled
 from glprune.search import search
 from glprune.shipping import file_columns, on_test_rows, write_onnx, write_shipped
-from glprune.summary import Measured, Outcome, dtype_name, make_report, output_meaning, shipped_inputs
+from glprune.summary import (
+    Measured,
+    Outcome,
+    dtype_name,
+    kept_fields,
+    make_report,
+    output_meaning,
+    shipped_inputs,
+)
 from glprune.task import HIGHER_IS_BETTER, METRICS, explained
 from glprune.train import RefitResult
+from glprune.workers import Workers, available_cores
 
 LATENCY_BATCHES = (1, 256)
 _ORIGINAL, _ZEROED = "original.onnx", "zeroed.onnx"
@@ -87,6 +99,7 @@ def run(
     clock = _Clock(on_event or silent)
     with _reproducible(rules.seed), bundles.staged(folder, overwrite) as stage:
         job = prepare(rules, Path(model), trust_pickle, clock)
+        check_rows(job)
         chosen = search(job, clock)
         removed, fitted = chosen.removed, chosen.fitted
         clock(Stage("export", "writing the network as ONNX"))
@@ -95,8 +108,11 @@ def run(
         measured = _measure(job, removed, fitted, exporter, stage)
         _write_plan(job, removed, fitted, stage)
         baselines = measure_baselines(job, chosen, stage, clock)
+        rebuild = Rebuild.of(job, Path(model), trust_pickle, removed, fitted.network)
+        stability, costs = _firmness(job, removed, rebuild, stage, clock)
         clock(Stage("report", "writing the report"))
-        report = make_report(Outcome(job, chosen, measured, baselines, stage, clock.seconds))
+        outcome = Outcome(job, chosen, measured, baselines, stability, costs, stage, clock.seconds)
+        report = make_report(outcome)
         bundles.write_json(stage / bundles.REPORT, report.model_dump(mode="json", by_alias=True))
         (stage / bundles.PAGE).write_text(render_html(report), encoding="utf-8")
     return Result(folder, report)
@@ -265,6 +281,21 @@ def _write_plan(job: Job, removed: Removed, fitted: RefitResult, folder: Path) -
     )
     bundles.write_json(folder / bundles.PLAN, plan.model_dump(mode="json"))
     (folder / bundles.RECIPE).write_text(job.recipe.to_yaml(), encoding="utf-8")
+
+
+def _firmness(
+    job: Job, removed: Removed, rebuild: Rebuild, folder: Path, listener: Listener
+) -> tuple[Stability | None, DropCosts | None]:
+    """How firm the choice of fields is, as far as the recipe asks, measured in other processes."""
+    spec = job.recipe.stability
+    if spec is None:
+        return None, None
+    kept = kept_fields(job.data, removed)
+    with Workers(rebuild, spec.processes or available_cores()) as workers:
+        stability = measure_stability(job, spec, kept, workers, listener)
+        file = folder / bundles.ONNX
+        costs = measure_drop_costs(job, removed, file, kept, workers, listener) if spec.drop_cost else None
+    return stability, costs
 
 
 def _named(columns: Sequence[str], positions: Tensor) -> list[str]:

@@ -446,6 +446,52 @@ class ExportSpec(Section):
         }
 
 
+class StabilitySpec(Section):
+    """How firm the choice of fields is: the search again on random parts of the training rows."""
+
+    resamples: Annotated[int, Field(ge=0)] = Field(
+        50,
+        description="Random parts of the training rows; on each the search goes on until it keeps as few "
+        "fields as the shipped model. Halves come in complementary pairs, so their number is even. 0: drop "
+        "costs alone.",
+    )
+    share: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.5, description="Share of the training rows in a resample, drawn without replacement, by class."
+    )
+    seeds: Literal["own", "recipe"] = Field(
+        "own",
+        description="own: each search shuffles by a seed of its own; recipe: all by the recipe's, so that "
+        "their rows alone differ.",
+    )
+    threshold: Annotated[float, Field(gt=0.5, le=1)] = Field(
+        0.9, description="A field kept in at least this share of the resamples is called stable."
+    )
+    drop_cost: bool = Field(
+        False,
+        description="Measure what it costs to drop each kept field: cut from the shipped network, refit, "
+        "metric on the validation and the test split.",
+    )
+    processes: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="Processes at work, one thread each; default one for each core. No result depends on it.",
+    )
+
+    @model_validator(mode="after")
+    def _something_differs(self) -> StabilitySpec:
+        if self.resamples == 0 and not self.drop_cost:
+            raise ValueError("resamples: 0 measures drop costs alone; set drop_cost: true, or resamples")
+        if self.resamples == 1:
+            raise ValueError("resamples: 1 has nothing to be compared with; take at least 2")
+        if self.share == 0.5 and self.resamples % 2:
+            raise ValueError(
+                f"resamples: {self.resamples} is odd; halves come in complementary pairs, take "
+                f"{self.resamples + 1}"
+            )
+        if self.share == 1 and self.seeds == "recipe" and self.resamples:
+            raise ValueError("share: 1 with seeds: recipe is one search many times; set seeds: own")
+        return self
+
+
 class ReportSpec(Section):
     """What the report says of itself."""
 
@@ -473,6 +519,9 @@ class Recipe(Section):
     train: TrainSpec = Field(default_factory=TrainSpec)
     refit: RefitSpec = Field(default_factory=RefitSpec)
     export: ExportSpec = Field(default_factory=ExportSpec)
+    stability: StabilitySpec | None = Field(
+        None, description="How firm the choice of fields is; null: not measured."
+    )
     report: ReportSpec = Field(default_factory=ReportSpec)
     allow_inexact: bool = Field(
         False,
@@ -511,6 +560,21 @@ class Recipe(Section):
             raise ValueError("target.max_hidden follows a path over inputs here; keep it alone")
         if target.hidden_alone and inputs is not None:
             raise ValueError("target.max_hidden alone says nothing of inputs; set penalty.inputs: null")
+        return self
+
+    @model_validator(mode="after")
+    def _stability_has_something_to_vary(self) -> Recipe:
+        spec = self.stability
+        if spec is None or spec.resamples == 0:
+            return self
+        if self.penalty.inputs is None:
+            raise ValueError(
+                "stability.resamples needs penalty.inputs, which is null; set it to 0 for drop costs alone"
+            )
+        if spec.share == 1 and (self.train.batch_size == "all" or self.train.epochs == 0):
+            raise ValueError(
+                "stability.share: 1 varies the shuffling alone; train.batch_size: all or epochs: 0 has none"
+            )
         return self
 
     @model_validator(mode="after")

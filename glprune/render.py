@@ -11,7 +11,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from glprune import plots
-from glprune.report import Baseline, Baselines, Feature, Metric, PenaltyFacts, Report, Spread
+from glprune.report import (
+    Baseline,
+    Baselines,
+    DropCost,
+    DropCosts,
+    Feature,
+    Metric,
+    PenaltyFacts,
+    Report,
+    Spread,
+    Stability,
+)
 
 _MANY = 30
 _LABELS = {
@@ -123,6 +134,8 @@ def headline(report: Report) -> list[str]:
     )
     if report.baselines is not None:
         sentences.append(_baselines_sentence(report.baselines, main))
+    if report.stability is not None:
+        sentences.append(_stability_sentence(report.stability, report.features))
     sentences.append(" ".join(_speed_sentence(time.batch, time.speedup) for time in report.latency))
     return [s for s in sentences if s]
 
@@ -269,6 +282,29 @@ def _mean_count(counts: Sequence[int]) -> str:
     return f"{counts[0]:,}" if len(counts) == 1 else f"{sum(counts) / len(counts):,.1f}"
 
 
+def _stability_sentence(stability: Stability, features: Sequence[Feature]) -> str:
+    kept = [f.kept_share for f in features if f.status == "kept" and f.kept_share is not None]
+    firm = sum(share >= stability.threshold for share in kept)
+    sentence = (
+        f"Over {len(stability.resamples)} resamples of {part_of_rows(stability)}, {firm} of the {len(kept)} "
+        f"kept fields were kept in at least {100 * stability.threshold:g} %"
+    )
+    if stability.nogueira is None:
+        return f"{sentence}."
+    interval = stability.nogueira_interval
+    between = f" (95 % interval {interval.low:.2f} to {interval.high:.2f})" if interval is not None else ""
+    return (
+        f"{sentence}; Nogueira's stability index is {stability.nogueira:.2f}{between}, where 1 is the same "
+        "fields every time and 0 as by chance."
+    )
+
+
+def part_of_rows(stability: Stability) -> str:
+    """The share of the training rows in a resample, in words."""
+    words = {0.5: "half the training rows", 1.0: "all training rows, shuffled anew"}
+    return words.get(stability.share, f"{100 * stability.share:g} % of the training rows")
+
+
 def _share(after: int, before: int) -> str:
     return f"{100 * after / before:.1f} %" if before else "none"
 
@@ -288,9 +324,17 @@ def _view(report: Report) -> dict[str, Any]:
         "paths": [(s, [p for p in report.path if p.stage == s.number]) for s in report.stages],
         "penalty": penalty_sentence(report.penalty),
         "main": main_metric(report),
+        "part_of_rows": part_of_rows(report.stability) if report.stability else "",
+        "drop_rows": _drop_rows(report.drop_costs) if report.drop_costs else [],
         "compared": compared(report),
         "mac_ratio": report.size.macs_before / max(1, report.size.macs_after),
     }
+
+
+def _drop_rows(costs: DropCosts) -> list[DropCost]:
+    """The dearest field on the validation split first; those that cannot be dropped last."""
+    sign = 1 if costs.higher_is_better else -1
+    return sorted(costs.fields, key=lambda c: math.inf if c.valid is None else sign * c.valid)
 
 
 def _size_rows(report: Report) -> list[_Change]:

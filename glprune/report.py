@@ -87,6 +87,12 @@ class Feature(Record):
     stage_exit: int | None = Field(description="number of the stage that removed it")
     input: str = Field(description="the network's input it belongs to")
     input_columns: list[int] | None = Field(description="columns of that input as shipped; null if removed")
+    kept_in: int | None = Field(
+        None,
+        description="number of `stability.resamples` in which the field was kept; null where that was not "
+        "measured or the field cannot be removed",
+    )
+    kept_share: float | None = Field(None, description="the same as a share of them")
 
 
 class HiddenLayer(Record):
@@ -326,6 +332,82 @@ class Baselines(Record):
     notes: list[str] = Field(description="what could not be compared, or not on equal terms, and why")
 
 
+class Interval(Record):
+    """A 95 % confidence interval."""
+
+    low: float
+    high: float
+
+
+class Resample(Record):
+    """The search on one random part of the training rows, from the same trained network."""
+
+    seed: int = Field(description="seed of the shuffling")
+    rows: int
+    stages: int = Field(description="paths it took")
+    lam: float = Field(description="lambda its last path chose")
+    metric: float = Field(description="selection metric on the validation split, without a last refit")
+    kept: str = Field(
+        pattern="^[01]+$", description="one digit for each of `features`, in order: 1 kept, 0 removed"
+    )
+
+
+class Stability(Record):
+    """How alike the choices of fields are; every figure is over the fields that can be removed."""
+
+    share: float = Field(description="share of the training rows in a resample")
+    pairs: bool = Field(description="whether two by two they are complementary halves")
+    seeds: Literal["own", "recipe"]
+    limit: int = Field(description="fields a search was to keep at most: as many as the shipped model")
+    removable: str = Field(
+        pattern="^[01]+$", description="one digit for each of `features`, in order: 1 can be removed"
+    )
+    threshold: float = Field(description="share of the resamples from which on a field is called stable")
+    stable: int = Field(description="fields kept in at least that share")
+    mean_kept: float = Field(description="fields kept, mean over the resamples")
+    jaccard: float = Field(
+        description="mean over all pairs of resamples: fields both keep over fields either keeps"
+    )
+    nogueira: float | None = Field(
+        description="Nogueira's index: 1 for the same fields every time, 0 as by chance; null where each "
+        "resample keeps all fields or none"
+    )
+    nogueira_interval: Interval | None = Field(
+        description="of the index, the resamples taken as independent; null below 10 of them, too few for it"
+    )
+    false_bound: float | None = Field(
+        description="bound by Meinshausen and Buehlmann on the expected number of stable fields that matter "
+        "for nothing, mean_kept^2 / ((2 threshold - 1) fields), on the assumptions that such fields are "
+        "equally likely to be kept, no more likely than by guessing, and that the rows trained nothing "
+        "else; null where it is not below `stable`, or the resamples are not halves"
+    )
+    resamples: list[Resample]
+    failures: list[str] = Field(description="why a search found nothing, for each that did not; not counted")
+
+
+class DropCost(Record):
+    """The shipped network without one field, refitted."""
+
+    field: str
+    valid: float | None = Field(description="metric on the validation split; null where it cannot be dropped")
+    test: float | None = Field(description="metric on the test split")
+    reason: str | None = Field(description="why the field cannot be dropped, or null")
+
+
+class DropCosts(Record):
+    """What it costs to drop each kept field; every value was taken through ONNX Runtime."""
+
+    metric: str
+    higher_is_better: bool
+    valid_rows: int
+    test_rows: int
+    valid: float = Field(description="the shipped file's metric on the validation split")
+    test: float = Field(description="the shipped file's metric on the test split")
+    refitted_valid: float = Field(description="the shipped network refitted once more, nothing dropped")
+    refitted_test: float
+    fields: list[DropCost] = Field(description="the kept fields, in the order of `features`")
+
+
 class Report(Record):
     """All of ``report.json``."""
 
@@ -345,6 +427,8 @@ class Report(Record):
     path: list[PathPoint]
     selection: Selection
     stages: list[SearchStage]
+    stability: Stability | None = Field(None, description="of the choice of fields, if measured")
+    drop_costs: DropCosts | None = Field(None, description="of each kept field, if measured")
     removal: Removal
     refit: Refit | None
     performance: list[Metric]

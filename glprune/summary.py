@@ -25,6 +25,7 @@ from glprune.report import (
     Baselines,
     DataFacts,
     Digests,
+    DropCosts,
     DType,
     Export,
     Feature,
@@ -43,6 +44,7 @@ from glprune.report import (
     Selection,
     Size,
     SplitFacts,
+    Stability,
     Timing,
 )
 from glprune.search import Chosen, StageRun, path_record
@@ -51,15 +53,22 @@ from glprune.task import HIGHER_IS_BETTER, gain
 # above this share of the penalty an optimality condition is reported as not met
 _KKT_TOLERANCE = 0.05
 
+_NAMED = 12
+
 _DENSEST = "of the points that keep no more, the one that keeps most"
 
 _PACKAGES = ("torch", "torch-pruning", "onnx", "onnxruntime", "onnxscript", "numpy", "pyarrow", "safetensors")
+
+_STABILITY = "How stable the selection is over resamples, seeds and splits."
+_RETRAINING = (
+    "How stable the selection is over networks trained anew: all resamples began with the one given."
+)
 
 NOT_MEASURED = (
     "Whether the systems upstream still collect or pass on the removed fields.",
     "Whether kept fields carry the information of removed ones (proxies).",
     "Performance by segment, calibration, and confidence intervals of the metrics.",
-    "How stable the selection is over resamples, seeds and splits.",
+    _STABILITY,
     "Latency on other hardware, batch sizes or thread counts than those listed.",
 )
 
@@ -98,6 +107,8 @@ class Outcome:
         chosen: The shipped network and how it was chosen.
         measured: Measurements on the ONNX files.
         baselines: What simpler selections gave, if measured.
+        stability: How alike the choices over parts of the training rows are, if measured.
+        drop_costs: What dropping each kept field costs, if measured.
         folder: The bundle's files so far.
         seconds: Wall seconds of each stage.
     """
@@ -106,6 +117,8 @@ class Outcome:
     chosen: Chosen
     measured: Measured
     baselines: Baselines | None
+    stability: Stability | None
+    drop_costs: DropCosts | None
     folder: Path
     seconds: dict[str, float]
 
@@ -148,8 +161,16 @@ def make_report(outcome: Outcome) -> Report:
         latency=outcome.measured.latency,
         export=_export(outcome),
         warnings=_warnings(outcome),
-        not_measured=[*(_WITHOUT_LABELS if job.task.kind == "distillation" else ()), *NOT_MEASURED],
+        stability=outcome.stability,
+        drop_costs=outcome.drop_costs,
+        not_measured=_not_measured(outcome),
     )
+
+
+def _not_measured(outcome: Outcome) -> list[str]:
+    labels = _WITHOUT_LABELS if outcome.job.task.kind == "distillation" else ()
+    left = _STABILITY if outcome.stability is None else _RETRAINING
+    return [*labels, *(left if sentence == _STABILITY else sentence for sentence in NOT_MEASURED)]
 
 
 def _penalty(spec: PenaltySpec) -> PenaltyFacts:
@@ -289,6 +310,7 @@ def _features(outcome: Outcome) -> list[Feature]:
         for label, size in zip(g.labels, group_sizes(state, g).tolist(), strict=True)
     }
     owner = {label: g.name for g in job.input_groups for label in g.labels}
+    counts, total = _kept_in(outcome)
     records = []
     for field, stays in zip(job.data.fields, kept_fields(job.data, removed), strict=True):
         name = field.name
@@ -307,6 +329,8 @@ def _features(outcome: Outcome) -> list[Feature]:
                 stage_exit=left_at.stage,
                 input=owner[name],
                 input_columns=[place[c] for c in field.columns if c in place] if stays else None,
+                kept_in=counts.get(name),
+                kept_share=counts[name] / total if name in counts else None,
             )
         )
     return records
@@ -316,6 +340,17 @@ def kept_fields(data: Data, removed: Removed) -> list[bool]:
     """Whether each field has a column that stayed, in their order."""
     columns = {span[c] for span, own in zip(data.spans, removed.columns, strict=True) for c in own.tolist()}
     return [not columns.isdisjoint(field.columns) for field in data.fields]
+
+
+def _kept_in(outcome: Outcome) -> tuple[dict[str, int], int]:
+    """In how many resamples each field that can be removed was kept, and their number."""
+    record = outcome.stability
+    if record is None:
+        return {}, 0
+    digits = zip(*(resample.kept for resample in record.resamples), strict=True)
+    fields = zip(outcome.job.data.fields, record.removable, digits, strict=True)
+    counts = {field.name: own.count("1") for field, free, own in fields if free == "1"}
+    return counts, len(record.resamples)
 
 
 def _shipped_places(outcome: Outcome) -> dict[int, int]:
@@ -463,6 +498,7 @@ def _warnings(outcome: Outcome) -> list[str]:
         if c.inexact
     ]
     warnings += _idle_inputs(outcome)
+    warnings += _doubtful_fields(outcome)
     if kkt_zero > _KKT_TOLERANCE:
         warnings.append(
             f"The optimality conditions of the removed groups are off by {kkt_zero:.2g} of the penalty "
@@ -480,6 +516,32 @@ def _warnings(outcome: Outcome) -> list[str]:
                 f"{metric.final:.4f} against {metric.original:.4f}."
             )
     return warnings
+
+
+def _doubtful_fields(outcome: Outcome) -> list[str]:
+    """Fields that most resamples decided otherwise than the run."""
+    job = outcome.job
+    kept = kept_fields(job.data, outcome.chosen.removed)
+    counts, total = _kept_in(outcome)
+    rows = [
+        (f"{field.name} ({counts[field.name]})", stays, 2 * counts[field.name])
+        for field, stays in zip(job.data.fields, kept, strict=True)
+        if field.name in counts
+    ]
+    found = {
+        f"Kept, but in fewer than half of {total} resamples": [n for n, s, c in rows if s and c < total],
+        f"Removed, but kept in more than half of {total} resamples": [
+            n for n, s, c in rows if not s and c > total
+        ],
+    }
+    said = [f"{what}: {_listed(names)}." for what, names in found.items() if names]
+    failures = outcome.stability.failures if outcome.stability is not None else []
+    return [*said, *(f"A resample was left out: {failure}" for failure in dict.fromkeys(failures))]
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def _idle_inputs(outcome: Outcome) -> list[str]:

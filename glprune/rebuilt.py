@@ -1,0 +1,97 @@
+"""A run's job and shipped network made again in another process; what they come from pickles, they do not."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from glprune.data import Split, TensorSplit
+from glprune.errors import DataError
+from glprune.events import silent
+from glprune.job import Job, prepare
+from glprune.recipe import Recipe
+from glprune.removal import Removed
+from glprune.surgery import Surgery
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """A job and its shipped network.
+
+    Attributes:
+        job: The job of the original network.
+        network: The shipped network, with the original's dropout rates: a refit scales them itself.
+        surgery: What turns the original network into it.
+        columns: The columns it takes, positions along each input's feature axis.
+    """
+
+    job: Job
+    network: nn.Module
+    surgery: Surgery
+    columns: tuple[Tensor, ...]
+
+    @functools.cached_property
+    def rows(self) -> TensorSplit:
+        """The training rows in memory."""
+        return in_memory(self.job.data.train, self.job.recipe.seed)
+
+
+@dataclass(frozen=True)
+class Rebuild:
+    """Makes the same job and shipped network in another process.
+
+    Attributes:
+        recipe: The recipe.
+        model: The trained weights.
+        trust_pickle: Allow a fully pickled module.
+        surgery: What turned the network into the shipped one.
+        columns: The columns that one takes.
+        state: Its tensors.
+    """
+
+    recipe: Recipe
+    model: Path
+    trust_pickle: bool
+    surgery: Surgery
+    columns: tuple[Tensor, ...]
+    state: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, job: Job, model: Path, trust_pickle: bool, removed: Removed, network: nn.Module) -> Rebuild:
+        """Of a run: its job, its arguments, what it removed and the network it ships."""
+        state = {name: tensor.detach() for name, tensor in network.state_dict().items()}
+        return cls(job.recipe, model, trust_pickle, removed.surgery, removed.columns, state)
+
+    def __call__(self) -> Rebuilt:
+        """Prepare the job with the process seeded as :func:`glprune.run` seeds its own."""
+        torch.manual_seed(self.recipe.seed)
+        torch.use_deterministic_algorithms(True)
+        job = prepare(self.recipe, self.model, self.trust_pickle, silent)
+        network = copy.deepcopy(job.network)
+        self.surgery.apply_(network)
+        network.load_state_dict(self.state)
+        return Rebuilt(job, network.eval(), self.surgery, self.columns)
+
+
+def in_memory(split: Split, seed: int) -> TensorSplit:
+    """All rows of a split at once, in one order for one seed.
+
+    Raises:
+        DataError: Batches of a loader differ in shape.
+    """
+    if isinstance(split, TensorSplit):
+        return split
+    batches = list(split.batches(None, torch.Generator().manual_seed(seed)))
+    try:
+        inputs = zip(*(x for x, _ in batches), strict=True)
+        return TensorSplit(tuple(map(torch.cat, inputs)), torch.cat([y for _, y in batches]))
+    except RuntimeError as error:
+        raise DataError(
+            "data.loader: the training batches differ in shape, and stability holds their rows in memory; "
+            "let the loader pad to one length, or set stability: null."
+        ) from error
