@@ -19,7 +19,7 @@ import functools
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -222,11 +222,12 @@ class _Search:
                 break
             goal = Goal(counted, max(1, min(limit, now - 1)), kinds, "target.max_drop", slack=_ROUGHLY)
             run = self._drop_attempt(goal, rule)
-            if run is not None:
-                tried = max(tried, gain(metric, self.reference, run.metric))
-            if run is not None and gain(metric, self.reference, run.metric) >= -amount:
-                self._commit(run)
-                continue
+            whole = run and self._refitted(run)
+            if run is not None and whole is not None:
+                tried = max(tried, gain(metric, self.reference, whole.metric))
+                if gain(metric, self.reference, whole.metric) >= -amount:
+                    self._commit(whole, run.fitted)
+                    continue
             failures += 1
             if limit >= now - 1:
                 break
@@ -240,7 +241,7 @@ class _Search:
 
     def _drop_attempt(self, goal: Goal, rule: str) -> StageRun | None:
         try:
-            return self._best(goal, rule, _arrive(goal), self._full())
+            return self._best(goal, rule, _arrive(goal), self._brief())
         except TargetError:  # the groups leave together: as good as losing too much
             return None
 
@@ -307,11 +308,21 @@ class _Search:
         path = RegularisationPath(objective, job.groups, recipe.train, recipe.seed, measure, done)
         return path
 
-    def _commit(self, run: StageRun) -> None:
-        """Stand on the network a stage led to."""
+    def _refitted(self, run: StageRun) -> StageRun:
+        """A stage with the refit of the recipe instead of the brief one."""
+        fitted, metric = refitted(self.original, run.removed)
+        run.selected.refit_metric = metric
+        return replace(run, fitted=fitted, metric=metric)
+
+    def _commit(self, run: StageRun, stand: RefitResult | None = None) -> None:
+        """Stand on the network a stage led to, or on ``stand``, the same after another refit.
+
+        After a long refit weak groups have grown again, so that a path has a worse start.
+        """
         self.stages.append(run)
         groups = [sliced(g, run.cut.surgery.kept) for g in run.job.groups]
-        self.job = continued(self.original, run.fitted.network, run.removed.columns, groups)
+        network = (stand or run.fitted).network
+        self.job = continued(self.original, network, run.removed.columns, groups)
 
     def _full(self) -> RefitSpec:
         return self.original.recipe.refit
