@@ -17,7 +17,7 @@ from tests.networks import split
 
 FIELDS = [(f"f{i}", range(3 * i, 3 * i + 3)) for i in range(10)]
 WEIGHT = np.sqrt(3)
-EXACT = TrainSpec(tolerance=0.0, optimizer="sgd", lr=1e-2, epochs=150, polish=0, batch_size="all")
+EXACT = TrainSpec(tolerance=0.0, optimizer="sgd", lr=1e-2, epochs=400, polish=0, batch_size="all")
 OPTIMIZERS = {
     "sgd": {"optimizer": "sgd", "lr": 1e-2, "epochs": 150, "polish": 0},
     "sgd without momentum": {"optimizer": "sgd", "momentum": 0.0, "lr": 5e-2, "epochs": 150, "polish": 0},
@@ -205,9 +205,9 @@ def orthonormal():
 
 # the curvature is 2 in every direction: few steps suffice
 SHORT = {
-    "sgd": {"optimizer": "sgd", "lr": 2e-2, "epochs": 20, "polish": 0},
-    "sgd without momentum": {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1, "epochs": 8, "polish": 0},
-    "adam": {"optimizer": "adam", "lr": 1e-2, "epochs": 50, "polish": 0},
+    "sgd": {"optimizer": "sgd", "lr": 2e-2, "epochs": 40, "polish": 0},
+    "sgd without momentum": {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1, "epochs": 20, "polish": 0},
+    "adam": {"optimizer": "adam", "lr": 1e-2, "epochs": 150, "polish": 0},
     "accelerated steps": {"epochs": 0, "polish": 60},
 }
 
