@@ -20,6 +20,7 @@ from glprune.train import PointSolver
 
 State = dict[str, Tensor]
 _BISECTIONS = 8
+_STEPS_BACK = 2
 _ALIKE = 1.005  # lambdas this near are one
 
 
@@ -219,24 +220,39 @@ def at_lambda(path: RegularisationPath, lam: float) -> Point:
     return point
 
 
-def towards(path: RegularisationPath, size: Size, limit: float, floor: float) -> Point | None:
+def towards(path: RegularisationPath, size: Size, now: float, limit: float, floor: float) -> Point | None:
     """Run a path until a point is no larger than ``limit`` and return its smallest point above ``floor``.
+
+    Where the path jumps from hardly any group removed to below the floor, it is bisected a little.
 
     Args:
         path: A path with no points yet.
         size: What the target counts.
+        now: The size the path begins with.
         limit: Where this path may stop.
         floor: Where the last path of all is to arrive; none before it may go below.
 
     Returns:
-        None where the first point is already too small.
+        None where every point removes nothing or goes below the floor.
     """
     path.grow(lambda point: size(point) <= limit, lambda point: size(point) < floor or path.blind(point))
-    found = [p for p in path.points if size(p) >= floor and not path.blind(p) and p.state]
-    if not found:
+    for _ in range(_STEPS_BACK):
+        above, below = _around(path, size, floor)
+        if above is None or below is None or size(above) <= (now * limit) ** 0.5:
+            break
+        path.solve((above.lam * below.lam) ** 0.5, above.state)
+    best = _around(path, size, floor)[0]
+    if best is None or size(best) >= now:
         return None
-    best = min(found, key=lambda p: (size(p), p.lam))
-    return path.close(best, lambda p: floor <= size(p) and not path.blind(p))
+    return path.close(best, lambda p: floor <= size(p) < now and not path.blind(p))
+
+
+def _around(path: RegularisationPath, size: Size, floor: float) -> tuple[Point | None, Point | None]:
+    """The smallest point that is not below the floor, and the first one that is."""
+    held = [p for p in path.points if size(p) >= floor and not path.blind(p) and p.state]
+    lost = [p for p in path.points if size(p) < floor or path.blind(p)]
+    above = min(held, key=lambda p: (size(p), p.lam), default=None)
+    return above, next((p for p in lost if above is None or p.lam > above.lam), None)
 
 
 def at_most(path: RegularisationPath, size: Size, limit: float, name: str, slack: float = 0.0) -> Point:

@@ -246,9 +246,10 @@ class PenaltySpec(Section):
     )
     hidden: HiddenStrength | None = Field(None, description="Hidden neurons; null leaves them alone.")
     weights: Literal["size", "adaptive"] = Field(
-        "size",
+        "adaptive",
         description="size: weight_g = strength * sqrt(size of the group); adaptive: that over the root mean "
-        "square of the group's trained weights, so that weak groups go first (adaptive group LASSO).",
+        "square of the group's weights where the stage begins, so that weak groups go first (adaptive group "
+        "LASSO).",
     )
 
     balance: Annotated[list[Positive], Field(min_length=1)] = Field(

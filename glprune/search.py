@@ -172,7 +172,9 @@ class _Search:
         count = self._stages(start, goal)
         for number in range(1, count):
             limit = start * (goal.limit / start) ** (number / count)
-            pick = _approach(goal, limit)
+            if _size_now(self.job, goal.counted) <= limit:
+                continue
+            pick = _approach(goal, _size_now(self.job, goal.counted), limit)
             rule = f"on the way to at most {goal.limit:,.0f} {WORDS[goal.counted]}"
             run = self._best(goal, rule, pick, self._brief())
             if run is not None:
@@ -329,9 +331,9 @@ class _Search:
         return Goal(counted, limit, kinds, f"target.{counted}", slack=_NEAR)
 
 
-def _approach(goal: Goal, limit: float) -> Pick:
+def _approach(goal: Goal, now: float, limit: float) -> Pick:
     """Pick the smallest point above the goal, on a path that stops at a limit before it."""
-    return lambda path, job: towards(path, size_of(goal.counted, job, path), limit, goal.limit)
+    return lambda path, job: towards(path, size_of(goal.counted, job, path), now, limit, goal.limit)
 
 
 def _arrive(goal: Goal) -> Pick:

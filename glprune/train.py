@@ -163,9 +163,16 @@ def refit(
     Raises:
         ModelError: The loss is not finite.
     """
-    student = copy.deepcopy(network)
+
+    def score(candidate: nn.Module) -> tuple[float, float]:
+        return _score(candidate, narrow, task, valid, metric)
+
+    best, best_score, best_epoch, epoch = network, score(network), 0, 0
+    if spec.epochs and _normalised(network):
+        fresh = _reestimated(network, narrow, train, spec)
+        best, best_score = max((best, best_score), (fresh, score(fresh)), key=lambda pair: pair[1])
+    student = copy.deepcopy(best)
     _scale_dropout(student, spec, teacher)
-    best, best_score, best_epoch, epoch = network, _score(network, narrow, task, valid, metric), 0, 0
     parameters = [p for p in student.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=spec.lr, weight_decay=spec.weight_decay)
     generator = torch.Generator().manual_seed(seed)
@@ -181,12 +188,44 @@ def refit(
                 _check_finite(loss, f"refit, epoch {epoch}")
                 loss.backward()
                 optimizer.step()
-            score = _score(student, narrow, task, valid, metric)
-            if score > best_score:
-                best, best_score, best_epoch = copy.deepcopy(student), score, epoch
+            now = score(student)
+            if now > best_score:
+                best, best_score, best_epoch = copy.deepcopy(student), now, epoch
             if epoch - best_epoch >= spec.patience:
                 break
+    if best_epoch and _normalised(best):
+        fresh = _reestimated(best, narrow, train, spec)
+        best, best_score = max((best, best_score), (fresh, score(fresh)), key=lambda pair: pair[1])
     return RefitResult(best.eval(), epoch, best_epoch, best_score)
+
+
+def _normalised(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """The BatchNorm layers that hold running statistics."""
+    kind = nn.modules.batchnorm._BatchNorm
+    return [m for m in network.modules() if isinstance(m, kind) and m.track_running_stats]
+
+
+@torch.no_grad()
+def _reestimated(
+    network: nn.Module, narrow: Callable[[Inputs], Inputs], train: Split, spec: RefitSpec
+) -> nn.Module:
+    """A copy whose BatchNorm statistics are means over the training rows, as its weights now are.
+
+    Running statistics lag behind weights that move, and were those of another network before a cut.
+    """
+    fresh = copy.deepcopy(network).eval()
+    layers = _normalised(fresh)
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain mean over the batches
+        layer.train()
+    for inputs, target in train.batches(batch_size(spec.batch_size, train), None):
+        if len(target) > 1:
+            fresh(*narrow(inputs))
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+    return fresh.eval()
 
 
 def rows_of_an_epoch(
@@ -235,9 +274,11 @@ def _scale_dropout(student: nn.Module, spec: RefitSpec, original: nn.Module) -> 
     """
     left = sum(p.numel() for p in student.parameters()) / sum(p.numel() for p in original.parameters())
     factor = {"scaled": left**0.5, "kept": 1.0, "off": 0.0}[spec.dropout]
-    for module in student.modules():
+    for name, module in student.named_modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p *= factor
+            trained = original.get_submodule(name)
+            assert isinstance(trained, nn.modules.dropout._DropoutNd)  # a cut keeps every module
+            module.p = trained.p * factor
 
 
 def _check_finite(loss: Tensor, where: str) -> None:
