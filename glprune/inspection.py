@@ -59,7 +59,7 @@ class Inspection:
         macs: Multiply-accumulates of one row.
         rows: Rows of each split.
         lambda_max: Lambda at which zero becomes a solution for the inputs.
-        points: Points of the path.
+        points: Points of all paths, by the grid.
         seconds_per_point: Measured on one epoch.
         seconds: Expected seconds of the whole path.
         notes: What the data reading noted.
@@ -103,7 +103,7 @@ def inspect(
     state = dict(job.network.state_dict())
     norms = [float(n) for g in job.input_groups for n in group_norms(state, g)]
     sizes = [int(n) for g in job.input_groups for n in group_sizes(state, g)]
-    points = rules.train.points if rules.target.lam != 0 else 1
+    points = rules.train.points * rules.train.stages if rules.target.lam is None else rules.train.points
     return Inspection(
         sets=_sets(job),
         fields=tuple(

@@ -21,6 +21,7 @@ from glprune.train import PointSolver
 State = dict[str, Tensor]
 _BISECTIONS = 8
 _STEPS_BACK = 2
+_SETTLINGS, _NUDGE = 5, 1.2
 _ALIKE = 1.005  # lambdas this near are one
 
 
@@ -100,22 +101,41 @@ class RegularisationPath:
         self.done(point)
         return point
 
-    def close(self, point: Point, holds: Callable[[Point], bool] = lambda closed: True) -> Point:
-        """Go on from a point by full-batch steps at its lambda, which tighten its KKT residuals.
+    def close(self, point: Point) -> Point:
+        """Go on from a point by full-batch steps at its lambda, which tighten its KKT residuals."""
+        return self._closed(point, point.lam)
+
+    def settle(self, point: Point, size: Size, least: float, most: float) -> Point:
+        """Close a point where that keeps its size, else at a lambda nearby.
+
+        Full-batch steps may bring groups back or lose more: lambda is then raised or lowered a little.
 
         Args:
             point: A point with its weights.
-            holds: What the closed point must satisfy to take the other's place.
+            size: What the target counts.
+            least: The smallest size that will do.
+            most: The largest.
 
         Returns:
-            The closed point, or the one given where that does not hold.
+            The closed point, or the one given where none nearby is of such a size.
         """
+        lam = point.lam
+        for _ in range(_SETTLINGS):
+            closed = self._closed(point, lam)
+            if least <= size(closed) <= most and not self.blind(closed):
+                return closed
+            self.points.remove(closed)
+            lam *= _NUDGE if size(closed) > most else 1 / _NUDGE
+        self.points.append(point)
+        self.points.sort(key=lambda p: p.lam)
+        return point
+
+    def _closed(self, point: Point, lam: float) -> Point:
+        """Take a closed point into the path in the place of the one it came from."""
         self.objective.network.load_state_dict(point.state)
-        self.solver.polish(point.lam)
-        closed = self._measure(point.lam)
-        if not holds(closed):
-            return point
-        self.points[self.points.index(point)] = closed
+        self.solver.polish(lam)
+        closed = self._measure(lam)
+        self.points = sorted([*(p for p in self.points if p is not point), closed], key=lambda p: p.lam)
         return closed
 
     def grid(self, scale: float = 1.0) -> Iterator[float]:
@@ -244,7 +264,7 @@ def towards(path: RegularisationPath, size: Size, now: float, limit: float, floo
     best = _around(path, size, floor)[0]
     if best is None or size(best) >= now:
         return None
-    return path.close(best, lambda p: floor <= size(p) < now and not path.blind(p))
+    return path.settle(best, size, floor, now - 1)
 
 
 def _around(path: RegularisationPath, size: Size, floor: float) -> tuple[Point | None, Point | None]:
@@ -290,4 +310,4 @@ def at_most(path: RegularisationPath, size: Size, limit: float, name: str, slack
             f"{name}: {limit:g} cannot be met: the groups leave together, "
             f"from {size(above) if above else 0:g} to none at lambda {best.lam:.4g}."
         )
-    return path.close(best, lambda p: size(best) <= size(p) <= limit)
+    return path.settle(best, size, max(1, min(size(best), least)), limit)
