@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -47,7 +48,7 @@ class ResNet(nn.Module):
         super().__init__()
         layers: list[nn.Module] = [nn.Conv2d(3, 32, 3, 1, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU()]
         widths = [32, 32, 32, 64, 64, 128, 128, 256, 256]
-        for number, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
+        for number, (a, b) in enumerate(itertools.pairwise(widths)):
             layers.append(Residual(a, b, 2 if number and b != a else 1))
         self.body, self.head = nn.Sequential(*layers), nn.Linear(256, CLASSES)
 
@@ -91,7 +92,7 @@ class Transformer(nn.Module):
 
 def perceptron(*widths: int) -> nn.Module:
     layers: list[nn.Module] = []
-    for a, b in zip(widths, widths[1:], strict=False):
+    for a, b in itertools.pairwise(widths):
         layers += [nn.Linear(a, b), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
