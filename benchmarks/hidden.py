@@ -19,9 +19,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-for _threads in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ[_threads] = "1"  # before PyTorch is imported
-
 import torch
 from answers import Clock, Problem
 from features import machine, versions
@@ -146,6 +143,7 @@ def main() -> None:
     content = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {"records": []}
     kept = [r for r in content["records"] if r["method"] not in given.again]
     content = {"machine": machine(), "versions": versions(), "records": kept}
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     with ProcessPoolExecutor(given.jobs, multiprocessing.get_context("spawn")) as pool:
         made = []
         for place in itertools.product(range(given.seeds), given.cases, given.budgets):

@@ -129,7 +129,7 @@ def _cut_at_once(problem: Problem, budget: int, importance: tp.importance.Import
 def pruner_of(
     network: nn.Module, x: Tensor, ratio: float, importance: tp.importance.Importance, reg: float | None
 ) -> tp.pruner.BasePruner:
-    """A pruner of all layers but the last: global, by group norms, with a strength; else one share."""
+    """A pruner of all layers but the last: with a strength global and of group norms, else one share for all."""
     last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
     given = {"pruning_ratio": ratio, "ignored_layers": [last], "global_pruning": reg is not None}
     if reg is None:
@@ -145,7 +145,7 @@ def within(
     seed: int,
     reg: float | None = None,
 ) -> nn.Module:
-    """The largest network of at most `budget` per cent of the MACs, by bisection of the ratio."""
+    """The largest network of at most `budget` per cent of the multiply-accumulates; the ratio is bisected."""
     limit, low, high = budget / 100 * macs(network, (x[:1],)), 0.0, 1.0
     best, most = None, 0
     for _ in range(HALVINGS):

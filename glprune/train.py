@@ -81,8 +81,8 @@ class PointSolver:
                 value = self._pass(optimizer, f"lambda {lam:.3g}, epoch {epoch + 1}")
             value += self.objective.penalty(lam)
             left = int((self.objective.blocks.norms() > 0).sum())
-            slow = before - value < self.spec.tolerance * abs(before)
-            if self.spec.tolerance and left == alive and slow:
+            settled = left == alive and before - value < self.spec.tolerance * abs(before)
+            if self.spec.tolerance and settled:
                 break
             before, alive = value, left
         if polish:
