@@ -21,7 +21,8 @@ from glprune.train import PointSolver
 State = dict[str, Tensor]
 _BISECTIONS = 8
 _STEPS_BACK = 2
-_SETTLINGS, _NUDGE = 5, 1.2
+_SETTLINGS, _NUDGE = 8, 1.2
+_OPTIMAL = 0.02  # KKT residual of zero groups a chosen point should have
 _ALIKE = 1.005  # lambdas this near are one
 
 
@@ -119,16 +120,19 @@ class RegularisationPath:
         Returns:
             The closed point, or the one given where none nearby is of such a size.
         """
-        lam = point.lam
+        lam, start = point.lam, point
         for _ in range(_SETTLINGS):
-            closed = self._closed(point, lam)
-            if least <= size(closed) <= most and not self.blind(closed):
+            closed = self._closed(start, lam)
+            fits = least <= size(closed) <= most and not self.blind(closed)
+            if fits and closed.kkt_zero <= _OPTIMAL:
                 return closed
             self.points.remove(closed)
-            lam *= _NUDGE if size(closed) > most else 1 / _NUDGE
-        self.points.append(point)
-        self.points.sort(key=lambda p: p.lam)
-        return point
+            if fits:  # more of the same steps
+                start = closed
+            else:
+                lam *= _NUDGE if size(closed) > most else 1 / _NUDGE
+        self.points = sorted([*(p for p in self.points if p is not point), start], key=lambda p: p.lam)
+        return start
 
     def _closed(self, point: Point, lam: float) -> Point:
         """Take a closed point into the path in the place of the one it came from."""
