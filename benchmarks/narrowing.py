@@ -129,7 +129,7 @@ def _cut_at_once(problem: Problem, budget: int, importance: tp.importance.Import
 def pruner_of(
     network: nn.Module, x: Tensor, ratio: float, importance: tp.importance.Importance, reg: float | None
 ) -> tp.pruner.BasePruner:
-    """A pruner of all layers but the last: with a strength global and by group norms, else one share."""
+    """A pruner of all layers but the last: with a strength global, of group norms; else one share for all."""
     last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
     given = {"pruning_ratio": ratio, "ignored_layers": [last], "global_pruning": reg is not None}
     if reg is None:

@@ -126,7 +126,7 @@ def show(content: Record) -> None:
         met = "met" if search <= SEARCH_GOAL else "not met"
         facts = [r["run"], str(r["target"]), str(r["points"]), f"{r['fine_tune']:.1f}", f"{search:.1f}", met]
         rows.append([*facts, f"{paths:.1f}", f"{whole:.1f}"])
-    print("\nprocessor time over that of one plain fine-tune; paths alone: without the last refit\n")
+    print("\nsearch, paths alone (no last refit), whole run: processor time over that of a fine-tune\n")
     print(aligned(rows))
 
 

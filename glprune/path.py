@@ -257,7 +257,7 @@ def towards(path: RegularisationPath, size: Size, now: float, limit: float, floo
         floor: Where the last path of all is to arrive; none before it may go below.
 
     Returns:
-        None where every point removes nothing or goes below the floor.
+        None where every point removes nothing, goes below the floor or is far from optimal.
     """
     path.grow(lambda point: size(point) <= limit, lambda point: size(point) < floor or path.blind(point))
     for _ in range(_STEPS_BACK):
@@ -268,7 +268,8 @@ def towards(path: RegularisationPath, size: Size, now: float, limit: float, floo
     best = _around(path, size, floor)[0]
     if best is None or size(best) >= now:
         return None
-    return path.settle(best, size, floor, now - 1)
+    settled = path.settle(best, size, floor, now - 1)
+    return settled if settled.kkt_zero <= _OPTIMAL else None  # a later stage goes the whole way
 
 
 def _around(path: RegularisationPath, size: Size, floor: float) -> tuple[Point | None, Point | None]:
