@@ -139,7 +139,9 @@ def penalty_weights(state: State, groups: GroupSet, strength: float, adaptive: b
     if not adaptive:
         return strength * root
     size = group_norms(state, groups) / root.clamp(min=1.0)
-    least = size.max().clamp(min=torch.finfo(torch.float32).tiny) * _LEAST_SIZE
+    if not bool(size.any()):  # a set that is zero altogether has no weak groups
+        return strength * root
+    least = size.max() * _LEAST_SIZE
     return strength * root / torch.maximum(size, least)
 
 
