@@ -122,7 +122,7 @@ class RegularisationPath:
         Returns:
             The closed point, or the one given where none nearby is of such a size.
         """
-        lam, start = point.lam, point
+        lam, start, dense, sparse = point.lam, point, 0.0, math.inf
         for _ in range(_SETTLINGS):
             closed = self._closed(start, lam)
             fits = least <= size(closed) <= most and not self.blind(closed)
@@ -131,8 +131,12 @@ class RegularisationPath:
             self.points.remove(closed)
             if fits:  # more of the same steps
                 start = closed
+            elif size(closed) > most:
+                dense = max(dense, lam)
+                lam = _between(lam, sparse, lam * _NUDGE)
             else:
-                lam *= _NUDGE if size(closed) > most else 1 / _NUDGE
+                sparse = min(sparse, lam)
+                lam = _between(dense, lam, lam / _NUDGE)
         self.points = sorted([*(p for p in self.points if p is not point), start], key=lambda p: p.lam)
         return start
 
@@ -223,6 +227,11 @@ class RegularisationPath:
             metric=self.metric(),
             state=state,
         )
+
+
+def _between(low: float, high: float, otherwise: float) -> float:
+    """The geometric mean of a bracket's ends where it has both."""
+    return (low * high) ** 0.5 if 0 < low < high < math.inf else otherwise
 
 
 def at_lambda(path: RegularisationPath, lam: float) -> Point:
@@ -319,5 +328,5 @@ def at_most(path: RegularisationPath, size: Size, limit: float, name: str, slack
         )
     settled = path.settle(best, size, max(1, min(size(best), least)), limit)
     if settled.kkt_zero > _OPTIMAL:  # better a few groups fewer than a point that is not a solution
-        settled = path.settle(settled, size, max(1, math.floor(_FEWER * limit)), limit)
+        settled = path.settle(settled, size, max(1, math.ceil(_FEWER * limit)), limit)
     return settled

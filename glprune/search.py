@@ -179,8 +179,9 @@ class _Search:
             run = self._best(goal, rule, pick, self._brief())
             if run is not None:
                 self._commit(run)
-            if _size_now(self.job, goal.counted) <= goal.limit:
-                break
+                if _size_now(self.job, goal.counted) <= goal.limit:  # another path would cut more
+                    self.stages[-1] = self._refitted(run)
+                    return
         rule = f"at most {goal.limit:,.0f} {WORDS[goal.counted]}: {_DENSEST}"
         run = self._best(goal, rule, _arrive(goal), self._full())
         assert run is not None  # at_most returns a point or raises
