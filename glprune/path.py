@@ -137,7 +137,7 @@ class RegularisationPath:
             else:
                 sparse = min(sparse, lam)
                 lam = _between(dense, lam, lam / _NUDGE)
-        self.points = sorted([*(p for p in self.points if p is not point), start], key=lambda p: p.lam)
+        self._put(start, point)
         return start
 
     def _closed(self, point: Point, lam: float) -> Point:
@@ -145,8 +145,12 @@ class RegularisationPath:
         self.objective.network.load_state_dict(point.state)
         self.solver.polish(lam)
         closed = self._measure(lam)
-        self.points = sorted([*(p for p in self.points if p is not point), closed], key=lambda p: p.lam)
+        self._put(closed, point)
         return closed
+
+    def _put(self, point: Point, old: Point) -> None:
+        """Take a point into the path, in the place of an old one where the path still has that."""
+        self.points = sorted([*(p for p in self.points if p is not old), point], key=lambda p: p.lam)
 
     def grid(self, scale: float = 1.0) -> Iterator[float]:
         """Lambdas from ``scale * lambda_min_ratio * lambda_max`` up, past lambda_max where need be."""
@@ -328,5 +332,5 @@ def at_most(path: RegularisationPath, size: Size, limit: float, name: str, slack
         )
     settled = path.settle(best, size, max(1, min(size(best), least)), limit)
     if settled.kkt_zero > _OPTIMAL:  # better a few groups fewer than a point that is not a solution
-        settled = path.settle(settled, size, max(1, math.ceil(_FEWER * limit)), limit)
+        settled = path.settle(settled, size, math.ceil(_FEWER * limit), limit)
     return settled

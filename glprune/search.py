@@ -168,20 +168,22 @@ class _Search:
 
     def _reach(self, goal: Goal) -> None:
         """Stages of equal ratios from the present size down to the goal's."""
-        start = _size_now(self.job, goal.counted)
+        now = start = _size_now(self.job, goal.counted)
         count = self._stages(start, goal)
         for number in range(1, count):
             limit = start * (goal.limit / start) ** (number / count)
-            if _size_now(self.job, goal.counted) <= limit:
+            if now <= limit:
                 continue
-            pick = _approach(goal, _size_now(self.job, goal.counted), limit)
+            pick = _approach(goal, now, limit)
             rule = f"on the way to at most {goal.limit:,.0f} {WORDS[goal.counted]}"
             run = self._best(goal, rule, pick, self._brief())
-            if run is not None:
-                self._commit(run)
-                if _size_now(self.job, goal.counted) <= goal.limit:  # another path would cut more
-                    self.stages[-1] = self._refitted(run)
-                    return
+            if run is None:
+                continue
+            self._commit(run)
+            now = _size_now(self.job, goal.counted)
+            if now <= goal.limit:  # another path would cut more
+                self.stages[-1] = self._refitted(run)
+                return
         rule = f"at most {goal.limit:,.0f} {WORDS[goal.counted]}: {_DENSEST}"
         run = self._best(goal, rule, _arrive(goal), self._full())
         assert run is not None  # at_most returns a point or raises

@@ -264,8 +264,9 @@ def test_where_nothing_was_cut_the_report_says_so(folder):
     assert "Nothing was cut, so" in render_html(report)
 
 
-def test_weights_of_the_path_are_named_as_an_unequal_start(folder, few_draws):
-    report = planted(folder, "unfitted", "refit.epochs=0").report
+@pytest.mark.parametrize("change", ["refit.epochs=0", "refit.start=best"])
+def test_weights_of_the_path_are_named_as_an_unequal_start(folder, few_draws, change):
+    report = planted(folder, "unequal", change).report
     assert any("may go on from the weights of its path" in note for note in report.baselines.notes)
 
 

@@ -159,7 +159,7 @@ def test_load_refuses_another_factory_in_one_line(result):
 
 
 def test_every_point_has_kkt_residuals_and_removed_groups_are_certified(result):
-    assert len(result.report.path) > len(result.report.stages)  # a path, of which each stage chose a point
+    assert len(result.report.path) >= 3
     chosen = [p for p in result.report.path if p.selected]
     assert len(chosen) == len(result.report.stages)
     assert all(p.kkt_zero < 0.05 for p in chosen)
