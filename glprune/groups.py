@@ -16,7 +16,7 @@ from torch import Tensor
 from glprune.units import Kind, Slot, UnitSet
 
 State = Mapping[str, Tensor]
-_LONG = 16_384  # rows of this length are added up one by one: the products of all would leave the cache
+_CACHED = 2**19  # products held at once: those of a larger tensor would leave the processor's cache
 _LEAST_SIZE = 1e-4  # of the largest: a group that is zero already has a large weight, not an infinite one
 
 
@@ -191,7 +191,7 @@ class Blocks:
         self.blocks = tuple(blocks)
         self.count = count
         self.parameters = [block.parameter for block in self.blocks]
-        self._shapes = [[-1 if d == b.dim else 1 for d in range(b.parameter.ndim)] for b in self.blocks]
+        self._shapes = [(-1,) + (1,) * (b.parameter.ndim - 1 - b.dim) for b in self.blocks]
         self._order = _in_turn(self.blocks, count)
         self._lengths = [len(self.blocks[number].owner) for number in self._order or ()]
         self.sizes = self.dot([torch.ones_like(b.parameter) for b in blocks]).clamp(min=1)
@@ -215,20 +215,20 @@ class Blocks:
     def norms(self) -> Tensor:
         """L2 norms of the groups, shape (count,)."""
         with torch.no_grad():
-            return self.dot(self.parameters).sqrt()
+            return self.dot(self.parameters).sqrt_()
 
     def spread(self, values: Tensor) -> list[Tensor]:
         """Give every parameter the value of its groups, broadcastable to its shape."""
         if self._order is None:
             return [values[b.owner].view(shape) for b, shape in zip(self.blocks, self._shapes, strict=True)]
         own = dict(zip(self._order, values.split(self._lengths), strict=True))
-        return [own[number].view(shape) for number, shape in enumerate(self._shapes)]
+        shapes = enumerate(self._shapes)
+        return [own[number].view(shape) if len(shape) > 1 else own[number] for number, shape in shapes]
 
     def rescale_(self, old: Tensor, new: Tensor) -> None:
         """Scale every group from norm ``old`` to norm ``new``; what was zero must stay zero."""
         factor = new / old.clamp(min=torch.finfo(old.dtype).tiny)
-        for parameter, by in zip(self.parameters, self.spread(factor), strict=True):
-            parameter.data.mul_(by)
+        torch._foreach_mul_([p.data for p in self.parameters], self.spread(factor))
 
 
 def _in_turn(blocks: Sequence[Block], count: int) -> list[int] | None:
@@ -243,11 +243,23 @@ def _in_turn(blocks: Sequence[Block], count: int) -> list[int] | None:
 
 
 def _products(x: Tensor, y: Tensor, dim: int) -> Tensor:
-    """Inner products of two tensors over all but ``dim``."""
-    if x.ndim == 2 and dim == 1 and x.shape[1] >= _LONG:
-        total = x[0] * y[0]
-        for a, b in zip(x[1:], y[1:], strict=True):
-            total.addcmul_(a, b)
-        return total
-    others = [d for d in range(x.ndim) if d != dim]
-    return (x * y).sum(dim=others) if others else x * y
+    """Inner products of two tensors over all but ``dim``: the dimensions before it first, then the rest.
+
+    Sums over leading dimensions are vectorised whatever their length, and leave little for the rest.
+    """
+    total = _folded(x, y) if dim else x * y
+    if dim:
+        total = total.sum(dim=tuple(range(dim)))
+    return total.flatten(1).sum(1) if total.ndim > 1 else total
+
+
+def _folded(x: Tensor, y: Tensor) -> Tensor:
+    """Products of two tensors, those of later rows added to those of the first, as many as stay in the cache."""
+    rows = max(1, _CACHED * len(x) // x.numel())
+    if rows >= len(x):
+        return x * y
+    (first, *others), (second, *factors) = x.split(rows), y.split(rows)
+    total = first * second
+    for a, b in zip(others, factors, strict=True):
+        total[: len(a)].addcmul_(a, b)
+    return total

@@ -48,7 +48,8 @@ class Objective:
         self.network, self.task, self.split = network, task, split
         self.sets = [groups for groups, _ in penalised]
         self.blocks, self.free, weights = _partition(network, penalised)
-        radius = torch.where(weights > 0, torch.inf, self.blocks.norms() if bound else torch.inf)
+        bounded = bound and not bool((weights > 0).all())
+        radius = torch.where(weights > 0, torch.inf, self.blocks.norms()) if bounded else None
         self.regulariser = Regulariser(self._penalty(weights, spec), radius)
 
     def _penalty(self, weights: Tensor, spec: PenaltySpec) -> Penalty:

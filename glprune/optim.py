@@ -25,11 +25,11 @@ class Regulariser:
 
     Attributes:
         penalty: The penalty on the groups.
-        radius: Largest norm allowed, shape (n_groups,); infinity is no bound.
+        radius: Largest norm allowed, shape (n_groups,); infinity is no bound, None none for any group.
     """
 
     penalty: Penalty
-    radius: Tensor
+    radius: Tensor | None
 
     @property
     def weights(self) -> Tensor:
@@ -139,12 +139,11 @@ class ProximalAdam(ProximalOptimizer):
         beta1, beta2 = self.betas
         gradients = self.blocks.gradients
         torch._foreach_lerp_(self.first, gradients, 1 - beta1)
-        self.second.lerp_(self.blocks.dot(gradients) / self.blocks.sizes, 1 - beta2)
-        root = (self.second / (1 - beta2**self.steps) + self.floor).sqrt() + self.eps
-        size = self.lr / root
-        scaled = self.blocks.spread(size / (1 - beta1**self.steps))
-        for parameter, moment, by in zip(self.blocks.parameters, self.first, scaled, strict=True):
-            parameter.data.addcmul_(moment, by, value=-1.0)
+        self.second.lerp_(self.blocks.dot(gradients).div_(self.blocks.sizes), 1 - beta2)
+        root = (self.second / (1 - beta2**self.steps)).add_(self.floor).sqrt_().add_(self.eps)
+        size = root.reciprocal_().mul_(self.lr)
+        parameters, scaled = [p.data for p in self.blocks.parameters], self.blocks.spread(size)
+        torch._foreach_addcmul_(parameters, self.first, scaled, -1 / (1 - beta1**self.steps))
         return size
 
 

@@ -44,7 +44,7 @@ def block_soft_threshold(norms: Tensor, threshold: Tensor) -> Tensor:
     References:
         Yuan and Lin (2006), equation 2.4.
     """
-    return (norms - threshold).clamp(min=0.0)
+    return (norms - threshold).clamp_(min=0.0)
 
 
 @dataclass(frozen=True)
@@ -90,20 +90,21 @@ class Penalty:
     def add_smooth_gradient_(self, blocks: Blocks, lam: float) -> None:
         """Add the gradient of :meth:`smooth_value` to ``.grad``, in place."""
 
-    def prox_(self, blocks: Blocks, strength: Tensor, radius: Tensor) -> None:
+    def prox_(self, blocks: Blocks, strength: Tensor, radius: Tensor | None = None) -> None:
         """Apply the convex part's proximal operator to the present weights, then project into a ball.
 
         Args:
             blocks: Parameters split into groups, changed in place.
             strength: ``step * lam`` of each group, shape (n_groups,).
-            radius: Largest norm allowed, shape (n_groups,); infinity is no bound.
+            radius: Largest norm allowed, shape (n_groups,); infinity is no bound, None none for any group.
         """
         if self.elements is not None:
             thresholds = blocks.spread(strength * self.elements)
             for parameter, by in zip(blocks.parameters, thresholds, strict=True):
                 parameter.data.copy_(_soft(parameter.data, by))
         norms = blocks.norms()
-        blocks.rescale_(norms, torch.minimum(block_soft_threshold(norms, strength * self.whole), radius))
+        shrunk = block_soft_threshold(norms, strength * self.whole)
+        blocks.rescale_(norms, shrunk if radius is None else torch.minimum(shrunk, radius))
 
     def residuals(self, blocks: Blocks, lam: float) -> tuple[float, float]:
         """How far the present weights are from the penalised problem's optimality (KKT) conditions.
