@@ -184,6 +184,7 @@ class Blocks:
 
     Attributes:
         parameters: The parameters, in the order every list below follows.
+        values: What they hold, without gradients, to be changed in place.
         sizes: Number of weights of each group, at least 1, shape (count,).
     """
 
@@ -191,9 +192,11 @@ class Blocks:
         self.blocks = tuple(blocks)
         self.count = count
         self.parameters = [block.parameter for block in self.blocks]
+        self.values = [parameter.data for parameter in self.parameters]
         self._shapes = [(-1,) + (1,) * (b.parameter.ndim - 1 - b.dim) for b in self.blocks]
         self._order = _in_turn(self.blocks, count)
         self._lengths = [len(self.blocks[number].owner) for number in self._order or ()]
+        self._places = [(self._order or []).index(number) for number in sorted(self._order or ())]
         self.sizes = self.dot([torch.ones_like(b.parameter) for b in blocks]).clamp(min=1)
 
     @property
@@ -214,21 +217,19 @@ class Blocks:
 
     def norms(self) -> Tensor:
         """L2 norms of the groups, shape (count,)."""
-        with torch.no_grad():
-            return self.dot(self.parameters).sqrt_()
+        return self.dot(self.values).sqrt_()
 
     def spread(self, values: Tensor) -> list[Tensor]:
         """Give every parameter the value of its groups, broadcastable to its shape."""
         if self._order is None:
             return [values[b.owner].view(shape) for b, shape in zip(self.blocks, self._shapes, strict=True)]
-        own = dict(zip(self._order, values.split(self._lengths), strict=True))
-        shapes = enumerate(self._shapes)
-        return [own[number].view(shape) if len(shape) > 1 else own[number] for number, shape in shapes]
+        parts = values.split_with_sizes(self._lengths)
+        places = zip(self._places, self._shapes, strict=True)
+        return [parts[n].view(shape) if len(shape) > 1 else parts[n] for n, shape in places]
 
-    def rescale_(self, old: Tensor, new: Tensor) -> None:
-        """Scale every group from norm ``old`` to norm ``new``; what was zero must stay zero."""
-        factor = new / old.clamp(min=torch.finfo(old.dtype).tiny)
-        torch._foreach_mul_([p.data for p in self.parameters], self.spread(factor))
+    def scale_(self, factors: Tensor) -> None:
+        """Multiply every group by its factor, shape (count,)."""
+        torch._foreach_mul_(self.values, self.spread(factors))
 
 
 def _in_turn(blocks: Sequence[Block], count: int) -> list[int] | None:
@@ -247,17 +248,15 @@ def _products(x: Tensor, y: Tensor, dim: int) -> Tensor:
 
     Sums over leading dimensions are vectorised whatever their length, and leave little for the rest.
     """
-    total = _folded(x, y) if dim else x * y
-    if dim:
-        total = total.sum(dim=tuple(range(dim)))
+    total = _folded(x, y) if dim and x.numel() > _CACHED else x * y
+    for _ in range(dim):
+        total = total.sum(0)
     return total.flatten(1).sum(1) if total.ndim > 1 else total
 
 
 def _folded(x: Tensor, y: Tensor) -> Tensor:
     """Products of two tensors, those of later rows added to those of the first, as many as stay in the cache."""
     rows = max(1, _CACHED * len(x) // x.numel())
-    if rows >= len(x):
-        return x * y
     (first, *others), (second, *factors) = x.split(rows), y.split(rows)
     total = first * second
     for a, b in zip(others, factors, strict=True):

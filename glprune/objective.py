@@ -121,7 +121,7 @@ def _zero_point_lambda(objective: Objective, sets: Sequence[GroupSet]) -> float:
     ids = torch.cat([_numbers(objective.sets, s) for s in sets])
     factor = torch.ones(objective.blocks.count)
     factor[ids] = 0.0
-    objective.blocks.rescale_(torch.ones_like(factor), factor)
+    objective.blocks.scale_(factor)
     objective.gradient()
     found = objective.regulariser.penalty.zero_lambda(objective.blocks)[ids]
     objective.clear()

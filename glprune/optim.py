@@ -100,7 +100,7 @@ class ProximalSGD(ProximalOptimizer):
             self.plain.step()
         torch._foreach_mul_(self.buffers, self.momentum)
         torch._foreach_add_(self.buffers, self.blocks.gradients)
-        torch._foreach_add_([p.data for p in self.blocks.parameters], self.buffers, alpha=-self.lr)
+        torch._foreach_add_(self.blocks.values, self.buffers, alpha=-self.lr)
         gain = (1 - self.momentum**self.steps) / (1 - self.momentum)
         return torch.full((self.blocks.count,), self.lr * gain)
 
@@ -142,8 +142,8 @@ class ProximalAdam(ProximalOptimizer):
         self.second.lerp_(self.blocks.dot(gradients).div_(self.blocks.sizes), 1 - beta2)
         root = (self.second / (1 - beta2**self.steps)).add_(self.floor).sqrt_().add_(self.eps)
         size = root.reciprocal_().mul_(self.lr)
-        parameters, scaled = [p.data for p in self.blocks.parameters], self.blocks.spread(size)
-        torch._foreach_addcmul_(parameters, self.first, scaled, -1 / (1 - beta1**self.steps))
+        gain = 1 / (1 - beta1**self.steps)
+        torch._foreach_addcmul_(self.blocks.values, self.first, self.blocks.spread(size), -gain)
         return size
 
 
@@ -178,7 +178,7 @@ def accelerated_steps(
         "Adaptive restart for accelerated gradient schemes", Found. Comput. Math. 15, gradient
         scheme.
     """
-    tensors: list[Tensor] = [*(p.data for p in blocks.parameters), *(p.data for p in free)]
+    tensors: list[Tensor] = [*blocks.values, *(p.data for p in free)]
     parameters = [*blocks.parameters, *free]
     bound = 1.0 if curvature is None else curvature
     previous = [t.clone() for t in tensors]

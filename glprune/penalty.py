@@ -25,6 +25,7 @@ from torch import Tensor
 from glprune.groups import Blocks
 
 _BISECTIONS = 60
+_TINY = torch.finfo(torch.float32).tiny
 _LEAST_NORM = 0.1  # of the mean of its set: a group that is all but zero still has a knot above zero
 
 
@@ -100,11 +101,13 @@ class Penalty:
         """
         if self.elements is not None:
             thresholds = blocks.spread(strength * self.elements)
-            for parameter, by in zip(blocks.parameters, thresholds, strict=True):
-                parameter.data.copy_(_soft(parameter.data, by))
+            for values, by in zip(blocks.values, thresholds, strict=True):
+                values.copy_(_soft(values, by))
         norms = blocks.norms()
         shrunk = block_soft_threshold(norms, strength * self.whole)
-        blocks.rescale_(norms, shrunk if radius is None else torch.minimum(shrunk, radius))
+        if radius is not None:
+            shrunk = torch.minimum(shrunk, radius)
+        blocks.scale_(shrunk.div_(norms.clamp_(min=_TINY)))  # zero stays zero
 
     def residuals(self, blocks: Blocks, lam: float) -> tuple[float, float]:
         """How far the present weights are from the penalised problem's optimality (KKT) conditions.
@@ -265,7 +268,7 @@ def _distance(gradient: Tensor, value: Tensor, element: Tensor, along: Tensor) -
 
 
 def _doubles(blocks: Blocks) -> list[Tensor]:
-    return [p.detach().double() for p in blocks.parameters]
+    return [v.double() for v in blocks.values]
 
 
 def _largest(values: Tensor) -> float:
