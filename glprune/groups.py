@@ -194,9 +194,9 @@ class Blocks:
         self.parameters = [block.parameter for block in self.blocks]
         self.values = [parameter.data for parameter in self.parameters]
         self._shapes = [(-1,) + (1,) * (b.parameter.ndim - 1 - b.dim) for b in self.blocks]
-        self._order = _in_turn(self.blocks, count)
-        self._lengths = [len(self.blocks[number].owner) for number in self._order or ()]
-        self._places = [(self._order or []).index(number) for number in sorted(self._order or ())]
+        order = _in_turn(self.blocks, count)
+        self._lengths = [len(self.blocks[number].owner) for number in order]
+        self._places = sorted(range(len(order)), key=order.__getitem__)
         self.sizes = self.dot([torch.ones_like(b.parameter) for b in blocks]).clamp(min=1)
 
     @property
@@ -206,13 +206,14 @@ class Blocks:
 
     def dot(self, a: Sequence[Tensor], b: Sequence[Tensor] | None = None) -> Tensor:
         """Inner products by group of two lists of tensors (``b`` defaults to ``a``), shape (count,)."""
-        pairs = zip(self.blocks, a, a if b is None else b, strict=True)
-        sums = [_products(x, y, block.dim) for block, x, y in pairs]
-        if self._order is not None:
-            return torch.cat([sums[number] for number in self._order])
         total = torch.zeros(self.count, dtype=a[0].dtype if a else torch.float32)
-        for block, along in zip(self.blocks, sums, strict=True):
-            total.index_add_(0, block.owner, along)
+        pairs = zip(self.blocks, a, a if b is None else b, strict=True)
+        if self._places:
+            for part, (block, x, y) in zip(self._parts(total), pairs, strict=True):
+                _products(x, y, block.dim, part)
+        else:
+            for block, x, y in pairs:
+                total.index_add_(0, block.owner, _products(x, y, block.dim))
         return total
 
     def norms(self) -> Tensor:
@@ -221,44 +222,51 @@ class Blocks:
 
     def spread(self, values: Tensor) -> list[Tensor]:
         """Give every parameter the value of its groups, broadcastable to its shape."""
-        if self._order is None:
-            return [values[b.owner].view(shape) for b, shape in zip(self.blocks, self._shapes, strict=True)]
-        parts = values.split_with_sizes(self._lengths)
-        places = zip(self._places, self._shapes, strict=True)
-        return [parts[n].view(shape) if len(shape) > 1 else parts[n] for n, shape in places]
+        parts = self._parts(values) if self._places else [values[block.owner] for block in self.blocks]
+        return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
 
     def scale_(self, factors: Tensor) -> None:
         """Multiply every group by its factor, shape (count,)."""
         torch._foreach_mul_(self.values, self.spread(factors))
 
+    def _parts(self, values: Tensor) -> list[Tensor]:
+        """Where each parameter's groups are in turn: its part of a vector of shape (count,), without a copy."""
+        parts = values.split_with_sizes(self._lengths)
+        return [parts[place] for place in self._places]
 
-def _in_turn(blocks: Sequence[Block], count: int) -> list[int] | None:
-    """The order in which the blocks' positions are groups 0, 1, ...; None where groups have several.
+
+def _in_turn(blocks: Sequence[Block], count: int) -> list[int]:
+    """The order in which the blocks' positions are groups 0, 1, ...; empty where groups have several.
 
     With an order the sums by group are those of the blocks one after the other, and nothing is gathered.
     """
     order = sorted(range(len(blocks)), key=lambda number: int(blocks[number].owner[0]))
     owners = [blocks[number].owner for number in order]
     whole = bool(owners) and torch.equal(torch.cat(owners), torch.arange(count))
-    return order if whole else None
+    return order if whole else []
 
 
-def _products(x: Tensor, y: Tensor, dim: int) -> Tensor:
-    """Inner products of two tensors over all but ``dim``: the dimensions before it first, then the rest.
+def _products(x: Tensor, y: Tensor, dim: int, out: Tensor | None = None) -> Tensor:
+    """Inner products of two tensors over all but ``dim``.
 
-    Sums over leading dimensions are vectorised whatever their length, and leave little for the rest.
+    The dimensions before it come first: their sums are vectorised, and leave little for the rest.
     """
     total = _folded(x, y) if dim and x.numel() > _CACHED else x * y
-    for _ in range(dim):
+    if dim:
+        total = total.flatten(0, dim - 1)
+        if total.ndim == 2:
+            return torch.sum(total, 0, out=out)
         total = total.sum(0)
-    return total.flatten(1).sum(1) if total.ndim > 1 else total
+    return torch.sum(total.reshape(len(total), -1), 1, out=out)
 
 
 def _folded(x: Tensor, y: Tensor) -> Tensor:
-    """Products of two tensors, those of later rows added to those of the first, as many as stay in the cache."""
+    """Products of two tensors, rows added up until what is held at once fits the cache.
+
+    Last row first: what was written a moment ago is still there, and what is read next will be.
+    """
     rows = max(1, _CACHED * len(x) // x.numel())
-    (first, *others), (second, *factors) = x.split(rows), y.split(rows)
-    total = first * second
-    for a, b in zip(others, factors, strict=True):
+    total = x[-rows:] * y[-rows:]
+    for a, b in zip(reversed(x[:-rows].split(rows)), reversed(y[:-rows].split(rows)), strict=True):
         total[: len(a)].addcmul_(a, b)
     return total
