@@ -223,14 +223,15 @@ class Blocks:
     def spread(self, values: Tensor) -> list[Tensor]:
         """Give every parameter the value of its groups, broadcastable to its shape."""
         parts = self._parts(values) if self._places else [values[block.owner] for block in self.blocks]
-        return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+        shapes = zip(parts, self._shapes, strict=True)
+        return [part.view(shape) if len(shape) > 1 else part for part, shape in shapes]
 
     def scale_(self, factors: Tensor) -> None:
         """Multiply every group by its factor, shape (count,)."""
         torch._foreach_mul_(self.values, self.spread(factors))
 
     def _parts(self, values: Tensor) -> list[Tensor]:
-        """Where each parameter's groups are in turn: its part of a vector of shape (count,), without a copy."""
+        """Each parameter's part of a vector of shape (count,), not copied; only where groups are in turn."""
         parts = values.split_with_sizes(self._lengths)
         return [parts[place] for place in self._places]
 
@@ -252,10 +253,11 @@ def _products(x: Tensor, y: Tensor, dim: int, out: Tensor | None = None) -> Tens
     The dimensions before it come first: their sums are vectorised, and leave little for the rest.
     """
     total = _folded(x, y) if dim and x.numel() > _CACHED else x * y
-    if dim:
+    if dim > 1:
         total = total.flatten(0, dim - 1)
-        if total.ndim == 2:
-            return torch.sum(total, 0, out=out)
+    if dim and total.ndim == 2:
+        return torch.sum(total, 0, out=out)
+    if dim:
         total = total.sum(0)
     return torch.sum(total.reshape(len(total), -1), 1, out=out)
 

@@ -124,13 +124,15 @@ class ProximalAdam(ProximalOptimizer):
     ) -> None:
         super().__init__(blocks, free, regulariser, lam, lr)
         self.first = [torch.zeros_like(p) for p in blocks.parameters]
-        self.second = torch.zeros(blocks.count)
+        self.second = torch.zeros_like(blocks.sizes)
         # largest mean square of the penalty's gradient in each group; where there is none, what is usual
         own = (lam * regulariser.weights).square() / blocks.sizes
         usual = own[own > 0].mean() if bool((own > 0).any()) else torch.zeros(())
         self.floor = torch.where(own > 0, own, usual)
         eps = self.eps + float(usual.sqrt())
-        self.plain = torch.optim.Adam(self.free, lr=lr, betas=self.betas, eps=eps) if self.free else None
+        self.plain = (
+            torch.optim.Adam(self.free, lr=lr, betas=self.betas, eps=eps, fused=True) if self.free else None
+        )
 
     def _descend(self) -> Tensor:
         if self.plain is not None:
