@@ -206,12 +206,13 @@ class Blocks:
 
     def dot(self, a: Sequence[Tensor], b: Sequence[Tensor] | None = None) -> Tensor:
         """Inner products by group of two lists of tensors (``b`` defaults to ``a``), shape (count,)."""
-        total = torch.zeros(self.count, dtype=a[0].dtype if a else torch.float32)
+        total = torch.empty(self.count, dtype=a[0].dtype if a else torch.float32)
         pairs = zip(self.blocks, a, a if b is None else b, strict=True)
         if self._places:
             for part, (block, x, y) in zip(self._parts(total), pairs, strict=True):
                 _products(x, y, block.dim, part)
         else:
+            total.zero_()
             for block, x, y in pairs:
                 total.index_add_(0, block.owner, _products(x, y, block.dim))
         return total

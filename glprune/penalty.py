@@ -29,7 +29,7 @@ _TINY = torch.finfo(torch.float32).tiny
 _LEAST_NORM = 0.1  # of the mean of its set: a group that is all but zero still has a knot above zero
 
 
-def block_soft_threshold(norms: Tensor, threshold: Tensor) -> Tensor:
+def block_soft_threshold(norms: Tensor, threshold: Tensor, out: Tensor | None = None) -> Tensor:
     """Proximal operator of the group LASSO, on group norms.
 
     Solves ``argmin_u 0.5 * (u - norms)**2 + threshold * u`` over ``u >= 0``. Works on norms,
@@ -38,6 +38,7 @@ def block_soft_threshold(norms: Tensor, threshold: Tensor) -> Tensor:
     Args:
         norms: Group norms, shape (n_groups,), >= 0.
         threshold: ``step * lam * weight``, shape (n_groups,), >= 0, in the units of norms.
+        out: Where the result is written; a new tensor if None.
 
     Returns:
         New norms, shape (n_groups,); exactly 0.0 at or below the threshold.
@@ -45,7 +46,7 @@ def block_soft_threshold(norms: Tensor, threshold: Tensor) -> Tensor:
     References:
         Yuan and Lin (2006), equation 2.4.
     """
-    return (norms - threshold).clamp_(min=0.0)
+    return torch.sub(norms, threshold, out=out).clamp_(min=0.0)
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ class Penalty:
             for values, by in zip(blocks.values, thresholds, strict=True):
                 values.copy_(_soft(values, by))
         norms = blocks.norms()
-        shrunk = block_soft_threshold(norms, strength * self.whole)
+        threshold = strength * self.whole
+        shrunk = block_soft_threshold(norms, threshold, out=threshold)
         if radius is not None:
             shrunk = torch.minimum(shrunk, radius)
         blocks.scale_(shrunk.div_(norms.clamp_(min=_TINY)))  # zero stays zero
