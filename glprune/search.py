@@ -15,13 +15,14 @@ References:
 from __future__ import annotations
 
 import copy
-import functools
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
+
+import torch
 
 from glprune.errors import TargetError
 from glprune.events import Listener, PointDone, Stage
@@ -122,6 +123,11 @@ class Goal:
     kinds: tuple[Kind, ...]
     name: str
     slack: float = 0.0
+
+    @property
+    def least(self) -> float:
+        """The size from which on a larger one is not searched for."""
+        return (1 - self.slack) * self.limit
 
 
 def search(job: Job, listener: Listener) -> Chosen:
@@ -347,7 +353,7 @@ class _Search:
 
 def _approach(goal: Goal, now: float, limit: float) -> Pick:
     """Pick the smallest point above the goal, on a path that stops at a limit before it."""
-    return lambda path, job: towards(path, size_of(goal.counted, job, path), now, limit, goal.limit)
+    return lambda path, job: towards(path, size_of(goal.counted, job, path), now, limit, goal.least)
 
 
 def _arrive(goal: Goal) -> Pick:
@@ -402,8 +408,15 @@ def size_of(counted: Counted, job: Job, path: RegularisationPath) -> Size:
         return path.fields_kept
     if counted == "hidden":
         return lambda point: sum(len(k) for u, k in kept_units(job.groups, point.alive) if u.kind == "hidden")
+    known: dict[bytes, int] = {}  # by what is alive: a point would keep its weights
 
-    return functools.cache(lambda point: measured(job, point.alive, MEASURES[counted]))
+    def size(point: Point) -> int:
+        key = torch.cat(point.alive).numpy().tobytes()
+        if key not in known:
+            known[key] = measured(job, point.alive, MEASURES[counted])
+        return known[key]
+
+    return size
 
 
 def _size_now(job: Job, counted: Counted) -> float:

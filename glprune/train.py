@@ -117,17 +117,23 @@ class PointSolver:
 
     def polish(self, lam: float) -> None:
         """Full-batch accelerated proximal steps, as many as ``train.polish`` says."""
-        if not self.spec.polish:
-            return
-        self.curvature = accelerated_steps(
+        if self.spec.polish:
+            self.curvature = self._steps(lam, self.spec.polish, self.curvature)
+
+    def step(self, lam: float, curvature: float | None = None) -> float:
+        """One full-batch proximal step of at most ``1.5 / curvature``; returns the curvature it used."""
+        return self._steps(lam, 1, curvature or self.curvature)
+
+    def _steps(self, lam: float, steps: int, curvature: float | None) -> float:
+        return accelerated_steps(
             self.objective.blocks,
             list(self.objective.free),
             self.objective.regulariser,
             lam,
             self.objective.gradient,
             self.objective.loss,
-            self.spec.polish,
-            self.curvature,
+            steps,
+            curvature,
         )
 
 
