@@ -47,7 +47,8 @@ Positive = Annotated[float, Field(gt=0)]
 Names = Text | Annotated[list[Text], Field(min_length=1)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*$")]
 AxisNumber = Annotated[str, StringConstraints(pattern=r"^-?\d+$")]
-Budget = Annotated[str, StringConstraints(pattern=r"^(100|\d{1,2})(\.\d+)?\s?%$")] | Positive
+_PERCENT = r"^(100(\.0+)?|\d?[1-9](\.\d+)?|[1-9]0(\.\d+)?|00?\.0*[1-9]\d*)\s?%$"  # above 0, at most 100
+Budget = Annotated[str, StringConstraints(pattern=_PERCENT)] | Positive
 BatchSize = Annotated[int, Field(ge=1)] | Literal["all"]
 
 
@@ -839,13 +840,18 @@ def _sentence(item: Any, loc: tuple[Any, ...]) -> str:
         return f"{prefix}{context['error']}."
     wanted = _WANTED.get(kind)
     if kind == "string_pattern_mismatch":
-        wanted = "'package.module:function' or 'file.py:function'" if loc[-1] == "factory" else "a plain name"
+        wanted = _PATTERNS.get(str(loc[-1]), "a plain name")
     if wanted is None:
         wanted = str(item["msg"]).removeprefix("Input should be ").removeprefix("a valid ")
     wanted = wanted.format(**{k: v for k, v in context.items() if isinstance(v, str | int | float)})
     return f"{dotted} should be {wanted}, not {_short(value)}."
 
 
+_SHARE = "a share above 0 such as 30%"
+_PATTERNS = {
+    "factory": "'package.module:function' or 'file.py:function'",
+    **dict.fromkeys(("parameters", "macs", "latency"), _SHARE),
+}
 _WANTED = {
     "float_type": "a number",
     "int_type": "a whole number",

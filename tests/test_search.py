@@ -148,7 +148,11 @@ def test_a_latency_every_network_has_is_met_and_named(folder):
     ("target", "message"),
     [
         ("{macs: 50%, max_features: 3}", "exactly one"),
-        ("{macs: 120%}", "target.macs"),
+        ("{macs: 120%}", "target.macs should be a share above 0 such as 30% or a number"),
+        ("{macs: 100.5%}", "target.macs"),
+        ("{parameters: 0%}", "target.parameters should be a share above 0"),
+        ("{latency: 0.0 %}", "target.latency should be a share above 0"),
+        ("{macs: 0}", "target.macs"),
         ("{macs: 50%, max_hidden: 3}", "counts hidden units too"),
         ("{max_features: 3, batch: 8}", "batch belongs to latency"),
         ("{latency: -1}", "target.latency"),
