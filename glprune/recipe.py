@@ -421,8 +421,10 @@ class RefitSpec(Section):
         description="The network's own dropout during the refit; scaled multiplies its rates by the root of "
         "the share of parameters left.",
     )
-    distill: Share = Field(
-        0.0, description="Share of the loss that follows the original network's predictions."
+    distill: Share | None = Field(
+        None,
+        description="Share of the loss that follows the original network's predictions; default 0.5 where "
+        "all inputs are kept, 0 where the original reads what the slim network may not.",
     )
     temperature: Positive = Field(2.0, description="Softening of the predictions that are followed.")
 
@@ -593,7 +595,7 @@ class Recipe(Section):
             )
         if data.split is not None and data.split.stratify:
             raise ValueError("data.split: stratify needs classes; task: distillation has none, remove it")
-        if self.refit.distill > 0:
+        if self.refit.distill:
             raise ValueError("refit.distill contradicts task: distillation, which distils already; remove it")
         if self.model.prediction is not None:
             raise ValueError(

@@ -164,7 +164,7 @@ def refit(
         valid: Validation rows, all columns.
         spec: Epochs, step size, patience and share of distillation.
         seed: Seed of the shuffling and of dropout.
-        teacher: The original network, on full batches: followed where ``spec.distill > 0``.
+        teacher: The original network, on full batches: followed where ``spec.distill`` is above 0.
         metric: What the best epoch is best in; the lower loss decides between equals.
 
     Raises:
@@ -253,11 +253,12 @@ def _refit_loss(
     teacher: nn.Module,
 ) -> Tensor:
     output = task.view(student(*narrow(inputs)))
-    loss = (1 - spec.distill) * task.loss(output, target)
-    if spec.distill > 0:
+    share = spec.distill or 0.0
+    loss = (1 - share) * task.loss(output, target)
+    if share > 0:
         with torch.no_grad():
             taught = task.view(teacher(*inputs))
-        loss = loss + spec.distill * task.distillation_loss(output, taught, spec.temperature)
+        loss = loss + share * task.distillation_loss(output, taught, spec.temperature)
     return loss
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import glprune
+from glprune import refitting, search
 from glprune.recipe import load_recipe
 from glprune.search import absolute
 from glprune.sizes import MEASURES, measured, unit_costs
@@ -82,6 +83,51 @@ def test_stages_lead_to_the_planted_fields_and_each_is_recorded(folder):
     assert exits <= set(range(1, len(counts) + 1))
     assert len({p.stage for p in report.path if p.selected}) == len(counts)
     assert all(p.norms[0] > 0 for p in report.path)
+
+
+@pytest.mark.parametrize("target", ["macs", "parameters"])
+def test_a_budget_of_hidden_units_is_used_up_as_far_as_one_unit_allows(folder, target):
+    result = run(folder, f"used-{target}", f'target={{{target}: "50%"}}', "penalty.inputs=null")
+    size, dearest = result.report.size, {"macs": 10 + 16, "parameters": 10 + 1 + 2 + 16}[target]
+    before, after = (getattr(size, f"{target}_{when}") for when in ("before", "after"))
+    assert before / 2 - dearest <= after <= before / 2
+    assert all(p.kkt_zero <= 0.02 for p in result.report.path if p.selected)
+
+
+def test_a_refit_follows_the_original_network_only_where_that_reads_no_more(folder):
+    fields = run(folder, "reads-less", "refit.epochs=1", "train.stages=1").report
+    hidden = run(
+        folder,
+        "reads-all",
+        "target={max_hidden: 20}",
+        "penalty.inputs=null",
+        "refit.epochs=1",
+        "train.stages=1",
+    ).report
+    asked = run(
+        folder, "asked", "target={max_hidden: 20}", "penalty.inputs=null", "refit={epochs: 1, distill: 0}"
+    ).report
+    assert (fields.refit.distill, hidden.refit.distill, asked.refit.distill) == (0.0, 0.5, 0.0)
+
+
+def test_what_lost_too_much_is_not_refitted_again(folder, monkeypatch):
+    seen = []
+
+    def refitted(job, removed, spec=None):
+        if spec is None:
+            seen.append(tuple(removed.columns[0].tolist()))
+        return refitting.refitted(job, removed, spec)
+
+    monkeypatch.setattr(search, "refitted", refitted)
+    with pytest.raises(glprune.TargetError, match="no network tried keeps"):
+        run(
+            folder,
+            "strict",
+            "target={max_drop: {metric: r2, amount: 0}}",
+            "penalty.hidden=null",
+            "refit.lr=1e-9",
+        )
+    assert len(seen) == len(set(seen)) > 0
 
 
 @pytest.mark.parametrize("budget", ["40%", 200])
