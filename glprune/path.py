@@ -26,7 +26,7 @@ _SETTLINGS, _NUDGE = 8, 1.1
 _FEWER = 0.9
 _OPTIMAL = 0.02  # KKT residual of zero groups a chosen point should have
 _ALIKE = 1.005  # lambdas this near are one
-_DESCENTS, _HALVINGS = 60, 8
+_DESCENTS, _HALVINGS = 60, 20
 _LOWER = 0.1  # share of the first lambda to try where that goes too far
 
 
