@@ -19,6 +19,7 @@ from glprune.groups import GroupSet, State, group_norms, group_sizes, sliced
 from glprune.job import Job
 from glprune.proof import TOLERANCE
 from glprune.recipe import PenaltySpec
+from glprune.refitting import followed
 from glprune.removal import Removed
 from glprune.report import (
     Agreement,
@@ -441,7 +442,7 @@ def _refit(outcome: Outcome) -> Refit | None:
     return Refit(
         epochs=outcome.chosen.fitted.epochs,
         best_epoch=outcome.chosen.fitted.best_epoch,
-        distill=spec.distill,
+        distill=followed(outcome.job, outcome.chosen.removed),
         metric=outcome.chosen.refit_metric,
     )
 
