@@ -381,9 +381,11 @@ class TrainSpec(Section):
     between: Annotated[int, Field(ge=0)] = Field(
         5, description="Epochs of the refit between two stages, at most."
     )
-    points: Annotated[int, Field(ge=2)] = Field(5, description="Lambdas up to lambda_max, in each stage.")
+    points: Annotated[int, Field(ge=2)] = Field(4, description="Lambdas up to lambda_max, in each stage.")
     lambda_min_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
-        1e-2, description="First lambda of the grid over lambda_max."
+        0.1,
+        description="First lambda of the grid over lambda_max. Below, hardly a group leaves, and a network "
+        "trained there learns its rows by heart before the choice begins.",
     )
     polish: Annotated[int, Field(ge=0)] = Field(
         20, description="Full-batch accelerated proximal steps that close each selected point."
