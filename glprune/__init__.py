@@ -26,10 +26,10 @@ from glprune._version import __version__
 from glprune.errors import DataError, GlpruneError, ModelError, RecipeError, TargetError, UsageError
 
 if TYPE_CHECKING:
-    from glprune.bundle import load
     from glprune.inspection import Inspection, inspect
     from glprune.pipeline import Result, run
     from glprune.recipe import Recipe, load_recipe
+    from glprune.reload import load
     from glprune.report import Report
 
 # imported on first use, so that reading a report does not load PyTorch
@@ -39,7 +39,7 @@ _LAZY = {
     "Report": "glprune.report",
     "Result": "glprune.pipeline",
     "inspect": "glprune.inspection",
-    "load": "glprune.bundle",
+    "load": "glprune.reload",
     "load_recipe": "glprune.recipe",
     "run": "glprune.pipeline",
 }
