@@ -169,12 +169,12 @@ def _path(report: Report) -> Iterator[Found]:
             yield f"{where}/norms", f"{len(point.norms)} norms of {len(report.features)} fields"
         elif point.norms:
             alive = [norm != 0 for norm in point.norms]
-            for key, stated, found in (
-                ("fields", point.fields, sum(alive)),
-                ("columns", point.columns, sum(w for w, a in zip(widths, alive, strict=True) if a)),
-            ):
-                if stated < found or (stated > found and not fixed):
-                    yield f"{where}/{key}", f"says {stated}, but {found} have a norm above zero"
+            columns = sum(w for w, a in zip(widths, alive, strict=True) if a)
+            # of an input whose fields all became zero one column stays, maybe of a field that had several
+            for key, least, most in (("fields", sum(alive), sum(alive)), ("columns", sum(alive), columns)):
+                stated = getattr(point, key)
+                if stated < least or (stated > most and not fixed):
+                    yield f"{where}/{key}", f"says {stated}, but {most} have a norm above zero"
         if min(point.kkt_zero, point.kkt_active, point.penalty, point.lam, *(point.norms or [0.0])) < 0:
             yield where, "a norm, residual, penalty or lambda is below zero"
 

@@ -56,7 +56,13 @@ def check_graph(
         outputs: What it is to give.
         opset: The operator set of the report.
     """
-    findings = [*_bytes(model, raw), *_checker(raw), *_parts(model, opset), *_tensors(model), *_names(model)]
+    findings = [
+        *_bytes(model, raw),
+        *_checker(raw),
+        *_parts(model, opset),
+        *_tensors(model),
+        *_names(model.graph),
+    ]
     findings += _signature(model.graph, [i.name for i in inputs], outputs)
     shapes, values = input_shapes(model), constants(model.graph)
     for given in inputs:
@@ -103,8 +109,6 @@ def _parts(model: ModelProto, opset: int) -> Iterator[Found]:
         for node in graph.node:
             if node.domain not in ("", "ai.onnx"):
                 yield _place(node), f"is of the foreign domain {node.domain[:60]!r}"
-            if any(True for _ in subgraphs(node)):
-                yield _place(node), "holds a graph of its own, whose values no rule here follows"
             if any(a.ref_attr_name for a in node.attribute):
                 yield _place(node), "takes an attribute from a function"
         for node in random_nodes(graph):
@@ -125,18 +129,16 @@ def _tensors(model: ModelProto) -> Iterator[Found]:
                 yield f"initializer {tensor.name!r}", "is an input too: a caller could replace it"
 
 
-def _names(model: ModelProto) -> Iterator[Found]:
-    """Every name is given a value once, in the whole file."""
-    made: Counter[str] = Counter()
-    for graph in all_graphs(model):
-        made.update({i.name for i in graph.input} - {t.name for t in graph.initializer})
-        made.update(t.name for t in graph.initializer)
-        made.update(name for node in graph.node for name in node.output if name)
-        twice = Counter(i.name for i in graph.input)
-        made.update({name: count - 1 for name, count in twice.items() if count > 1})
+def _names(graph: GraphProto, outer: frozenset[str] = frozenset()) -> Iterator[Found]:
+    """Every name is given a value once in its graph, and none that a graph around it gives one to."""
+    made = Counter([*(i.name for i in graph.input), *(t.name for t in graph.initializer)])
+    made.update(name for node in graph.node for name in node.output if name)
     for name, count in made.items():
-        if count > 1:
-            yield f"value {name!r}", "is made twice: one would shadow the other"
+        if count > 1 or name in outer:
+            yield f"value {name[:60]!r}", "is made twice: one would shadow the other"
+    for node in graph.node:
+        for inner in subgraphs(node):
+            yield from _names(inner, outer | made.keys())
 
 
 def _signature(graph: GraphProto, inputs: Sequence[str], outputs: Sequence[str]) -> Iterator[Found]:
@@ -175,7 +177,7 @@ def _consumers(
         return
     gathers = 0
     for node in graph.node:
-        if given.name not in node.input or node.op_type in _TELLS_SIZES_ALONE:
+        if given.name not in consumed(node) or node.op_type in _TELLS_SIZES_ALONE:
             continue
         fault = _selection_fault(node, given, rank, values)
         gathers += fault is None
@@ -189,7 +191,7 @@ def _selection_fault(
     node: NodeProto, given: Expected, rank: int, values: Mapping[str, NDArray[np.generic]]
 ) -> str | None:
     """What is wrong with a node that is to pick the kept columns; None where nothing is."""
-    if node.op_type != "Gather" or list(node.input).index(given.name) != 0 or len(node.input) != 2:
+    if node.op_type != "Gather" or len(node.input) != 2 or node.input[0] != given.name:
         return "otherwise than by a Gather of the kept columns"
     assert given.axis is not None
     axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
@@ -215,10 +217,26 @@ def reaching(graph: GraphProto) -> dict[str, set[str]]:
     for node in graph.node:
         if node.op_type in _TELLS_SIZES_ALONE:
             continue
-        found = set().union(*(sources.get(name, set()) for name in node.input))
+        found = set().union(*(sources.get(name, set()) for name in consumed(node)))
         for name in node.output:
             sources[name] = found
     return {o.name: sources.get(o.name, set()) for o in graph.output}
+
+
+def consumed(node: NodeProto) -> set[str]:
+    """What a node can read: its inputs, and what graphs within it take from around them."""
+    names = {name for name in node.input if name}
+    for graph in subgraphs(node):
+        own = {i.name for i in graph.input} | {t.name for t in graph.initializer}
+        own |= {name for inner in graph.node for name in inner.output}
+        names |= ({o.name for o in graph.output} | set().union(*map(consumed, graph.node))) - own
+    return names
+
+
+def control_flow(model: ModelProto) -> list[str]:
+    """The operators that hold graphs of their own."""
+    nodes = (node for graph in all_graphs(model) for node in graph.node)
+    return sorted({node.op_type for node in nodes if any(True for _ in subgraphs(node))})
 
 
 def _place(node: NodeProto) -> str:

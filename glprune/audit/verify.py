@@ -18,7 +18,7 @@ from glprune.audit import lineage, signing
 from glprune.audit.figures import check_figures
 from glprune.audit.findings import NOT_CHECKED, Check, Finding, UnreadableError, Verdict, judged
 from glprune.audit.folder import Files, check_closed, read_files
-from glprune.audit.graph import Expected, check_graph, reaching
+from glprune.audit.graph import Expected, check_graph, control_flow, reaching
 from glprune.audit.manifest import Manifest, check_digests, check_hashes, sha256
 from glprune.audit.names import check_names
 from glprune.audit.onnxfile import NotOnnxError, input_shapes, parse
@@ -290,7 +290,9 @@ def _graph(opened: Opened, report: Report) -> Check:
     columns = sum(len(p.kept) for p in opened.plan.inputs if p.axis is not None)
     total = sum(p.size for p in opened.plan.inputs if p.axis is not None)
     note = f"{len(model.graph.node)} nodes; inputs that reach an output: {', '.join(reach)}"
-    return judged("C6", findings, f"{note}; {columns} of {total} columns" if total else note)
+    note += f"; {columns} of {total} columns" if total else ""
+    flow = control_flow(model)
+    return judged("C6", findings, f"{note}; control flow: {', '.join(flow)}" if flow else note)
 
 
 def _expected(report: Report, plan: Plan) -> list[Expected]:
