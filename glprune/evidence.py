@@ -11,6 +11,8 @@ from torch import Tensor
 
 from glprune import bundle as bundles
 from glprune.audit.onnxfile import input_shapes, parse
+from glprune.audit.tensors import read_tensors
+from glprune.audit.weights import shared
 from glprune.contract import make_contract
 from glprune.job import PROBE_ROWS, Job, first_rows
 from glprune.measure import OnnxFile, random_like
@@ -70,6 +72,12 @@ def _shuffled(x: Tensor, rows: int, generator: torch.Generator) -> Tensor:
     flat = x.reshape(len(x), -1)
     picked = torch.randint(len(x), (rows, flat.shape[1]), generator=generator)
     return flat.gather(0, picked).reshape(rows, *x.shape[1:])
+
+
+def tensors_in_model(folder: Path) -> list[str]:
+    """The saved tensors whose values are in the shipped file bit for bit."""
+    weights, model = ((folder / name).read_bytes() for name in (bundles.WEIGHTS, bundles.ONNX))
+    return shared(read_tensors(weights), parse(model))
 
 
 def write_contract(report: Report, plan: Plan, folder: Path) -> None:

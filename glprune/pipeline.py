@@ -23,7 +23,7 @@ from glprune.baselines import measure_baselines
 from glprune.dropping import measure_drop_costs
 from glprune.errors import ModelError
 from glprune.events import Event, Listener, Stage, silent
-from glprune.evidence import write_contract, write_golden
+from glprune.evidence import tensors_in_model, write_contract, write_golden
 from glprune.job import Job, everything, first_rows, narrowing, prepare
 from glprune.measure import EXPORT_TOLERANCE, OnnxFile, latency, macs, parameters, predict
 from glprune.plan import InputPlan, Plan
@@ -295,6 +295,7 @@ def _write_plan(job: Job, removed: Removed, fitted: RefitResult, folder: Path) -
         axes=make_axes(job.network, removed.surgery),
         attributes=make_attributes(removed.surgery),
         buffers=make_buffers(fitted.network),
+        in_model=tensors_in_model(folder),
     )
     bundles.write_json(folder / bundles.PLAN, plan.model_dump(mode="json"))
     (folder / bundles.RECIPE).write_text(job.recipe.to_yaml(), encoding="utf-8")

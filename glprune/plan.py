@@ -55,7 +55,11 @@ class AttributePlan(_Record):
 
 
 class Plan(_Record):
-    """How the slim network is cut out of the original one; all of ``plan.json``."""
+    """How the slim network is cut out of the original one; all of ``plan.json``.
+
+    ``buffers`` are the saved tensors that are no parameters; ``in_model`` those whose values are in
+    ``model.onnx`` bit for bit, as exporters fold or reorder others.
+    """
 
     schema_version: Literal["glprune.plan/1"] = "glprune.plan/1"
     factory: str
@@ -65,3 +69,4 @@ class Plan(_Record):
     axes: list[Axis]
     attributes: list[AttributePlan]
     buffers: list[str] = []
+    in_model: list[str] = []

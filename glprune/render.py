@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 from collections.abc import Callable, Sequence
@@ -82,13 +83,9 @@ class _NoPictures:
         return lambda *_: NO_PICTURE
 
 
-def render_html(report: Report, pictures: bool = True) -> str:
-    """The report as one self-contained HTML page.
-
-    Args:
-        report: The records; every sentence and picture is made from them.
-        pictures: Draw the pictures, which takes matplotlib; else each is an empty ``<svg>``.
-    """
+@functools.cache
+def _environment() -> Environment:
+    """Compiled templates, made once."""
     environment = Environment(
         loader=PackageLoader("glprune"),
         autoescape=True,
@@ -98,7 +95,17 @@ def render_html(report: Report, pictures: bool = True) -> str:
     )
     environment.filters |= {"number": number, "tiny": tiny, "thousands": thousands, "metric_label": label}
     environment.filters["metric_inline"] = inline
-    return environment.get_template("report.html.j2").render(r=report, **_view(report, pictures))
+    return environment
+
+
+def render_html(report: Report, pictures: bool = True) -> str:
+    """The report as one self-contained HTML page.
+
+    Args:
+        report: The records; every sentence and picture is made from them.
+        pictures: Draw the pictures, which takes matplotlib; else each is an empty ``<svg>``.
+    """
+    return _environment().get_template("report.html.j2").render(r=report, **_view(report, pictures))
 
 
 def number(value: float) -> str:

@@ -100,7 +100,7 @@ SUBJECTS: dict[str, Subject] = {
         "recomputation",
         "weights",
         "the shipped weights have the stated shapes, counts and group norms",
-        "that model.onnx was made from them: that is C9 for its outputs",
+        "that model.onnx was made from those tensors that are not in it bit for bit",
     ),
     "C9": Subject(
         "recomputation",

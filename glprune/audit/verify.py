@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ from glprune.audit.policy import check_policy, protected_kept
 from glprune.audit.running import Removed, check_running
 from glprune.audit.strict import StrictError, read_json
 from glprune.audit.tensors import Tensors, read_tensors
-from glprune.audit.weights import check_weights
+from glprune.audit.weights import check_shared, check_weights
 from glprune.contract import Contract
 from glprune.errors import RecipeError
 from glprune.plan import Plan
@@ -172,11 +173,14 @@ def _recipe(raw: bytes) -> Recipe:
             raise StrictError(str(error).replace(f"{path}:", "line ").replace(str(path), "it")) from None
 
 
+_published = functools.cache(report_schema)
+
+
 def _schema(opened: Opened) -> None:
     """The shipped schema is the one this version publishes, where the same version wrote it."""
     value = _read(opened, bundles.SCHEMA, read_json)
     same = opened.report is not None and opened.report.run.versions.get("glprune") == __version__
-    if value is not None and same and value != report_schema():
+    if value is not None and same and value != _published():
         opened.findings.append(Finding(bundles.SCHEMA, "", f"is not the schema of glprune {__version__}"))
 
 
@@ -311,7 +315,10 @@ def _weights(opened: Opened, report: Report) -> Check:
     if opened.plan is None or opened.weights is None:
         return Check("C8", "incomplete", note=f"{bundles.WEIGHTS} or {bundles.PLAN} has no reading")
     findings = check_weights(report, opened.plan, opened.weights)
-    return judged("C8", findings, f"{len(opened.weights.arrays)} tensors")
+    if opened.model is not None:
+        findings += check_shared(opened.plan, opened.weights, opened.model)
+    held, total = len(opened.plan.in_model), len(opened.weights.arrays)
+    return judged("C8", findings, f"{held} of {total} tensors are in {bundles.ONNX} bit for bit")
 
 
 def _running(

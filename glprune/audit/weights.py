@@ -6,10 +6,12 @@ import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+from onnx import ModelProto, numpy_helper
 
 from glprune import bundle as bundles
 from glprune.audit.findings import Finding
-from glprune.audit.tensors import Tensors
+from glprune.audit.onnxfile import held_wrongly
+from glprune.audit.tensors import Array, Tensors
 from glprune.plan import InputPlan, Plan
 from glprune.report import Report
 
@@ -25,6 +27,25 @@ def check_weights(report: Report, plan: Plan, tensors: Tensors) -> list[Finding]
         tensors: The shipped weights.
     """
     return [*_axes(plan, tensors), *_counts(report, plan, tensors), *_norms(report, plan, tensors)]
+
+
+def check_shared(plan: Plan, tensors: Tensors, model: ModelProto) -> list[Finding]:
+    """The tensors that were in the model bit for bit still are."""
+    found = shared(tensors, model)
+    return [
+        Finding(bundles.WEIGHTS, name, f"is {'' if name in found else 'not '}in {bundles.ONNX} bit for bit")
+        for name in sorted({*found} ^ {*plan.in_model})
+    ]
+
+
+def shared(tensors: Tensors, model: ModelProto) -> list[str]:
+    """The saved tensors whose values the model holds too, as they are or transposed."""
+    held = {_bits(numpy_helper.to_array(t)) for t in model.graph.initializer if held_wrongly(t) is None}
+    return sorted(name for name, x in tensors.arrays.items() if x.size > 1 and {_bits(x), _bits(x.T)} & held)
+
+
+def _bits(x: Array) -> tuple[str, bytes]:
+    return x.dtype.str, np.ascontiguousarray(x).tobytes()
 
 
 def _axes(plan: Plan, tensors: Tensors) -> Iterator[Finding]:
