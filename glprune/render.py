@@ -327,6 +327,15 @@ def _share(after: int, before: int) -> str:
     return f"{100 * after / before:.1f} %" if before else "none"
 
 
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    try:
+        importlib.import_module("matplotlib")
+    except ImportError:
+        return False
+    return True
+
+
 def _plots(pictures: bool) -> Any:
     return importlib.import_module("glprune.plots") if pictures else _NoPictures()
 

@@ -30,9 +30,9 @@ def pins():
         for text in metadata.requires(wanted.name) or ():
             need = Requirement(text)
             extras = wanted.extras or {""}
-            if need.marker is None or any(need.marker.evaluate({"extra": e}) for e in extras):
-                if need.name.lower().replace("_", "-") not in found:
-                    waiting.append(need)
+            wanted_here = need.marker is None or any(need.marker.evaluate({"extra": e}) for e in extras)
+            if wanted_here and need.name.lower().replace("_", "-") not in found:
+                waiting.append(need)
     return dict(sorted(found.items()))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from collections.abc import Sequence
@@ -158,11 +157,18 @@ def explain(bundle: Path, feature: str, as_json: bool) -> None:
 @click.option("--out", type=_path, help="File to write; default standard output.")
 def render(bundle: Path, out: Path | None) -> None:
     """Render report.html anew from BUNDLE's report.json."""
+    from glprune.audit.findings import UnreadableError
     from glprune.audit.verify import read_report
-    from glprune.render import render_html
+    from glprune.render import can_draw, render_html
 
-    pictures = importlib.util.find_spec("matplotlib") is not None
-    page = render_html(read_report(bundle), pictures)
+    pictures = can_draw()
+    report = read_report(bundle)
+    try:
+        page = render_html(report, pictures)
+    except Exception as error:  # a report may contradict itself in any way
+        raise UnreadableError(
+            f"{bundle}: its report contradicts itself ({type(error).__name__}); see `glprune verify`."
+        ) from None
     if not pictures:
         click.echo("note: matplotlib is not installed; the page has no pictures", err=True)
     if out is None:

@@ -13,8 +13,9 @@ from glprune.audit.findings import Finding, UnreadableError
 
 _SIGNATURE = re.compile(r"^[a-z0-9][a-z0-9-]{0,39}\.dsse\.json$")
 _MEGABYTE = 1 << 20
-_LARGEST = {bundles.ONNX: 2048, bundles.WEIGHTS: 2048, bundles.RECIPE: 1, bundles.MANIFEST: 1}
-_LARGE = 64  # megabytes, of every other file
+# megabytes: the recipe and the manifest are short, the model as large as a protobuf can be
+_LARGEST = {bundles.ONNX: 2048, bundles.WEIGHTS: 2048, bundles.RECIPE: 0.25, bundles.MANIFEST: 1}
+_LARGE = 64
 _LARGEST_SIGNATURE = 4
 _MOST_ENTRIES = 64
 
@@ -68,13 +69,15 @@ def read_files(folder: Path) -> Files:
 
 
 def _read_level(folder: Path, prefix: str, files: Files) -> None:
+    known = {*bundles.FILES, *bundles.OPTIONAL, bundles.MANIFEST, bundles.SIGNATURES}
     with os.scandir(folder) as entries:
-        for number, entry in enumerate(sorted(entries, key=lambda e: e.name)):
-            name = prefix + entry.name
-            if number >= _MOST_ENTRIES:
-                files.findings.append(Finding(name[:80], "", f"more than {_MOST_ENTRIES} entries"))
-                return
-            _read_entry(entry, name, prefix, files)
+        found = sorted(entries, key=lambda e: (e.name not in known, e.name))
+    for entry in found[:_MOST_ENTRIES]:
+        _read_entry(entry, prefix + entry.name, prefix, files)
+    if len(found) > _MOST_ENTRIES:
+        files.findings.append(
+            Finding(prefix or ".", "", f"{len(found)} entries; at most {_MOST_ENTRIES} are read")
+        )
 
 
 def _read_entry(entry: os.DirEntry[str], name: str, prefix: str, files: Files) -> None:
@@ -90,7 +93,7 @@ def _read_entry(entry: os.DirEntry[str], name: str, prefix: str, files: Files) -
         files.findings.append(Finding(name, "", "is not a plain file"))
     elif info.st_size > _limit(name, prefix) * _MEGABYTE:
         files.findings.append(
-            Finding(name, "", f"has {info.st_size:,} bytes; at most {_limit(name, prefix)} MiB are read")
+            Finding(name, "", f"has {info.st_size:,} bytes; at most {_limit(name, prefix):g} MiB are read")
         )
     elif prefix and not _SIGNATURE.match(entry.name):
         files.findings.append(Finding(name, "", "is not named as a signature, <role>.dsse.json"))
@@ -99,7 +102,7 @@ def _read_entry(entry: os.DirEntry[str], name: str, prefix: str, files: Files) -
         target[entry.name] = _read(entry.path, info.st_size)
 
 
-def _limit(name: str, prefix: str) -> int:
+def _limit(name: str, prefix: str) -> float:
     return _LARGEST_SIGNATURE if prefix else _LARGEST.get(name, _LARGE)
 
 

@@ -164,6 +164,8 @@ def _known(name: str, value: Any) -> None:
 
 
 def _recipe(raw: bytes) -> Recipe:
+    if not all(map(bytes.strip, raw.splitlines())):  # the reader takes its time over them
+        raise StrictError("has blank lines, which no resolved recipe has")
     with TemporaryDirectory() as folder:
         path = Path(folder) / bundles.RECIPE
         path.write_bytes(raw)
@@ -222,7 +224,7 @@ def verify(
             _guarded("C7", lambda: _names(opened, report)),
             _guarded("C8", lambda: _weights(opened, report)),
             *ran,
-            _policy(report, demands),
+            _guarded("C11", lambda: _policy(report, demands)),
             page,
             judged(
                 "C13",
@@ -243,7 +245,7 @@ def _guarded(check: str, run: Callable[[], Check]) -> Check:
     """A report that contradicts itself may break any sum over it, which is a finding and no crash."""
     try:
         return run()
-    except (ArithmeticError, LookupError, ValueError, TypeError, AttributeError) as error:
+    except Exception as error:
         what = f"contradicts itself so far that the check cannot be made ({type(error).__name__}: {error})"
         return judged(check, [Finding(bundles.REPORT, "", what[:300])])
 
@@ -363,10 +365,16 @@ def _policy(report: Report, demands: Demands) -> Check:
 
 
 def _page(opened: Opened, report: Report) -> tuple[Check, str | None]:
-    raw = opened.raw(bundles.PAGE)
+    raw, skipped = opened.raw(bundles.PAGE), None
     if raw is None:
         return Check("C12", "incomplete", note=f"no {bundles.PAGE}"), None
-    return check_page(report, raw)
+
+    def run() -> Check:
+        nonlocal skipped
+        check, skipped = check_page(report, raw)
+        return check
+
+    return _guarded("C12", run), skipped
 
 
 def _lineage(report: Report, demands: Demands) -> Check:
