@@ -13,8 +13,10 @@ the proximal optimisers; ``objective``, ``train`` and ``path`` solve the regular
 ``baselines``, for simpler selections beside it (``importance`` ranks fields by permutation);
 ``resampling`` and ``dropping`` say how firm the choice is (``stability`` has the formulas), in the
 processes of ``workers``, which make the run's networks again with ``rebuilt``;
-``summary``, ``report`` and ``render`` say what was measured; ``bundle`` writes and reads the result;
-``pipeline`` is the whole run, ``inspection`` the dry run, ``cli`` the command.
+``summary``, ``report`` and ``render`` say what was measured; ``plan`` and ``contract`` say how the slim
+network was cut and what it takes, ``evidence`` leaves what others can check, ``bundle`` names the files
+and ``reload`` rebuilds the network from them; ``pipeline`` is the whole run, ``inspection`` the dry run,
+``cli`` the command. :mod:`glprune.audit` is the other side: it verifies a bundle without PyTorch.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class _NoPictures:
     """Stands in for :mod:`glprune.plots` where matplotlib is not installed."""
 
     def __getattr__(self, name: str) -> Callable[..., str]:
-        return lambda *_: NO_PICTURE
+        return lambda *_, **__: NO_PICTURE
 
 
 @functools.cache
