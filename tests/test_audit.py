@@ -100,7 +100,7 @@ def test_a_clean_bundle_verifies_with_nothing_failed_or_left_open(name, audited)
     assert any(h.after < h.before for h in hidden) or name == "mixed"
 
 
-@pytest.mark.parametrize("name", ["embedding-bag", "normalize-over-hidden", "sliced-overlap", "hf-bert"])
+@pytest.mark.parametrize("name", ["embedding-bag", "normalize-over-hidden", "hf-bert"])
 def test_the_graph_rules_raise_no_alarm_on_exports_of_other_architectures(name, tmp_path):
     """Loops of an embedding bag, sizes taken from the full input, slices, masks."""
     architecture = ARCHITECTURES[name]
@@ -609,6 +609,69 @@ def test_every_figure_of_stability_follows_from_its_digits(path, audited):
     changed = Report.model_validate(record)
     found = check_figures(changed, opened.recipe, opened.files.contents)
     assert any(path in f.where for f in found)
+
+
+def compared(report):
+    """The report with a baseline and drop costs that are consistent with everything else."""
+    kept = names(report, "kept")
+    hidden = sum(h.after for h in report.hidden)
+    runs = [
+        {
+            "kept": [n],
+            "common": int(n in kept),
+            "hidden": hidden,
+            "common_hidden": 0,
+            "valid": v,
+            "test": {"auroc": v},
+        }
+        for n, v in (("pair", 0.9), ("d", 0.7))
+    ]
+    spread = {"name": "auroc", "mean": 0.8, "std": float(np.std([0.9, 0.7], ddof=1))}
+    auroc, rows = report.performance[0].final, report.export.rows
+    figures = {"valid_rows": 9, "test_rows": rows, "valid": 0.9, "test": auroc}
+    costs = [{"field": n, "valid": 0.8, "test": 0.8, "reason": None} for n in kept]
+    record = report.model_dump(mode="json", by_alias=True)
+    record["baselines"] = {
+        "fields": len(kept),
+        "hidden": hidden,
+        "valid": report.stages[-1].metric,
+        "rows": rows,
+        "repeats": 5,
+        "results": [{"name": "random", "valid": spread, "test": [spread], "runs": runs}],
+        "notes": [],
+    }
+    record["drop_costs"] = figures | {
+        "metric": "auroc",
+        "higher_is_better": True,
+        "refitted_valid": 0.9,
+        "refitted_test": 0.9,
+        "fields": costs,
+    }
+    return record
+
+
+@pytest.mark.parametrize(
+    ("place", "change"),
+    [
+        ("baselines/fields", lambda b: b["baselines"].update(fields=9)),
+        ("baselines/hidden", lambda b: b["baselines"].update(hidden=999)),
+        ("baselines/valid", lambda b: b["baselines"].update(valid=0.123)),
+        ("runs/1/common", lambda b: b["baselines"]["results"][0]["runs"][1].update(common=5)),
+        ("valid/mean", lambda b: b["baselines"]["results"][0]["valid"].update(mean=0.1)),
+        ("test/0/std", lambda b: b["baselines"]["results"][0]["test"][0].update(std=0.0)),
+        ("drop_costs/test", lambda b: b["drop_costs"].update(test=0.0)),
+        ("drop_costs/fields", lambda b: b["drop_costs"]["fields"].pop()),
+        ("drop_costs/fields/0", lambda b: b["drop_costs"]["fields"][0].update(reason="none")),
+    ],
+)
+def test_figures_of_baselines_and_drop_costs_follow_from_their_tables(place, change, audited):
+    opened = open_bundle(audited["slim"])
+    record = compared(read_report(audited["slim"]))
+    clean = check_figures(Report.model_validate(record), opened.recipe, opened.files.contents)
+    assert clean == []
+    change(record)
+    found = check_figures(Report.model_validate(record), opened.recipe, opened.files.contents)
+    assert any(place in f.where for f in found), found
 
 
 # --------------------------------------------------------------------------- diff, explain, render
