@@ -439,6 +439,10 @@ def bomb_recipe(folder):
     (folder / bundles.RECIPE).write_text("\n".join(lines))
 
 
+def blank_recipe(folder):
+    (folder / bundles.RECIPE).write_text("\n" * 1_000_000)
+
+
 def page_bomb(folder):
     (folder / bundles.PAGE).write_text("<svg" * 2_000_000 + "<!--" * 2_000_000 + ">" * 2_000_000)
 
@@ -456,7 +460,7 @@ def empty_tables(folder):
 
 @pytest.mark.parametrize(
     "change",
-    [fifo, huge, crowded, huge_header, lying_header, long_number, broken_text, bomb_recipe, page_bomb,
+    [fifo, huge, crowded, huge_header, lying_header, long_number, broken_text, bomb_recipe, blank_recipe, page_bomb,
      signature_bomb, empty_tables],
 )  # fmt: skip
 def test_hostile_bundles_fail_quickly_and_without_a_traceback(change, slim):

@@ -14,7 +14,7 @@ from glprune.audit.findings import Finding, UnreadableError
 _SIGNATURE = re.compile(r"^[a-z0-9][a-z0-9-]{0,39}\.dsse\.json$")
 _MEGABYTE = 1 << 20
 # megabytes: the recipe and the manifest are short, the model as large as a protobuf can be
-_LARGEST = {bundles.ONNX: 2048, bundles.WEIGHTS: 2048, bundles.RECIPE: 0.25, bundles.MANIFEST: 1}
+_LARGEST = {bundles.ONNX: 2048, bundles.WEIGHTS: 2048, bundles.RECIPE: 1, bundles.MANIFEST: 1}
 _LARGE = 64
 _LARGEST_SIGNATURE = 4
 _MOST_ENTRIES = 64
@@ -93,7 +93,7 @@ def _read_entry(entry: os.DirEntry[str], name: str, prefix: str, files: Files) -
         files.findings.append(Finding(name, "", "is not a plain file"))
     elif info.st_size > _limit(name, prefix) * _MEGABYTE:
         files.findings.append(
-            Finding(name, "", f"has {info.st_size:,} bytes; at most {_limit(name, prefix):g} MiB are read")
+            Finding(name, "", f"has {info.st_size:,} bytes; at most {_limit(name, prefix)} MiB are read")
         )
     elif prefix and not _SIGNATURE.match(entry.name):
         files.findings.append(Finding(name, "", "is not named as a signature, <role>.dsse.json"))
@@ -102,7 +102,7 @@ def _read_entry(entry: os.DirEntry[str], name: str, prefix: str, files: Files) -
         target[entry.name] = _read(entry.path, info.st_size)
 
 
-def _limit(name: str, prefix: str) -> float:
+def _limit(name: str, prefix: str) -> int:
     return _LARGEST_SIGNATURE if prefix else _LARGEST.get(name, _LARGE)
 
 
