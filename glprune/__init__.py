@@ -13,8 +13,10 @@ the proximal optimisers; ``objective``, ``train`` and ``path`` solve the regular
 ``baselines``, for simpler selections beside it (``importance`` ranks fields by permutation);
 ``resampling`` and ``dropping`` say how firm the choice is (``stability`` has the formulas), in the
 processes of ``workers``, which make the run's networks again with ``rebuilt``;
-``summary``, ``report`` and ``render`` say what was measured; ``bundle`` writes and reads the result;
-``pipeline`` is the whole run, ``inspection`` the dry run, ``cli`` the command.
+``summary``, ``report`` and ``render`` say what was measured; ``plan`` and ``contract`` say how the slim
+network was cut and what it takes, ``evidence`` leaves what others can check, ``bundle`` names the files
+and ``reload`` rebuilds the network from them; ``pipeline`` is the whole run, ``inspection`` the dry run,
+``cli`` the command. :mod:`glprune.audit` is the other side: it verifies a bundle without PyTorch.
 """
 
 from __future__ import annotations
@@ -26,10 +28,10 @@ from glprune._version import __version__
 from glprune.errors import DataError, GlpruneError, ModelError, RecipeError, TargetError, UsageError
 
 if TYPE_CHECKING:
-    from glprune.bundle import load
     from glprune.inspection import Inspection, inspect
     from glprune.pipeline import Result, run
     from glprune.recipe import Recipe, load_recipe
+    from glprune.reload import load
     from glprune.report import Report
 
 # imported on first use, so that reading a report does not load PyTorch
@@ -39,7 +41,7 @@ _LAZY = {
     "Report": "glprune.report",
     "Result": "glprune.pipeline",
     "inspect": "glprune.inspection",
-    "load": "glprune.bundle",
+    "load": "glprune.reload",
     "load_recipe": "glprune.recipe",
     "run": "glprune.pipeline",
 }

@@ -12,12 +12,16 @@ from typing import Any, NoReturn
 import click
 
 from glprune._version import __version__
+from glprune.audit.commands import COMMANDS
 from glprune.errors import GlpruneError, UsageError
 
 _EPILOG = (
     "Exit codes: 0 done; 2 usage, recipe or output folder; 3 model; 4 data; 5 target not reachable; "
     "130 interrupted."
 )
+
+# what `pip install --no-deps glprune` and the auditor's list leave out
+_NOT_FOR_AUDITORS = ("torch", "torch_pruning", "pyarrow", "scipy", "torchmetrics", "onnxscript", "matplotlib")
 
 
 class _Group(click.Group):
@@ -36,6 +40,10 @@ class _Group(click.Group):
             _fail("interrupted; nothing was written", 130)
         except GlpruneError as error:
             _fail(f"{error}", error.exit_code)
+        except ModuleNotFoundError as error:
+            if error.name not in _NOT_FOR_AUDITORS:
+                raise
+            _fail(f"this command needs {error.name}; install glprune with its dependencies", 2)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
@@ -146,6 +154,10 @@ def schema(name: str) -> None:
 
     schemas = {"recipe": recipe_schema, "report": report_schema}
     click.echo(json.dumps(schemas[name](), indent=2, ensure_ascii=False))
+
+
+for _command in COMMANDS:
+    main.add_command(_command)
 
 
 def _load(recipe: Path, overrides: Sequence[str]) -> Any:

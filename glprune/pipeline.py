@@ -18,17 +18,28 @@ from torch import Tensor
 
 from glprune import bundle as bundles
 from glprune._version import __version__
+from glprune.audit.manifest import write_manifest
 from glprune.baselines import measure_baselines
 from glprune.dropping import measure_drop_costs
 from glprune.errors import ModelError
 from glprune.events import Event, Listener, Stage, silent
+from glprune.evidence import tensors_in_model, write_contract, write_golden
 from glprune.job import Job, everything, first_rows, narrowing, prepare
 from glprune.measure import EXPORT_TOLERANCE, OnnxFile, latency, macs, parameters, predict
+from glprune.plan import InputPlan, Plan
 from glprune.rebuilt import Rebuild
 from glprune.recipe import Recipe, load_recipe
+from glprune.reload import (
+    make_attributes,
+    make_axes,
+    make_buffers,
+    make_constants,
+    make_readers,
+    save_weights,
+)
 from glprune.removal import Removed
 from glprune.render import render_html
-from glprune.report import Agreement, DropCosts, Metric, Report, Size, Stability
+from glprune.report import Agreement, DropCosts, Metric, Report, Size, Stability, report_schema
 from glprune.resampling import check_rows, measure_stability
 from glprune.scaling import Scaled
 from glprune.search import search
@@ -106,7 +117,8 @@ def run(
         exporter = _export(job, removed, fitted, stage)
         clock(Stage("measure", "running the ONNX files on the test split"))
         measured = _measure(job, removed, fitted, exporter, stage)
-        _write_plan(job, removed, fitted, stage)
+        plan = _write_plan(job, removed, fitted, stage)
+        write_golden(job, removed, stage)
         baselines = measure_baselines(job, chosen, stage, clock)
         rebuild = Rebuild.of(job, Path(model), trust_pickle, removed, fitted.network)
         stability, costs = _firmness(job, removed, rebuild, stage, clock)
@@ -115,6 +127,9 @@ def run(
         report = make_report(outcome)
         bundles.write_json(stage / bundles.REPORT, report.model_dump(mode="json", by_alias=True))
         (stage / bundles.PAGE).write_text(render_html(report), encoding="utf-8")
+        write_contract(report, plan, stage)
+        bundles.write_json(stage / bundles.SCHEMA, report_schema())
+        write_manifest(stage)
     return Result(folder, report)
 
 
@@ -255,32 +270,36 @@ def _size(job: Job, removed: Removed, fitted: RefitResult, folder: Path) -> Size
     )
 
 
-def _write_plan(job: Job, removed: Removed, fitted: RefitResult, folder: Path) -> None:
-    bundles.save_weights(fitted.network, folder / bundles.WEIGHTS)
-    spec = job.recipe.model
-    plan = bundles.Plan(
+def _write_plan(job: Job, removed: Removed, fitted: RefitResult, folder: Path) -> Plan:
+    save_weights(fitted.network, folder / bundles.WEIGHTS)
+    spec, sets = job.recipe.model, {g.name: g for g in job.input_groups}
+    plan = Plan(
         factory=spec.factory,
         arguments=dict(spec.arguments),
         standardize=isinstance(job.network, Scaled),
         inputs=[
-            bundles.InputPlan(
+            InputPlan(
                 name=part.name,
                 axis=part.axis,
                 dtype=dtype_name(x),
                 size=len(part.columns),
                 kept=kept.tolist(),
                 columns=list(part.columns) if part.axis is None else _named(part.columns, kept),
-                constants=bundles.make_constants(removed.surgery, place),
+                constants=make_constants(removed.surgery, place),
+                readers=make_readers(sets.get(part.name), removed.surgery),
             )
             for place, (part, kept, x) in enumerate(
                 zip(job.data.inputs, removed.columns, job.probe, strict=True)
             )
         ],
-        axes=bundles.make_axes(job.network, removed.surgery),
-        attributes=bundles.make_attributes(removed.surgery),
+        axes=make_axes(job.network, removed.surgery),
+        attributes=make_attributes(removed.surgery),
+        buffers=make_buffers(fitted.network),
+        in_model=tensors_in_model(folder),
     )
     bundles.write_json(folder / bundles.PLAN, plan.model_dump(mode="json"))
     (folder / bundles.RECIPE).write_text(job.recipe.to_yaml(), encoding="utf-8")
+    return plan
 
 
 def _firmness(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from glprune import plots
 from glprune.report import (
     Baseline,
     Baselines,
@@ -72,12 +73,19 @@ class Compared:
     lost: list[str] | None
 
 
-def render_html(report: Report) -> str:
-    """The report as one self-contained HTML page.
+NO_PICTURE = "<svg></svg>\n"
 
-    Args:
-        report: The records; every sentence and picture is made from them.
-    """
+
+class _NoPictures:
+    """Stands in for :mod:`glprune.plots` where matplotlib is not installed."""
+
+    def __getattr__(self, name: str) -> Callable[..., str]:
+        return lambda *_, **__: NO_PICTURE
+
+
+@functools.cache
+def _environment() -> Environment:
+    """Compiled templates, made once."""
     environment = Environment(
         loader=PackageLoader("glprune"),
         autoescape=True,
@@ -87,7 +95,17 @@ def render_html(report: Report) -> str:
     )
     environment.filters |= {"number": number, "tiny": tiny, "thousands": thousands, "metric_label": label}
     environment.filters["metric_inline"] = inline
-    return environment.get_template("report.html.j2").render(r=report, **_view(report))
+    return environment
+
+
+def render_html(report: Report, pictures: bool = True) -> str:
+    """The report as one self-contained HTML page.
+
+    Args:
+        report: The records; every sentence and picture is made from them.
+        pictures: Draw the pictures, which takes matplotlib; else each is an empty ``<svg>``.
+    """
+    return _environment().get_template("report.html.j2").render(r=report, **_view(report, pictures))
 
 
 def number(value: float) -> str:
@@ -309,7 +327,21 @@ def _share(after: int, before: int) -> str:
     return f"{100 * after / before:.1f} %" if before else "none"
 
 
-def _view(report: Report) -> dict[str, Any]:
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    try:
+        importlib.import_module("matplotlib")
+    except ImportError:
+        return False
+    return True
+
+
+def _plots(pictures: bool) -> Any:
+    return importlib.import_module("glprune.plots") if pictures else _NoPictures()
+
+
+def _view(report: Report, pictures: bool) -> dict[str, Any]:
+    plots = _plots(pictures)
     kept = sorted((f for f in report.features if f.status == "kept"), key=lambda f: -(f.norm_final or 0.0))
     selection = report.selection
     return {

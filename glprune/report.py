@@ -28,7 +28,9 @@ class Digests(Record):
     recipe_resolved: str
     model: str
     data: dict[str, str] = Field(description="split or file name -> digest")
-    outputs: dict[str, str] = Field(description="bundle file name -> digest, report files excluded")
+    outputs: dict[str, str] = Field(
+        description="bundle file name -> digest, of the files written before the report"
+    )
 
 
 class Run(Record):
@@ -408,6 +410,17 @@ class DropCosts(Record):
     fields: list[DropCost] = Field(description="the kept fields, in the order of `features`")
 
 
+class Policy(Record):
+    """What the producer's rules say of fields; ``glprune verify`` holds the bundle to them."""
+
+    must_drop: list[str] = Field(
+        [], description="fields or columns that must not be read, nor anything derived from them"
+    )
+    must_keep: list[str] = Field([], description="fields that must stay, themselves or derived")
+    protected: list[str] = Field([], description="fields that are named where they are read")
+    derived_from: dict[str, list[str]] = Field({}, description="column or field -> the fields it is made of")
+
+
 class Report(Record):
     """All of ``report.json``."""
 
@@ -437,6 +450,7 @@ class Report(Record):
     size: Size
     latency: list[Latency]
     export: Export
+    policy: Policy | None = Field(None, description="rules on fields, if the recipe has any")
     warnings: list[str]
     not_measured: list[str]
 

@@ -58,7 +58,17 @@ _NAMED = 12
 
 _DENSEST = "of the points that keep no more, the one that keeps most"
 
-_PACKAGES = ("torch", "torch-pruning", "onnx", "onnxruntime", "onnxscript", "numpy", "pyarrow", "safetensors")
+_PACKAGES = (
+    "torch",
+    "torch-pruning",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "numpy",
+    "pyarrow",
+    "safetensors",
+    "matplotlib",
+)
 
 _STABILITY = "How stable the selection is over resamples, seeds and splits."
 _RETRAINING = (
@@ -212,7 +222,7 @@ def _last_of_inputs(chosen: Chosen) -> StageRun:
 
 def _digests(outcome: Outcome) -> Digests:
     recipe = outcome.job.recipe
-    files = [bundles.ONNX, bundles.WEIGHTS, bundles.PLAN, bundles.RECIPE]
+    files = bundles.MADE_BEFORE_THE_REPORT
     digests = {name: bundles.digest(outcome.folder / name) for name in files}
     return Digests(
         recipe=recipe.sha256 or digests[bundles.RECIPE],

@@ -24,3 +24,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         return
     if TALLY.cases:
         terminalreporter.write_line(TALLY.line())
+
+
+@pytest.fixture(scope="session")
+def audited(tmp_path_factory):
+    """Base bundles by name, unsigned; tests change copies."""
+    from tests.audited import make_bundles
+
+    return make_bundles(tmp_path_factory.mktemp("audited"))

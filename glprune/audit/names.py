@@ -1,0 +1,178 @@
+"""C7: report, plan, contract, recipe and ONNX file speak of the same columns in the same order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from onnx import ModelProto
+
+from glprune import bundle as bundles
+from glprune.audit.findings import Finding
+from glprune.audit.onnxfile import dtype_of, input_shapes, properties
+from glprune.audit.strict import StrictError, read_json
+from glprune.contract import Contract, make_contract
+from glprune.plan import InputPlan, Plan
+from glprune.recipe import Recipe
+from glprune.report import Feature, Input, Report
+
+
+def check_names(
+    report: Report,
+    plan: Plan | None,
+    contract: Contract | None,
+    recipe: Recipe | None,
+    model: ModelProto | None,
+) -> list[Finding]:
+    """Compare whatever of the files could be read."""
+    findings: list[Finding] = []
+    if report.export.file != bundles.ONNX:
+        findings.append(Finding(bundles.REPORT, "/export/file", f"is {report.export.file[:60]!r}"))
+    if plan is not None:
+        findings += [*_plan(report, plan), *_features(report, plan)]
+    if plan is not None and recipe is not None:
+        findings += _factory(plan, recipe)
+    if model is not None:
+        findings += [*_signature(report, model), *_metadata(report, plan, model)]
+    if plan is not None and contract is not None and model is not None:
+        findings += _contract(report, plan, contract, model)
+    return findings
+
+
+def _plan(report: Report, plan: Plan) -> Iterator[Finding]:
+    stated = [(i.name, i.dtype, i.axis) for i in report.export.inputs]
+    if [(p.name, p.dtype, p.axis) for p in plan.inputs] != stated:
+        yield Finding(bundles.PLAN, "/inputs", "are not those of the report's export")
+        return
+    for n, (given, part) in enumerate(zip(report.export.inputs, plan.inputs, strict=True)):
+        where = f"/inputs/{n}"
+        if part.axis is None:
+            if part.columns != given.columns:
+                yield Finding(bundles.PLAN, f"{where}/columns", "are not those of the report's export")
+            continue
+        ascending = part.kept == sorted(set(part.kept))
+        if not ascending or not part.kept or not 0 <= part.kept[0] <= part.kept[-1] < part.size:
+            yield Finding(bundles.PLAN, f"{where}/kept", f"are no ascending positions below {part.size}")
+        elif part.columns != _read(report, given, part):
+            yield Finding(
+                bundles.PLAN, f"{where}/columns", "are not those of the report's export, in its order"
+            )
+        total = sum(len(f.columns) for f in report.features if f.input == part.name)
+        if total != part.size:
+            yield Finding(
+                bundles.PLAN, f"{where}/size", f"is {part.size}; the report's fields have {total} columns"
+            )
+
+
+def _read(report: Report, given: Input, part: InputPlan) -> list[str] | None:
+    """The columns of an input that the network gets, by the report; None where they do not fit the plan."""
+    if report.export.signature == "slim":
+        return given.columns if len(given.columns) == len(part.kept) else None
+    return [given.columns[k] for k in part.kept] if len(given.columns) == part.size else None
+
+
+def _features(report: Report, plan: Plan) -> Iterator[Finding]:
+    """A kept field's columns are read, a removed one's are not; positions are those of the export."""
+    parts = {p.name: p for p in plan.inputs}
+    exported = {i.name: i.columns for i in report.export.inputs}
+    for n, feature in enumerate(report.features):
+        where = f"/features/{n}"
+        part, columns = parts.get(feature.input), exported.get(feature.input)
+        if part is None or columns is None:
+            yield Finding(bundles.REPORT, f"{where}/input", f"no input {feature.input!r} in plan or export")
+            continue
+        yield from _status(feature, part, where)
+        if feature.input_columns is not None:
+            found = [columns.index(c) for c in feature.columns if c in columns]
+            if feature.input_columns != found:
+                what = f"says {feature.input_columns}; the export has {feature.name!r} at {found}"
+                yield Finding(bundles.REPORT, f"{where}/input_columns", what)
+
+
+def _status(feature: Feature, part: InputPlan, where: str) -> Iterator[Finding]:
+    read = [c for c in feature.columns if c in part.columns]
+    if feature.status == "removed" and read:
+        what = f"{feature.name!r} is removed, and {read[0]!r} is read"
+        yield Finding(bundles.REPORT, f"{where}/status", what)
+    # an input whose fields all became zero keeps one column, maybe of a field that had several
+    if feature.status == "kept" and len(read) < len(feature.columns) and part.columns != read[:1]:
+        missing = next(c for c in feature.columns if c not in read)
+        yield Finding(
+            bundles.REPORT, f"{where}/status", f"{feature.name!r} is kept, and {missing!r} is not read"
+        )
+
+
+def _factory(plan: Plan, recipe: Recipe) -> Iterator[Finding]:
+    if (plan.factory, plan.arguments) != (recipe.model.factory, recipe.model.arguments):
+        yield Finding(bundles.PLAN, "/factory", f"factory or arguments are not those of {bundles.RECIPE}")
+
+
+def _signature(report: Report, model: ModelProto) -> Iterator[Finding]:
+    found = [(i.name, dtype_of(i)) for i in model.graph.input]
+    stated: list[tuple[str, str]] = [(i.name, i.dtype) for i in report.export.inputs]
+    if found != stated:
+        yield Finding(bundles.ONNX, "inputs", f"are {found}; the report says {stated}")
+    outputs, named = [o.name for o in model.graph.output], [o.name for o in report.export.outputs]
+    if outputs != named:
+        yield Finding(bundles.ONNX, "outputs", f"are {outputs}; the report says {named}")
+
+
+def _metadata(report: Report, plan: Plan | None, model: ModelProto) -> Iterator[Finding]:
+    inputs = report.export.inputs
+    expected: dict[str, object] = {
+        "glprune.version": report.run.versions.get("glprune"),
+        "glprune.task": report.task,
+        "glprune.signature": report.export.signature,
+        "glprune.inputs": [i.model_dump() | {"features": i.columns} for i in inputs],
+        "glprune.classes": report.data.classes or [],
+    }
+    if len(inputs) == 1:
+        expected["glprune.features"] = inputs[0].columns
+        if plan is not None and len(plan.inputs) == 1:
+            expected["glprune.features_read"] = plan.inputs[0].columns
+    found = properties(model)
+    for key in {*expected, *found} - {"glprune.output"}:
+        if key == "glprune.features_read" and key not in expected and len(inputs) == 1:
+            continue
+        value = _parsed(found.get(key), plain=not isinstance(expected.get(key), list))
+        if value != expected.get(key):
+            yield Finding(
+                bundles.ONNX, f"metadata {key[:60]}", f"is {_short(value)}, not {_short(expected.get(key))}"
+            )
+    meanings = [o.meaning for o in report.export.outputs]
+    if found.get("glprune.output") not in meanings:
+        yield Finding(
+            bundles.ONNX, "metadata glprune.output", "is not the meaning of an output of the report"
+        )
+
+
+def _parsed(text: str | None, plain: bool) -> object:
+    if text is None or plain:
+        return text
+    try:
+        return read_json(text.encode())
+    except StrictError:
+        return text
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def _contract(report: Report, plan: Plan, contract: Contract, model: ModelProto) -> Iterator[Finding]:
+    shapes, axes = input_shapes(model), [i.axis for i in report.export.inputs]
+    fits = all(i.name in shapes and shapes[i.name] for i in report.export.inputs)
+    if not fits or {i.name for i in report.export.inputs} - {p.name for p in plan.inputs}:
+        yield Finding(bundles.CONTRACT, "/inputs", "cannot be compared: the ONNX file lacks an input")
+        return
+    expected = make_contract(report, plan, shapes)
+    if contract == expected:
+        return
+    for n, (found, wanted) in enumerate(zip(contract.inputs, expected.inputs, strict=False)):
+        if found != wanted:
+            key = next(k for k in type(wanted).model_fields if getattr(found, k) != getattr(wanted, k))
+            what = f"is not what report, plan and ONNX file give for {wanted.name!r} (axis {axes[n]})"
+            yield Finding(bundles.CONTRACT, f"/inputs/{n}/{key}", what)
+            return
+    yield Finding(bundles.CONTRACT, "", "its inputs, outputs or signature are not the report's")

@@ -1,0 +1,67 @@
+"""JSON with one reading: duplicate keys, NaN, deep nesting and odd bytes are refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+_DEEPEST = 64
+
+
+class StrictError(ValueError):
+    """The bytes are not JSON with one reading."""
+
+
+def read_json(raw: bytes) -> Any:
+    """Read JSON strictly.
+
+    Raises:
+        StrictError: Not UTF-8 or not JSON, a duplicate key, NaN or Infinity, a number too large for a
+            double, or nesting past 64 levels.
+    """
+    try:
+        value = json.loads(
+            raw.decode("utf-8"), object_pairs_hook=_object, parse_constant=_constant, parse_float=_float
+        )
+    except RecursionError:
+        raise StrictError("nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise StrictError(f"not UTF-8 at byte {error.start}") from None
+    except StrictError:
+        raise
+    except ValueError as error:
+        raise StrictError(f"not JSON ({error})") from None
+    if _deeper(value, _DEEPEST):
+        raise StrictError(f"nested deeper than {_DEEPEST} levels")
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise StrictError(f"key {twice[:60]!r} appears twice")
+    return found
+
+
+def _constant(text: str) -> Any:
+    raise StrictError(f"{text} is not a JSON number")
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise StrictError(f"{text[:30]} is too large a number")
+    return value
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    """Whether a value nests deeper than so many levels, without recursion."""
+    row = [value]
+    for _ in range(levels):
+        nested = [v for v in row if isinstance(v, dict | list)]
+        row = [child for v in nested for child in (v.values() if isinstance(v, dict) else v)]
+        if not row:
+            return False
+    return True

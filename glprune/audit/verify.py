@@ -1,0 +1,390 @@
+"""Run every check on a bundle."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+from onnx import ModelProto
+from pydantic import BaseModel, ValidationError
+from securesystemslib.signer import SSlibKey
+
+from glprune import bundle as bundles
+from glprune._version import __version__
+from glprune.audit import lineage, signing
+from glprune.audit.figures import check_figures
+from glprune.audit.findings import NOT_CHECKED, Check, Finding, UnreadableError, Verdict, judged
+from glprune.audit.folder import Files, check_closed, read_files
+from glprune.audit.graph import Expected, check_graph, control_flow, reaching
+from glprune.audit.manifest import Manifest, check_digests, check_hashes, sha256
+from glprune.audit.names import check_names
+from glprune.audit.onnxfile import NotOnnxError, input_shapes, parse
+from glprune.audit.page import check_page
+from glprune.audit.policy import check_policy, protected_kept
+from glprune.audit.running import Removed, check_running
+from glprune.audit.strict import StrictError, read_json
+from glprune.audit.tensors import Tensors, read_tensors
+from glprune.audit.weights import check_shared, check_weights
+from glprune.contract import Contract
+from glprune.errors import RecipeError
+from glprune.plan import Plan
+from glprune.recipe import Recipe, load_recipe
+from glprune.report import Policy, Report, report_schema
+
+SECONDS = 300.0
+_MOST_BLANK = 500
+M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Demands:
+    """What the auditor brings along; nothing of it is read from the bundle.
+
+    Attributes:
+        trust: Keys whose signatures count.
+        roles: Roles that must have countersigned.
+        policy: Rules of the auditor's own, and the file they are from.
+        model: Digest ``model.onnx`` must have.
+        original: Digest the original model must have.
+        previous: A bundle this one follows.
+    """
+
+    trust: Sequence[SSlibKey] = ()
+    roles: Sequence[str] = ()
+    policy: tuple[Policy, str] | None = None
+    model: str | None = None
+    original: str | None = None
+    previous: Report | None = None
+
+
+@dataclass
+class Opened:
+    """The files of a bundle as far as they have one reading.
+
+    Attributes:
+        files: Their bytes.
+        findings: Why others could not be read.
+    """
+
+    files: Files
+    findings: list[Finding] = field(default_factory=list)
+    manifest: Manifest | None = None
+    report: Report | None = None
+    plan: Plan | None = None
+    contract: Contract | None = None
+    recipe: Recipe | None = None
+    weights: Tensors | None = None
+    model: ModelProto | None = None
+
+    def raw(self, name: str) -> bytes | None:
+        """The bytes of a file; None where it is not there."""
+        return self.files.contents.get(name)
+
+
+def open_bundle(folder: Path) -> Opened:
+    """Read a bundle strictly.
+
+    Raises:
+        UnreadableError: It is no bundle, or of a schema this version does not know.
+    """
+    opened = Opened(read_files(folder))
+    opened.manifest = _record(opened, bundles.MANIFEST, Manifest)
+    opened.report = _record(opened, bundles.REPORT, Report)
+    opened.plan = _record(opened, bundles.PLAN, Plan)
+    opened.contract = _record(opened, bundles.CONTRACT, Contract)
+    opened.recipe = _read(opened, bundles.RECIPE, _recipe)
+    opened.weights = _read(opened, bundles.WEIGHTS, read_tensors)
+    opened.model = _read(opened, bundles.ONNX, parse)
+    _schema(opened)
+    return opened
+
+
+def whole(opened: Opened) -> list[Finding]:
+    """What stands against signing a bundle: files that are missing, changed or unreadable."""
+    if opened.manifest is None:
+        return opened.files.findings or opened.findings
+    listed = [s.name for s in opened.manifest.subject]
+    closed = check_closed(opened.files, listed)
+    return [*opened.files.findings, *closed, *_hashes(opened).findings, *opened.findings]
+
+
+def read_report(folder: Path) -> Report:
+    """The report of a bundle, for commands that only read it.
+
+    Raises:
+        UnreadableError: It is no bundle, or its report has no reading.
+    """
+    opened = open_bundle(folder)
+    if opened.report is None:
+        reason = next((str(f) for f in opened.findings if f.file == bundles.REPORT), f"no {bundles.REPORT}")
+        raise UnreadableError(f"{folder}: {reason}.")
+    return opened.report
+
+
+def _read(opened: Opened, name: str, reader: Callable[[bytes], T]) -> T | None:
+    raw = opened.raw(name)
+    if raw is None:
+        return None
+    try:
+        return reader(raw)
+    except (StrictError, NotOnnxError, RecipeError) as error:
+        opened.findings.append(Finding(name, "", str(error)))
+        return None
+
+
+def _record(opened: Opened, name: str, kind: type[M]) -> M | None:
+    """Read a JSON file as a record; of an unknown schema nothing can be said."""
+    value: Any = _read(opened, name, read_json)
+    if value is None:
+        return None
+    _known(name, value)
+    try:
+        return kind.model_validate_json(opened.raw(name) or b"", strict=True)
+    except ValidationError as error:
+        for wrong in error.errors()[:5]:
+            where = "".join(f"/{part}" for part in wrong["loc"])
+            opened.findings.append(Finding(name, where, wrong["msg"]))
+        return None
+
+
+def _known(name: str, value: Any) -> None:
+    """Refuse what a later version wrote.
+
+    Raises:
+        UnreadableError: Its schema has another number.
+    """
+    found = value.get("schema") if isinstance(value, dict) else None
+    ours = {bundles.REPORT: "glprune.report/", bundles.CONTRACT: "glprune.input/"}.get(name)
+    if ours and isinstance(found, str) and found.startswith(ours) and found != f"{ours}1":
+        raise UnreadableError(f"{name} is of schema {found[:40]!r}; glprune {__version__} reads {ours}1.")
+
+
+def _recipe(raw: bytes) -> Recipe:
+    if (
+        sum(not line.strip() for line in raw.splitlines()) > _MOST_BLANK
+    ):  # the reader's time grows as their square
+        raise StrictError(f"has more than {_MOST_BLANK} blank lines")
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / bundles.RECIPE
+        path.write_bytes(raw)
+        try:
+            return load_recipe(path)
+        except RecipeError as error:
+            raise StrictError(str(error).replace(f"{path}:", "line ").replace(str(path), "it")) from None
+
+
+_published = functools.cache(report_schema)
+
+
+def _schema(opened: Opened) -> None:
+    """The shipped schema is the one this version publishes, where the same version wrote it."""
+    value = _read(opened, bundles.SCHEMA, read_json)
+    same = opened.report is not None and opened.report.run.versions.get("glprune") == __version__
+    if value is not None and same and value != _published():
+        opened.findings.append(Finding(bundles.SCHEMA, "", f"is not the schema of glprune {__version__}"))
+
+
+def verify(
+    folder: Path, demands: Demands | None = None, *, seconds: float = SECONDS, isolated: bool = True
+) -> Verdict:
+    """Prove what a bundle's report says from its files alone, or say what does not hold.
+
+    Args:
+        folder: The bundle.
+        demands: What the auditor brings along.
+        seconds: Time limit for running the model.
+        isolated: Run the model in a process of its own.
+
+    Raises:
+        UnreadableError: It is no bundle, or of a schema this version does not know.
+    """
+    demands = demands or Demands()
+    opened = open_bundle(folder)
+    files, report = opened.files, opened.report
+    listed = [s.name for s in opened.manifest.subject] if opened.manifest else []
+    closed = check_closed(files, listed) if opened.manifest else []
+    checks = [judged("C1", [*files.findings, *closed], f"{len(files.contents)} files")]
+    checks.append(_hashes(opened))
+    signatures, trusted, signed = _signatures(opened, demands)
+    checks += [trusted, judged("C4", opened.findings, "strict JSON, report, plan, contract, recipe, weights")]
+    skipped: list[str | None] = []
+    if report is None:
+        checks += [
+            Check(f"C{n}", "incomplete", note=f"{bundles.REPORT} has no reading") for n in range(5, 15)
+        ]
+    else:
+        graph = _guarded("C6", lambda: _graph(opened, report))
+        ran, unrun = _running(opened, report, graph, seconds, isolated)
+        page, undrawn = _page(opened, report)
+        checks += [
+            _guarded("C5", lambda: _figures(opened, report)),
+            graph,
+            _guarded("C7", lambda: _names(opened, report)),
+            _guarded("C8", lambda: _weights(opened, report)),
+            *ran,
+            _guarded("C11", lambda: _policy(report, demands)),
+            page,
+            judged(
+                "C13",
+                signing.check_people(signatures, report.timing.generated_at),
+                f"{len(signatures)} signatures",
+            ),
+            _lineage(report, demands),
+        ]
+        skipped += [unrun and f"A second runtime: {unrun}.", undrawn]
+    raw = opened.raw(bundles.ONNX)
+    left = tuple(s for s in skipped if s)
+    return Verdict(
+        str(folder), signed, sha256(raw) if raw is not None else "", tuple(checks), (*left, *NOT_CHECKED)
+    )
+
+
+def _guarded(check: str, run: Callable[[], Check]) -> Check:
+    """A report that contradicts itself may break any sum over it, which is a finding and no crash."""
+    try:
+        return run()
+    except Exception as error:
+        what = f"contradicts itself so far that the check cannot be made ({type(error).__name__}: {error})"
+        return judged(check, [Finding(bundles.REPORT, "", what[:300])])
+
+
+def _figures(opened: Opened, report: Report) -> Check:
+    found = check_figures(report, opened.recipe, opened.files.contents)
+    return judged("C5", found, "every table of the report")
+
+
+def _names(opened: Opened, report: Report) -> Check:
+    found = check_names(report, opened.plan, opened.contract, opened.recipe, opened.model)
+    return judged("C7", found, f"{len(report.features)} fields")
+
+
+def _hashes(opened: Opened) -> Check:
+    if opened.manifest is None:
+        return Check("C2", "incomplete", note=f"{bundles.MANIFEST} has no reading")
+    findings = check_hashes(opened.manifest, opened.files.contents)
+    if opened.report is not None:
+        findings += check_digests(opened.report.digests.outputs, opened.files.contents)
+    return judged("C2", findings, f"{len(opened.manifest.subject)} SHA-256")
+
+
+def _signatures(opened: Opened, demands: Demands) -> tuple[list[signing.Signature], Check, str]:
+    """The signatures, C3, and the state of them in words."""
+    files, manifest = opened.files.signatures, opened.raw(bundles.MANIFEST) or b""
+    found, findings = signing.read_signatures(files, manifest, demands.trust)
+    if demands.trust or demands.roles:
+        findings += signing.check_trust(found, demands.roles)
+    names = [f"{s.role} ({', '.join(k[:12] for k in s.trusted)})" for s in found if s.trusted]
+    state = f"signed by {', '.join(names)}" if names else "signed, not checked" if files else "unsigned"
+    if demands.trust and files and not names:
+        state = "signed by nobody trusted"
+    if findings or demands.trust:
+        return found, judged("C3", findings, state), state
+    if files:
+        return found, Check("C3", "incomplete", note="signed; name the keys you trust with --trust"), state
+    return found, Check("C3", "skipped", note="unsigned"), state
+
+
+def _graph(opened: Opened, report: Report) -> Check:
+    raw, model = opened.raw(bundles.ONNX), opened.model
+    if raw is None or model is None or opened.plan is None:
+        return Check("C6", "incomplete", note=f"{bundles.ONNX} or {bundles.PLAN} has no reading")
+    outputs = [o.name for o in report.export.outputs]
+    findings = check_graph(model, raw, _expected(report, opened.plan), outputs, report.export.opset)
+    reach = sorted(set().union(*reaching(model.graph).values())) if not findings else []
+    columns = sum(len(p.kept) for p in opened.plan.inputs if p.axis is not None)
+    total = sum(p.size for p in opened.plan.inputs if p.axis is not None)
+    note = f"{len(model.graph.node)} nodes; inputs that reach an output: {', '.join(reach)}"
+    note += f"; {columns} of {total} columns" if total else ""
+    flow = control_flow(model)
+    return judged("C6", findings, f"{note}; control flow: {', '.join(flow)}" if flow else note)
+
+
+def _expected(report: Report, plan: Plan) -> list[Expected]:
+    """What the file is to take: the export's width, and the plan's columns where that is the original's."""
+    parts = {p.name: p for p in plan.inputs}
+    found = []
+    for given in report.export.inputs:
+        part = parts.get(given.name)
+        whole = report.export.signature == "original" and given.axis is not None and part is not None
+        selects = tuple(part.kept) if whole and part is not None else None
+        found.append(Expected(given.name, given.axis, len(given.columns), selects))
+    return found
+
+
+def _weights(opened: Opened, report: Report) -> Check:
+    if opened.plan is None or opened.weights is None:
+        return Check("C8", "incomplete", note=f"{bundles.WEIGHTS} or {bundles.PLAN} has no reading")
+    findings = check_weights(report, opened.plan, opened.weights)
+    if opened.model is not None:
+        findings += check_shared(opened.plan, opened.weights, opened.model)
+    held, total = len(opened.plan.in_model), len(opened.weights.arrays)
+    return judged("C8", findings, f"{held} of {total} tensors are in {bundles.ONNX} bit for bit")
+
+
+def _running(
+    opened: Opened, report: Report, graph: Check, seconds: float, isolated: bool
+) -> tuple[list[Check], str | None]:
+    """C9 and C10; a model whose graph is refused is not run."""
+    model, golden = opened.raw(bundles.ONNX), opened.raw(bundles.GOLDEN)
+    if graph.status != "passed" or model is None or golden is None or opened.model is None:
+        note = "not run: its graph was refused" if graph.status == "failed" else "a file has no reading"
+        return [Check(c, "incomplete", note=note) for c in ("C9", "C10")], None
+    try:
+        read_tensors(golden)
+    except StrictError as error:
+        failed = judged("C9", [Finding(bundles.GOLDEN, "", str(error))])
+        return [failed, Check("C10", "incomplete", note="it runs on the golden rows")], None
+    return check_running(model, golden, _removed(opened, report), seconds, isolated)
+
+
+def _removed(opened: Opened, report: Report) -> list[Removed]:
+    """The columns the file takes and must not read."""
+    if report.export.signature != "original" or opened.plan is None or opened.model is None:
+        return []
+    shapes = input_shapes(opened.model)
+    found = []
+    for part in opened.plan.inputs:
+        gone = tuple(sorted(set(range(part.size)) - set(part.kept)))
+        if part.axis is not None and gone and part.name in shapes:
+            found.append(Removed(part.name, part.axis % len(shapes[part.name]), gone))
+    return found
+
+
+def _policy(report: Report, demands: Demands) -> Check:
+    """C11, under the bundle's rules and the auditor's own."""
+    rules = [(report.policy, bundles.REPORT)] if report.policy is not None else []
+    rules += [demands.policy] if demands.policy is not None else []
+    if not rules:
+        return Check("C11", "skipped", note="no rules in the bundle, none given with --policy")
+    findings = [f for policy, source in rules for f in check_policy(report, policy, source)]
+    kept = sorted({name for policy, _ in rules for name in protected_kept(report, policy)})
+    note = f"rules of {' and '.join(source for _, source in rules)}"
+    return judged("C11", findings, f"{note}; protected and kept: {', '.join(kept)}" if kept else note)
+
+
+def _page(opened: Opened, report: Report) -> tuple[Check, str | None]:
+    raw, skipped = opened.raw(bundles.PAGE), None
+    if raw is None:
+        return Check("C12", "incomplete", note=f"no {bundles.PAGE}"), None
+
+    def run() -> Check:
+        nonlocal skipped
+        check, skipped = check_page(report, raw)
+        return check
+
+    return _guarded("C12", run), skipped
+
+
+def _lineage(report: Report, demands: Demands) -> Check:
+    findings = lineage.check_expected(report, demands.model, demands.original)
+    if demands.previous is not None:
+        findings += lineage.check_previous(report, demands.previous)
+    given = [demands.model, demands.original, demands.previous]
+    if all(x is None for x in given):
+        return Check("C14", "skipped", note="no --expect-model, --expect-original or --previous")
+    return judged("C14", findings, f"{sum(x is not None for x in given)} expectations")

@@ -1,0 +1,201 @@
+"""Bundles to be audited: made by short runs once, then copied, changed and sealed again."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+import glprune
+from glprune import bundle as bundles
+from glprune import export, pipeline
+from glprune.audit import signing
+from glprune.audit.manifest import make_manifest
+from glprune.recipe import load_recipe
+from glprune.render import render_html
+from glprune.report import Report
+
+NETWORKS = """
+import torch
+from torch import nn
+def plain():
+    return nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 6), nn.Tanh(), nn.Linear(6, 1))
+class Mixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.tables = nn.ModuleList([nn.Embedding(5, 3), nn.Embedding(4, 3)])
+        self.first = nn.Linear(8 + 6, 8)
+        self.out = nn.Linear(8, 1)
+    def forward(self, numbers, codes):
+        parts = [table(codes[:, i]) for i, table in enumerate(self.tables)]
+        return self.out(torch.relu(self.first(torch.cat([numbers, *parts], dim=1))))
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.out = nn.LSTM(4, 6, batch_first=True), nn.Linear(6, 1)
+    def forward(self, x):
+        return self.out(self.rnn(x)[0][:, -1])
+def sequences(split):
+    g = torch.Generator().manual_seed({"train": 0, "valid": 1, "test": 2}[split])
+    x = torch.randn(60, 5, 4, generator=g)
+    return [(x, x[:, :, 0].mean(1))]
+"""
+FAST = """
+train: {epochs: 3, points: 4, batch_size: all, lambda_min_ratio: 0.05, polish: 3, stages: 2, lr: 0.01}
+refit: {epochs: 3}
+seed: 3
+"""
+PLAIN = """
+task: binary
+model: {factory: "networks.py:plain"}
+data: {file: data.parquet, target: y, features: ["?"], exclude: [y], feature_groups: {pair: ["a", "b"]},
+       standardize: train}
+penalty: {inputs: {strength: 1.0}, hidden: {strength: 0.3}}
+target: {max_features: 3}
+"""
+MIXED = """
+task: binary
+model:
+  factory: "networks.py:Mixed"
+  inputs:
+  - {name: numbers, columns: ["?"]}
+  - {name: codes, columns: [kind, place], dtype: int}
+data: {file: data.parquet, target: y}
+penalty: {inputs: {strength: 1.0}}
+target: {max_features: 4}
+export: {signature: original}
+"""
+RECURRENT = """
+task: regression
+model: {factory: "networks.py:Recurrent", inputs: [{name: x, axis: 2}]}
+data: {loader: "networks.py:sequences"}
+penalty: {inputs: {strength: 1.0}, hidden: {strength: 1.0}}
+target: {max_features: 2}
+"""
+NAMES = ["a", "b", "c", "d", "e", "f", "g", "h"]
+
+
+def write_problem(folder):
+    """A data set whose target depends on a, b and c, and networks trained a little on it."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(240, 8)) * np.arange(1, 9) + 5
+    z = (x[:, 0] - 5) + (x[:, 1] - 5) / 2 + (x[:, 2] - 5)
+    columns = {n: pa.array(x[:, i]) for i, n in enumerate(NAMES)}
+    columns |= {"kind": pa.array(rng.integers(0, 5, 240)), "place": pa.array(rng.integers(0, 4, 240))}
+    columns["y"] = pa.array(np.where(z > 0, "yes", "no"))
+    pq.write_table(pa.table(columns), folder / "data.parquet")
+    (folder / "networks.py").write_text(NETWORKS)
+    scope: dict = {}
+    exec(NETWORKS, scope)
+    inputs = torch.tensor((x - x.mean(0)) / x.std(0), dtype=torch.float32)
+    codes = torch.stack([torch.tensor(columns[n].to_numpy()) for n in ("kind", "place")], dim=1)
+    target = torch.tensor(z > 0).float()
+    for name, given in (("plain", (inputs,)), ("Mixed", (inputs, codes)), ("Recurrent", None)):
+        torch.manual_seed(0)
+        network = scope[name]()
+        optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+        for _ in range(60 if given else 0):
+            optimizer.zero_grad()
+            torch.nn.functional.binary_cross_entropy_with_logits(network(*given)[:, 0], target).backward()
+            optimizer.step()
+        torch.save(network.state_dict(), folder / f"{name}.pt")
+    for name, text in (("plain", PLAIN), ("Mixed", MIXED), ("Recurrent", RECURRENT)):
+        (folder / f"{name}.yaml").write_text(text + FAST)
+
+
+RUNS = {
+    "slim": ("plain", [], "dynamo"),
+    "wide": ("plain", ["export.signature=original"], "dynamo"),
+    "other": ("plain", ["seed=4", "target.max_features=2"], "torchscript"),
+    "mixed": ("Mixed", [], "torchscript"),
+    "recurrent": ("Recurrent", [], "torchscript"),
+}
+
+
+def make_bundles(folder):
+    """Every base bundle, by name."""
+    write_problem(folder)
+    with mock.patch.object(pipeline, "LATENCY_BATCHES", (1,)):  # a second of each run goes into the other
+        return {name: make_bundle(folder, name) for name in RUNS}
+
+
+def make_bundle(folder, name):
+    network, changes, exporter = RUNS[name]
+    recipe = load_recipe(folder / f"{network}.yaml", changes)
+    chosen = [pair for pair in export._EXPORTERS if pair[0] == exporter]
+    with mock.patch.object(export, "_EXPORTERS", chosen):
+        return glprune.run(recipe, folder / f"{network}.pt", folder / name).bundle
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A bundle to be changed."""
+
+    folder: Path
+
+    def __truediv__(self, name):
+        return self.folder / name
+
+    def json(self, name=bundles.REPORT):
+        return json.loads((self.folder / name).read_text())
+
+    def write(self, value, name=bundles.REPORT):
+        bundles.write_json(self.folder / name, value)
+
+    def edit(self, change, name=bundles.REPORT):
+        value = self.json(name)
+        change(value)
+        self.write(value, name)
+
+    def model(self):
+        return onnx.load_from_string((self.folder / bundles.ONNX).read_bytes())
+
+    def put(self, model):
+        (self.folder / bundles.ONNX).write_bytes(model.SerializeToString(deterministic=True))
+
+    def removed(self):
+        """Positions of the columns of the wide file that nothing may read."""
+        kept = self.json(bundles.PLAN)["inputs"][0]["kept"]
+        return [c for c in range(8) if c not in kept]
+
+
+def copied(bundle, place):
+    shutil.copytree(bundle, place, symlinks=True)
+    return Copy(place)
+
+
+def follow(copy):
+    """Bring report and page up to date with the other files, as a dishonest producer would."""
+    try:
+        report = copy.json()
+        for name in report["digests"]["outputs"]:
+            if (copy / name).exists():
+                report["digests"]["outputs"][name] = bundles.digest(copy / name)
+        report["digests"]["recipe_resolved"] = report["digests"]["outputs"][bundles.RECIPE]
+        report["size"]["onnx_bytes_after"] = (copy / bundles.ONNX).stat().st_size
+        copy.write(report)
+        page = render_html(Report.model_validate(report), pictures=False)
+        (copy / bundles.PAGE).write_text(page)
+    except (ValueError, KeyError, OSError):
+        return
+
+
+def seal(copy, key):
+    """Write a manifest of whatever is there and sign it."""
+    files = {
+        p.relative_to(copy.folder).as_posix(): p.read_bytes()
+        for p in copy.folder.rglob("*")
+        if p.is_file() and p.name != bundles.MANIFEST and bundles.SIGNATURES not in p.parts
+    }
+    copy.write(make_manifest(files), bundles.MANIFEST)
+    resign(copy, key)
+
+
+def resign(copy, key):
+    signing.sign(copy.folder, (copy / bundles.MANIFEST).read_bytes(), key)
