@@ -93,6 +93,11 @@ class Feature(Record):
         "measured or the field cannot be removed",
     )
     kept_share: float | None = Field(None, description="the same as a share of them")
+    reason: str | None = Field(
+        None,
+        description="why it is removed: `penalty`, `must_drop`, or `derived_from` and the name in must_drop; "
+        "`must_keep` of a field kept by the policy; null of one the penalty left",
+    )
 
 
 class HiddenLayer(Record):
@@ -408,6 +413,95 @@ class DropCosts(Record):
     fields: list[DropCost] = Field(description="the kept fields, in the order of `features`")
 
 
+class Policy(Record):
+    """What the producer's rules say of fields; ``glprune verify`` holds the bundle to them."""
+
+    must_drop: list[str] = Field(
+        [], description="fields or columns that must not be read, nor anything derived from them"
+    )
+    must_keep: list[str] = Field([], description="fields that must stay, themselves or derived")
+    protected: list[str] = Field([], description="fields that are named where they are read")
+    derived_from: dict[str, list[str]] = Field({}, description="column or field -> the fields it is made of")
+
+
+class DecisionChange(Record):
+    """Decisions of the shipped file against the original's, on the same rows."""
+
+    rows: int
+    flipped: int = Field(description="rows decided otherwise")
+    to_adverse: int | None = Field(description="of them from a class that is not adverse to one that is")
+    to_favourable: int | None = Field(description="the other way; null where no class is called adverse")
+    adverse_original: int | None = Field(description="rows the original decides adversely")
+    adverse_final: int | None = Field(description="rows the shipped file decides adversely")
+
+
+class SegmentMetric(Record):
+    """One metric on the rows of a segment, through ONNX Runtime."""
+
+    name: str
+    original: float | None = Field(
+        description="null where these rows do not define it, as AUROC of one class"
+    )
+    final: float | None
+    difference: float | None = Field(description="final less original")
+
+
+class Segment(Record):
+    """The test rows of one value, or range of values, of an attribute."""
+
+    value: str
+    rows: int
+    suppressed: bool = Field(description="fewer rows than `min_rows`: no figures")
+    metrics: list[SegmentMetric]
+    decisions: DecisionChange | None
+
+
+class ProtectedAttribute(Record):
+    """A protected attribute and its segments."""
+
+    name: str
+    status: Literal["kept", "removed", "outside"] = Field(
+        description="as a field of the network; outside: it never was one"
+    )
+    by: str = Field(description="how its segments were made")
+    segments: list[Segment]
+
+
+class Segments(Record):
+    """Decisions and metrics of the original and the shipped file on the test split, by segment."""
+
+    min_rows: int
+    threshold: float | None = Field(description="on the probability of the positive class; null: not binary")
+    adverse: list[str] | None = Field(description="classes called adverse")
+    decisions: DecisionChange | None = Field(description="over all test rows; null where nothing is decided")
+    attributes: list[ProtectedAttribute]
+
+
+class ReasonCode(Record):
+    """A reason given to people, and what became of the fields it cites."""
+
+    code: str
+    removed: list[str]
+    kept: list[str]
+
+
+class ReasonCodes(Record):
+    """Reasons that cite fields, as the recipe lists them."""
+
+    retired: list[ReasonCode] = Field(description="all fields cited are removed: it can no longer occur")
+    to_review: list[ReasonCode] = Field(description="some of its fields are removed")
+    unchanged: list[ReasonCode] = Field(description="all its fields are kept")
+
+
+class Proxies(Record):
+    """Whether protected attributes were predicted from inputs and score; the figures are in a file apart."""
+
+    performed: bool
+    reason: str | None = Field(description="why not, else null")
+    file: str | None
+    digest: str | None = Field(description="SHA-256 of that file; it can be withheld")
+
+
 class Report(Record):
     """All of ``report.json``."""
 
@@ -437,6 +531,10 @@ class Report(Record):
     size: Size
     latency: list[Latency]
     export: Export
+    policy: Policy | None = Field(None, description="rules on fields, if the recipe has any")
+    segments: Segments | None = Field(None, description="by protected attribute, if there is a policy")
+    reason_codes: ReasonCodes | None = Field(None, description="if the policy lists any")
+    proxies: Proxies | None = Field(None, description="of protected attributes, if there is a policy")
     warnings: list[str]
     not_measured: list[str]
 
