@@ -50,6 +50,9 @@ class Prediction(Record):
     source: Source
     columns: int = Field(description="columns it was predicted from")
     rows: int
+    left_out: list[str] = Field(
+        description=f"classes of fewer than {_FEWEST} rows here, which were not counted"
+    )
     value: float | None = Field(description="mean over the folds; null where it could not be measured")
     std: float | None = Field(description="sample standard deviation over the folds")
     shuffled: float | None = Field(description="the same with the attribute's values permuted: no relation")
@@ -66,7 +69,6 @@ class ProxyAttribute(Record):
         "r2: share of the variance, 0 as by its mean"
     )
     classes: list[str] = Field(description="values told apart; empty for numbers")
-    left_out: list[str] = Field(description=f"values of fewer than {_FEWEST} rows in some source")
     predictions: list[Prediction]
 
 
@@ -165,32 +167,30 @@ def _attribute(
     classes = parts.by == "values"
     values = parts.number if classes else attribute.values
     whole = np.concatenate([values[s] for s in ("train", "valid", "test")]).astype(np.float64)
-    counts = [np.bincount(values["test"], minlength=len(parts.labels))] if classes else []
-    told = [n for n in range(len(parts.labels)) if classes and counts[0][n] >= _FEWEST]
-    seed = job.recipe.seed
+    test = values["test"].astype(np.float64)
+    labels, seed = parts.labels if classes else (), job.recipe.seed
     return ProxyAttribute(
         name=attribute.name,
         status=attribute_status(job, attribute, kept),
         measure="auc" if classes else "r2",
-        classes=[parts.labels[n] for n in told],
-        left_out=[label for n, label in enumerate(parts.labels) if classes and n not in told],
+        classes=list(labels),
         predictions=[
-            _prediction(source, x, whole if every else values["test"].astype(np.float64), told, classes, seed)
-            for source, x, every in sources
+            _prediction(source, x, whole if every else test, labels, seed) for source, x, every in sources
         ],
     )
 
 
-def _prediction(
-    source: Source, x: Floats, y: Floats, told: Sequence[int], classes: bool, seed: int
-) -> Prediction:
-    known = np.isin(y, told) if classes else np.isfinite(y)
+def _prediction(source: Source, x: Floats, y: Floats, labels: Sequence[str], seed: int) -> Prediction:
+    """Predict an attribute from some columns; ``labels`` are its classes, none where it is a number."""
+    classes = bool(labels)
+    rare = [n for n in range(len(labels)) if (y == n).sum() < _FEWEST]
+    known = ~np.isin(y, rare) if classes else np.isfinite(y)
     x, y = x[known], y[known]
     reason = None
     if x.shape[1] == 0:
         reason = "there are none"
-    elif classes and len(told) < 2:
-        reason = f"fewer than two values have {_FEWEST} test rows"
+    elif classes and len(labels) - len(rare) < 2:
+        reason = f"fewer than two of its values have {_FEWEST} rows"
     elif not classes and (len(y) < _FEWEST or np.ptp(y) == 0):
         reason = f"it does not vary, or fewer than {_FEWEST} rows have a value"
     value = std = shuffled = None
@@ -203,6 +203,7 @@ def _prediction(
         source=source,
         columns=x.shape[1],
         rows=len(y),
+        left_out=[labels[n] for n in rare],
         value=value,
         std=std,
         shuffled=shuffled,
