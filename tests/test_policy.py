@@ -22,6 +22,7 @@ from glprune.protected import Attribute, segmented
 from glprune.proxies import auc, cross_validated, logistic, ridge
 from glprune.recipe import PenaltySpec, load_recipe
 from glprune.render import render_html
+from glprune.segments import decide
 from glprune.task import Task
 from glprune.units import Slot, UnitSet
 from tests.networks import mlp, split
@@ -464,6 +465,15 @@ def test_few_numbers_are_their_own_segments():
     parts = segmented(attribute([2.0, 0.0, 1.0, 2.0]), None)
     assert parts.labels == ("0", "1", "2")
     assert parts.number["test"].tolist() == [2, 0, 1, 2]
+
+
+def test_binary_decisions_go_by_the_threshold_and_others_by_the_largest_probability():
+    logits = torch.logit(torch.tensor([0.59, 0.61, 0.2]))[:, None]
+    assert decide(Task("binary", "logits", 2), logits, 0.6).tolist() == [0, 1, 0]
+    two = torch.tensor([[0.41, 0.59], [0.3, 0.7]])
+    assert decide(Task("binary", "probabilities", 2, width=2), two, 0.6).tolist() == [0, 1]
+    three = torch.tensor([[0.2, 0.5, 0.3], [0.4, 0.35, 0.25]]).log()
+    assert decide(Task("multiclass", "logits", 3), three, 0.6).tolist() == [1, 0]
 
 
 def test_proxy_estimators_are_those_of_scikit_learn():
