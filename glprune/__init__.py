@@ -15,7 +15,8 @@ reads attributes the network need not, ``segments`` and ``proxies`` measure by t
 ``baselines``, for simpler selections beside it (``importance`` ranks fields by permutation);
 ``resampling`` and ``dropping`` say how firm the choice is (``stability`` has the formulas), in the
 processes of ``workers``, which make the run's networks again with ``rebuilt``;
-``summary``, ``policy_summary``, ``report`` and ``render`` say what was measured; ``bundle`` writes and reads the result;
+``summary``, ``policy_summary``, ``report`` and ``render`` say what was measured; ``bundle`` writes and
+reads the result;
 ``pipeline`` is the whole run, ``inspection`` the dry run, ``cli`` the command.
 """
 
