@@ -44,6 +44,8 @@ class Answer:
 
     Attributes:
         seconds: Wall and processor seconds until this answer, without training of the given network.
+        search: Processor seconds of them until the fields were chosen and the network refitted, where the
+            method goes on after that: proofs, an exported file, a report.
         own: Predictions of the method's own model on the validation and the test split, as
             `network.predict` returns them, if it has one that reads these fields alone.
     """
@@ -52,6 +54,7 @@ class Answer:
     fields: tuple[int, ...]
     seconds: tuple[float, float]
     own: tuple[np.ndarray, np.ndarray] | None = None
+    search: float | None = None
 
 
 Emit = Callable[[Answer], None]

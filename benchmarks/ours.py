@@ -17,6 +17,7 @@ from sets import DataSet
 
 import glprune
 import glprune.pipeline
+from glprune.events import Event, Stage
 
 # the keys that make the method, the same for every set; only batch sizes follow the number of rows
 SETTINGS: dict[str, Any] = {
@@ -33,15 +34,22 @@ def prune(problem: Problem, emit: Emit) -> None:
         recipe = problem.folder / f"recipe{k}.yaml"
         recipe.write_text(json.dumps(recipe_of(problem, k), indent=1), encoding="utf-8")
         clock = Clock()
+        found: list[float] = []
+
+        def listen(event: Event, clock: Clock = clock, found: list[float] = found) -> None:
+            if isinstance(event, Stage) and event.name == "export":
+                found.append(clock()[1])
+
         try:
-            result = glprune.run(recipe, problem.state, problem.folder / f"bundle{k}")
+            result = glprune.run(recipe, problem.state, problem.folder / f"bundle{k}", on_event=listen)
         except glprune.GlpruneError as error:
             print(f"k={k}: {error}", file=sys.stderr)
             continue
         seconds = clock()
         status = {f.name: f.status for f in result.report.features}
         fields = tuple(i for i, (name, _) in enumerate(named(problem.data)) if status[name] == "kept")
-        emit(Answer(k, fields, seconds, shipped(problem.data, fields, result.bundle / "model.onnx")))
+        own = shipped(problem.data, fields, result.bundle / "model.onnx")
+        emit(Answer(k, fields, seconds, own, found[0]))
 
 
 def recipe_of(problem: Problem, k: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
+_LEAST_SEEDS = 3
 Row = list[str]
 
 
@@ -29,7 +30,10 @@ def show(content: dict[str, Any]) -> None:
         print(f"{name}: {metric} on test rows, mean ± standard error (standard deviation) over seeds")
         print(aligned(_methods(of_set)), end="\n\n")
     print("glprune against the best peer (by mean); difference in standard errors of the paired difference")
-    print(aligned(_summary(records)))
+    print(aligned(_summary(records)), end="\n\n")
+    print("glprune against each peer: of how many k on how many sets it is ahead, level or behind by one")
+    print("standard error of the paired difference over at least three seeds")
+    print(aligned(_against(records)))
 
 
 def _methods(records: Sequence[Record]) -> list[Row]:
@@ -83,7 +87,7 @@ def _row(k: int, method: str, records: Sequence[Record]) -> Row:
 
 def _summary(records: Sequence[Record]) -> list[Row]:
     header = ["set", "k", "glprune", "best peer", "its figure", "difference", "in SE"]
-    rows = [[*header, "seconds", "of LassoNet's", "CPU s", "of LassoNet's"]]
+    rows = [[*header, "seconds", "of LassoNet's", "CPU s", "of LassoNet's", "search", "of LassoNet's"]]
     for name, k in dict.fromkeys((r["set"], r["k"]) for r in records):
         at = [r for r in records if (r["set"], r["k"]) == (name, k) and r["status"] == "done"]
         ours, lasso = _by_seed(at, "glprune"), _by_seed(at, "lassonet")
@@ -102,9 +106,36 @@ def _summary(records: Sequence[Record]) -> list[Row]:
             f"{statistics.fmean(gaps):+.4f}" if gaps else "-",
         ]
         row.append(f"{statistics.fmean(gaps) / error:+.1f}" if error else "-")
-        for clock in ("seconds", "cpu_seconds"):
-            row += [_number(_mean(list(ours.values()), clock), 1), _number(_ratio(ours, lasso, clock), 2)]
+        for clock, other in (
+            ("seconds", "seconds"),
+            ("cpu_seconds", "cpu_seconds"),
+            ("search_seconds", "cpu_seconds"),
+        ):
+            row += [
+                _number(_mean(list(ours.values()), clock), 1),
+                _number(_ratio(ours, lasso, clock, other), 2),
+            ]
         rows.append(row)
+    return rows
+
+
+def _against(records: Sequence[Record]) -> list[Row]:
+    """How often glprune is ahead of each peer, level with it or behind."""
+    done = [r for r in records if r["status"] == "done"]
+    places = list(dict.fromkeys((r["set"], r["k"]) for r in done))
+    rows = [["peer", "compared", "ahead", "level", "behind", "behind at"]]
+    for peer in dict.fromkeys(r["method"] for r in done if r["method"] not in ("glprune", "network")):
+        found = {}
+        for name, k in places:
+            at = [r for r in done if (r["set"], r["k"]) == (name, k)]
+            ours, theirs = _by_seed(at, "glprune"), _by_seed(at, peer)
+            gaps = [ours[s]["test"] - theirs[s]["test"] for s in ours if s in theirs]
+            if len(gaps) >= _LEAST_SEEDS:
+                found[f"{name} {k}"] = (statistics.fmean(gaps), standard_error(gaps))
+        ahead = sum(gap > error for gap, error in found.values())
+        behind = [place for place, (gap, error) in found.items() if gap < -error]
+        level = len(found) - ahead - len(behind)
+        rows.append([peer, str(len(found)), str(ahead), str(level), str(len(behind)), ", ".join(behind)])
     return rows
 
 
@@ -116,10 +147,10 @@ def _spread(records: dict[int, Record]) -> str:
     return spread([r["test"] for r in records.values()])
 
 
-def _ratio(ours: dict[int, Record], theirs: dict[int, Record], name: str) -> float | None:
+def _ratio(ours: dict[int, Record], theirs: dict[int, Record], name: str, other: str) -> float | None:
     """Of sums over the seeds that both have."""
-    shared = ours.keys() & theirs.keys()
-    return sum(ours[s][name] for s in shared) / sum(theirs[s][name] for s in shared) if shared else None
+    shared = [s for s in ours if s in theirs and name in ours[s]]
+    return sum(ours[s][name] for s in shared) / sum(theirs[s][other] for s in shared) if shared else None
 
 
 def _best_peer(records: Sequence[Record]) -> str | None:

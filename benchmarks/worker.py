@@ -64,6 +64,8 @@ def refit(data: DataSet, seed: int, method: str, folder: Path) -> None:
             "refit_seconds": clock()[0],
             "seconds": max(a.seconds[0] for a, _ in given) + training.get("seconds", 0.0),
             "cpu_seconds": max(a.seconds[1] for a, _ in given) + training.get("cpu_seconds", 0.0),
+            "search_seconds": max(a.seconds[1] if a.search is None else a.search for a, _ in given)
+            + training.get("cpu_seconds", 0.0),
             "memory_mb": max(m for _, m in given),
         }
         records.append(best | facts)

@@ -16,7 +16,7 @@ from torch import Tensor
 from glprune.units import Kind, Slot, UnitSet
 
 State = Mapping[str, Tensor]
-_LONG = 16_384  # rows of this length are added up one by one: the products of all would leave the cache
+_CACHED = 2**19  # products held at once: those of a larger tensor would leave the processor's cache
 _LEAST_SIZE = 1e-4  # of the largest: a group that is zero already has a large weight, not an infinite one
 
 
@@ -184,6 +184,7 @@ class Blocks:
 
     Attributes:
         parameters: The parameters, in the order every list below follows.
+        values: What they hold, without gradients, to be changed in place.
         sizes: Number of weights of each group, at least 1, shape (count,).
     """
 
@@ -191,9 +192,11 @@ class Blocks:
         self.blocks = tuple(blocks)
         self.count = count
         self.parameters = [block.parameter for block in self.blocks]
-        self._shapes = [[-1 if d == b.dim else 1 for d in range(b.parameter.ndim)] for b in self.blocks]
-        self._order = _in_turn(self.blocks, count)
-        self._lengths = [len(self.blocks[number].owner) for number in self._order or ()]
+        self.values = [parameter.data for parameter in self.parameters]
+        self._shapes = [(-1,) + (1,) * (b.parameter.ndim - 1 - b.dim) for b in self.blocks]
+        order = _in_turn(self.blocks, count)
+        self._lengths = [len(self.blocks[number].owner) for number in order]
+        self._places = sorted(range(len(order)), key=order.__getitem__)
         self.sizes = self.dot([torch.ones_like(b.parameter) for b in blocks]).clamp(min=1)
 
     @property
@@ -203,51 +206,70 @@ class Blocks:
 
     def dot(self, a: Sequence[Tensor], b: Sequence[Tensor] | None = None) -> Tensor:
         """Inner products by group of two lists of tensors (``b`` defaults to ``a``), shape (count,)."""
+        total = torch.empty(self.count, dtype=a[0].dtype if a else torch.float32)
         pairs = zip(self.blocks, a, a if b is None else b, strict=True)
-        sums = [_products(x, y, block.dim) for block, x, y in pairs]
-        if self._order is not None:
-            return torch.cat([sums[number] for number in self._order])
-        total = torch.zeros(self.count, dtype=a[0].dtype if a else torch.float32)
-        for block, along in zip(self.blocks, sums, strict=True):
-            total.index_add_(0, block.owner, along)
+        if self._places:
+            for part, (block, x, y) in zip(self._parts(total), pairs, strict=True):
+                _products(x, y, block.dim, part)
+        else:
+            total.zero_()
+            for block, x, y in pairs:
+                total.index_add_(0, block.owner, _products(x, y, block.dim))
         return total
 
     def norms(self) -> Tensor:
         """L2 norms of the groups, shape (count,)."""
-        with torch.no_grad():
-            return self.dot(self.parameters).sqrt()
+        return self.dot(self.values).sqrt_()
 
     def spread(self, values: Tensor) -> list[Tensor]:
         """Give every parameter the value of its groups, broadcastable to its shape."""
-        if self._order is None:
-            return [values[b.owner].view(shape) for b, shape in zip(self.blocks, self._shapes, strict=True)]
-        own = dict(zip(self._order, values.split(self._lengths), strict=True))
-        return [own[number].view(shape) for number, shape in enumerate(self._shapes)]
+        parts = self._parts(values) if self._places else [values[block.owner] for block in self.blocks]
+        shapes = zip(parts, self._shapes, strict=True)
+        return [part.view(shape) if len(shape) > 1 else part for part, shape in shapes]
 
-    def rescale_(self, old: Tensor, new: Tensor) -> None:
-        """Scale every group from norm ``old`` to norm ``new``; what was zero must stay zero."""
-        factor = new / old.clamp(min=torch.finfo(old.dtype).tiny)
-        for parameter, by in zip(self.parameters, self.spread(factor), strict=True):
-            parameter.data.mul_(by)
+    def scale_(self, factors: Tensor) -> None:
+        """Multiply every group by its factor, shape (count,)."""
+        torch._foreach_mul_(self.values, self.spread(factors))
+
+    def _parts(self, values: Tensor) -> list[Tensor]:
+        """Each parameter's part of a vector of shape (count,), not copied; only where groups are in turn."""
+        parts = values.split_with_sizes(self._lengths)
+        return [parts[place] for place in self._places]
 
 
-def _in_turn(blocks: Sequence[Block], count: int) -> list[int] | None:
-    """The order in which the blocks' positions are groups 0, 1, ...; None where groups have several.
+def _in_turn(blocks: Sequence[Block], count: int) -> list[int]:
+    """The order in which the blocks' positions are groups 0, 1, ...; empty where groups have several.
 
     With an order the sums by group are those of the blocks one after the other, and nothing is gathered.
     """
     order = sorted(range(len(blocks)), key=lambda number: int(blocks[number].owner[0]))
     owners = [blocks[number].owner for number in order]
     whole = bool(owners) and torch.equal(torch.cat(owners), torch.arange(count))
-    return order if whole else None
+    return order if whole else []
 
 
-def _products(x: Tensor, y: Tensor, dim: int) -> Tensor:
-    """Inner products of two tensors over all but ``dim``."""
-    if x.ndim == 2 and dim == 1 and x.shape[1] >= _LONG:
-        total = x[0] * y[0]
-        for a, b in zip(x[1:], y[1:], strict=True):
-            total.addcmul_(a, b)
-        return total
-    others = [d for d in range(x.ndim) if d != dim]
-    return (x * y).sum(dim=others) if others else x * y
+def _products(x: Tensor, y: Tensor, dim: int, out: Tensor | None = None) -> Tensor:
+    """Inner products of two tensors over all but ``dim``.
+
+    The dimensions before it come first: their sums are vectorised, and leave little for the rest.
+    """
+    total = _folded(x, y) if dim and x.numel() > _CACHED else x * y
+    if dim > 1:
+        total = total.flatten(0, dim - 1)
+    if dim and total.ndim == 2:
+        return torch.sum(total, 0, out=out)
+    if dim:
+        total = total.sum(0)
+    return torch.sum(total.reshape(len(total), -1), 1, out=out)
+
+
+def _folded(x: Tensor, y: Tensor) -> Tensor:
+    """Products of two tensors, rows added up until what is held at once fits the cache.
+
+    Last row first: what was written a moment ago is still there, and what is read next will be.
+    """
+    rows = max(1, _CACHED * len(x) // x.numel())
+    total = x[-rows:] * y[-rows:]
+    for a, b in zip(reversed(x[:-rows].split(rows)), reversed(y[:-rows].split(rows)), strict=True):
+        total[: len(a)].addcmul_(a, b)
+    return total

@@ -49,7 +49,8 @@ class Objective:
         self.sets = [groups for groups, _ in penalised]
         self.blocks, self.free, weights = _partition(network, penalised)
         self.weights = weights
-        radius = torch.where(weights > 0, torch.inf, self.blocks.norms() if bound else torch.inf)
+        bounded = bound and not bool((weights > 0).all())
+        radius = torch.where(weights > 0, torch.inf, self.blocks.norms()) if bounded else None
         self.regulariser = Regulariser(self._penalty(weights, spec), radius)
 
     def pulled(self, groups: GroupSet) -> Tensor:
@@ -131,7 +132,7 @@ def _zero_point_lambda(objective: Objective, sets: Sequence[GroupSet]) -> float:
     ids = torch.cat([objective.pulled(s) for s in sets])
     factor = torch.ones(objective.blocks.count)
     factor[ids] = 0.0
-    objective.blocks.rescale_(torch.ones_like(factor), factor)
+    objective.blocks.scale_(factor)
     objective.gradient()
     found = objective.regulariser.penalty.zero_lambda(objective.blocks)[ids]
     objective.clear()

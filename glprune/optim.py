@@ -25,11 +25,11 @@ class Regulariser:
 
     Attributes:
         penalty: The penalty on the groups.
-        radius: Largest norm allowed, shape (n_groups,); infinity is no bound.
+        radius: Largest norm allowed, shape (n_groups,); infinity is no bound, None none for any group.
     """
 
     penalty: Penalty
-    radius: Tensor
+    radius: Tensor | None
 
     @property
     def weights(self) -> Tensor:
@@ -100,7 +100,7 @@ class ProximalSGD(ProximalOptimizer):
             self.plain.step()
         torch._foreach_mul_(self.buffers, self.momentum)
         torch._foreach_add_(self.buffers, self.blocks.gradients)
-        torch._foreach_add_([p.data for p in self.blocks.parameters], self.buffers, alpha=-self.lr)
+        torch._foreach_add_(self.blocks.values, self.buffers, alpha=-self.lr)
         gain = (1 - self.momentum**self.steps) / (1 - self.momentum)
         return torch.full((self.blocks.count,), self.lr * gain)
 
@@ -124,13 +124,15 @@ class ProximalAdam(ProximalOptimizer):
     ) -> None:
         super().__init__(blocks, free, regulariser, lam, lr)
         self.first = [torch.zeros_like(p) for p in blocks.parameters]
-        self.second = torch.zeros(blocks.count)
+        self.second = torch.zeros_like(blocks.sizes)
         # largest mean square of the penalty's gradient in each group; where there is none, what is usual
         own = (lam * regulariser.weights).square() / blocks.sizes
         usual = own[own > 0].mean() if bool((own > 0).any()) else torch.zeros(())
         self.floor = torch.where(own > 0, own, usual)
         eps = self.eps + float(usual.sqrt())
-        self.plain = torch.optim.Adam(self.free, lr=lr, betas=self.betas, eps=eps) if self.free else None
+        self.plain = (
+            torch.optim.Adam(self.free, lr=lr, betas=self.betas, eps=eps, fused=True) if self.free else None
+        )
 
     def _descend(self) -> Tensor:
         if self.plain is not None:
@@ -139,12 +141,11 @@ class ProximalAdam(ProximalOptimizer):
         beta1, beta2 = self.betas
         gradients = self.blocks.gradients
         torch._foreach_lerp_(self.first, gradients, 1 - beta1)
-        self.second.lerp_(self.blocks.dot(gradients) / self.blocks.sizes, 1 - beta2)
-        root = (self.second / (1 - beta2**self.steps) + self.floor).sqrt() + self.eps
-        size = self.lr / root
-        scaled = self.blocks.spread(size / (1 - beta1**self.steps))
-        for parameter, moment, by in zip(self.blocks.parameters, self.first, scaled, strict=True):
-            parameter.data.addcmul_(moment, by, value=-1.0)
+        self.second.lerp_(self.blocks.dot(gradients).div_(self.blocks.sizes), 1 - beta2)
+        root = (self.second / (1 - beta2**self.steps)).add_(self.floor).sqrt_().add_(self.eps)
+        size = root.reciprocal_().mul_(self.lr)
+        gain = 1 / (1 - beta1**self.steps)
+        torch._foreach_addcmul_(self.blocks.values, self.first, self.blocks.spread(size), -gain)
         return size
 
 
@@ -179,7 +180,7 @@ def accelerated_steps(
         "Adaptive restart for accelerated gradient schemes", Found. Comput. Math. 15, gradient
         scheme.
     """
-    tensors: list[Tensor] = [*(p.data for p in blocks.parameters), *(p.data for p in free)]
+    tensors: list[Tensor] = [*blocks.values, *(p.data for p in free)]
     parameters = [*blocks.parameters, *free]
     bound = 1.0 if curvature is None else curvature
     previous = [t.clone() for t in tensors]

@@ -26,6 +26,8 @@ _SETTLINGS, _NUDGE = 8, 1.1
 _FEWER = 0.9
 _OPTIMAL = 0.02  # KKT residual of zero groups a chosen point should have
 _ALIKE = 1.005  # lambdas this near are one
+_DESCENTS, _HALVINGS = 60, 20
+_LOWER = 0.1  # share of the first lambda to try where that goes too far
 
 
 @dataclass(eq=False)
@@ -91,6 +93,7 @@ class RegularisationPath:
         self.solver = PointSolver(objective, spec, seed)
         self.metric, self.done = metric, done
         self.largest = lambda_max(objective)
+        self.origin = self._measure(0.0)
         self.points: list[Point] = []
 
     def solve(self, lam: float, start: State | None = None) -> Point:
@@ -137,18 +140,54 @@ class RegularisationPath:
             else:
                 sparse = min(sparse, lam)
                 lam = _between(dense, lam, lam / _NUDGE)
-        self._put(start, point)
+        self.put(start, point)
         return start
+
+    def descend(self, point: Point, lam: float, size: Size, least: float, most: float) -> Point | None:
+        """Go on from a point that is too large by single full-batch steps, until its size is within bounds.
+
+        A step that loses too much is taken again at half its length, so that groups leave one by one.
+        The many steps of :meth:`settle` leap over the bounds where a point is far from optimal.
+
+        Args:
+            point: A point larger than ``most``, with its weights.
+            lam: The lambda of the steps.
+            size: What the target counts.
+            least: The smallest size that will do.
+            most: The largest.
+
+        Returns:
+            The first point within the bounds whose zero groups are optimal, in no path yet. Where a single
+            group is more than the bounds are apart, the largest such below them; None where there is none.
+        """
+        start, held, halvings = point, None, 0
+        curvature: float | None = None
+        for _ in range(_DESCENTS):
+            self.objective.network.load_state_dict(start.state)
+            curvature = self.solver.step(lam, curvature)
+            found = self._measure(lam)
+            fits = size(found) <= most and not self.blind(found)
+            optimal = found.kkt_zero <= _OPTIMAL
+            if fits and optimal and (held is None or size(found) > size(held)):
+                held = found
+            if size(found) > most or (fits and size(found) >= least and not optimal):
+                start = found
+            elif (fits and size(found) >= least) or halvings == _HALVINGS:
+                break
+            else:
+                curvature *= 3.0  # a step begins with two thirds of this
+                halvings += 1
+        return held
 
     def _closed(self, point: Point, lam: float) -> Point:
         """Take a closed point into the path in the place of the one it came from."""
         self.objective.network.load_state_dict(point.state)
         self.solver.polish(lam)
         closed = self._measure(lam)
-        self._put(closed, point)
+        self.put(closed, point)
         return closed
 
-    def _put(self, point: Point, old: Point) -> None:
+    def put(self, point: Point, old: Point) -> None:
         """Take a point into the path, in the place of an old one where the path still has that."""
         self.points = sorted([*(p for p in self.points if p is not old), point], key=lambda p: p.lam)
 
@@ -199,17 +238,16 @@ class RegularisationPath:
         A path whose first point already overshoots began too high: it is begun again lower,
         from the trained weights. The last two points keep their weights.
         """
-        trained = {name: t.detach().clone() for name, t in self.objective.network.state_dict().items()}
-        for scale in (1.0, 0.1, 0.01):
+        for scale in (1.0, _LOWER, _LOWER**2):
             for lam in self.grid(scale):
                 point = self.solve(lam)
                 for old in self.points[:-2]:
                     old.state = {}
                 if self.emptied(point) or enough(point):
                     break
-            if not overshoots(self.points[0]) or scale == 0.01:
+            if not overshoots(self.points[0]) or scale == _LOWER**2:
                 return
-            self.objective.network.load_state_dict(trained)
+            self.objective.network.load_state_dict(self.origin.state)
             self.points.clear()
 
     def _measure(self, lam: float) -> Point:
@@ -317,11 +355,11 @@ def at_most(path: RegularisationPath, size: Size, limit: float, name: str, slack
             f"{name}: {limit:g} was not reached; the path ended at lambda "
             f"{path.points[-1].lam:.3g} with {fewest:g}. Raise train.points or the penalty's strength."
         )
-    above = max((p for p in path.points if p.lam < below.lam and p.state), key=lambda p: p.lam, default=None)
+    above = _denser(path, below)
     for _ in range(_BISECTIONS):
-        if size(below) >= least or above is None or below.lam / above.lam < _ALIKE:
+        if size(below) >= least or above is None or below.lam < _ALIKE * above.lam:
             break
-        middle = path.solve((above.lam * below.lam) ** 0.5, above.state)
+        middle = path.solve(_between(above.lam, below.lam, below.lam * _LOWER), above.state)
         above, below = (above, middle) if size(middle) <= limit else (middle, below)
     fitting = [p for p in path.points if size(p) <= limit and p.state]
     best = max(fitting, key=lambda p: (size(p), p.metric))
@@ -330,7 +368,18 @@ def at_most(path: RegularisationPath, size: Size, limit: float, name: str, slack
             f"{name}: {limit:g} cannot be met: the groups leave together, "
             f"from {size(above) if above else 0:g} to none at lambda {best.lam:.4g}."
         )
+    if above is not None and size(best) < least:
+        between = path.descend(above, best.lam, size, least, limit)
+        if between is not None and size(between) > size(best):
+            path.put(between, best)
+            return between
     settled = path.settle(best, size, max(1, min(size(best), least)), limit)
     if settled.kkt_zero > _OPTIMAL:  # better a few groups fewer than a point that is not a solution
         settled = path.settle(settled, size, math.ceil(_FEWER * limit), limit)
     return settled
+
+
+def _denser(path: RegularisationPath, point: Point) -> Point | None:
+    """The point before another one, or the network the path began with."""
+    before = [p for p in [path.origin, *path.points] if p.lam < point.lam and p.state]
+    return max(before, key=lambda p: p.lam, default=None)

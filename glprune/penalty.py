@@ -25,10 +25,11 @@ from torch import Tensor
 from glprune.groups import Blocks
 
 _BISECTIONS = 60
+_TINY = torch.finfo(torch.float32).tiny
 _LEAST_NORM = 0.1  # of the mean of its set: a group that is all but zero still has a knot above zero
 
 
-def block_soft_threshold(norms: Tensor, threshold: Tensor) -> Tensor:
+def block_soft_threshold(norms: Tensor, threshold: Tensor, out: Tensor | None = None) -> Tensor:
     """Proximal operator of the group LASSO, on group norms.
 
     Solves ``argmin_u 0.5 * (u - norms)**2 + threshold * u`` over ``u >= 0``. Works on norms,
@@ -37,6 +38,7 @@ def block_soft_threshold(norms: Tensor, threshold: Tensor) -> Tensor:
     Args:
         norms: Group norms, shape (n_groups,), >= 0.
         threshold: ``step * lam * weight``, shape (n_groups,), >= 0, in the units of norms.
+        out: Where the result is written; a new tensor if None.
 
     Returns:
         New norms, shape (n_groups,); exactly 0.0 at or below the threshold.
@@ -44,7 +46,7 @@ def block_soft_threshold(norms: Tensor, threshold: Tensor) -> Tensor:
     References:
         Yuan and Lin (2006), equation 2.4.
     """
-    return (norms - threshold).clamp(min=0.0)
+    return torch.sub(norms, threshold, out=out).clamp_(min=0.0)
 
 
 @dataclass(frozen=True)
@@ -90,20 +92,24 @@ class Penalty:
     def add_smooth_gradient_(self, blocks: Blocks, lam: float) -> None:
         """Add the gradient of :meth:`smooth_value` to ``.grad``, in place."""
 
-    def prox_(self, blocks: Blocks, strength: Tensor, radius: Tensor) -> None:
+    def prox_(self, blocks: Blocks, strength: Tensor, radius: Tensor | None = None) -> None:
         """Apply the convex part's proximal operator to the present weights, then project into a ball.
 
         Args:
             blocks: Parameters split into groups, changed in place.
             strength: ``step * lam`` of each group, shape (n_groups,).
-            radius: Largest norm allowed, shape (n_groups,); infinity is no bound.
+            radius: Largest norm allowed, shape (n_groups,); infinity is no bound, None none for any group.
         """
         if self.elements is not None:
             thresholds = blocks.spread(strength * self.elements)
-            for parameter, by in zip(blocks.parameters, thresholds, strict=True):
-                parameter.data.copy_(_soft(parameter.data, by))
+            for values, by in zip(blocks.values, thresholds, strict=True):
+                values.copy_(_soft(values, by))
         norms = blocks.norms()
-        blocks.rescale_(norms, torch.minimum(block_soft_threshold(norms, strength * self.whole), radius))
+        threshold = strength * self.whole
+        shrunk = block_soft_threshold(norms, threshold, out=threshold)
+        if radius is not None:
+            shrunk = torch.minimum(shrunk, radius)
+        blocks.scale_(shrunk.div_(norms.clamp_(min=_TINY)))  # zero stays zero
 
     def residuals(self, blocks: Blocks, lam: float) -> tuple[float, float]:
         """How far the present weights are from the penalised problem's optimality (KKT) conditions.
@@ -264,7 +270,7 @@ def _distance(gradient: Tensor, value: Tensor, element: Tensor, along: Tensor) -
 
 
 def _doubles(blocks: Blocks) -> list[Tensor]:
-    return [p.detach().double() for p in blocks.parameters]
+    return [v.double() for v in blocks.values]
 
 
 def _largest(values: Tensor) -> float:

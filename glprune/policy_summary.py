@@ -67,7 +67,7 @@ def policy_warnings(job: Job, kept: Sequence[bool]) -> list[str]:
     gone = ", ".join(job.rules.forbidden)
     if gone and job.task.kind == "distillation":
         found.append(f"The shipped model follows the original network, which reads what must go: {gone}.")
-    elif gone and job.recipe.refit.distill > 0:
+    elif gone and job.recipe.refit.distill:
         found.append(
             f"The refit followed the original network's predictions (refit.distill: "
             f"{job.recipe.refit.distill:g}), which depend on what must go: {gone}; set refit.distill: 0."

@@ -48,7 +48,8 @@ Positive = Annotated[float, Field(gt=0)]
 Names = Text | Annotated[list[Text], Field(min_length=1)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*$")]
 AxisNumber = Annotated[str, StringConstraints(pattern=r"^-?\d+$")]
-Budget = Annotated[str, StringConstraints(pattern=r"^(100|\d{1,2})(\.\d+)?\s?%$")] | Positive
+_PERCENT = r"^(100(\.0+)?|\d?[1-9](\.\d+)?|[1-9]0(\.\d+)?|00?\.0*[1-9]\d*)\s?%$"  # above 0, at most 100
+Budget = Annotated[str, StringConstraints(pattern=_PERCENT)] | Positive
 BatchSize = Annotated[int, Field(ge=1)] | Literal["all"]
 
 
@@ -381,9 +382,11 @@ class TrainSpec(Section):
     between: Annotated[int, Field(ge=0)] = Field(
         5, description="Epochs of the refit between two stages, at most."
     )
-    points: Annotated[int, Field(ge=2)] = Field(5, description="Lambdas up to lambda_max, in each stage.")
+    points: Annotated[int, Field(ge=2)] = Field(4, description="Lambdas up to lambda_max, in each stage.")
     lambda_min_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
-        1e-2, description="First lambda of the grid over lambda_max."
+        0.1,
+        description="First lambda of the grid over lambda_max. Below, hardly a group leaves, and a network "
+        "trained there learns its rows by heart before the choice begins.",
     )
     polish: Annotated[int, Field(ge=0)] = Field(
         20, description="Full-batch accelerated proximal steps that close each selected point."
@@ -421,8 +424,10 @@ class RefitSpec(Section):
         description="The network's own dropout during the refit; scaled multiplies its rates by the root of "
         "the share of parameters left.",
     )
-    distill: Share = Field(
-        0.0, description="Share of the loss that follows the original network's predictions."
+    distill: Share | None = Field(
+        None,
+        description="Share of the loss that follows the original network's predictions; default 0.5 where "
+        "all inputs are kept, 0 where the original reads what the slim network may not.",
     )
     temperature: Positive = Field(2.0, description="Softening of the predictions that are followed.")
 
@@ -676,7 +681,7 @@ class Recipe(Section):
             )
         if data.split is not None and data.split.stratify:
             raise ValueError("data.split: stratify needs classes; task: distillation has none, remove it")
-        if self.refit.distill > 0:
+        if self.refit.distill:
             raise ValueError("refit.distill contradicts task: distillation, which distils already; remove it")
         if self.model.prediction is not None:
             raise ValueError(
@@ -923,13 +928,18 @@ def _sentence(item: Any, loc: tuple[Any, ...]) -> str:
         return f"{prefix}{context['error']}."
     wanted = _WANTED.get(kind)
     if kind == "string_pattern_mismatch":
-        wanted = "'package.module:function' or 'file.py:function'" if loc[-1] == "factory" else "a plain name"
+        wanted = _PATTERNS.get(str(loc[-1]), "a plain name")
     if wanted is None:
         wanted = str(item["msg"]).removeprefix("Input should be ").removeprefix("a valid ")
     wanted = wanted.format(**{k: v for k, v in context.items() if isinstance(v, str | int | float)})
     return f"{dotted} should be {wanted}, not {_short(value)}."
 
 
+_SHARE = "a share above 0 such as 30%"
+_PATTERNS = {
+    "factory": "'package.module:function' or 'file.py:function'",
+    **dict.fromkeys(("parameters", "macs", "latency"), _SHARE),
+}
 _WANTED = {
     "float_type": "a number",
     "int_type": "a whole number",

@@ -11,6 +11,8 @@ from glprune.recipe import RefitSpec
 from glprune.removal import Removed
 from glprune.train import RefitResult, refit
 
+_FOLLOWED = 0.5  # share of the refit's loss that follows the original network, where nothing is said
+
 
 def refitted(job: Job, removed: Removed, spec: RefitSpec | None = None) -> tuple[RefitResult, float]:
     """Refit a slim network, from the weights ``refit.start`` names; of two starts the better one stays.
@@ -27,6 +29,7 @@ def refitted(job: Job, removed: Removed, spec: RefitSpec | None = None) -> tuple
         ModelError: The loss is not finite.
     """
     how = spec or job.recipe.refit
+    how = how.model_copy(update={"distill": followed(job, removed)})
     narrow = narrowing(removed.columns, job.axes)
     data, seed, teacher = job.data, job.recipe.seed, job.network
     results = [
@@ -35,6 +38,20 @@ def refitted(job: Job, removed: Removed, spec: RefitSpec | None = None) -> tuple
     ]
     best = max(results, key=lambda result: result.score)
     return best, validate(job, best.network, narrow)
+
+
+def followed(job: Job, removed: Removed) -> float:
+    """Share of the refit's loss that follows the original network.
+
+    By default a half where the slim network reads all that the original reads, and there are labels: what
+    the original makes of a column that was removed would be noise to it.
+    """
+    asked = job.recipe.refit.distill
+    if asked is not None:
+        return asked
+    spans = (len(span) for span, axis in zip(job.data.spans, job.axes, strict=True) if axis is not None)
+    whole = sum(spans) == sum(len(own) for own in removed.columns)
+    return _FOLLOWED if whole and job.task.kind != "distillation" else 0.0
 
 
 def _starts(job: Job, removed: Removed, spec: RefitSpec) -> list[nn.Module]:

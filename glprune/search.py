@@ -15,13 +15,14 @@ References:
 from __future__ import annotations
 
 import copy
-import functools
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
+
+import torch
 
 from glprune.errors import TargetError
 from glprune.events import Listener, PointDone, Stage
@@ -124,6 +125,11 @@ class Goal:
     name: str
     slack: float = 0.0
 
+    @property
+    def least(self) -> float:
+        """The size from which on a larger one is not searched for."""
+        return (1 - self.slack) * self.limit
+
 
 def search(job: Job, listener: Listener) -> Chosen:
     """Find the network the recipe's target asks for.
@@ -225,19 +231,22 @@ class _Search:
         counted: Counted = "parameters" if both else "fields"
         rule = f"{metric} after the refit at most {amount:g} worse than the original network's"
         share, failures, tried = _STEP, 0, -math.inf
+        lost: set[bytes] = set()  # supports that lost too much; their refit would again
         while failures < _FAILURES:
             now = _size_now(self.job, counted)
             limit = math.floor(now * share)
             if now <= 1:
                 break
             goal = Goal(counted, max(1, min(limit, now - 1)), kinds, "target.max_drop", slack=_ROUGHLY)
-            run = self._drop_attempt(goal, rule)
+            run = self._drop_attempt(goal, rule, lost)
             whole = run and self._refitted(run)
             if run is not None and whole is not None:
                 tried = max(tried, gain(metric, self.reference, whole.metric))
                 if gain(metric, self.reference, whole.metric) >= -amount:
                     self._commit(whole, run.fitted)
+                    lost.clear()
                     continue
+                lost.add(_support_of(run.selected))
             failures += 1
             if limit >= now - 1:
                 break
@@ -249,9 +258,13 @@ class _Search:
                 "amount or raise refit.epochs."
             )
 
-    def _drop_attempt(self, goal: Goal, rule: str) -> StageRun | None:
+    def _drop_attempt(self, goal: Goal, rule: str, lost: set[bytes]) -> StageRun | None:
+        def pick(path: RegularisationPath, job: Job) -> Point | None:
+            point = _arrive(goal)(path, job)
+            return None if _support_of(point) in lost else point
+
         try:
-            return self._best(goal, rule, _arrive(goal), self._brief())
+            return self._best(goal, rule, pick, self._brief())
         except TargetError:  # the groups leave together: as good as losing too much
             return None
 
@@ -355,10 +368,10 @@ class _Search:
 
 def _approach(goal: Goal, now: float, limit: float) -> Pick:
     """Pick the smallest point above the goal, on a path that stops at a limit before it."""
-    return lambda path, job: towards(path, size_of(goal.counted, job, path), now, limit, goal.limit)
+    return lambda path, job: towards(path, size_of(goal.counted, job, path), now, limit, goal.least)
 
 
-def _arrive(goal: Goal) -> Pick:
+def _arrive(goal: Goal) -> Callable[[RegularisationPath, Job], Point]:
     """Pick the largest point within the goal."""
     return lambda path, job: at_most(
         path, size_of(goal.counted, job, path), goal.limit, goal.name, goal.slack
@@ -410,8 +423,19 @@ def size_of(counted: Counted, job: Job, path: RegularisationPath) -> Size:
         return path.fields_kept
     if counted == "hidden":
         return lambda point: sum(len(k) for u, k in kept_units(job.groups, point.alive) if u.kind == "hidden")
+    known: dict[bytes, int] = {}  # by what is alive: a point would keep its weights
 
-    return functools.cache(lambda point: measured(job, point.alive, MEASURES[counted]))
+    def size(point: Point) -> int:
+        key = _support_of(point)
+        if key not in known:
+            known[key] = measured(job, point.alive, MEASURES[counted])
+        return known[key]
+
+    return size
+
+
+def _support_of(point: Point) -> bytes:
+    return torch.cat(point.alive).numpy().tobytes()
 
 
 def _size_now(job: Job, counted: Counted) -> float:

@@ -28,6 +28,7 @@ from glprune.policy_summary import (
 )
 from glprune.proof import TOLERANCE
 from glprune.recipe import PenaltySpec
+from glprune.refitting import followed
 from glprune.removal import Removed
 from glprune.report import (
     Agreement,
@@ -463,7 +464,7 @@ def _refit(outcome: Outcome) -> Refit | None:
     return Refit(
         epochs=outcome.chosen.fitted.epochs,
         best_epoch=outcome.chosen.fitted.best_epoch,
-        distill=spec.distill,
+        distill=followed(outcome.job, outcome.chosen.removed),
         metric=outcome.chosen.refit_metric,
     )
 

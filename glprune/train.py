@@ -117,17 +117,23 @@ class PointSolver:
 
     def polish(self, lam: float) -> None:
         """Full-batch accelerated proximal steps, as many as ``train.polish`` says."""
-        if not self.spec.polish:
-            return
-        self.curvature = accelerated_steps(
+        if self.spec.polish:
+            self.curvature = self._steps(lam, self.spec.polish, self.curvature)
+
+    def step(self, lam: float, curvature: float | None = None) -> float:
+        """One full-batch proximal step of at most ``1.5 / curvature``; returns the curvature it used."""
+        return self._steps(lam, 1, curvature or self.curvature)
+
+    def _steps(self, lam: float, steps: int, curvature: float | None) -> float:
+        return accelerated_steps(
             self.objective.blocks,
             list(self.objective.free),
             self.objective.regulariser,
             lam,
             self.objective.gradient,
             self.objective.loss,
-            self.spec.polish,
-            self.curvature,
+            steps,
+            curvature,
         )
 
 
@@ -158,7 +164,7 @@ def refit(
         valid: Validation rows, all columns.
         spec: Epochs, step size, patience and share of distillation.
         seed: Seed of the shuffling and of dropout.
-        teacher: The original network, on full batches: followed where ``spec.distill > 0``.
+        teacher: The original network, on full batches: followed where ``spec.distill`` is above 0.
         metric: What the best epoch is best in; the lower loss decides between equals.
 
     Raises:
@@ -247,11 +253,12 @@ def _refit_loss(
     teacher: nn.Module,
 ) -> Tensor:
     output = task.view(student(*narrow(inputs)))
-    loss = (1 - spec.distill) * task.loss(output, target)
-    if spec.distill > 0:
+    share = spec.distill or 0.0
+    loss = (1 - share) * task.loss(output, target)
+    if share > 0:
         with torch.no_grad():
             taught = task.view(teacher(*inputs))
-        loss = loss + spec.distill * task.distillation_loss(output, taught, spec.temperature)
+        loss = loss + share * task.distillation_loss(output, taught, spec.temperature)
     return loss
 
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import glprune
+from glprune import refitting, search
+from glprune.job import first_rows, narrowing
 from glprune.recipe import load_recipe
 from glprune.search import absolute
 from glprune.sizes import MEASURES, measured, unit_costs
@@ -84,6 +86,52 @@ def test_stages_lead_to_the_planted_fields_and_each_is_recorded(folder):
     assert all(p.norms[0] > 0 for p in report.path)
 
 
+@pytest.mark.parametrize("target", ["macs", "parameters"])
+def test_a_budget_of_hidden_units_is_used_up_as_far_as_one_unit_allows(folder, target):
+    changes = (f'target={{{target}: "41%"}}', "penalty.inputs=null", "train.stages=1")
+    result = run(folder, f"used-{target}", *changes)
+    size, dearest = result.report.size, {"macs": 10 + 16, "parameters": 10 + 1 + 2 + 16}[target]
+    before, after = (getattr(size, f"{target}_{when}") for when in ("before", "after"))
+    assert 0.41 * before - dearest <= after <= 0.41 * before
+    assert all(p.kkt_zero <= 0.02 for p in result.report.path if p.selected)
+
+
+def test_a_refit_follows_the_original_network_only_where_that_reads_no_more(folder):
+    fields = run(folder, "reads-less", "refit.epochs=1", "train.stages=1").report
+    hidden = run(
+        folder,
+        "reads-all",
+        "target={max_hidden: 20}",
+        "penalty.inputs=null",
+        "refit.epochs=1",
+        "train.stages=1",
+    ).report
+    asked = run(
+        folder, "asked", "target={max_hidden: 20}", "penalty.inputs=null", "refit={epochs: 1, distill: 0}"
+    ).report
+    assert (fields.refit.distill, hidden.refit.distill, asked.refit.distill) == (0.0, 0.5, 0.0)
+
+
+def test_what_lost_too_much_is_not_refitted_again(folder, monkeypatch):
+    seen = []
+
+    def refitted(job, removed, spec=None):
+        if spec is None:
+            seen.append(tuple(removed.columns[0].tolist()))
+        return refitting.refitted(job, removed, spec)
+
+    monkeypatch.setattr(search, "refitted", refitted)
+    with pytest.raises(glprune.TargetError, match="no network tried keeps"):
+        run(
+            folder,
+            "strict",
+            "target={max_drop: {metric: r2, amount: 0}}",
+            "penalty.hidden=null",
+            "refit.lr=1e-9",
+        )
+    assert len(seen) == len(set(seen)) > 0
+
+
 @pytest.mark.parametrize("budget", ["40%", 200])
 def test_a_budget_of_macs_is_kept_by_the_file(folder, budget):
     result = run(folder, f"macs{budget}".strip("%"), f"target={{macs: {budget}}}")
@@ -144,11 +192,44 @@ def test_a_latency_every_network_has_is_met_and_named(folder):
     assert report.latency[0].slim_ms < 1000
 
 
+@pytest.mark.parametrize("slower", [1.0, 1.3])
+def test_a_latency_is_met_by_the_clock_that_is_read(folder, monkeypatch, slower):
+    """The clock counts products; on trained networks it may be slower than widths alone had promised."""
+    read = []
+
+    class Clock:
+        def __init__(self, job, batch, folder):
+            self.job, self.whole, self.calls = job, self.count(job.network, first_rows(job.data.test, 1)), 0
+
+        def count(self, network, inputs):
+            return MEASURES["macs"](network, inputs)
+
+        def __call__(self, network, columns):
+            self.calls += 1
+            inputs = narrowing(columns, self.job.axes)(first_rows(self.job.data.test, 1))
+            share = self.count(network, inputs) / self.whole
+            if self.calls > search._CLOCKINGS + 1:
+                share *= slower
+                read.append(share)
+            return 1e3 * share, share
+
+    monkeypatch.setattr(search, "Stopwatch", Clock)
+    result = run(folder, f"clock{slower}", 'target={latency: "40%"}', "train.stages=1", "penalty.inputs=null")
+    assert 0.25 < read[-1] <= 0.4
+    assert [share <= 0.4 for share in read] == [False] * (len(read) - 1) + [True]
+    assert len(read) == (1 if slower == 1 else 2)
+    assert macs_of(result) == pytest.approx(read[-1] / slower * (10 * 24 + 24 * 16 + 16))
+
+
 @pytest.mark.parametrize(
     ("target", "message"),
     [
         ("{macs: 50%, max_features: 3}", "exactly one"),
-        ("{macs: 120%}", "target.macs"),
+        ("{macs: 120%}", "target.macs should be a share above 0 such as 30% or a number"),
+        ("{macs: 100.5%}", "target.macs"),
+        ("{parameters: 0%}", "target.parameters should be a share above 0"),
+        ("{latency: 0.0 %}", "target.latency should be a share above 0"),
+        ("{macs: 0}", "target.macs"),
         ("{macs: 50%, max_hidden: 3}", "counts hidden units too"),
         ("{max_features: 3, batch: 8}", "batch belongs to latency"),
         ("{latency: -1}", "target.latency"),
