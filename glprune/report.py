@@ -365,7 +365,8 @@ class Stability(Record):
     seeds: Literal["own", "recipe"]
     limit: int = Field(description="fields a search was to keep at most: as many as the shipped model")
     removable: str = Field(
-        pattern="^[01]+$", description="one digit for each of `features`, in order: 1 can be removed"
+        pattern="^[01]+$",
+        description="one digit for each of `features`, in order: 1 can be removed, and no policy decides it",
     )
     threshold: float = Field(description="share of the resamples from which on a field is called stable")
     stable: int = Field(description="fields kept in at least that share")
