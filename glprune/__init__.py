@@ -9,14 +9,17 @@ torch-pruning for a second plan, ``proof`` tests plans on numbers and ``planning
 together. ``groups`` does arithmetic on units; ``penalty`` and ``optim`` hold the proximal operator and
 the proximal optimisers; ``objective``, ``train`` and ``path`` solve the regularisation path.
 ``surgery`` cuts, ``removal`` certifies; ``export`` and ``measure`` write the ONNX file and run it;
+``policy`` resolves the rules on fields and ``forbidden`` cuts what must go before any path; ``protected``
+reads attributes the network need not, ``segments`` and ``proxies`` measure by them.
 ``refitting`` trains what was cut and ``shipping`` writes it, for the shipped network and, in
 ``baselines``, for simpler selections beside it (``importance`` ranks fields by permutation);
 ``resampling`` and ``dropping`` say how firm the choice is (``stability`` has the formulas), in the
 processes of ``workers``, which make the run's networks again with ``rebuilt``;
-``summary``, ``report`` and ``render`` say what was measured; ``plan`` and ``contract`` say how the slim
-network was cut and what it takes, ``evidence`` leaves what others can check, ``bundle`` names the files
-and ``reload`` rebuilds the network from them; ``pipeline`` is the whole run, ``inspection`` the dry run,
-``cli`` the command. :mod:`glprune.audit` is the other side: it verifies a bundle without PyTorch.
+``summary``, ``policy_summary``, ``report`` and ``render`` say what was measured; ``plan`` and
+``contract`` say how the slim network was cut and what it takes, ``evidence`` leaves what others can
+check, ``bundle`` names the files and ``reload`` rebuilds the network from them; ``pipeline`` is the whole
+run, ``inspection`` the dry run, ``cli`` the command. :mod:`glprune.audit` is the other side: it verifies
+a bundle without PyTorch.
 """
 
 from __future__ import annotations

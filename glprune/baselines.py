@@ -238,12 +238,13 @@ def _weakest(job: Job, groups: GroupSet, score: Tensor, keep: int) -> Tensor:
     """Mark all groups but the ``keep`` of highest score, bool, shape (n_groups,).
 
     Groups that are zero in the trained network go first, since a removal cuts them in any case; between
-    equal scores, as a metric of whole rows has many, the larger norm stays.
+    equal scores, as a metric of whole rows has many, the larger norm stays. Before all of that come the
+    rules on fields.
     """
     state = job.network.state_dict()
-    keys = list(
-        zip(support(state, groups).tolist(), score.tolist(), group_norms(state, groups).tolist(), strict=True)
-    )
+    ranks = [job.rules.rank(label) if groups.kind == "input" else 1 for label in groups.labels]
+    alive, norms = support(state, groups).tolist(), group_norms(state, groups).tolist()
+    keys = list(zip(ranks, alive, score.tolist(), norms, strict=True))
     order = sorted(range(len(keys)), key=lambda group: keys[group], reverse=True)
     gone = torch.ones(len(keys), dtype=torch.bool)
     gone[order[:keep]] = False

@@ -24,14 +24,15 @@ RECIPE = "recipe.resolved.yaml"
 SCHEMA = "report.schema.json"
 CONTRACT = "input_schema.json"
 GOLDEN = "golden.safetensors"
+PROXIES = "proxy.json"
 MANIFEST = "MANIFEST.json"
 SIGNATURES = "signatures"
 
 FILES = (ONNX, WEIGHTS, PLAN, REPORT, PAGE, RECIPE, SCHEMA, CONTRACT, GOLDEN)
 """What every bundle holds beside its manifest and the signatures of it."""
 
-OPTIONAL: tuple[str, ...] = ()
-"""What a bundle may hold besides."""
+OPTIONAL = (PROXIES,)
+"""What a bundle may hold besides; once listed in the manifest it may be withheld."""
 
 MADE_BEFORE_THE_REPORT = (ONNX, WEIGHTS, PLAN, RECIPE, GOLDEN)
 """The files whose digests the report states."""

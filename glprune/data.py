@@ -23,6 +23,7 @@ from torch import Tensor
 
 from glprune.errors import DataError, GlpruneError, RecipeError
 from glprune.imports import describe, load_callable
+from glprune.protected import Attribute, read_protected
 from glprune.recipe import InputSpec, Recipe
 
 SPLITS = ("train", "valid", "test")
@@ -154,6 +155,8 @@ class Data:
             inputs that are codes.
         digests: File or split -> ``sha256:...``.
         notes: What the user should know, by column.
+        outside: Columns of the file that the network does not take.
+        protected: Attributes the recipe's policy names.
     """
 
     source: str
@@ -166,6 +169,8 @@ class Data:
     standardization: tuple[Standardization | None, ...]
     digests: Mapping[str, str]
     notes: tuple[str, ...]
+    outside: tuple[str, ...] = ()
+    protected: tuple[Attribute, ...] = ()
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -209,12 +214,14 @@ def _from_files(recipe: Recipe) -> Data:
     fields = _fields(recipe, inputs)
     columns = {key: _matrices(recipe, tables[key], inputs, paths[key]) for key in tables}
     classes, targets = _targets(recipe, tables, paths)
-    if spec.file:
-        rows = _split_rows(recipe, first, targets["file"], paths["file"])
+    rows = _split_rows(recipe, first, targets["file"], paths["file"]) if spec.file else None
+    if rows is not None:
         parts = {s: ([x[rows[s]] for x in columns["file"]], targets["file"][rows[s]]) for s in SPLITS}
     else:
         parts = {s: (columns[s], targets[s]) for s in SPLITS}
     _check_parts(parts, classes, recipe)
+    features = [name for part in inputs for name in part.features]
+    members = {field.name: [features[c] for c in field.columns] for field in fields}
     train = parts["train"][0]
     notes = [
         n for x, part in zip(train, inputs, strict=True) for n in _constant_notes(recipe, x, part.columns)
@@ -233,6 +240,8 @@ def _from_files(recipe: Recipe) -> Data:
         standardization=tuple(_standardization(recipe, x) for x in train),
         digests={key: _digest(path) for key, path in paths.items()},
         notes=tuple(notes),
+        outside=tuple(sorted(set(first.column_names) - {name for part in inputs for name in part.columns})),
+        protected=read_protected(recipe, tables, paths, members, rows),
         **splits,
     )
 
@@ -648,11 +657,13 @@ def _from_loader(recipe: Recipe) -> Data:
         source=reference,
         inputs=inputs,
         fields=_fields(recipe, inputs),
+        train=found["train"].split,
+        valid=found["valid"].split,
+        test=found["test"].split,
         classes=_loader_classes(recipe, max(survey.largest for survey in found.values())),
         standardization=(None,) * len(inputs),
         digests={name: survey.digest for name, survey in found.items()},
         notes=(),
-        **{name: survey.split for name, survey in found.items()},
     )
 
 

@@ -84,7 +84,8 @@ def _without(scratch: Path, shipped: Rebuilt, name: str | None) -> DropCost:
         return _measured(scratch, shipped.job, "", whole)
     groups = next(g for g in shipped.job.input_groups if name in g.labels)
     marked = groups.group == groups.labels.index(name)
-    cut = _obstacle(shipped, groups.units, marked) or _cut(shipped, groups, name)
+    kept = "policy.must_keep lists it" if name in shipped.job.rules.required else None
+    cut = kept or _obstacle(shipped, groups.units, marked) or _cut(shipped, groups, name)
     if isinstance(cut, str):
         return DropCost(field=name, valid=None, test=None, reason=cut)
     return _measured(scratch, shipped.job, name, cut)

@@ -117,7 +117,7 @@ def inspect(
         points=points,
         seconds_per_point=seconds,
         seconds=seconds * points,
-        notes=(*job.data.notes, *job.fixed_inputs),
+        notes=(*job.data.notes, *job.rules.sentences(), *job.fixed_inputs),
     )
 
 

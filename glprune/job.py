@@ -18,6 +18,7 @@ from glprune.measure import predict, random_like
 from glprune.model import Network, load_network
 from glprune.outputs import OutputNames, flatten_outputs_, leaves, name_outputs, named_leaves
 from glprune.planning import plan_units
+from glprune.policy import NO_RULES, Rules, resolve
 from glprune.recipe import Recipe
 from glprune.scaling import Scaled, Standardize
 from glprune.surgery import select
@@ -43,6 +44,7 @@ class Job:
         groups: Proved group sets, inputs first: one for each input with an axis, in their order.
         probe: Real and random rows every cut is compared on.
         outputs: What the network returns.
+        rules: What the recipe's policy says of the fields.
     """
 
     recipe: Recipe
@@ -53,6 +55,7 @@ class Job:
     groups: list[GroupSet]
     probe: Inputs
     outputs: OutputNames
+    rules: Rules = NO_RULES
 
     @property
     def axes(self) -> tuple[int | None, ...]:
@@ -104,20 +107,24 @@ class Job:
                 f"The input columns cannot be removed: {reasons}. To prune hidden units only, set "
                 "penalty.inputs: null."
             )
-        chosen = [
+        found = [
             (groups, self.weights(groups))
             for groups in self.groups
             if groups.kind in kinds and not groups.units.refused and self.strength(groups) > 0
         ]
+        chosen = [(groups, weights) for groups, weights in found if bool(weights.any())]
         if not chosen:
             reasons = "; ".join(f"{g.name}: {g.units.refused}" for g in self.groups if g.units.refused)
             raise ModelError(f"No group of the network can be removed ({reasons or 'no hidden layer'}).")
         return chosen
 
     def weights(self, groups: GroupSet) -> Tensor:
-        """Penalty weights of a set's groups at the trained network, shape (n_groups,)."""
+        """Penalty weights of a set's groups at the trained network, (n_groups,); 0 of what must stay."""
         adaptive = self.recipe.penalty.weights == "adaptive"
-        return penalty_weights(self.network.state_dict(), groups, self.strength(groups), adaptive)
+        weights = penalty_weights(self.network.state_dict(), groups, self.strength(groups), adaptive)
+        if groups.kind == "input":
+            weights[[label in self.rules.required for label in groups.labels]] = 0.0
+        return weights
 
     def strength(self, groups: GroupSet) -> float:
         """The strength of a group set; 0 where it is not penalised."""
@@ -201,7 +208,8 @@ def prepare(recipe: Recipe, model: Path, trust_pickle: bool, listener: Listener)
     """
     listener(Stage("data", "reading and checking"))
     data = load_data(recipe)
-    for note in data.notes:
+    rules = resolve(recipe, data)
+    for note in (*data.notes, *rules.sentences()):
         listener(Note(note))
     listener(Stage("model", "loading the network and proving its groups"))
     loaded = load_network(recipe, model, trust_pickle=trust_pickle)
@@ -221,7 +229,7 @@ def prepare(recipe: Recipe, model: Path, trust_pickle: bool, listener: Listener)
     noise = random_like(real, axes, PROBE_ROWS, recipe.seed)
     probe = tuple(torch.cat(pair) for pair in zip(real, noise, strict=True))
     groups = find_groups(network, recipe, data, probe)
-    job = Job(recipe, data, loaded, network, task, groups, probe, outputs)
+    job = Job(recipe, data, loaded, network, task, groups, probe, outputs, rules)
     if len(job.fixed_inputs) < len(job.input_groups):
         for sentence in job.fixed_inputs:
             listener(Note(sentence))

@@ -48,9 +48,20 @@ class Objective:
         self.network, self.task, self.split = network, task, split
         self.sets = [groups for groups, _ in penalised]
         self.blocks, self.free, weights = _partition(network, penalised)
+        self.weights = weights
         bounded = bound and not bool((weights > 0).all())
         radius = torch.where(weights > 0, torch.inf, self.blocks.norms()) if bounded else None
         self.regulariser = Regulariser(self._penalty(weights, spec), radius)
+
+    def pulled(self, groups: GroupSet) -> Tensor:
+        """Numbers of a penalised set's groups that have a weight, int64; 0 is no penalty."""
+        start = 0
+        for other in self.sets:
+            if other is groups:
+                break
+            start += len(other.labels)
+        ids = torch.arange(start, start + len(groups.labels))
+        return ids[self.weights[ids] > 0]
 
     def _penalty(self, weights: Tensor, spec: PenaltySpec) -> Penalty:
         if spec.kind == "sparse_group_lasso":
@@ -104,7 +115,7 @@ class Objective:
 def lambda_max(objective: Objective) -> float:
     """The lambda at which zero becomes a solution for the input groups, from the data.
 
-    All groups of one kind are set to zero on the spot (inputs where they are penalised, else
+    All penalised groups of one kind are set to zero on the spot (inputs where they are penalised, else
     each layer in turn) and the largest lambda at which one of them leaves zero is taken: above it
     the zero point satisfies the KKT conditions. The weights are restored.
 
@@ -118,7 +129,7 @@ def lambda_max(objective: Objective) -> float:
 
 def _zero_point_lambda(objective: Objective, sets: Sequence[GroupSet]) -> float:
     kept = [p.detach().clone() for p in objective.blocks.parameters]
-    ids = torch.cat([_numbers(objective.sets, s) for s in sets])
+    ids = torch.cat([objective.pulled(s) for s in sets])
     factor = torch.ones(objective.blocks.count)
     factor[ids] = 0.0
     objective.blocks.scale_(factor)
@@ -128,15 +139,6 @@ def _zero_point_lambda(objective: Objective, sets: Sequence[GroupSet]) -> float:
     for parameter, old in zip(objective.blocks.parameters, kept, strict=True):
         parameter.data.copy_(old)
     return float(found.max())
-
-
-def _numbers(sets: Sequence[GroupSet], wanted: GroupSet) -> Tensor:
-    start = 0
-    for groups in sets:
-        if groups is wanted:
-            break
-        start += len(groups.labels)
-    return torch.arange(start, start + len(wanted.labels))
 
 
 def _partition(

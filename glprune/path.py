@@ -217,8 +217,8 @@ class RegularisationPath:
         if all(s.kind == "hidden" for s in self.objective.sets):
             units = sum(len(s.labels) for s in self.objective.sets)
             return point.hidden <= sum(len(g.labels) for g in self.hidden) - units
-        stay = sum(len(g.labels) for g in self.inputs if g.units.refused)
-        return stay < sum(len(g.labels) for g in self.inputs) and point.fields <= stay
+        pulled = sum(len(self.objective.pulled(s)) for s in self.objective.sets if s.kind == "input")
+        return pulled > 0 and point.fields <= sum(len(g.labels) for g in self.inputs) - pulled
 
     def fields_kept(self, point: Point) -> int:
         """Fields a removal leaves: those alive, and one of an input that none is alive of.

@@ -24,9 +24,11 @@ from glprune.dropping import measure_drop_costs
 from glprune.errors import ModelError
 from glprune.events import Event, Listener, Stage, silent
 from glprune.evidence import tensors_in_model, write_contract, write_golden
+from glprune.forbidden import check_rules
 from glprune.job import Job, everything, first_rows, narrowing, prepare
 from glprune.measure import EXPORT_TOLERANCE, OnnxFile, latency, macs, parameters, predict
 from glprune.plan import InputPlan, Plan
+from glprune.proxies import measure_proxies
 from glprune.rebuilt import Rebuild
 from glprune.recipe import Recipe, load_recipe
 from glprune.reload import (
@@ -43,6 +45,7 @@ from glprune.report import Agreement, DropCosts, Metric, Report, Size, Stability
 from glprune.resampling import check_rows, measure_stability
 from glprune.scaling import Scaled
 from glprune.search import search
+from glprune.segments import measure_segments
 from glprune.shipping import file_columns, on_test_rows, write_onnx, write_shipped
 from glprune.summary import (
     Measured,
@@ -113,17 +116,19 @@ def run(
         check_rows(job)
         chosen = search(job, clock)
         removed, fitted = chosen.removed, chosen.fitted
+        check_rules(job, removed)
         clock(Stage("export", "writing the network as ONNX"))
         exporter = _export(job, removed, fitted, stage)
         clock(Stage("measure", "running the ONNX files on the test split"))
         measured = _measure(job, removed, fitted, exporter, stage)
         plan = _write_plan(job, removed, fitted, stage)
         write_golden(job, removed, stage)
+        proxies = measure_proxies(job, removed, kept_fields(job.data, removed), stage, clock)
         baselines = measure_baselines(job, chosen, stage, clock)
         rebuild = Rebuild.of(job, Path(model), trust_pickle, removed, fitted.network)
         stability, costs = _firmness(job, removed, rebuild, stage, clock)
         clock(Stage("report", "writing the report"))
-        outcome = Outcome(job, chosen, measured, baselines, stability, costs, stage, clock.seconds)
+        outcome = Outcome(job, chosen, measured, baselines, stability, costs, proxies, stage, clock.seconds)
         report = make_report(outcome)
         bundles.write_json(stage / bundles.REPORT, report.model_dump(mode="json", by_alias=True))
         (stage / bundles.PAGE).write_text(render_html(report), encoding="utf-8")
@@ -232,6 +237,7 @@ def _measure(job: Job, removed: Removed, fitted: RefitResult, exporter: str, fol
         difference=gap,
         rows=len(target),
         exporter=exporter,
+        segments=measure_segments(job, before, after, target, kept_fields(job.data, removed)),
     )
     (folder / _ORIGINAL).unlink()
     (folder / _ZEROED).unlink()

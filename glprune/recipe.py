@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import io
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -498,6 +499,73 @@ class StabilitySpec(Section):
         return self
 
 
+class PolicySpec(Section):
+    """Rules on fields, and who is to be looked at: whatever the penalty says, these hold.
+
+    A field is named by its ``data.feature_groups`` name or by its column.
+    """
+
+    must_drop: list[Text] = Field(
+        default_factory=list,
+        description="Fields cut out of the trained network before anything else, with all derived from them.",
+    )
+    must_keep: list[Text] = Field(
+        default_factory=list, description="Fields that are never penalised and stay."
+    )
+    derived_from: dict[Text, Names] = Field(
+        default_factory=dict,
+        description="Field or column -> what it was made of: fields, columns of the file, or names in "
+        "must_drop.",
+    )
+    protected: list[Text] = Field(
+        default_factory=list,
+        description="Columns of the file, or one-hot fields, by whose values metrics and decisions are "
+        "reported; they need not be features (list them under data.exclude).",
+    )
+    bins: dict[Text, Annotated[list[float], Field(min_length=1)]] = Field(
+        default_factory=dict,
+        description="Protected column of numbers -> ascending edges of its segments, each edge in the upper "
+        "one. Default: the values, or the quartiles of the training rows where there are more than six.",
+    )
+    min_segment_rows: Annotated[int, Field(ge=1)] = Field(
+        20, description="Segments of fewer test rows are named without figures."
+    )
+    threshold: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="Binary: probability of the positive class from which on it is decided for; default 0.5. "
+        "Several classes: the most probable one.",
+    )
+    adverse: Annotated[list[str | int], Field(min_length=1)] | None = Field(
+        None,
+        description="Classes that are adverse to the person, so that flipped decisions have a direction.",
+    )
+    reason_codes: dict[Text, Names] = Field(
+        default_factory=dict,
+        description="Field -> reasons given to people (adverse-action reasons) that cite it, codes or texts.",
+    )
+    proxies: bool = Field(
+        False,
+        description="Measure in a file of its own, proxy.json, how well each protected attribute is "
+        "predicted from kept inputs, from removed ones and from the score.",
+    )
+
+    @model_validator(mode="after")
+    def _keys_fit_each_other(self) -> PolicySpec:
+        for name, edges in self.bins.items():
+            if name not in self.protected:
+                raise ValueError(f"bins: {name!r} is not in protected; add it there or remove it")
+            if any(a >= b for a, b in itertools.pairwise(edges)):
+                raise ValueError(f"bins: the edges of {name!r} do not ascend")
+        for key in ("must_drop", "must_keep", "protected"):
+            names = getattr(self, key)
+            double = next((n for n in names if names.count(n) > 1), None)
+            if double is not None:
+                raise ValueError(f"{key} lists {double!r} twice")
+        if self.proxies and not self.protected:
+            raise ValueError("proxies: true needs protected; name the attributes to be predicted")
+        return self
+
+
 class ReportSpec(Section):
     """What the report says of itself."""
 
@@ -528,6 +596,7 @@ class Recipe(Section):
     stability: StabilitySpec | None = Field(
         None, description="How firm the choice of fields is; null: not measured."
     )
+    policy: PolicySpec | None = Field(None, description="Rules on fields; null: none.")
     report: ReportSpec = Field(default_factory=ReportSpec)
     allow_inexact: bool = Field(
         False,
@@ -581,6 +650,21 @@ class Recipe(Section):
             raise ValueError(
                 "stability.share: 1 varies the shuffling alone; train.batch_size: all or epochs: 0 has none"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _policy_fits_the_task(self) -> Recipe:
+        spec = self.policy
+        if spec is None:
+            return self
+        if spec.protected and self.data.loader is not None:
+            raise ValueError(
+                "policy.protected needs a file whose columns it names; data.loader has none, give data.file"
+            )
+        if spec.threshold is not None and self.task != "binary":
+            raise ValueError(f"policy.threshold contradicts task: {self.task}; it is for binary, remove it")
+        if spec.adverse is not None and self.task not in ("binary", "multiclass"):
+            raise ValueError(f"policy.adverse contradicts task: {self.task}, which has no classes; remove it")
         return self
 
     @model_validator(mode="after")

@@ -95,6 +95,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {"number": number, "tiny": tiny, "thousands": thousands, "metric_label": label}
     environment.filters["metric_inline"] = inline
+    environment.filters["words"] = lambda text: text.replace("_", " ", 1) if text else "-"
     return environment
 
 
@@ -348,6 +349,8 @@ def _view(report: Report, pictures: bool) -> dict[str, Any]:
         "headline": headline(report),
         "removed": [f for f in report.features if f.status == "removed"],
         "kept": kept,
+        "by_rule": [f for f in report.features if f.status == "removed" and by_rule(f)],
+        "derived": [f.name for f in report.features if (f.reason or "").startswith("derived_from")],
         "many": _MANY,
         "size_rows": _size_rows(report),
         "bars": Markup(plots.norm_bars(kept[:_MANY])),
@@ -361,6 +364,11 @@ def _view(report: Report, pictures: bool) -> dict[str, Any]:
         "compared": compared(report),
         "mac_ratio": report.size.macs_before / max(1, report.size.macs_after),
     }
+
+
+def by_rule(feature: Feature) -> bool:
+    """Whether the policy had a field removed, rather than the penalty."""
+    return feature.reason not in (None, "penalty")
 
 
 def _drop_rows(costs: DropCosts) -> list[DropCost]:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 GroupKind = Literal["input", "hidden"]
 DType = Literal["float32", "int64", "bool"]
+ProxySource = Literal["kept inputs", "removed inputs", "score"]
 
 
 class Record(BaseModel):
@@ -95,6 +96,11 @@ class Feature(Record):
         "measured or the field cannot be removed",
     )
     kept_share: float | None = Field(None, description="the same as a share of them")
+    reason: str | None = Field(
+        None,
+        description="why it is removed: `penalty`, `must_drop`, or `derived_from` and the name in must_drop; "
+        "`must_keep` of a field kept by the policy; null of one the penalty left",
+    )
 
 
 class HiddenLayer(Record):
@@ -362,7 +368,8 @@ class Stability(Record):
     seeds: Literal["own", "recipe"]
     limit: int = Field(description="fields a search was to keep at most: as many as the shipped model")
     removable: str = Field(
-        pattern="^[01]+$", description="one digit for each of `features`, in order: 1 can be removed"
+        pattern="^[01]+$",
+        description="one digit for each of `features`, in order: 1 can be removed, and no policy decides it",
     )
     threshold: float = Field(description="share of the resamples from which on a field is called stable")
     stable: int = Field(description="fields kept in at least that share")
@@ -421,6 +428,123 @@ class Policy(Record):
     derived_from: dict[str, list[str]] = Field({}, description="column or field -> the fields it is made of")
 
 
+class DecisionChange(Record):
+    """Decisions of the shipped file against the original's, on the same rows."""
+
+    rows: int
+    flipped: int = Field(description="rows decided otherwise")
+    to_adverse: int | None = Field(description="of them from a class that is not adverse to one that is")
+    to_favourable: int | None = Field(description="the other way; null where no class is called adverse")
+    adverse_original: int | None = Field(description="rows the original decides adversely")
+    adverse_final: int | None = Field(description="rows the shipped file decides adversely")
+
+
+class SegmentMetric(Record):
+    """One metric on the rows of a segment, through ONNX Runtime."""
+
+    name: str
+    original: float | None = Field(
+        description="null where these rows do not define it, as AUROC of one class"
+    )
+    final: float | None
+    difference: float | None = Field(description="final less original")
+
+
+class Segment(Record):
+    """The test rows of one value, or range of values, of an attribute."""
+
+    value: str
+    rows: int
+    suppressed: bool = Field(description="fewer rows than `min_rows`: no figures")
+    metrics: list[SegmentMetric]
+    decisions: DecisionChange | None
+
+
+class ProtectedAttribute(Record):
+    """A protected attribute and its segments."""
+
+    name: str
+    status: Literal["kept", "removed", "outside"] = Field(
+        description="as a field of the network; outside: it never was one"
+    )
+    by: str = Field(description="how its segments were made")
+    segments: list[Segment]
+
+
+class Segments(Record):
+    """Decisions and metrics of the original and the shipped file on the test split, by segment."""
+
+    min_rows: int
+    threshold: float | None = Field(description="on the probability of the positive class; null: not binary")
+    adverse: list[str] | None = Field(description="classes called adverse")
+    decisions: DecisionChange | None = Field(description="over all test rows; null where nothing is decided")
+    attributes: list[ProtectedAttribute]
+
+
+class ReasonCode(Record):
+    """A reason given to people, and what became of the fields it cites."""
+
+    code: str
+    removed: list[str]
+    kept: list[str]
+
+
+class ReasonCodes(Record):
+    """Reasons that cite fields, as the recipe lists them."""
+
+    retired: list[ReasonCode] = Field(description="all fields cited are removed: it can no longer occur")
+    to_review: list[ReasonCode] = Field(description="some of its fields are removed")
+    unchanged: list[ReasonCode] = Field(description="all its fields are kept")
+
+
+class Proxies(Record):
+    """Whether protected attributes were predicted from inputs and score; the figures are in a file apart."""
+
+    performed: bool
+    reason: str | None = Field(description="why not, else null")
+    file: str | None
+    digest: str | None = Field(description="SHA-256 of that file; it can be withheld")
+
+
+class Prediction(Record):
+    """How well an attribute is predicted from one source."""
+
+    source: ProxySource
+    columns: int = Field(description="columns it was predicted from")
+    rows: int
+    left_out: list[str] = Field(description="classes of too few rows here, which were not counted")
+    value: float | None = Field(description="mean over the folds; null where it could not be measured")
+    std: float | None = Field(description="sample standard deviation over the folds")
+    shuffled: float | None = Field(description="the same with the attribute's values permuted: no relation")
+    reason: str | None = Field(description="why it could not be measured, else null")
+
+
+class ProxyAttribute(Record):
+    """One protected attribute."""
+
+    name: str
+    status: Literal["kept", "removed", "outside"] = Field(description="as a field of the network")
+    measure: Literal["auc", "r2"] = Field(
+        description="auc: area under the ROC curve, 0.5 as by chance, mean of each class against the rest; "
+        "r2: share of the variance, 0 as by its mean"
+    )
+    classes: list[str] = Field(description="values told apart; empty for numbers")
+    predictions: list[Prediction]
+
+
+class ProxyAnalysis(Record):
+    """All of ``proxy.json``."""
+
+    schema_: Literal["glprune.proxy/1"] = Field("glprune.proxy/1", alias="schema")
+    model: str = Field(description="digest of the model.onnx whose score was used")
+    estimator: str
+    folds: int
+    shuffles: int
+    seed: int
+    attributes: list[ProxyAttribute]
+    limits: list[str]
+
+
 class Report(Record):
     """All of ``report.json``."""
 
@@ -451,6 +575,9 @@ class Report(Record):
     latency: list[Latency]
     export: Export
     policy: Policy | None = Field(None, description="rules on fields, if the recipe has any")
+    segments: Segments | None = Field(None, description="by protected attribute, if there is a policy")
+    reason_codes: ReasonCodes | None = Field(None, description="if the policy lists any")
+    proxies: Proxies | None = Field(None, description="of protected attributes, if there is a policy")
     warnings: list[str]
     not_measured: list[str]
 

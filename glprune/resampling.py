@@ -91,7 +91,8 @@ def measure_stability(
     """
     if spec.resamples == 0:
         return None
-    if all(kept):
+    free = _removable(job)
+    if all(stays for stays, chosen in zip(kept, free, strict=True) if chosen):
         listener(Note("No field was removed, so there is no choice whose stability could be measured."))
         return None
     listener(Stage("stability", f"searching again on {spec.resamples} random parts of the training rows"))
@@ -104,7 +105,7 @@ def measure_stability(
     failures = [reason for reason in found if isinstance(reason, str)]
     if len(parts) < 2:
         raise TargetError(f"stability: {len(failures)} of {spec.resamples} resamples failed: {failures[0]}")
-    return _record(spec, sum(kept), _removable(job), parts, failures)
+    return _record(spec, sum(kept), free, parts, failures)
 
 
 def _search_part(limit: int, rebuilt: Rebuilt, number: int) -> Resample | str:
@@ -155,8 +156,12 @@ def _own_seed(seed: int, number: int) -> int:
 
 
 def _removable(job: Job) -> list[bool]:
-    """Whether each field can be removed, in their order."""
-    return [not groups.units.refused for groups in job.input_groups for _ in groups.labels]
+    """Whether each field can be removed and its removal is a choice, in their order."""
+    return [
+        not groups.units.refused and job.rules.free(label)
+        for groups in job.input_groups
+        for label in groups.labels
+    ]
 
 
 def _digits(marks: Sequence[bool]) -> str:

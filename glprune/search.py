@@ -26,6 +26,7 @@ import torch
 
 from glprune.errors import TargetError
 from glprune.events import Listener, PointDone, Stage
+from glprune.forbidden import without_forbidden
 from glprune.groups import sliced, support
 from glprune.job import Job, continued, everything, first_rows, narrowing, validate
 from glprune.measure import macs
@@ -140,12 +141,18 @@ def search(job: Job, listener: Listener) -> Chosen:
 
 
 class _Search:
-    """A search at work: the original job, the network it stands on, and the stages so far."""
+    """A search at work: the original job, the network it stands on, what that lost, and the stages so far."""
 
     def __init__(self, job: Job, listener: Listener) -> None:
         self.original, self.job, self.listener = job, job, listener
         self.stages: list[StageRun] = []
         self.reference = validate(job, job.network, everything)
+        self.removed = without_forbidden(job)
+        if self.removed is not None:
+            listener(Stage("policy", "refitting the network without the fields that must go"))
+            fitted, _ = refitted(job, self.removed, self._brief())
+            groups = [sliced(g, self.removed.surgery.kept) for g in job.groups]
+            self.job = continued(job, fitted.network, self.removed.columns, groups)
 
     def run(self) -> Chosen:
         target = self.original.recipe.target
@@ -293,7 +300,7 @@ class _Search:
             return None
         self.listener(Stage(f"cut {number}", "cutting zero groups, comparing outputs at every cut"))
         cut = removal_at(self.job, point)
-        removed = followed_by(self.stages[-1].removed, cut) if self.stages else cut
+        removed = followed_by(self.removed, cut) if self.removed is not None else cut
         self.listener(Stage(f"refit {number}", "training the slim network without penalty"))
         fitted, metric = refitted(self.original, removed, spec)
         for p in path.points:
@@ -336,6 +343,7 @@ class _Search:
         After a long refit weak groups have grown again, so that a path has a worse start.
         """
         self.stages.append(run)
+        self.removed = run.removed
         groups = [sliced(g, run.cut.surgery.kept) for g in run.job.groups]
         network = (stand or run.fitted).network
         self.job = continued(self.original, network, run.removed.columns, groups)

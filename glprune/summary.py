@@ -17,6 +17,15 @@ from glprune._version import __version__
 from glprune.data import Data, Split
 from glprune.groups import GroupSet, State, group_norms, group_sizes, sliced
 from glprune.job import Job
+from glprune.policy_summary import (
+    NO_PROXIES,
+    NO_SEGMENTS,
+    make_policy,
+    make_reason_codes,
+    not_measured,
+    policy_warnings,
+    reason,
+)
 from glprune.proof import TOLERANCE
 from glprune.recipe import PenaltySpec
 from glprune.refitting import followed
@@ -37,11 +46,13 @@ from glprune.report import (
     Output,
     PathPoint,
     PenaltyFacts,
+    Proxies,
     Refit,
     Removal,
     Report,
     Run,
     SearchStage,
+    Segments,
     Selection,
     Size,
     SplitFacts,
@@ -77,8 +88,8 @@ _RETRAINING = (
 
 NOT_MEASURED = (
     "Whether the systems upstream still collect or pass on the removed fields.",
-    "Whether kept fields carry the information of removed ones (proxies).",
-    "Performance by segment, calibration, and confidence intervals of the metrics.",
+    NO_PROXIES,
+    NO_SEGMENTS,
     _STABILITY,
     "Latency on other hardware, batch sizes or thread counts than those listed.",
 )
@@ -98,6 +109,7 @@ class Measured:
         difference: ONNX Runtime against PyTorch for the shipped file.
         rows: Rows of the test split.
         exporter: The exporter that wrote the shipped file.
+        segments: Metrics and decisions by protected attribute, if there is a policy.
     """
 
     metrics: list[Metric]
@@ -107,6 +119,7 @@ class Measured:
     difference: float
     rows: int
     exporter: str
+    segments: Segments | None
 
 
 @dataclass(frozen=True)
@@ -120,6 +133,7 @@ class Outcome:
         baselines: What simpler selections gave, if measured.
         stability: How alike the choices over parts of the training rows are, if measured.
         drop_costs: What dropping each kept field costs, if measured.
+        proxies: Whether protected attributes were predicted, if there is a policy.
         folder: The bundle's files so far.
         seconds: Wall seconds of each stage.
     """
@@ -130,6 +144,7 @@ class Outcome:
     baselines: Baselines | None
     stability: Stability | None
     drop_costs: DropCosts | None
+    proxies: Proxies | None
     folder: Path
     seconds: dict[str, float]
 
@@ -171,6 +186,10 @@ def make_report(outcome: Outcome) -> Report:
         size=outcome.measured.size,
         latency=outcome.measured.latency,
         export=_export(outcome),
+        policy=make_policy(job),
+        segments=outcome.measured.segments,
+        reason_codes=make_reason_codes(job, kept_fields(job.data, chosen.removed)),
+        proxies=outcome.proxies,
         warnings=_warnings(outcome),
         stability=outcome.stability,
         drop_costs=outcome.drop_costs,
@@ -181,7 +200,8 @@ def make_report(outcome: Outcome) -> Report:
 def _not_measured(outcome: Outcome) -> list[str]:
     labels = _WITHOUT_LABELS if outcome.job.task.kind == "distillation" else ()
     left = _STABILITY if outcome.stability is None else _RETRAINING
-    return [*labels, *(left if sentence == _STABILITY else sentence for sentence in NOT_MEASURED)]
+    sentences = [*labels, *(left if sentence == _STABILITY else sentence for sentence in NOT_MEASURED)]
+    return not_measured(outcome.job, outcome.proxies, sentences)
 
 
 def _penalty(spec: PenaltySpec) -> PenaltyFacts:
@@ -325,7 +345,8 @@ def _features(outcome: Outcome) -> list[Feature]:
     records = []
     for field, stays in zip(job.data.fields, kept_fields(job.data, removed), strict=True):
         name = field.name
-        left_at = exits.get(name, _Exit(0.0, original[name], None, None))
+        never = 0.0 if name in job.rules.forbidden else original[name]
+        left_at = exits.get(name, _Exit(0.0, never, None, None))
         records.append(
             Feature(
                 name=name,
@@ -342,6 +363,7 @@ def _features(outcome: Outcome) -> list[Feature]:
                 input_columns=[place[c] for c in field.columns if c in place] if stays else None,
                 kept_in=counts.get(name),
                 kept_share=counts[name] / total if name in counts else None,
+                reason=reason(job, name, stays),
             )
         )
     return records
@@ -510,6 +532,7 @@ def _warnings(outcome: Outcome) -> list[str]:
     ]
     warnings += _idle_inputs(outcome)
     warnings += _doubtful_fields(outcome)
+    warnings += policy_warnings(job, kept_fields(job.data, removed))
     if kkt_zero > _KKT_TOLERANCE:
         warnings.append(
             f"The optimality conditions of the removed groups are off by {kkt_zero:.2g} of the penalty "

@@ -20,7 +20,7 @@ from glprune.audit.figures import check_figures
 from glprune.audit.findings import NOT_CHECKED, Check, Finding, UnreadableError, Verdict, judged
 from glprune.audit.folder import Files, check_closed, read_files
 from glprune.audit.graph import Expected, check_graph, control_flow, reaching
-from glprune.audit.manifest import Manifest, check_digests, check_hashes, sha256
+from glprune.audit.manifest import Manifest, check_digests, check_hashes, check_proxies, sha256
 from glprune.audit.names import check_names
 from glprune.audit.onnxfile import NotOnnxError, input_shapes, parse
 from glprune.audit.page import check_page
@@ -77,6 +77,7 @@ class Opened:
     report: Report | None = None
     plan: Plan | None = None
     contract: Contract | None = None
+    proxies: ProxyAnalysis | None = None
     recipe: Recipe | None = None
     weights: Tensors | None = None
     model: ModelProto | None = None
@@ -97,6 +98,7 @@ def open_bundle(folder: Path) -> Opened:
     opened.report = _record(opened, bundles.REPORT, Report)
     opened.plan = _record(opened, bundles.PLAN, Plan)
     opened.contract = _record(opened, bundles.CONTRACT, Contract)
+    opened.proxies = _record(opened, bundles.PROXIES, ProxyAnalysis)
     opened.recipe = _read(opened, bundles.RECIPE, _recipe)
     opened.weights = _read(opened, bundles.WEIGHTS, read_tensors)
     opened.model = _read(opened, bundles.ONNX, parse)
@@ -236,7 +238,7 @@ def verify(
             ),
             _lineage(report, demands),
         ]
-        skipped += [unrun and f"A second runtime: {unrun}.", undrawn]
+        skipped += [unrun and f"A second runtime: {unrun}.", undrawn, _withheld(opened, report)]
     raw = opened.raw(bundles.ONNX)
     left = tuple(s for s in skipped if s)
     return Verdict(
@@ -269,6 +271,7 @@ def _hashes(opened: Opened) -> Check:
     findings = check_hashes(opened.manifest, opened.files.contents)
     if opened.report is not None:
         findings += check_digests(opened.report.digests.outputs, opened.files.contents)
+        findings += check_proxies(opened.report.proxies, opened.proxies, opened.files.contents)
     return judged("C2", findings, f"{len(opened.manifest.subject)} SHA-256")
 
 
@@ -365,6 +368,14 @@ def _policy(report: Report, demands: Demands) -> Check:
     kept = sorted({name for policy, _ in rules for name in protected_kept(report, policy)})
     note = f"rules of {' and '.join(source for _, source in rules)}"
     return judged("C11", findings, f"{note}; protected and kept: {', '.join(kept)}" if kept else note)
+
+
+def _withheld(opened: Opened, report: Report) -> str | None:
+    """What the report says of proxies and the bundle does not show."""
+    made = report.proxies is not None and report.proxies.performed
+    if not made or opened.raw(bundles.PROXIES) is not None:
+        return None
+    return f"{bundles.PROXIES}, the analysis of proxies: it was made and is withheld."
 
 
 def _page(opened: Opened, report: Report) -> tuple[Check, str | None]:
