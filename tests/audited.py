@@ -59,6 +59,20 @@ data: {file: data.parquet, target: y, features: ["?"], exclude: [y], feature_gro
 penalty: {inputs: {strength: 1.0}, hidden: {strength: 0.3}}
 target: {max_features: 3}
 """
+RULED = (
+    PLAIN
+    + """
+policy:
+  must_drop: [h]
+  derived_from: {g: h}
+  must_keep: [d]
+  protected: [h, kind]
+  min_segment_rows: 5
+  adverse: ["no"]
+  reason_codes: {h: Too much of h, g: Too much of g or d, d: Too much of g or d, pair: Not enough of the pair}
+  proxies: true
+"""
+)
 MIXED = """
 task: binary
 model:
@@ -105,12 +119,18 @@ def write_problem(folder):
             torch.nn.functional.binary_cross_entropy_with_logits(network(*given)[:, 0], target).backward()
             optimizer.step()
         torch.save(network.state_dict(), folder / f"{name}.pt")
-    for name, text in (("plain", PLAIN), ("Mixed", MIXED), ("Recurrent", RECURRENT)):
+    for name, text in (
+        ("plain", PLAIN),
+        ("ruled", RULED),
+        ("Mixed", MIXED),
+        ("Recurrent", RECURRENT),
+    ):
         (folder / f"{name}.yaml").write_text(text + FAST)
 
 
 RUNS = {
     "slim": ("plain", [], "dynamo"),
+    "ruled": ("ruled", [], "torchscript"),
     "wide": ("plain", ["export.signature=original"], "dynamo"),
     "other": ("plain", ["seed=4", "target.max_features=2"], "torchscript"),
     "mixed": ("Mixed", [], "torchscript"),
@@ -126,8 +146,9 @@ def make_bundles(folder):
 
 
 def make_bundle(folder, name):
-    network, changes, exporter = RUNS[name]
-    recipe = load_recipe(folder / f"{network}.yaml", changes)
+    recipe_name, changes, exporter = RUNS[name]
+    network = {"ruled": "plain"}.get(recipe_name, recipe_name)
+    recipe = load_recipe(folder / f"{recipe_name}.yaml", changes)
     chosen = [pair for pair in export._EXPORTERS if pair[0] == exporter]
     with mock.patch.object(export, "_EXPORTERS", chosen):
         return glprune.run(recipe, folder / f"{network}.pt", folder / name).bundle

@@ -759,3 +759,12 @@ def test_the_auditors_commands_run_without_pytorch(command, code, slim, people):
     )
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_analysis_of_proxies_may_be_withheld_and_verify_says_so(audited, tmp_path):
+    copy = copied(audited["ruled"], tmp_path / "bundle")
+    (copy / bundles.PROXIES).unlink()
+    verdict = verify(copy.folder, isolated=False)
+    assert verdict.exit_code == 0
+    assert any("proxy.json" in sentence and "withheld" in sentence for sentence in verdict.not_checked)
+    assert not any("withheld" in s for s in verify(audited["ruled"], isolated=False).not_checked)

@@ -505,7 +505,52 @@ def future(r):
     r["timing"]["generated_at"] = "2999-01-01T00:00:00+00:00"
 
 
+def reasons(**change):
+    """Give the fields of a report other reasons."""
+
+    def edit(r):
+        for f in r["features"]:
+            f["reason"] = change.get(f["name"], f["reason"])
+
+    return report(edit)
+
+
+def retired_again(r):
+    codes = r["reason_codes"]
+    codes["retired"].append(codes["unchanged"].pop())
+
+
+def proxies_denied(r):
+    r["proxies"] = {"performed": False, "reason": "not asked for", "file": None, "digest": None}
+
+
+def of_another_model(copy):
+    """Proxy figures of another model, named in the report as if they were of this one."""
+    copy.edit(in_field("model", by=lambda x: "sha256:" + 64 * "0"), bundles.PROXIES)
+    found = bundles.digest(copy / bundles.PROXIES)
+    copy.edit(in_field("proxies", "digest", by=lambda x: found))
+
+
+SEGMENT = ("segments", "attributes", 0, "segments", 0)
 CASES = {
+    # the policy
+    "a field the rules removed, said to be removed by the penalty": ("ruled", reasons(h="penalty"), {"C5"}),
+    "a field the penalty removed, said to be removed by the rules": ("ruled", reasons(e="must_drop"), {"C5"}),
+    "a lineage that is not there": ("ruled", reasons(g="derived_from a"), {"C5"}),
+    "a field that is kept by no rule": ("ruled", reasons(pair="must_keep"), {"C5"}),
+    "a reason said to be retired": ("ruled", report(retired_again), {"C5"}),
+    "rules taken away": ("ruled", report(in_field("policy", by=lambda x: None)), {"C5"}),
+    "flipped decisions": ("ruled", report(in_field("segments", "decisions", "adverse_final")), {"C5"}),
+    "rows of a segment": ("ruled", report(in_field(*SEGMENT, "rows", by=lambda x: x + 500)), {"C5"}),
+    "difference in a segment": ("ruled", report(in_field(*SEGMENT, "metrics", 0, "difference")), {"C5"}),
+    "a segment suppressed": ("ruled", report(in_field(*SEGMENT, "suppressed", by=lambda x: not x)), {"C5"}),
+    "status of a protected attribute": (
+        "ruled",
+        report(in_field("segments", "attributes", 0, "status", by=lambda x: "kept")),
+        {"C5"},
+    ),
+    "proxies denied beside their file": ("ruled", report(proxies_denied), {"C2"}),
+    "proxies of another model": ("ruled", of_another_model, {"C2"}),
     # the report
     "status flipped to kept": ("slim", report(flip_to_kept), {"C7"}),
     "status flipped to removed": ("slim", report(flip_to_removed), {"C7"}),

@@ -12,6 +12,7 @@ from typing import Any
 from glprune import bundle as bundles
 from glprune.audit.findings import Finding
 from glprune.audit.resampled import stability_figures
+from glprune.audit.ruled import ordered_away, policy_figures
 from glprune.recipe import METRICS, Recipe
 from glprune.report import Baseline, Feature, PathPoint, Report, SearchStage, Spread
 
@@ -51,6 +52,7 @@ def check_figures(report: Report, recipe: Recipe | None, files: Mapping[str, byt
         _baselines(report),
         _drop_costs(report),
         stability_figures(report),
+        policy_figures(report),
         _digests(report),
         _recipe(report, recipe) if recipe is not None else (),
     )
@@ -133,7 +135,8 @@ def _exits(report: Report) -> Iterator[Found]:
                     f"{where}/status",
                     f"{feature.name!r} is removed; its norm on the path ends at {norm:.3g}",
                 )
-            if feature.stage_exit is None and feature.norm_original != 0:
+            unexplained = feature.stage_exit is None and not ordered_away(feature)
+            if unexplained and feature.norm_original != 0:
                 yield f"{where}/stage_exit", f"{feature.name!r} is removed and no stage removed it"
         elif norm == 0 and kept_of[feature.input] > 1 and feature.input not in refused:
             yield f"{where}/status", f"{feature.name!r} is kept; its norm on the path ends at 0"

@@ -33,7 +33,7 @@ from glprune.contract import Contract
 from glprune.errors import RecipeError
 from glprune.plan import Plan
 from glprune.recipe import Recipe, load_recipe
-from glprune.report import Policy, Report, report_schema
+from glprune.report import Policy, ProxyAnalysis, Report, report_schema
 
 SECONDS = 300.0
 _MOST_BLANK = 500
