@@ -14,7 +14,9 @@ import torch
 from jsonschema import Draft202012Validator
 
 import glprune
+from glprune import bundle as bundles
 from glprune.data import LoaderSplit
+from glprune.policy import NO_RULES
 from glprune.rebuilt import in_memory
 from glprune.recipe import InputSpec, StabilitySpec, load_recipe
 from glprune.report import Report, Resample, report_schema
@@ -216,11 +218,12 @@ def result(folder, told):
     return glprune.run(folder / "recipe.yaml", folder / "model.pt", folder / "out", on_event=told.append)
 
 
-def test_planted_fields_are_kept_in_every_resample_and_noise_seldom(result):
+def test_planted_fields_are_kept_in_every_resample_and_no_noise_is(result):
+    """A third field may stay: of noise, and often the same, since all begin with one trained network."""
     share = {f.name: f.kept_share for f in result.report.features}
     assert all(share[name] == 1 for name in PLANTED)
     noise = [share[name] for name in FIELDS if name not in PLANTED]
-    assert max(noise) < 0.7
+    assert max(noise) < 1
     assert np.mean(noise) < 0.3
 
 
@@ -287,7 +290,7 @@ def test_progress_is_told_and_no_scratch_file_is_left(result, told):
     parts = [e for e in told if isinstance(e, PartDone)]
     assert [e.done for e in parts if e.what == "resamples"] == list(range(1, 7))
     assert [e.done for e in parts if e.what == "refits"] == [1, 2, 3, 4]
-    assert len(list(result.bundle.iterdir())) == 6
+    assert {path.name for path in result.bundle.iterdir()} == {*bundles.FILES, bundles.MANIFEST}
 
 
 def test_nothing_depends_on_the_number_of_processes(result, folder):
@@ -353,9 +356,15 @@ def test_too_few_rows_are_refused_before_anything_is_trained(folder):
     assert not any(getattr(e, "name", "").startswith("path") for e in told)
 
 
+UNITS = SimpleNamespace(refused=None)
+FOUR = SimpleNamespace(
+    rules=NO_RULES, input_groups=[SimpleNamespace(units=UNITS, labels=("a", "b", "c", "d"))]
+)
+
+
 def test_without_a_removed_field_there_is_no_choice_to_compare():
     told = []
-    assert measure_stability(None, StabilitySpec(), [True] * 4, None, told.append) is None
+    assert measure_stability(FOUR, StabilitySpec(), [True] * 4, None, told.append) is None
     assert any("no choice" in event.text for event in told)
 
 
@@ -371,15 +380,13 @@ class Canned:
 
 def test_a_resample_that_finds_nothing_is_left_out_and_told():
     part = Resample(seed=0, rows=5, stages=1, lam=1.0, metric=0.5, kept="1100")
-    units = SimpleNamespace(refused=None)
-    job = SimpleNamespace(input_groups=[SimpleNamespace(units=units, labels=("a", "b", "c", "d"))])
     spec, kept = StabilitySpec(resamples=4), [True, True, False, False]
     found = Canned([part, "target.max_features: 2 cannot be met", part, part])
-    record = measure_stability(job, spec, kept, found, lambda event: None)
+    record = measure_stability(FOUR, spec, kept, found, lambda event: None)
     assert (len(record.resamples), record.failures) == (3, ["target.max_features: 2 cannot be met"])
     assert record.nogueira == 1
     with pytest.raises(glprune.TargetError, match="3 of 4 resamples failed: no way"):
-        measure_stability(job, spec, kept, Canned([part, *["no way"] * 3]), lambda event: None)
+        measure_stability(FOUR, spec, kept, Canned([part, *["no way"] * 3]), lambda event: None)
 
 
 def test_the_interval_and_the_bound_are_shown_where_there_are_any(result):
