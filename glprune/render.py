@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from glprune.regulations import regulations
 from glprune.report import (
     Baseline,
     Baselines,
@@ -24,6 +25,7 @@ from glprune.report import (
     Spread,
     Stability,
 )
+from glprune.sections import sections, served
 
 _MANY = 30
 _LABELS = {
@@ -344,8 +346,11 @@ def _plots(pictures: bool) -> Any:
 def _view(report: Report, pictures: bool) -> dict[str, Any]:
     plots = _plots(pictures)
     kept = sorted((f for f in report.features if f.status == "kept"), key=lambda f: -(f.norm_final or 0.0))
-    selection = report.selection
+    selection, shown = report.selection, sections(report)
     return {
+        "sections": shown,
+        "served": served(report, list(shown.values())),
+        "as_of": regulations().as_of,
         "headline": headline(report),
         "removed": [f for f in report.features if f.status == "removed"],
         "kept": kept,
