@@ -41,7 +41,7 @@ _WAYS = {"random": "random selection", "magnitude": "magnitude", "permutation": 
 
 
 @dataclass(frozen=True)
-class _Change:
+class Change:
     """One figure before and after, as the page shows it."""
 
     label: str
@@ -357,7 +357,7 @@ def _view(report: Report, pictures: bool) -> dict[str, Any]:
         "by_rule": [f for f in report.features if f.status == "removed" and by_rule(f)],
         "derived": [f.name for f in report.features if (f.reason or "").startswith("derived_from")],
         "many": _MANY,
-        "size_rows": _size_rows(report),
+        "size_rows": size_rows(report),
         "bars": Markup(plots.norm_bars(kept[:_MANY])),
         "lines": Markup(plots.path_lines(report.path, report.features)),
         "metric_plot": Markup(plots.path_metric(report.path, label(selection.metric), selection.reference)),
@@ -382,7 +382,8 @@ def _drop_rows(costs: DropCosts) -> list[DropCost]:
     return sorted(costs.fields, key=lambda c: math.inf if c.valid is None else sign * c.valid)
 
 
-def _size_rows(report: Report) -> list[_Change]:
+def size_rows(report: Report) -> list[Change]:
+    """What the network and its file hold, before and after."""
     size = report.size
     fields = sum(f.status == "kept" for f in report.features)
     columns = sum(len(f.columns) for f in report.features)
@@ -396,4 +397,4 @@ def _size_rows(report: Report) -> list[_Change]:
         ("Multiply-accumulates for one row", size.macs_before, size.macs_after),
         ("ONNX file, bytes", size.onnx_bytes_before, size.onnx_bytes_after),
     ]
-    return [_Change(name, f"{b:,}", f"{a:,}", _share(a, b)) for name, b, a in pairs]
+    return [Change(name, f"{b:,}", f"{a:,}", _share(a, b)) for name, b, a in pairs]
