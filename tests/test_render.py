@@ -169,9 +169,17 @@ class Tags(HTMLParser):
         ]
 
 
-@pytest.mark.parametrize("names", [[f"f{i}" for i in range(20)], HOSTILE, [f"p{i}" for i in range(784)]])
-def test_the_page_is_one_file_without_script_or_outside_request(names):
-    page = render_html(report(names))
+@pytest.mark.parametrize(
+    ("names", "points"),
+    [
+        ([f"f{i}" for i in range(20)], 5),
+        (HOSTILE, 5),
+        ([f"field number {i}" for i in range(200)], 100),
+        ([f"p{i}" for i in range(784)], 5),
+    ],
+)
+def test_the_page_is_one_file_without_script_or_outside_request(names, points):
+    page = render_html(report(names, points=points))
     tags = Tags()
     tags.feed(page)
     assert "script" not in tags.seen
