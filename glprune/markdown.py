@@ -55,7 +55,7 @@ def text(words: str) -> str:
     line = re.sub(
         r"[\\`*{}\[\]<>&|~#!$^]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", lambda m: f"&#{ord(m[0])};", line
     )
-    line = re.sub(r"^([-+=]|\d+[.)])", lambda m: f"{m[0][:-1]}&#{ord(m[0][-1])};", line)
+    line = re.sub(r"^([-+=]|\d+[.)](?=\s|$))", lambda m: f"{m[0][:-1]}&#{ord(m[0][-1])};", line)
     line = re.sub(r":(?=//)|(?<=www)\.", lambda m: f"&#{ord(m[0])};", line, flags=re.IGNORECASE)
     return line.replace("@", "`@`")
 
