@@ -3,7 +3,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from glprune.render import headline, number, penalty_sentence, render_html
+from glprune.render import banner, headline, number, penalty_sentence, render_html
 from glprune.report import (
     Cut,
     DataFacts,
@@ -196,6 +196,17 @@ def test_findings_name_the_removed_fields_first_and_say_what_got_worse():
     assert "worse by 0.0500" in sentences[1]
     assert "slower" in headline(report(["a", "b", "c"], slower=True))[-1]
     assert headline(report(["a", "b"], removed=0))[0].startswith("No input field was removed")
+
+
+def test_the_banner_counts_fields_or_hidden_units_where_there_are_none():
+    fields, metric, parameters = banner(report(["sex", "age", "income"]))
+    assert (fields.value, fields.meaning) == ("2 of 3", "input fields removed")
+    assert (metric.value, metric.meaning) == ("0.8000 → 0.7500", "AUROC, worse by 0.0500")
+    assert (parameters.value, parameters.meaning) == ("100 → 40", "parameters, 40.0 % left")
+    hidden = banner(report([], removed=0))[0]
+    assert (hidden.value, hidden.meaning) == ("6 of 10", "hidden units removed")
+    page = render_html(report([], removed=0), pictures=False)
+    assert page.index("Not measured") < page.index('<nav class="contents">') < page.index('id="removed"')
 
 
 def test_refusals_warnings_and_what_was_not_measured_are_shown():
