@@ -15,7 +15,8 @@ reads attributes the network need not, ``segments`` and ``proxies`` measure by t
 ``baselines``, for simpler selections beside it (``importance`` ranks fields by permutation);
 ``resampling`` and ``dropping`` say how firm the choice is (``stability`` has the formulas), in the
 processes of ``workers``, which make the run's networks again with ``rebuilt``;
-``summary``, ``policy_summary``, ``report`` and ``render`` say what was measured; ``plan`` and
+``summary``, ``policy_summary``, ``report``, ``render`` and ``markdown`` say what was measured, ``sections``
+and ``regulations`` which part of it serves which rule; ``plan`` and
 ``contract`` say how the slim network was cut and what it takes, ``evidence`` leaves what others can
 check, ``bundle`` names the files and ``reload`` rebuilds the network from them; ``pipeline`` is the whole
 run, ``inspection`` the dry run, ``cli`` the command. :mod:`glprune.audit` is the other side: it verifies

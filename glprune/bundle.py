@@ -20,6 +20,7 @@ WEIGHTS = "model.safetensors"
 PLAN = "plan.json"
 REPORT = "report.json"
 PAGE = "report.html"
+SUMMARY = "report.md"
 RECIPE = "recipe.resolved.yaml"
 SCHEMA = "report.schema.json"
 CONTRACT = "input_schema.json"
@@ -28,7 +29,7 @@ PROXIES = "proxy.json"
 MANIFEST = "MANIFEST.json"
 SIGNATURES = "signatures"
 
-FILES = (ONNX, WEIGHTS, PLAN, REPORT, PAGE, RECIPE, SCHEMA, CONTRACT, GOLDEN)
+FILES = (ONNX, WEIGHTS, PLAN, REPORT, PAGE, SUMMARY, RECIPE, SCHEMA, CONTRACT, GOLDEN)
 """What every bundle holds beside its manifest and the signatures of it."""
 
 OPTIONAL = (PROXIES,)

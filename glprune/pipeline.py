@@ -26,6 +26,7 @@ from glprune.events import Event, Listener, Stage, silent
 from glprune.evidence import tensors_in_model, write_contract, write_golden
 from glprune.forbidden import check_rules
 from glprune.job import Job, everything, first_rows, narrowing, prepare
+from glprune.markdown import render_markdown
 from glprune.measure import EXPORT_TOLERANCE, OnnxFile, latency, macs, parameters, predict
 from glprune.plan import InputPlan, Plan
 from glprune.proxies import measure_proxies
@@ -132,6 +133,7 @@ def run(
         report = make_report(outcome)
         bundles.write_json(stage / bundles.REPORT, report.model_dump(mode="json", by_alias=True))
         (stage / bundles.PAGE).write_text(render_html(report), encoding="utf-8")
+        (stage / bundles.SUMMARY).write_text(render_markdown(report), encoding="utf-8")
         write_contract(report, plan, stage)
         bundles.write_json(stage / bundles.SCHEMA, report_schema())
         write_manifest(stage)

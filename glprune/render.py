@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from glprune.regulations import regulations
 from glprune.report import (
     Baseline,
     Baselines,
@@ -24,6 +25,7 @@ from glprune.report import (
     Spread,
     Stability,
 )
+from glprune.sections import sections, served
 
 _MANY = 30
 _LABELS = {
@@ -39,7 +41,7 @@ _WAYS = {"random": "random selection", "magnitude": "magnitude", "permutation": 
 
 
 @dataclass(frozen=True)
-class _Change:
+class Change:
     """One figure before and after, as the page shows it."""
 
     label: str
@@ -95,6 +97,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {"number": number, "tiny": tiny, "thousands": thousands, "metric_label": label}
     environment.filters["metric_inline"] = inline
+    environment.filters["shortened"] = lambda digest: f"{digest[:23]}…"
     environment.filters["words"] = lambda text: text.replace("_", " ", 1) if text else "-"
     return environment
 
@@ -159,6 +162,37 @@ def headline(report: Report) -> list[str]:
     return [s for s in sentences if s]
 
 
+@dataclass(frozen=True)
+class Figure:
+    """One large figure of the banner, and what it is."""
+
+    value: str
+    meaning: str
+
+
+def banner(report: Report) -> list[Figure]:
+    """What was removed, what became of the metric, and what is left of the network."""
+    gone, total = sum(f.status == "removed" for f in report.features), len(report.features)
+    what = "input fields"
+    if total == 0:
+        before, after = (sum(getattr(h, side) for h in report.hidden) for side in ("before", "after"))
+        gone, total, what = before - after, before, "hidden units"
+    metric, size = main_metric(report), report.size
+    left = _share(size.parameters_after, size.parameters_before)
+    return [
+        Figure(f"{gone:,} of {total:,}", f"{what} removed"),
+        Figure(f"{metric.original:.4f} → {metric.final:.4f}", f"{label(metric.name)}, {_verdict_on(metric)}"),
+        Figure(f"{size.parameters_before:,} → {size.parameters_after:,}", f"parameters, {left} left"),
+    ]
+
+
+def _verdict_on(metric: Metric) -> str:
+    """Whether the shipped file is better or worse than the original network."""
+    change = metric.final - metric.original
+    better = (change > 0) == metric.higher_is_better
+    return "unchanged" if change == 0 else f"{'better' if better else 'worse'} by {abs(change):.4f}"
+
+
 def main_metric(report: Report) -> Metric:
     """The metric that selected the point, as measured on the test split."""
     return next(m for m in report.performance if m.name == report.selection.metric)
@@ -179,13 +213,10 @@ def _removed_sentence(removed: Sequence[Feature], total: int, report: Report) ->
 
 
 def _cost_sentence(metric: Metric) -> str:
-    change = metric.final - metric.original
-    better = (change > 0) == metric.higher_is_better
-    name = label(metric.name)
-    verdict = "unchanged" if change == 0 else f"{'better' if better else 'worse'} by {abs(change):.4f}"
     return (
-        f"{name} on {metric.rows:,} test rows is {metric.final:.4f}, {verdict} against the original "
-        f"network's {metric.original:.4f}; both were taken from ONNX files through ONNX Runtime."
+        f"{label(metric.name)} on {metric.rows:,} test rows is {metric.final:.4f}, {_verdict_on(metric)} "
+        f"against the original network's {metric.original:.4f}; both were taken from ONNX files through ONNX "
+        "Runtime."
     )
 
 
@@ -344,15 +375,19 @@ def _plots(pictures: bool) -> Any:
 def _view(report: Report, pictures: bool) -> dict[str, Any]:
     plots = _plots(pictures)
     kept = sorted((f for f in report.features if f.status == "kept"), key=lambda f: -(f.norm_final or 0.0))
-    selection = report.selection
+    selection, shown = report.selection, sections(report)
     return {
+        "sections": shown,
+        "served": served(report, list(shown.values())),
+        "as_of": regulations().as_of,
+        "banner": banner(report),
         "headline": headline(report),
         "removed": [f for f in report.features if f.status == "removed"],
         "kept": kept,
         "by_rule": [f for f in report.features if f.status == "removed" and by_rule(f)],
         "derived": [f.name for f in report.features if (f.reason or "").startswith("derived_from")],
         "many": _MANY,
-        "size_rows": _size_rows(report),
+        "size_rows": size_rows(report),
         "bars": Markup(plots.norm_bars(kept[:_MANY])),
         "lines": Markup(plots.path_lines(report.path, report.features)),
         "metric_plot": Markup(plots.path_metric(report.path, label(selection.metric), selection.reference)),
@@ -377,7 +412,8 @@ def _drop_rows(costs: DropCosts) -> list[DropCost]:
     return sorted(costs.fields, key=lambda c: math.inf if c.valid is None else sign * c.valid)
 
 
-def _size_rows(report: Report) -> list[_Change]:
+def size_rows(report: Report) -> list[Change]:
+    """What the network and its file hold, before and after."""
     size = report.size
     fields = sum(f.status == "kept" for f in report.features)
     columns = sum(len(f.columns) for f in report.features)
@@ -391,4 +427,4 @@ def _size_rows(report: Report) -> list[_Change]:
         ("Multiply-accumulates for one row", size.macs_before, size.macs_after),
         ("ONNX file, bytes", size.onnx_bytes_before, size.onnx_bytes_after),
     ]
-    return [_Change(name, f"{b:,}", f"{a:,}", _share(a, b)) for name, b, a in pairs]
+    return [Change(name, f"{b:,}", f"{a:,}", _share(a, b)) for name, b, a in pairs]

@@ -17,6 +17,7 @@ from glprune import bundle as bundles
 from glprune import export, pipeline
 from glprune.audit import signing
 from glprune.audit.manifest import make_manifest
+from glprune.markdown import render_markdown
 from glprune.recipe import load_recipe
 from glprune.render import render_html
 from glprune.report import Report
@@ -203,6 +204,7 @@ def follow(copy):
         copy.write(report)
         page = render_html(Report.model_validate(report), pictures=False)
         (copy / bundles.PAGE).write_text(page)
+        (copy / bundles.SUMMARY).write_text(render_markdown(Report.model_validate(report)))
     except (ValueError, KeyError, OSError):
         return
 

@@ -551,6 +551,10 @@ def test_json_with_more_than_one_reading_is_refused(raw):
 # --------------------------------------------------------------------------- the page
 
 
+def both(folder):
+    return (folder / bundles.PAGE).read_bytes(), (folder / bundles.SUMMARY).read_bytes()
+
+
 @whole
 def test_a_picture_that_was_redrawn_is_caught_where_matplotlib_is_the_same(slim):
     text = (slim / bundles.PAGE).read_text()
@@ -558,7 +562,7 @@ def test_a_picture_that_was_redrawn_is_caught_where_matplotlib_is_the_same(slim)
     (slim / bundles.PAGE).write_text(
         text[: path.end() - 1] + str((int(text[path.end() - 1]) + 1) % 10) + text[path.end() :]
     )
-    check, skipped = page.check_page(read_report(slim.folder), (slim / bundles.PAGE).read_bytes())
+    check, skipped = page.check_page(read_report(slim.folder), *both(slim))
     assert check.status == "failed"
     assert "picture" in str(check.findings[0])
     assert skipped is None
@@ -566,14 +570,14 @@ def test_a_picture_that_was_redrawn_is_caught_where_matplotlib_is_the_same(slim)
 
 @whole
 def test_another_version_leaves_the_page_incomplete_and_another_matplotlib_the_pictures(slim, monkeypatch):
-    raw, report = (slim / bundles.PAGE).read_bytes(), read_report(slim.folder)
+    raw, report = both(slim), read_report(slim.folder)
     drawn = report.run.versions | {"matplotlib": "0.1"}
     check, skipped = page.check_page(
-        report.model_copy(update={"run": report.run.model_copy(update={"versions": drawn})}), raw
+        report.model_copy(update={"run": report.run.model_copy(update={"versions": drawn})}), *raw
     )
     assert "drawn by matplotlib 0.1" in skipped
     monkeypatch.setattr(page, "__version__", "9.9")
-    check, _ = page.check_page(report, raw)
+    check, _ = page.check_page(report, *raw)
     assert check.status == "incomplete"
     assert "9.9" in check.note
 
@@ -730,6 +734,7 @@ def test_render_makes_the_page_anew(slim, tmp_path):
     assert done.exit_code == 0
     assert (tmp_path / "page.html").read_bytes() == (slim / bundles.PAGE).read_bytes()
     assert invoke("render", slim.folder).stdout == (slim / bundles.PAGE).read_text()
+    assert invoke("render", slim.folder, "--markdown").stdout == (slim / bundles.SUMMARY).read_text()
 
 
 # --------------------------------------------------------------------------- no PyTorch

@@ -609,6 +609,9 @@ CASES = {
     "recipe that is none": ("slim", raw(bundles.RECIPE, lambda x: b"task: 3\n"), {"C4"}),
     # the page
     "page edited": ("slim", raw(bundles.PAGE, replace_text(b"worse by", b"better by")), {"C12"}),
+    "summary edited": ("slim", raw(bundles.SUMMARY, replace_text(b"worse by", b"better by")), {"C12"}),
+    "summary with other line ends": ("slim", raw(bundles.SUMMARY, replace_text(b"\n", b"\r\n")), {"C12"}),
+    "summary that is no text": ("slim", raw(bundles.SUMMARY, lambda x: x + b"\xff"), {"C12"}),
     "script in a picture": ("slim", raw(bundles.PAGE, scripted_picture), {"C12"}),
     # the model
     "model swapped for another valid one": ("slim", graph(swapped), {"C9"}),
@@ -658,12 +661,22 @@ CASES = {
     "golden rows as a pickle": ("slim", pickled, {"C9"}),
     "golden rows removed": ("slim", removed_file(bundles.GOLDEN), {"C1"}),
     "page removed": ("slim", removed_file(bundles.PAGE), {"C1"}),
+    "summary removed": ("slim", removed_file(bundles.SUMMARY), {"C1"}),
     "extra file": ("slim", extra_file, {"C1"}),
     "hidden folder": ("slim", hidden_folder, {"C1"}),
     "symbolic link": ("slim", linked, {"C1"}),
 }
-AS_THEY_ARE = {"page edited", "script in a picture", "page removed", "duplicate JSON key"}
-"""What a producer undoes who writes report and page anew."""
+AS_THEY_ARE = {
+    "page edited",
+    "summary edited",
+    "summary with other line ends",
+    "summary that is no text",
+    "script in a picture",
+    "page removed",
+    "summary removed",
+    "duplicate JSON key",
+}
+"""What a producer undoes who writes report, page and summary anew."""
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -694,7 +707,7 @@ def test_a_change_the_producer_seals_anew_is_caught_by_recomputation(name, audit
 
 def old_report(copy, audited):
     """The model of one run with the report of another."""
-    for name in (bundles.REPORT, bundles.PAGE):
+    for name in (bundles.REPORT, bundles.PAGE, bundles.SUMMARY):
         shutil.copy(audited["other"] / name, copy / name)
 
 

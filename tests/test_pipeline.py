@@ -105,6 +105,7 @@ def test_the_bundle_holds_what_the_readme_lists(result):
         "plan.json",
         "report.json",
         "report.html",
+        "report.md",
         "recipe.resolved.yaml",
         "report.schema.json",
         "input_schema.json",
@@ -181,7 +182,8 @@ def test_removal_is_lossless_at_every_cut(result):
 
 def test_same_recipe_and_seed_give_the_same_report_and_file(result, folder):
     again = glprune.run(folder / "recipe.yaml", folder / "model.pt", folder / "again")
-    for name in {p.name for p in result.bundle.iterdir()} - {"report.json", "report.html", "MANIFEST.json"}:
+    timed = {"report.json", "report.html", "report.md", "MANIFEST.json"}
+    for name in {p.name for p in result.bundle.iterdir()} - timed:
         assert (again.bundle / name).read_bytes() == (result.bundle / name).read_bytes(), name
 
     def timeless(bundle):

@@ -3,7 +3,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from glprune.render import headline, number, penalty_sentence, render_html
+from glprune.render import banner, headline, number, penalty_sentence, render_html
 from glprune.report import (
     Cut,
     DataFacts,
@@ -169,9 +169,17 @@ class Tags(HTMLParser):
         ]
 
 
-@pytest.mark.parametrize("names", [[f"f{i}" for i in range(20)], HOSTILE, [f"p{i}" for i in range(784)]])
-def test_the_page_is_one_file_without_script_or_outside_request(names):
-    page = render_html(report(names))
+@pytest.mark.parametrize(
+    ("names", "points"),
+    [
+        ([f"f{i}" for i in range(20)], 5),
+        (HOSTILE, 5),
+        ([f"field number {i}" for i in range(200)], 100),
+        ([f"p{i}" for i in range(784)], 5),
+    ],
+)
+def test_the_page_is_one_file_without_script_or_outside_request(names, points):
+    page = render_html(report(names, points=points))
     tags = Tags()
     tags.feed(page)
     assert "script" not in tags.seen
@@ -188,6 +196,17 @@ def test_findings_name_the_removed_fields_first_and_say_what_got_worse():
     assert "worse by 0.0500" in sentences[1]
     assert "slower" in headline(report(["a", "b", "c"], slower=True))[-1]
     assert headline(report(["a", "b"], removed=0))[0].startswith("No input field was removed")
+
+
+def test_the_banner_counts_fields_or_hidden_units_where_there_are_none():
+    fields, metric, parameters = banner(report(["sex", "age", "income"]))
+    assert (fields.value, fields.meaning) == ("2 of 3", "input fields removed")
+    assert (metric.value, metric.meaning) == ("0.8000 → 0.7500", "AUROC, worse by 0.0500")
+    assert (parameters.value, parameters.meaning) == ("100 → 40", "parameters, 40.0 % left")
+    hidden = banner(report([], removed=0))[0]
+    assert (hidden.value, hidden.meaning) == ("6 of 10", "hidden units removed")
+    page = render_html(report([], removed=0), pictures=False)
+    assert page.index("Not measured") < page.index('<nav class="contents">') < page.index('id="removed"')
 
 
 def test_refusals_warnings_and_what_was_not_measured_are_shown():

@@ -155,21 +155,23 @@ def explain(bundle: Path, feature: str, as_json: bool) -> None:
 @click.command()
 @_bundle
 @click.option("--out", type=_path, help="File to write; default standard output.")
-def render(bundle: Path, out: Path | None) -> None:
+@click.option("--markdown", is_flag=True, help="Render report.md instead, the findings alone.")
+def render(bundle: Path, out: Path | None, markdown: bool) -> None:
     """Render report.html anew from BUNDLE's report.json."""
     from glprune.audit.findings import UnreadableError
     from glprune.audit.verify import read_report
+    from glprune.markdown import render_markdown
     from glprune.render import can_draw, render_html
 
-    pictures = can_draw()
+    pictures = not markdown and can_draw()
     report = read_report(bundle)
     try:
-        page = render_html(report, pictures)
+        page = render_markdown(report) if markdown else render_html(report, pictures)
     except Exception as error:  # a report may contradict itself in any way
         raise UnreadableError(
             f"{bundle}: its report contradicts itself ({type(error).__name__}); see `glprune verify`."
         ) from None
-    if not pictures:
+    if not pictures and not markdown:
         click.echo("note: matplotlib is not installed; the page has no pictures", err=True)
     if out is None:
         click.echo(page, nl=False)

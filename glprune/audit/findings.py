@@ -123,7 +123,7 @@ SUBJECTS: dict[str, Subject] = {
     "C12": Subject(
         "recomputation",
         "page",
-        "report.html says what report.json says",
+        "report.html and report.md say what report.json says",
         "the pictures, where matplotlib or its version differs",
     ),
     "C13": Subject(

@@ -1,4 +1,4 @@
-"""C12: the page says what the report says; it is rendered again and compared."""
+"""C12: page and summary say what the report says; they are rendered again and compared."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 from glprune import bundle as bundles
 from glprune._version import __version__
 from glprune.audit.findings import Check, Finding, judged
+from glprune.markdown import render_markdown
 from glprune.render import can_draw, render_html
 from glprune.report import Report
 
@@ -19,12 +20,13 @@ _ACTIVE = re.compile(
 _STYLE = 'style type="text/css"'  # the one that matplotlib puts into each picture
 
 
-def check_page(report: Report, raw: bytes) -> tuple[Check, str | None]:
-    """Render the page again and compare it byte for byte, the pictures where they can be drawn alike.
+def check_page(report: Report, raw: bytes, summary: bytes) -> tuple[Check, str | None]:
+    """Render both again and compare byte for byte, the page's pictures where they can be drawn alike.
 
     Args:
         report: The report.
-        raw: The page.
+        raw: ``report.html``.
+        summary: ``report.md``.
 
     Returns:
         The check, and what of the page was not checked.
@@ -32,11 +34,12 @@ def check_page(report: Report, raw: bytes) -> tuple[Check, str | None]:
     made = report.run.versions.get("glprune")
     if made != __version__:
         return Check("C12", "incomplete", note=f"made by glprune {made}, this is {__version__}"), None
+    findings = _summary(summary, render_markdown(report))
     try:
         page = raw.decode("utf-8")
     except UnicodeDecodeError:
-        return judged("C12", [Finding(bundles.PAGE, "", "is not UTF-8")]), None
-    findings = _text(page, render_html(report, pictures=False))
+        return judged("C12", [*findings, Finding(bundles.PAGE, "", "is not UTF-8")]), None
+    findings += _lines(bundles.PAGE, _pictures(page)[0], _pictures(render_html(report, pictures=False))[0])
     for number, picture in enumerate(_pictures(page)[1], 1):
         fault = _active(picture)
         if fault is not None:
@@ -72,20 +75,27 @@ def _active(picture: str) -> str | None:
     return None
 
 
-def _text(page: str, expected: str) -> list[Finding]:
-    found = _pictures(page)[0].splitlines()
-    wanted = _pictures(expected)[0].splitlines()
+def _summary(raw: bytes, expected: str) -> list[Finding]:
+    if raw == expected.encode("utf-8"):
+        return []
+    findings = _lines(bundles.SUMMARY, raw.decode("utf-8", errors="replace"), expected)
+    return findings or [Finding(bundles.SUMMARY, "", "has other line ends or bytes than the report gives")]
+
+
+def _lines(file: str, text: str, expected: str) -> list[Finding]:
+    """The first line that is not as expected."""
+    found, wanted = text.splitlines(), expected.splitlines()
     for number, (a, b) in enumerate(zip(found, wanted, strict=False), 1):
         if a != b:
             return [
                 Finding(
-                    bundles.PAGE,
+                    file,
                     f"line {number}",
                     f"is {a.strip()[:80]!r}, the report gives {b.strip()[:80]!r}",
                 )
             ]
     if len(found) != len(wanted):
-        return [Finding(bundles.PAGE, "", f"has {len(found)} lines, the report gives {len(wanted)}")]
+        return [Finding(file, "", f"has {len(found)} lines, the report gives {len(wanted)}")]
     return []
 
 

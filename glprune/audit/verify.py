@@ -379,13 +379,14 @@ def _withheld(opened: Opened, report: Report) -> str | None:
 
 
 def _page(opened: Opened, report: Report) -> tuple[Check, str | None]:
-    raw, skipped = opened.raw(bundles.PAGE), None
-    if raw is None:
-        return Check("C12", "incomplete", note=f"no {bundles.PAGE}"), None
+    raw, summary, skipped = opened.raw(bundles.PAGE), opened.raw(bundles.SUMMARY), None
+    if raw is None or summary is None:
+        missing = bundles.PAGE if raw is None else bundles.SUMMARY
+        return Check("C12", "incomplete", note=f"no {missing}"), None
 
     def run() -> Check:
         nonlocal skipped
-        check, skipped = check_page(report, raw)
+        check, skipped = check_page(report, raw, summary)
         return check
 
     return _guarded("C12", run), skipped
