@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,3 +33,18 @@ def audited(tmp_path_factory):
     from tests.audited import make_bundles
 
     return make_bundles(tmp_path_factory.mktemp("audited"))
+
+
+@pytest.fixture(scope="session")
+def examples(tmp_path_factory):
+    """What the shipped recipes of data in the repository make, by the name of the recipe."""
+    import glprune
+
+    root, folder = Path(__file__).parent.parent, tmp_path_factory.mktemp("examples")
+    models = {"german_credit": "german_credit", "german_credit_policy": "german_credit", "mnist": "mnist"}
+    return {
+        name: glprune.run(
+            root / "recipes" / f"{name}.yaml", root / "examples" / model / "model.pt", folder / name
+        )
+        for name, model in models.items()
+    }

@@ -57,6 +57,13 @@ def test_a_bundle_verifies_in_it(name, environment, audited):
     assert "matplotlib is not installed" in done.stdout
 
 
+@pytest.mark.parametrize("name", ["german_credit", "german_credit_policy", "mnist"])
+def test_the_examples_verify_in_it(name, environment, examples):
+    done = run(environment, "glprune", "verify", examples[name].bundle)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("verified (unsigned)")
+
+
 def test_tampering_is_caught_in_it(environment, audited, tmp_path):
     shutil.copytree(audited["slim"], tmp_path / "bundle")
     with (tmp_path / "bundle" / "model.onnx").open("ab") as stream:

@@ -1,26 +1,16 @@
 """The shipped recipes keep what the README says of them."""
 
-from pathlib import Path
-
 import pytest
 
-import glprune
 
-ROOT = Path(__file__).parent.parent
+@pytest.fixture(scope="module")
+def credit(examples):
+    return examples["german_credit"].report
 
 
 @pytest.fixture(scope="module")
-def credit(tmp_path_factory):
-    out = tmp_path_factory.mktemp("credit") / "out"
-    return glprune.run(
-        ROOT / "recipes" / "german_credit.yaml", ROOT / "examples" / "german_credit" / "model.pt", out
-    ).report
-
-
-@pytest.fixture(scope="module")
-def mnist(tmp_path_factory):
-    out = tmp_path_factory.mktemp("mnist") / "out"
-    return glprune.run(ROOT / "recipes" / "mnist.yaml", ROOT / "examples" / "mnist" / "model.pt", out).report
+def mnist(examples):
+    return examples["mnist"].report
 
 
 def test_german_credit_loses_five_fields_and_no_more_than_a_hundredth_of_auroc(credit):
@@ -45,3 +35,13 @@ def test_every_removed_group_is_certified_or_the_report_warns(name, request):
     assert worst < 1
     assert report.removal.difference <= 1e-5
     assert not report.removal.refused
+
+
+def test_the_policys_example_drops_what_it_must_and_all_derived_from_it(examples):
+    report = examples["german_credit_policy"].report
+    said = {f.name: (f.status, f.reason) for f in report.features}
+    for name in ("age", "status_and_sex", "foreign_worker"):
+        assert said[name] == ("removed", "must_drop")
+    assert said["job"] == ("removed", "derived_from foreign_worker")
+    assert said["duration_months"] == ("kept", "must_keep")
+    assert {a.name for a in report.segments.attributes} == {"age", "foreign_worker"}
