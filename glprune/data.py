@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import hashlib
 import itertools
@@ -21,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from glprune.errors import DataError, GlpruneError, RecipeError
+from glprune.errors import DataError, GlpruneError, RecipeError, did_you_mean
 from glprune.imports import describe, load_callable
 from glprune.protected import Attribute, read_protected
 from glprune.recipe import InputSpec, Recipe
@@ -287,7 +286,9 @@ def _features(recipe: Recipe, columns: Sequence[str]) -> tuple[str, ...]:
     split_column = spec.split.column if spec.split else None
     for key, name in (("target", spec.target), ("split", split_column)):
         if name is not None and name not in columns:
-            raise RecipeError(f"{recipe.where('data', key)}: no column {name!r}.{_guess(name, columns)}")
+            raise RecipeError(
+                f"{recipe.where('data', key)}: no column {name!r}.{did_you_mean(name, columns)}"
+            )
     reserved = {spec.target, split_column}
     excluded = set(_expand(recipe, "exclude", spec.exclude, columns))
     if spec.features is None:
@@ -354,7 +355,7 @@ def _matching(where: str, patterns: Iterable[str], columns: Sequence[str]) -> li
             continue
         matches = fnmatch.filter(columns, pattern) if any(c in pattern for c in "*?[") else []
         if not matches:
-            raise RecipeError(f"{where}: no column {pattern!r}.{_guess(pattern, columns)}")
+            raise RecipeError(f"{where}: no column {pattern!r}.{did_you_mean(pattern, columns)}")
         found.update(dict.fromkeys(matches))
     return list(found)
 
@@ -406,7 +407,9 @@ def _matrix(
     """Columns by name as float32 or int64, shape (rows, n_columns)."""
     missing = sorted(set(features) - set(table.column_names))
     if missing:
-        raise DataError(f"{path}: column {_listed(missing)} missing.{_guess(missing[0], table.column_names)}")
+        raise DataError(
+            f"{path}: column {_listed(missing)} missing.{did_you_mean(missing[0], table.column_names)}"
+        )
     chosen = table.select(list(features))
     bad = [f.name for f in chosen.schema if not is_numeric(f.type)]
     if bad:
@@ -467,7 +470,7 @@ def _targets(
 def _target_column(recipe: Recipe, table: pa.Table, path: Path) -> pa.ChunkedArray:
     name = str(recipe.data.target)
     if name not in table.column_names:
-        raise DataError(f"{path}: target column {name!r} is missing.{_guess(name, table.column_names)}")
+        raise DataError(f"{path}: target column {name!r} is missing.{did_you_mean(name, table.column_names)}")
     column = table[name]
     if column.null_count:
         row = column.is_null().to_pylist().index(True) + 1
@@ -619,11 +622,6 @@ def _listed(names: Sequence[str]) -> str:
         if len(names) == 1
         else f"{shown}{f' and {len(names) - 3} more' if len(names) > 3 else ''} are"
     )
-
-
-def _guess(name: str, columns: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, columns[:5000], n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 # --- loaders ---------------------------------------------------------------------------------

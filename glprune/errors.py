@@ -4,6 +4,17 @@ Only the command line catches them; a bug keeps its traceback. ``exit_code`` is 
 documented status of the ``glprune`` command.
 """
 
+import difflib
+from collections.abc import Sequence
+
+_SEARCHED = 5000  # names; comparing with more takes seconds
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """The end of a message about an unknown name: the nearest known one; empty where none is near."""
+    close = difflib.get_close_matches(name, known[:_SEARCHED], n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
 
 class GlpruneError(Exception):
     """Base of every error glprune raises on purpose."""

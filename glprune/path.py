@@ -7,6 +7,7 @@ References:
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -93,8 +94,14 @@ class RegularisationPath:
         self.solver = PointSolver(objective, spec, seed)
         self.metric, self.done = metric, done
         self.largest = lambda_max(objective)
-        self.origin = self._measure(0.0)
+        self.trained: State = {n: t.detach().clone() for n, t in objective.network.state_dict().items()}
         self.points: list[Point] = []
+
+    @functools.cached_property
+    def origin(self) -> Point:
+        """The network the path began with, at lambda 0; the network then stands on its weights."""
+        self.objective.network.load_state_dict(self.trained)
+        return self._measure(0.0)
 
     def solve(self, lam: float, start: State | None = None) -> Point:
         """Solve one lambda, from ``start`` or from where the network stands."""
@@ -247,7 +254,7 @@ class RegularisationPath:
                     break
             if not overshoots(self.points[0]) or scale == _LOWER**2:
                 return
-            self.objective.network.load_state_dict(self.origin.state)
+            self.objective.network.load_state_dict(self.trained)
             self.points.clear()
 
     def _measure(self, lam: float) -> Point:
@@ -381,5 +388,7 @@ def at_most(path: RegularisationPath, size: Size, limit: float, name: str, slack
 
 def _denser(path: RegularisationPath, point: Point) -> Point | None:
     """The point before another one, or the network the path began with."""
-    before = [p for p in [path.origin, *path.points] if p.lam < point.lam and p.state]
-    return max(before, key=lambda p: p.lam, default=None)
+    before = [p for p in path.points if p.lam < point.lam and p.state]
+    if before or point.lam == 0:
+        return max(before, key=lambda p: p.lam, default=None)
+    return path.origin

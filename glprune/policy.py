@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from glprune.data import Data
-from glprune.errors import RecipeError
+from glprune.errors import RecipeError, did_you_mean
 from glprune.recipe import PolicySpec, Recipe
 
 MUST_DROP, MUST_KEEP = "must_drop", "must_keep"
@@ -121,11 +120,7 @@ class _Names:
         for name in names:
             if name not in known:
                 where = self.recipe.where("policy", *keys)
-                raise RecipeError(f"{where}: no field or column {name!r}.{self._guess(name, known)}")
-
-    def _guess(self, name: str, known: set[str]) -> str:
-        close = difflib.get_close_matches(name, sorted(known)[:5000], n=1)
-        return f" Did you mean {close[0]!r}?" if close else ""
+                raise RecipeError(f"{where}: no field or column {name!r}.{did_you_mean(name, sorted(known))}")
 
 
 def _parents(recipe: Recipe, spec: PolicySpec, owner: Mapping[str, str]) -> dict[str, list[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from glprune.errors import DataError, RecipeError
+from glprune.errors import DataError, RecipeError, did_you_mean
 from glprune.recipe import Recipe
 
 MISSING = "missing"
@@ -97,8 +96,7 @@ def _values(
     if name in table.column_names:
         return _column(table[name])
     if name not in fields:
-        close = difflib.get_close_matches(name, [*table.column_names, *fields][:5000], n=1)
-        guess = f" Did you mean {close[0]!r}?" if close else ""
+        guess = did_you_mean(name, [*table.column_names, *fields])
         raise RecipeError(f"{recipe.where('policy', 'protected')}: no column or field {name!r}.{guess}")
     hot = np.stack([table[c].cast(pa.float64()).to_numpy() for c in fields[name]], axis=1) != 0
     several = np.flatnonzero(hot.sum(axis=1) > 1)

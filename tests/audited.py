@@ -21,6 +21,7 @@ from glprune.markdown import render_markdown
 from glprune.recipe import load_recipe
 from glprune.render import render_html
 from glprune.report import Report
+from tests.networks import fit_binary
 
 NETWORKS = """
 import torch
@@ -114,11 +115,8 @@ def write_problem(folder):
     for name, given in (("plain", (inputs,)), ("Mixed", (inputs, codes)), ("Recurrent", None)):
         torch.manual_seed(0)
         network = scope[name]()
-        optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
-        for _ in range(60 if given else 0):
-            optimizer.zero_grad()
-            torch.nn.functional.binary_cross_entropy_with_logits(network(*given)[:, 0], target).backward()
-            optimizer.step()
+        if given:
+            fit_binary(network, given, target, 60)
         torch.save(network.state_dict(), folder / f"{name}.pt")
     for name, text in (
         ("plain", PLAIN),

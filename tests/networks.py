@@ -89,3 +89,12 @@ def convolution() -> nn.Module:
 
 def split(inputs: Tensor, target: Tensor) -> TensorSplit:
     return TensorSplit((inputs,), target)
+
+
+def fit_binary(network: nn.Module, inputs: tuple[Tensor, ...], target: Tensor, steps: int) -> None:
+    """Train a network of one logit on all rows at once, in place; ``target`` is 0.0 or 1.0, shape (rows,)."""
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        nn.functional.binary_cross_entropy_with_logits(network(*inputs)[:, 0], target).backward()
+        optimizer.step()

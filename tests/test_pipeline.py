@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import glprune
 from glprune.recipe import load_recipe
 from glprune.report import report_schema
+from tests.networks import fit_binary
 
 NETWORK = """
 from torch import nn
@@ -57,11 +58,7 @@ def folder(tmp_path_factory):
     network = scope["build"]()
     inputs = torch.tensor((x - x.mean(0)) / x.std(0), dtype=torch.float32)
     target = torch.tensor(z > 0).float()
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
-    for _ in range(200):
-        optimizer.zero_grad()
-        torch.nn.functional.binary_cross_entropy_with_logits(network(inputs)[:, 0], target).backward()
-        optimizer.step()
+    fit_binary(network, (inputs,), target, 200)
     torch.save(network.state_dict(), folder / "model.pt")
     return folder
 

@@ -25,7 +25,7 @@ from glprune.render import render_html
 from glprune.segments import decide
 from glprune.task import Task
 from glprune.units import Slot, UnitSet
-from tests.networks import mlp, split
+from tests.networks import fit_binary, mlp, split
 
 FEATURES = ["title", "a", "b", "c", "d", "e", "noise"]
 NETWORK = """
@@ -95,11 +95,7 @@ def folder(tmp_path_factory):
     train = columns["part"] == "train"
     inputs = torch.tensor(x[train], dtype=torch.float32)
     target = torch.tensor(columns["y"][train] == "yes").float()
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
-    for _ in range(150):
-        optimizer.zero_grad()
-        torch.nn.functional.binary_cross_entropy_with_logits(network(inputs)[:, 0], target).backward()
-        optimizer.step()
+    fit_binary(network, (inputs,), target, 150)
     torch.save(network.state_dict(), folder / "model.pt")
     return folder
 

@@ -23,6 +23,7 @@ from glprune.report import Report, Resample, report_schema
 from glprune.resampling import draw, measure_stability
 from glprune.stability import false_bound, jaccard, nogueira, stable
 from glprune.teaching import TaughtSplit
+from tests.networks import fit_binary
 
 FIELDS = [f"f{i}" for i in range(9)]
 PLANTED = ["f0", "f1"]
@@ -199,11 +200,7 @@ def folder(tmp_path_factory):
     torch.manual_seed(0)
     network = scope["build"]()
     inputs, target = torch.tensor(x, dtype=torch.float32), torch.tensor(z > 0).float()
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
-    for _ in range(150):
-        optimizer.zero_grad()
-        torch.nn.functional.binary_cross_entropy_with_logits(network(inputs)[:, 0], target).backward()
-        optimizer.step()
+    fit_binary(network, (inputs,), target, 150)
     torch.save(network.state_dict(), folder / "model.pt")
     return folder
 

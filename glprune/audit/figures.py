@@ -13,6 +13,7 @@ from glprune import bundle as bundles
 from glprune.audit.findings import Finding
 from glprune.audit.resampled import stability_figures
 from glprune.audit.ruled import ordered_away, policy_figures
+from glprune.audit.stated import Found, differs, off
 from glprune.recipe import METRICS, Recipe
 from glprune.report import Baseline, Feature, PathPoint, Report, SearchStage, Spread
 
@@ -24,8 +25,6 @@ _DIGEST = re.compile(r"^sha256:[0-9a-f]{64}$")
 _FALLING = {"log_loss", "rmse", "mae"}
 _RANGES = {"auroc": (0, 1), "accuracy": (0, 1), "log_loss": (0, None), "rmse": (0, None), "mae": (0, None),
            "r2": (None, 1), "cosine": (-1, 1)}  # fmt: skip
-
-Found = tuple[str, str]
 
 
 def check_figures(report: Report, recipe: Recipe | None, files: Mapping[str, bytes]) -> list[Finding]:
@@ -57,20 +56,6 @@ def check_figures(report: Report, recipe: Recipe | None, files: Mapping[str, byt
         _recipe(report, recipe) if recipe is not None else (),
     )
     return [Finding(bundles.REPORT, where, what) for where, what in found]
-
-
-def _differs(where: str, stated: object, found: object, why: str) -> Iterator[Found]:
-    if stated != found:
-        yield where, f"says {stated}, but {why} {found}"
-
-
-def _off(where: str, stated: float | None, found: float | None, why: str) -> Iterator[Found]:
-    """The same for numbers whose last digits depend on the order of a sum."""
-    same = stated == found or (
-        stated is not None and found is not None and abs(stated - found) <= 1e-9 * max(1.0, abs(found))
-    )
-    if not same:
-        yield where, f"says {stated}, but {why} {found}"
 
 
 def _twice(where: str, names: Sequence[str]) -> Iterator[Found]:
@@ -141,7 +126,7 @@ def _exits(report: Report) -> Iterator[Found]:
         elif norm == 0 and kept_of[feature.input] > 1 and feature.input not in refused:
             yield f"{where}/status", f"{feature.name!r} is kept; its norm on the path ends at 0"
         if norm is not None and feature.status == "kept":
-            yield from _off(f"{where}/norm_selected", feature.norm_selected, norm, "the path ends at")
+            yield from off(f"{where}/norm_selected", feature.norm_selected, norm, "the path ends at")
         yield from _exit(report, n, feature)
 
 
@@ -157,7 +142,7 @@ def _exit(report: Report, n: int, feature: Feature) -> Iterator[Found]:
         yield f"/features/{n}/stage_exit", f"there is no stage {feature.stage_exit}"
     elif all(len(p.norms) == len(report.features) for p in points):
         first = next((p.lam for p in points if p.norms[n] == 0), None)
-        yield from _differs(where, feature.lambda_exit, first, "on the path it is zero first at")
+        yield from differs(where, feature.lambda_exit, first, "on the path it is zero first at")
 
 
 def _path(report: Report) -> Iterator[Found]:
@@ -165,9 +150,7 @@ def _path(report: Report) -> Iterator[Found]:
     widths = [len(f.columns) for f in report.features]
     for n, point in enumerate(report.path):
         where = f"/path/{n}"
-        yield from _off(
-            f"{where}/objective", point.objective, point.loss + point.penalty, "loss + penalty is"
-        )
+        yield from off(f"{where}/objective", point.objective, point.loss + point.penalty, "loss + penalty is")
         if point.norms and len(point.norms) != len(report.features):
             yield f"{where}/norms", f"{len(point.norms)} norms of {len(report.features)} fields"
         elif point.norms:
@@ -184,8 +167,8 @@ def _path(report: Report) -> Iterator[Found]:
 
 def _stages(report: Report) -> Iterator[Found]:
     numbers = [s.number for s in report.stages]
-    yield from _differs("/stages", numbers, list(range(1, len(numbers) + 1)), "numbers should be")
-    yield from _differs("/path", list(dict.fromkeys(p.stage for p in report.path)), numbers, "the stages are")
+    yield from differs("/stages", numbers, list(range(1, len(numbers) + 1)), "numbers should be")
+    yield from differs("/path", list(dict.fromkeys(p.stage for p in report.path)), numbers, "the stages are")
     for n, stage in enumerate(report.stages):
         chosen = [p for p in report.path if p.stage == stage.number and p.selected]
         if len(chosen) != 1:
@@ -194,8 +177,8 @@ def _stages(report: Report) -> Iterator[Found]:
         point = chosen[0]
         for key in ("lam", "fields", "hidden"):
             stated = getattr(stage, key)
-            yield from _differs(f"/stages/{n}/{key}", stated, getattr(point, key), "its point says")
-        yield from _differs(f"/stages/{n}/metric", stage.metric, point.refit_metric, "its refit gave")
+            yield from differs(f"/stages/{n}/{key}", stated, getattr(point, key), "its point says")
+        yield from differs(f"/stages/{n}/metric", stage.metric, point.refit_metric, "its refit gave")
 
 
 def _selection(report: Report) -> Iterator[Found]:
@@ -203,9 +186,9 @@ def _selection(report: Report) -> Iterator[Found]:
         yield "/stages", "there is none"
         return
     last = _last_of_inputs(report.stages) or report.stages[-1]
-    yield from _differs("/selection/lam", report.selection.lam, last.lam, "the last stage over inputs chose")
+    yield from differs("/selection/lam", report.selection.lam, last.lam, "the last stage over inputs chose")
     if report.refit is not None:
-        yield from _differs("/refit/metric", report.refit.metric, report.stages[-1].metric, "the stage says")
+        yield from differs("/refit/metric", report.refit.metric, report.stages[-1].metric, "the stage says")
         if not 0 <= report.refit.best_epoch <= report.refit.epochs:
             yield "/refit/best_epoch", f"{report.refit.best_epoch} of {report.refit.epochs} epochs"
     if report.selection.metric not in METRICS[report.task]:
@@ -221,10 +204,8 @@ def _hidden(report: Report) -> Iterator[Found]:
     yield from _twice("/hidden", [h.name for h in report.hidden])
     for n, layer in enumerate(report.hidden):
         found = layer.before - cut.pop(layer.name, 0)
-        yield from _differs(f"/hidden/{n}/after", layer.after, found, "the cuts leave")
-        yield from _differs(
-            f"/hidden/{n}/refused", layer.refused, reasons.get(layer.name), "the removal says"
-        )
+        yield from differs(f"/hidden/{n}/after", layer.after, found, "the cuts leave")
+        yield from differs(f"/hidden/{n}/refused", layer.refused, reasons.get(layer.name), "the removal says")
         if layer.after < 1:
             yield f"/hidden/{n}/after", "a layer cannot be empty"
     for name in cut:
@@ -259,13 +240,13 @@ def _removal(report: Report) -> Iterator[Found]:
 
 def _performance(report: Report) -> Iterator[Found]:
     names = [m.name for m in report.performance]
-    yield from _differs("/performance", names, list(METRICS[report.task]), "the task has")
+    yield from differs("/performance", names, list(METRICS[report.task]), "the task has")
     test = report.data.splits.get("test")
     for n, metric in enumerate(report.performance):
         where = f"/performance/{n}"
         if test is not None:
-            yield from _differs(f"{where}/rows", metric.rows, test.rows, "the test split has")
-        yield from _differs(
+            yield from differs(f"{where}/rows", metric.rows, test.rows, "the test split has")
+        yield from differs(
             f"{where}/higher_is_better", metric.higher_is_better, metric.name not in _FALLING, "it should be"
         )
         low, high = _RANGES.get(metric.name, (None, None))
@@ -274,7 +255,7 @@ def _performance(report: Report) -> Iterator[Found]:
             if (low is not None and value < low - 1e-6) or (high is not None and value > high + 1e-6):
                 yield f"{where}/{side}", f"{value} is no {metric.name}"
     if test is not None:
-        yield from _differs("/export/rows", report.export.rows, test.rows, "the test split has")
+        yield from differs("/export/rows", report.export.rows, test.rows, "the test split has")
     if not 0 <= report.export.difference <= _EXPORT_TOLERANCE:
         yield "/export/difference", f"{report.export.difference} is above {_EXPORT_TOLERANCE}"
 
@@ -285,7 +266,7 @@ def _splits(report: Report) -> Iterator[Found]:
     for name, split in report.data.splits.items():
         classes = report.data.classes
         if classes is not None and report.task != "distillation":
-            yield from _differs(
+            yield from differs(
                 f"/data/splits/{name}/target", sorted(split.target), sorted(classes), "classes are"
             )
             if abs(sum(split.target.values()) - 1) > 1e-6:
@@ -296,7 +277,7 @@ def _size(report: Report, files: Mapping[str, bytes]) -> Iterator[Found]:
     size = report.size
     if bundles.ONNX in files:
         found = len(files[bundles.ONNX])
-        yield from _differs("/size/onnx_bytes_after", size.onnx_bytes_after, found, "the file has")
+        yield from differs("/size/onnx_bytes_after", size.onnx_bytes_after, found, "the file has")
     for key in ("parameters", "macs"):
         before, after = getattr(size, f"{key}_before"), getattr(size, f"{key}_after")
         if not 0 <= after <= before:
@@ -346,12 +327,12 @@ def _baselines(report: Report) -> Iterator[Found]:
     if record is None:
         return
     kept = [f.name for f in report.features if f.status == "kept"]
-    yield from _differs("/baselines/fields", record.fields, len(kept), "the features kept are")
+    yield from differs("/baselines/fields", record.fields, len(kept), "the features kept are")
     hidden = sum(h.after for h in report.hidden)
-    yield from _differs("/baselines/hidden", record.hidden, hidden, "the layers keep")
-    yield from _differs("/baselines/rows", record.rows, report.export.rows, "the test split has")
+    yield from differs("/baselines/hidden", record.hidden, hidden, "the layers keep")
+    yield from differs("/baselines/rows", record.rows, report.export.rows, "the test split has")
     if report.stages:
-        yield from _differs("/baselines/valid", record.valid, report.stages[-1].metric, "the last stage says")
+        yield from differs("/baselines/valid", record.valid, report.stages[-1].metric, "the last stage says")
     for n, result in enumerate(record.results):
         yield from _baseline(result, f"/baselines/results/{n}", kept, [f.name for f in report.features])
 
@@ -359,9 +340,9 @@ def _baselines(report: Report) -> Iterator[Found]:
 def _baseline(result: Baseline, where: str, kept: Sequence[str], names: Sequence[str]) -> Iterator[Found]:
     for n, run in enumerate(result.runs):
         own = [name for name in names if name in set(run.kept)]
-        yield from _differs(f"{where}/runs/{n}/kept", run.kept, own, "in the order of the fields it is")
+        yield from differs(f"{where}/runs/{n}/kept", run.kept, own, "in the order of the fields it is")
         common = len(set(run.kept) & set(kept))
-        yield from _differs(f"{where}/runs/{n}/common", run.common, common, "the lists share")
+        yield from differs(f"{where}/runs/{n}/common", run.common, common, "the lists share")
     yield from _spread(result.valid, [run.valid for run in result.runs], f"{where}/valid")
     for n, spread in enumerate(result.test):
         values = [run.test[spread.name] for run in result.runs if spread.name in run.test]
@@ -372,9 +353,9 @@ def _spread(spread: Spread, values: Sequence[float], where: str) -> Iterator[Fou
     if not values:
         yield where, "no run has it"
         return
-    yield from _off(f"{where}/mean", spread.mean, statistics.fmean(values), "its runs' is")
+    yield from off(f"{where}/mean", spread.mean, statistics.fmean(values), "its runs' is")
     deviation = statistics.stdev(values) if len(values) > 1 else None
-    yield from _off(f"{where}/std", spread.std, deviation, "its runs' is")
+    yield from off(f"{where}/std", spread.std, deviation, "its runs' is")
 
 
 def _drop_costs(report: Report) -> Iterator[Found]:
@@ -382,12 +363,12 @@ def _drop_costs(report: Report) -> Iterator[Found]:
     if costs is None:
         return
     kept = [f.name for f in report.features if f.status == "kept"]
-    yield from _differs("/drop_costs/fields", [c.field for c in costs.fields], kept, "the features kept are")
+    yield from differs("/drop_costs/fields", [c.field for c in costs.fields], kept, "the features kept are")
     test = next((m for m in report.performance if m.name == costs.metric), None)
     if test is None:
         yield "/drop_costs/metric", f"{costs.metric!r} is not among the metrics"
     else:
-        yield from _off("/drop_costs/test", costs.test, test.final, "the performance says")
+        yield from off("/drop_costs/test", costs.test, test.final, "the performance says")
     for n, cost in enumerate(costs.fields):
         if (cost.valid is None) != (cost.reason is not None) or (cost.test is None) != (cost.valid is None):
             yield f"/drop_costs/fields/{n}", "has neither both figures nor a reason"
@@ -400,7 +381,7 @@ def _digests(report: Report) -> Iterator[Found]:
     for name, value in stated.items():
         if not _DIGEST.match(value):
             yield f"/digests/{name}", f"{value[:60]!r} is no SHA-256"
-    yield from _differs(
+    yield from differs(
         "/digests/recipe_resolved",
         digests.recipe_resolved,
         digests.outputs.get(bundles.RECIPE),
@@ -422,7 +403,7 @@ def _recipe(report: Report, recipe: Recipe) -> Iterator[Found]:
         ("/export/inputs", [i.name for i in report.export.inputs], [s.name for s in recipe.model.inputs]),
     ]
     for where, stated, wanted in pairs:
-        yield from _differs(where, stated, wanted, f"{bundles.RECIPE} says")
+        yield from differs(where, stated, wanted, f"{bundles.RECIPE} says")
     if not recipe.allow_inexact and any(c.inexact for c in report.removal.cuts):
         yield "/removal/cuts", "a cut is inexact, which the recipe forbids"
     yield from _target(report, recipe)

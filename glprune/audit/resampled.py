@@ -6,12 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from glprune.audit.stated import Found, differs, off
 from glprune.report import Report, Stability
 from glprune.stability import Supports, false_bound, jaccard, nogueira, stable
 
 _FEWEST = 10  # resamples of an interval
-
-Found = tuple[str, str]
 
 
 def stability_figures(report: Report) -> Iterator[Found]:
@@ -38,11 +37,9 @@ def _counts(report: Report, record: Stability) -> Iterator[Found]:
     for n, feature in enumerate(report.features):
         free = record.removable[n] == "1"
         found = sum(r.kept[n] == "1" for r in record.resamples) if free else None
-        if feature.kept_in != found:
-            yield f"/features/{n}/kept_in", f"says {feature.kept_in}, but the digits give {found}"
+        yield from differs(f"/features/{n}/kept_in", feature.kept_in, found, "the digits give")
         share = None if found is None else found / total
-        if feature.kept_share != share:
-            yield f"/features/{n}/kept_share", f"says {feature.kept_share}, but the digits give {share}"
+        yield from differs(f"/features/{n}/kept_share", feature.kept_share, share, "the digits give")
 
 
 def _indices(record: Stability) -> Iterator[Found]:
@@ -68,7 +65,4 @@ def _indices(record: Stability) -> Iterator[Found]:
         ),
     ]
     for key, said, found in pairs:
-        if (said is None) != (found is None) or (
-            said is not None and found is not None and abs(said - found) > 1e-9 * max(1.0, abs(found))
-        ):
-            yield f"/stability/{key}", f"says {said}, but the digits give {found}"
+        yield from off(f"/stability/{key}", said, found, "the digits give")

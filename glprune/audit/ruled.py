@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from glprune.audit.policy import ancestors
+from glprune.audit.stated import Found, off
 from glprune.report import DecisionChange, Feature, Policy, ProtectedAttribute, ReasonCode, Report, Segments
 
 DERIVED = "derived_from "
-Found = tuple[str, str]
 
 
 def ordered_away(feature: Feature) -> bool:
@@ -101,8 +101,7 @@ def _attribute(
             if metric.original is None or metric.final is None:
                 continue
             found = metric.final - metric.original
-            if metric.difference is None or abs(metric.difference - found) > 1e-9 * max(1.0, abs(found)):
-                yield f"{place}/metrics/{m}/difference", f"says {metric.difference}, but it is {found}"
+            yield from off(f"{place}/metrics/{m}/difference", metric.difference, found, "it is")
         if segment.decisions is not None:
             yield from _decisions(f"{place}/decisions", segment.decisions)
             if segment.decisions.rows != segment.rows:
