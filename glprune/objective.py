@@ -48,7 +48,6 @@ class Objective:
         self.network, self.task, self.split = network, task, split
         self.sets = [groups for groups, _ in penalised]
         self.blocks, self.free, weights = _partition(network, penalised)
-        self.weights = weights
         bounded = bound and not bool((weights > 0).all())
         radius = torch.where(weights > 0, torch.inf, self.blocks.norms()) if bounded else None
         self.regulariser = Regulariser(self._penalty(weights, spec), radius)
@@ -61,7 +60,7 @@ class Objective:
                 break
             start += len(other.labels)
         ids = torch.arange(start, start + len(groups.labels))
-        return ids[self.weights[ids] > 0]
+        return ids[self.regulariser.weights[ids] > 0]
 
     def _penalty(self, weights: Tensor, spec: PenaltySpec) -> Penalty:
         if spec.kind == "sparse_group_lasso":
