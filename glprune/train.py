@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from glprune.data import Split
-from glprune.errors import ModelError
+from glprune.errors import NonFiniteError
+from glprune.finite import Batch, all_finite, fault
 from glprune.objective import CHUNK, Objective
 from glprune.optim import ProximalAdam, ProximalOptimizer, ProximalSGD, accelerated_steps
 from glprune.recipe import RefitSpec, TrainSpec
@@ -20,6 +22,47 @@ from glprune.task import Task, gain, joined
 from glprune.units import Inputs
 
 LEAST_STEPS = 20  # of an epoch: with few rows, a step for each says nothing yet
+Outcome = TypeVar("Outcome")
+
+
+@dataclass
+class StepHalving:
+    """What a training does where its numbers stop being finite: go back and halve the step size, or stop.
+
+    Attributes:
+        allowed: How often it may.
+        done: How often it has.
+    """
+
+    allowed: int
+    done: int = 0
+
+    @property
+    def factor(self) -> float:
+        """What the step size is to be multiplied by."""
+        return 0.5**self.done
+
+    def attempt(self, work: Callable[[], Outcome], snapshot: Callable[[], Callable[[], None]]) -> Outcome:
+        """Work until it ends well, from the same state each time.
+
+        Args:
+            work: Does one part of the training, with the step size as it now is.
+            snapshot: Keeps the state, and returns what brings it back.
+
+        Raises:
+            NonFiniteError: It may not be tried again.
+        """
+        while True:
+            restore = snapshot() if self.done < self.allowed else None
+            try:
+                return work()
+            except NonFiniteError as error:
+                if restore is None and self.done:
+                    raise NonFiniteError(f"{error} The step size was halved {self.done} times.") from None
+                if restore is None:
+                    raise
+                restore()
+                self.done += 1
 
 
 @dataclass(frozen=True)
@@ -31,12 +74,14 @@ class RefitResult:
         epochs: Epochs run.
         best_epoch: The epoch kept; 0 is the network before the refit.
         score: The metric it was best in, signed so that more is better, and the negative loss.
+        halvings: How often its step size was halved.
     """
 
     network: nn.Module
     epochs: int
     best_epoch: int
     score: tuple[float, float]
+    halvings: int = 0
 
 
 def batch_size(size: int | str, split: Split) -> int | None:
@@ -67,7 +112,7 @@ class PointSolver:
         self.curvature = facts["curvature"]
         self.generator.set_state(tensors["generator"])
 
-    def solve(self, lam: float, polish: bool = True) -> None:
+    def solve(self, lam: float, polish: bool = True) -> int:
         """Train at ``lam``: epochs of stochastic proximal steps, then full-batch steps.
 
         The epochs end early where one of them removed no group and lowered the objective by less
@@ -77,18 +122,25 @@ class PointSolver:
             lam: Strength of the penalty.
             polish: Whether to close with the full-batch steps.
 
+        Returns:
+            How often the step size was halved.
+
         Raises:
-            ModelError: The loss is not finite.
+            NonFiniteError: Loss, gradient or weights are not finite, and the recipe allows no (more) halving.
         """
         self.objective.network.eval()
-        optimizer = self._optimizer(lam)
+        optimizer, halving = self._optimizer(lam), StepHalving(self.spec.halvings)
         total = self.spec.epochs
         before, alive = float("inf"), -1
         passes = passes_of_an_epoch(self.spec.batch_size, self.objective.split)
+
+        def once_over(epoch: int) -> float:
+            optimizer.lr = self.spec.lr * _decay(epoch, total) * halving.factor
+            return self._pass(optimizer, f"lambda {lam:.3g}, epoch {epoch + 1}")
+
         for epoch in range(total):
-            optimizer.lr = self.spec.lr * _decay(epoch, total)
             for _ in range(passes):
-                value = self._pass(optimizer, f"lambda {lam:.3g}, epoch {epoch + 1}")
+                value = halving.attempt(functools.partial(once_over, epoch), optimizer.snapshot)
             value += self.objective.penalty(lam)
             left = int((self.objective.blocks.norms() > 0).sum())
             settled = left == alive and before - value < self.spec.tolerance * abs(before)
@@ -98,19 +150,26 @@ class PointSolver:
         if polish:
             self.polish(lam)
         self.objective.clear()
+        return halving.done
 
     def _pass(self, optimizer: ProximalOptimizer, where: str) -> float:
         """One pass over the training rows; the mean loss met on the way."""
         total = 0.0
         size = batch_size(self.spec.batch_size, self.objective.split)
-        for inputs, target in self.objective.split.batches(size, self.generator):
+        for number, (inputs, target) in enumerate(self.objective.split.batches(size, self.generator), 1):
             self.objective.clear()
             loss = self.objective.batch_loss(inputs, target)
-            _check_finite(loss, where)
-            loss.backward()
-            optimizer.step()
-            total += float(loss.detach()) * len(target)
+            value = float(loss.detach())
+            if math.isfinite(value):
+                loss.backward()
+            if not math.isfinite(value) or not optimizer.step():
+                raise self.objective.fault(inputs, target, f"{where}, batch {number}", self._mend)
+            total += value * len(target)
         return total / self.objective.split.rows
+
+    @property
+    def _mend(self) -> str:
+        return f"lower train.lr (now {self.spec.lr:g}) or allow train.halvings"
 
     def _optimizer(self, lam: float) -> ProximalOptimizer:
         blocks, regulariser = self.objective.blocks, self.objective.regulariser
@@ -140,7 +199,7 @@ class PointSolver:
             list(self.objective.free),
             self.objective.regulariser,
             lam,
-            self.objective.gradient,
+            functools.partial(self.objective.gradient, f"lambda {lam:.3g}", self._mend),
             self.objective.loss,
             steps,
             curvature,
@@ -178,7 +237,7 @@ def refit(
         metric: What the best epoch is best in; the lower loss decides between equals.
 
     Raises:
-        ModelError: The loss is not finite.
+        NonFiniteError: Loss or gradient are not finite, and the recipe allows no (more) halving.
     """
 
     def score(candidate: nn.Module) -> tuple[float, float]:
@@ -188,23 +247,28 @@ def refit(
     if spec.epochs and _normalised(network):
         fresh = _reestimated(network, narrow, train, spec)
         best, best_score = max((best, best_score), (fresh, score(fresh)), key=lambda pair: pair[1])
-    student = copy.deepcopy(best)
+    student, halving = copy.deepcopy(best), StepHalving(spec.halvings)
     _scale_dropout(student, spec, teacher)
     parameters = [p for p in student.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=spec.lr, weight_decay=spec.weight_decay)
     generator = torch.Generator().manual_seed(seed)
+
+    def once_over() -> None:
+        optimizer.param_groups[0]["lr"] = spec.lr * halving.factor
+        student.train()
+        for number, (x, target) in enumerate(rows_of_an_epoch(train, spec.batch_size, generator), 1):
+            if len(target) < 2:
+                continue  # BatchNorm cannot train on one row
+            loss = functools.partial(_refit_loss, student, narrow, task, x, target, spec, teacher)
+            if not _refit_step(optimizer, loss, parameters):
+                where = f"refit, epoch {epoch}, batch {number}"
+                mend = f"lower refit.lr (now {spec.lr:g}) or allow refit.halvings"
+                raise fault(Batch(student, narrow(x), target, loss), where, mend)
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for epoch in range(1, spec.epochs + 1):
-            student.train()
-            for inputs, target in rows_of_an_epoch(train, spec.batch_size, generator):
-                if len(target) < 2:
-                    continue  # BatchNorm cannot train on one row
-                optimizer.zero_grad()
-                loss = _refit_loss(student, narrow, task, inputs, target, spec, teacher)
-                _check_finite(loss, f"refit, epoch {epoch}")
-                loss.backward()
-                optimizer.step()
+            halving.attempt(once_over, lambda: _snapshot(student, optimizer))
             now = score(student)
             if now > best_score:
                 best, best_score, best_epoch = copy.deepcopy(student), now, epoch
@@ -213,7 +277,33 @@ def refit(
     if best_epoch and _normalised(best):
         fresh = _reestimated(best, narrow, train, spec)
         best, best_score = max((best, best_score), (fresh, score(fresh)), key=lambda pair: pair[1])
-    return RefitResult(best.eval(), epoch, best_epoch, best_score)
+    return RefitResult(best.eval(), epoch, best_epoch, best_score, halving.done)
+
+
+def _refit_step(
+    optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor], parameters: list[nn.Parameter]
+) -> bool:
+    """One step; tells whether loss and gradient are finite. Else no step is made."""
+    optimizer.zero_grad()
+    value = loss()
+    if not math.isfinite(value.detach()):
+        return False
+    value.backward()
+    if not all_finite(p.grad for p in parameters):
+        return False
+    optimizer.step()
+    return True
+
+
+def _snapshot(network: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    """Keep a network and its optimiser as they are; what is returned brings them back."""
+    state, memory = copy.deepcopy(network.state_dict()), copy.deepcopy(optimizer.state_dict())
+
+    def restore() -> None:
+        network.load_state_dict(state)
+        optimizer.load_state_dict(memory)
+
+    return restore
 
 
 def _normalised(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
@@ -297,8 +387,3 @@ def _scale_dropout(student: nn.Module, spec: RefitSpec, original: nn.Module) -> 
             trained = original.get_submodule(name)
             assert isinstance(trained, nn.modules.dropout._DropoutNd)  # a cut keeps every module
             module.p = trained.p * factor
-
-
-def _check_finite(loss: Tensor, where: str) -> None:
-    if not bool(torch.isfinite(loss)):
-        raise ModelError(f"The loss became {float(loss)} ({where}); lower the learning rate in the recipe.")
