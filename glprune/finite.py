@@ -38,7 +38,7 @@ class Batch:
 
 def all_finite(tensors: Iterable[Tensor | None]) -> bool:
     """Whether every element of some tensors is finite; None counts as finite."""
-    found = [t for t in tensors if t is not None]
+    found = [t.detach() for t in tensors if t is not None]
     # one pass over each; a norm may overflow where no element does
     return (
         not found or math.isfinite(torch.stack(torch._foreach_norm(found)).sum()) or not any(map(_odd, found))

@@ -9,7 +9,6 @@ whose operator is a projection on norms.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -76,26 +75,6 @@ class ProximalOptimizer:
         # what a gradient or a weight has of NaN or Inf, its group's norm has too
         return math.isfinite(self.regulariser.prox_(self.blocks, size * self.lam).sum())
 
-    def snapshot(self) -> Callable[[], None]:
-        """Keep weights and memory as they are; what is returned brings them back."""
-        tensors = [*self.blocks.values, *(p.data for p in self.free), *self._memory]
-        kept, steps = [t.clone() for t in tensors], self.steps
-        plain = copy.deepcopy(self.plain.state_dict()) if self.plain is not None else None
-
-        def restore() -> None:
-            for tensor, old in zip(tensors, kept, strict=True):
-                tensor.copy_(old)
-            self.steps = steps
-            if self.plain is not None and plain is not None:
-                self.plain.load_state_dict(plain)
-
-        return restore
-
-    @property
-    def _memory(self) -> list[Tensor]:
-        """What it remembers of earlier gradients, changed in place."""
-        raise NotImplementedError
-
     def _descend(self) -> Tensor:
         """Take the gradient step and return each group's step size, shape (n_groups,)."""
         raise NotImplementedError
@@ -123,10 +102,6 @@ class ProximalSGD(ProximalOptimizer):
         self.buffers = [torch.zeros_like(p) for p in blocks.parameters]
         if self.free:
             self.plain = torch.optim.SGD(self.free, lr=lr, momentum=momentum)
-
-    @property
-    def _memory(self) -> list[Tensor]:
-        return self.buffers
 
     def _descend(self) -> Tensor:
         if self.plain is not None:
@@ -166,10 +141,6 @@ class ProximalAdam(ProximalOptimizer):
         eps = self.eps + float(usual.sqrt())
         if self.free:
             self.plain = torch.optim.Adam(self.free, lr=lr, betas=self.betas, eps=eps, fused=True)
-
-    @property
-    def _memory(self) -> list[Tensor]:
-        return [*self.first, self.second]
 
     def _descend(self) -> Tensor:
         if self.plain is not None:

@@ -394,9 +394,8 @@ class TrainSpec(Section):
     )
     halvings: Annotated[int, Field(ge=0, le=100)] = Field(
         0,
-        description="How often a point may go back to where its pass over the rows began and halve the step "
-        "size, since a loss, a gradient or a weight was not finite; the report says how often it did. 0: the "
-        "run stops and names batch and layer.",
+        description="How often a point may begin anew with half the step size, since a loss, a gradient or a "
+        "weight was not finite; the report says how often. 0: the run stops and names batch and layer.",
     )
     bound: bool = Field(
         True, description="Hold weights outside every group inside the ball of their trained norm."
@@ -424,9 +423,8 @@ class RefitSpec(Section):
     batch_size: BatchSize = Field(128, description="Rows of one step, or all.")
     halvings: Annotated[int, Field(ge=0, le=100)] = Field(
         0,
-        description="How often a refit may go back to where its pass over the rows began and halve the step "
-        "size, since a loss, a gradient or a weight was not finite; the report says how often it did. 0: the "
-        "run stops and names batch and layer.",
+        description="How often a refit may begin anew with half the step size, since a loss, a gradient or a "
+        "weight was not finite; the report says how often. 0: the run stops and names batch and layer.",
     )
     patience: Annotated[int, Field(ge=1)] = Field(
         30, description="Stop after this many epochs without a better validation metric."

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -23,46 +24,33 @@ from glprune.units import Inputs
 
 LEAST_STEPS = 20  # of an epoch: with few rows, a step for each says nothing yet
 Outcome = TypeVar("Outcome")
+Score = tuple[float, float]
 
 
-@dataclass
-class StepHalving:
-    """What a training does where its numbers stop being finite: go back and halve the step size, or stop.
+def with_halving(work: Callable[[float], Outcome], allowed: int) -> tuple[Outcome, int]:
+    """Run a training, again with half the step size where its numbers stop being finite.
 
-    Attributes:
-        allowed: How often it may.
-        done: How often it has.
+    A training that diverges is finite, and lost, for many steps before it overflows: it begins anew.
+
+    Args:
+        work: The training from its beginning; takes the factor on its step size.
+        allowed: How often the step size may be halved.
+
+    Returns:
+        What it returned, and how often the step size was halved.
+
+    Raises:
+        NonFiniteError: The numbers are not finite with the last step size either.
     """
-
-    allowed: int
-    done: int = 0
-
-    @property
-    def factor(self) -> float:
-        """What the step size is to be multiplied by."""
-        return 0.5**self.done
-
-    def attempt(self, work: Callable[[], Outcome], snapshot: Callable[[], Callable[[], None]]) -> Outcome:
-        """Work until it ends well, from the same state each time.
-
-        Args:
-            work: Does one part of the training, with the step size as it now is.
-            snapshot: Keeps the state, and returns what brings it back.
-
-        Raises:
-            NonFiniteError: It may not be tried again.
-        """
-        while True:
-            restore = snapshot() if self.done < self.allowed else None
-            try:
-                return work()
-            except NonFiniteError as error:
-                if restore is None and self.done:
-                    raise NonFiniteError(f"{error} The step size was halved {self.done} times.") from None
-                if restore is None:
-                    raise
-                restore()
-                self.done += 1
+    for done in itertools.count():
+        try:
+            return work(0.5**done), done
+        except NonFiniteError as error:
+            if done == 0 == allowed:
+                raise
+            if done == allowed:
+                raise NonFiniteError(f"{error} The step size was halved {done} times.") from None
+    raise AssertionError  # the count has no end
 
 
 @dataclass(frozen=True)
@@ -80,7 +68,7 @@ class RefitResult:
     network: nn.Module
     epochs: int
     best_epoch: int
-    score: tuple[float, float]
+    score: Score
     halvings: int = 0
 
 
@@ -129,28 +117,38 @@ class PointSolver:
             NonFiniteError: Loss, gradient or weights are not finite, and the recipe allows no (more) halving.
         """
         self.objective.network.eval()
-        optimizer, halving = self._optimizer(lam), StepHalving(self.spec.halvings)
+        parameters = list(self.objective.network.parameters())
+        start = [p.detach().clone() for p in parameters] if self.spec.halvings else []
+        order = self.generator.get_state()
+
+        def train(factor: float) -> None:
+            self.generator.set_state(order)
+            for parameter, old in zip(parameters, start, strict=bool(start)):
+                parameter.data.copy_(old)
+            self._epochs(lam, factor)
+            if polish:
+                self.polish(lam)
+
+        _, halvings = with_halving(train, self.spec.halvings)
+        self.objective.clear()
+        return halvings
+
+    def _epochs(self, lam: float, factor: float) -> None:
+        """The stochastic steps of one lambda, their size multiplied by a factor."""
+        optimizer = self._optimizer(lam)
         total = self.spec.epochs
         before, alive = float("inf"), -1
         passes = passes_of_an_epoch(self.spec.batch_size, self.objective.split)
-
-        def once_over(epoch: int) -> float:
-            optimizer.lr = self.spec.lr * _decay(epoch, total) * halving.factor
-            return self._pass(optimizer, f"lambda {lam:.3g}, epoch {epoch + 1}")
-
         for epoch in range(total):
+            optimizer.lr = self.spec.lr * factor * _decay(epoch, total)
             for _ in range(passes):
-                value = halving.attempt(functools.partial(once_over, epoch), optimizer.snapshot)
+                value = self._pass(optimizer, f"lambda {lam:.3g}, epoch {epoch + 1}")
             value += self.objective.penalty(lam)
             left = int((self.objective.blocks.norms() > 0).sum())
             settled = left == alive and before - value < self.spec.tolerance * abs(before)
             if self.spec.tolerance and settled:
                 break
             before, alive = value, left
-        if polish:
-            self.polish(lam)
-        self.objective.clear()
-        return halving.done
 
     def _pass(self, optimizer: ProximalOptimizer, where: str) -> float:
         """One pass over the training rows; the mean loss met on the way."""
@@ -240,44 +238,63 @@ def refit(
         NonFiniteError: Loss or gradient are not finite, and the recipe allows no (more) halving.
     """
 
-    def score(candidate: nn.Module) -> tuple[float, float]:
+    def score(candidate: nn.Module) -> Score:
         return _score(candidate, narrow, task, valid, metric)
 
-    best, best_score, best_epoch, epoch = network, score(network), 0, 0
+    best, best_score = network, score(network)
     if spec.epochs and _normalised(network):
         fresh = _reestimated(network, narrow, train, spec)
         best, best_score = max((best, best_score), (fresh, score(fresh)), key=lambda pair: pair[1])
-    student, halving = copy.deepcopy(best), StepHalving(spec.halvings)
+
+    def attempt(factor: float) -> RefitResult:
+        return _refit_epochs(best, best_score, score, narrow, task, train, spec, seed, teacher, factor)
+
+    result, halvings = with_halving(attempt, spec.halvings)
+    best, best_score = result.network, result.score
+    if result.best_epoch and _normalised(best):
+        fresh = _reestimated(best, narrow, train, spec)
+        best, best_score = max((best, best_score), (fresh, score(fresh)), key=lambda pair: pair[1])
+    return replace(result, network=best.eval(), score=best_score, halvings=halvings)
+
+
+def _refit_epochs(
+    start: nn.Module,
+    start_score: Score,
+    score: Callable[[nn.Module], Score],
+    narrow: Callable[[Inputs], Inputs],
+    task: Task,
+    train: Split,
+    spec: RefitSpec,
+    seed: int,
+    teacher: nn.Module,
+    factor: float,
+) -> RefitResult:
+    """The refit's epochs from a network, which is copied; the step size is multiplied by a factor."""
+    best, best_score, best_epoch, epoch = start, start_score, 0, 0
+    student = copy.deepcopy(start)
     _scale_dropout(student, spec, teacher)
     parameters = [p for p in student.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=spec.lr, weight_decay=spec.weight_decay)
+    optimizer = torch.optim.AdamW(parameters, lr=spec.lr * factor, weight_decay=spec.weight_decay)
     generator = torch.Generator().manual_seed(seed)
-
-    def once_over() -> None:
-        optimizer.param_groups[0]["lr"] = spec.lr * halving.factor
-        student.train()
-        for number, (x, target) in enumerate(rows_of_an_epoch(train, spec.batch_size, generator), 1):
-            if len(target) < 2:
-                continue  # BatchNorm cannot train on one row
-            loss = functools.partial(_refit_loss, student, narrow, task, x, target, spec, teacher)
-            if not _refit_step(optimizer, loss, parameters):
-                where = f"refit, epoch {epoch}, batch {number}"
-                mend = f"lower refit.lr (now {spec.lr:g}) or allow refit.halvings"
-                raise fault(Batch(student, narrow(x), target, loss), where, mend)
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for epoch in range(1, spec.epochs + 1):
-            halving.attempt(once_over, lambda: _snapshot(student, optimizer))
+            student.train()
+            batches = rows_of_an_epoch(train, spec.batch_size, generator)
+            for number, (x, target) in enumerate(batches, 1):
+                if len(target) < 2:
+                    continue  # BatchNorm cannot train on one row
+                loss = functools.partial(_refit_loss, student, narrow, task, x, target, spec, teacher)
+                if not _refit_step(optimizer, loss, parameters):
+                    where = f"refit, epoch {epoch}, batch {number}"
+                    mend = f"lower refit.lr (now {spec.lr:g}) or allow refit.halvings"
+                    raise fault(Batch(student, narrow(x), target, loss), where, mend)
             now = score(student)
             if now > best_score:
                 best, best_score, best_epoch = copy.deepcopy(student), now, epoch
             if epoch - best_epoch >= spec.patience:
                 break
-    if best_epoch and _normalised(best):
-        fresh = _reestimated(best, narrow, train, spec)
-        best, best_score = max((best, best_score), (fresh, score(fresh)), key=lambda pair: pair[1])
-    return RefitResult(best.eval(), epoch, best_epoch, best_score, halving.done)
+    return RefitResult(best, epoch, best_epoch, best_score)
 
 
 def _refit_step(
@@ -293,17 +310,6 @@ def _refit_step(
         return False
     optimizer.step()
     return True
-
-
-def _snapshot(network: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
-    """Keep a network and its optimiser as they are; what is returned brings them back."""
-    state, memory = copy.deepcopy(network.state_dict()), copy.deepcopy(optimizer.state_dict())
-
-    def restore() -> None:
-        network.load_state_dict(state)
-        optimizer.load_state_dict(memory)
-
-    return restore
 
 
 def _normalised(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
@@ -365,7 +371,7 @@ def _refit_loss(
 @torch.no_grad()
 def _score(
     network: nn.Module, narrow: Callable[[Inputs], Inputs], task: Task, split: Split, metric: str
-) -> tuple[float, float]:
+) -> Score:
     """The metric, signed so that more is better, and the negative loss."""
     network.eval()
     pairs = (((task.view(network(*narrow(x))),), y) for x, y in split.batches(CHUNK, None))
