@@ -45,6 +45,11 @@ def all_finite(tensors: Iterable[Tensor | None]) -> bool:
     )
 
 
+def finite_rows(outputs: Sequence[Tensor]) -> Tensor:
+    """Mark the rows on which all of a network's outputs are finite, bool, shape (rows,)."""
+    return torch.stack([torch.isfinite(y).reshape(len(y), -1).all(dim=1) for y in outputs]).all(dim=0)
+
+
 def fault(batch: Batch, where: str, mend: str) -> NonFiniteError:
     """The error of a training whose loss, gradient or weights are not finite; the batch is run once more.
 
@@ -128,8 +133,7 @@ def _in_rows(batch: Batch, tensors: Sequence[Tensor]) -> str:
     per_row = [t for t in tensors if t.ndim and len(t) == size]
     if not per_row:
         return ""
-    odd = torch.stack([~torch.isfinite(t).reshape(size, -1).all(dim=1) for t in per_row]).any(dim=0)
-    rows = [n + (batch.first_row or 1) for n in torch.nonzero(odd).flatten().tolist()]
+    rows = [n + (batch.first_row or 1) for n in torch.nonzero(~finite_rows(per_row)).flatten().tolist()]
     more = f" and {len(rows) - _NAMED_ROWS} more" if len(rows) > _NAMED_ROWS else ""
     of = f"of its {size}" if batch.first_row is None else "of the split"
     return f" in row {', '.join(map(str, rows[:_NAMED_ROWS]))}{more} {of}"

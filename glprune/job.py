@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from glprune.data import Data, InputColumns, Split, load_data
 from glprune.errors import DataError, GlpruneError, ModelError, NonFiniteError, RecipeError
 from glprune.events import Listener, Note, Stage
-from glprune.finite import all_finite, first_fault
+from glprune.finite import all_finite, finite_rows, first_fault
 from glprune.groups import GroupSet, hidden_groups, input_groups, penalty_weights
 from glprune.journal import Journal
 from glprune.measure import macs, predict, random_like
@@ -413,8 +413,5 @@ def _probe(network: nn.Module, real: Inputs, axes: Sequence[int | None], seed: i
     """Real rows and random ones around them, of those the ones on which the network's outputs are finite."""
     noise = random_like(real, axes, PROBE_ROWS, seed)
     with torch.no_grad():
-        found = [y for y in leaves(network(*noise)) if y.is_floating_point()]
-    sound = torch.ones(PROBE_ROWS, dtype=torch.bool)
-    for y in found:
-        sound &= torch.isfinite(y).reshape(PROBE_ROWS, -1).all(dim=1)
+        sound = finite_rows(leaves(network(*noise)))
     return tuple(torch.cat([x, z[sound]]) for x, z in zip(real, noise, strict=True))

@@ -314,7 +314,7 @@ class TargetSpec(Section):
         None, description="Keep at most this many fields."
     )
     max_drop: MaxDrop | None = Field(None, description="The smallest network that loses no more than this.")
-    lam: Annotated[float, Field(ge=0)] | None = Field(
+    lam: Annotated[float, Field(ge=0, le=1e9)] | None = Field(
         None, alias="lambda", description="Exactly this strength of the penalty."
     )
     parameters: Budget | None = Field(

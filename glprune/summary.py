@@ -27,7 +27,7 @@ from glprune.policy_summary import (
     reason,
 )
 from glprune.proof import TOLERANCE
-from glprune.recipe import PenaltySpec, Recipe
+from glprune.recipe import PenaltySpec
 from glprune.refitting import followed
 from glprune.removal import Removed
 from glprune.report import (
@@ -159,7 +159,7 @@ def make_report(outcome: Outcome) -> Report:
         purpose=recipe.report.purpose,
         task=job.task.kind,
         digests=_digests(outcome),
-        run=_run(recipe),
+        run=_run(recipe.seed),
         timing=Timing(generated_at=datetime.now(UTC).isoformat(timespec="seconds"), seconds=outcome.seconds),
         data=_data(job),
         features=_features(outcome),
@@ -255,12 +255,12 @@ def _digests(outcome: Outcome) -> Digests:
     )
 
 
-def _run(recipe: Recipe) -> Run:
+def _run(seed: int) -> Run:
     versions = {"glprune": __version__, "python": platform.python_version()}
     versions |= {package: metadata.version(package) for package in _PACKAGES}
     return Run(
-        seed=recipe.seed,
-        threads=recipe.threads,
+        seed=seed,
+        threads=torch.get_num_threads(),
         platform=f"{platform.system()} {platform.machine()}",
         cpu=torch.backends.cpu.get_cpu_capability(),
         versions=versions,

@@ -295,7 +295,7 @@ REFUSED = {
     "a lambda beyond all": (
         TargetError,
         "removes every input",
-        {"recipe": {"target": {"max_features": None, "lambda": 1e30}}},
+        {"recipe": {"target": {"max_features": None, "lambda": 1e9}}},
     ),
     "a step of the path too large": (
         NonFiniteError,
