@@ -21,8 +21,7 @@ slim network was cut and what it takes, ``evidence`` leaves what others can chec
 files and ``reload`` rebuilds the network from them; ``workspace`` is the folder a run works in and
 ``journal`` what it has done so far, for one that is stopped (``recall`` brings points and refits there and
 back); ``pipeline`` is the whole run, ``inspection`` the dry run, ``cli`` the command. :mod:`glprune.audit`
-is the other side: it verifies
-a bundle without PyTorch.
+is the other side: it verifies a bundle without PyTorch.
 """
 
 from __future__ import annotations
