@@ -126,6 +126,16 @@ class StreamedSplit:
         chosen[np.flatnonzero(self.chosen)[rows]] = True
         return replace(self, chosen=chosen, target=self.target[torch.from_numpy(rows)])
 
+    def lane(self, number: int, count: int) -> StreamedSplit:
+        """Every ``count``-th row group from ``number`` on: what one of several processes is to read.
+
+        Whoever joins the batches of all lanes has the same rows, in however many processes they are read.
+        """
+        own = np.zeros_like(self.chosen)
+        for piece in self.table.pieces[number::count]:
+            own[piece.span] = True
+        return self.take(np.flatnonzero(own[self.chosen]))
+
     def batches(self, size: int | None, generator: torch.Generator | None) -> Iterator[tuple[Inputs, Tensor]]:
         """Yield batches in file order, or shuffled by one draw from ``generator``; no larger than a block."""
         step = min(size or self.plan.block_rows, self.plan.block_rows)
