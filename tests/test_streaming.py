@@ -18,7 +18,9 @@ from glprune.errors import DataError, GlpruneError, RecipeError
 from glprune.events import silent
 from glprune.importance import held
 from glprune.job import prepare
+from glprune.rebuilt import Rebuilt, selectable
 from glprune.recipe import load_recipe
+from glprune.resampling import check_rows, measure_stability
 from tests.networks import fit_binary
 
 ROWS, SHARD, GROUP = 900, 250, 70
@@ -408,7 +410,6 @@ target: {max_features: 3}
 train: {epochs: 2, points: 4, batch_size: 32, polish: 5, stages: 2}
 refit: {epochs: 3, batch_size: 32}
 policy: {protected: [group]}
-stability: {resamples: 2, processes: 1}
 seed: 3
 """
 
@@ -440,13 +441,32 @@ def test_a_streamed_run_leaves_a_bundle_that_verifies(trained):
     assert report.data.splits["train"].rows == 540
     assert sum(report.data.splits["train"].target.values()) == pytest.approx(1)
     assert any("data.stream" in note for note in report.data.notes)
-    assert len(report.stability.resamples) == 2
     assert {s.value for s in report.segments.attributes[0].segments} == {"missing", "p", "q"}
     assert not readers()
 
-    (trained / "again.yaml").write_text(RUN.replace("stability: {resamples: 2, processes: 1}\n", ""))
-    glprune.run(trained / "again.yaml", trained / "model.pt", trained / "again")
+    glprune.run(trained / "recipe.yaml", trained / "model.pt", trained / "again")
     assert (trained / "again" / "model.onnx").read_bytes() == (trained / "out" / "model.onnx").read_bytes()
+
+
+class Here:
+    """Workers that are this process."""
+
+    def __init__(self, rebuilt):
+        self.rebuilt = rebuilt
+
+    def map(self, work, items, done):
+        return [work(self.rebuilt, item) for item in items]
+
+
+def test_resamples_are_streamed_too(trained):
+    (trained / "parts.yaml").write_text(RUN + "stability: {resamples: 2}\n")
+    job = prepare(load_recipe(trained / "parts.yaml"), trained / "model.pt", False, silent)
+    check_rows(job)
+    here = Here(Rebuilt(job, job.network, None, ()))
+    assert here.rebuilt.rows is job.data.train
+    found = measure_stability(job, job.recipe.stability, [True] * 3 + [False] * 3, here, silent)
+    assert [part.rows for part in found.resamples] == [270, 270]
+    assert all(part.kept.count("1") <= 3 for part in found.resamples)
 
 
 def test_targets_without_labels_are_made_batch_by_batch(trained):
@@ -457,7 +477,10 @@ def test_targets_without_labels_are_made_batch_by_batch(trained):
     inputs, target = next(job.data.train.batches(8, None))
     with torch.no_grad():
         assert torch.equal(target, job.task.view(job.network(*inputs)))
-    assert not isinstance(job.data.train, Selectable)
+    some = job.data.train.take(np.arange(0, 540, 2))
+    assert torch.equal(next(some.batches(4, None))[1], target[::2])
+    assert isinstance(some, Selectable)
+    assert selectable(some, 0) is some
 
 
 def test_permutations_of_streamed_rows_are_refused(shards):
