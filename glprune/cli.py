@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shlex
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,7 +20,7 @@ from glprune.errors import GlpruneError, UsageError
 
 _EPILOG = (
     "Exit codes: 0 done; 2 usage, recipe or output folder; 3 model; 4 data; 5 target not reachable; "
-    "130 interrupted."
+    "130 interrupted; 143 terminated."
 )
 
 # what `pip install --no-deps glprune` and the auditor's list leave out
@@ -49,6 +52,32 @@ class _Group(click.Group):
             sys.exit(0)
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a run as Ctrl-C does."""
+
+
+@contextlib.contextmanager
+def _stoppable(out: Path) -> Iterator[None]:
+    """Let SIGTERM end a run as Ctrl-C does, and say what became of its work."""
+    from glprune.workspace import can_go_on, unfinished
+
+    def terminate(number: int, frame: object) -> NoReturn:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        by, code = ("terminated", 143) if isinstance(stop, _Terminated) else ("interrupted", 130)
+        if not can_go_on(out):
+            _fail(f"{by}; nothing was written", code)
+        needless = {"--resume"} if out.exists() else {"--resume", "--overwrite"}
+        again = shlex.join(["glprune", *(a for a in sys.argv[1:] if a not in needless), "--resume"])
+        _fail(f"{by}; what was done is kept in {unfinished(out)}. To go on: {again}", code)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _fail(message: str, code: int) -> NoReturn:
     click.echo(f"glprune: {' '.join(message.split())}", err=True)
     sys.exit(code)
@@ -76,7 +105,8 @@ def main() -> None:
 @_recipe
 @_model
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write [glprune-out/RECIPE].")
-@click.option("--overwrite", is_flag=True, help="Replace an older bundle.")
+@click.option("--overwrite", is_flag=True, help="Replace an older bundle or a stopped run.")
+@click.option("--resume", is_flag=True, help="Go on from what a stopped run has done, if there is any.")
 @_set
 @_trust
 @_json
@@ -86,6 +116,7 @@ def run(
     model: Path,
     out: Path | None,
     overwrite: bool,
+    resume: bool,
     overrides: Sequence[str],
     trust_pickle: bool,
     as_json: bool,
@@ -93,12 +124,19 @@ def run(
 ) -> None:
     """Prune MODEL (.pt or .safetensors) as RECIPE says and leave a bundle."""
     from glprune.console import Teller, print_report
+    from glprune.pipeline import default_folder
     from glprune.pipeline import run as run_pipeline
 
     loaded = _load(recipe, overrides)
-    with Teller(_console(stderr=True), quiet) as teller:
+    with _stoppable(out or default_folder(loaded)), Teller(_console(stderr=True), quiet) as teller:
         result = run_pipeline(
-            loaded, model, out, overwrite=overwrite, trust_pickle=trust_pickle, on_event=teller
+            loaded,
+            model,
+            out,
+            overwrite=overwrite,
+            resume=resume,
+            trust_pickle=trust_pickle,
+            on_event=teller,
         )
     if as_json:
         report = result.report.model_dump(mode="json", by_alias=True)
