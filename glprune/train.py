@@ -375,7 +375,7 @@ def _score(
     """The metric, signed so that more is better, and the negative loss."""
     network.eval()
     pairs = (((task.view(network(*narrow(x))),), y) for x, y in split.batches(CHUNK, None))
-    (output,), target = joined(pairs)
+    (output,), target = joined(pairs, split.rows)
     return gain(metric, 0.0, task.metric(metric, output, target)), -float(task.loss(output, target))
 
 
