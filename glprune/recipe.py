@@ -12,7 +12,8 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -26,13 +27,9 @@ from pydantic import (
     model_validator,
 )
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from glprune.errors import RecipeError
-
-_MAX_BYTES = 1_000_000
-_MAX_DEPTH = 20
+from glprune.yamlfile import MAX_DEPTH, parse, read_text
 
 METRICS: dict[str, tuple[str, ...]] = {
     "binary": ("auroc", "accuracy", "log_loss"),
@@ -59,6 +56,11 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, populate_by_name=True
     )
+
+
+def _twice(names: Iterable[str]) -> str | None:
+    """The first name that is there more than once."""
+    return next((name for name, times in Counter(names).items() if times > 1), None)
 
 
 class InputSpec(Section):
@@ -118,12 +120,12 @@ class ModelSpec(Section):
     @model_validator(mode="after")
     def _names_are_distinct(self) -> ModelSpec:
         names = [spec.name for spec in self.inputs]
-        double = next((n for n in names if names.count(n) > 1), None)
+        double = _twice(names)
         if double is not None:
             raise ValueError(f"inputs lists {double!r} twice; give every input a name of its own")
-        for name in self.outputs or ():
-            if (self.outputs or []).count(name) > 1 or name in names:
-                raise ValueError(f"outputs: the name {name!r} is taken; give every output a name of its own")
+        double = _twice([*set(names), *(self.outputs or [])])
+        if double is not None:
+            raise ValueError(f"outputs: the name {double!r} is taken; give every output a name of its own")
         return self
 
 
@@ -558,7 +560,7 @@ class PolicySpec(Section):
                 raise ValueError(f"bins: the edges of {name!r} do not ascend")
         for key in ("must_drop", "must_keep", "protected"):
             names = getattr(self, key)
-            double = next((n for n in names if names.count(n) > 1), None)
+            double = _twice(names)
             if double is not None:
                 raise ValueError(f"{key} lists {double!r} twice")
         if self.proxies and not self.protected:
@@ -770,8 +772,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: One line with file, line, key and the mend.
     """
     source = Path(path)
-    text = _read(source)
-    tree, lines = _parse(text, str(source))
+    text = read_text(source)
+    tree, lines = parse(text, str(source))
     for override in overrides:
         _override(tree, override)
     try:
@@ -789,79 +791,14 @@ def recipe_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "glprune recipe"} | schema
 
 
-def _read(source: Path) -> str:
-    try:
-        raw = source.read_bytes()
-    except IsADirectoryError:
-        raise RecipeError(f"{source} is a folder; name a recipe file.") from None
-    except OSError as error:
-        raise RecipeError(f"{source} cannot be read ({error.strerror}); name a recipe file.") from None
-    if len(raw) > _MAX_BYTES:
-        raise RecipeError(f"{source} has {len(raw):,} bytes; a recipe has at most {_MAX_BYTES:,}.")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise RecipeError(f"{source}:{line}: not UTF-8; save the recipe as UTF-8.") from None
-
-
-def _parse(text: str, name: str) -> tuple[dict[str, Any], dict[tuple[Any, ...], int]]:
-    """Read YAML 1.2 into plain values and the line of every key."""
-    unsafe = re.search(r"(?m)^[^#'\"\n]*(?:[:\-\[,]\s+|^\s*)([&*!][^\s,\]]+)", text)
-    if unsafe is not None:
-        line = text.count("\n", 0, unsafe.start(1)) + 1
-        raise RecipeError(
-            f"{name}:{line}: anchors, aliases and tags ({unsafe[1][:20]}) are not allowed here."
-        )
-    try:
-        tree = YAML(typ="rt", pure=True).load(text)
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else 1
-        problem = " ".join((error.problem or "not YAML").split())
-        raise RecipeError(f"{name}:{line}: {problem}; mend the YAML.") from None
-    except (YAMLError, RecursionError, ValueError) as error:
-        raise RecipeError(f"{name}:1: not YAML ({type(error).__name__}); mend the YAML.") from None
-    if not isinstance(tree, CommentedMap):
-        found = "empty" if tree is None else f"a {type(tree).__name__}"
-        raise RecipeError(f"{name}:1: a recipe is a mapping of keys, this is {found}.")
-    lines: dict[tuple[Any, ...], int] = {}
-    return _plain(tree, (), lines, name), lines
-
-
-def _plain(node: Any, at: tuple[Any, ...], lines: dict[tuple[Any, ...], int], name: str) -> Any:
-    if len(at) > _MAX_DEPTH:
-        raise RecipeError(f"{name}:{lines.get(at[:1], 1)}: nested deeper than {_MAX_DEPTH}; mend the YAML.")
-    if isinstance(node, CommentedMap):
-        plain = {}
-        for key, value in node.items():
-            here = (*at, key)
-            lines[here] = node.lc.key(key)[0] + 1
-            if at[:-1] == ("export", "dynamic_axes"):
-                key = str(key)  # axes are numbers, which YAML reads as such
-            if not isinstance(key, str):
-                raise RecipeError(f"{name}:{lines[here]}: key {key!r} is not text; put it in quotes.")
-            plain[key] = _plain(value, here, lines, name)
-        return plain
-    if isinstance(node, CommentedSeq):
-        for number in range(len(node)):
-            lines[(*at, number)] = node.lc.item(number)[0] + 1
-        return [_plain(value, (*at, number), lines, name) for number, value in enumerate(node)]
-    for kind in (bool, int, float, str):  # ruamel's own scalars remember their spelling
-        if isinstance(node, kind):
-            return kind(node)
-    if node is None:
-        return None
-    where = f"{name}:{_nearest_line(lines, at) or 1}: {'.'.join(map(str, at))}"
-    raise RecipeError(f"{where}: {_short(node)} is not text, a number or a list; put it in quotes.")
-
-
 def _override(tree: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise RecipeError(f"--set {text}: write it as key=value, such as train.lr=1e-2.")
-    wrapped, _ = _parse(f"value: {value}", f"--set {key.strip()}")
+    if not equals or not all(parts) or len(parts) > MAX_DEPTH:
+        raise RecipeError(f"--set {text[:80]}: write it as key=value, such as train.lr=1e-2.")
+    wrapped, _ = parse(f"value: {value}", f"--set {key.strip()}")
+    if len(wrapped) > 1:
+        raise RecipeError(f"--set {key.strip()}: the value goes on as another key; give each a --set.")
     node = tree
     for part in parts[:-1]:
         if not isinstance(node.get(part), dict):
