@@ -62,6 +62,13 @@ _set = click.option(
 _trust = click.option(
     "--trust-pickle", is_flag=True, help="Read a fully pickled model; this runs whatever code it holds."
 )
+_allow = click.option(
+    "--allow-factory",
+    "allow_factory",
+    multiple=True,
+    metavar="PACKAGE",
+    help="Import the recipe's factory and loader from this package, module or .py file only; repeatable.",
+)
 _json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
 _quiet = click.option("--quiet", is_flag=True, help="Print no progress.")
 
@@ -79,6 +86,7 @@ def main() -> None:
 @click.option("--overwrite", is_flag=True, help="Replace an older bundle.")
 @_set
 @_trust
+@_allow
 @_json
 @_quiet
 def run(
@@ -88,6 +96,7 @@ def run(
     overwrite: bool,
     overrides: Sequence[str],
     trust_pickle: bool,
+    allow_factory: Sequence[str],
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -95,7 +104,7 @@ def run(
     from glprune.console import Teller, print_report
     from glprune.pipeline import run as run_pipeline
 
-    loaded = _load(recipe, overrides)
+    loaded = _load(recipe, overrides, allow_factory)
     with Teller(_console(stderr=True), quiet) as teller:
         result = run_pipeline(
             loaded, model, out, overwrite=overwrite, trust_pickle=trust_pickle, on_event=teller
@@ -112,13 +121,22 @@ def run(
 @_model
 @_set
 @_trust
+@_allow
 @_json
-def inspect(recipe: Path, model: Path, overrides: Sequence[str], trust_pickle: bool, as_json: bool) -> None:
+def inspect(
+    recipe: Path,
+    model: Path,
+    overrides: Sequence[str],
+    trust_pickle: bool,
+    allow_factory: Sequence[str],
+    as_json: bool,
+) -> None:
     """Show what a run would group, cut and refuse, and what it would cost. Nothing is written."""
     from glprune import console
     from glprune.inspection import inspect as run_inspection
 
-    inspection = run_inspection(_load(recipe, overrides), model, trust_pickle=trust_pickle)
+    loaded = _load(recipe, overrides, allow_factory)
+    inspection = run_inspection(loaded, model, trust_pickle=trust_pickle)
     if as_json:
         click.echo(json.dumps(console.as_json(inspection), ensure_ascii=False))
     else:
@@ -160,10 +178,10 @@ for _command in COMMANDS:
     main.add_command(_command)
 
 
-def _load(recipe: Path, overrides: Sequence[str]) -> Any:
+def _load(recipe: Path, overrides: Sequence[str], allow_factory: Sequence[str]) -> Any:
     from glprune.recipe import load_recipe
 
-    return load_recipe(recipe, overrides)
+    return load_recipe(recipe, overrides).allowing(allow_factory or None)
 
 
 def _console(stderr: bool = False) -> Any:

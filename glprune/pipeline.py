@@ -85,6 +85,7 @@ def run(
     *,
     overwrite: bool = False,
     trust_pickle: bool = False,
+    allow_factory: Sequence[str] | None = None,
     on_event: Listener | None = None,
 ) -> Result:
     """Prune a trained network as a recipe says and leave a bundle.
@@ -95,6 +96,8 @@ def run(
         out: The folder to write; default ``glprune-out/<recipe name>``.
         overwrite: Replace an older bundle at ``out``.
         trust_pickle: Allow a fully pickled module, which runs code when it is read.
+        allow_factory: Packages, modules and .py files (as the recipe writes them) that the recipe's
+            factory and loader may be imported from; None: any.
         on_event: Told what happens while it works.
 
     Returns:
@@ -108,7 +111,7 @@ def run(
         TargetError: No network meets the target.
         UsageError: The output folder is taken or cannot be written.
     """
-    rules = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    rules = (recipe if isinstance(recipe, Recipe) else load_recipe(recipe)).allowing(allow_factory)
     folder = Path(out) if out is not None else default_folder(rules)
     bundles.check_free(folder, overwrite)
     clock = _Clock(on_event or silent)

@@ -610,6 +610,7 @@ class Recipe(Section):
     _source: Path | None = PrivateAttr(None)
     _sha256: str | None = PrivateAttr(None)
     _lines: dict[tuple[Any, ...], int] = PrivateAttr(default_factory=dict)
+    _allowed: tuple[str, ...] | None = PrivateAttr(None)
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Recipe:
@@ -738,6 +739,19 @@ class Recipe(Section):
     def sha256(self) -> str | None:
         """Digest of the file as written."""
         return self._sha256
+
+    @property
+    def allowed(self) -> tuple[str, ...] | None:
+        """The packages and files its factory and loader may be imported from; None: any."""
+        return self._allowed
+
+    def allowing(self, packages: Sequence[str] | None) -> Recipe:
+        """This recipe, its factory and loader held to some packages and files; None: as it is."""
+        if packages is None:
+            return self
+        pinned = self.model_copy()
+        pinned._allowed = (packages,) if isinstance(packages, str) else tuple(packages)
+        return pinned
 
     def path(self, text: str) -> Path:
         """Resolve a path of the recipe."""

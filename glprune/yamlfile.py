@@ -29,6 +29,7 @@ from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.reader import ReaderError
 
 from glprune.errors import RecipeError
+from glprune.files import fault
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
@@ -43,16 +44,11 @@ def read_text(source: Path) -> str:
     Raises:
         RecipeError: It is missing, no plain file, longer than a megabyte or not UTF-8.
     """
-    try:
-        if source.is_dir():
-            raise RecipeError(f"{source} is a folder; name a file.")
-        if source.exists() and not source.is_file():
-            raise RecipeError(f"{source} is a pipe or device; name a plain file.")
-        with source.open("rb") as stream:
-            raw = stream.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        why = (error.strerror if isinstance(error, OSError) else None) or error
-        raise RecipeError(f"{source} cannot be read ({why}); name a YAML file.") from None
+    why = fault(source)
+    if why is not None:
+        raise RecipeError(f"{source} {why}; name a YAML file.")
+    with source.open("rb") as stream:
+        raw = stream.read(MAX_BYTES + 1)
     if len(raw) > MAX_BYTES:
         raise RecipeError(f"{source} has {source.stat().st_size:,} bytes; at most {MAX_BYTES:,} are read.")
     try:
