@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import json
 import os
+import shlex
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,11 +19,14 @@ import click
 from glprune._version import __version__
 from glprune.audit.commands import COMMANDS
 from glprune.errors import GlpruneError, UsageError
+from glprune.terminal import plain
 
 _EPILOG = (
     "Exit codes: 0 done; 2 usage, recipe or output folder; 3 model; 4 data; 5 target not reachable; "
-    "130 interrupted."
+    "130 interrupted; 143 terminated."
 )
+
+_LONGEST = 2000  # characters of a message; names in it may be of any length
 
 # what `pip install --no-deps glprune` and the auditor's list leave out
 _NOT_FOR_AUDITORS = ("torch", "torch_pruning", "pyarrow", "scipy", "torchmetrics", "onnxscript", "matplotlib")
@@ -29,13 +37,18 @@ class _Group(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         # a closed pipe or Ctrl-C must leave neither traceback nor half a message
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # a name the terminal has no letters for
         try:
             return super().main(*args, **(kwargs | {"standalone_mode": False}))
         except click.exceptions.Exit as stop:
             sys.exit(stop.exit_code)
-        except click.ClickException as error:
+        except click.exceptions.NoArgsIsHelpError as error:
             error.show()
             sys.exit(error.exit_code)
+        except click.ClickException as error:
+            _fail(_usage(error), error.exit_code)
         except (click.Abort, KeyboardInterrupt):
             _fail("interrupted; nothing was written", 130)
         except GlpruneError as error:
@@ -45,12 +58,58 @@ class _Group(click.Group):
                 raise
             _fail(f"this command needs {error.name}; install glprune with its dependencies", 2)
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()
             sys.exit(0)
+        except MemoryError:
+            _fail("not enough memory", 1)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EIO):
+                _drop_output()
+            place = f"{error.filename}: " if error.filename is not None else ""
+            _fail(f"{place}{error.strerror or error}", 2)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a run as Ctrl-C does."""
+
+
+@contextlib.contextmanager
+def _stoppable(out: Path) -> Iterator[None]:
+    """Let SIGTERM end a run as Ctrl-C does, and say what became of its work."""
+    from glprune.workspace import can_go_on, unfinished
+
+    def terminate(number: int, frame: object) -> NoReturn:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        by, code = ("terminated", 143) if isinstance(stop, _Terminated) else ("interrupted", 130)
+        if not can_go_on(out):
+            _fail(f"{by}; nothing was written", code)
+        needless = {"--resume"} if out.exists() else {"--resume", "--overwrite"}
+        again = shlex.join(["glprune", *(a for a in sys.argv[1:] if a not in needless), "--resume"])
+        _fail(f"{by}; what was done is kept in {unfinished(out)}. To go on: {again}", code)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _drop_output() -> None:
+    """Let nothing that is still to be printed fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _usage(error: click.ClickException) -> str:
+    """A wrong command line in one line, with where to read more."""
+    context = getattr(error, "ctx", None)
+    where = f"; see {context.command_path} --help" if context is not None else ""
+    return f"{error.format_message().rstrip('.')}{where}."
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    click.echo(f"glprune: {' '.join(message.split())}", err=True)
+    line = plain(" ".join(message.split()))
+    click.echo(f"glprune: {line if len(line) <= _LONGEST else line[:_LONGEST] + '...'}", err=True)
     sys.exit(code)
 
 
@@ -83,7 +142,8 @@ def main() -> None:
 @_recipe
 @_model
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write [glprune-out/RECIPE].")
-@click.option("--overwrite", is_flag=True, help="Replace an older bundle.")
+@click.option("--overwrite", is_flag=True, help="Replace an older bundle or a stopped run.")
+@click.option("--resume", is_flag=True, help="Go on from what a stopped run has done, if there is any.")
 @_set
 @_trust
 @_allow
@@ -94,6 +154,7 @@ def run(
     model: Path,
     out: Path | None,
     overwrite: bool,
+    resume: bool,
     overrides: Sequence[str],
     trust_pickle: bool,
     allow_factory: Sequence[str],
@@ -102,16 +163,23 @@ def run(
 ) -> None:
     """Prune MODEL (.pt or .safetensors) as RECIPE says and leave a bundle."""
     from glprune.console import Teller, print_report
+    from glprune.pipeline import default_folder
     from glprune.pipeline import run as run_pipeline
 
     loaded = _load(recipe, overrides, allow_factory)
-    with Teller(_console(stderr=True), quiet) as teller:
+    with _stoppable(out or default_folder(loaded)), Teller(_console(stderr=True), quiet) as teller:
         result = run_pipeline(
-            loaded, model, out, overwrite=overwrite, trust_pickle=trust_pickle, on_event=teller
+            loaded,
+            model,
+            out,
+            overwrite=overwrite,
+            resume=resume,
+            trust_pickle=trust_pickle,
+            on_event=teller,
         )
     if as_json:
         report = result.report.model_dump(mode="json", by_alias=True)
-        click.echo(json.dumps({"bundle": str(result.bundle), "report": report}, ensure_ascii=False))
+        click.echo(json.dumps({"bundle": str(result.bundle), "report": report}))
     elif not quiet:
         print_report(_console(), result.report, str(result.bundle))
 
@@ -138,7 +206,7 @@ def inspect(
     loaded = _load(recipe, overrides, allow_factory)
     inspection = run_inspection(loaded, model, trust_pickle=trust_pickle)
     if as_json:
-        click.echo(json.dumps(console.as_json(inspection), ensure_ascii=False))
+        click.echo(json.dumps(console.as_json(inspection)))
     else:
         console.print_inspection(_console(), inspection)
 

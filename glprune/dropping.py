@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from glprune.errors import ModelError
@@ -25,7 +26,7 @@ from glprune.shipping import file_columns, on_test_rows, write_shipped
 from glprune.surgery import Surgery, plan, slice_
 from glprune.task import HIGHER_IS_BETTER
 from glprune.units import UnitSet
-from glprune.workers import Workers
+from glprune.workers import Workers, map_kept
 
 
 def measure_drop_costs(
@@ -52,10 +53,14 @@ def measure_drop_costs(
     names = [f.name for f, stays in zip(job.data.fields, kept, strict=True) if stays]
     listener(Stage("drop cost", f"each of {len(names)} fields cut, the network refitted without it"))
     with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
-        again, *costs = workers.map(
+        again, *costs = map_kept(
+            workers,
             functools.partial(_without, Path(scratch)),
             [None, *names],
             lambda done: listener(PartDone("refits", done, len(names) + 1)),
+            job.journal.open("drop costs", {"fields": names}),
+            job.journal,
+            TypeAdapter(DropCost),
         )
     shipped = OnnxFile(file, torch.get_num_threads())
     narrow = file_columns(job, removed)

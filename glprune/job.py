@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from glprune.data import Data, Split, load_data
 from glprune.errors import GlpruneError, ModelError, RecipeError
 from glprune.events import Listener, Note, Stage
 from glprune.groups import GroupSet, hidden_groups, input_groups, penalty_weights
+from glprune.journal import Journal
 from glprune.measure import predict, random_like
 from glprune.model import Network, load_network
 from glprune.outputs import OutputNames, flatten_outputs_, leaves, name_outputs, named_leaves
@@ -45,6 +46,7 @@ class Job:
         probe: Real and random rows every cut is compared on.
         outputs: What the network returns.
         rules: What the recipe's policy says of the fields.
+        journal: Keeps what was done, for a run that is stopped.
     """
 
     recipe: Recipe
@@ -56,6 +58,7 @@ class Job:
     probe: Inputs
     outputs: OutputNames
     rules: Rules = NO_RULES
+    journal: Journal = field(default_factory=Journal)
 
     @property
     def axes(self) -> tuple[int | None, ...]:

@@ -119,9 +119,7 @@ def _check_container(path: Path) -> None:
         )
     total = sum(m.file_size for m in members)
     if total > path.stat().st_size:
-        raise ModelError(
-            f"{path}: unpacks to {total:,} bytes, more than it has, which torch.save never writes; save it anew."
-        )
+        raise ModelError(f"{path}: unpacks to {total:,} bytes, more than it has; write it with torch.save.")
 
 
 def _unpickle(path: Path) -> Any:

@@ -10,17 +10,16 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-
-from torch import Tensor
 
 from glprune.errors import TargetError
 from glprune.groups import GroupSet, group_norms, support
+from glprune.journal import Journal
 from glprune.objective import Objective, lambda_max
+from glprune.point import Point, Size, State
+from glprune.recall import STATE, keep_point, recall_point
 from glprune.recipe import TrainSpec
 from glprune.train import PointSolver
 
-State = dict[str, Tensor]
 _BISECTIONS = 8
 _STEPS_BACK = 2
 _SETTLINGS, _NUDGE = 8, 1.1
@@ -29,44 +28,6 @@ _OPTIMAL = 0.02  # KKT residual of zero groups a chosen point should have
 _ALIKE = 1.005  # lambdas this near are one
 _DESCENTS, _HALVINGS = 60, 20
 _LOWER = 0.1  # share of the first lambda to try where that goes too far
-
-
-@dataclass(eq=False)
-class Point:
-    """One solved lambda: its measurements and the weights to start again from.
-
-    Attributes:
-        lam: The lambda.
-        loss: Mean training loss.
-        penalty: The penalty.
-        kkt_zero: Largest KKT residual over zero groups.
-        kkt_active: Largest KKT residual over non-zero groups.
-        fields: Number of input fields with a non-zero group.
-        columns: Number of input columns in those fields.
-        hidden: Number of hidden units with a non-zero group.
-        norms: Group norms of all input fields, float64.
-        alive: For every group set, which groups are not zero, bool, shape (n_groups,).
-        metric: The selection metric on the validation split.
-        state: A copy of the network's tensors; empty once it is no longer needed.
-        refit_metric: The metric after a refit, once one was made.
-    """
-
-    lam: float
-    loss: float
-    penalty: float
-    kkt_zero: float
-    kkt_active: float
-    fields: int
-    columns: int
-    hidden: int
-    norms: tuple[float, ...]
-    alive: tuple[Tensor, ...]
-    metric: float
-    state: State
-    refit_metric: float | None = None
-
-
-Size = Callable[[Point], float]
 
 
 class RegularisationPath:
@@ -79,6 +40,7 @@ class RegularisationPath:
         seed: Seed of the shuffling.
         metric: Measures the selection metric of the network on the validation split.
         done: Told every finished point.
+        journal: Keeps what was solved, and knows what a stopped run had solved.
     """
 
     def __init__(
@@ -89,10 +51,11 @@ class RegularisationPath:
         seed: int,
         metric: Callable[[], float],
         done: Callable[[Point], None],
+        journal: Journal,
     ) -> None:
         self.objective, self.groups, self.spec = objective, groups, spec
         self.solver = PointSolver(objective, spec, seed)
-        self.metric, self.done = metric, done
+        self.metric, self.done, self.journal = metric, done, journal
         self.largest = lambda_max(objective)
         self.trained: State = {n: t.detach().clone() for n, t in objective.network.state_dict().items()}
         self.points: list[Point] = []
@@ -107,8 +70,7 @@ class RegularisationPath:
         """Solve one lambda, from ``start`` or from where the network stands."""
         if start is not None:
             self.objective.network.load_state_dict(start)
-        self.solver.solve(lam, polish=self.spec.epochs == 0)
-        point = self._measure(lam)
+        point = self._kept("point", lam, lambda: self.solver.solve(lam, polish=self.spec.epochs == 0))
         self.points.append(point)
         self.points.sort(key=lambda p: p.lam)
         self.done(point)
@@ -167,6 +129,16 @@ class RegularisationPath:
             The first point within the bounds whose zero groups are optimal, in no path yet. Where a single
             group is more than the bounds are apart, the largest such below them; None where there is none.
         """
+        asked = {"lam": lam, "least": least, "most": most}
+        record = self.journal.recall("descent", asked)
+        if record is None:
+            held = self._descended(point, lam, size, least, most)
+            facts, tensors = keep_point(held) if held else ({}, {})
+            self.journal.keep("descent", asked, facts, tensors)
+            return held
+        return recall_point(record.facts, self.journal.weights(record)) if record.facts else None
+
+    def _descended(self, point: Point, lam: float, size: Size, least: float, most: float) -> Point | None:
         start, held, halvings = point, None, 0
         curvature: float | None = None
         for _ in range(_DESCENTS):
@@ -189,8 +161,7 @@ class RegularisationPath:
     def _closed(self, point: Point, lam: float) -> Point:
         """Take a closed point into the path in the place of the one it came from."""
         self.objective.network.load_state_dict(point.state)
-        self.solver.polish(lam)
-        closed = self._measure(lam)
+        closed = self._kept("closing", lam, lambda: self.solver.polish(lam))
         self.put(closed, point)
         return closed
 
@@ -249,13 +220,37 @@ class RegularisationPath:
             for lam in self.grid(scale):
                 point = self.solve(lam)
                 for old in self.points[:-2]:
-                    old.state = {}
+                    self._let_go(old)
                 if self.emptied(point) or enough(point):
                     break
             if not overshoots(self.points[0]) or scale == _LOWER**2:
                 return
             self.objective.network.load_state_dict(self.trained)
             self.points.clear()
+
+    def _kept(self, kind: str, lam: float, solve: Callable[[], None]) -> Point:
+        """Solve and measure, or take over what a stopped run did; the network stands there either way."""
+        record = self.journal.recall(kind, {"lam": lam})
+        if record is None:
+            solve()
+            point = self._measure(lam)
+            facts, tensors = keep_point(point)
+            standing, generator = self.solver.standing()
+            record = self.journal.keep(kind, {"lam": lam}, facts | standing, tensors | generator)
+        else:
+            tensors = self.journal.weights(record)
+            point = recall_point(record.facts, tensors)
+            if point.state:  # else a later step of that run holds what is needed
+                self.objective.network.load_state_dict(point.state)
+                self.solver.stand(record.facts, tensors)
+        point.record = record
+        return point
+
+    def _let_go(self, point: Point) -> None:
+        """Nothing will start from a point any more: its weights need not be held."""
+        point.state = {}
+        if point.record is not None:
+            self.journal.let_go(point.record, STATE)
 
     def _measure(self, lam: float) -> Point:
         loss, zero, active = self.objective.optimality(lam)

@@ -7,10 +7,11 @@ report -> bundle.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -60,6 +61,7 @@ from glprune.summary import (
 from glprune.task import HIGHER_IS_BETTER, METRICS, explained
 from glprune.train import RefitResult
 from glprune.workers import Workers, available_cores
+from glprune.workspace import working
 
 LATENCY_BATCHES = (1, 256)
 _ORIGINAL, _ZEROED = "original.onnx", "zeroed.onnx"
@@ -84,6 +86,7 @@ def run(
     out: str | Path | None = None,
     *,
     overwrite: bool = False,
+    resume: bool = False,
     trust_pickle: bool = False,
     allow_factory: Sequence[str] | None = None,
     on_event: Listener | None = None,
@@ -94,7 +97,9 @@ def run(
         recipe: A recipe file, or a recipe built in Python.
         model: The trained weights: a state dict (.pt, .pth) or .safetensors.
         out: The folder to write; default ``glprune-out/<recipe name>``.
-        overwrite: Replace an older bundle at ``out``.
+        overwrite: Replace an older bundle at ``out``, and drop what a stopped run has done.
+        resume: Go on from what a run that was stopped has done, if there is any: its bundle is the one
+            an undisturbed run makes, but for times. What was done is kept in ``<out>.unfinished``.
         trust_pickle: Allow a fully pickled module, which runs code when it is read.
         allow_factory: Packages, modules and .py files (as the recipe writes them) that the recipe's
             factory and loader may be imported from; None: any.
@@ -109,15 +114,18 @@ def run(
             file does not compute what the network does.
         DataError: The data cannot be used.
         TargetError: No network meets the target.
-        UsageError: The output folder is taken or cannot be written.
+        UsageError: The output folder is taken, cannot be written or holds a stopped run.
     """
     rules = (recipe if isinstance(recipe, Recipe) else load_recipe(recipe)).allowing(allow_factory)
     folder = Path(out) if out is not None else default_folder(rules)
-    bundles.check_free(folder, overwrite)
     clock = _Clock(on_event or silent)
-    with _reproducible(rules.seed), bundles.staged(folder, overwrite) as stage:
+    with _reproducible(rules.seed), working(folder, overwrite, resume) as space:
+        stage = space.stage
         job = prepare(rules, Path(model), trust_pickle, clock)
         check_rows(job)
+        journal = space.journal(_identity(job))
+        clock.seconds = journal.seconds
+        job = replace(job, journal=journal)
         chosen = search(job, clock)
         removed, fitted = chosen.removed, chosen.fitted
         check_rules(job, removed)
@@ -146,6 +154,30 @@ def run(
 def default_folder(recipe: Recipe) -> Path:
     """Where a run writes when it is not told: ``glprune-out/<recipe name>``."""
     return Path("glprune-out") / (recipe.source.stem if recipe.source else "run")
+
+
+def _identity(job: Job) -> dict[str, str]:
+    """What a run's result is a function of; its names go on from "the stopped run had another"."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(job.network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return {
+        "recipe": hashlib.sha256(_bearing(job.recipe).to_yaml().encode()).hexdigest(),
+        "model": digest.hexdigest(),
+        "data set": json.dumps(dict(job.data.digests), sort_keys=True),
+        "number of threads": str(torch.get_num_threads()),
+        "version of glprune": __version__,
+        "version of PyTorch": torch.__version__,
+        "kind of processor": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def _bearing(recipe: Recipe) -> Recipe:
+    """A recipe without what has no bearing on results."""
+    if recipe.stability is None:
+        return recipe
+    return recipe.model_copy(update={"stability": recipe.stability.model_copy(update={"processes": None})})
 
 
 class _Clock:

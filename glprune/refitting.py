@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 from torch import nn
 
 from glprune.job import Job, narrowing, validate
+from glprune.recall import keep_refit, recall_refit
 from glprune.recipe import RefitSpec
 from glprune.removal import Removed
 from glprune.train import RefitResult, refit
+from glprune.units import Inputs
 
 _FOLLOWED = 0.5  # share of the refit's loss that follows the original network, where nothing is said
 
@@ -31,6 +34,20 @@ def refitted(job: Job, removed: Removed, spec: RefitSpec | None = None) -> tuple
     how = spec or job.recipe.refit
     how = how.model_copy(update={"distill": followed(job, removed)})
     narrow = narrowing(removed.columns, job.axes)
+    asked = {"epochs": how.epochs, "columns": [len(own) for own in removed.columns]}
+    record = job.journal.recall("refit", asked)
+    if record is not None:
+        kept = recall_refit(record.facts, job.journal.weights(record), removed.network)
+        return kept, record.facts["metric"]
+    best, metric = _best_refit(job, removed, how, narrow)
+    facts, tensors = keep_refit(best)
+    job.journal.keep("refit", asked, facts | {"metric": metric}, tensors)
+    return best, metric
+
+
+def _best_refit(
+    job: Job, removed: Removed, how: RefitSpec, narrow: Callable[[Inputs], Inputs]
+) -> tuple[RefitResult, float]:
     data, seed, teacher = job.data, job.recipe.seed, job.network
     results = [
         refit(start, narrow, job.task, data.train, data.valid, how, seed, teacher, job.metric)

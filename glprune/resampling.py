@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from glprune.data import TensorSplit
 from glprune.errors import DataError, TargetError
@@ -25,8 +26,9 @@ from glprune.report import Interval, Resample, Stability
 from glprune.search import search
 from glprune.stability import Supports, false_bound, jaccard, nogueira, stable
 from glprune.summary import kept_fields
-from glprune.workers import Workers
+from glprune.workers import Workers, map_kept
 
+_OUTCOME: TypeAdapter[Resample | str] = TypeAdapter(Resample | str)
 _FEWEST = 10  # choices that a normal approximation can be made of
 
 
@@ -96,10 +98,14 @@ def measure_stability(
         listener(Note("No field was removed, so there is no choice whose stability could be measured."))
         return None
     listener(Stage("stability", f"searching again on {spec.resamples} random parts of the training rows"))
-    found = workers.map(
+    found = map_kept(
+        workers,
         functools.partial(_search_part, sum(kept)),
         range(spec.resamples),
         lambda done: listener(PartDone("resamples", done, spec.resamples)),
+        job.journal.open("resamples", {"limit": sum(kept)}),
+        job.journal,
+        _OUTCOME,
     )
     parts = [part for part in found if isinstance(part, Resample)]
     failures = [reason for reason in found if isinstance(reason, str)]

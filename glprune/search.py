@@ -29,9 +29,12 @@ from glprune.events import Listener, PointDone, Stage
 from glprune.forbidden import without_forbidden
 from glprune.groups import sliced, support
 from glprune.job import Job, continued, everything, first_rows, narrowing, validate
+from glprune.journal import Record
 from glprune.measure import macs
 from glprune.objective import Objective
-from glprune.path import Point, RegularisationPath, Size, at_lambda, at_most, towards
+from glprune.path import RegularisationPath, at_lambda, at_most, towards
+from glprune.point import Point, Size
+from glprune.recall import Kept, keep_points, keep_refit, recall_points, recall_refit
 from glprune.recipe import RefitSpec
 from glprune.refitting import refitted
 from glprune.removal import Removed, followed_by, kept_units, remove, shaped
@@ -212,11 +215,10 @@ class _Search:
         self.listener(Stage("latency", "timing narrower networks through ONNX Runtime"))
         with tempfile.TemporaryDirectory(prefix="glprune-") as folder:
             watch = Stopwatch(self.original, batch, Path(folder))
-            limit = _macs_for_latency(self.original, watch, asked, kinds)
+            limit = self._clocked("limit", lambda: _macs_for_latency(self.original, watch, asked, kinds))
             for _ in range(_CLOCKED):
                 self._reach(Goal("macs", limit, kinds, "target.latency", slack=_NEAR))
-                last = self.stages[-1]
-                reached = _excess(watch(last.fitted.network, last.removed.columns), asked)
+                reached = self._clocked("reached", lambda: self._excess_now(watch, asked))
                 if reached <= 1:
                     return
                 limit = 0.95 * _size_now(self.job, "macs") / reached
@@ -224,6 +226,17 @@ class _Search:
             f"target.latency: {asked} was not reached; the network found takes {reached:.2f} times as much "
             f"at batch {batch}. Ask for less, or for macs: widths alone do not make it faster here."
         )
+
+    def _excess_now(self, watch: Stopwatch, asked: str | float) -> float:
+        last = self.stages[-1]
+        return _excess(watch(last.fitted.network, last.removed.columns), asked)
+
+    def _clocked(self, what: str, measure: Callable[[], float]) -> float:
+        """What the clock said, to a stopped run too: another time it would say something else."""
+        record = self.original.journal.open("clock", {"what": what})
+        if not record.facts:
+            record.facts["value"] = measure()
+        return float(record.facts["value"])
 
     def _within_drop(self, kinds: tuple[Kind, ...], metric: str, amount: float) -> None:
         """Stages that go on while the refitted network loses no more than the amount."""
@@ -294,19 +307,51 @@ class _Search:
         """Run one path, cut at its chosen point and refit; nothing is changed here."""
         number = len(self.stages) + 1
         self.listener(Stage(f"path {number}", f"training along growing lambda, {rule}"))
+        journal = self.original.journal
+        asked = {"number": number, "rule": rule, "balance": balance, "epochs": spec.epochs}
+        place, record = journal.place, journal.recall("stage", asked)
+        if record is not None:
+            return self._recalled(record, kinds, rule, balance) if record.facts else None
         path = self._path(kinds, balance, costs, number)
         point = pick(path, self.job)
-        if point is None:
-            return None
-        self.listener(Stage(f"cut {number}", "cutting zero groups, comparing outputs at every cut"))
-        cut = removal_at(self.job, point)
-        removed = followed_by(self.removed, cut) if self.removed is not None else cut
-        self.listener(Stage(f"refit {number}", "training the slim network without penalty"))
-        fitted, metric = refitted(self.original, removed, spec)
+        run = None if point is None else self._cut_at(point, path.points, kinds, rule, balance, spec)
+        facts, tensors = _keep_stage(run) if run is not None else ({}, {})
+        journal.keep("stage", asked, facts, tensors, since=place)
         for p in path.points:
             p.state = {}
+        return run
+
+    def _cut_at(
+        self,
+        point: Point,
+        points: list[Point],
+        kinds: tuple[Kind, ...],
+        rule: str,
+        balance: float,
+        spec: RefitSpec,
+    ) -> StageRun:
+        number = len(self.stages) + 1
+        self.listener(Stage(f"cut {number}", "cutting zero groups, comparing outputs at every cut"))
+        cut, removed = self._removals(point)
+        self.listener(Stage(f"refit {number}", "training the slim network without penalty"))
+        fitted, metric = refitted(self.original, removed, spec)
         point.refit_metric = metric
-        return StageRun(self.job, kinds, rule, balance, path.points, point, cut, removed, fitted, metric)
+        return StageRun(self.job, kinds, rule, balance, points, point, cut, removed, fitted, metric)
+
+    def _recalled(self, record: Record, kinds: tuple[Kind, ...], rule: str, balance: float) -> StageRun:
+        """A stage that a stopped run had done; its cut is made and certified again."""
+        facts, tensors = record.facts, self.original.journal.weights(record)
+        points = recall_points(facts, tensors)
+        selected = points[facts["selected"]]
+        cut, removed = self._removals(selected)
+        selected.state = {}
+        fitted, metric = recall_refit(facts["refit"], tensors, removed.network), facts["metric"]
+        return StageRun(self.job, kinds, rule, balance, points, selected, cut, removed, fitted, metric)
+
+    def _removals(self, point: Point) -> tuple[Removed, Removed]:
+        """What a point cuts out of the network the search stands on, and everything cut so far."""
+        cut = removal_at(self.job, point)
+        return cut, followed_by(self.removed, cut) if self.removed is not None else cut
 
     def _path(
         self, kinds: tuple[Kind, ...], balance: float, costs: Mapping[str, float], number: int
@@ -328,7 +373,8 @@ class _Search:
         def measure() -> float:
             return validate(job, network, everything)
 
-        path = RegularisationPath(objective, job.groups, recipe.train, recipe.seed, measure, done)
+        journal = self.original.journal
+        path = RegularisationPath(objective, job.groups, recipe.train, recipe.seed, measure, done, journal)
         return path
 
     def _refitted(self, run: StageRun) -> StageRun:
@@ -364,6 +410,15 @@ class _Search:
         assert asked is not None  # the recipe holds a target
         limit = absolute(asked, _size_now(self.original, counted))
         return Goal(counted, limit, kinds, f"target.{counted}", slack=_NEAR)
+
+
+def _keep_stage(run: StageRun) -> Kept:
+    """A stage as the journal keeps it: points, of which the selected one has its weights, and the refit."""
+    points = [p if p is run.selected else replace(p, state={}) for p in run.points]
+    facts, tensors = keep_points(points)
+    refit, own = keep_refit(run.fitted)
+    chosen = {"selected": run.points.index(run.selected), "refit": refit, "metric": run.metric}
+    return facts | chosen, tensors | own
 
 
 def _approach(goal: Goal, now: float, limit: float) -> Pick:

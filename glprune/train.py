@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,15 @@ class PointSolver:
         self.objective, self.spec = objective, spec
         self.generator = torch.Generator().manual_seed(seed)
         self.curvature: float | None = None
+
+    def standing(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What the next lambda depends on beside the weights, as JSON values and tensors."""
+        return {"curvature": self.curvature}, {"generator": self.generator.get_state()}
+
+    def stand(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Go on from where :meth:`standing` was taken."""
+        self.curvature = facts["curvature"]
+        self.generator.set_state(tensors["generator"])
 
     def solve(self, lam: float, polish: bool = True) -> None:
         """Train at ``lam``: epochs of stochastic proximal steps, then full-batch steps.

@@ -22,8 +22,10 @@ from types import FrameType, TracebackType
 from typing import Any, Generic, TypeVar
 
 import torch
+from pydantic import TypeAdapter
 
 from glprune.errors import GlpruneError
+from glprune.journal import Journal, Record
 
 State = TypeVar("State")
 Item = TypeVar("Item")
@@ -57,7 +59,10 @@ class Workers(Generic[State]):
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def map(
-        self, work: Callable[[State, Item], Outcome], items: Sequence[Item], done: Callable[[int], None]
+        self,
+        work: Callable[[State, Item], Outcome],
+        items: Sequence[Item],
+        done: Callable[[int, Outcome], None],
     ) -> list[Outcome]:
         """Work on every item and return the outcomes in the order of the items.
 
@@ -65,7 +70,7 @@ class Workers(Generic[State]):
             work: A function of a module, of what ``prepare`` returned and an item. Its outcome must
                 depend on these alone; items and outcomes pickle.
             items: What to work on.
-            done: Told how many items are done, after each.
+            done: Told the place and the outcome of each item, as they come.
 
         Raises:
             GlpruneError: A process was killed.
@@ -73,14 +78,46 @@ class Workers(Generic[State]):
         """
         try:
             futures = [self._pool.submit(_work, work, item) for item in items]
-            for count, future in enumerate(as_completed(futures), 1):
-                future.result()
-                done(count)
+            places = {future: place for place, future in enumerate(futures)}
+            for future in as_completed(futures):
+                done(places[future], future.result())
         except BrokenProcessPool:
             raise GlpruneError(
                 "A worker process was killed, most likely for want of memory; set stability.processes lower."
             ) from None
         return [future.result() for future in futures]
+
+
+def map_kept(
+    workers: Workers[State],
+    work: Callable[[State, Item], Outcome],
+    items: Sequence[Item],
+    told: Callable[[int], None],
+    record: Record,
+    journal: Journal,
+    kind: TypeAdapter[Outcome],
+) -> list[Outcome]:
+    """:meth:`Workers.map` of what a stopped run had not done yet.
+
+    Args:
+        workers: The processes.
+        work: See there.
+        items: See there.
+        told: Told how many items are done, after each.
+        record: Holds the outcomes so far, by place, and is given each new one.
+        journal: Keeps the record.
+        kind: Brings outcomes to JSON values and back.
+    """
+    known = record.facts
+    left = [place for place in range(len(items)) if str(place) not in known]
+
+    def done(place: int, outcome: Outcome) -> None:
+        known[str(left[place])] = kind.dump_python(outcome, mode="json")
+        journal.save_if_due()
+        told(len(known))
+
+    workers.map(work, [items[place] for place in left], done)
+    return [kind.validate_python(known[str(place)]) for place in range(len(items))]
 
 
 def available_cores() -> int:

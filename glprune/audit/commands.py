@@ -66,7 +66,7 @@ def verify(
     )
     verdict = run_verify(bundle, demands, seconds=timeout)
     if as_json:
-        click.echo(json.dumps(findings.as_record(verdict), ensure_ascii=False, indent=2))
+        click.echo(json.dumps(findings.as_record(verdict), indent=2))
     else:
         print_verdict(_console(), verdict)
     sys.exit(verdict.exit_code)
@@ -187,7 +187,7 @@ COMMANDS = (verify, keygen, sign, countersign, diff, explain, render)
 
 def _show(record: dict[str, Any], as_json: bool, printer: Any) -> None:
     if as_json:
-        click.echo(json.dumps(record, ensure_ascii=False, indent=2))
+        click.echo(json.dumps(record, indent=2))
     else:
         printer(_console(), record)
 

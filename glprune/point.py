@@ -1,0 +1,52 @@
+"""One solved lambda of a regularisation path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from glprune.journal import Record
+
+State = dict[str, Tensor]
+
+
+@dataclass(eq=False)
+class Point:
+    """One solved lambda: its measurements and the weights to start again from.
+
+    Attributes:
+        lam: The lambda.
+        loss: Mean training loss.
+        penalty: The penalty.
+        kkt_zero: Largest KKT residual over zero groups.
+        kkt_active: Largest KKT residual over non-zero groups.
+        fields: Number of input fields with a non-zero group.
+        columns: Number of input columns in those fields.
+        hidden: Number of hidden units with a non-zero group.
+        norms: Group norms of all input fields, float64.
+        alive: For every group set, which groups are not zero, bool, shape (n_groups,).
+        metric: The selection metric on the validation split.
+        state: A copy of the network's tensors; empty once it is no longer needed.
+        refit_metric: The metric after a refit, once one was made.
+        record: Where the run's journal keeps it.
+    """
+
+    lam: float
+    loss: float
+    penalty: float
+    kkt_zero: float
+    kkt_active: float
+    fields: int
+    columns: int
+    hidden: int
+    norms: tuple[float, ...]
+    alive: tuple[Tensor, ...]
+    metric: float
+    state: State
+    refit_metric: float | None = None
+    record: Record | None = field(default=None, repr=False)
+
+
+Size = Callable[[Point], float]
