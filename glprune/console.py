@@ -31,9 +31,9 @@ class Teller:
     def __enter__(self) -> Teller:
         if self.console.is_terminal and not self.quiet:
             self.progress = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
-                TextColumn("{task.fields[detail]}"),
+                TextColumn("{task.fields[detail]}", markup=False),
                 TimeElapsedColumn(),
                 console=self.console,
                 transient=True,

@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from glprune.data import is_numeric, read_table
 from glprune.errors import DataError
+from glprune.terminal import plain
 
 _TARGETS = ("target", "label", "class", "y", "default", "outcome", "diagnosis", "credit")
 _SPLITS = {"train", "valid", "test"}
@@ -51,7 +52,7 @@ def starter_recipe(data: Path, folder: Path) -> str:
         loader=PackageLoader("glprune"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     # JSON text is YAML text, with every quote and escape in place
-    environment.filters["yaml"] = lambda value: json.dumps(value, ensure_ascii=False)
+    environment.filters["yaml"] = lambda value: plain(json.dumps(value, ensure_ascii=False))
     template = environment.get_template("starter.yaml.j2")
     path = Path(os.path.relpath(data.resolve(), folder.resolve())).as_posix()
     return template.render(path=path, rows=table.num_rows, g=_guess(table))

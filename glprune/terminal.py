@@ -1,15 +1,27 @@
-"""Text from files nobody vouches for, shown on a terminal and never obeyed by it."""
+"""Text from files nobody vouches for: shown, never obeyed, with nothing hidden in it."""
 
 from __future__ import annotations
 
+import unicodedata
+
+_INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+
 
 def plain(text: str) -> str:
-    """Text with everything that could steer a terminal, or hide in it, spelled out.
-
-    That is whatever cannot be printed: escape sequences, line ends, marks of writing direction and of no
-    width, halves of characters.
-    """
+    """Text for a terminal: whatever cannot be printed, escape sequences above all, is spelled out."""
     return text if text.isprintable() else "".join(c if c.isprintable() else _spelled(c) for c in text)
+
+
+def visible(text: str, keep: str = "") -> str:
+    """Text for a page: control characters, marks of writing direction and half characters are spelled out.
+
+    Args:
+        text: The text.
+        keep: Characters that may stay as they are.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c in keep or unicodedata.category(c) not in _INVISIBLE else _spelled(c) for c in text)
 
 
 def _spelled(character: str) -> str:
