@@ -961,9 +961,13 @@ _NULLABLE = ("inputs", "hidden", "axis")
 
 
 def _without_none(value: Any) -> Any:
-    """Drop keys that are null, but for the penalties and the axis of an input, where null is a choice."""
+    """Drop keys that are null, but where null is a choice: penalties, axis of an input, factory's arguments."""
     if isinstance(value, dict):
-        return {k: _without_none(v) for k, v in value.items() if v is not None or k in _NULLABLE}
+        return {
+            k: v if k == "arguments" else _without_none(v)
+            for k, v in value.items()
+            if v is not None or k in _NULLABLE
+        }
     if isinstance(value, list):
         return [_without_none(v) for v in value]
     return value
