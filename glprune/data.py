@@ -5,6 +5,8 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import itertools
+import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from glprune.errors import DataError, GlpruneError, RecipeError, did_you_mean
+from glprune.files import fault
 from glprune.imports import describe, load_callable
 from glprune.protected import Attribute, read_protected
 from glprune.recipe import InputSpec, Recipe
@@ -251,8 +254,9 @@ def read_table(path: Path) -> pa.Table:
     Raises:
         DataError: It is missing, empty, truncated, ragged, not UTF-8 or of another kind.
     """
-    if not path.exists():
-        raise DataError(f"{path}: no such file; paths are relative to the recipe.")
+    why = fault(path)
+    if why is not None and not os.path.isdir(path):
+        raise DataError(f"{path} {why}; name a file or a folder of Parquet, relative to the recipe.")
     try:
         if path.is_dir():
             # each of a reader's threads holds buffers for every column: gigabytes where there are many
@@ -265,14 +269,13 @@ def read_table(path: Path) -> pa.Table:
             raise DataError(
                 f"{path}: kind {path.suffix or 'unknown'!r}; give .csv, .parquet or a folder of Parquet."
             )
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        names = table.column_names
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: a column's name is not UTF-8; save the file as UTF-8.") from error
+    except (pa.ArrowException, OSError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise DataError(f"{path}: cannot be read ({first}).") from error
-    double = (
-        sorted({name for name in table.column_names if table.column_names.count(name) > 1})
-        if len(set(table.column_names)) < len(table.column_names)
-        else []
-    )
+    double = sorted(name for name, times in Counter(names).items() if times > 1)
     if double:
         raise DataError(f"{path}: column {_listed(double)} there twice; rename one.")
     if table.num_rows == 0:

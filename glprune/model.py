@@ -138,13 +138,14 @@ def _state(content: Any, path: Path) -> Mapping[str, Tensor]:
         raise ModelError(
             f"{path}: holds {type(content).__name__}, not a state dict; save model.state_dict()."
         )
-    state = dict(dict.items(content))  # an OrderedDict's own attributes may hide its methods
+    state = dict(dict.items(content))  # here and below: attributes from a file may hide methods
     strange = [str(k) for k, v in state.items() if not isinstance(v, Tensor)]
     if strange:
         raise ModelError(f"{path}: {_listed(strange)} not a tensor; save model.state_dict() alone.")
     unnamed = [repr(k) for k in state if not isinstance(k, str)]
     if unnamed:
         raise ModelError(f"{path}: {_listed(unnamed)} not a name of a tensor; save model.state_dict().")
+    state = {name: Tensor.detach(tensor) for name, tensor in state.items()}
     undense = [k for k, v in state.items() if v.layout != torch.strided or v.is_quantized or v.is_meta]
     if undense:
         raise ModelError(

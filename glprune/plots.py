@@ -151,9 +151,7 @@ def _svg(figure: Figure) -> str:
     """Render a figure as an inline SVG element without metadata or outside names."""
     stream = io.StringIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Glyph"
-        )  # text stays text: the reader has fonts
+        warnings.filterwarnings("ignore", "Glyph")  # text stays text: the reader has fonts
         figure.tight_layout()
         FigureCanvasSVG(figure).print_svg(
             stream, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}

@@ -829,7 +829,7 @@ def _explain(
     overrides: Sequence[str],
 ) -> str:
     """One line: where the first mistake is, what it is, the mend, and how many more there are."""
-    problems = _problems(error)
+    problems = _problems(error, tree)
     loc, message = problems[0]
     if not loc:  # sections that contradict each other name the key themselves
         loc = tuple(re.split(r"[.:\s]", message)[:2])
@@ -843,11 +843,11 @@ def _explain(
     return f"{place}: {message}{more}"
 
 
-def _problems(error: ValidationError) -> list[tuple[tuple[Any, ...], str]]:
+def _problems(error: ValidationError, tree: Mapping[str, Any]) -> list[tuple[tuple[Any, ...], str]]:
     """Every distinct mistake with its place; the branches of a union count once."""
     found: dict[tuple[Any, ...], str] = {}
     for item in error.errors():
-        loc = tuple(p for p in item["loc"] if not _is_branch(p))
+        loc = _keys(item["loc"], tree, missing=item["type"] == "missing")
         message = _sentence(item, loc)
         if loc in found and found[loc] != message:
             message = _union_sentence(found[loc], message)
@@ -855,11 +855,15 @@ def _problems(error: ValidationError) -> list[tuple[tuple[Any, ...], str]]:
     return list(found.items())
 
 
-def _is_branch(part: object) -> bool:
-    """Pydantic puts the branch of a union into the place; it is not a key."""
-    return isinstance(part, str) and bool(
-        re.search(r"[\[\](]|^(?:int|str|float|bool|none|constrained-\w+)$", part)
-    )
+def _keys(loc: tuple[Any, ...], tree: Any, missing: bool) -> tuple[Any, ...]:
+    """The keys of a place in the recipe; pydantic puts the branches of unions between them."""
+    keys, node = [], tree
+    for part in loc:
+        inside = part in node if isinstance(node, dict) else isinstance(node, list) and isinstance(part, int)
+        if inside:
+            keys.append(part)
+            node = node[part]
+    return (*keys, loc[-1]) if missing else tuple(keys)
 
 
 def _union_sentence(first: str, second: str) -> str:
@@ -961,7 +965,7 @@ _NULLABLE = ("inputs", "hidden", "axis")
 
 
 def _without_none(value: Any) -> Any:
-    """Drop keys that are null, but where null is a choice: penalties, axis of an input, factory's arguments."""
+    """Drop keys that are null, but where null is a choice: penalties, an input's axis, arguments."""
     if isinstance(value, dict):
         return {
             k: v if k == "arguments" else _without_none(v)

@@ -76,7 +76,14 @@ def main() -> None:
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
         target = {"recipe": recipe, "report": report, "verify": verify}[name](Path(folder))
-        options = [f"-runs={runs}", "-timeout=60", "-max_len=512", "-len_control=0", "-print_final_stats=1", *rest]
+        options = [
+            f"-runs={runs}",
+            "-timeout=60",
+            "-max_len=512",
+            "-len_control=0",
+            "-print_final_stats=1",
+            *rest,
+        ]
         atheris.Setup([sys.argv[0], *options], target)
         atheris.Fuzz()
 
