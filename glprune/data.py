@@ -423,7 +423,13 @@ def _matrix(
         )
     matrix = np.empty((table.num_rows, len(features)), dtype=np.float32 if dtype == "float" else np.float64)
     for number, column in enumerate(chosen.columns):
-        matrix[:, number] = column.cast(pa.float64()).to_numpy()
+        try:
+            matrix[:, number] = column.cast(pa.float64()).to_numpy()
+        except pa.ArrowInvalid as error:
+            raise DataError(
+                f"{path}: column {features[number]!r} holds whole numbers past 2^53, which a network cannot tell "
+                "apart; encode them otherwise, or list it under data.exclude."
+            ) from error
     finite = np.isfinite(matrix)
     if not finite.all():
         wrong = np.flatnonzero(~finite.all(axis=0))
@@ -475,6 +481,10 @@ def _target_column(recipe: Recipe, table: pa.Table, path: Path) -> pa.ChunkedArr
     if name not in table.column_names:
         raise DataError(f"{path}: target column {name!r} is missing.{did_you_mean(name, table.column_names)}")
     column = table[name]
+    if pa.types.is_nested(column.type) or pa.types.is_binary(column.type):
+        raise DataError(
+            f"{path}: target {name!r} holds {column.type} values; encode it as numbers or as text in UTF-8."
+        )
     if column.null_count:
         row = column.is_null().to_pylist().index(True) + 1
         raise DataError(

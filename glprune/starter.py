@@ -46,7 +46,7 @@ def starter_recipe(data: Path, folder: Path) -> str:
         DataError: The file cannot be read or has no column to predict from.
     """
     table = read_table(data)
-    if len(table.column_names) < 2:
+    if sum(not pa.types.is_nested(kind) for kind in table.schema.types) < 2:
         raise DataError(f"{data}: one column only; a recipe needs features and a target.")
     environment = Environment(
         loader=PackageLoader("glprune"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -60,7 +60,8 @@ def starter_recipe(data: Path, folder: Path) -> str:
 
 def _guess(table: pa.Table) -> _Guess:
     names = table.column_names
-    target = next((n for wanted in _TARGETS for n in names if n.lower() == wanted), names[-1])
+    flat = [n for n in names if not pa.types.is_nested(table[n].type)]
+    target = next((n for wanted in _TARGETS for n in flat if n.lower() == wanted), flat[-1])
     labels = pc.unique(table[target].drop_null()).to_pylist()
     continuous = pa.types.is_floating(table[target].type) and len(labels) > 10
     task = "binary" if len(labels) == 2 else "regression" if continuous or len(labels) > 50 else "multiclass"
@@ -117,5 +118,5 @@ def _pattern(prefix: str, members: Sequence[str], columns: Sequence[str]) -> str
 def _is_one_hot(table: pa.Table, members: Sequence[str]) -> bool:
     if len(members) < 2:
         return False
-    values = np.stack([table[m].cast(pa.float64()).to_numpy() for m in members])
+    values = np.stack([table[m].cast(pa.float64(), safe=False).to_numpy() for m in members])
     return bool(np.isin(values, (0.0, 1.0)).all() and (values.sum(axis=0) == 1.0).all())
