@@ -18,6 +18,14 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
+def subject(names: Sequence[str]) -> str:
+    """The first names of a list and how many more there are, with their verb: ``'a', 'b' are``."""
+    shown = ", ".join(repr(n) for n in names[:3])
+    if len(names) == 1:
+        return f"{shown} is"
+    return f"{shown}{f' and {len(names) - 3} more' if len(names) > 3 else ''} are"
+
+
 class GlpruneError(Exception):
     """Base of every error glprune raises on purpose."""
 

@@ -157,6 +157,16 @@ class SplitSpec(Section):
         return (self.train or 0.6, self.valid or 0.2, self.test or 0.2)
 
 
+class StreamSpec(Section):
+    """How rows are streamed instead of held in memory."""
+
+    buffer_mb: Positive = Field(
+        256.0,
+        description="Megabytes of rows in memory: half are shuffled together and in use while the other "
+        "half is read. Results depend on it, never on the machine's memory.",
+    )
+
+
 class DataSpec(Section):
     """Where the rows are and what the columns mean."""
 
@@ -192,6 +202,11 @@ class DataSpec(Section):
         description="'train' puts (x - mean) / std of the training rows in front of the network, inside "
         "the exported file; 'none' feeds the columns as they are.",
     )
+    stream: StreamSpec | None = Field(
+        None,
+        description="Read rows from Parquet files whenever they are needed; null: held in memory. {} takes "
+        "the defaults.",
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSpec:
@@ -207,6 +222,8 @@ class DataSpec(Section):
             raise ValueError("split divides `file` only; remove it")
         if self.loader is not None and (self.standardize != "none" or self.exclude):
             raise ValueError("standardize and exclude work on files; do both inside the loader")
+        if self.loader is not None and self.stream is not None:
+            raise ValueError("stream contradicts loader, which streams by itself; remove one")
         return self
 
 
@@ -652,6 +669,22 @@ class Recipe(Section):
         if spec.share == 1 and (self.train.batch_size == "all" or self.train.epochs == 0):
             raise ValueError(
                 "stability.share: 1 varies the shuffling alone; train.batch_size: all or epochs: 0 has none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_holds_streamed_rows(self) -> Recipe:
+        if self.data.stream is None:
+            return self
+        for name, size in (("train", self.train.batch_size), ("refit", self.refit.batch_size)):
+            if size == "all":
+                raise ValueError(
+                    f"{name}.batch_size: all holds every row in memory, which data.stream is to spare; give "
+                    "a number"
+                )
+        if self.policy is not None and self.policy.proxies:
+            raise ValueError(
+                "policy.proxies: true holds every row in memory, which data.stream is to spare; remove one"
             )
         return self
 
