@@ -73,8 +73,15 @@ class Table(ABC):
         return sum(piece.rows for piece in self.pieces)
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """A whole column."""
-        return pa.chunked_array([b[0] for b in self.batches([name])], self.schema.field(name).type)
+        """A whole column of plain values.
+
+        Raises:
+            DataError: It holds lists, structs or bytes, such as text that is not UTF-8.
+        """
+        kind = self.schema.field(name).type
+        if pa.types.is_nested(kind) or pa.types.is_binary(kind):
+            raise DataError(f"{self.path}: column {name!r} holds {kind} values; take numbers or UTF-8 text.")
+        return pa.chunked_array([b[0] for b in self.batches([name])], kind)
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Yield all rows of some columns, some megabytes at a time."""

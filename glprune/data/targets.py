@@ -40,10 +40,6 @@ def _target_column(recipe: Recipe, table: Table) -> pa.ChunkedArray:
     if name not in table.names:
         raise DataError(f"{table.path}: target column {name!r} is missing.{did_you_mean(name, table.names)}")
     column = table.column(name)
-    if pa.types.is_nested(column.type) or pa.types.is_binary(column.type):
-        raise DataError(
-            f"{table.path}: target {name!r} holds {column.type} values; encode it as numbers or as UTF-8 text."
-        )
     if column.null_count:
         place = table.place(pc.index(column.is_null(), True).as_py())
         raise DataError(
