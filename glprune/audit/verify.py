@@ -122,7 +122,8 @@ def read_report(folder: Path) -> Report:
     """
     opened = open_bundle(folder)
     if opened.report is None:
-        reason = next((str(f) for f in opened.findings if f.file == bundles.REPORT), f"no {bundles.REPORT}")
+        found = [*opened.files.findings, *opened.findings]
+        reason = next((str(f) for f in found if f.file == bundles.REPORT), f"no {bundles.REPORT}")
         raise UnreadableError(f"{folder}: {reason}.")
     return opened.report
 
