@@ -10,6 +10,7 @@ import os
 import shlex
 import signal
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -34,6 +35,11 @@ _NOT_FOR_AUDITORS = ("torch", "torch_pruning", "pyarrow", "scipy", "torchmetrics
 
 class _Group(click.Group):
     """Turn the errors a user can cause into one line and an exit code."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not sys.warnoptions:  # libraries' words to programmers are not for the terminal
+            warnings.simplefilter("ignore")
+        return super().__call__(*args, **kwargs)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         # a closed pipe or Ctrl-C must leave neither traceback nor half a message

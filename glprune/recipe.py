@@ -346,7 +346,7 @@ class TargetSpec(Section):
         description="At most so many milliseconds, or a share of the original's, measured on the ONNX files "
         "by ONNX Runtime on this machine.",
     )
-    batch: Annotated[int, Field(ge=1)] = Field(1, description="Rows of one call, for latency.")
+    batch: Annotated[int, Field(ge=1, le=2**20)] = Field(1, description="Rows of one call, for latency.")
     max_hidden: Annotated[int, Field(ge=1)] | None = Field(
         None,
         description="Keep at most this many hidden units. Beside one of the first three: by paths of their "
@@ -393,7 +393,7 @@ class TrainSpec(Section):
         description="A point ends early where an epoch removed no group and lowered the objective by less "
         "than this share; 0: never.",
     )
-    stages: Annotated[int, Field(ge=1)] = Field(
+    stages: Annotated[int, Field(ge=1, le=1000)] = Field(
         8,
         description="Paths one after another, each a step of the way to the target: between two of them the "
         "zero groups are cut, the rest is refitted without penalty and weighted anew. 1: one path.",
@@ -401,7 +401,9 @@ class TrainSpec(Section):
     between: Annotated[int, Field(ge=0)] = Field(
         5, description="Epochs of the refit between two stages, at most."
     )
-    points: Annotated[int, Field(ge=2)] = Field(4, description="Lambdas up to lambda_max, in each stage.")
+    points: Annotated[int, Field(ge=2, le=10_000)] = Field(
+        4, description="Lambdas up to lambda_max, in each stage."
+    )
     lambda_min_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1,
         description="First lambda of the grid over lambda_max. Below, hardly a group leaves, and a network "
@@ -475,7 +477,7 @@ class ExportSpec(Section):
 class StabilitySpec(Section):
     """How firm the choice of fields is: the search again on random parts of the training rows."""
 
-    resamples: Annotated[int, Field(ge=0)] = Field(
+    resamples: Annotated[int, Field(ge=0, le=10_000)] = Field(
         50,
         description="Random parts of the training rows; on each the search goes on until it keeps as few "
         "fields as the shipped model. Halves come in complementary pairs, so their number is even. 0: drop "
@@ -497,7 +499,7 @@ class StabilitySpec(Section):
         description="Measure what it costs to drop each kept field: cut from the shipped network, refit, "
         "metric on the validation and the test split.",
     )
-    processes: Annotated[int, Field(ge=1)] | None = Field(
+    processes: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         None,
         description="Processes at work, one thread each; default one for each core. No result depends on it.",
     )

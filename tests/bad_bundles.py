@@ -170,6 +170,7 @@ REFUSED = [
     Bad("page into a missing folder", "render bundle --out no/page.html", 2, "no/page.html: cannot be written (No such file or directory); choose another --out."),
     Bad("page into a folder", "render bundle --out bundle", 2, "bundle: cannot be written (Is a directory); choose another --out."),
     Bad("key that is there", "keygen data.csv", 2, "data.csv exists; a key is never overwritten."),
+    Bad("key without a name", "keygen .", 2, ". is a folder, not a file; name the key's file."),
     Bad("key into a missing folder", "keygen no/key", 2, "no/key: cannot be written (No such file or directory); name another place."),
     Bad("no key", "sign bundle --key absent", 2, "absent cannot be read (No such file or directory); name a PEM file."),
     Bad("key is a folder", "sign bundle --key bundle", 2, "bundle is a folder, not a file; name a PEM file."),

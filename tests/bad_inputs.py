@@ -529,6 +529,8 @@ SETTINGS = [
     Bad("output is no bundle", f"{RUN} --overwrite", 2, "out is not a bundle (it holds no report.json); it is not overwritten.", lambda f: ((f / "out").mkdir(), (f / "out" / "mine.txt").touch())),
     Bad("output below a file", "run recipe.yaml model.pt --quiet --out data.csv/out", 2, "data.csv: cannot write here (Not a directory); choose another --out."),
     Bad("output is this folder", "run recipe.yaml model.pt --quiet --out . --overwrite", 2, ". is not a bundle (it holds no report.json); it is not overwritten."),
+    Bad("work in progress is a link elsewhere", RUN, 2, "out.unfinished is a symbolic link; remove it, or choose another --out.", lambda f: ((f / "elsewhere").mkdir(), (f / "out.unfinished").symlink_to("elsewhere"))),
+    Bad("work in progress is a file", RUN, 2, ".: cannot write here (File exists); choose another --out.", content("x", "out.unfinished")),
     Bad("output with a name too long", f"run recipe.yaml model.pt --quiet --out {'o' * 300}", 2, "...File name too long..."),
 ]  # fmt: skip
 

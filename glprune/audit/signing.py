@@ -79,6 +79,8 @@ def make_key(path: Path) -> Path:
     Raises:
         UsageError: Either file exists or cannot be written.
     """
+    if not path.name:
+        raise UsageError(f"{path} is a folder, not a file; name the key's file.")
     key, public = Ed25519PrivateKey.generate(), path.with_name(path.name + ".pub")
     for file in (path, public):
         if file.exists():
