@@ -90,6 +90,7 @@ def run(
     overwrite: bool = False,
     resume: bool = False,
     trust_pickle: bool = False,
+    allow_factory: Sequence[str] | None = None,
     on_event: Listener | None = None,
 ) -> Result:
     """Prune a trained network as a recipe says and leave a bundle.
@@ -102,6 +103,8 @@ def run(
         resume: Go on from what a run that was stopped has done, if there is any: its bundle is the one
             an undisturbed run makes, but for times. What was done is kept in ``<out>.unfinished``.
         trust_pickle: Allow a fully pickled module, which runs code when it is read.
+        allow_factory: Packages, modules and .py files (as the recipe writes them) that the recipe's
+            factory and loader may be imported from; None: any.
         on_event: Told what happens while it works.
 
     Returns:
@@ -115,7 +118,7 @@ def run(
         TargetError: No network meets the target.
         UsageError: The output folder is taken, cannot be written or holds a stopped run.
     """
-    rules = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    rules = (recipe if isinstance(recipe, Recipe) else load_recipe(recipe)).allowing(allow_factory)
     folder = Path(out) if out is not None else default_folder(rules)
     clock = _Clock(on_event or silent)
     with reproducible(rules.seed, rules.threads), clock.naming(), working(folder, overwrite, resume) as space:
