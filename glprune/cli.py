@@ -169,6 +169,7 @@ def run(
 ) -> None:
     """Prune MODEL (.pt or .safetensors) as RECIPE says and leave a bundle."""
     from glprune.console import Teller, print_report
+    from glprune.crew import named_first
     from glprune.pipeline import default_folder
     from glprune.pipeline import run as run_pipeline
 
@@ -183,7 +184,7 @@ def run(
             trust_pickle=trust_pickle,
             on_event=teller,
         )
-    if as_json:
+    if as_json and named_first():
         report = result.report.model_dump(mode="json", by_alias=True)
         click.echo(json.dumps({"bundle": str(result.bundle), "report": report}))
     elif not quiet:
