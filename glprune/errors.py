@@ -8,12 +8,22 @@ import difflib
 from collections.abc import Sequence
 
 _SEARCHED = 5000  # names; comparing with more takes seconds
+_LONGEST = 200  # characters of a name; the time grows as their square
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
     """The end of a message about an unknown name: the nearest known one; empty where none is near."""
-    close = difflib.get_close_matches(name, known[:_SEARCHED], n=1)
+    near = [k for k in known[:_SEARCHED] if len(k) <= _LONGEST]
+    close = difflib.get_close_matches(name, near, n=1) if len(name) <= _LONGEST else []
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def subject(names: Sequence[str]) -> str:
+    """The first names of a list and how many more there are, with their verb: ``'a', 'b' are``."""
+    shown = ", ".join(repr(n) for n in names[:3])
+    if len(names) == 1:
+        return f"{shown} is"
+    return f"{shown}{f' and {len(names) - 3} more' if len(names) > 3 else ''} are"
 
 
 class GlpruneError(Exception):

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from glprune.data import Split, TensorSplit
+from glprune.data import Split, StreamedSplit, TensorSplit
 from glprune.errors import DataError
 from glprune.groups import GroupSet
 from glprune.job import Job, everything, validate
@@ -50,10 +50,14 @@ def held(split: Split) -> TensorSplit:
     """A split in memory, as one batch.
 
     Raises:
-        DataError: Its batches differ in shape.
+        DataError: Its batches differ in shape, or it is streamed.
     """
     if isinstance(split, TensorSplit):
         return split
+    if isinstance(split, StreamedSplit):
+        raise DataError(
+            "the rows of the validation split would be held in memory, which data.stream is to spare"
+        )
     batches, targets = zip(*split.batches(None, None), strict=True)
     try:
         return TensorSplit(tuple(torch.cat(x) for x in zip(*batches, strict=True)), torch.cat(targets))

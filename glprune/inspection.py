@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,6 +84,7 @@ def inspect(
     model: str | Path,
     *,
     trust_pickle: bool = False,
+    allow_factory: Sequence[str] | None = None,
     on_event: Listener | None = None,
 ) -> Inspection:
     """Find and prove the groups of a network and estimate the cost of a run; nothing is written.
@@ -91,12 +93,13 @@ def inspect(
         recipe: A recipe file, or a recipe built in Python.
         model: The trained weights.
         trust_pickle: Allow a fully pickled module.
+        allow_factory: As of :func:`glprune.run`.
         on_event: Told what happens while it works.
 
     Raises:
         GlpruneError: As :func:`glprune.run`.
     """
-    rules = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    rules = (recipe if isinstance(recipe, Recipe) else load_recipe(recipe)).allowing(allow_factory)
     with reproducible(rules.seed, rules.threads):
         return _inspected(rules, Path(model), trust_pickle, on_event or silent)
 

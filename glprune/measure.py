@@ -57,7 +57,7 @@ def predict(
         narrow: Takes the model's columns out of a full batch.
     """
     with torch.no_grad():
-        return joined((model(narrow(x)), y) for x, y in split.batches(_CHUNK, None))
+        return joined(((model(narrow(x)), y) for x, y in split.batches(_CHUNK, None)), split.rows)
 
 
 def latency(

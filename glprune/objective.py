@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from glprune import crew
 from glprune.data import Split
 from glprune.errors import ModelError, NonFiniteError
 from glprune.finite import Batch, all_finite, fault
@@ -94,6 +95,8 @@ class Objective:
         self.clear()
         total, rows = 0.0, 0
         for number, (inputs, target) in enumerate(self.split.batches(CHUNK, None), 1):
+            if not len(target):
+                continue
             loss = self.batch_loss(inputs, target) * (len(target) / self.split.rows)
             value = float(loss.detach())
             if math.isfinite(value):
@@ -102,7 +105,8 @@ class Objective:
                 raise self.fault(inputs, target, f"{where}, all rows, batch {number}", mend, rows + 1)
             total += value
             rows += len(target)
-        return total
+        crew.sum_gradients_(self.network.parameters())
+        return crew.total(total)
 
     def fault(
         self, inputs: Inputs, target: Tensor, where: str, mend: str, first_row: int | None = None
@@ -117,7 +121,8 @@ class Objective:
     def loss(self) -> float:
         """Mean loss over the split."""
         batches = self.split.batches(CHUNK, None)
-        return sum(float(self.batch_loss(x, y)) * len(y) for x, y in batches) / self.split.rows
+        own = sum(float(self.batch_loss(x, y)) * len(y) for x, y in batches if len(y))
+        return crew.total(own) / self.split.rows
 
     def clear(self) -> None:
         """Drop all gradients."""

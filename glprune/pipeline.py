@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 
 from glprune import bundle as bundles
+from glprune import crew
 from glprune._version import __version__
 from glprune.audit.manifest import write_manifest
 from glprune.baselines import measure_baselines
 from glprune.determinism import reproducible
 from glprune.dropping import measure_drop_costs
-from glprune.errors import ModelError, NonFiniteError
+from glprune.errors import GlpruneError, ModelError, NonFiniteError
 from glprune.events import Event, Listener, Stage, silent
 from glprune.evidence import tensors_in_model, write_contract, write_golden
 from glprune.forbidden import check_rules
@@ -50,6 +51,7 @@ from glprune.resampling import check_rows, measure_stability
 from glprune.scaling import Scaled
 from glprune.search import search
 from glprune.segments import measure_segments
+from glprune.sharing import SharedJournal, SharedSplit
 from glprune.shipping import file_columns, on_test_rows, write_onnx, write_shipped
 from glprune.summary import (
     Measured,
@@ -63,7 +65,7 @@ from glprune.summary import (
 from glprune.task import HIGHER_IS_BETTER, METRICS, explained
 from glprune.train import RefitResult
 from glprune.workers import Workers, available_cores
-from glprune.workspace import working
+from glprune.workspace import Workspace, working
 
 LATENCY_BATCHES = (1, 256)
 _ORIGINAL, _ZEROED = "original.onnx", "zeroed.onnx"
@@ -90,6 +92,7 @@ def run(
     overwrite: bool = False,
     resume: bool = False,
     trust_pickle: bool = False,
+    allow_factory: Sequence[str] | None = None,
     on_event: Listener | None = None,
 ) -> Result:
     """Prune a trained network as a recipe says and leave a bundle.
@@ -102,6 +105,8 @@ def run(
         resume: Go on from what a run that was stopped has done, if there is any: its bundle is the one
             an undisturbed run makes, but for times. What was done is kept in ``<out>.unfinished``.
         trust_pickle: Allow a fully pickled module, which runs code when it is read.
+        allow_factory: Packages, modules and .py files (as the recipe writes them) that the recipe's
+            factory and loader may be imported from; None: any.
         on_event: Told what happens while it works.
 
     Returns:
@@ -115,39 +120,71 @@ def run(
         TargetError: No network meets the target.
         UsageError: The output folder is taken, cannot be written or holds a stopped run.
     """
-    rules = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    rules = (recipe if isinstance(recipe, Recipe) else load_recipe(recipe)).allowing(allow_factory)
     folder = Path(out) if out is not None else default_folder(rules)
     clock = _Clock(on_event or silent)
-    with reproducible(rules.seed, rules.threads), clock.naming(), working(folder, overwrite, resume) as space:
-        stage = space.stage
-        job = prepare(rules, Path(model), trust_pickle, clock)
-        check_rows(job)
-        journal = space.journal(_identity(job))
-        clock.seconds = journal.seconds
-        job = replace(job, journal=journal)
-        chosen = search(job, clock)
-        removed, fitted = chosen.removed, chosen.fitted
-        check_rules(job, removed)
-        clock(Stage("export", "writing the network as ONNX"))
-        exporter = _export(job, removed, fitted, stage)
-        clock(Stage("measure", "running the ONNX files on the test split"))
-        measured = _measure(job, removed, fitted, exporter, stage)
-        plan = _write_plan(job, removed, fitted, stage)
-        write_golden(job, removed, stage)
-        proxies = measure_proxies(job, removed, kept_fields(job.data, removed), stage, clock)
-        baselines = measure_baselines(job, chosen, stage, clock)
-        rebuild = Rebuild.of(job, Path(model), trust_pickle, removed, fitted.network)
-        stability, costs = _firmness(job, removed, rebuild, stage, clock)
-        clock(Stage("report", "writing the report"))
-        outcome = Outcome(job, chosen, measured, baselines, stability, costs, proxies, stage, clock.seconds)
-        report = make_report(outcome)
-        bundles.write_json(stage / bundles.REPORT, report.model_dump(mode="json", by_alias=True))
-        (stage / bundles.PAGE).write_text(render_html(report), encoding="utf-8")
-        (stage / bundles.SUMMARY).write_text(render_markdown(report), encoding="utf-8")
-        write_contract(report, plan, stage)
-        bundles.write_json(stage / bundles.SCHEMA, report_schema())
-        write_manifest(stage)
+    with reproducible(rules.seed, rules.threads), clock.naming(), crew.joined() as members:
+        if not members.first:
+            return _assist(rules, Path(model), folder, trust_pickle, members)
+        with working(folder, overwrite, resume) as space:
+            report = _fill(rules, Path(model), trust_pickle, space, members, clock)
+        members.agreed(report.model_dump(mode="json", by_alias=True))
     return Result(folder, report)
+
+
+def _fill(
+    rules: Recipe, model: Path, trust_pickle: bool, space: Workspace, members: crew.Crew, clock: _Clock
+) -> Report:
+    """Make every file of the bundle."""
+    stage = space.stage
+    job = prepare(rules, model, trust_pickle, clock)
+    check_rows(job)
+    journal = space.journal(_identity(job, members))
+    clock.seconds = journal.seconds
+    job = replace(job, journal=journal)
+    with crew.together(members):
+        chosen = search(_shared(job, members), clock)
+    removed, fitted = chosen.removed, chosen.fitted
+    check_rules(job, removed)
+    clock(Stage("export", "writing the network as ONNX"))
+    exporter = _export(job, removed, fitted, stage)
+    clock(Stage("measure", "running the ONNX files on the test split"))
+    measured = _measure(job, removed, fitted, exporter, stage)
+    plan = _write_plan(job, removed, fitted, stage)
+    write_golden(job, removed, stage)
+    proxies = measure_proxies(job, removed, kept_fields(job.data, removed), stage, clock)
+    baselines = measure_baselines(job, chosen, stage, clock)
+    rebuild = Rebuild.of(job, model, trust_pickle, removed, fitted.network)
+    stability, costs = _firmness(job, removed, rebuild, stage, clock)
+    clock(Stage("report", "writing the report"))
+    outcome = Outcome(job, chosen, measured, baselines, stability, costs, proxies, stage, clock.seconds)
+    report = make_report(outcome)
+    bundles.write_json(stage / bundles.REPORT, report.model_dump(mode="json", by_alias=True))
+    (stage / bundles.PAGE).write_text(render_html(report), encoding="utf-8")
+    (stage / bundles.SUMMARY).write_text(render_markdown(report), encoding="utf-8")
+    write_contract(report, plan, stage)
+    bundles.write_json(stage / bundles.SCHEMA, report_schema())
+    write_manifest(stage)
+    return report
+
+
+def _assist(rules: Recipe, model: Path, folder: Path, trust_pickle: bool, members: crew.Crew) -> Result:
+    """Search beside the first process, which alone writes, and hear its report."""
+    job = prepare(rules, model, trust_pickle, silent)
+    try:
+        with crew.together(members):
+            search(_shared(job, members), silent)
+        return Result(folder, Report.model_validate(members.agreed(None)))
+    except RuntimeError as error:  # gloo's, when the first process is gone
+        raise GlpruneError("process 0 stopped; its message says why.") from error
+
+
+def _shared(job: Job, members: crew.Crew) -> Job:
+    """The job with this process's part of the training rows, and one journal for all processes."""
+    if members.size == 1:
+        return job
+    train = SharedSplit(job.data.train, members)
+    return replace(job, data=replace(job.data, train=train), journal=SharedJournal(job.journal, members))
 
 
 def default_folder(recipe: Recipe) -> Path:
@@ -155,7 +192,7 @@ def default_folder(recipe: Recipe) -> Path:
     return Path("glprune-out") / (recipe.source.stem if recipe.source else "run")
 
 
-def _identity(job: Job) -> dict[str, str]:
+def _identity(job: Job, members: crew.Crew) -> dict[str, str]:
     """What a run's result is a function of; its names go on from "the stopped run had another"."""
     digest = hashlib.sha256()
     for name, tensor in sorted(job.network.state_dict().items()):
@@ -166,6 +203,7 @@ def _identity(job: Job) -> dict[str, str]:
         "model": digest.hexdigest(),
         "data set": json.dumps(dict(job.data.digests), sort_keys=True),
         "number of threads": str(job.recipe.threads),
+        "number of processes": str(members.size),
         "version of glprune": __version__,
         "version of PyTorch": torch.__version__,
         "kind of processor": torch.backends.cpu.get_cpu_capability(),

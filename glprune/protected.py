@@ -5,15 +5,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from glprune.errors import DataError, RecipeError, did_you_mean
 from glprune.recipe import Recipe
+
+if TYPE_CHECKING:
+    from glprune.data.tables import Table
 
 MISSING = "missing"
 _FEW_VALUES, _MANY_VALUES = 6, 50
@@ -25,18 +28,15 @@ class Attribute:
 
     Attributes:
         name: A column of the file, or a one-hot field.
-        values: Split -> values, shape (rows,); float64 with NaN where empty, or text.
+        values: Split -> values, shape (rows,): float64 with NaN where empty, or places in ``labels``.
         columns: The columns it lies in.
+        labels: The texts it takes, sorted; None where its values are numbers.
     """
 
     name: str
     values: Mapping[str, NDArray[Any]]
     columns: tuple[str, ...]
-
-    @property
-    def numeric(self) -> bool:
-        """Whether its values are numbers."""
-        return next(iter(self.values.values())).dtype.kind == "f"
+    labels: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,19 +56,17 @@ class Segmentation:
 
 def read_protected(
     recipe: Recipe,
-    tables: Mapping[str, pa.Table],
-    paths: Mapping[str, Path],
+    tables: Mapping[str, Table],
     fields: Mapping[str, Sequence[str]],
-    rows: Mapping[str, NDArray[np.int64]] | None,
+    chosen: Mapping[str, NDArray[np.bool_]],
 ) -> tuple[Attribute, ...]:
     """Read the attributes the recipe's policy names.
 
     Args:
         recipe: The recipe.
-        tables: The file, or one for each split.
-        paths: Where they are from, for messages.
+        tables: ``file``, or one for each split.
         fields: The network's fields and their columns.
-        rows: Split -> its rows of the only table; None where each split has its own.
+        chosen: Split -> which rows of its table it has.
 
     Raises:
         RecipeError: There is no such column or field, or bins are given for text.
@@ -78,58 +76,79 @@ def read_protected(
         return ()
     found = []
     for name in recipe.policy.protected:
-        whole = {key: _values(recipe, table, name, fields, paths[key]) for key, table in tables.items()}
-        kinds = {values.dtype.kind for values in whole.values()}
-        if len(kinds) > 1:
+        columns = {key: _column(recipe, table, name, fields) for key, table in tables.items()}
+        texts = [labels for labels, _ in columns.values() if labels is not None]
+        if texts and len(texts) < len(columns):
             raise DataError(f"{recipe.where('policy', 'protected')}: {name!r} is text in one file only.")
-        values = whole if rows is None else {s: whole["file"][own] for s, own in rows.items()}
-        columns = (name,) if name in next(iter(tables.values())).column_names else tuple(fields[name])
-        attribute = Attribute(name, values, columns)
+        labels = tuple(sorted({label for own in texts for label in own})) if texts else None
+        whole = {key: _renumbered(own, values, labels) for key, (own, values) in columns.items()}
+        values = {s: whole["file" if "file" in whole else s][rows] for s, rows in chosen.items()}
+        taken = (name,) if name in next(iter(tables.values())).names else tuple(fields[name])
+        attribute = Attribute(name, values, taken, labels)
         _check_values(recipe, attribute)
         found.append(attribute)
     return tuple(found)
 
 
-def _values(
-    recipe: Recipe, table: pa.Table, name: str, fields: Mapping[str, Sequence[str]], path: Path
+def _renumbered(
+    own: Sequence[str] | None, values: NDArray[Any], labels: Sequence[str] | None
 ) -> NDArray[Any]:
-    if name in table.column_names:
-        return _column(table[name])
-    if name not in fields:
-        guess = did_you_mean(name, [*table.column_names, *fields])
-        raise RecipeError(f"{recipe.where('policy', 'protected')}: no column or field {name!r}.{guess}")
-    hot = np.stack([table[c].cast(pa.float64()).to_numpy() for c in fields[name]], axis=1) != 0
-    several = np.flatnonzero(hot.sum(axis=1) > 1)
-    if len(several):
-        raise DataError(
-            f"{path}: field {name!r} is not one-hot: row {several[0] + 1} has several columns that are not "
-            "0; name a column under policy.protected instead."
-        )
-    labels = np.array([*(c.removeprefix(f"{name}=") for c in fields[name]), "none of its columns"])
-    return labels[np.where(hot.any(axis=1), hot.argmax(axis=1), len(labels) - 1)]
+    """A table's values, texts counted among those of all tables."""
+    if own is None or labels is None:
+        return values
+    place = {label: n for n, label in enumerate(labels)}
+    return np.array([place[label] for label in own], dtype=np.int32)[values]
 
 
-def _column(column: pa.ChunkedArray) -> NDArray[Any]:
+def _column(
+    recipe: Recipe, table: Table, name: str, fields: Mapping[str, Sequence[str]]
+) -> tuple[list[str] | None, NDArray[Any]]:
+    """A column's or a one-hot field's texts, none where it holds numbers, and each row's place or value."""
+    if name not in table.names:
+        if name not in fields:
+            guess = did_you_mean(name, [*table.names, *fields])
+            raise RecipeError(f"{recipe.where('policy', 'protected')}: no column or field {name!r}.{guess}")
+        return _one_hot(table, name, fields[name])
+    column = table.column(name)
     kind = column.type
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-        return column.cast(pa.float64()).to_numpy().astype(np.float64)
-    return np.array([MISSING if v is None else str(v) for v in column.to_pylist()])
+        return None, column.cast(pa.float64(), safe=False).to_numpy().astype(np.float64)
+    found = pc.unique(column).to_pylist()
+    numbers = pc.index_in(column, pa.array(found, kind)).combine_chunks().to_numpy()
+    return [MISSING if v is None else str(v) for v in found], numbers
+
+
+def _one_hot(table: Table, name: str, columns: Sequence[str]) -> tuple[list[str], NDArray[np.int32]]:
+    """The parts of a one-hot field, and which of them each row has."""
+    number = np.empty(table.rows, dtype=np.int32)
+    row = 0
+    for batch in table.batches(columns):
+        values = [c.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False) for c in batch.columns]
+        hot = np.stack(values, axis=1) != 0
+        several = np.flatnonzero(hot.sum(axis=1) > 1)
+        if len(several):
+            raise DataError(
+                f"{table.path}: field {name!r} is not one-hot: {table.place(row + int(several[0]))} has "
+                "several columns that are not 0; name a column under policy.protected instead."
+            )
+        number[row : row + len(hot)] = np.where(hot.any(axis=1), hot.argmax(axis=1), len(columns))
+        row += len(hot)
+    return [*(c.removeprefix(f"{name}=") for c in columns), "none of its columns"], number
 
 
 def _check_values(recipe: Recipe, attribute: Attribute) -> None:
     bins = recipe.policy.bins if recipe.policy else {}
-    if attribute.numeric:
+    if attribute.labels is None:
         return
     if attribute.name in bins:
         raise RecipeError(
             f"{recipe.where('policy', 'bins', attribute.name)}: its values are text, which has no "
             "edges; remove it."
         )
-    count = len(np.unique(np.concatenate(list(attribute.values.values()))))
-    if count > _MANY_VALUES:
+    if len(attribute.labels) > _MANY_VALUES:
         raise DataError(
-            f"{recipe.where('policy', 'protected')}: {attribute.name!r} has {count} values; name a column "
-            f"of at most {_MANY_VALUES}."
+            f"{recipe.where('policy', 'protected')}: {attribute.name!r} has {len(attribute.labels)} values; "
+            f"name a column of at most {_MANY_VALUES}."
         )
 
 
@@ -140,11 +159,10 @@ def segmented(attribute: Attribute, bins: Sequence[float] | None) -> Segmentatio
         attribute: The attribute.
         bins: Ascending edges; None takes the values, or quartiles where there are many numbers.
     """
-    if not attribute.numeric:
-        labels = sorted({str(v) for values in attribute.values.values() for v in values})
-        place = {label: n for n, label in enumerate(labels)}
-        number = {s: _int64([place[str(v)] for v in own]) for s, own in attribute.values.items()}
-        return Segmentation(tuple(labels), "values", number)
+    if attribute.labels is not None:
+        taken = np.unique(np.concatenate([np.unique(v) for v in attribute.values.values()]))
+        number = {s: np.searchsorted(taken, v) for s, v in attribute.values.items()}
+        return Segmentation(tuple(attribute.labels[n] for n in taken.tolist()), "values", number)
     distinct = np.unique(np.concatenate([v[np.isfinite(v)] for v in attribute.values.values()]))
     if bins is None and len(distinct) <= _FEW_VALUES:
         number = {s: np.searchsorted(distinct, v) for s, v in attribute.values.items()}
@@ -170,7 +188,3 @@ def _with_missing(
         labels = [*labels, MISSING]
     own = {s: np.where(empty[s], len(labels) - 1, n).astype(np.int64) for s, n in number.items()}
     return Segmentation(tuple(labels), by, own)
-
-
-def _int64(values: Sequence[int]) -> NDArray[np.int64]:
-    return np.array(values, dtype=np.int64)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from glprune.data import Split, TensorSplit
+from glprune.data import Selectable, Split, TensorSplit
 from glprune.errors import DataError
 from glprune.events import silent
 from glprune.job import Job, prepare
@@ -36,9 +36,9 @@ class Rebuilt:
     columns: tuple[Tensor, ...]
 
     @functools.cached_property
-    def rows(self) -> TensorSplit:
-        """The training rows in memory."""
-        return in_memory(self.job.data.train, self.job.recipe.seed)
+    def rows(self) -> Selectable:
+        """The training rows, to be drawn from."""
+        return selectable(self.job.data.train, self.job.recipe.seed)
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,13 @@ class Rebuild:
         return Rebuilt(job, network.eval(), self.surgery, self.columns)
 
 
-def in_memory(split: Split, seed: int) -> TensorSplit:
-    """All rows of a split at once, in one order for one seed.
+def selectable(split: Split, seed: int) -> Selectable:
+    """A split whose rows can be chosen; those of a loader are held in memory, in one order for one seed.
 
     Raises:
         DataError: Batches of a loader differ in shape.
     """
-    if isinstance(split, TensorSplit):
+    if isinstance(split, Selectable):
         return split
     batches = list(split.batches(None, torch.Generator().manual_seed(seed)))
     try:

@@ -12,7 +12,8 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -26,13 +27,9 @@ from pydantic import (
     model_validator,
 )
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from glprune.errors import RecipeError
-
-_MAX_BYTES = 1_000_000
-_MAX_DEPTH = 20
+from glprune.yamlfile import MAX_DEPTH, parse, read_text
 
 METRICS: dict[str, tuple[str, ...]] = {
     "binary": ("auroc", "accuracy", "log_loss"),
@@ -60,6 +57,11 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, populate_by_name=True
     )
+
+
+def _twice(names: Iterable[str]) -> str | None:
+    """The first name that is there more than once."""
+    return next((name for name, times in Counter(names).items() if times > 1), None)
 
 
 class InputSpec(Section):
@@ -119,12 +121,12 @@ class ModelSpec(Section):
     @model_validator(mode="after")
     def _names_are_distinct(self) -> ModelSpec:
         names = [spec.name for spec in self.inputs]
-        double = next((n for n in names if names.count(n) > 1), None)
+        double = _twice(names)
         if double is not None:
             raise ValueError(f"inputs lists {double!r} twice; give every input a name of its own")
-        for name in self.outputs or ():
-            if (self.outputs or []).count(name) > 1 or name in names:
-                raise ValueError(f"outputs: the name {name!r} is taken; give every output a name of its own")
+        double = _twice([*set(names), *(self.outputs or [])])
+        if double is not None:
+            raise ValueError(f"outputs: the name {double!r} is taken; give every output a name of its own")
         return self
 
 
@@ -154,6 +156,16 @@ class SplitSpec(Section):
     def shares(self) -> tuple[float, float, float]:
         """Shares of train, valid and test."""
         return (self.train or 0.6, self.valid or 0.2, self.test or 0.2)
+
+
+class StreamSpec(Section):
+    """How rows are streamed instead of held in memory."""
+
+    buffer_mb: Positive = Field(
+        256.0,
+        description="Megabytes of rows in memory: half are shuffled together and in use while the other "
+        "half is read. Results depend on it, never on the machine's memory.",
+    )
 
 
 class DataSpec(Section):
@@ -191,6 +203,11 @@ class DataSpec(Section):
         description="'train' puts (x - mean) / std of the training rows in front of the network, inside "
         "the exported file; 'none' feeds the columns as they are.",
     )
+    stream: StreamSpec | None = Field(
+        None,
+        description="Read rows from Parquet files whenever they are needed; null: held in memory. {} takes "
+        "the defaults.",
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSpec:
@@ -206,6 +223,8 @@ class DataSpec(Section):
             raise ValueError("split divides `file` only; remove it")
         if self.loader is not None and (self.standardize != "none" or self.exclude):
             raise ValueError("standardize and exclude work on files; do both inside the loader")
+        if self.loader is not None and self.stream is not None:
+            raise ValueError("stream contradicts loader, which streams by itself; remove one")
         return self
 
 
@@ -328,7 +347,7 @@ class TargetSpec(Section):
         description="At most so many milliseconds, or a share of the original's, measured on the ONNX files "
         "by ONNX Runtime on this machine.",
     )
-    batch: Annotated[int, Field(ge=1)] = Field(1, description="Rows of one call, for latency.")
+    batch: Annotated[int, Field(ge=1, le=2**20)] = Field(1, description="Rows of one call, for latency.")
     max_hidden: Annotated[int, Field(ge=1)] | None = Field(
         None,
         description="Keep at most this many hidden units. Beside one of the first three: by paths of their "
@@ -375,7 +394,7 @@ class TrainSpec(Section):
         description="A point ends early where an epoch removed no group and lowered the objective by less "
         "than this share; 0: never.",
     )
-    stages: Annotated[int, Field(ge=1)] = Field(
+    stages: Annotated[int, Field(ge=1, le=1000)] = Field(
         8,
         description="Paths one after another, each a step of the way to the target: between two of them the "
         "zero groups are cut, the rest is refitted without penalty and weighted anew. 1: one path.",
@@ -383,7 +402,9 @@ class TrainSpec(Section):
     between: Annotated[int, Field(ge=0)] = Field(
         5, description="Epochs of the refit between two stages, at most."
     )
-    points: Annotated[int, Field(ge=2)] = Field(4, description="Lambdas up to lambda_max, in each stage.")
+    points: Annotated[int, Field(ge=2, le=10_000)] = Field(
+        4, description="Lambdas up to lambda_max, in each stage."
+    )
     lambda_min_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1,
         description="First lambda of the grid over lambda_max. Below, hardly a group leaves, and a network "
@@ -467,7 +488,7 @@ class ExportSpec(Section):
 class StabilitySpec(Section):
     """How firm the choice of fields is: the search again on random parts of the training rows."""
 
-    resamples: Annotated[int, Field(ge=0)] = Field(
+    resamples: Annotated[int, Field(ge=0, le=10_000)] = Field(
         50,
         description="Random parts of the training rows; on each the search goes on until it keeps as few "
         "fields as the shipped model. Halves come in complementary pairs, so their number is even. 0: drop "
@@ -489,7 +510,7 @@ class StabilitySpec(Section):
         description="Measure what it costs to drop each kept field: cut from the shipped network, refit, "
         "metric on the validation and the test split.",
     )
-    processes: Annotated[int, Field(ge=1)] | None = Field(
+    processes: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         None,
         description="Processes at work, one thread each; default one for each core. No result depends on it.",
     )
@@ -569,7 +590,7 @@ class PolicySpec(Section):
                 raise ValueError(f"bins: the edges of {name!r} do not ascend")
         for key in ("must_drop", "must_keep", "protected"):
             names = getattr(self, key)
-            double = next((n for n in names if names.count(n) > 1), None)
+            double = _twice(names)
             if double is not None:
                 raise ValueError(f"{key} lists {double!r} twice")
         if self.proxies and not self.protected:
@@ -625,6 +646,7 @@ class Recipe(Section):
     _source: Path | None = PrivateAttr(None)
     _sha256: str | None = PrivateAttr(None)
     _lines: dict[tuple[Any, ...], int] = PrivateAttr(default_factory=dict)
+    _allowed: tuple[str, ...] | None = PrivateAttr(None)
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Recipe:
@@ -666,6 +688,22 @@ class Recipe(Section):
         if spec.share == 1 and (self.train.batch_size == "all" or self.train.epochs == 0):
             raise ValueError(
                 "stability.share: 1 varies the shuffling alone; train.batch_size: all or epochs: 0 has none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_holds_streamed_rows(self) -> Recipe:
+        if self.data.stream is None:
+            return self
+        for name, size in (("train", self.train.batch_size), ("refit", self.refit.batch_size)):
+            if size == "all":
+                raise ValueError(
+                    f"{name}.batch_size: all holds every row in memory, which data.stream is to spare; give "
+                    "a number"
+                )
+        if self.policy is not None and self.policy.proxies:
+            raise ValueError(
+                "policy.proxies: true holds every row in memory, which data.stream is to spare; remove one"
             )
         return self
 
@@ -754,6 +792,19 @@ class Recipe(Section):
         """Digest of the file as written."""
         return self._sha256
 
+    @property
+    def allowed(self) -> tuple[str, ...] | None:
+        """The packages and files its factory and loader may be imported from; None: any."""
+        return self._allowed
+
+    def allowing(self, packages: Sequence[str] | None) -> Recipe:
+        """This recipe, its factory and loader held to some packages and files; None: as it is."""
+        if packages is None:
+            return self
+        pinned = self.model_copy()
+        pinned._allowed = (packages,) if isinstance(packages, str) else tuple(packages)
+        return pinned
+
     def path(self, text: str) -> Path:
         """Resolve a path of the recipe."""
         return self.folder / text
@@ -787,8 +838,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: One line with file, line, key and the mend.
     """
     source = Path(path)
-    text = _read(source)
-    tree, lines = _parse(text, str(source))
+    text = read_text(source)
+    tree, lines = parse(text, str(source))
     for override in overrides:
         _override(tree, override)
     try:
@@ -806,79 +857,14 @@ def recipe_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "glprune recipe"} | schema
 
 
-def _read(source: Path) -> str:
-    try:
-        raw = source.read_bytes()
-    except IsADirectoryError:
-        raise RecipeError(f"{source} is a folder; name a recipe file.") from None
-    except OSError as error:
-        raise RecipeError(f"{source} cannot be read ({error.strerror}); name a recipe file.") from None
-    if len(raw) > _MAX_BYTES:
-        raise RecipeError(f"{source} has {len(raw):,} bytes; a recipe has at most {_MAX_BYTES:,}.")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise RecipeError(f"{source}:{line}: not UTF-8; save the recipe as UTF-8.") from None
-
-
-def _parse(text: str, name: str) -> tuple[dict[str, Any], dict[tuple[Any, ...], int]]:
-    """Read YAML 1.2 into plain values and the line of every key."""
-    unsafe = re.search(r"(?m)^[^#'\"\n]*(?:[:\-\[,]\s+|^\s*)([&*!][^\s,\]]+)", text)
-    if unsafe is not None:
-        line = text.count("\n", 0, unsafe.start(1)) + 1
-        raise RecipeError(
-            f"{name}:{line}: anchors, aliases and tags ({unsafe[1][:20]}) are not allowed here."
-        )
-    try:
-        tree = YAML(typ="rt", pure=True).load(text)
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else 1
-        problem = " ".join((error.problem or "not YAML").split())
-        raise RecipeError(f"{name}:{line}: {problem}; mend the YAML.") from None
-    except (YAMLError, RecursionError, ValueError) as error:
-        raise RecipeError(f"{name}:1: not YAML ({type(error).__name__}); mend the YAML.") from None
-    if not isinstance(tree, CommentedMap):
-        found = "empty" if tree is None else f"a {type(tree).__name__}"
-        raise RecipeError(f"{name}:1: a recipe is a mapping of keys, this is {found}.")
-    lines: dict[tuple[Any, ...], int] = {}
-    return _plain(tree, (), lines, name), lines
-
-
-def _plain(node: Any, at: tuple[Any, ...], lines: dict[tuple[Any, ...], int], name: str) -> Any:
-    if len(at) > _MAX_DEPTH:
-        raise RecipeError(f"{name}:{lines.get(at[:1], 1)}: nested deeper than {_MAX_DEPTH}; mend the YAML.")
-    if isinstance(node, CommentedMap):
-        plain = {}
-        for key, value in node.items():
-            here = (*at, key)
-            lines[here] = node.lc.key(key)[0] + 1
-            if at[:-1] == ("export", "dynamic_axes"):
-                key = str(key)  # axes are numbers, which YAML reads as such
-            if not isinstance(key, str):
-                raise RecipeError(f"{name}:{lines[here]}: key {key!r} is not text; put it in quotes.")
-            plain[key] = _plain(value, here, lines, name)
-        return plain
-    if isinstance(node, CommentedSeq):
-        for number in range(len(node)):
-            lines[(*at, number)] = node.lc.item(number)[0] + 1
-        return [_plain(value, (*at, number), lines, name) for number, value in enumerate(node)]
-    for kind in (bool, int, float, str):  # ruamel's own scalars remember their spelling
-        if isinstance(node, kind):
-            return kind(node)
-    if node is None:
-        return None
-    where = f"{name}:{_nearest_line(lines, at) or 1}: {'.'.join(map(str, at))}"
-    raise RecipeError(f"{where}: {_short(node)} is not text, a number or a list; put it in quotes.")
-
-
 def _override(tree: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise RecipeError(f"--set {text}: write it as key=value, such as train.lr=1e-2.")
-    wrapped, _ = _parse(f"value: {value}", f"--set {key.strip()}")
+    if not equals or not all(parts) or len(parts) > MAX_DEPTH:
+        raise RecipeError(f"--set {text[:80]}: write it as key=value, such as train.lr=1e-2.")
+    wrapped, _ = parse(f"value: {value}", f"--set {key.strip()}")
+    if len(wrapped) > 1:
+        raise RecipeError(f"--set {key.strip()}: the value goes on as another key; give each a --set.")
     node = tree
     for part in parts[:-1]:
         if not isinstance(node.get(part), dict):
@@ -895,7 +881,7 @@ def _explain(
     overrides: Sequence[str],
 ) -> str:
     """One line: where the first mistake is, what it is, the mend, and how many more there are."""
-    problems = _problems(error)
+    problems = _problems(error, tree)
     loc, message = problems[0]
     if not loc:  # sections that contradict each other name the key themselves
         loc = tuple(re.split(r"[.:\s]", message)[:2])
@@ -909,11 +895,11 @@ def _explain(
     return f"{place}: {message}{more}"
 
 
-def _problems(error: ValidationError) -> list[tuple[tuple[Any, ...], str]]:
+def _problems(error: ValidationError, tree: Mapping[str, Any]) -> list[tuple[tuple[Any, ...], str]]:
     """Every distinct mistake with its place; the branches of a union count once."""
     found: dict[tuple[Any, ...], str] = {}
     for item in error.errors():
-        loc = tuple(p for p in item["loc"] if not _is_branch(p))
+        loc = _keys(item["loc"], tree, missing=item["type"] == "missing")
         message = _sentence(item, loc)
         if loc in found and found[loc] != message:
             message = _union_sentence(found[loc], message)
@@ -921,11 +907,15 @@ def _problems(error: ValidationError) -> list[tuple[tuple[Any, ...], str]]:
     return list(found.items())
 
 
-def _is_branch(part: object) -> bool:
-    """Pydantic puts the branch of a union into the place; it is not a key."""
-    return isinstance(part, str) and bool(
-        re.search(r"[\[\](]|^(?:int|str|float|bool|none|constrained-\w+)$", part)
-    )
+def _keys(loc: tuple[Any, ...], tree: Any, missing: bool) -> tuple[Any, ...]:
+    """The keys of a place in the recipe; pydantic puts the branches of unions between them."""
+    keys, node = [], tree
+    for part in loc:
+        inside = part in node if isinstance(node, dict) else isinstance(node, list) and isinstance(part, int)
+        if inside:
+            keys.append(part)
+            node = node[part]
+    return (*keys, loc[-1]) if missing else tuple(keys)
 
 
 def _union_sentence(first: str, second: str) -> str:
@@ -1027,9 +1017,13 @@ _NULLABLE = ("inputs", "hidden", "axis")
 
 
 def _without_none(value: Any) -> Any:
-    """Drop keys that are null, but for the penalties and the axis of an input, where null is a choice."""
+    """Drop keys that are null, but where null is a choice: penalties, an input's axis, arguments."""
     if isinstance(value, dict):
-        return {k: _without_none(v) for k, v in value.items() if v is not None or k in _NULLABLE}
+        return {
+            k: v if k == "arguments" else _without_none(v)
+            for k, v in value.items()
+            if v is not None or k in _NULLABLE
+        }
     if isinstance(value, list):
         return [_without_none(v) for v in value]
     return value

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from glprune.data import TensorSplit
+from glprune.data import Selectable
 from glprune.errors import DataError, NonFiniteError, TargetError
 from glprune.events import Listener, Note, PartDone, Stage, silent
 from glprune.job import Job
-from glprune.rebuilt import Rebuilt, in_memory
+from glprune.rebuilt import Rebuilt, selectable
 from glprune.recipe import Recipe, StabilitySpec, TargetSpec
 from glprune.report import Interval, Resample, Stability
 from glprune.search import search
@@ -64,7 +64,7 @@ def check_rows(job: Job) -> None:
     spec = job.recipe.stability
     if spec is None or spec.resamples == 0:
         return
-    rows = in_memory(job.data.train, job.recipe.seed).rows
+    rows = selectable(job.data.train, job.recipe.seed).rows
     if int(rows * spec.share) < 2:
         raise DataError(
             f"{job.recipe.where('stability', 'share')}: {spec.share:g} of {rows} training rows leaves fewer "
@@ -119,7 +119,7 @@ def _search_part(limit: int, rebuilt: Rebuilt, number: int) -> Resample | str:
     job, recipe, spec = rebuilt.job, rebuilt.job.recipe, rebuilt.job.recipe.stability
     assert spec is not None  # nobody asks for a part without it
     rows = draw(_labels(job, rebuilt.rows), spec.share, recipe.seed, number)
-    part = TensorSplit(tuple(x[rows] for x in rebuilt.rows.inputs), rebuilt.rows.target[rows])
+    part = rebuilt.rows.take(rows)
     seed = recipe.seed if spec.seeds == "recipe" else _own_seed(recipe.seed, number)
     own = replace(job, recipe=_sought(recipe, limit, seed), data=replace(job.data, train=part))
     try:
@@ -150,7 +150,7 @@ def _sought(recipe: Recipe, limit: int, seed: int) -> Recipe:
     return recipe.model_copy(update=changes)
 
 
-def _labels(job: Job, rows: TensorSplit) -> NDArray[np.int64]:
+def _labels(job: Job, rows: Selectable) -> NDArray[np.int64]:
     """Classes are strata; values are not."""
     by_class = job.task.kind in ("binary", "multiclass")
     return rows.target.numpy() if by_class else np.zeros(rows.rows, dtype=np.int64)

@@ -14,11 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from glprune.data import is_numeric, read_table
+from glprune.data.tables import Table, open_table
+from glprune.data.values import is_numeric, numbers
 from glprune.errors import DataError
+from glprune.terminal import plain
 
 _TARGETS = ("target", "label", "class", "y", "default", "outcome", "diagnosis", "credit")
-_SPLITS = {"train", "valid", "test"}
+_SPLITS: set[str | None] = {"train", "valid", "test"}
 
 
 @dataclass(frozen=True)
@@ -44,30 +46,32 @@ def starter_recipe(data: Path, folder: Path) -> str:
     Raises:
         DataError: The file cannot be read or has no column to predict from.
     """
-    table = read_table(data)
-    if len(table.column_names) < 2:
+    table = open_table(data)
+    if sum(not pa.types.is_nested(kind) for kind in table.schema.types) < 2:
         raise DataError(f"{data}: one column only; a recipe needs features and a target.")
     environment = Environment(
         loader=PackageLoader("glprune"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     # JSON text is YAML text, with every quote and escape in place
-    environment.filters["yaml"] = lambda value: json.dumps(value, ensure_ascii=False)
+    environment.filters["yaml"] = lambda value: plain(json.dumps(value, ensure_ascii=False))
     template = environment.get_template("starter.yaml.j2")
     path = Path(os.path.relpath(data.resolve(), folder.resolve())).as_posix()
-    return template.render(path=path, rows=table.num_rows, g=_guess(table))
+    return template.render(path=path, rows=table.rows, g=_guess(table))
 
 
-def _guess(table: pa.Table) -> _Guess:
-    names = table.column_names
-    target = next((n for wanted in _TARGETS for n in names if n.lower() == wanted), names[-1])
-    labels = pc.unique(table[target].drop_null()).to_pylist()
-    continuous = pa.types.is_floating(table[target].type) and len(labels) > 10
+def _guess(table: Table) -> _Guess:
+    names, kinds = table.names, dict(zip(table.schema.names, table.schema.types, strict=True))
+    flat = [n for n in names if not pa.types.is_nested(kinds[n])]
+    target = next((n for wanted in _TARGETS for n in flat if n.lower() == wanted), flat[-1])
+    labels = pc.unique(table.column(target).drop_null()).to_pylist()
+    continuous = pa.types.is_floating(kinds[target]) and len(labels) > 10
     task = "binary" if len(labels) == 2 else "regression" if continuous or len(labels) > 50 else "multiclass"
-    if task == "regression" and not is_numeric(table[target].type):
+    if task == "regression" and not is_numeric(kinds[target]):
         task = "multiclass"
-    split = next((n for n in names if n != target and _is_split(table[n])), None)
+    texts = [n for n in names if n != target and pa.types.is_string(kinds[n])]
+    split = next((n for n in texts if _is_split(table, n)), None)
     columns = [n for n in names if n not in (target, split)]
-    excluded = tuple(n for n in columns if not is_numeric(table[n].type))
+    excluded = tuple(n for n in columns if not is_numeric(kinds[n]))
     features = [n for n in columns if n not in excluded]
     return _Guess(
         target=target,
@@ -80,8 +84,13 @@ def _guess(table: pa.Table) -> _Guess:
     )
 
 
-def _is_split(column: pa.ChunkedArray) -> bool:
-    return pa.types.is_string(column.type) and set(pc.unique(column).to_pylist()) == _SPLITS
+def _is_split(table: Table, name: str) -> bool:
+    found: set[str | None] = set()
+    for batch in table.batches([name]):
+        found |= set(pc.unique(batch[0]).to_pylist())
+        if not found <= _SPLITS:
+            return False
+    return found == _SPLITS
 
 
 def _labels(values: Sequence[object]) -> tuple[str | int, ...]:
@@ -90,7 +99,7 @@ def _labels(values: Sequence[object]) -> tuple[str | int, ...]:
     return tuple(sorted(kept, key=lambda v: (isinstance(v, str), v)))
 
 
-def _one_hot_groups(table: pa.Table, features: Sequence[str]) -> dict[str, str | list[str]]:
+def _one_hot_groups(table: Table, features: Sequence[str]) -> dict[str, str | list[str]]:
     """Columns of 0 and 1 with a common beginning that add up to 1 in every row."""
     groups: dict[str, list[str]] = {}
     for separator in ("=", "__", "_", ":", "."):
@@ -101,7 +110,7 @@ def _one_hot_groups(table: pa.Table, features: Sequence[str]) -> dict[str, str |
                 groups.setdefault(prefix + separator, []).append(name)
         groups = {key: members for key, members in groups.items() if _is_one_hot(table, members)}
     return {
-        key.rstrip("=_:."): _pattern(key, members, table.column_names)
+        key.rstrip("=_:."): _pattern(key, members, table.names)
         for key, members in groups.items()
         if key.rstrip("=_:.") not in features
     }
@@ -113,8 +122,9 @@ def _pattern(prefix: str, members: Sequence[str], columns: Sequence[str]) -> str
     return pattern if fnmatch.filter(columns, pattern) == list(members) else list(members)
 
 
-def _is_one_hot(table: pa.Table, members: Sequence[str]) -> bool:
+def _is_one_hot(table: Table, members: Sequence[str]) -> bool:
+    """Whether every row says so; most columns are ruled out by the first rows that are read."""
     if len(members) < 2:
         return False
-    values = np.stack([table[m].cast(pa.float64()).to_numpy() for m in members])
-    return bool(np.isin(values, (0.0, 1.0)).all() and (values.sum(axis=0) == 1.0).all())
+    values = (numbers(batch, "float") for batch in table.batches(members))
+    return all(bool(np.isin(x, (0.0, 1.0)).all() and (x.sum(axis=1) == 1.0).all()) for x in values)

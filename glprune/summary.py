@@ -14,7 +14,7 @@ from torch import Tensor
 
 from glprune import bundle as bundles
 from glprune._version import __version__
-from glprune.data import Data, Split
+from glprune.data import Data, Selectable, Split
 from glprune.groups import GroupSet, State, group_norms, group_sizes, sliced
 from glprune.job import Job
 from glprune.policy_summary import (
@@ -283,13 +283,17 @@ def _split(split: Split, job: Job) -> SplitFacts:
     if job.task.kind == "distillation":
         return SplitFacts(rows=split.rows, target={})
     classes = job.data.classes
-    target = torch.cat([y for _, y in split.batches(8192, None)])
+    target = split.target if isinstance(split, Selectable) else _targets(split)
     if classes is None:
         facts = {"mean": float(target.double().mean()), "std": float(target.double().std(unbiased=False))}
     else:
         counts = torch.bincount(target, minlength=len(classes)).double() / len(target)
         facts = dict(zip(classes, counts.tolist(), strict=True))
     return SplitFacts(rows=split.rows, target=facts)
+
+
+def _targets(split: Split) -> Tensor:
+    return torch.cat([y for _, y in split.batches(8192, None)])
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from glprune.data import Data, Inputs, Split, TensorSplit
+from glprune.data import Data, Inputs, Selectable, Split, TensorSplit
 from glprune.errors import ModelError
 from glprune.outputs import leaves
 from glprune.task import Task
@@ -39,6 +41,26 @@ class TaughtSplit:
             yield inputs, self.teach(inputs)
 
 
+@dataclass(frozen=True)
+class TaughtRows(TaughtSplit):
+    """Such a split whose rows can be chosen by their numbers.
+
+    Attributes:
+        split: The inputs, with targets of no columns.
+    """
+
+    split: Selectable
+
+    @property
+    def target(self) -> Tensor:
+        """Shape (rows, 0): the real ones are never in memory together."""
+        return self.split.target
+
+    def take(self, rows: NDArray[np.int64]) -> TaughtRows:
+        """The split of some rows."""
+        return replace(self, split=self.split.take(rows))
+
+
 def taught(data: Data, network: nn.Module, task: Task) -> tuple[Data, Task]:
     """Give every split the original network's outputs as targets.
 
@@ -67,7 +89,7 @@ def _taught(split: Split, teach: Callable[[Inputs], Tensor]) -> Split:
     """Targets once where the inputs are in memory, else on the fly."""
     if isinstance(split, TensorSplit):
         return replace(split, target=torch.cat([teach(x) for x, _ in split.batches(_CHUNK, None)]))
-    return TaughtSplit(split, teach)
+    return TaughtRows(split, teach) if isinstance(split, Selectable) else TaughtSplit(split, teach)
 
 
 @torch.no_grad()

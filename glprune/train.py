@@ -13,12 +13,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from glprune import crew
 from glprune.data import Split
 from glprune.errors import NonFiniteError
 from glprune.finite import Batch, all_finite, fault
 from glprune.objective import CHUNK, Objective
 from glprune.optim import ProximalAdam, ProximalOptimizer, ProximalSGD, accelerated_steps
 from glprune.recipe import RefitSpec, TrainSpec
+from glprune.sharing import SharedSplit
 from glprune.task import Task, gain, joined
 from glprune.units import Inputs
 
@@ -156,14 +158,22 @@ class PointSolver:
         size = batch_size(self.spec.batch_size, self.objective.split)
         for number, (inputs, target) in enumerate(self.objective.split.batches(size, self.generator), 1):
             self.objective.clear()
-            loss = self.objective.batch_loss(inputs, target)
-            value = float(loss.detach())
-            if math.isfinite(value):
-                loss.backward()
+            value = self._backward(inputs, target)
+            crew.average_gradients_(self.objective.network.parameters(), len(target))
             if not math.isfinite(value) or not optimizer.step():
                 raise self.objective.fault(inputs, target, f"{where}, batch {number}", self._mend)
             total += value * len(target)
-        return total / self.objective.split.rows
+        return crew.total(total) / self.objective.split.rows
+
+    def _backward(self, inputs: Inputs, target: Tensor) -> float:
+        """The mean loss of a batch, its gradient in ``.grad``; of no rows, 0 and none."""
+        if not len(target):
+            return 0.0
+        loss = self.objective.batch_loss(inputs, target)
+        value = float(loss.detach())
+        if math.isfinite(value) or crew.several():  # the others wait for a gradient, and must hear of it
+            loss.backward()
+        return value
 
     @property
     def _mend(self) -> str:
@@ -282,13 +292,14 @@ def _refit_epochs(
             student.train()
             batches = rows_of_an_epoch(train, spec.batch_size, generator)
             for number, (x, target) in enumerate(batches, 1):
-                if len(target) < 2:
+                if crew.total(len(target) < 2):
                     continue  # BatchNorm cannot train on one row
                 loss = functools.partial(_refit_loss, student, narrow, task, x, target, spec, teacher)
-                if not _refit_step(optimizer, loss, parameters):
+                if not _refit_step(optimizer, loss, parameters, len(target)):
                     where = f"refit, epoch {epoch}, batch {number}"
                     mend = f"lower refit.lr (now {spec.lr:g}) or allow refit.halvings"
                     raise fault(Batch(student, narrow(x), target, loss), where, mend)
+            crew.align_buffers_(student)
             now = score(student)
             if now > best_score:
                 best, best_score, best_epoch = copy.deepcopy(student), now, epoch
@@ -298,14 +309,18 @@ def _refit_epochs(
 
 
 def _refit_step(
-    optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor], parameters: list[nn.Parameter]
+    optimizer: torch.optim.Optimizer,
+    loss: Callable[[], Tensor],
+    parameters: list[nn.Parameter],
+    rows: int,
 ) -> bool:
     """One step; tells whether loss and gradient are finite. Else no step is made."""
     optimizer.zero_grad()
     value = loss()
-    if not math.isfinite(value.detach()):
+    if not math.isfinite(value.detach()) and not crew.several():
         return False
     value.backward()
+    crew.average_gradients_(parameters, rows)
     if not all_finite(p.grad for p in parameters):
         return False
     optimizer.step()
@@ -333,7 +348,8 @@ def _reestimated(
         layer.reset_running_stats()
         layer.momentum = None  # a plain mean over the batches
         layer.train()
-    for inputs, target in train.batches(batch_size(spec.batch_size, train), None):
+    whole = train.whole if isinstance(train, SharedSplit) else train
+    for inputs, target in whole.batches(batch_size(spec.batch_size, whole), None):
         if len(target) > 1:
             fresh(*narrow(inputs))
     for layer, momentum in zip(layers, momenta, strict=True):
@@ -375,7 +391,7 @@ def _score(
     """The metric, signed so that more is better, and the negative loss."""
     network.eval()
     pairs = (((task.view(network(*narrow(x))),), y) for x, y in split.batches(CHUNK, None))
-    (output,), target = joined(pairs)
+    (output,), target = joined(pairs, split.rows)
     return gain(metric, 0.0, task.metric(metric, output, target)), -float(task.loss(output, target))
 
 

@@ -417,7 +417,7 @@ def test_one_hot_fields_and_files_of_their_own_splits_give_attributes(folder, tm
     (tmp_path / "recipe.yaml").write_text(text)
     kind = load_data(load_recipe(tmp_path / "recipe.yaml")).protected[0]
     expected = np.array(["x", "y", "none of its columns"])[d[part == "test"].astype(int)]
-    assert kind.values["test"].tolist() == expected.tolist()
+    assert [kind.labels[n] for n in kind.values["test"].tolist()] == expected.tolist()
 
 
 def test_a_field_that_cannot_be_cut_is_an_error_when_it_must_go(folder):

@@ -1,0 +1,40 @@
+"""Data of a run: columns matched by name, every defect reported by name, splits reproducible.
+
+``tables`` opens files, ``columns`` says which column feeds what, ``targets`` and ``division`` read what
+every row is and which split it is in; ``values`` turns columns into numbers and checks them, ``files``
+brings that together. ``splits`` are rows in batches from memory, ``streaming`` from Parquet files and
+``loaders`` from a user's loader. ``records`` is what the rest of the package sees.
+"""
+
+from __future__ import annotations
+
+from glprune.data.files import load_files
+from glprune.data.loaders import LoaderSplit, load_loader
+from glprune.data.records import Data, Field, InputColumns, Standardization
+from glprune.data.splits import Inputs, Selectable, Split, TensorSplit
+from glprune.data.streaming import StreamedSplit
+from glprune.recipe import Recipe
+
+__all__ = [
+    "Data",
+    "Field",
+    "InputColumns",
+    "Inputs",
+    "LoaderSplit",
+    "Selectable",
+    "Split",
+    "Standardization",
+    "StreamedSplit",
+    "TensorSplit",
+    "load_data",
+]
+
+
+def load_data(recipe: Recipe) -> Data:
+    """Read, check and split the data a recipe names.
+
+    Raises:
+        DataError: A file or column cannot be used; file, column, count and first row are named.
+        RecipeError: The recipe asks for columns the files do not have.
+    """
+    return load_loader(recipe) if recipe.data.loader is not None else load_files(recipe)

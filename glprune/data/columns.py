@@ -1,0 +1,121 @@
+"""Which columns of a file feed which input, and which of them make a field."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Sequence
+
+from glprune.data.records import Field, InputColumns
+from glprune.errors import RecipeError, did_you_mean, subject
+from glprune.recipe import InputSpec, Recipe
+
+
+def _features(recipe: Recipe, columns: Sequence[str]) -> tuple[str, ...]:
+    """The columns of the network's input, in order; patterns expand in file order."""
+    spec = recipe.data
+    split_column = spec.split.column if spec.split else None
+    for key, name in (("target", spec.target), ("split", split_column)):
+        if name is not None and name not in columns:
+            raise RecipeError(
+                f"{recipe.where('data', key)}: no column {name!r}.{did_you_mean(name, columns)}"
+            )
+    reserved = {spec.target, split_column}
+    excluded = set(_expand(recipe, "exclude", spec.exclude, columns))
+    if spec.features is None:
+        chosen = [c for c in columns if c not in reserved and c not in excluded]
+    else:
+        named = _expand(recipe, "features", spec.features, columns)
+        chosen = [c for c in named if c not in excluded]
+        taken = [c for c in chosen if c in reserved]
+        if taken:
+            raise RecipeError(
+                f"{recipe.where('data', 'features')}: {taken[0]!r} is the target or split column."
+            )
+    if not chosen:
+        raise RecipeError(f"{recipe.where('data', 'features')}: no feature column is left.")
+    return tuple(chosen)
+
+
+def file_inputs(recipe: Recipe, columns: Sequence[str]) -> tuple[InputColumns, ...]:
+    """The columns that feed each input; with one input all features, unless it names its own."""
+    chosen = _features(recipe, columns)
+    where = recipe.where("model", "inputs")
+    inputs, owner = [], dict[str, str]()
+    for spec in recipe.model.inputs:
+        own = chosen if spec.columns is None else tuple(_own_columns(recipe, spec, chosen, columns))
+        for column in own:
+            if column in owner:
+                raise RecipeError(
+                    f"{where}: column {column!r} feeds {owner[column]!r} and {spec.name!r}; "
+                    "a column belongs to one input."
+                )
+            owner[column] = spec.name
+        inputs.append(InputColumns(spec.name, spec.axis, own))
+    idle = [c for c in chosen if c not in owner] if recipe.data.features is not None else []
+    if idle:
+        raise RecipeError(
+            f"{recipe.where('data', 'features')}: column {subject(idle)} in no input's columns; "
+            "add to model.inputs, or remove here."
+        )
+    return tuple(inputs)
+
+
+def _own_columns(
+    recipe: Recipe, spec: InputSpec, chosen: Sequence[str], columns: Sequence[str]
+) -> Iterable[str]:
+    """The columns an input names, among the features."""
+    place = f"{recipe.where('model', 'inputs')}: columns of {spec.name!r}"
+    barred = [c for c in spec.columns or () if c in columns and c not in set(chosen)]
+    if barred:
+        raise RecipeError(f"{place}: {barred[0]!r} is the target, the split column or excluded.")
+    return _matching(place, spec.columns or (), chosen)
+
+
+def _expand(recipe: Recipe, key: str, patterns: Iterable[str], columns: Sequence[str]) -> list[str]:
+    """Replace the names and patterns of a key of ``data`` by columns; each column once."""
+    return _matching(recipe.where("data", *key.split("/")), patterns, columns)
+
+
+def _matching(where: str, patterns: Iterable[str], columns: Sequence[str]) -> list[str]:
+    """Replace names and patterns by columns; each column once."""
+    known, found = set(columns), dict[str, None]()
+    for pattern in patterns:
+        if pattern in known:
+            found[pattern] = None
+            continue
+        matches = fnmatch.filter(columns, pattern) if any(c in pattern for c in "*?[") else []
+        if not matches:
+            raise RecipeError(f"{where}: no column {pattern!r}.{did_you_mean(pattern, columns)}")
+        found.update(dict.fromkeys(matches))
+    return list(found)
+
+
+def make_fields(recipe: Recipe, inputs: Sequence[InputColumns]) -> tuple[Field, ...]:
+    """Join columns into fields; a column no group names is a field of its own."""
+    features = [name for part in inputs for name in part.features]
+    source = {name: part.name for part in inputs for name in part.features}
+    owner: dict[str, str] = {}
+    for field, members in recipe.data.feature_groups.items():
+        where = recipe.where("data", "feature_groups", field)
+        listed = [members] if isinstance(members, str) else members
+        columns = _expand(recipe, f"feature_groups/{field}", listed, features)
+        for column in columns:
+            if column in owner:
+                raise RecipeError(
+                    f"{where}: column {column!r} is in {owner[column]!r} too; a column belongs to one field."
+                )
+            if source[column] != source[columns[0]]:
+                raise RecipeError(
+                    f"{where}: {columns[0]!r} feeds input {source[columns[0]]!r}, {column!r} feeds "
+                    f"{source[column]!r}; a field lies in one input."
+                )
+            owner[column] = field
+    joined: dict[str, list[int]] = {}
+    for number, column in enumerate(features):
+        if column not in owner and column in recipe.data.feature_groups:
+            raise RecipeError(
+                f"{recipe.where('data', 'feature_groups', column)}: a column outside the "
+                "group has this name; rename the group."
+            )
+        joined.setdefault(owner.get(column, column), []).append(number)
+    return tuple(Field(name, tuple(columns)) for name, columns in joined.items())

@@ -1,0 +1,108 @@
+"""What is known of the data of a run: inputs, fields, splits and what reading them found."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from glprune.data.splits import Split
+from glprune.protected import Attribute
+
+
+@dataclass(frozen=True)
+class InputColumns:
+    """One input of the network and the columns that feed it.
+
+    Attributes:
+        name: Name of the input.
+        axis: Axis of a batch that holds the features; None where none can be pruned.
+        columns: Names along that axis, in order; without an axis the columns of the file, if any.
+    """
+
+    name: str
+    axis: int | None
+    columns: tuple[str, ...]
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The columns that can be pruned."""
+        return self.columns if self.axis is not None else ()
+
+
+@dataclass(frozen=True)
+class Field:
+    """A raw input field: a column, or several columns of one input that live and die together.
+
+    Attributes:
+        name: The field.
+        columns: Numbers of its columns, counted over the features of all inputs.
+    """
+
+    name: str
+    columns: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Standardization:
+    """Mean and standard deviation of the training rows, each (n_columns,), float64."""
+
+    mean: Tensor
+    std: Tensor
+
+
+@dataclass(frozen=True)
+class Data:
+    """Data ready for a network.
+
+    Columns are numbered through over the features of all inputs; ``spans`` says where each begins.
+
+    Attributes:
+        source: What was read, in words.
+        inputs: The inputs in the network's order.
+        fields: Fields in the order of their first column; every column is in one, and every field
+            in one input.
+        train: Training rows, raw.
+        valid: Validation rows, raw.
+        test: Test rows, raw.
+        classes: Labels in the order of the network's outputs; None where there are none.
+        standardization: What the recipe's ``standardize: train`` puts before each input; None for
+            inputs that are codes.
+        digests: File or split -> ``sha256:...``.
+        notes: What the user should know, by column.
+        outside: Columns of the file that the network does not take.
+        protected: Attributes the recipe's policy names.
+    """
+
+    source: str
+    inputs: tuple[InputColumns, ...]
+    fields: tuple[Field, ...]
+    train: Split
+    valid: Split
+    test: Split
+    classes: tuple[str, ...] | None
+    standardization: tuple[Standardization | None, ...]
+    digests: Mapping[str, str]
+    notes: tuple[str, ...]
+    outside: tuple[str, ...] = ()
+    protected: tuple[Attribute, ...] = ()
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Columns that can be pruned, over all inputs in order."""
+        return tuple(name for part in self.inputs for name in part.features)
+
+    @property
+    def spans(self) -> tuple[range, ...]:
+        """The numbers of each input's features; empty for inputs that have none."""
+        return spans(self.inputs)
+
+
+def spans(inputs: Sequence[InputColumns]) -> tuple[range, ...]:
+    """The numbers of each input's features, counted through."""
+    ends = [0]
+    for part in inputs:
+        ends.append(ends[-1] + len(part.features))
+    return tuple(range(start, end) for start, end in itertools.pairwise(ends))
