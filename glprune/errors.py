@@ -48,6 +48,10 @@ class ModelError(GlpruneError):
     exit_code = 3
 
 
+class NonFiniteError(ModelError):
+    """A loss, a gradient, a weight or a metric is not finite any more."""
+
+
 class DataError(GlpruneError):
     """The data cannot be used; the message names file and column."""
 

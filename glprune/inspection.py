@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from glprune.determinism import reproducible
 from glprune.events import Listener, Stage, silent
 from glprune.groups import group_norms, group_sizes
 from glprune.job import Job, first_rows, prepare
@@ -99,8 +100,12 @@ def inspect(
         GlpruneError: As :func:`glprune.run`.
     """
     rules = (recipe if isinstance(recipe, Recipe) else load_recipe(recipe)).allowing(allow_factory)
-    listener = on_event or silent
-    job = prepare(rules, Path(model), trust_pickle, listener)
+    with reproducible(rules.seed, rules.threads):
+        return _inspected(rules, Path(model), trust_pickle, on_event or silent)
+
+
+def _inspected(rules: Recipe, model: Path, trust_pickle: bool, listener: Listener) -> Inspection:
+    job = prepare(rules, model, trust_pickle, listener)
     listener(Stage("cost", "timing one epoch"))
     largest, seconds = _cost(job)
     state = dict(job.network.state_dict())

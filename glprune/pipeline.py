@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,8 +22,9 @@ from glprune import bundle as bundles
 from glprune._version import __version__
 from glprune.audit.manifest import write_manifest
 from glprune.baselines import measure_baselines
+from glprune.determinism import reproducible
 from glprune.dropping import measure_drop_costs
-from glprune.errors import ModelError
+from glprune.errors import ModelError, NonFiniteError
 from glprune.events import Event, Listener, Stage, silent
 from glprune.evidence import tensors_in_model, write_contract, write_golden
 from glprune.forbidden import check_rules
@@ -119,7 +121,7 @@ def run(
     rules = (recipe if isinstance(recipe, Recipe) else load_recipe(recipe)).allowing(allow_factory)
     folder = Path(out) if out is not None else default_folder(rules)
     clock = _Clock(on_event or silent)
-    with _reproducible(rules.seed), working(folder, overwrite, resume) as space:
+    with reproducible(rules.seed, rules.threads), clock.naming(), working(folder, overwrite, resume) as space:
         stage = space.stage
         job = prepare(rules, Path(model), trust_pickle, clock)
         check_rows(job)
@@ -166,7 +168,7 @@ def _identity(job: Job) -> dict[str, str]:
         "recipe": hashlib.sha256(_bearing(job.recipe).to_yaml().encode()).hexdigest(),
         "model": digest.hexdigest(),
         "data set": json.dumps(dict(job.data.digests), sort_keys=True),
-        "number of threads": str(torch.get_num_threads()),
+        "number of threads": str(job.recipe.threads),
         "version of glprune": __version__,
         "version of PyTorch": torch.__version__,
         "kind of processor": torch.backends.cpu.get_cpu_capability(),
@@ -196,18 +198,13 @@ class _Clock:
             self._name, self._start = event.name, now
         self.listener(event)
 
-
-@contextlib.contextmanager
-def _reproducible(seed: int) -> Iterator[None]:
-    """Seed torch for the run and give the caller's random state back."""
-    was = torch.are_deterministic_algorithms_enabled()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        torch.use_deterministic_algorithms(True)
+    @contextlib.contextmanager
+    def naming(self) -> Iterator[None]:
+        """Name the stage in an error about numbers, which arise deep in a training."""
         try:
             yield
-        finally:
-            torch.use_deterministic_algorithms(was)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{self._name}: {error}") from None
 
 
 def _export(job: Job, removed: Removed, fitted: RefitResult, folder: Path) -> str:
@@ -238,7 +235,7 @@ def _metadata(job: Job, removed: Removed) -> dict[str, str]:
 
 
 def _measure(job: Job, removed: Removed, fitted: RefitResult, exporter: str, folder: Path) -> Measured:
-    threads = torch.get_num_threads()
+    threads = job.recipe.threads
     slim_columns = narrowing(removed.columns, job.axes)
     shipped_columns = file_columns(job, removed)
     original = OnnxFile(folder / _ORIGINAL, threads)
@@ -253,6 +250,8 @@ def _measure(job: Job, removed: Removed, fitted: RefitResult, exporter: str, fol
             "the slim model was not released. Try another export.opset."
         )
     values = [job.task.metrics(job.task.view(outputs), target) for outputs in (before, between, after)]
+    for number, whose in enumerate(("original network", "slim network before the refit", "slim network")):
+        _check_finite(values[number], whose)
     full = first_rows(job.data.test, max(LATENCY_BATCHES))
     measured = Measured(
         metrics=[
@@ -279,6 +278,15 @@ def _measure(job: Job, removed: Removed, fitted: RefitResult, exporter: str, fol
     (folder / _ORIGINAL).unlink()
     (folder / _ZEROED).unlink()
     return measured
+
+
+def _check_finite(metrics: Mapping[str, float], whose: str) -> None:
+    """Refuse to report what is not a number."""
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise NonFiniteError(
+                f"{name} of the {whose} on the test split is {value}; check the scale of columns and target."
+            )
 
 
 def _agreement(job: Job, before: Sequence[Tensor], after: Sequence[Tensor]) -> list[Agreement]:

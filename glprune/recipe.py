@@ -42,6 +42,7 @@ Scalar = str | int | float | bool | None
 Text = Annotated[str, StringConstraints(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+Factor = Annotated[float, Field(ge=1e-9, le=1e9)]  # on lambda: single precision must hold their products
 Names = Text | Annotated[list[Text], Field(min_length=1)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*$")]
 AxisNumber = Annotated[str, StringConstraints(pattern=r"^-?\d+$")]
@@ -230,13 +231,13 @@ class DataSpec(Section):
 class Strength(Section):
     """Strength of one kind of group relative to lambda."""
 
-    strength: Positive = Field(1.0, description="weight_g = strength * sqrt(size of the group).")
+    strength: Factor = Field(1.0, description="weight_g = strength * sqrt(size of the group).")
 
 
 class HiddenStrength(Strength):
     """Strength of hidden units, of each layer if need be."""
 
-    layers: dict[Text, Annotated[float, Field(ge=0)]] = Field(
+    layers: dict[Text, Factor | Annotated[float, Field(ge=0, le=0)]] = Field(
         default_factory=dict,
         description="Layer name or pattern -> factor on strength; 0 leaves the layer alone. Names as "
         "'glprune inspect' lists them.",
@@ -273,7 +274,7 @@ class PenaltySpec(Section):
         "LASSO).",
     )
 
-    balance: Annotated[list[Positive], Field(min_length=1)] = Field(
+    balance: Annotated[list[Factor], Field(min_length=1)] = Field(
         default_factory=lambda: [0.3, 1.0, 3.0],
         description="Where inputs and hidden units share one budget: factors on the strength of inputs, all "
         "tried in every stage; the best on the validation split goes on.",
@@ -332,7 +333,7 @@ class TargetSpec(Section):
         None, description="Keep at most this many fields."
     )
     max_drop: MaxDrop | None = Field(None, description="The smallest network that loses no more than this.")
-    lam: Annotated[float, Field(ge=0)] | None = Field(
+    lam: Annotated[float, Field(ge=0, le=1e9)] | None = Field(
         None, alias="lambda", description="Exactly this strength of the penalty."
     )
     parameters: Budget | None = Field(
@@ -412,6 +413,11 @@ class TrainSpec(Section):
     polish: Annotated[int, Field(ge=0)] = Field(
         20, description="Full-batch accelerated proximal steps that close each selected point."
     )
+    halvings: Annotated[int, Field(ge=0, le=100)] = Field(
+        0,
+        description="How often a point may begin anew with half the step size, since a loss, a gradient or a "
+        "weight was not finite; the report says how often. 0: the run stops and names batch and layer.",
+    )
     bound: bool = Field(
         True, description="Hold weights outside every group inside the ball of their trained norm."
     )
@@ -436,6 +442,11 @@ class RefitSpec(Section):
     )
     lr: Positive = Field(1e-3, description="Step size of AdamW.")
     batch_size: BatchSize = Field(128, description="Rows of one step, or all.")
+    halvings: Annotated[int, Field(ge=0, le=100)] = Field(
+        0,
+        description="How often a refit may begin anew with half the step size, since a loss, a gradient or a "
+        "weight was not finite; the report says how often. 0: the run stops and names batch and layer.",
+    )
     patience: Annotated[int, Field(ge=1)] = Field(
         30, description="Stop after this many epochs without a better validation metric."
     )
@@ -625,6 +636,12 @@ class Recipe(Section):
         "much each such cut changed the outputs.",
     )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Seed of every random choice.")
+    threads: Annotated[int, Field(ge=1, le=1024)] = Field(
+        1,
+        description="Threads of one tensor operation, in PyTorch and ONNX Runtime, whatever the machine has: "
+        "sums are split among them, so that each number has results of its own. More are faster for large "
+        "networks.",
+    )
 
     _source: Path | None = PrivateAttr(None)
     _sha256: str | None = PrivateAttr(None)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchmetrics.functional import classification, regression
 
-from glprune.errors import ModelError
+from glprune.errors import DataError, ModelError
 from glprune.outputs import Outputs, leaves
 
 Kind = Literal["binary", "multiclass", "regression", "distillation"]
@@ -71,7 +71,8 @@ class Task:
         width = 1 if output.ndim == 1 else output.shape[-1]
         if output.ndim > 2 or width not in wanted:
             raise ModelError(
-                f"The network returns shape {tuple(output.shape)}; a {self.kind} task needs "
+                f"The network returns shape {tuple(output.shape)}; a {self.kind} task"
+                f"{f' of {self.classes} classes' if self.kind == 'multiclass' else ''} needs "
                 f"(rows, {' or '.join(map(str, wanted))})."
             )
         if self.kind != "regression" and self.output == "probabilities" and not _are_probabilities(output):
@@ -160,20 +161,21 @@ def _rmse(output: Tensor, target: Tensor) -> Tensor:
     return regression.mean_squared_error(output, target, squared=False)
 
 
-_REGRESSION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "r2": regression.r2_score,
-    "rmse": _rmse,
-    "mae": regression.mean_absolute_error,
-}
-
-
 def explained(output: Tensor, target: Tensor) -> Tensor:
-    """Share of the variance of ``target`` that ``output`` explains, over all columns; (n, k) both.
+    """Share of the variance of ``target`` that ``output`` explains, over all columns; (n,) or (n, k) both.
 
-    Columns are pooled, so that one that never varies divides nothing by zero.
+    Columns are pooled, so that one that never varies divides nothing by zero. Not finite where none varies.
     """
     total = (target - target.mean(dim=0)).square().sum()
     return 1 - (target - output).square().sum() / total
+
+
+# torchmetrics takes sums of squares below 1e-4 for zero in r2, whatever the target's unit
+_REGRESSION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "r2": explained,
+    "rmse": _rmse,
+    "mae": regression.mean_absolute_error,
+}
 
 
 def _rmse_of_all(output: Tensor, target: Tensor) -> Tensor:
@@ -191,19 +193,45 @@ _AGREEMENT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def joined(batches: Iterable[tuple[Sequence[Tensor], Tensor]]) -> tuple[tuple[Tensor, ...], Tensor]:
+def joined(
+    batches: Iterable[tuple[Sequence[Tensor], Tensor]], rows: int
+) -> tuple[tuple[Tensor, ...], Tensor]:
     """Outputs and targets of many batches as one, in order.
+
+    They are copied into their place one by one: small tensors that stay, between large ones that go, would
+    leave the heap full of holes as large as the rows themselves.
+
+    Args:
+        batches: Outputs and target of each batch.
+        rows: Number of rows of all batches.
 
     Raises:
         ModelError: An output changes its shape from batch to batch.
+        DataError: The batches hold another number of rows.
     """
-    outputs, targets = zip(*batches, strict=True)
-    try:
-        return tuple(torch.cat(parts) for parts in zip(*outputs, strict=True)), torch.cat(targets)
-    except RuntimeError as error:
-        raise ModelError(
-            "The network's outputs change their shape from batch to batch; let the loader pad to one length."
-        ) from error
+    whole: list[Tensor] = []
+    start = 0
+    for outputs, target in batches:
+        parts = (*outputs, target)
+        whole = whole or [x.new_empty((rows, *x.shape[1:])) for x in parts]
+        if any(x.shape[1:] != y.shape[1:] for x, y in zip(parts, whole, strict=True)):
+            raise ModelError(
+                "The network's outputs change their shape from batch to batch; let the loader pad to one "
+                "length."
+            )
+        end = start + len(target)
+        if end <= rows:
+            for x, y in zip(parts, whole, strict=True):
+                y[start:end] = x
+        start = end
+        if end > rows:
+            break
+    if start != rows:
+        raise DataError(
+            f"The data hold {rows} rows at first and {start} later; let the loader yield the same."
+        )
+    *joint, targets = whole
+    return tuple(joint), targets
 
 
 def _log(probability: Tensor) -> Tensor:

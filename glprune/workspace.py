@@ -49,7 +49,10 @@ class Workspace:
         """
         found = Journal(self.folder, identity)
         if self.resume:
-            found.resume()
+            try:
+                found.resume()
+            except UsageError as error:
+                raise _KeptError(str(error)) from None
         self._journal = found
         return found
 

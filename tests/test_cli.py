@@ -113,11 +113,11 @@ def test_importing_glprune_loads_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_ctrl_c_leaves_nothing_and_exits_130(tmp_path):
+def test_ctrl_c_before_anything_was_done_leaves_nothing_and_exits_130(tmp_path):
     command = [sys.executable, "-m", "glprune.cli", "run", CREDIT, MODEL, "--out", str(tmp_path / "o")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stderr:
-            if line.strip().startswith("point 2"):
+            if line.startswith("data:"):
                 process.send_signal(signal.SIGINT)
                 break
         rest = process.stderr.read()

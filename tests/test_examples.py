@@ -1,6 +1,14 @@
 """The shipped recipes keep what the README says of them."""
 
+from pathlib import Path
+
 import pytest
+
+from tests.killing import killed_at_random
+from tests.test_resume import facts
+
+ROOT = Path(__file__).parent.parent
+KILLS = 20
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +53,11 @@ def test_the_policys_example_drops_what_it_must_and_all_derived_from_it(examples
     assert said["job"] == ("removed", "derived_from foreign_worker")
     assert said["duration_months"] == ("kept", "must_keep")
     assert {a.name for a in report.segments.attributes} == {"age", "foreign_worker"}
+
+
+@pytest.mark.parametrize(("name", "longest"), [("german_credit", 3.0), ("mnist", 8.0)])
+def test_an_example_killed_at_twenty_random_moments_makes_the_same_bundle(examples, tmp_path, name, longest):
+    recipe, model = ROOT / "recipes" / f"{name}.yaml", ROOT / "examples" / name / "model.pt"
+    struck = killed_at_random(recipe, model, tmp_path / "out", KILLS, longest)
+    assert struck > KILLS / 2
+    assert facts(tmp_path / "out") == facts(examples[name].bundle)

@@ -16,6 +16,7 @@ from jsonschema import Draft202012Validator
 import glprune
 from glprune import bundle as bundles
 from glprune.data import LoaderSplit
+from glprune.journal import Journal, checkpoints
 from glprune.policy import NO_RULES
 from glprune.rebuilt import in_memory
 from glprune.recipe import InputSpec, StabilitySpec, load_recipe
@@ -355,7 +356,9 @@ def test_too_few_rows_are_refused_before_anything_is_trained(folder):
 
 UNITS = SimpleNamespace(refused=None)
 FOUR = SimpleNamespace(
-    rules=NO_RULES, input_groups=[SimpleNamespace(units=UNITS, labels=("a", "b", "c", "d"))]
+    journal=Journal(),
+    rules=NO_RULES,
+    input_groups=[SimpleNamespace(units=UNITS, labels=("a", "b", "c", "d"))],
 )
 
 
@@ -372,7 +375,8 @@ class Canned:
         self.outcomes = outcomes
 
     def map(self, work, items, done):
-        return self.outcomes
+        for place, outcome in enumerate(self.outcomes):
+            done(place, outcome)
 
 
 def test_a_resample_that_finds_nothing_is_left_out_and_told():
@@ -400,7 +404,7 @@ def test_the_interval_and_the_bound_are_shown_where_there_are_any(result):
         assert shown in page
 
 
-def test_ctrl_c_stops_the_workers_and_leaves_nothing(folder, tmp_path):
+def test_ctrl_c_stops_the_workers_and_keeps_what_they_did(folder, tmp_path):
     """The workers hold the other end of the pipe: it is at its end only once all of them are gone."""
     recipe, model, out = (str(p) for p in (folder / "recipe.yaml", folder / "model.pt", tmp_path / "o"))
     command = [sys.executable, "-m", "glprune.cli", "run", recipe, model, "--out", out]
@@ -414,4 +418,6 @@ def test_ctrl_c_stops_the_workers_and_leaves_nothing(folder, tmp_path):
     assert process.returncode == 130
     assert "interrupted" in rest
     assert "Traceback" not in rest
-    assert list(tmp_path.iterdir()) == []
+    (left,) = checkpoints(tmp_path / "o.unfinished")[-1:]
+    records = json.loads(left.read_text())["content"]["records"]
+    assert [len(r["facts"]) > 0 for r in records if r["name"] == "resamples"] == [True]

@@ -16,8 +16,8 @@ import functools, operator
 from glprune.workers import Workers
 print("begun")
 with Workers(functools.partial(int, 12), 2) as workers:
-    print(workers.map(operator.floordiv, [4, 1, 3], lambda count: None))
-    print(workers.map(operator.add, [0, 1], lambda count: None))
+    print(workers.map(operator.floordiv, [4, 1, 3], lambda place, outcome: None))
+    print(workers.map(operator.add, [0, 1], lambda place, outcome: None))
 """
 
 
@@ -32,8 +32,8 @@ def test_a_script_without_a_main_guard_is_not_run_again_and_outcomes_keep_their_
 def test_an_error_stops_the_work_and_reaches_the_caller():
     told = []
     with pytest.raises(ZeroDivisionError), Workers(functools.partial(int, 12), 1) as workers:
-        workers.map(operator.floordiv, [1, 0, *[1] * 50], told.append)
-    assert told in ([1], [])
+        workers.map(operator.floordiv, [1, 0, *[1] * 50], lambda place, outcome: told.append(outcome))
+    assert told in ([12], [])
 
 
 def test_a_process_that_dies_is_told_in_one_line():
@@ -41,5 +41,5 @@ def test_a_process_that_dies_is_told_in_one_line():
         pytest.raises(GlpruneError, match=r"killed.*stability\.processes") as caught,
         Workers(functools.partial(os._exit, 9), 1) as workers,
     ):
-        workers.map(operator.add, [1], lambda count: None)
+        workers.map(operator.add, [1], lambda place, outcome: None)
     assert "\n" not in str(caught.value)

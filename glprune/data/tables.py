@@ -19,7 +19,7 @@ import pyarrow.parquet
 from glprune.errors import DataError, did_you_mean, subject
 from glprune.files import fault
 
-_BATCH_BYTES = 1 << 24  # of the rows read at once, as float32
+_BATCH_BYTES = 1 << 22  # of the rows read at once, as float32; conversions stay in the cache
 _FEWEST_ROWS = 256  # read at once, however wide: a call has a price for each column
 _BUFFER = 1 << 16  # of one column's bytes; without it a reader holds a whole row group
 
