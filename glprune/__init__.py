@@ -2,8 +2,8 @@
 
 A map of the package, in the order data flows:
 
-``recipe`` reads the YAML; ``data`` and ``model`` read files, ``outputs`` and ``teaching`` say what a
-network returns and what it is to learn. ``trace`` follows units through a network (``labels``,
+``recipe`` reads the YAML; :mod:`glprune.data`, with a map of its own, and ``model`` read files,
+``outputs`` and ``teaching`` say what a network returns and what it is to learn. ``trace`` follows units through a network (``labels``,
 ``watcher`` and ``rules`` are its parts), ``drafts`` makes unit sets of what it saw, ``graph`` asks
 torch-pruning for a second plan, ``proof`` tests plans on numbers and ``planning`` brings the three
 together. ``groups`` does arithmetic on units; ``penalty`` and ``optim`` hold the proximal operator and
