@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import json
 import os
 import shlex
 import signal
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,11 +20,14 @@ import click
 from glprune._version import __version__
 from glprune.audit.commands import COMMANDS
 from glprune.errors import GlpruneError, UsageError
+from glprune.terminal import plain
 
 _EPILOG = (
     "Exit codes: 0 done; 2 usage, recipe or output folder; 3 model; 4 data; 5 target not reachable; "
     "130 interrupted; 143 terminated."
 )
+
+_LONGEST = 2000  # characters of a message; names in it may be of any length
 
 # what `pip install --no-deps glprune` and the auditor's list leave out
 _NOT_FOR_AUDITORS = ("torch", "torch_pruning", "pyarrow", "scipy", "torchmetrics", "onnxscript", "matplotlib")
@@ -30,15 +36,25 @@ _NOT_FOR_AUDITORS = ("torch", "torch_pruning", "pyarrow", "scipy", "torchmetrics
 class _Group(click.Group):
     """Turn the errors a user can cause into one line and an exit code."""
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not sys.warnoptions:  # libraries' words to programmers are not for the terminal
+            warnings.simplefilter("ignore")
+        return super().__call__(*args, **kwargs)
+
     def main(self, *args: Any, **kwargs: Any) -> Any:
         # a closed pipe or Ctrl-C must leave neither traceback nor half a message
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # a name the terminal has no letters for
         try:
             return super().main(*args, **(kwargs | {"standalone_mode": False}))
         except click.exceptions.Exit as stop:
             sys.exit(stop.exit_code)
-        except click.ClickException as error:
+        except click.exceptions.NoArgsIsHelpError as error:
             error.show()
             sys.exit(error.exit_code)
+        except click.ClickException as error:
+            _fail(_usage(error), error.exit_code)
         except (click.Abort, KeyboardInterrupt):
             _fail("interrupted; nothing was written", 130)
         except GlpruneError as error:
@@ -48,8 +64,15 @@ class _Group(click.Group):
                 raise
             _fail(f"this command needs {error.name}; install glprune with its dependencies", 2)
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()
             sys.exit(0)
+        except MemoryError:
+            _fail("not enough memory", 1)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EIO):
+                _drop_output()
+            place = f"{error.filename}: " if error.filename is not None else ""
+            _fail(f"{place}{error.strerror or error}", 2)
 
 
 class _Terminated(KeyboardInterrupt):
@@ -78,8 +101,21 @@ def _stoppable(out: Path) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _drop_output() -> None:
+    """Let nothing that is still to be printed fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _usage(error: click.ClickException) -> str:
+    """A wrong command line in one line, with where to read more."""
+    context = getattr(error, "ctx", None)
+    where = f"; see {context.command_path} --help" if context is not None else ""
+    return f"{error.format_message().rstrip('.')}{where}."
+
+
 def _fail(message: str, code: int) -> NoReturn:
-    click.echo(f"glprune: {' '.join(message.split())}", err=True)
+    line = plain(" ".join(message.split()))
+    click.echo(f"glprune: {line if len(line) <= _LONGEST else line[:_LONGEST] + '...'}", err=True)
     sys.exit(code)
 
 
@@ -90,6 +126,13 @@ _set = click.option(
 )
 _trust = click.option(
     "--trust-pickle", is_flag=True, help="Read a fully pickled model; this runs whatever code it holds."
+)
+_allow = click.option(
+    "--allow-factory",
+    "allow_factory",
+    multiple=True,
+    metavar="PACKAGE",
+    help="Import the recipe's factory and loader from this package, module or .py file only; repeatable.",
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
 _quiet = click.option("--quiet", is_flag=True, help="Print no progress.")
@@ -109,6 +152,7 @@ def main() -> None:
 @click.option("--resume", is_flag=True, help="Go on from what a stopped run has done, if there is any.")
 @_set
 @_trust
+@_allow
 @_json
 @_quiet
 def run(
@@ -119,15 +163,17 @@ def run(
     resume: bool,
     overrides: Sequence[str],
     trust_pickle: bool,
+    allow_factory: Sequence[str],
     as_json: bool,
     quiet: bool,
 ) -> None:
     """Prune MODEL (.pt or .safetensors) as RECIPE says and leave a bundle."""
     from glprune.console import Teller, print_report
+    from glprune.crew import named_first
     from glprune.pipeline import default_folder
     from glprune.pipeline import run as run_pipeline
 
-    loaded = _load(recipe, overrides)
+    loaded = _load(recipe, overrides, allow_factory)
     with _stoppable(out or default_folder(loaded)), Teller(_console(stderr=True), quiet) as teller:
         result = run_pipeline(
             loaded,
@@ -138,9 +184,9 @@ def run(
             trust_pickle=trust_pickle,
             on_event=teller,
         )
-    if as_json:
+    if as_json and named_first():
         report = result.report.model_dump(mode="json", by_alias=True)
-        click.echo(json.dumps({"bundle": str(result.bundle), "report": report}, ensure_ascii=False))
+        click.echo(json.dumps({"bundle": str(result.bundle), "report": report}))
     elif not quiet:
         print_report(_console(), result.report, str(result.bundle))
 
@@ -150,15 +196,24 @@ def run(
 @_model
 @_set
 @_trust
+@_allow
 @_json
-def inspect(recipe: Path, model: Path, overrides: Sequence[str], trust_pickle: bool, as_json: bool) -> None:
+def inspect(
+    recipe: Path,
+    model: Path,
+    overrides: Sequence[str],
+    trust_pickle: bool,
+    allow_factory: Sequence[str],
+    as_json: bool,
+) -> None:
     """Show what a run would group, cut and refuse, and what it would cost. Nothing is written."""
     from glprune import console
     from glprune.inspection import inspect as run_inspection
 
-    inspection = run_inspection(_load(recipe, overrides), model, trust_pickle=trust_pickle)
+    loaded = _load(recipe, overrides, allow_factory)
+    inspection = run_inspection(loaded, model, trust_pickle=trust_pickle)
     if as_json:
-        click.echo(json.dumps(console.as_json(inspection), ensure_ascii=False))
+        click.echo(json.dumps(console.as_json(inspection)))
     else:
         console.print_inspection(_console(), inspection)
 
@@ -198,10 +253,10 @@ for _command in COMMANDS:
     main.add_command(_command)
 
 
-def _load(recipe: Path, overrides: Sequence[str]) -> Any:
+def _load(recipe: Path, overrides: Sequence[str], allow_factory: Sequence[str]) -> Any:
     from glprune.recipe import load_recipe
 
-    return load_recipe(recipe, overrides)
+    return load_recipe(recipe, overrides).allowing(allow_factory or None)
 
 
 def _console(stderr: bool = False) -> Any:

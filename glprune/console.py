@@ -12,6 +12,7 @@ from glprune.events import Event, Note, PartDone, PointDone, Stage
 from glprune.inspection import Inspection, SetFacts
 from glprune.render import compared, headline, label
 from glprune.report import PathPoint, Report
+from glprune.terminal import plain
 
 
 class Teller:
@@ -30,9 +31,9 @@ class Teller:
     def __enter__(self) -> Teller:
         if self.console.is_terminal and not self.quiet:
             self.progress = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
-                TextColumn("{task.fields[detail]}"),
+                TextColumn("{task.fields[detail]}", markup=False),
                 TimeElapsedColumn(),
                 console=self.console,
                 transient=True,
@@ -47,23 +48,27 @@ class Teller:
     def __call__(self, event: Event) -> None:
         """Tell one event."""
         if isinstance(event, Note):
-            self.console.print(f"note: {event.text}", markup=False, highlight=False, soft_wrap=True)
+            _print(self.console, f"note: {event.text}")
         elif not self.quiet and self.progress is not None:
             self._advance(self.progress, event)
         elif not self.quiet:
-            self.console.print(_line(event), markup=False, highlight=False, soft_wrap=True)
+            _print(self.console, _line(event))
 
     def _advance(self, progress: Progress, event: Stage | PointDone | PartDone) -> None:
         if isinstance(event, Stage):
             if self.task is not None:
                 progress.remove_task(self.task)
-            self.task = progress.add_task(event.name, total=None, detail=event.detail)
+            self.task = progress.add_task(event.name, total=None, detail=plain(event.detail))
         elif self.task is not None and isinstance(event, PartDone):
             progress.update(self.task, total=event.of, completed=event.done, detail=_part(event))
         elif self.task is not None and isinstance(event, PointDone):
             progress.update(
                 self.task, total=max(event.of, event.index), completed=event.index, detail=_point(event.point)
             )
+
+
+def _print(console: Console, text: str) -> None:
+    console.print(plain(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def _line(event: Stage | PointDone | PartDone) -> str:
@@ -88,7 +93,7 @@ def _point(point: PathPoint) -> str:
 def print_report(console: Console, report: Report, bundle: str) -> None:
     """The findings of a run and where the bundle lies."""
     for sentence in headline(report):
-        console.print(sentence, markup=False, highlight=False)
+        console.print(plain(sentence), markup=False, highlight=False)
     what = "agreement" if report.task == "distillation" else "metric"
     table = Table(f"{what} on the test split", box=None, pad_edge=False, header_style="bold")
     for name in ("original", "zeroed", "shipped"):
@@ -99,8 +104,8 @@ def print_report(console: Console, report: Report, bundle: str) -> None:
     console.print(table)
     _print_compared(console, report)
     for warning in report.warnings:
-        console.print(f"warning: {warning}", markup=False, highlight=False)
-    console.print(f"bundle: {bundle}", markup=False, highlight=False, soft_wrap=True)
+        console.print(plain(f"warning: {warning}"), markup=False, highlight=False)
+    _print(console, f"bundle: {bundle}")
 
 
 def _print_compared(console: Console, report: Report) -> None:
@@ -115,7 +120,7 @@ def _print_compared(console: Console, report: Report) -> None:
         table.add_row(row.label, *row.test)
     console.print(table)
     for note in report.baselines.notes if report.baselines else ():
-        console.print(f"note: {note}", markup=False, highlight=False)
+        console.print(plain(f"note: {note}"), markup=False, highlight=False)
 
 
 def print_inspection(console: Console, inspection: Inspection) -> None:
@@ -126,7 +131,7 @@ def print_inspection(console: Console, inspection: Inspection) -> None:
     for facts in inspection.sets:
         strength = "-" if facts.strength is None else f"{facts.strength:g}"
         counts = (f"{facts.groups:,}", f"{facts.units:,}")
-        table.add_row(facts.name, facts.kind, *counts, strength, *_removal(facts))
+        table.add_row(plain(facts.name), facts.kind, *counts, strength, *map(plain, _removal(facts)))
     console.print(table, markup=False)
     proved = sum(facts.refused is None for facts in inspection.sets)
     alike = sum(facts.planner == "both" for facts in inspection.sets)
@@ -147,7 +152,7 @@ def print_inspection(console: Console, inspection: Inspection) -> None:
     for line in lines:
         console.print(line, markup=False, highlight=False)
     for note in inspection.notes:
-        console.print(f"note: {note}", markup=False, highlight=False)
+        console.print(plain(f"note: {note}"), markup=False, highlight=False)
 
 
 def _removal(facts: SetFacts) -> tuple[str, str]:

@@ -12,7 +12,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from glprune.errors import ModelError
+from glprune.errors import ModelError, NonFiniteError
 from glprune.events import Listener, PartDone, Stage
 from glprune.groups import GroupSet, sliced, zero_units_
 from glprune.job import Job, narrowing
@@ -62,7 +62,7 @@ def measure_drop_costs(
             job.journal,
             TypeAdapter(DropCost),
         )
-    shipped = OnnxFile(file, torch.get_num_threads())
+    shipped = OnnxFile(file, job.recipe.threads)
     narrow = file_columns(job, removed)
     scores = [_score(job, *predict(shipped, split, narrow)) for split in (job.data.valid, job.data.test)]
     assert again.valid is not None  # nothing was cut, so nothing was refused
@@ -140,7 +140,10 @@ def _narrowed(network: nn.Module, now: Surgery, wanted: Surgery) -> dict[str, Te
 
 def _measured(scratch: Path, job: Job, name: str, removed: Removed) -> DropCost:
     """Refit as the recipe says and take the metric from the ONNX file through ONNX Runtime."""
-    fitted, _ = refitted(job, removed)
+    try:
+        fitted, _ = refitted(job, removed)
+    except NonFiniteError as error:
+        raise NonFiniteError(f"drop cost of {name!r}: {error}") from None
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         path = Path(folder) / "dropped.onnx"
         write_shipped(job, removed, fitted.network, path, {})

@@ -8,11 +8,13 @@ import difflib
 from collections.abc import Sequence
 
 _SEARCHED = 5000  # names; comparing with more takes seconds
+_LONGEST = 200  # characters of a name; the time grows as their square
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
     """The end of a message about an unknown name: the nearest known one; empty where none is near."""
-    close = difflib.get_close_matches(name, known[:_SEARCHED], n=1)
+    near = [k for k in known[:_SEARCHED] if len(k) <= _LONGEST]
+    close = difflib.get_close_matches(name, near, n=1) if len(name) <= _LONGEST else []
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
@@ -44,6 +46,10 @@ class ModelError(GlpruneError):
     """The model file or its factory cannot be used."""
 
     exit_code = 3
+
+
+class NonFiniteError(ModelError):
+    """A loss, a gradient, a weight or a metric is not finite any more."""
 
 
 class DataError(GlpruneError):

@@ -37,7 +37,7 @@ def write_golden(job: Job, removed: Removed, folder: Path) -> None:
     """
     rows = synthetic(first_rows(job.data.test, PROBE_ROWS), job.axes, job.recipe.seed)
     given = tuple(x.contiguous() for x in file_columns(job, removed)(rows))
-    file = OnnxFile(folder / bundles.ONNX, torch.get_num_threads())
+    file = OnnxFile(folder / bundles.ONNX, job.recipe.threads)
     tensors = {f"input.{name}": x.numpy() for name, x in zip(job.input_names, given, strict=True)}
     tensors |= {
         f"output.{name}": y.contiguous().numpy()

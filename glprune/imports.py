@@ -7,7 +7,7 @@ import importlib.util
 import sys
 import traceback
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,24 +15,31 @@ from typing import Any
 from glprune.errors import GlpruneError, RecipeError
 
 
-def load_callable(reference: str, folder: Path, where: str) -> Callable[..., Any]:
+def load_callable(
+    reference: str, folder: Path, where: str, allowed: Sequence[str] | None = None
+) -> Callable[..., Any]:
     """Import ``package.module:function`` or ``relative/file.py:function``.
 
     Args:
         reference: What the recipe says.
         folder: The folder a file is relative to.
         where: Place of the key, for the error.
+        allowed: Packages, modules and files (as the recipe writes them) that may be imported; None: any.
+            Where it is given, packages are those that are installed: a folder beside the recipe cannot
+            take their name.
 
     Raises:
-        RecipeError: It cannot be imported, or is not callable.
+        RecipeError: It is not allowed, cannot be imported, or is not callable.
     """
     place, colon, name = reference.rpartition(":")
     if not colon or not place or not name.isidentifier():
         raise RecipeError(
             f"{where}: {reference!r} should be 'package.module:function' or 'file.py:function'."
         )
+    _check_allowed(place, allowed, f"{where}: {place!r}")
+    beside = [str(folder.resolve()), str(Path.cwd())] if allowed is None else []
     try:
-        module = _from_file(folder / place) if place.endswith(".py") else _from_path(place, folder)
+        module = _from_file(folder / place) if place.endswith(".py") else _from_path(place, beside)
     except GlpruneError:
         raise
     except FileNotFoundError:
@@ -41,13 +48,27 @@ def load_callable(reference: str, folder: Path, where: str) -> Callable[..., Any
         raise RecipeError(
             f"{where}: no module {error.name!r}; install it, or name a file such as 'network.py:{name}'."
         ) from None
-    except Exception as error:  # the user's module may raise anything
+    except (Exception, SystemExit) as error:  # the user's module may raise anything
         raise RecipeError(f"{where}: importing {place!r} failed ({describe(error)}).") from error
     found = getattr(module, name, None)
     if not callable(found):
         what = "has no" if found is None else "has a value, not a function,"
         raise RecipeError(f"{where}: {place!r} {what} {name!r}; name a function or class it defines.")
+    home = getattr(found, "__module__", None) or "an unknown module"
+    if home != module.__name__:  # imported there, such as urlopen in a module that downloads
+        _check_allowed(home, allowed, f"{where}: {reference!r} is of {home!r}, which")
     return found
+
+
+def _check_allowed(place: str, allowed: Sequence[str] | None, what: str) -> None:
+    """Refuse a file or module that is neither named nor in a named package."""
+    inside = not place.endswith(".py")
+    if allowed is None or any(place == n or (inside and place.startswith(f"{n}.")) for n in allowed):
+        return
+    raise RecipeError(
+        f"{what} is not among what --allow-factory names ({', '.join(allowed) or 'nothing'}); "
+        "read its code and name it, or change the recipe."
+    )
 
 
 def describe(error: BaseException) -> str:
@@ -75,12 +96,11 @@ def _from_file(path: Path) -> ModuleType:
     return module
 
 
-def _from_path(name: str, folder: Path) -> ModuleType:
-    """Import a module, looking beside the recipe and in the working directory too."""
-    extra = [str(folder.resolve()), str(Path.cwd())]
-    sys.path[:0] = extra
+def _from_path(name: str, beside: Sequence[str]) -> ModuleType:
+    """Import a module, looking in some folders first."""
+    sys.path[:0] = beside
     try:
         return importlib.import_module(name)
     finally:
-        for path in extra:
+        for path in beside:
             sys.path.remove(path)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from glprune.determinism import reproducible
 from glprune.events import Listener, Stage, silent
 from glprune.groups import group_norms, group_sizes
 from glprune.job import Job, first_rows, prepare
@@ -82,6 +84,7 @@ def inspect(
     model: str | Path,
     *,
     trust_pickle: bool = False,
+    allow_factory: Sequence[str] | None = None,
     on_event: Listener | None = None,
 ) -> Inspection:
     """Find and prove the groups of a network and estimate the cost of a run; nothing is written.
@@ -90,14 +93,19 @@ def inspect(
         recipe: A recipe file, or a recipe built in Python.
         model: The trained weights.
         trust_pickle: Allow a fully pickled module.
+        allow_factory: As of :func:`glprune.run`.
         on_event: Told what happens while it works.
 
     Raises:
         GlpruneError: As :func:`glprune.run`.
     """
-    rules = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    listener = on_event or silent
-    job = prepare(rules, Path(model), trust_pickle, listener)
+    rules = (recipe if isinstance(recipe, Recipe) else load_recipe(recipe)).allowing(allow_factory)
+    with reproducible(rules.seed, rules.threads):
+        return _inspected(rules, Path(model), trust_pickle, on_event or silent)
+
+
+def _inspected(rules: Recipe, model: Path, trust_pickle: bool, listener: Listener) -> Inspection:
+    job = prepare(rules, model, trust_pickle, listener)
     listener(Stage("cost", "timing one epoch"))
     largest, seconds = _cost(job)
     state = dict(job.network.state_dict())

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Collection, Iterator
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from glprune.data import Data, Split, load_data
-from glprune.errors import GlpruneError, ModelError, RecipeError
+from glprune.data import Data, InputColumns, Split, load_data
+from glprune.errors import DataError, GlpruneError, ModelError, NonFiniteError, RecipeError
 from glprune.events import Listener, Note, Stage
+from glprune.finite import all_finite, finite_rows, first_fault
 from glprune.groups import GroupSet, hidden_groups, input_groups, penalty_weights
 from glprune.journal import Journal
-from glprune.measure import predict, random_like
+from glprune.measure import macs, predict, random_like
 from glprune.model import Network, load_network
 from glprune.outputs import OutputNames, flatten_outputs_, leaves, name_outputs, named_leaves
 from glprune.planning import plan_units
@@ -25,10 +27,13 @@ from glprune.scaling import Scaled, Standardize
 from glprune.surgery import select
 from glprune.task import Task
 from glprune.teaching import taught
+from glprune.train import batch_size
 from glprune.units import Inputs, Kind, UnitSet
+from glprune.workers import available_cores
 
 PROBE_ROWS = 256
-_CODE_ROWS = 1024
+_CHECKED_ROWS = 1024
+_LARGE = 2e7  # multiply-accumulates of a step from which on a second thread makes it 1.4 times as fast
 
 
 @dataclass(frozen=True)
@@ -225,18 +230,30 @@ def prepare(recipe: Recipe, model: Path, trust_pickle: bool, listener: Listener)
     outputs = name_outputs(recipe, found, len(real[0]))
     task = Task(recipe.task, recipe.model.output, len(data.classes or ()), prediction=outputs.predicted or 0)
     task = task.fitted(found[task.prediction][1])
-    _check_codes(network, data)
+    _check_rows(network, data, recipe)
     if recipe.task == "distillation":
         data, task = taught(data, network, task)
-    axes = [spec.axis for spec in recipe.model.inputs]
-    noise = random_like(real, axes, PROBE_ROWS, recipe.seed)
-    probe = tuple(torch.cat(pair) for pair in zip(real, noise, strict=True))
+    probe = _probe(network, real, [spec.axis for spec in recipe.model.inputs], recipe.seed)
     groups = find_groups(network, recipe, data, probe)
     job = Job(recipe, data, loaded, network, task, groups, probe, outputs, rules)
     if len(job.fixed_inputs) < len(job.input_groups):
         for sentence in job.fixed_inputs:
             listener(Note(sentence))
+    for sentence in _idle_cores(job):
+        listener(Note(sentence))
     return job
+
+
+def _idle_cores(job: Job) -> list[str]:
+    """What the user should know where one thread is slow and the machine has more cores."""
+    size = batch_size(job.recipe.train.batch_size, job.data.train)
+    products = macs(job.network, first_rows(job.data.train, 1)) * (size or 1)
+    if job.recipe.threads > 1 or products < _LARGE or available_cores() < 2:
+        return []
+    return [
+        f"A step computes {products:.1e} multiply-accumulates with one thread; threads: {available_cores()} "
+        "in the recipe would be faster here. Results go with that number, not with the machine's cores."
+    ]
 
 
 def _with_scaling(network: nn.Module, data: Data) -> nn.Module:
@@ -244,7 +261,21 @@ def _with_scaling(network: nn.Module, data: Data) -> nn.Module:
     if not any(data.standardization):
         return network
     layers = [Standardize(s.mean, s.std) if s is not None else None for s in data.standardization]
+    for layer, part in zip(layers, data.inputs, strict=True):
+        if layer is not None:
+            _check_scales(layer, part.columns)
     return Scaled(layers, network).train(network.training)
+
+
+def _check_scales(layer: Standardize, columns: Sequence[str]) -> None:
+    """Refuse columns whose spread single precision cannot hold."""
+    tiny = torch.finfo(torch.float32).tiny
+    lost = torch.nonzero(~((layer.std >= tiny) & torch.isfinite(layer.std))).flatten().tolist()
+    if lost:
+        raise DataError(
+            f"column {columns[lost[0]]!r} has a standard deviation of {float(layer.std[lost[0]]):.1g} on the "
+            "training rows, which float32 cannot divide by; multiply the column by a constant."
+        )
 
 
 def find_groups(network: nn.Module, recipe: Recipe, data: Data, probe: Inputs) -> list[GroupSet]:
@@ -274,12 +305,18 @@ def _with_every_input(sets: list[UnitSet], data: Data) -> list[UnitSet]:
     """Put a refused set where the plan has none for an input with an axis; inputs come first, in order."""
     found = {s.name: s for s in sets if s.kind == "input"}
     inputs = [
-        found.get(part.name)
-        or UnitSet(part.name, "input", len(part.features), (), "the plan has no layer that reads them")
+        found.get(part.name) or UnitSet(part.name, "input", len(part.features), (), _unplanned(part))
         for part in data.inputs
         if part.axis is not None
     ]
     return [*inputs, *(s for s in sets if s.kind == "hidden")]
+
+
+def _unplanned(part: InputColumns) -> str:
+    """Why the plan has no set for an input."""
+    if len(part.features) == 1:
+        return "there is one only, and an input needs one"
+    return "the plan has no layer that reads them"
 
 
 def _own_fields(data: Data, span: range) -> list[tuple[str, tuple[int, ...]]]:
@@ -294,10 +331,20 @@ def first_rows(split: Split, rows: int) -> Inputs:
 
 
 def validate(job: Job, network: nn.Module, narrow: Callable[[Inputs], Inputs]) -> float:
-    """The selection metric of a network on the validation split."""
+    """The selection metric of a network on the validation split.
+
+    Raises:
+        NonFiniteError: It is not a number.
+    """
     network.eval()
     (output,), target = predict(lambda x: (job.task.view(network(*x)),), job.data.valid, narrow)
-    return job.task.metric(job.metric, output, target)
+    value = job.task.metric(job.metric, output, target)
+    if not math.isfinite(value):
+        raise NonFiniteError(
+            f"{job.metric} on the validation split is {value}; lower train.lr and refit.lr, or check the "
+            "scale of columns and target."
+        )
+    return value
 
 
 def caller(network: nn.Module) -> Callable[[Inputs], tuple[Tensor, ...]]:
@@ -315,16 +362,33 @@ def narrowing(columns: tuple[Tensor, ...], axes: tuple[int | None, ...]) -> Call
     return lambda inputs: select(inputs, axes, columns)
 
 
-def _check_codes(network: nn.Module, data: Data) -> None:
-    """Run every row once where an input holds whole numbers: a code may be past the end of a table."""
-    for split in (data.train, data.valid, data.test):
-        for inputs, _ in split.batches(_CODE_ROWS, None):
-            if all(x.is_floating_point() for x in inputs):
-                return
-            _try_forward(network, inputs, data)
+def _check_rows(network: nn.Module, data: Data, recipe: Recipe) -> None:
+    """Run every row once: a code may be past the end of a table, a value too large for a layer."""
+    for name, split in (("train", data.train), ("valid", data.valid), ("test", data.test)):
+        ends, rows = [], 0
+        for inputs, target in split.batches(_CHECKED_ROWS, None):
+            _try_forward(network, inputs, data, f"{name} split", rows + 1)
+            rows += len(target)
+            if target.ndim == 1:
+                ends += [target.min(), target.max()]
+        if ends:
+            _check_range(
+                float(min(ends)), float(max(ends)), data, f"{recipe.where('data')}: the {name} split"
+            )
 
 
-def _try_forward(network: nn.Module, inputs: Inputs, data: Data) -> object:
+def _check_range(low: float, high: float, data: Data, split: str) -> None:
+    """Refuse targets that nothing can be measured against."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise DataError(f"{split} has targets that float32 does not hold; scale the target.")
+    if low == high:
+        only = f"class {data.classes[int(low)]!r}" if data.classes is not None else f"the target {low:g}"
+        raise DataError(f"{split} holds {only} only; nothing can be measured.")
+
+
+def _try_forward(
+    network: nn.Module, inputs: Inputs, data: Data, split: str = "data", first_row: int = 1
+) -> object:
     try:
         with torch.no_grad():
             output = network(*inputs)
@@ -334,11 +398,20 @@ def _try_forward(network: nn.Module, inputs: Inputs, data: Data) -> object:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         raise ModelError(
-            f"The network does not run on the data, {len(data.features)} columns, input shape {shapes} "
+            f"The network does not run on the {split}, {len(data.features)} columns, input shape {shapes} "
             f"({first}); compare data.features and model.inputs with what the network was trained on."
         ) from error
-    if not all(bool(torch.isfinite(y).all()) for y in leaves(output) if y.is_floating_point()):
+    if not all_finite(y for y in leaves(output) if y.is_floating_point()):
         raise ModelError(
-            "The network returns NaN or Inf on the data; check data.standardize and the columns."
+            f"The network returns NaN or Inf on the {split}: {first_fault(network, inputs, first_row)}; "
+            "check the scale of the columns and data.standardize."
         )
     return output
+
+
+def _probe(network: nn.Module, real: Inputs, axes: Sequence[int | None], seed: int) -> Inputs:
+    """Real rows and random ones around them, of those the ones on which the network's outputs are finite."""
+    noise = random_like(real, axes, PROBE_ROWS, seed)
+    with torch.no_grad():
+        sound = finite_rows(leaves(network(*noise)))
+    return tuple(torch.cat([x, z[sound]]) for x, z in zip(real, noise, strict=True))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 
 from glprune.render import headline, label, number, size_rows
 from glprune.report import Feature, Report
+from glprune.terminal import visible
 
 _SAFE_IN_CODE = re.compile(r"[^`|\\]*[^`|\\\s][^`|\\]*")
-_INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 def render_markdown(report: Report) -> str:
@@ -43,7 +42,7 @@ def code(name: str) -> str:
 
     What cannot be seen (line ends, marks of writing direction) is written as an escape.
     """
-    seen = "".join(_visible(c) for c in name)
+    seen = visible(name)
     if _SAFE_IN_CODE.fullmatch(seen):
         return f"`{seen}`"
     return f"<code>{''.join(c if c.isalnum() or c == ' ' else f'&#{ord(c)};' for c in seen)}</code>"
@@ -51,19 +50,13 @@ def code(name: str) -> str:
 
 def text(words: str) -> str:
     """Words as one line of plain text: no markup, HTML, link or mention comes of them."""
-    line = " ".join("".join(c if c.isspace() else _visible(c) for c in words).split())
+    line = visible(" ".join(words.split()))
     line = re.sub(
         r"[\\`*{}\[\]<>&|~#!$^]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", lambda m: f"&#{ord(m[0])};", line
     )
     line = re.sub(r"^([-+=]|\d+[.)](?=\s|$))", lambda m: f"{m[0][:-1]}&#{ord(m[0][-1])};", line)
     line = re.sub(r":(?=//)|(?<=www)\.", lambda m: f"&#{ord(m[0])};", line, flags=re.IGNORECASE)
     return line.replace("@", "`@`")
-
-
-def _visible(character: str) -> str:
-    if unicodedata.category(character) in _INVISIBLE:
-        return f"\\u{ord(character):04x}"
-    return character
 
 
 def _listed(title: str, items: Sequence[str]) -> list[str]:

@@ -22,6 +22,7 @@ from glprune.units import Inputs
 
 EXPORT_TOLERANCE = 1e-4  # relative; two runtimes order their sums differently
 _CHUNK = 1024
+_CONSTANT, _AROUND_CONSTANT = 1e-7, 1e-3  # spread over mean that is round-off, and what is drawn with instead
 
 
 class OnnxFile:
@@ -131,7 +132,7 @@ def _time(model: OnnxFile, inputs: Inputs) -> float:
 
 
 def random_like(inputs: Sequence[Tensor], axes: Sequence[int | None], rows: int, seed: int) -> Inputs:
-    """Random rows around real ones: normal with three times their spread.
+    """Random rows around real ones: normal with three times their spread, or around a constant.
 
     Integers, and inputs without features (ids, masks), are drawn from the real rows: no other value
     need mean anything to the network.
@@ -147,7 +148,10 @@ def random_like(inputs: Sequence[Tensor], axes: Sequence[int | None], rows: int,
     for x, axis in zip(inputs, axes, strict=True):
         if x.is_floating_point() and axis is not None:
             noise = torch.randn((rows, *x.shape[1:]), generator=generator, dtype=x.dtype)
-            drawn.append(x.mean(0) + 3.0 * (x.std(0, unbiased=False) + 1e-3) * noise)
+            mean, spread = x.double().mean(0), x.double().std(0, unbiased=False)
+            spread = spread.where(spread > _CONSTANT * mean.abs(), _AROUND_CONSTANT)
+            most = torch.finfo(x.dtype).max
+            drawn.append((mean + 3.0 * spread * noise).clamp(-most, most).to(x.dtype))
         else:
             drawn.append(x[torch.randint(x.shape[0], (rows,), generator=generator)])
     return tuple(drawn)

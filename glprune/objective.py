@@ -8,19 +8,27 @@ before BatchNorm could shrink at no loss and the penalty would mean nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import functools
+import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from glprune import crew
 from glprune.data import Split
+from glprune.errors import ModelError, NonFiniteError
+from glprune.finite import Batch, all_finite, fault
 from glprune.groups import Block, Blocks, GroupSet
 from glprune.optim import Regulariser
 from glprune.penalty import GroupLasso, GroupMCP, Penalty, SparseGroupLasso, knots
 from glprune.recipe import PenaltySpec
 from glprune.task import Task
+from glprune.units import Inputs
 
 CHUNK = 8192
+SCALES = "check the scale of columns and target, and data.standardize"
 
 
 class Objective:
@@ -74,21 +82,47 @@ class Objective:
         """Mean loss of one batch, a scalar with gradients."""
         return self.task.loss(self.task.view(self.network(*inputs)), target)
 
-    def gradient(self) -> float:
-        """Mean loss over the split; leaves its gradient in ``.grad``."""
+    def gradient(self, where: str = "", mend: str = SCALES) -> float:
+        """Mean loss over the split; leaves its gradient in ``.grad``.
+
+        Args:
+            where: Where the training stands, for the message.
+            mend: What the user can do, for the message.
+
+        Raises:
+            NonFiniteError: Loss or gradient is not finite; batch and layer are named.
+        """
         self.clear()
-        total = 0.0
-        for inputs, target in self.split.batches(CHUNK, None):
+        total, rows = 0.0, 0
+        for number, (inputs, target) in enumerate(self.split.batches(CHUNK, None), 1):
+            if not len(target):
+                continue
             loss = self.batch_loss(inputs, target) * (len(target) / self.split.rows)
-            loss.backward()
-            total += float(loss.detach())
-        return total
+            value = float(loss.detach())
+            if math.isfinite(value):
+                loss.backward()
+            if not math.isfinite(value) or not all_finite(p.grad for p in self.network.parameters()):
+                raise self.fault(inputs, target, f"{where}, all rows, batch {number}", mend, rows + 1)
+            total += value
+            rows += len(target)
+        crew.sum_gradients_(self.network.parameters())
+        return crew.total(total)
+
+    def fault(
+        self, inputs: Inputs, target: Tensor, where: str, mend: str, first_row: int | None = None
+    ) -> NonFiniteError:
+        """The error of a batch whose loss or gradient is not finite; see :func:`glprune.finite.fault`."""
+        batch = Batch(
+            self.network, inputs, target, functools.partial(self.batch_loss, inputs, target), first_row
+        )
+        return fault(batch, where, mend)
 
     @torch.no_grad()
     def loss(self) -> float:
         """Mean loss over the split."""
         batches = self.split.batches(CHUNK, None)
-        return sum(float(self.batch_loss(x, y)) * len(y) for x, y in batches) / self.split.rows
+        own = sum(float(self.batch_loss(x, y)) * len(y) for x, y in batches if len(y))
+        return crew.total(own) / self.split.rows
 
     def clear(self) -> None:
         """Drop all gradients."""
@@ -98,14 +132,17 @@ class Objective:
         """The penalty at the present weights."""
         return self.regulariser.penalty.value(self.blocks, lam)
 
-    def optimality(self, lam: float) -> tuple[float, float, float]:
+    def optimality(self, lam: float, mend: str = SCALES) -> tuple[float, float, float]:
         """Mean loss and the KKT residuals of zero and of non-zero groups at the present weights.
 
         Returns:
             ``(loss, residual over zero groups, residual over non-zero groups)``, the residuals
             relative to ``lam * weight_g``; see :meth:`glprune.penalty.Penalty.residuals`.
+
+        Raises:
+            NonFiniteError: See :meth:`gradient`.
         """
-        loss = self.gradient()
+        loss = self.gradient(f"lambda {lam:.3g}", mend)
         zero, active = self.regulariser.penalty.residuals(self.blocks, lam)
         self.clear()
         return loss, zero, active
@@ -118,26 +155,60 @@ def lambda_max(objective: Objective) -> float:
     each layer in turn) and the largest lambda at which one of them leaves zero is taken: above it
     the zero point satisfies the KKT conditions. The weights are restored.
 
+    Where no gradient reaches a zero group (units behind it that are dead at zero), the lambda at which
+    zero costs as much as the trained weights do is taken, or the largest at which a gradient at the trained
+    weights could hold a group against the penalty.
+
     Returns:
-        That lambda; 0.0 where no gradient reaches any group.
+        That lambda, above zero.
+
+    Raises:
+        ModelError: No gradient reaches any group, at zero or at the trained weights.
     """
     inputs = [s for s in objective.sets if s.kind == "input"]
     trials = [inputs] if inputs else [[s] for s in objective.sets]
-    return max(_zero_point_lambda(objective, trial) for trial in trials)
+    found = max(_zero_point_lambda(objective, trial) for trial in trials)
+    if found == 0.0:
+        found = max(_lambda_of_weights(objective, trial) for trial in trials)
+    if found == 0.0:
+        raise ModelError(
+            "No gradient reaches a group under the penalty, so the network's output does not depend on them; "
+            "look for layers of zeros or dead units in the trained network."
+        )
+    return found
 
 
 def _zero_point_lambda(objective: Objective, sets: Sequence[GroupSet]) -> float:
+    with _at_zero(objective, sets) as ids:
+        objective.gradient("with all penalised groups at zero")
+        found = objective.regulariser.penalty.zero_lambda(objective.blocks)[ids]
+        objective.clear()
+    return float(found.max())
+
+
+def _lambda_of_weights(objective: Objective, sets: Sequence[GroupSet]) -> float:
+    """Two stand-ins for a lambda_max that is zero; see :func:`lambda_max`."""
+    with _at_zero(objective, sets) as ids:
+        without, spared = objective.loss(), objective.penalty(1.0)
+    loss, whole = objective.gradient("at the trained weights"), objective.penalty(1.0)
+    held = float(objective.regulariser.penalty.zero_lambda(objective.blocks)[ids].max())
+    objective.clear()
+    return max(held, (without - loss) / (whole - spared) if whole > spared else 0.0)
+
+
+@contextlib.contextmanager
+def _at_zero(objective: Objective, sets: Sequence[GroupSet]) -> Iterator[Tensor]:
+    """Set the penalised groups of some sets to zero for a while; yields their numbers."""
     kept = [p.detach().clone() for p in objective.blocks.parameters]
     ids = torch.cat([objective.pulled(s) for s in sets])
     factor = torch.ones(objective.blocks.count)
     factor[ids] = 0.0
     objective.blocks.scale_(factor)
-    objective.gradient()
-    found = objective.regulariser.penalty.zero_lambda(objective.blocks)[ids]
-    objective.clear()
-    for parameter, old in zip(objective.blocks.parameters, kept, strict=True):
-        parameter.data.copy_(old)
-    return float(found.max())
+    try:
+        yield ids
+    finally:
+        for parameter, old in zip(objective.blocks.parameters, kept, strict=True):
+            parameter.data.copy_(old)
 
 
 def _partition(

@@ -9,12 +9,14 @@ whose operator is a projection on norms.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from glprune.errors import NonFiniteError
 from glprune.groups import Blocks
 from glprune.penalty import Penalty
 
@@ -36,9 +38,13 @@ class Regulariser:
         """Penalty weights, shape (n_groups,); 0 is not penalised."""
         return self.penalty.weights
 
-    def prox_(self, blocks: Blocks, strength: Tensor) -> None:
-        """Shrink the groups by ``strength = step * lam``, shape (n_groups,), then project into the ball."""
-        self.penalty.prox_(blocks, strength, self.radius)
+    def prox_(self, blocks: Blocks, strength: Tensor) -> Tensor:
+        """Shrink the groups by ``strength = step * lam``, shape (n_groups,), then project into the ball.
+
+        Returns:
+            See :meth:`glprune.penalty.Penalty.prox_`.
+        """
+        return self.penalty.prox_(blocks, strength, self.radius)
 
 
 class ProximalOptimizer:
@@ -58,14 +64,16 @@ class ProximalOptimizer:
         self.blocks, self.regulariser, self.lam, self.lr = blocks, regulariser, lam, lr
         self.free = list(free)
         self.steps = 0
+        self.plain: torch.optim.Optimizer | None = None  # of the free parameters
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Step on the gradients now in ``.grad``."""
+    def step(self) -> bool:
+        """Step on the gradients now in ``.grad``; tells whether the groups are still finite."""
         self.steps += 1
         self.regulariser.penalty.add_smooth_gradient_(self.blocks, self.lam)
         size = self._descend()
-        self.regulariser.prox_(self.blocks, size * self.lam)
+        # what a gradient or a weight has of NaN or Inf, its group's norm has too
+        return math.isfinite(self.regulariser.prox_(self.blocks, size * self.lam).sum())
 
     def _descend(self) -> Tensor:
         """Take the gradient step and return each group's step size, shape (n_groups,)."""
@@ -92,7 +100,8 @@ class ProximalSGD(ProximalOptimizer):
         super().__init__(blocks, free, regulariser, lam, lr)
         self.momentum = momentum
         self.buffers = [torch.zeros_like(p) for p in blocks.parameters]
-        self.plain = torch.optim.SGD(self.free, lr=lr, momentum=momentum) if self.free else None
+        if self.free:
+            self.plain = torch.optim.SGD(self.free, lr=lr, momentum=momentum)
 
     def _descend(self) -> Tensor:
         if self.plain is not None:
@@ -130,9 +139,8 @@ class ProximalAdam(ProximalOptimizer):
         usual = own[own > 0].mean() if bool((own > 0).any()) else torch.zeros(())
         self.floor = torch.where(own > 0, own, usual)
         eps = self.eps + float(usual.sqrt())
-        self.plain = (
-            torch.optim.Adam(self.free, lr=lr, betas=self.betas, eps=eps, fused=True) if self.free else None
-        )
+        if self.free:
+            self.plain = torch.optim.Adam(self.free, lr=lr, betas=self.betas, eps=eps, fused=True)
 
     def _descend(self) -> Tensor:
         if self.plain is not None:
@@ -166,7 +174,8 @@ def accelerated_steps(
         free: Parameters in no group.
         regulariser: Penalty and bounds.
         lam: Strength of the penalty.
-        gradient: Computes the whole loss and leaves its gradient in ``.grad``.
+        gradient: Computes the whole loss and leaves its gradient in ``.grad``; raises where one of them is
+            not finite.
         loss: Computes the whole loss.
         steps: Number of accelerated steps.
         curvature: First guess of the Lipschitz constant of the gradient; None starts at 1.
@@ -186,7 +195,17 @@ def accelerated_steps(
     previous = [t.clone() for t in tensors]
     momentum = 1.0
     for _ in range(steps):
-        value = gradient() + regulariser.penalty.smooth_value(blocks, lam)
+        try:
+            value = gradient()
+        except NonFiniteError:
+            if momentum == 1.0:
+                raise
+            # it was extrapolated too far: on from the last step, whose loss is finite
+            momentum = 1.0
+            for tensor, last in zip(tensors, previous, strict=True):
+                tensor.copy_(last)
+            value = gradient()
+        value += regulariser.penalty.smooth_value(blocks, lam)
         regulariser.penalty.add_smooth_gradient_(blocks, lam)
         at = [t.clone() for t in tensors]
         grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
@@ -215,7 +234,7 @@ def _backtrack(
     value: float,
     bound: float,
 ) -> float:
-    """Proximal step from ``at`` with the largest step whose quadratic model bounds the loss."""
+    """Proximal step from ``at`` with the largest step whose quadratic model bounds the loss, else none."""
     bound /= 1.5
     for _ in range(60):
         for tensor, start, grad in zip(tensors, at, grads, strict=True):
@@ -227,6 +246,8 @@ def _backtrack(
         # float32 losses are known to about seven digits
         smooth = loss() + regulariser.penalty.smooth_value(blocks, lam)
         if smooth <= value + linear + 0.5 * bound * square + 1e-6 * abs(value):
-            break
+            return bound
         bound *= 2.0
+    for tensor, start in zip(tensors, at, strict=True):  # no step is small enough
+        tensor.copy_(start)
     return bound

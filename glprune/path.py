@@ -144,7 +144,7 @@ class RegularisationPath:
         for _ in range(_DESCENTS):
             self.objective.network.load_state_dict(start.state)
             curvature = self.solver.step(lam, curvature)
-            found = self._measure(lam)
+            found = self._measure(lam, point.halvings)
             fits = size(found) <= most and not self.blind(found)
             optimal = found.kkt_zero <= _OPTIMAL
             if fits and optimal and (held is None or size(found) > size(held)):
@@ -161,7 +161,12 @@ class RegularisationPath:
     def _closed(self, point: Point, lam: float) -> Point:
         """Take a closed point into the path in the place of the one it came from."""
         self.objective.network.load_state_dict(point.state)
-        closed = self._kept("closing", lam, lambda: self.solver.polish(lam))
+
+        def polish() -> int:
+            self.solver.polish(lam)
+            return point.halvings
+
+        closed = self._kept("closing", lam, polish)
         self.put(closed, point)
         return closed
 
@@ -228,12 +233,15 @@ class RegularisationPath:
             self.objective.network.load_state_dict(self.trained)
             self.points.clear()
 
-    def _kept(self, kind: str, lam: float, solve: Callable[[], None]) -> Point:
-        """Solve and measure, or take over what a stopped run did; the network stands there either way."""
+    def _kept(self, kind: str, lam: float, solve: Callable[[], int]) -> Point:
+        """Solve and measure, or take over what a stopped run did; the network stands there either way.
+
+        ``solve`` returns how often it halved the step size.
+        """
         record = self.journal.recall(kind, {"lam": lam})
         if record is None:
-            solve()
-            point = self._measure(lam)
+            halvings = solve()
+            point = self._measure(lam, halvings)
             facts, tensors = keep_point(point)
             standing, generator = self.solver.standing()
             record = self.journal.keep(kind, {"lam": lam}, facts | standing, tensors | generator)
@@ -252,7 +260,7 @@ class RegularisationPath:
         if point.record is not None:
             self.journal.let_go(point.record, STATE)
 
-    def _measure(self, lam: float) -> Point:
+    def _measure(self, lam: float, halvings: int = 0) -> Point:
         loss, zero, active = self.objective.optimality(lam)
         state = {name: t.detach().clone() for name, t in self.objective.network.state_dict().items()}
         alive = [support(state, g) for g in self.inputs]
@@ -270,6 +278,7 @@ class RegularisationPath:
             alive=tuple(support(state, g) for g in self.groups),
             metric=self.metric(),
             state=state,
+            halvings=halvings,
         )
 
 

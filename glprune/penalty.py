@@ -92,13 +92,16 @@ class Penalty:
     def add_smooth_gradient_(self, blocks: Blocks, lam: float) -> None:
         """Add the gradient of :meth:`smooth_value` to ``.grad``, in place."""
 
-    def prox_(self, blocks: Blocks, strength: Tensor, radius: Tensor | None = None) -> None:
+    def prox_(self, blocks: Blocks, strength: Tensor, radius: Tensor | None = None) -> Tensor:
         """Apply the convex part's proximal operator to the present weights, then project into a ball.
 
         Args:
             blocks: Parameters split into groups, changed in place.
             strength: ``step * lam`` of each group, shape (n_groups,).
             radius: Largest norm allowed, shape (n_groups,); infinity is no bound, None none for any group.
+
+        Returns:
+            The factor on each group's norm, shape (n_groups,), in [0, 1]; NaN where the norm is not finite.
         """
         if self.elements is not None:
             thresholds = blocks.spread(strength * self.elements)
@@ -109,7 +112,9 @@ class Penalty:
         shrunk = block_soft_threshold(norms, threshold, out=threshold)
         if radius is not None:
             shrunk = torch.minimum(shrunk, radius)
-        blocks.scale_(shrunk.div_(norms.clamp_(min=_TINY)))  # zero stays zero
+        factors = shrunk.div_(norms.clamp_(min=_TINY))  # zero stays zero
+        blocks.scale_(factors)
+        return factors
 
     def residuals(self, blocks: Blocks, lam: float) -> tuple[float, float]:
         """How far the present weights are from the penalised problem's optimality (KKT) conditions.

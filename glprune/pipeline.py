@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,11 +19,13 @@ import torch
 from torch import Tensor
 
 from glprune import bundle as bundles
+from glprune import crew
 from glprune._version import __version__
 from glprune.audit.manifest import write_manifest
 from glprune.baselines import measure_baselines
+from glprune.determinism import reproducible
 from glprune.dropping import measure_drop_costs
-from glprune.errors import ModelError
+from glprune.errors import GlpruneError, ModelError, NonFiniteError
 from glprune.events import Event, Listener, Stage, silent
 from glprune.evidence import tensors_in_model, write_contract, write_golden
 from glprune.forbidden import check_rules
@@ -48,6 +51,7 @@ from glprune.resampling import check_rows, measure_stability
 from glprune.scaling import Scaled
 from glprune.search import search
 from glprune.segments import measure_segments
+from glprune.sharing import SharedJournal, SharedSplit
 from glprune.shipping import file_columns, on_test_rows, write_onnx, write_shipped
 from glprune.summary import (
     Measured,
@@ -61,7 +65,7 @@ from glprune.summary import (
 from glprune.task import HIGHER_IS_BETTER, METRICS, explained
 from glprune.train import RefitResult
 from glprune.workers import Workers, available_cores
-from glprune.workspace import working
+from glprune.workspace import Workspace, working
 
 LATENCY_BATCHES = (1, 256)
 _ORIGINAL, _ZEROED = "original.onnx", "zeroed.onnx"
@@ -88,6 +92,7 @@ def run(
     overwrite: bool = False,
     resume: bool = False,
     trust_pickle: bool = False,
+    allow_factory: Sequence[str] | None = None,
     on_event: Listener | None = None,
 ) -> Result:
     """Prune a trained network as a recipe says and leave a bundle.
@@ -100,6 +105,8 @@ def run(
         resume: Go on from what a run that was stopped has done, if there is any: its bundle is the one
             an undisturbed run makes, but for times. What was done is kept in ``<out>.unfinished``.
         trust_pickle: Allow a fully pickled module, which runs code when it is read.
+        allow_factory: Packages, modules and .py files (as the recipe writes them) that the recipe's
+            factory and loader may be imported from; None: any.
         on_event: Told what happens while it works.
 
     Returns:
@@ -113,39 +120,71 @@ def run(
         TargetError: No network meets the target.
         UsageError: The output folder is taken, cannot be written or holds a stopped run.
     """
-    rules = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    rules = (recipe if isinstance(recipe, Recipe) else load_recipe(recipe)).allowing(allow_factory)
     folder = Path(out) if out is not None else default_folder(rules)
     clock = _Clock(on_event or silent)
-    with _reproducible(rules.seed), working(folder, overwrite, resume) as space:
-        stage = space.stage
-        job = prepare(rules, Path(model), trust_pickle, clock)
-        check_rows(job)
-        journal = space.journal(_identity(job))
-        clock.seconds = journal.seconds
-        job = replace(job, journal=journal)
-        chosen = search(job, clock)
-        removed, fitted = chosen.removed, chosen.fitted
-        check_rules(job, removed)
-        clock(Stage("export", "writing the network as ONNX"))
-        exporter = _export(job, removed, fitted, stage)
-        clock(Stage("measure", "running the ONNX files on the test split"))
-        measured = _measure(job, removed, fitted, exporter, stage)
-        plan = _write_plan(job, removed, fitted, stage)
-        write_golden(job, removed, stage)
-        proxies = measure_proxies(job, removed, kept_fields(job.data, removed), stage, clock)
-        baselines = measure_baselines(job, chosen, stage, clock)
-        rebuild = Rebuild.of(job, Path(model), trust_pickle, removed, fitted.network)
-        stability, costs = _firmness(job, removed, rebuild, stage, clock)
-        clock(Stage("report", "writing the report"))
-        outcome = Outcome(job, chosen, measured, baselines, stability, costs, proxies, stage, clock.seconds)
-        report = make_report(outcome)
-        bundles.write_json(stage / bundles.REPORT, report.model_dump(mode="json", by_alias=True))
-        (stage / bundles.PAGE).write_text(render_html(report), encoding="utf-8")
-        (stage / bundles.SUMMARY).write_text(render_markdown(report), encoding="utf-8")
-        write_contract(report, plan, stage)
-        bundles.write_json(stage / bundles.SCHEMA, report_schema())
-        write_manifest(stage)
+    with reproducible(rules.seed, rules.threads), clock.naming(), crew.joined() as members:
+        if not members.first:
+            return _assist(rules, Path(model), folder, trust_pickle, members)
+        with working(folder, overwrite, resume) as space:
+            report = _fill(rules, Path(model), trust_pickle, space, members, clock)
+        members.agreed(report.model_dump(mode="json", by_alias=True))
     return Result(folder, report)
+
+
+def _fill(
+    rules: Recipe, model: Path, trust_pickle: bool, space: Workspace, members: crew.Crew, clock: _Clock
+) -> Report:
+    """Make every file of the bundle."""
+    stage = space.stage
+    job = prepare(rules, model, trust_pickle, clock)
+    check_rows(job)
+    journal = space.journal(_identity(job, members))
+    clock.seconds = journal.seconds
+    job = replace(job, journal=journal)
+    with crew.together(members):
+        chosen = search(_shared(job, members), clock)
+    removed, fitted = chosen.removed, chosen.fitted
+    check_rules(job, removed)
+    clock(Stage("export", "writing the network as ONNX"))
+    exporter = _export(job, removed, fitted, stage)
+    clock(Stage("measure", "running the ONNX files on the test split"))
+    measured = _measure(job, removed, fitted, exporter, stage)
+    plan = _write_plan(job, removed, fitted, stage)
+    write_golden(job, removed, stage)
+    proxies = measure_proxies(job, removed, kept_fields(job.data, removed), stage, clock)
+    baselines = measure_baselines(job, chosen, stage, clock)
+    rebuild = Rebuild.of(job, model, trust_pickle, removed, fitted.network)
+    stability, costs = _firmness(job, removed, rebuild, stage, clock)
+    clock(Stage("report", "writing the report"))
+    outcome = Outcome(job, chosen, measured, baselines, stability, costs, proxies, stage, clock.seconds)
+    report = make_report(outcome)
+    bundles.write_json(stage / bundles.REPORT, report.model_dump(mode="json", by_alias=True))
+    (stage / bundles.PAGE).write_text(render_html(report), encoding="utf-8")
+    (stage / bundles.SUMMARY).write_text(render_markdown(report), encoding="utf-8")
+    write_contract(report, plan, stage)
+    bundles.write_json(stage / bundles.SCHEMA, report_schema())
+    write_manifest(stage)
+    return report
+
+
+def _assist(rules: Recipe, model: Path, folder: Path, trust_pickle: bool, members: crew.Crew) -> Result:
+    """Search beside the first process, which alone writes, and hear its report."""
+    job = prepare(rules, model, trust_pickle, silent)
+    try:
+        with crew.together(members):
+            search(_shared(job, members), silent)
+        return Result(folder, Report.model_validate(members.agreed(None)))
+    except RuntimeError as error:  # gloo's, when the first process is gone
+        raise GlpruneError("process 0 stopped; its message says why.") from error
+
+
+def _shared(job: Job, members: crew.Crew) -> Job:
+    """The job with this process's part of the training rows, and one journal for all processes."""
+    if members.size == 1:
+        return job
+    train = SharedSplit(job.data.train, members)
+    return replace(job, data=replace(job.data, train=train), journal=SharedJournal(job.journal, members))
 
 
 def default_folder(recipe: Recipe) -> Path:
@@ -153,7 +192,7 @@ def default_folder(recipe: Recipe) -> Path:
     return Path("glprune-out") / (recipe.source.stem if recipe.source else "run")
 
 
-def _identity(job: Job) -> dict[str, str]:
+def _identity(job: Job, members: crew.Crew) -> dict[str, str]:
     """What a run's result is a function of; its names go on from "the stopped run had another"."""
     digest = hashlib.sha256()
     for name, tensor in sorted(job.network.state_dict().items()):
@@ -163,7 +202,8 @@ def _identity(job: Job) -> dict[str, str]:
         "recipe": hashlib.sha256(_bearing(job.recipe).to_yaml().encode()).hexdigest(),
         "model": digest.hexdigest(),
         "data set": json.dumps(dict(job.data.digests), sort_keys=True),
-        "number of threads": str(torch.get_num_threads()),
+        "number of threads": str(job.recipe.threads),
+        "number of processes": str(members.size),
         "version of glprune": __version__,
         "version of PyTorch": torch.__version__,
         "kind of processor": torch.backends.cpu.get_cpu_capability(),
@@ -193,18 +233,13 @@ class _Clock:
             self._name, self._start = event.name, now
         self.listener(event)
 
-
-@contextlib.contextmanager
-def _reproducible(seed: int) -> Iterator[None]:
-    """Seed torch for the run and give the caller's random state back."""
-    was = torch.are_deterministic_algorithms_enabled()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        torch.use_deterministic_algorithms(True)
+    @contextlib.contextmanager
+    def naming(self) -> Iterator[None]:
+        """Name the stage in an error about numbers, which arise deep in a training."""
         try:
             yield
-        finally:
-            torch.use_deterministic_algorithms(was)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{self._name}: {error}") from None
 
 
 def _export(job: Job, removed: Removed, fitted: RefitResult, folder: Path) -> str:
@@ -235,7 +270,7 @@ def _metadata(job: Job, removed: Removed) -> dict[str, str]:
 
 
 def _measure(job: Job, removed: Removed, fitted: RefitResult, exporter: str, folder: Path) -> Measured:
-    threads = torch.get_num_threads()
+    threads = job.recipe.threads
     slim_columns = narrowing(removed.columns, job.axes)
     shipped_columns = file_columns(job, removed)
     original = OnnxFile(folder / _ORIGINAL, threads)
@@ -250,6 +285,8 @@ def _measure(job: Job, removed: Removed, fitted: RefitResult, exporter: str, fol
             "the slim model was not released. Try another export.opset."
         )
     values = [job.task.metrics(job.task.view(outputs), target) for outputs in (before, between, after)]
+    for number, whose in enumerate(("original network", "slim network before the refit", "slim network")):
+        _check_finite(values[number], whose)
     full = first_rows(job.data.test, max(LATENCY_BATCHES))
     measured = Measured(
         metrics=[
@@ -276,6 +313,15 @@ def _measure(job: Job, removed: Removed, fitted: RefitResult, exporter: str, fol
     (folder / _ORIGINAL).unlink()
     (folder / _ZEROED).unlink()
     return measured
+
+
+def _check_finite(metrics: Mapping[str, float], whose: str) -> None:
+    """Refuse to report what is not a number."""
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise NonFiniteError(
+                f"{name} of the {whose} on the test split is {value}; check the scale of columns and target."
+            )
 
 
 def _agreement(job: Job, before: Sequence[Tensor], after: Sequence[Tensor]) -> list[Agreement]:

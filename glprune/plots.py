@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from glprune.report import Feature, PathPoint
+from glprune.terminal import visible
 
 # blue and orange of Okabe and Ito (2008), told apart by every common colour vision
 KEPT, REMOVED, INK = "#0072b2", "#d55e00", "#3a3f44"
@@ -148,10 +150,12 @@ def _scale(axes: Axes, lams: Sequence[float]) -> None:
 def _svg(figure: Figure) -> str:
     """Render a figure as an inline SVG element without metadata or outside names."""
     stream = io.StringIO()
-    figure.tight_layout()
-    FigureCanvasSVG(figure).print_svg(
-        stream, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # text stays text: the reader has fonts
+        figure.tight_layout()
+        FigureCanvasSVG(figure).print_svg(
+            stream, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+        )
     text = stream.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -165,4 +169,5 @@ def _round(value: float) -> float:
 
 
 def _short(name: str) -> str:
-    return name.replace("$", r"\$") if len(name) <= 32 else name[:31].replace("$", r"\$") + "…"
+    shown = visible(name if len(name) <= 32 else name[:31] + "…")
+    return shown.replace("$", r"\$")

@@ -30,6 +30,7 @@ class Point:
         metric: The selection metric on the validation split.
         state: A copy of the network's tensors; empty once it is no longer needed.
         refit_metric: The metric after a refit, once one was made.
+        halvings: How often the step size was halved on the way to it, since numbers were not finite.
         record: Where the run's journal keeps it.
     """
 
@@ -46,6 +47,7 @@ class Point:
     metric: float
     state: State
     refit_metric: float | None = None
+    halvings: int = 0
     record: Record | None = field(default=None, repr=False)
 
 

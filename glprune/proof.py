@@ -27,7 +27,7 @@ from glprune.watcher import is_reduction
 TOLERANCE = 1e-5  # relative, in float32
 _DOUBLE_TOLERANCE = 1e-9
 _PROBE_ROWS = 8
-_SMALL_ROW = 4096  # numbers in a row of all inputs; larger ones are probed on half the rows
+_SMALL_ROW = 4096  # numbers in a row of all inputs; larger ones are probed on fewer rows
 _MOST_ATTRIBUTES = 3
 _MOST_REPAIRS = 40
 
@@ -73,6 +73,7 @@ class Prover:
     ) -> None:
         self.axes = tuple(axes)
         self.twin, self.probe, self.tolerance = random_twin(network, inputs)
+        self.whole = outputs(self.twin, self.probe)
         self.neutral = neutral
 
     def rest(self, sets: Sequence[UnitSet]) -> str | None:
@@ -131,7 +132,7 @@ class Prover:
         zeroed = _copied(self.twin, [slot.tensor for units in sets for slot in units.readers])
         for units in sets:
             zero_units_(dict(zeroed.state_dict()), units, torch.ones(units.count, dtype=torch.bool))
-        return difference(outputs(self.twin, self.probe), outputs(zeroed, self.probe)) > self.tolerance
+        return difference(self.whole, outputs(zeroed, self.probe)) > self.tolerance
 
     def failure(self, marks: Sequence[Marked]) -> str | None:
         """Say why cutting the marked units by plan is not the same as zeroing them; None where it is."""
@@ -222,7 +223,8 @@ def random_twin(network: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, 
     Returns:
         The copy, example inputs in its precision, and the tolerance that precision deserves.
     """
-    rows = _PROBE_ROWS if sum(x[0].numel() for x in inputs) <= _SMALL_ROW else _PROBE_ROWS // 2
+    larger = sum(x[0].numel() for x in inputs) / _SMALL_ROW
+    rows = _PROBE_ROWS if larger <= 1 else max(2, int(_PROBE_ROWS / (2 * larger)))
     probe = tuple(x[:rows] for x in inputs)
     wide = tuple(x.double() if x.is_floating_point() else x for x in probe)
     for strength in (1.0, 0.1, 0.0):

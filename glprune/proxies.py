@@ -102,7 +102,7 @@ def _inputs(job: Job) -> Floats:
 
 def _score(job: Job, removed: Removed, file: Path) -> Floats:
     """What the shipped file returns for the test rows; log-odds or log-probabilities of classes."""
-    outputs, _ = predict(OnnxFile(file, torch.get_num_threads()), job.data.test, file_columns(job, removed))
+    outputs, _ = predict(OnnxFile(file, job.recipe.threads), job.data.test, file_columns(job, removed))
     view = job.task.view(outputs).double()
     if job.task.kind in ("binary", "multiclass"):
         logs = job.task.log_probabilities(view)

@@ -24,6 +24,7 @@ _SCALARS = (
     "hidden",
     "metric",
     "refit_metric",
+    "halvings",
 )
 STATE = "state/"
 _ALIVE, _NORMS = "alive/", "norms"
@@ -65,7 +66,12 @@ def recall_points(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> li
 
 def keep_refit(fitted: RefitResult) -> Kept:
     """A refit and its network's tensors."""
-    facts = {"epochs": fitted.epochs, "best_epoch": fitted.best_epoch, "score": list(fitted.score)}
+    facts = {
+        "epochs": fitted.epochs,
+        "best_epoch": fitted.best_epoch,
+        "score": list(fitted.score),
+        "halvings": fitted.halvings,
+    }
     state = {name: tensor.detach().clone() for name, tensor in fitted.network.state_dict().items()}
     return facts, _under(STATE, state)
 
@@ -75,7 +81,8 @@ def recall_refit(facts: Mapping[str, Any], tensors: Mapping[str, Tensor], slim: 
     network = copy.deepcopy(slim)
     network.load_state_dict(_within(STATE, tensors))
     metric, loss = facts["score"]
-    return RefitResult(network.eval(), facts["epochs"], facts["best_epoch"], (metric, loss))
+    counts = (facts["epochs"], facts["best_epoch"], (metric, loss), facts["halvings"])
+    return RefitResult(network.eval(), *counts)
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,7 +12,8 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -26,13 +27,9 @@ from pydantic import (
     model_validator,
 )
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from glprune.errors import RecipeError
-
-_MAX_BYTES = 1_000_000
-_MAX_DEPTH = 20
+from glprune.yamlfile import MAX_DEPTH, parse, read_text
 
 METRICS: dict[str, tuple[str, ...]] = {
     "binary": ("auroc", "accuracy", "log_loss"),
@@ -45,6 +42,7 @@ Scalar = str | int | float | bool | None
 Text = Annotated[str, StringConstraints(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+Factor = Annotated[float, Field(ge=1e-9, le=1e9)]  # on lambda: single precision must hold their products
 Names = Text | Annotated[list[Text], Field(min_length=1)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*$")]
 AxisNumber = Annotated[str, StringConstraints(pattern=r"^-?\d+$")]
@@ -59,6 +57,11 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, populate_by_name=True
     )
+
+
+def _twice(names: Iterable[str]) -> str | None:
+    """The first name that is there more than once."""
+    return next((name for name, times in Counter(names).items() if times > 1), None)
 
 
 class InputSpec(Section):
@@ -118,12 +121,12 @@ class ModelSpec(Section):
     @model_validator(mode="after")
     def _names_are_distinct(self) -> ModelSpec:
         names = [spec.name for spec in self.inputs]
-        double = next((n for n in names if names.count(n) > 1), None)
+        double = _twice(names)
         if double is not None:
             raise ValueError(f"inputs lists {double!r} twice; give every input a name of its own")
-        for name in self.outputs or ():
-            if (self.outputs or []).count(name) > 1 or name in names:
-                raise ValueError(f"outputs: the name {name!r} is taken; give every output a name of its own")
+        double = _twice([*set(names), *(self.outputs or [])])
+        if double is not None:
+            raise ValueError(f"outputs: the name {double!r} is taken; give every output a name of its own")
         return self
 
 
@@ -228,13 +231,13 @@ class DataSpec(Section):
 class Strength(Section):
     """Strength of one kind of group relative to lambda."""
 
-    strength: Positive = Field(1.0, description="weight_g = strength * sqrt(size of the group).")
+    strength: Factor = Field(1.0, description="weight_g = strength * sqrt(size of the group).")
 
 
 class HiddenStrength(Strength):
     """Strength of hidden units, of each layer if need be."""
 
-    layers: dict[Text, Annotated[float, Field(ge=0)]] = Field(
+    layers: dict[Text, Factor | Annotated[float, Field(ge=0, le=0)]] = Field(
         default_factory=dict,
         description="Layer name or pattern -> factor on strength; 0 leaves the layer alone. Names as "
         "'glprune inspect' lists them.",
@@ -271,7 +274,7 @@ class PenaltySpec(Section):
         "LASSO).",
     )
 
-    balance: Annotated[list[Positive], Field(min_length=1)] = Field(
+    balance: Annotated[list[Factor], Field(min_length=1)] = Field(
         default_factory=lambda: [0.3, 1.0, 3.0],
         description="Where inputs and hidden units share one budget: factors on the strength of inputs, all "
         "tried in every stage; the best on the validation split goes on.",
@@ -330,7 +333,7 @@ class TargetSpec(Section):
         None, description="Keep at most this many fields."
     )
     max_drop: MaxDrop | None = Field(None, description="The smallest network that loses no more than this.")
-    lam: Annotated[float, Field(ge=0)] | None = Field(
+    lam: Annotated[float, Field(ge=0, le=1e9)] | None = Field(
         None, alias="lambda", description="Exactly this strength of the penalty."
     )
     parameters: Budget | None = Field(
@@ -344,7 +347,7 @@ class TargetSpec(Section):
         description="At most so many milliseconds, or a share of the original's, measured on the ONNX files "
         "by ONNX Runtime on this machine.",
     )
-    batch: Annotated[int, Field(ge=1)] = Field(1, description="Rows of one call, for latency.")
+    batch: Annotated[int, Field(ge=1, le=2**20)] = Field(1, description="Rows of one call, for latency.")
     max_hidden: Annotated[int, Field(ge=1)] | None = Field(
         None,
         description="Keep at most this many hidden units. Beside one of the first three: by paths of their "
@@ -391,7 +394,7 @@ class TrainSpec(Section):
         description="A point ends early where an epoch removed no group and lowered the objective by less "
         "than this share; 0: never.",
     )
-    stages: Annotated[int, Field(ge=1)] = Field(
+    stages: Annotated[int, Field(ge=1, le=1000)] = Field(
         8,
         description="Paths one after another, each a step of the way to the target: between two of them the "
         "zero groups are cut, the rest is refitted without penalty and weighted anew. 1: one path.",
@@ -399,7 +402,9 @@ class TrainSpec(Section):
     between: Annotated[int, Field(ge=0)] = Field(
         5, description="Epochs of the refit between two stages, at most."
     )
-    points: Annotated[int, Field(ge=2)] = Field(4, description="Lambdas up to lambda_max, in each stage.")
+    points: Annotated[int, Field(ge=2, le=10_000)] = Field(
+        4, description="Lambdas up to lambda_max, in each stage."
+    )
     lambda_min_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1,
         description="First lambda of the grid over lambda_max. Below, hardly a group leaves, and a network "
@@ -407,6 +412,11 @@ class TrainSpec(Section):
     )
     polish: Annotated[int, Field(ge=0)] = Field(
         20, description="Full-batch accelerated proximal steps that close each selected point."
+    )
+    halvings: Annotated[int, Field(ge=0, le=100)] = Field(
+        0,
+        description="How often a point may begin anew with half the step size, since a loss, a gradient or a "
+        "weight was not finite; the report says how often. 0: the run stops and names batch and layer.",
     )
     bound: bool = Field(
         True, description="Hold weights outside every group inside the ball of their trained norm."
@@ -432,6 +442,11 @@ class RefitSpec(Section):
     )
     lr: Positive = Field(1e-3, description="Step size of AdamW.")
     batch_size: BatchSize = Field(128, description="Rows of one step, or all.")
+    halvings: Annotated[int, Field(ge=0, le=100)] = Field(
+        0,
+        description="How often a refit may begin anew with half the step size, since a loss, a gradient or a "
+        "weight was not finite; the report says how often. 0: the run stops and names batch and layer.",
+    )
     patience: Annotated[int, Field(ge=1)] = Field(
         30, description="Stop after this many epochs without a better validation metric."
     )
@@ -473,7 +488,7 @@ class ExportSpec(Section):
 class StabilitySpec(Section):
     """How firm the choice of fields is: the search again on random parts of the training rows."""
 
-    resamples: Annotated[int, Field(ge=0)] = Field(
+    resamples: Annotated[int, Field(ge=0, le=10_000)] = Field(
         50,
         description="Random parts of the training rows; on each the search goes on until it keeps as few "
         "fields as the shipped model. Halves come in complementary pairs, so their number is even. 0: drop "
@@ -495,7 +510,7 @@ class StabilitySpec(Section):
         description="Measure what it costs to drop each kept field: cut from the shipped network, refit, "
         "metric on the validation and the test split.",
     )
-    processes: Annotated[int, Field(ge=1)] | None = Field(
+    processes: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         None,
         description="Processes at work, one thread each; default one for each core. No result depends on it.",
     )
@@ -575,7 +590,7 @@ class PolicySpec(Section):
                 raise ValueError(f"bins: the edges of {name!r} do not ascend")
         for key in ("must_drop", "must_keep", "protected"):
             names = getattr(self, key)
-            double = next((n for n in names if names.count(n) > 1), None)
+            double = _twice(names)
             if double is not None:
                 raise ValueError(f"{key} lists {double!r} twice")
         if self.proxies and not self.protected:
@@ -621,10 +636,17 @@ class Recipe(Section):
         "much each such cut changed the outputs.",
     )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Seed of every random choice.")
+    threads: Annotated[int, Field(ge=1, le=1024)] = Field(
+        1,
+        description="Threads of one tensor operation, in PyTorch and ONNX Runtime, whatever the machine has: "
+        "sums are split among them, so that each number has results of its own. More are faster for large "
+        "networks.",
+    )
 
     _source: Path | None = PrivateAttr(None)
     _sha256: str | None = PrivateAttr(None)
     _lines: dict[tuple[Any, ...], int] = PrivateAttr(default_factory=dict)
+    _allowed: tuple[str, ...] | None = PrivateAttr(None)
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Recipe:
@@ -770,6 +792,19 @@ class Recipe(Section):
         """Digest of the file as written."""
         return self._sha256
 
+    @property
+    def allowed(self) -> tuple[str, ...] | None:
+        """The packages and files its factory and loader may be imported from; None: any."""
+        return self._allowed
+
+    def allowing(self, packages: Sequence[str] | None) -> Recipe:
+        """This recipe, its factory and loader held to some packages and files; None: as it is."""
+        if packages is None:
+            return self
+        pinned = self.model_copy()
+        pinned._allowed = (packages,) if isinstance(packages, str) else tuple(packages)
+        return pinned
+
     def path(self, text: str) -> Path:
         """Resolve a path of the recipe."""
         return self.folder / text
@@ -803,8 +838,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: One line with file, line, key and the mend.
     """
     source = Path(path)
-    text = _read(source)
-    tree, lines = _parse(text, str(source))
+    text = read_text(source)
+    tree, lines = parse(text, str(source))
     for override in overrides:
         _override(tree, override)
     try:
@@ -822,79 +857,14 @@ def recipe_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "glprune recipe"} | schema
 
 
-def _read(source: Path) -> str:
-    try:
-        raw = source.read_bytes()
-    except IsADirectoryError:
-        raise RecipeError(f"{source} is a folder; name a recipe file.") from None
-    except OSError as error:
-        raise RecipeError(f"{source} cannot be read ({error.strerror}); name a recipe file.") from None
-    if len(raw) > _MAX_BYTES:
-        raise RecipeError(f"{source} has {len(raw):,} bytes; a recipe has at most {_MAX_BYTES:,}.")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise RecipeError(f"{source}:{line}: not UTF-8; save the recipe as UTF-8.") from None
-
-
-def _parse(text: str, name: str) -> tuple[dict[str, Any], dict[tuple[Any, ...], int]]:
-    """Read YAML 1.2 into plain values and the line of every key."""
-    unsafe = re.search(r"(?m)^[^#'\"\n]*(?:[:\-\[,]\s+|^\s*)([&*!][^\s,\]]+)", text)
-    if unsafe is not None:
-        line = text.count("\n", 0, unsafe.start(1)) + 1
-        raise RecipeError(
-            f"{name}:{line}: anchors, aliases and tags ({unsafe[1][:20]}) are not allowed here."
-        )
-    try:
-        tree = YAML(typ="rt", pure=True).load(text)
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else 1
-        problem = " ".join((error.problem or "not YAML").split())
-        raise RecipeError(f"{name}:{line}: {problem}; mend the YAML.") from None
-    except (YAMLError, RecursionError, ValueError) as error:
-        raise RecipeError(f"{name}:1: not YAML ({type(error).__name__}); mend the YAML.") from None
-    if not isinstance(tree, CommentedMap):
-        found = "empty" if tree is None else f"a {type(tree).__name__}"
-        raise RecipeError(f"{name}:1: a recipe is a mapping of keys, this is {found}.")
-    lines: dict[tuple[Any, ...], int] = {}
-    return _plain(tree, (), lines, name), lines
-
-
-def _plain(node: Any, at: tuple[Any, ...], lines: dict[tuple[Any, ...], int], name: str) -> Any:
-    if len(at) > _MAX_DEPTH:
-        raise RecipeError(f"{name}:{lines.get(at[:1], 1)}: nested deeper than {_MAX_DEPTH}; mend the YAML.")
-    if isinstance(node, CommentedMap):
-        plain = {}
-        for key, value in node.items():
-            here = (*at, key)
-            lines[here] = node.lc.key(key)[0] + 1
-            if at[:-1] == ("export", "dynamic_axes"):
-                key = str(key)  # axes are numbers, which YAML reads as such
-            if not isinstance(key, str):
-                raise RecipeError(f"{name}:{lines[here]}: key {key!r} is not text; put it in quotes.")
-            plain[key] = _plain(value, here, lines, name)
-        return plain
-    if isinstance(node, CommentedSeq):
-        for number in range(len(node)):
-            lines[(*at, number)] = node.lc.item(number)[0] + 1
-        return [_plain(value, (*at, number), lines, name) for number, value in enumerate(node)]
-    for kind in (bool, int, float, str):  # ruamel's own scalars remember their spelling
-        if isinstance(node, kind):
-            return kind(node)
-    if node is None:
-        return None
-    where = f"{name}:{_nearest_line(lines, at) or 1}: {'.'.join(map(str, at))}"
-    raise RecipeError(f"{where}: {_short(node)} is not text, a number or a list; put it in quotes.")
-
-
 def _override(tree: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise RecipeError(f"--set {text}: write it as key=value, such as train.lr=1e-2.")
-    wrapped, _ = _parse(f"value: {value}", f"--set {key.strip()}")
+    if not equals or not all(parts) or len(parts) > MAX_DEPTH:
+        raise RecipeError(f"--set {text[:80]}: write it as key=value, such as train.lr=1e-2.")
+    wrapped, _ = parse(f"value: {value}", f"--set {key.strip()}")
+    if len(wrapped) > 1:
+        raise RecipeError(f"--set {key.strip()}: the value goes on as another key; give each a --set.")
     node = tree
     for part in parts[:-1]:
         if not isinstance(node.get(part), dict):
@@ -911,7 +881,7 @@ def _explain(
     overrides: Sequence[str],
 ) -> str:
     """One line: where the first mistake is, what it is, the mend, and how many more there are."""
-    problems = _problems(error)
+    problems = _problems(error, tree)
     loc, message = problems[0]
     if not loc:  # sections that contradict each other name the key themselves
         loc = tuple(re.split(r"[.:\s]", message)[:2])
@@ -925,11 +895,11 @@ def _explain(
     return f"{place}: {message}{more}"
 
 
-def _problems(error: ValidationError) -> list[tuple[tuple[Any, ...], str]]:
+def _problems(error: ValidationError, tree: Mapping[str, Any]) -> list[tuple[tuple[Any, ...], str]]:
     """Every distinct mistake with its place; the branches of a union count once."""
     found: dict[tuple[Any, ...], str] = {}
     for item in error.errors():
-        loc = tuple(p for p in item["loc"] if not _is_branch(p))
+        loc = _keys(item["loc"], tree, missing=item["type"] == "missing")
         message = _sentence(item, loc)
         if loc in found and found[loc] != message:
             message = _union_sentence(found[loc], message)
@@ -937,11 +907,15 @@ def _problems(error: ValidationError) -> list[tuple[tuple[Any, ...], str]]:
     return list(found.items())
 
 
-def _is_branch(part: object) -> bool:
-    """Pydantic puts the branch of a union into the place; it is not a key."""
-    return isinstance(part, str) and bool(
-        re.search(r"[\[\](]|^(?:int|str|float|bool|none|constrained-\w+)$", part)
-    )
+def _keys(loc: tuple[Any, ...], tree: Any, missing: bool) -> tuple[Any, ...]:
+    """The keys of a place in the recipe; pydantic puts the branches of unions between them."""
+    keys, node = [], tree
+    for part in loc:
+        inside = part in node if isinstance(node, dict) else isinstance(node, list) and isinstance(part, int)
+        if inside:
+            keys.append(part)
+            node = node[part]
+    return (*keys, loc[-1]) if missing else tuple(keys)
 
 
 def _union_sentence(first: str, second: str) -> str:
@@ -1043,9 +1017,13 @@ _NULLABLE = ("inputs", "hidden", "axis")
 
 
 def _without_none(value: Any) -> Any:
-    """Drop keys that are null, but for the penalties and the axis of an input, where null is a choice."""
+    """Drop keys that are null, but where null is a choice: penalties, an input's axis, arguments."""
     if isinstance(value, dict):
-        return {k: _without_none(v) for k, v in value.items() if v is not None or k in _NULLABLE}
+        return {
+            k: v if k == "arguments" else _without_none(v)
+            for k, v in value.items()
+            if v is not None or k in _NULLABLE
+        }
     if isinstance(value, list):
         return [_without_none(v) for v in value]
     return value

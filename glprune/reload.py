@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from glprune.bundle import PLAN, WEIGHTS
 from glprune.errors import ModelError
 from glprune.groups import GroupSet
+from glprune.imports import describe, load_callable
 from glprune.plan import AttributePlan, Axis, InputPlan, Plan, Reader
 from glprune.scaling import Scaled, Standardize
 from glprune.surgery import Padding, Surgery
@@ -84,14 +85,20 @@ def save_weights(network: nn.Module, path: Path) -> None:
     path.chmod(0o644)  # as every other file of the bundle
 
 
-def load(bundle: str | Path, factory: str | Callable[..., nn.Module] | None = None) -> nn.Module:
+def load(
+    bundle: str | Path,
+    factory: str | Callable[..., nn.Module] | None = None,
+    *,
+    allow_factory: Sequence[str] | None = None,
+) -> nn.Module:
     """Rebuild the slim network from a bundle, without pickle.
 
     Args:
         bundle: Folder a run wrote.
         factory: What builds the original network: a callable, or ``package.module:function``,
             called with the arguments in the plan; None takes the plan's own factory, which must
-            then be importable.
+            then be importable: the bundle then says what is run, so trust it or pin it.
+        allow_factory: Packages and modules that the plan's own factory may be imported from; None: any.
 
     Returns:
         The slim network in evaluation mode. It takes the kept columns, in the order of the
@@ -102,12 +109,18 @@ def load(bundle: str | Path, factory: str | Callable[..., nn.Module] | None = No
     """
     folder = Path(bundle)
     plan = _read_plan(folder / PLAN)
-    build = _factory(plan.factory if factory is None else factory)
-    network = build(**plan.arguments)
+    build = _own_factory(plan, folder, allow_factory) if factory is None else _factory(factory)
+    try:
+        network = build(**plan.arguments)
+    except (Exception, SystemExit) as error:  # somebody else's code may raise anything
+        raise ModelError(f"{folder / PLAN}: its factory failed ({describe(error)}).") from error
     if plan.standardize:
         network = Scaled([_unscaled(part) for part in plan.inputs], network)
     _check_axes(network, plan.axes)
-    _surgery(plan).apply_(network)
+    try:
+        _surgery(plan).apply_(network)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(f"{folder / PLAN}: does not fit the factory's network ({error}).") from error
     try:
         load_model(network, str(folder / WEIGHTS), strict=True)
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
@@ -129,6 +142,13 @@ def _read_plan(path: Path) -> Plan:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ModelError(f"{path}: {where}: {first['msg']}; this is not a plan glprune wrote.") from error
+
+
+def _own_factory(plan: Plan, folder: Path, allowed: Sequence[str] | None) -> Callable[..., nn.Module]:
+    """The factory that the plan names."""
+    if allowed is None:
+        return _factory(plan.factory)
+    return load_callable(plan.factory, folder, f"{folder / PLAN}: factory", allowed)
 
 
 def _factory(factory: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from glprune.errors import NonFiniteError
+from glprune.finite import finite_rows
 from glprune.groups import GroupSet, support
 from glprune.proof import TOLERANCE, difference, difference_after, outputs
 from glprune.report import Cut, Refusal
@@ -77,9 +79,20 @@ def remove(
     Returns:
         The slim network and the evidence. A set whose cut changes outputs is left alone. At
         least one unit of every set is kept, since a layer of width zero cannot run.
+
+    Raises:
+        NonFiniteError: There is no row on which the zeroed network's outputs are finite.
     """
     # the cuts are compared in the weights' own precision, against the zeroed network itself
     reference = outputs(network, inputs)
+    sound = finite_rows(reference)
+    if not bool(sound.all()):  # random rows, on which weights trained since may overflow
+        inputs = tuple(x[sound] for x in inputs)
+        if not len(inputs[0]):
+            raise NonFiniteError(
+                "The network with zeroed groups returns NaN or Inf on all rows; lower train.lr."
+            )
+        reference = outputs(network, inputs)
     work = _Cutting(network, inputs, tuple(axes), reference, list(all_columns(inputs, axes)), network)
     refused = [
         Refusal(name=g.name, units=g.units.count, reason=g.units.refused) for g in groups if g.units.refused

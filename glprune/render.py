@@ -26,6 +26,7 @@ from glprune.report import (
     Stability,
 )
 from glprune.sections import sections, served
+from glprune.terminal import visible
 
 _MANY = 30
 _LABELS = {
@@ -94,12 +95,18 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_shown,
     )
     environment.filters |= {"number": number, "tiny": tiny, "thousands": thousands, "metric_label": label}
     environment.filters["metric_inline"] = inline
     environment.filters["shortened"] = lambda digest: f"{digest[:23]}…"
     environment.filters["words"] = lambda text: text.replace("_", " ", 1) if text else "-"
     return environment
+
+
+def _shown(value: object) -> object:
+    """Nothing on the page is invisible, or turns the text around it; pictures pass as they are."""
+    return visible(value, keep="\n\t") if type(value) is str else value
 
 
 def render_html(report: Report, pictures: bool = True) -> str:

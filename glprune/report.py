@@ -38,9 +38,19 @@ class Run(Record):
     """Where and with what the run was made."""
 
     seed: int
-    threads: int
+    threads: int = Field(description="of one tensor operation; results depend on their number")
     platform: str
+    cpu: str | None = Field(
+        None, description="instructions PyTorch's kernels use, such as AVX2; results depend on them"
+    )
     versions: dict[str, str]
+
+
+class Halvings(Record):
+    """How often a step size was halved since a loss, a gradient or a weight was not finite."""
+
+    path: int = Field(description="over the points of `path`")
+    refit: int = Field(description="over the refits of `stages`")
 
 
 class Timing(Record):
@@ -568,6 +578,7 @@ class Report(Record):
     drop_costs: DropCosts | None = Field(None, description="of each kept field, if measured")
     removal: Removal
     refit: Refit | None
+    halvings: Halvings | None = Field(None, description="of step sizes, if there were any")
     performance: list[Metric]
     agreement: list[Agreement] = Field(description="of each output, where the network has several")
     baselines: Baselines | None = Field(None, description="of simpler selections, if measured")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from glprune.data import Selectable
-from glprune.errors import DataError, TargetError
+from glprune.errors import DataError, NonFiniteError, TargetError
 from glprune.events import Listener, Note, PartDone, Stage, silent
 from glprune.job import Job
 from glprune.rebuilt import Rebuilt, selectable
@@ -124,7 +124,7 @@ def _search_part(limit: int, rebuilt: Rebuilt, number: int) -> Resample | str:
     own = replace(job, recipe=_sought(recipe, limit, seed), data=replace(job.data, train=part))
     try:
         chosen = search(own, silent)
-    except TargetError as error:  # of its own rows, such as fields that leave together
+    except (TargetError, NonFiniteError) as error:  # of its own rows, such as fields that leave together
         return str(error)
     return Resample(
         seed=seed,

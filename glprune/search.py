@@ -24,6 +24,7 @@ from typing import Literal
 
 import torch
 
+from glprune import crew
 from glprune.errors import TargetError
 from glprune.events import Listener, PointDone, Stage
 from glprune.forbidden import without_forbidden
@@ -235,7 +236,7 @@ class _Search:
         """What the clock said, to a stopped run too: another time it would say something else."""
         record = self.original.journal.open("clock", {"what": what})
         if not record.facts:
-            record.facts["value"] = measure()
+            record.facts["value"] = crew.agreed(measure())
         return float(record.facts["value"])
 
     def _within_drop(self, kinds: tuple[Kind, ...], metric: str, amount: float) -> None:

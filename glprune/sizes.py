@@ -91,7 +91,7 @@ class Stopwatch:
     def __init__(self, job: Job, batch: int, folder: Path) -> None:
         self.job, self.batch, self.folder = job, batch, folder
         self.inputs = first_rows(job.data.test, batch)
-        self.threads = torch.get_num_threads()
+        self.threads = job.recipe.threads
         self.original = self._file(job.network, self.inputs, "original.onnx")
 
     def __call__(self, network: nn.Module, columns: tuple[Tensor, ...]) -> tuple[float, float]:

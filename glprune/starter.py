@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from glprune.data.tables import Table, open_table
 from glprune.data.values import is_numeric, numbers
 from glprune.errors import DataError
+from glprune.terminal import plain
 
 _TARGETS = ("target", "label", "class", "y", "default", "outcome", "diagnosis", "credit")
 _SPLITS: set[str | None] = {"train", "valid", "test"}
@@ -46,13 +47,13 @@ def starter_recipe(data: Path, folder: Path) -> str:
         DataError: The file cannot be read or has no column to predict from.
     """
     table = open_table(data)
-    if len(table.names) < 2:
+    if sum(not pa.types.is_nested(kind) for kind in table.schema.types) < 2:
         raise DataError(f"{data}: one column only; a recipe needs features and a target.")
     environment = Environment(
         loader=PackageLoader("glprune"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     # JSON text is YAML text, with every quote and escape in place
-    environment.filters["yaml"] = lambda value: json.dumps(value, ensure_ascii=False)
+    environment.filters["yaml"] = lambda value: plain(json.dumps(value, ensure_ascii=False))
     template = environment.get_template("starter.yaml.j2")
     path = Path(os.path.relpath(data.resolve(), folder.resolve())).as_posix()
     return template.render(path=path, rows=table.rows, g=_guess(table))
@@ -60,7 +61,8 @@ def starter_recipe(data: Path, folder: Path) -> str:
 
 def _guess(table: Table) -> _Guess:
     names, kinds = table.names, dict(zip(table.schema.names, table.schema.types, strict=True))
-    target = next((n for wanted in _TARGETS for n in names if n.lower() == wanted), names[-1])
+    flat = [n for n in names if not pa.types.is_nested(kinds[n])]
+    target = next((n for wanted in _TARGETS for n in flat if n.lower() == wanted), flat[-1])
     labels = pc.unique(table.column(target).drop_null()).to_pylist()
     continuous = pa.types.is_floating(kinds[target]) and len(labels) > 10
     task = "binary" if len(labels) == 2 else "regression" if continuous or len(labels) > 50 else "multiclass"

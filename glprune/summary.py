@@ -39,6 +39,7 @@ from glprune.report import (
     DType,
     Export,
     Feature,
+    Halvings,
     HiddenLayer,
     Input,
     Latency,
@@ -180,6 +181,7 @@ def make_report(outcome: Outcome) -> Report:
             refused=list(outcome.chosen.removed.refused),
         ),
         refit=_refit(outcome),
+        halvings=_halvings(chosen),
         performance=outcome.measured.metrics,
         agreement=outcome.measured.agreement,
         baselines=outcome.baselines,
@@ -260,6 +262,7 @@ def _run(seed: int) -> Run:
         seed=seed,
         threads=torch.get_num_threads(),
         platform=f"{platform.system()} {platform.machine()}",
+        cpu=torch.backends.cpu.get_cpu_capability(),
         versions=versions,
     )
 
@@ -483,6 +486,12 @@ def _refit(outcome: Outcome) -> Refit | None:
     )
 
 
+def _halvings(chosen: Chosen) -> Halvings | None:
+    path = sum(point.halvings for run in chosen.stages for point in run.points)
+    refit = sum(run.fitted.halvings for run in chosen.stages)
+    return Halvings(path=path, refit=refit) if path + refit else None
+
+
 def _export(outcome: Outcome) -> Export:
     job, spec = outcome.job, outcome.job.recipe.export
     return Export(
@@ -536,6 +545,7 @@ def _warnings(outcome: Outcome) -> list[str]:
     ]
     warnings += _idle_inputs(outcome)
     warnings += _doubtful_fields(outcome)
+    warnings += _halved(_halvings(outcome.chosen))
     warnings += policy_warnings(job, kept_fields(job.data, removed))
     if kkt_zero > _KKT_TOLERANCE:
         warnings.append(
@@ -554,6 +564,15 @@ def _warnings(outcome: Outcome) -> list[str]:
                 f"{metric.final:.4f} against {metric.original:.4f}."
             )
     return warnings
+
+
+def _halved(count: Halvings | None) -> list[str]:
+    if count is None:
+        return []
+    return [
+        f"Numbers were not finite, and the step size was halved {count.path} times on the path and "
+        f"{count.refit} times in refits; a lower train.lr or refit.lr would be steadier."
+    ]
 
 
 def _doubtful_fields(outcome: Outcome) -> list[str]:

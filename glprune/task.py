@@ -71,7 +71,8 @@ class Task:
         width = 1 if output.ndim == 1 else output.shape[-1]
         if output.ndim > 2 or width not in wanted:
             raise ModelError(
-                f"The network returns shape {tuple(output.shape)}; a {self.kind} task needs "
+                f"The network returns shape {tuple(output.shape)}; a {self.kind} task"
+                f"{f' of {self.classes} classes' if self.kind == 'multiclass' else ''} needs "
                 f"(rows, {' or '.join(map(str, wanted))})."
             )
         if self.kind != "regression" and self.output == "probabilities" and not _are_probabilities(output):
@@ -160,20 +161,21 @@ def _rmse(output: Tensor, target: Tensor) -> Tensor:
     return regression.mean_squared_error(output, target, squared=False)
 
 
-_REGRESSION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "r2": regression.r2_score,
-    "rmse": _rmse,
-    "mae": regression.mean_absolute_error,
-}
-
-
 def explained(output: Tensor, target: Tensor) -> Tensor:
-    """Share of the variance of ``target`` that ``output`` explains, over all columns; (n, k) both.
+    """Share of the variance of ``target`` that ``output`` explains, over all columns; (n,) or (n, k) both.
 
-    Columns are pooled, so that one that never varies divides nothing by zero.
+    Columns are pooled, so that one that never varies divides nothing by zero. Not finite where none varies.
     """
     total = (target - target.mean(dim=0)).square().sum()
     return 1 - (target - output).square().sum() / total
+
+
+# torchmetrics takes sums of squares below 1e-4 for zero in r2, whatever the target's unit
+_REGRESSION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "r2": explained,
+    "rmse": _rmse,
+    "mae": regression.mean_absolute_error,
+}
 
 
 def _rmse_of_all(output: Tensor, target: Tensor) -> Tensor:

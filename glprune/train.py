@@ -3,23 +3,56 @@
 from __future__ import annotations
 
 import copy
+import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from glprune import crew
 from glprune.data import Split
-from glprune.errors import ModelError
+from glprune.errors import NonFiniteError
+from glprune.finite import Batch, all_finite, fault
 from glprune.objective import CHUNK, Objective
 from glprune.optim import ProximalAdam, ProximalOptimizer, ProximalSGD, accelerated_steps
 from glprune.recipe import RefitSpec, TrainSpec
+from glprune.sharing import SharedSplit
 from glprune.task import Task, gain, joined
 from glprune.units import Inputs
 
 LEAST_STEPS = 20  # of an epoch: with few rows, a step for each says nothing yet
+Outcome = TypeVar("Outcome")
+Score = tuple[float, float]
+
+
+def with_halving(work: Callable[[float], Outcome], allowed: int) -> tuple[Outcome, int]:
+    """Run a training, again with half the step size where its numbers stop being finite.
+
+    A training that diverges is finite, and lost, for many steps before it overflows: it begins anew.
+
+    Args:
+        work: The training from its beginning; takes the factor on its step size.
+        allowed: How often the step size may be halved.
+
+    Returns:
+        What it returned, and how often the step size was halved.
+
+    Raises:
+        NonFiniteError: The numbers are not finite with the last step size either.
+    """
+    for done in itertools.count():
+        try:
+            return work(0.5**done), done
+        except NonFiniteError as error:
+            if done == 0 == allowed:
+                raise
+            if done == allowed:
+                raise NonFiniteError(f"{error} The step size was halved {done} times.") from None
+    raise AssertionError  # the count has no end
 
 
 @dataclass(frozen=True)
@@ -31,12 +64,14 @@ class RefitResult:
         epochs: Epochs run.
         best_epoch: The epoch kept; 0 is the network before the refit.
         score: The metric it was best in, signed so that more is better, and the negative loss.
+        halvings: How often its step size was halved.
     """
 
     network: nn.Module
     epochs: int
     best_epoch: int
-    score: tuple[float, float]
+    score: Score
+    halvings: int = 0
 
 
 def batch_size(size: int | str, split: Split) -> int | None:
@@ -67,7 +102,7 @@ class PointSolver:
         self.curvature = facts["curvature"]
         self.generator.set_state(tensors["generator"])
 
-    def solve(self, lam: float, polish: bool = True) -> None:
+    def solve(self, lam: float, polish: bool = True) -> int:
         """Train at ``lam``: epochs of stochastic proximal steps, then full-batch steps.
 
         The epochs end early where one of them removed no group and lowered the objective by less
@@ -77,16 +112,37 @@ class PointSolver:
             lam: Strength of the penalty.
             polish: Whether to close with the full-batch steps.
 
+        Returns:
+            How often the step size was halved.
+
         Raises:
-            ModelError: The loss is not finite.
+            NonFiniteError: Loss, gradient or weights are not finite, and the recipe allows no (more) halving.
         """
         self.objective.network.eval()
+        parameters = list(self.objective.network.parameters())
+        start = [p.detach().clone() for p in parameters] if self.spec.halvings else []
+        order = self.generator.get_state()
+
+        def train(factor: float) -> None:
+            self.generator.set_state(order)
+            for parameter, old in zip(parameters, start, strict=bool(start)):
+                parameter.data.copy_(old)
+            self._epochs(lam, factor)
+            if polish:
+                self.polish(lam)
+
+        _, halvings = with_halving(train, self.spec.halvings)
+        self.objective.clear()
+        return halvings
+
+    def _epochs(self, lam: float, factor: float) -> None:
+        """The stochastic steps of one lambda, their size multiplied by a factor."""
         optimizer = self._optimizer(lam)
         total = self.spec.epochs
         before, alive = float("inf"), -1
         passes = passes_of_an_epoch(self.spec.batch_size, self.objective.split)
         for epoch in range(total):
-            optimizer.lr = self.spec.lr * _decay(epoch, total)
+            optimizer.lr = self.spec.lr * factor * _decay(epoch, total)
             for _ in range(passes):
                 value = self._pass(optimizer, f"lambda {lam:.3g}, epoch {epoch + 1}")
             value += self.objective.penalty(lam)
@@ -95,22 +151,33 @@ class PointSolver:
             if self.spec.tolerance and settled:
                 break
             before, alive = value, left
-        if polish:
-            self.polish(lam)
-        self.objective.clear()
 
     def _pass(self, optimizer: ProximalOptimizer, where: str) -> float:
         """One pass over the training rows; the mean loss met on the way."""
         total = 0.0
         size = batch_size(self.spec.batch_size, self.objective.split)
-        for inputs, target in self.objective.split.batches(size, self.generator):
+        for number, (inputs, target) in enumerate(self.objective.split.batches(size, self.generator), 1):
             self.objective.clear()
-            loss = self.objective.batch_loss(inputs, target)
-            _check_finite(loss, where)
+            value = self._backward(inputs, target)
+            crew.average_gradients_(self.objective.network.parameters(), len(target))
+            if not math.isfinite(value) or not optimizer.step():
+                raise self.objective.fault(inputs, target, f"{where}, batch {number}", self._mend)
+            total += value * len(target)
+        return crew.total(total) / self.objective.split.rows
+
+    def _backward(self, inputs: Inputs, target: Tensor) -> float:
+        """The mean loss of a batch, its gradient in ``.grad``; of no rows, 0 and none."""
+        if not len(target):
+            return 0.0
+        loss = self.objective.batch_loss(inputs, target)
+        value = float(loss.detach())
+        if math.isfinite(value) or crew.several():  # the others wait for a gradient, and must hear of it
             loss.backward()
-            optimizer.step()
-            total += float(loss.detach()) * len(target)
-        return total / self.objective.split.rows
+        return value
+
+    @property
+    def _mend(self) -> str:
+        return f"lower train.lr (now {self.spec.lr:g}) or allow train.halvings"
 
     def _optimizer(self, lam: float) -> ProximalOptimizer:
         blocks, regulariser = self.objective.blocks, self.objective.regulariser
@@ -140,7 +207,7 @@ class PointSolver:
             list(self.objective.free),
             self.objective.regulariser,
             lam,
-            self.objective.gradient,
+            functools.partial(self.objective.gradient, f"lambda {lam:.3g}", self._mend),
             self.objective.loss,
             steps,
             curvature,
@@ -178,42 +245,86 @@ def refit(
         metric: What the best epoch is best in; the lower loss decides between equals.
 
     Raises:
-        ModelError: The loss is not finite.
+        NonFiniteError: Loss or gradient are not finite, and the recipe allows no (more) halving.
     """
 
-    def score(candidate: nn.Module) -> tuple[float, float]:
+    def score(candidate: nn.Module) -> Score:
         return _score(candidate, narrow, task, valid, metric)
 
-    best, best_score, best_epoch, epoch = network, score(network), 0, 0
+    best, best_score = network, score(network)
     if spec.epochs and _normalised(network):
         fresh = _reestimated(network, narrow, train, spec)
         best, best_score = max((best, best_score), (fresh, score(fresh)), key=lambda pair: pair[1])
-    student = copy.deepcopy(best)
+
+    def attempt(factor: float) -> RefitResult:
+        return _refit_epochs(best, best_score, score, narrow, task, train, spec, seed, teacher, factor)
+
+    result, halvings = with_halving(attempt, spec.halvings)
+    best, best_score = result.network, result.score
+    if result.best_epoch and _normalised(best):
+        fresh = _reestimated(best, narrow, train, spec)
+        best, best_score = max((best, best_score), (fresh, score(fresh)), key=lambda pair: pair[1])
+    return replace(result, network=best.eval(), score=best_score, halvings=halvings)
+
+
+def _refit_epochs(
+    start: nn.Module,
+    start_score: Score,
+    score: Callable[[nn.Module], Score],
+    narrow: Callable[[Inputs], Inputs],
+    task: Task,
+    train: Split,
+    spec: RefitSpec,
+    seed: int,
+    teacher: nn.Module,
+    factor: float,
+) -> RefitResult:
+    """The refit's epochs from a network, which is copied; the step size is multiplied by a factor."""
+    best, best_score, best_epoch, epoch = start, start_score, 0, 0
+    student = copy.deepcopy(start)
     _scale_dropout(student, spec, teacher)
     parameters = [p for p in student.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=spec.lr, weight_decay=spec.weight_decay)
+    optimizer = torch.optim.AdamW(parameters, lr=spec.lr * factor, weight_decay=spec.weight_decay)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for epoch in range(1, spec.epochs + 1):
             student.train()
-            for inputs, target in rows_of_an_epoch(train, spec.batch_size, generator):
-                if len(target) < 2:
+            batches = rows_of_an_epoch(train, spec.batch_size, generator)
+            for number, (x, target) in enumerate(batches, 1):
+                if crew.total(len(target) < 2):
                     continue  # BatchNorm cannot train on one row
-                optimizer.zero_grad()
-                loss = _refit_loss(student, narrow, task, inputs, target, spec, teacher)
-                _check_finite(loss, f"refit, epoch {epoch}")
-                loss.backward()
-                optimizer.step()
+                loss = functools.partial(_refit_loss, student, narrow, task, x, target, spec, teacher)
+                if not _refit_step(optimizer, loss, parameters, len(target)):
+                    where = f"refit, epoch {epoch}, batch {number}"
+                    mend = f"lower refit.lr (now {spec.lr:g}) or allow refit.halvings"
+                    raise fault(Batch(student, narrow(x), target, loss), where, mend)
+            crew.align_buffers_(student)
             now = score(student)
             if now > best_score:
                 best, best_score, best_epoch = copy.deepcopy(student), now, epoch
             if epoch - best_epoch >= spec.patience:
                 break
-    if best_epoch and _normalised(best):
-        fresh = _reestimated(best, narrow, train, spec)
-        best, best_score = max((best, best_score), (fresh, score(fresh)), key=lambda pair: pair[1])
-    return RefitResult(best.eval(), epoch, best_epoch, best_score)
+    return RefitResult(best, epoch, best_epoch, best_score)
+
+
+def _refit_step(
+    optimizer: torch.optim.Optimizer,
+    loss: Callable[[], Tensor],
+    parameters: list[nn.Parameter],
+    rows: int,
+) -> bool:
+    """One step; tells whether loss and gradient are finite. Else no step is made."""
+    optimizer.zero_grad()
+    value = loss()
+    if not math.isfinite(value.detach()) and not crew.several():
+        return False
+    value.backward()
+    crew.average_gradients_(parameters, rows)
+    if not all_finite(p.grad for p in parameters):
+        return False
+    optimizer.step()
+    return True
 
 
 def _normalised(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
@@ -237,7 +348,8 @@ def _reestimated(
         layer.reset_running_stats()
         layer.momentum = None  # a plain mean over the batches
         layer.train()
-    for inputs, target in train.batches(batch_size(spec.batch_size, train), None):
+    whole = train.whole if isinstance(train, SharedSplit) else train
+    for inputs, target in whole.batches(batch_size(spec.batch_size, whole), None):
         if len(target) > 1:
             fresh(*narrow(inputs))
     for layer, momentum in zip(layers, momenta, strict=True):
@@ -275,7 +387,7 @@ def _refit_loss(
 @torch.no_grad()
 def _score(
     network: nn.Module, narrow: Callable[[Inputs], Inputs], task: Task, split: Split, metric: str
-) -> tuple[float, float]:
+) -> Score:
     """The metric, signed so that more is better, and the negative loss."""
     network.eval()
     pairs = (((task.view(network(*narrow(x))),), y) for x, y in split.batches(CHUNK, None))
@@ -297,8 +409,3 @@ def _scale_dropout(student: nn.Module, spec: RefitSpec, original: nn.Module) -> 
             trained = original.get_submodule(name)
             assert isinstance(trained, nn.modules.dropout._DropoutNd)  # a cut keeps every module
             module.p = trained.p * factor
-
-
-def _check_finite(loss: Tensor, where: str) -> None:
-    if not bool(torch.isfinite(loss)):
-        raise ModelError(f"The loss became {float(loss)} ({where}); lower the learning rate in the recipe.")

@@ -134,6 +134,8 @@ def _locked(folder: Path, out: Path) -> Iterator[None]:
     Raises:
         UsageError: Another run holds it, or the place cannot be written to.
     """
+    if folder.is_symlink():  # what lies elsewhere is not emptied
+        raise UsageError(f"{folder} is a symbolic link; remove it, or choose another --out.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / _LOCK, timeout=0)

@@ -137,11 +137,17 @@ RUNS = {
 }
 
 
-def make_bundles(folder):
-    """Every base bundle, by name."""
-    write_problem(folder)
-    with mock.patch.object(pipeline, "LATENCY_BATCHES", (1,)):  # a second of each run goes into the other
-        return {name: make_bundle(folder, name) for name in RUNS}
+class Bundles(dict):
+    """Base bundles by name, each made when it is first asked for."""
+
+    def __init__(self, folder):
+        write_problem(folder)
+        self.folder = folder
+
+    def __missing__(self, name):
+        with mock.patch.object(pipeline, "LATENCY_BATCHES", (1,)):  # a second of each run goes into the other
+            self[name] = make_bundle(self.folder, name)
+        return self[name]
 
 
 def make_bundle(folder, name):

@@ -30,9 +30,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(scope="session")
 def audited(tmp_path_factory):
     """Base bundles by name, unsigned; tests change copies."""
-    from tests.audited import make_bundles
+    from tests.audited import Bundles
 
-    return make_bundles(tmp_path_factory.mktemp("audited"))
+    return Bundles(tmp_path_factory.mktemp("audited"))
 
 
 @pytest.fixture(scope="session")

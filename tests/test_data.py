@@ -138,8 +138,8 @@ def test_constant_columns_are_noted_and_cannot_be_standardised(tmp_path):
         ({}, "{file: x.parquet, target: y, exclude: [a, b, c]}", "no feature column is left"),
         ({}, "{file: x.parquet, target: y, feature_groups: {g: [a, b], h: [b]}}", "'b' is in 'g' too"),
         ({}, "{file: x.parquet, target: y, feature_groups: {c: [a, b]}}", "rename the group"),
-        ({}, "{file: absent.parquet, target: y}", "no such file"),
-        ({}, "{file: x.xlsx, target: y}", "no such file"),
+        ({}, "{file: absent.parquet, target: y}", "No such file"),
+        ({}, "{file: x.xlsx, target: y}", "No such file"),
         ({}, "{file: x.parquet, target: y, split: {column: c}}", "split column 'c' holds '0'"),
     ],
 )

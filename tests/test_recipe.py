@@ -200,7 +200,7 @@ def test_a_wrong_recipe_is_refused_with_line_key_and_mend(tmp_path, old, new, me
     ("content", "message"),
     [
         ("", "this is empty"),
-        ("- a\n", "a recipe is a mapping"),
+        ("- a\n", "should be a mapping of keys, this is a list"),
         (b"task: \xff\xfe\n", ":1: not UTF-8"),
         ("a: " + "[" * 50 + "]" * 50, "nested deeper"),
         ("#" * 1_000_001, "at most 1,000,000"),

@@ -16,10 +16,17 @@ _VERIFY_EPILOG = (
     "Exit codes: 0 verified; 1 a check failed; 2 usage; 3 incomplete: something in the bundle could not be "
     "checked, such as a signature without --trust; 4 policy violated; 5 unreadable or of an unknown schema."
 )
+_LONGEST = 86_400  # seconds
 _path = click.Path(path_type=Path)
 _bundle = click.argument("bundle", type=_path)
 _json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
 _key = click.option("--key", type=_path, required=True, help="Your private key, PEM, Ed25519 or ECDSA.")
+
+
+def _seconds(context: click.Context, option: click.Parameter, value: float) -> float:
+    if not 1 <= value <= _LONGEST:  # nor is it NaN
+        raise click.BadParameter(f"{value:g} is not between 1 and {_LONGEST:,}.")
+    return value
 
 
 @click.command(epilog=_VERIFY_EPILOG)
@@ -33,7 +40,12 @@ _key = click.option("--key", type=_path, required=True, help="Your private key, 
 @click.option("--expect-original", "original", metavar="SHA|FILE", help="The model it must be made from.")
 @click.option("--previous", type=_path, metavar="BUNDLE", help="The bundle this one must follow.")
 @click.option(
-    "--timeout", type=click.FloatRange(1), default=300.0, show_default=True, help="Seconds to run the model."
+    "--timeout",
+    type=float,
+    callback=_seconds,
+    default=300.0,
+    show_default=True,
+    help="Seconds to run the model.",
 )
 @_json
 def verify(
@@ -66,7 +78,7 @@ def verify(
     )
     verdict = run_verify(bundle, demands, seconds=timeout)
     if as_json:
-        click.echo(json.dumps(findings.as_record(verdict), ensure_ascii=False, indent=2))
+        click.echo(json.dumps(findings.as_record(verdict), indent=2))
     else:
         print_verdict(_console(), verdict)
     sys.exit(verdict.exit_code)
@@ -187,7 +199,7 @@ COMMANDS = (verify, keygen, sign, countersign, diff, explain, render)
 
 def _show(record: dict[str, Any], as_json: bool, printer: Any) -> None:
     if as_json:
-        click.echo(json.dumps(record, ensure_ascii=False, indent=2))
+        click.echo(json.dumps(record, indent=2))
     else:
         printer(_console(), record)
 

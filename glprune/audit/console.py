@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from glprune.audit.findings import Check, Verdict
+from glprune.terminal import plain
 
 _COLOURS = {"passed": "green", "failed": "bold red", "incomplete": "yellow", "skipped": "dim"}
 _HEADINGS = {
@@ -17,11 +18,6 @@ _HEADINGS = {
     "policy": "Policy: what is allowed",
 }
 _SHOWN = 20
-
-
-def plain(text: str) -> str:
-    """Text with everything that could steer a terminal spelled out."""
-    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
 
 
 def print_verdict(console: Console, verdict: Verdict) -> None:
@@ -78,7 +74,9 @@ def print_comparison(console: Console, found: dict[str, Any]) -> None:
     for name in ("old", "new"):
         table.add_column(name, justify="right")
     for name, values in found["metrics"].items():
-        table.add_row(name, *("-" if values[k] is None else f"{values[k]:.4f}" for k in ("old", "new")))
+        table.add_row(
+            Text(plain(name)), *("-" if values[k] is None else f"{values[k]:.4f}" for k in ("old", "new"))
+        )
     for name, pair in found["size"].items():
         table.add_row(name.removesuffix("_after").replace("_", " "), *(f"{v:,}" for v in pair))
     for name, pair in found["hidden"].items():

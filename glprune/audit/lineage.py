@@ -10,6 +10,7 @@ from glprune import bundle as bundles
 from glprune.audit.findings import Finding
 from glprune.audit.signing import instant
 from glprune.errors import UsageError
+from glprune.files import fault
 from glprune.report import Report
 
 _HEX = re.compile(r"^(sha256:)?([0-9a-fA-F]{64})$")
@@ -24,10 +25,10 @@ def expected_digest(text: str) -> str:
     given = _HEX.match(text)
     if given is not None:
         return f"sha256:{given[2].lower()}"
-    try:
-        return bundles.digest(Path(text))
-    except OSError as error:
-        raise UsageError(f"{text!r} is no SHA-256 and no file ({error.strerror}).") from None
+    why = fault(Path(text))
+    if why is not None:
+        raise UsageError(f"{text!r} is no SHA-256 and no file ({why}).")
+    return bundles.digest(Path(text))
 
 
 def check_expected(report: Report, model: str | None, original: str | None) -> list[Finding]:

@@ -6,15 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from glprune import bundle as bundles
 from glprune.audit.findings import Finding
 from glprune.errors import UsageError
 from glprune.report import Feature, Policy, Report
-
-_LARGEST = 1 << 20
+from glprune.yamlfile import parse, read_text
 
 
 def read_policy(path: Path) -> Policy:
@@ -23,17 +20,9 @@ def read_policy(path: Path) -> Policy:
     Raises:
         UsageError: The file cannot be read or is no policy.
     """
+    tree, _ = parse(read_text(path), str(path))
     try:
-        with path.open("rb") as stream:
-            raw = stream.read(_LARGEST + 1)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}); name a YAML or JSON file.") from None
-    if len(raw) > _LARGEST:
-        raise UsageError(f"{path} has more than {_LARGEST:,} bytes.")
-    try:
-        return Policy.model_validate(YAML(typ="safe", pure=True).load(raw.decode("utf-8")))
-    except (YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{path}: is no YAML ({str(error).splitlines()[0][:120]}).") from None
+        return Policy.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"

@@ -25,6 +25,7 @@ from glprune.audit.findings import Finding
 from glprune.audit.manifest import STATEMENT, Subject, sha256
 from glprune.audit.strict import StrictError, read_json
 from glprune.errors import UsageError
+from glprune.files import fault
 
 PRODUCER = "producer"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -78,6 +79,8 @@ def make_key(path: Path) -> Path:
     Raises:
         UsageError: Either file exists or cannot be written.
     """
+    if not path.name:
+        raise UsageError(f"{path} is a folder, not a file; name the key's file.")
     key, public = Ed25519PrivateKey.generate(), path.with_name(path.name + ".pub")
     for file in (path, public):
         if file.exists():
@@ -136,11 +139,11 @@ def read_private_key(path: Path) -> CryptoSigner:
 
 
 def _read_key(path: Path) -> bytes:
-    try:
-        with path.open("rb") as stream:
-            return stream.read(1 << 16)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}); name a PEM file.") from None
+    why = fault(path)
+    if why is not None:
+        raise UsageError(f"{path} {why}; name a PEM file.")
+    with path.open("rb") as stream:
+        return stream.read(1 << 16)
 
 
 def sign(folder: Path, manifest: bytes, key: CryptoSigner) -> Path:

@@ -36,7 +36,6 @@ from glprune.recipe import Recipe, load_recipe
 from glprune.report import Policy, ProxyAnalysis, Report, report_schema
 
 SECONDS = 300.0
-_MOST_BLANK = 500
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 
@@ -123,7 +122,8 @@ def read_report(folder: Path) -> Report:
     """
     opened = open_bundle(folder)
     if opened.report is None:
-        reason = next((str(f) for f in opened.findings if f.file == bundles.REPORT), f"no {bundles.REPORT}")
+        found = [*opened.files.findings, *opened.findings]
+        reason = next((str(f) for f in found if f.file == bundles.REPORT), f"no {bundles.REPORT}")
         raise UnreadableError(f"{folder}: {reason}.")
     return opened.report
 
@@ -167,10 +167,6 @@ def _known(name: str, value: Any) -> None:
 
 
 def _recipe(raw: bytes) -> Recipe:
-    if (
-        sum(not line.strip() for line in raw.splitlines()) > _MOST_BLANK
-    ):  # the reader's time grows as their square
-        raise StrictError(f"has more than {_MOST_BLANK} blank lines")
     with TemporaryDirectory() as folder:
         path = Path(folder) / bundles.RECIPE
         path.write_bytes(raw)

@@ -62,7 +62,7 @@ def load_loader(recipe: Recipe) -> Data:
     """
     reference = str(recipe.data.loader)
     where = recipe.where("data", "loader")
-    make = load_callable(reference, recipe.folder, where)
+    make = load_callable(reference, recipe.folder, where, recipe.allowed)
     found: dict[str, _Survey] = {}
     for name in SPLITS:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from glprune.errors import DataError, did_you_mean, subject
+from glprune.files import fault
 
 _BATCH_BYTES = 1 << 22  # of the rows read at once, as float32; conversions stay in the cache
 _FEWEST_ROWS = 256  # read at once, however wide: a call has a price for each column
@@ -71,8 +73,15 @@ class Table(ABC):
         return sum(piece.rows for piece in self.pieces)
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """A whole column."""
-        return pa.chunked_array([b[0] for b in self.batches([name])], self.schema.field(name).type)
+        """A whole column of plain values.
+
+        Raises:
+            DataError: It holds lists, structs or bytes, such as text that is not UTF-8.
+        """
+        kind = self.schema.field(name).type
+        if pa.types.is_nested(kind) or pa.types.is_binary(kind):
+            raise DataError(f"{self.path}: column {name!r} holds {kind} values; take numbers or UTF-8 text.")
+        return pa.chunked_array([b[0] for b in self.batches([name])], kind)
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Yield all rows of some columns, some megabytes at a time."""
@@ -102,8 +111,9 @@ def open_table(path: Path) -> Table:
     Raises:
         DataError: It is missing, empty, truncated, ragged, not UTF-8 or of another kind.
     """
-    if not path.exists():
-        raise DataError(f"{path}: no such file; paths are relative to the recipe.")
+    why = fault(path)
+    if why is not None and not os.path.isdir(path):
+        raise DataError(f"{path} {why}; name a file or a folder of Parquet, relative to the recipe.")
     kind = path.suffix.lower()
     table: Table
     if path.is_dir() or kind in (".parquet", ".pq"):
@@ -125,7 +135,7 @@ class CsvTable(Table):
     def __init__(self, path: Path) -> None:
         with _readable(path):
             self._table = pa.csv.read_csv(path)
-        _check_distinct(self._table.column_names, path)
+            _check_distinct(self._table.column_names, path)
         self.path, self.schema = path, self._table.schema
         self.pieces = (Piece(0, 0, 0, self._table.num_rows),)
 
@@ -171,7 +181,7 @@ class ParquetTable(Table):
         for file in [path] if self.whole else _parquet_files(path):
             with _readable(file):
                 stamp, opened = _stamp(file), pa.parquet.ParquetFile(file)
-            _check_distinct(opened.schema_arrow.names, file)
+                _check_distinct(opened.schema_arrow.names, file)
             if not self._shards:
                 self.schema = opened.schema_arrow
             _check_alike(opened.schema_arrow, self.schema, file, self._shards)
@@ -289,6 +299,8 @@ def _readable(path: Path) -> Iterator[None]:
     """What goes wrong while a file is read, as one line that names it."""
     try:
         yield
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: a column's name is not UTF-8; save the file as UTF-8.") from error
+    except (pa.ArrowException, OSError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise DataError(f"{path}: cannot be read ({first}).") from error

@@ -1,0 +1,31 @@
+"""What a run's results may depend on: the recipe's seed and threads, never what the process had before."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+
+@contextlib.contextmanager
+def reproducible(seed: int, threads: int) -> Iterator[None]:
+    """Seed PyTorch for a while, fix its threads, and give the caller's settings back.
+
+    PyTorch splits sums among its threads, so that their number decides the last digits, and these which
+    groups leave first.
+
+    Args:
+        seed: Seed of PyTorch's own generator.
+        threads: Threads of one tensor operation.
+    """
+    strict, before = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        torch.use_deterministic_algorithms(True)
+        torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(strict)
+            torch.set_num_threads(before)

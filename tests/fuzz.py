@@ -1,0 +1,94 @@
+"""Fuzz the readers with coverage guidance, by hand or at night: ``python -m tests.fuzz TARGET RUNS``.
+
+TARGET is ``recipe``, ``report`` or ``verify``; it takes ``pip install -e ".[fuzz]"``. A fault ends it with a
+traceback and leaves the input in a file, ``crash-...``, which ``python -m tests.fuzz TARGET 1 FILE`` runs again.
+An input that takes longer than a minute counts as a hang.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import atheris
+
+with atheris.instrument_imports(include=["glprune"]):
+    from glprune import bundle as bundles
+    from glprune.audit import page
+    from tests import mutated
+    from tests.audited import make_bundle, write_problem
+
+Target = Callable[[bytes], None]
+
+
+def chooser(raw: bytes) -> mutated.Choose:
+    """Answers taken from the fuzzer's bytes."""
+    provider = atheris.FuzzedDataProvider(raw)
+    return lambda n: provider.ConsumeIntInRange(0, n - 1)
+
+
+def recipe(folder: Path) -> Target:
+    """Bytes as they are, or choices that change a whole recipe."""
+
+    def run(raw: bytes) -> None:
+        text = raw[1:] if raw[:1] == b"\0" else mutated.recipe_text(chooser(raw[1:]))
+        mutated.check_recipe(text, folder)
+
+    return run
+
+
+def report(folder: Path) -> Target:
+    """Bytes as they are, or choices that change a report."""
+    bundle = _bundle(folder)
+    base = (bundle / bundles.REPORT).read_bytes()
+
+    def run(raw: bytes) -> None:
+        text = raw[1:] if raw[:1] == b"\0" else mutated.report_text(base, chooser(raw[1:]))
+        mutated.check_report(text, bundle)
+
+    return run
+
+
+def verify(folder: Path) -> Target:
+    """Choices that change one file of a bundle, sealed anew or not; pictures are left out: drawing is slow."""
+    bundle, copy = _bundle(folder), folder / "copy"
+    page.can_draw = lambda: False
+
+    def run(raw: bytes) -> None:
+        choose = chooser(raw)
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(bundle, copy)
+        mutated.change_bundle(copy, choose, sealed=bool(choose(2)))
+        mutated.check_verify(copy)
+
+    return run
+
+
+def _bundle(folder: Path) -> Path:
+    write_problem(folder)
+    return make_bundle(folder, "slim")
+
+
+def main() -> None:
+    name, runs, *rest = sys.argv[1:]
+    warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as folder:
+        target = {"recipe": recipe, "report": report, "verify": verify}[name](Path(folder))
+        options = [
+            f"-runs={runs}",
+            "-timeout=60",
+            "-max_len=512",
+            "-len_control=0",
+            "-print_final_stats=1",
+            *rest,
+        ]
+        atheris.Setup([sys.argv[0], *options], target)
+        atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
