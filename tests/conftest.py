@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-
 _LONG = ("test_packaged", "test_examples", "test_resume", "test_architecture_runs", "test_audit_tampering")
 
 
