@@ -418,6 +418,12 @@ class TrainSpec(Section):
         description="How often a point may begin anew with half the step size, since a loss, a gradient or a "
         "weight was not finite; the report says how often. 0: the run stops and names batch and layer.",
     )
+    precision: Literal["float32", "bf16"] = Field(
+        "float32",
+        description="Of the forward passes in the stochastic steps of path and refit; bf16 multiplies "
+        "matrices in bfloat16. Penalty, proximal step, full-batch steps, optimality conditions and "
+        "validation stay in float32.",
+    )
     bound: bool = Field(
         True, description="Hold weights outside every group inside the ball of their trained norm."
     )
