@@ -321,7 +321,7 @@ def main() -> None:
                 (name, str(batch), f"{r['ms']['slim']:.4f}", f"{r['slim_over']['plain']:.3f}",
                  "-" if graph is None else f"{graph:.3f}", f"{r['speedup']:.2f}", f"{record['mac_ratio']:.1f}")
             )  # fmt: skip
-    print("\n".join(aligned(rows)))
+    print(aligned(rows))
     if set(chosen.networks) == set(SUBJECTS):
         record = {"goal": GOAL, "seconds": chosen.seconds, "networks": records}
         record |= {"machine": machine(), "versions": versions()}
