@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
 import tempfile
 import time
@@ -19,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from features import machine, versions
@@ -34,13 +34,14 @@ from glprune.groups import zero_units_
 from glprune.job import narrowing
 from glprune.measure import OnnxFile, macs, parameters
 from glprune.removal import remove
-from glprune.scaling import scaled
+from glprune.scaling import Scaled, scaled
 
 HERE = Path(__file__).parent
 BATCHES = (1, 256)
 GOAL = 1.10
 OPSET = 18
 KEPT = 0.3
+HEAD = 16
 Record = dict[str, Any]
 
 
@@ -62,13 +63,14 @@ class ConvNet(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward layer, norms first; the feed-forward width is what is cut."""
+    """Attention and a feed-forward layer, norms first; heads and the feed-forward width can be cut."""
 
     def __init__(self, width: int, heads: int, inner: int) -> None:
         super().__init__()
-        self.heads, self.head = heads, width // heads
+        self.heads, self.head = heads, HEAD
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.q, self.k, self.v = (nn.Linear(width, heads * HEAD) for _ in range(3))
+        self.out = nn.Linear(heads * HEAD, width)
         self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -85,14 +87,28 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Two blocks over 16 positions."""
 
-    def __init__(self, inputs: int = 32, width: int = 64, inner: Sequence[int] = (256, 256)) -> None:
+    def __init__(
+        self, inputs: int = 32, width: int = 64, blocks: Sequence[tuple[int, int]] = ((4, 256), (4, 256))
+    ) -> None:
         super().__init__()
         self.entry = nn.Linear(inputs, width)
-        self.blocks = nn.Sequential(*(Block(width, 4, n) for n in inner))
+        self.blocks = nn.Sequential(*(Block(width, heads, inner) for heads, inner in blocks))
         self.top = nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.top(self.blocks(self.entry(x)).mean(1))
+
+
+class By(nn.Module):
+    """Standardisation as a hand writes it."""
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
 
 
 def mlp(widths: Sequence[int] = (784, 256, 128, 10)) -> nn.Module:
@@ -115,13 +131,13 @@ def conv_by_hand(slim: nn.Module) -> nn.Module:
 
 def transformer_by_hand(slim: nn.Module) -> nn.Module:
     assert isinstance(slim, Transformer)
-    inner = [block.up.out_features for block in slim.blocks]
-    return Transformer(slim.entry.in_features, slim.entry.out_features, inner)
+    blocks = [(block.q.out_features // HEAD, block.up.out_features) for block in slim.blocks]
+    return Transformer(slim.entry.in_features, slim.entry.out_features, blocks)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A network: how it is built, the shape of one row, its feature axis, how a hand builds one of its widths.
+    """A network: how it is built, the shape of a row, its feature axis, how a hand builds one of its widths.
 
     Attributes:
         pruned: Whether inputs are removed beside hidden units.
@@ -239,9 +255,9 @@ def in_turn(files: dict[str, OnnxFile], inputs: dict[str, Tensor], seconds: floa
     """Processor seconds of calls of several files, taken in turn; the first tenth warms up."""
     found: dict[str, list[float]] = {name: [] for name in files}
     start = time.perf_counter()
-    while (now := time.perf_counter() - start) < seconds or len(next(iter(found.values()))) < 30:
-        names = list(files) if int(now * 1e6) % 2 else list(files)[::-1]
-        for name in names:
+    shuffle = random.Random(0)  # whoever runs after a wide network finds a cold cache
+    while time.perf_counter() - start < seconds or len(next(iter(found.values()))) < 30:
+        for name in shuffle.sample(list(files), len(files)):
             begin = time.thread_time_ns()
             files[name]((inputs[name],))
             found[name].append((time.thread_time_ns() - begin) / 1e9)
@@ -260,7 +276,13 @@ def measure(name: str, subject: Subject, seconds: float, folder: Path) -> Record
     whole = macs(network, (x,))
     slim, narrow = slimmed(network, subject, x)
     _export(slim, narrow, paths["slim"])
-    plain = subject.by_hand(slim.network if subject.scaled else slim).eval()
+    if subject.scaled:
+        assert isinstance(slim, Scaled)
+        columns = slim.get_submodule("standardize")
+        plain = nn.Sequential(By(columns.mean, columns.std), subject.by_hand(slim.network)).eval()
+    else:
+        plain = subject.by_hand(slim).eval()
+    plain.load_state_dict(dict(zip(plain.state_dict(), slim.state_dict().values(), strict=True)))
     exported_plainly(plain, narrow, paths["plain"])
     if name in GRAPHS:
         GRAPHS[name](plain, paths["graph"])
@@ -273,7 +295,10 @@ def measure(name: str, subject: Subject, seconds: float, folder: Path) -> Record
     }
     for batch in BATCHES:
         inputs = {k: (x if k == "original" else narrow)[:batch].contiguous() for k in files}
-        record[f"batch {batch}"] = _summary(in_turn(files, inputs, seconds))
+        alike = {k: f for k, f in files.items() if k != "original"}
+        times = in_turn(alike, inputs, seconds)
+        pair = in_turn({k: files[k] for k in ("original", "slim")}, inputs, seconds)
+        record[f"batch {batch}"] = _summary(times, pair)
     return record
 
 
@@ -286,18 +311,16 @@ def _nodes(path: Path) -> dict[str, int]:
     return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
 
 
-def _summary(times: dict[str, list[float]]) -> Record:
+def _summary(times: dict[str, list[float]], pair: dict[str, list[float]]) -> Record:
     slim = times["slim"]
-    ratios = {
-        kind: statistics.median(a / b for a, b in zip(slim, other, strict=True))
-        for kind, other in times.items()
-        if kind not in ("slim", "original")
-    }
-    speedup = statistics.median(a / b for a, b in zip(times["original"], slim, strict=True))
     return {
-        "ms": {kind: 1e3 * statistics.median(t) for kind, t in times.items()},
-        "slim_over": ratios,
-        "speedup": speedup,
+        "ms": {kind: 1e3 * statistics.median(t) for kind, t in (pair | times).items()},
+        "slim_over": {
+            kind: statistics.median(a / b for a, b in zip(slim, other, strict=True))
+            for kind, other in times.items()
+            if kind != "slim"
+        },
+        "speedup": statistics.median(a / b for a, b in zip(pair["original"], pair["slim"], strict=True)),
         "calls": len(slim),
     }
 
@@ -316,11 +339,10 @@ def main() -> None:
     for name, record in records.items():
         for batch in BATCHES:
             r = record[f"batch {batch}"]
-            graph = r["slim_over"].get("graph")
-            rows.append(
-                (name, str(batch), f"{r['ms']['slim']:.4f}", f"{r['slim_over']['plain']:.3f}",
-                 "-" if graph is None else f"{graph:.3f}", f"{r['speedup']:.2f}", f"{record['mac_ratio']:.1f}")
-            )  # fmt: skip
+            over = (r["slim_over"].get(kind) for kind in ("plain", "graph"))
+            ratios = ("-" if ratio is None else f"{ratio:.3f}" for ratio in over)
+            speed = f"{r['speedup']:.2f}", f"{record['mac_ratio']:.1f}"
+            rows.append((name, str(batch), f"{r['ms']['slim']:.4f}", *ratios, *speed))
     print(aligned(rows))
     if set(chosen.networks) == set(SUBJECTS):
         record = {"goal": GOAL, "seconds": chosen.seconds, "networks": records}

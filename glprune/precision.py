@@ -12,7 +12,10 @@ Precision = Literal["float32", "bf16"]
 
 
 def forward(
-    network: Callable[..., Any], inputs: tuple[Tensor, ...], view: Callable[[Any], Tensor], precision: Precision
+    network: Callable[..., Any],
+    inputs: tuple[Tensor, ...],
+    view: Callable[[Any], Tensor],
+    precision: Precision,
 ) -> Tensor:
     """What a loss sees of a network's outputs, computed in a precision.
 

@@ -22,8 +22,10 @@ from glprune.report import (
     Metric,
     PenaltyFacts,
     Report,
+    Size,
     Spread,
     Stability,
+    Widths,
 )
 from glprune.sections import sections, served
 from glprune.terminal import visible
@@ -165,7 +167,10 @@ def headline(report: Report) -> list[str]:
         sentences.append(_baselines_sentence(report.baselines, main))
     if report.stability is not None:
         sentences.append(_stability_sentence(report.stability, report.features))
-    sentences.append(" ".join(_speed_sentence(time.batch, time.speedup) for time in report.latency))
+    sentences += [_widths_sentence(report.widths)] if report.widths is not None else []
+    speeds = [_speed_sentence(time.batch, time.speedup) for time in report.latency]
+    speeds.append(f"Multiply-accumulates for one row fell {mac_ratio(size):.1f} times.")
+    sentences.append(" ".join(speeds))
     return [s for s in sentences if s]
 
 
@@ -240,6 +245,19 @@ def _speed_sentence(batch: int, speedup: float) -> str:
     if speedup >= 1:
         return f"At batch {batch} it is {speedup:.2f} times as fast."
     return f"At batch {batch} it is slower: {speedup:.2f} times the original's speed."
+
+
+def mac_ratio(size: Size) -> float:
+    """The original's multiply-accumulates over the shipped network's; what speed-ups are read beside."""
+    return size.macs_before / max(1, size.macs_after)
+
+
+def _widths_sentence(widths: Widths) -> str:
+    rounded = f"rounded up to multiples of {widths.tried}"
+    faster = f"{widths.speedup:.2f} times as fast at batch {widths.batch} before the refit"
+    if widths.multiple > 1:
+        return f"Hidden widths were {rounded}, with which the network was {faster}."
+    return f"Hidden widths are as they came out; {rounded} the network was {faster}."
 
 
 def penalty_sentence(penalty: PenaltyFacts) -> str:
@@ -404,7 +422,7 @@ def _view(report: Report, pictures: bool) -> dict[str, Any]:
         "part_of_rows": part_of_rows(report.stability) if report.stability else "",
         "drop_rows": _drop_rows(report.drop_costs) if report.drop_costs else [],
         "compared": compared(report),
-        "mac_ratio": report.size.macs_before / max(1, report.size.macs_after),
+        "mac_ratio": mac_ratio(report.size),
     }
 
 

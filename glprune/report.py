@@ -258,6 +258,18 @@ class Latency(Record):
     speedup: float = Field(description="median of the pairwise ratios original / slim")
 
 
+class Widths(Record):
+    """Hidden widths as they came out against widths rounded up to multiples, before the last refit."""
+
+    multiple: int = Field(description="of the shipped widths: 1, or `tried` where that was faster")
+    tried: int
+    batch: int
+    runs: int
+    exact_ms: float = Field(description="median, through ONNX Runtime")
+    rounded_ms: float = Field(description="median, in turn with the other")
+    speedup: float = Field(description="median of the pairwise ratios exact / rounded")
+
+
 class Input(Record):
     """One input of the shipped file."""
 
@@ -584,6 +596,7 @@ class Report(Record):
     baselines: Baselines | None = Field(None, description="of simpler selections, if measured")
     size: Size
     latency: list[Latency]
+    widths: Widths | None = Field(None, description="where the recipe leaves them to the clock")
     export: Export
     policy: Policy | None = Field(None, description="rules on fields, if the recipe has any")
     segments: Segments | None = Field(None, description="by protected attribute, if there is a policy")

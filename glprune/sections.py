@@ -41,7 +41,7 @@ _ALL = (
     ("performance", "Performance on the test split", ("performance", "agreement", "task")),
     ("baselines", "Against simpler selections", ("baselines",)),
     ("policy", "Policy, decisions and protected groups", ("policy", "reason_codes", "segments", "proxies")),
-    ("size", "Size and speed", ("size", "latency")),
+    ("size", "Size and speed", ("size", "latency", "widths")),
     ("kept", "Kept fields", ("features",)),
     ("chosen", "How the fields were chosen", ("penalty", "path", "selection", "stages", "refit")),
     ("stability", "How stable the choice is", ("stability",)),

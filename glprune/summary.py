@@ -187,6 +187,7 @@ def make_report(outcome: Outcome) -> Report:
         baselines=outcome.baselines,
         size=outcome.measured.size,
         latency=outcome.measured.latency,
+        widths=chosen.stages[-1].widths,
         export=_export(outcome),
         policy=make_policy(job),
         segments=outcome.measured.segments,

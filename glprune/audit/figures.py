@@ -14,7 +14,7 @@ from glprune.audit.findings import Finding
 from glprune.audit.resampled import stability_figures
 from glprune.audit.ruled import ordered_away, policy_figures
 from glprune.audit.stated import Found, differs, off
-from glprune.recipe import METRICS, Recipe
+from glprune.recipe import FASTER, METRICS, Recipe
 from glprune.report import Baseline, Feature, PathPoint, Report, SearchStage, Spread
 
 _CUT_TOLERANCE = 1e-5
@@ -47,6 +47,7 @@ def check_figures(report: Report, recipe: Recipe | None, files: Mapping[str, byt
         _splits(report),
         _size(report, files),
         _latency(report),
+        _widths(report, recipe),
         _warnings(report),
         _baselines(report),
         _drop_costs(report),
@@ -299,6 +300,23 @@ def _latency(report: Report) -> Iterator[Found]:
         for side in ("original", "slim"):
             if getattr(time, f"{side}_p95_ms") < getattr(time, f"{side}_ms"):
                 yield f"{where}/{side}_p95_ms", "is below the median"
+
+
+def _widths(report: Report, recipe: Recipe | None) -> Iterator[Found]:
+    """What the clock said of hidden widths, where the recipe left them to it."""
+    found = report.widths
+    if found is None:
+        return
+    if min(found.exact_ms, found.rounded_ms, found.speedup) <= 0:
+        yield "/widths", "a time is not above zero"
+        return
+    ratio = found.exact_ms / found.rounded_ms
+    if not ratio / _SPEED_SLACK <= found.speedup <= ratio * _SPEED_SLACK:
+        yield "/widths/speedup", f"says {found.speedup:.3g}, the medians' ratio is {ratio:.3g}"
+    if found.multiple != (found.tried if found.speedup > 1 + FASTER else 1):
+        yield "/widths/multiple", f"{found.multiple} does not follow from a speed-up of {found.speedup:.3g}"
+    if recipe is not None and recipe.target.multiple != "auto":
+        yield "/widths", f"was timed; {bundles.RECIPE} says {recipe.target.multiple}"
 
 
 def _warnings(report: Report) -> Iterator[Found]:
