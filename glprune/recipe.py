@@ -493,6 +493,11 @@ class ExportSpec(Section):
         "slim", description="slim: the input holds the kept columns only; original: all, gathered inside."
     )
     opset: Annotated[int, Field(ge=17, le=21)] = Field(18, description="ONNX operator set.")
+    quantize: Literal["int8"] | None = Field(
+        None,
+        description="int8: a second file, model.int8.onnx, in 8-bit integers, measured like the first. It is "
+        "not lossless: model.onnx stays the certified file. null: none.",
+    )
     dynamic_axes: dict[Text, dict[AxisNumber, Name]] = Field(
         default_factory=dict,
         description="Input -> axis: label, for axes of any length besides the batch; equal labels are equal "

@@ -21,6 +21,7 @@ from glprune.report import (
     Feature,
     Metric,
     PenaltyFacts,
+    Quantized,
     Report,
     Size,
     Spread,
@@ -171,6 +172,7 @@ def headline(report: Report) -> list[str]:
     speeds = [_speed_sentence(time.batch, time.speedup) for time in report.latency]
     speeds.append(f"Multiply-accumulates for one row fell {mac_ratio(size):.1f} times.")
     sentences.append(" ".join(speeds))
+    sentences += [_int8_sentence(report.quantized, main)] if report.quantized is not None else []
     return [s for s in sentences if s]
 
 
@@ -250,6 +252,19 @@ def _speed_sentence(batch: int, speedup: float) -> str:
 def mac_ratio(size: Size) -> float:
     """The original's multiply-accumulates over the shipped network's; what speed-ups are read beside."""
     return size.macs_before / max(1, size.macs_after)
+
+
+def _int8_sentence(found: Quantized, main: Metric) -> str:
+    """What the 8-bit file does, and that nothing of it is certified."""
+    own = next(m for m in found.metrics if m.name == main.name)
+    alike = "" if found.same_decisions is None else f", {100 * found.same_decisions:.2f} % decided alike"
+    speeds = " and ".join(f"{t.speedup:.2f} times at batch {t.batch}" for t in found.latency)
+    return (
+        f"{found.file} holds the network in 8-bit integers and is not lossless: {label(own.name)} is "
+        f"{own.int8:.4f} instead of {own.float32:.4f} on the test rows{alike}; outputs change by up to "
+        f"{100 * found.difference:.2g} % of the largest. It has {found.bytes:,} bytes; its speed against "
+        f"the shipped file is {speeds}."
+    )
 
 
 def _widths_sentence(widths: Widths) -> str:

@@ -47,7 +47,7 @@ _ALL = (
     ("stability", "How stable the choice is", ("stability",)),
     ("costs", "What dropping one more field costs", ("drop_costs",)),
     ("removal", "How removal was certified", ("removal", "hidden")),
-    ("file", "The shipped file", ("export",)),
+    ("file", "The shipped file", ("export", "quantized")),
     ("data", "Data", ("data",)),
     ("provenance", "Provenance", ("digests", "run", "timing", "schema")),
     ("rules", "Which sections serve which rules", ()),
