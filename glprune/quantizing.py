@@ -74,8 +74,8 @@ def write_int8(source: Path, target: Path, rows: Sequence[dict[str, Any]]) -> Me
         ) from error
     if not products(found)[0]:
         raise ModelError(
-            "export.quantize: int8: the network has no convolution or dense layer that could be quantised, only "
-            f"{', '.join(sorted(kinds))}; remove the key."
+            "export.quantize: int8: the network has no convolution or dense layer that could be quantised, "
+            f"only {', '.join(sorted(kinds))}; remove the key."
         )
     target.write_bytes(found.SerializeToString(deterministic=True))
     return method
@@ -98,7 +98,7 @@ def _quantize(source: Path, made: Path, method: Method, rows: Sequence[dict[str,
     )
 
 
-class _Rows(quantization.CalibrationDataReader):  # type: ignore[misc]
+class _Rows(quantization.CalibrationDataReader):
     """Batches for the quantiser."""
 
     def __init__(self, rows: Sequence[dict[str, Any]]) -> None:

@@ -110,12 +110,10 @@ class Stopwatch:
 
     def against(self, first: Removed, second: Removed) -> Latency:
         """Latency of two slim networks, run in turn; the second one's speed-up over the first."""
-        narrow = [narrowing(r.columns, self.job.axes)(self.inputs) for r in (first, second)]
-        files = [
-            self._file(r.network, x, f"{n}.onnx")
-            for n, (r, x) in enumerate(zip((first, second), narrow, strict=True))
-        ]
-        return latency(*files, *narrow, self.batch, self.threads)
+        before, after = (narrowing(r.columns, self.job.axes)(self.inputs) for r in (first, second))
+        one = self._file(first.network, before, "first.onnx")
+        other = self._file(second.network, after, "second.onnx")
+        return latency(one, other, before, after, self.batch, self.threads)
 
     def _file(self, network: nn.Module, inputs: Inputs, name: str) -> OnnxFile:
         names, outputs, spec = self.job.input_names, self.job.outputs.names, self.job.recipe.export

@@ -185,6 +185,7 @@ class _Eight:
     def __init__(self, int8: Int8, feed: Mapping[str, Array], expected: Mapping[str, Array]) -> None:
         self.session: ort.InferenceSession | None = None
         self.found: dict[str, Any] = {}
+        self.part: dict[str, Any]
         try:
             session = _session(int8.content)
             self.found = dict(zip(expected, session.run(list(expected), dict(feed)), strict=True))
