@@ -13,6 +13,7 @@ from torch import nn
 import glprune
 from glprune import bundle as bundles
 from glprune import pipeline
+from glprune.audit.int8 import _weights
 from glprune.audit.manifest import write_manifest
 from glprune.audit.verify import verify
 from glprune.errors import ModelError
@@ -83,6 +84,25 @@ def test_every_kind_of_network_keeps_its_interface_and_nearly_its_outputs(name, 
     assert onnx.TensorProto.INT8 in kinds
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_weights_are_the_certified_ones_rounded(name, tmp_path):
+    build, row, _ = CASES[name]
+    _, x = exported(build, row, tmp_path)
+    write_int8(tmp_path / "f.onnx", tmp_path / "q.onnx", [{"x": x}])
+    model, source = onnx.load(tmp_path / "q.onnx"), onnx.load(tmp_path / "f.onnx")
+    assert not list(_weights(model, source))
+    rounded = [t for t in model.graph.initializer if t.name.endswith("_quantized")]
+    assert rounded
+    for tensor in rounded:
+        values = onnx.numpy_helper.to_array(tensor).copy()
+        values.reshape(-1)[0] += 2 if values.reshape(-1)[0] < 100 else -2
+        other = onnx.ModelProto()
+        other.CopyFrom(model)
+        changed = next(t for t in other.graph.initializer if t.name == tensor.name)
+        changed.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+        assert [place for place, _ in _weights(other, source)] == [f"weight {tensor.name!r}"]
+
+
 def test_a_network_without_a_product_to_quantise_is_refused_in_one_line(tmp_path):
     _, x = exported(Recurrent, (5, 6), tmp_path)
     with pytest.raises(ModelError, match=r"export.quantize: int8: the network has no convolution.*GRU"):
@@ -115,15 +135,16 @@ def results(tmp_path_factory):
         }
 
 
-def status(folder, **options):
-    verdict = verify(folder, isolated=False, **options)
-    return verdict.exit_code, {(c.id, f.file, f.where) for c in verdict.checks for f in c.findings}
+def findings_of(folder):
+    """What does not hold, but for pictures, which the changed copies of these tests lack."""
+    verdict = verify(folder, isolated=False)
+    return {(c.id, f.file, f.where) for c in verdict.checks for f in c.findings if c.id != "C12"}
 
 
 @pytest.mark.parametrize("signature", ["slim", "original"])
 def test_a_bundle_with_the_file_is_verified_and_the_report_tells_its_figures(results, signature):
     result = results[signature]
-    assert status(result.bundle) == (0, set())
+    assert verify(result.bundle, isolated=False).exit_code == 0
     found = result.report.quantized
     file = result.bundle / FILE
     assert found.bytes == file.stat().st_size
@@ -184,6 +205,17 @@ def appended(model):
     return model.SerializeToString(deterministic=True) + b"\x0a\x03abc"
 
 
+def bias_moved(model):
+    tensor = next(t for t in model.graph.initializer if t.name.endswith("bias_quantized"))
+    values = onnx.numpy_helper.to_array(tensor)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values + 2, tensor.name))
+
+
+def other_mean(model):
+    tensor = next(t for t in model.graph.initializer if t.name == "standardize.mean")
+    tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) + 1, tensor.name))
+
+
 def external(model):
     tensor = model.graph.initializer[0]
     tensor.data_location = onnx.TensorProto.EXTERNAL
@@ -201,7 +233,9 @@ def past_the_gather(model):
 
 
 CHANGES = {
-    "weights": (other_weights, "slim", ("C9", bundles.REPORT, "/quantized/golden_difference")),
+    "weights": (other_weights, "slim", ("C6", FILE, "weight 'network.0.weight_quantized'")),
+    "biases": (bias_moved, "slim", ("C6", FILE, "weight 'network.0.bias_quantized'")),
+    "what is not quantised": (other_mean, "slim", ("C6", FILE, "weight 'standardize.mean'")),
     "metadata": (other_property, "slim", ("C6", FILE, "metadata_props")),
     "bytes behind the end": (appended, "slim", None),
     "external data": (external, "slim", None),
@@ -213,23 +247,21 @@ CHANGES = {
 def test_a_changed_file_is_found_out_though_its_digests_follow(results, tmp_path, name):
     change, signature, expected = CHANGES[name]
     copy = edited(results, tmp_path / "copy", change, signature)
-    code, findings = status(copy.folder)
-    assert code == 1
+    findings = findings_of(copy.folder)
     found = {(check, file) for check, file, _ in findings}
     assert expected in findings if expected else {("C6", FILE), ("C4", FILE)} & found
 
 
 def test_a_changed_file_whose_digests_do_not_follow_is_found_out(results, tmp_path):
     copy = edited(results, tmp_path / "copy", other_weights, honest=False)
-    code, findings = status(copy.folder)
-    assert code == 1
+    findings = findings_of(copy.folder)
     assert ("C2", bundles.REPORT, f"/digests/outputs/{FILE}") in findings
 
 
 def test_a_file_that_is_missing_is_missed(results, tmp_path):
     copy = copied(results["slim"].bundle, tmp_path / "copy")
     (copy / FILE).unlink()
-    assert ("C2", bundles.REPORT, f"/digests/outputs/{FILE}") in status(copy.folder)[1]
+    assert ("C2", bundles.REPORT, f"/digests/outputs/{FILE}") in findings_of(copy.folder)
 
 
 @pytest.mark.parametrize(
@@ -248,8 +280,7 @@ def test_a_figure_that_is_not_so_is_found_out(results, tmp_path, change, where):
     copy.edit(lambda r: change(r["quantized"]))
     follow(copy)
     write_manifest(copy.folder)
-    code, findings = status(copy.folder)
-    assert code == 1
+    findings = findings_of(copy.folder)
     assert where in {place for _, _, place in findings}
 
 
@@ -258,15 +289,14 @@ def test_figures_that_are_left_out_are_missed(results, tmp_path):
     copy.edit(lambda r: r.update(quantized=None))
     follow(copy)
     write_manifest(copy.folder)
-    assert "/quantized" in {place for _, _, place in status(copy.folder)[1]}
+    assert "/quantized" in {place for _, _, place in findings_of(copy.folder)}
 
 
 def test_a_file_slipped_in_beside_a_report_that_knows_of_none_is_refused(audited, results, tmp_path):
     copy = copied(audited["slim"], tmp_path / "copy")
     shutil.copy(results["slim"].bundle / FILE, copy / FILE)
     write_manifest(copy.folder)
-    code, findings = status(copy.folder)
-    assert code == 1
+    findings = findings_of(copy.folder)
     assert ("C5", bundles.REPORT, "/quantized") in findings
 
 
