@@ -34,17 +34,18 @@ from glprune.errors import DataError, GlpruneError, ModelError, RecipeError, Tar
 
 if TYPE_CHECKING:
     from glprune.inspection import Inspection, inspect
-    from glprune.pipeline import Result, run
+    from glprune.pipeline import run
     from glprune.recipe import Recipe, load_recipe
     from glprune.reload import load
     from glprune.report import Report
+    from glprune.result import Result
 
 # imported on first use, so that reading a report does not load PyTorch
 _LAZY = {
     "Inspection": "glprune.inspection",
     "Recipe": "glprune.recipe",
     "Report": "glprune.report",
-    "Result": "glprune.pipeline",
+    "Result": "glprune.result",
     "inspect": "glprune.inspection",
     "load": "glprune.reload",
     "load_recipe": "glprune.recipe",

@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -48,6 +48,7 @@ from glprune.removal import Removed
 from glprune.render import render_html
 from glprune.report import Agreement, DropCosts, Metric, Report, Size, Stability, report_schema
 from glprune.resampling import check_rows, measure_stability
+from glprune.result import Result
 from glprune.scaling import Scaled
 from glprune.search import search
 from glprune.segments import measure_segments
@@ -69,19 +70,6 @@ from glprune.workspace import Workspace, working
 
 LATENCY_BATCHES = (1, 256)
 _ORIGINAL, _ZEROED = "original.onnx", "zeroed.onnx"
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run made.
-
-    Attributes:
-        bundle: The folder with the slim model and its report.
-        report: The report as records.
-    """
-
-    bundle: Path
-    report: Report
 
 
 def run(

@@ -119,6 +119,17 @@ def render_html(report: Report, pictures: bool = True) -> str:
     return _environment().get_template("report.html.j2").render(r=report, **_view(report, pictures))
 
 
+def render_findings(report: Report, bundle: str) -> str:
+    """The first page's findings as a fragment of HTML that styles itself, for notebooks.
+
+    Args:
+        report: The records.
+        bundle: Where the rest can be read.
+    """
+    template = _environment().get_template("findings.html.j2")
+    return template.render(r=report, banner=banner(report), headline=headline(report), bundle=bundle)
+
+
 def number(value: float) -> str:
     """Four significant digits."""
     if value == 0 or not math.isfinite(value):
