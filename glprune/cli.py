@@ -249,6 +249,28 @@ def schema(name: str) -> None:
     click.echo(json.dumps(schemas[name](), indent=2, ensure_ascii=False))
 
 
+@main.command("export-server", epilog=_EPILOG)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--triton", type=click.Path(path_type=Path), metavar="DIR", help="Add it to this repository.")
+@click.option("--kserve", type=click.Path(path_type=Path), metavar="DIR", help="Write models and YAML here.")
+@click.option("--name", help="Name of the model [the bundle's folder].")
+@click.option("--storage-uri", default="pvc://models/models", show_default=True, help="For --kserve.")
+@click.option("--max-batch", type=click.IntRange(1, 2**20), default=256, show_default=True)
+def export_server(
+    bundle: Path, triton: Path | None, kserve: Path | None, name: str | None, storage_uri: str, max_batch: int
+) -> None:
+    """Lay BUNDLE out for the Triton Inference Server or for KServe."""
+    from glprune.serving import write_kserve, write_triton
+
+    if triton is None and kserve is None:
+        raise UsageError("export-server: name --triton DIR, --kserve DIR or both.")
+    called = name or bundle.resolve().name.lower().replace("_", "-")
+    if triton is not None:
+        click.echo(f"wrote {write_triton(bundle, triton, called, max_batch)}", err=True)
+    if kserve is not None:
+        click.echo(f"wrote {write_kserve(bundle, kserve, called, storage_uri, max_batch)}", err=True)
+
+
 for _command in COMMANDS:
     main.add_command(_command)
 
