@@ -132,7 +132,7 @@ _allow = click.option(
     "allow_factory",
     multiple=True,
     metavar="PACKAGE",
-    help="Import the recipe's factory and loader from this package, module or .py file only; repeatable.",
+    help="Import the recipe's factory, loader and plugins from this package, module or .py file alone.",
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
 _quiet = click.option("--quiet", is_flag=True, help="Print no progress.")
@@ -150,6 +150,7 @@ def main() -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write [glprune-out/RECIPE].")
 @click.option("--overwrite", is_flag=True, help="Replace an older bundle or a stopped run.")
 @click.option("--resume", is_flag=True, help="Go on from what a stopped run has done, if there is any.")
+@click.option("--reporter", "reporters", multiple=True, metavar="NAME", help="Plugin to tell the result.")
 @_set
 @_trust
 @_allow
@@ -161,6 +162,7 @@ def run(
     out: Path | None,
     overwrite: bool,
     resume: bool,
+    reporters: Sequence[str],
     overrides: Sequence[str],
     trust_pickle: bool,
     allow_factory: Sequence[str],
@@ -182,6 +184,7 @@ def run(
             overwrite=overwrite,
             resume=resume,
             trust_pickle=trust_pickle,
+            reporters=reporters,
             on_event=teller,
         )
     if as_json and named_first():

@@ -261,6 +261,8 @@ def penalty_sentence(penalty: PenaltyFacts) -> str:
         f"{100 * (penalty.within or 0):.3g} % of its strength, single weights of those that stay",
         "group_mcp": "a group MCP penalty, which pulls whole groups to zero and lets go of a group "
         f"whose norm is {penalty.concavity or 0:.3g} times its trained one",
+        "plugin": f"the penalty {penalty.plugin!r} of a plugin, whose proximal operator and residuals were "
+        "held against its values on random numbers before the training",
     }[penalty.kind]
     weak = ", pulling at groups that were weak in the trained network more" * (penalty.weights == "adaptive")
     return f"The network was trained on with {what}{weak}"
