@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import os
 import shutil
 import statistics
 import time
@@ -140,29 +141,36 @@ def rate(folder: Path, epochs: int, buffer: float) -> dict[str, Any]:
     from glprune.events import silent
     from glprune.job import prepare
 
-    seconds: dict[str, list[float]] = {}
-    passes: dict[str, Iterator[float]] = {}
+    times: dict[str, list[tuple[float, ...]]] = {}
+    passes: dict[str, Iterator[tuple[float, ...]]] = {}
     for name, stream in (("memory", False), ("streamed", True)):
         recipe = load_recipe(recipe_of(folder, "realistic", 128, stream, buffer))
         job = prepare(recipe, folder / "realistic.pt", False, silent)
-        passes[name], seconds[name] = timed_epochs(job), []
+        passes[name], times[name] = timed_epochs(job), []
         next(passes[name])  # pays for allocations, and brings the files into the page cache
-        print(name, "ready", flush=True)
     for _ in range(epochs):
         for name, drawn in passes.items():
-            seconds[name].append(next(drawn))
-            print(name, seconds[name][-1], flush=True)
-    ratios = [b / a for a, b in zip(seconds["memory"], seconds["streamed"], strict=True)]
+            times[name].append(next(drawn))
+    clocks = {
+        clock: {name: [round(t[n], 2) for t in own] for name, own in times.items()}
+        for n, clock in enumerate(("wall", "cpu_of_process", "cpu_of_training_thread"))
+    }
     return {
         "rows": rows_of(folder),
+        "buffer_mb": buffer,
         "threads": torch.get_num_threads(),
-        "seconds": seconds,
-        "ratio": statistics.median(seconds["streamed"]) / statistics.median(seconds["memory"]),
-        "ratios": ratios,
+        "load": os.getloadavg(),
+        "seconds": clocks,
+        "ratio_of_medians": {
+            clock: statistics.median(own["streamed"]) / statistics.median(own["memory"])
+            for clock, own in clocks.items()
+        },
     }
 
 
-def timed_epochs(job: Any) -> Iterator[float]:
+def timed_epochs(job: Any) -> Iterator[tuple[float, ...]]:
+    """Seconds of one epoch after another: wall, processor, processor of the training thread alone."""
+    clocks = (time.perf_counter, time.process_time, time.thread_time)
     from glprune.objective import Objective
     from glprune.train import PointSolver
 
@@ -172,9 +180,9 @@ def timed_epochs(job: Any) -> Iterator[float]:
     )
     solver = PointSolver(objective, spec, 0)
     while True:
-        start = time.perf_counter()
+        start = [clock() for clock in clocks]
         solver.solve(1e-5)
-        yield time.perf_counter() - start
+        yield tuple(clock() - begin for clock, begin in zip(clocks, start, strict=True))
 
 
 def rows_of(folder: Path) -> int:

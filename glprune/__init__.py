@@ -2,26 +2,27 @@
 
 A map of the package, in the order data flows:
 
-``recipe`` reads the YAML; ``data`` and ``model`` read files, ``outputs`` and ``teaching`` say what a
-network returns and what it is to learn. ``trace`` follows units through a network (``labels``,
-``watcher`` and ``rules`` are its parts), ``drafts`` makes unit sets of what it saw, ``graph`` asks
-torch-pruning for a second plan, ``proof`` tests plans on numbers and ``planning`` brings the three
-together. ``groups`` does arithmetic on units; ``penalty`` and ``optim`` hold the proximal operator and the
-proximal optimisers; ``objective``, ``train`` and ``path`` (of a ``point`` each) solve the regularisation
-path, while ``finite`` finds what is not finite and ``determinism`` fixes seed and threads. ``surgery``
-cuts, ``removal`` certifies; ``export`` and ``measure`` write the ONNX file and run it; ``policy`` resolves
-the rules on fields and ``forbidden`` cuts what must go before any path; ``protected`` reads attributes the
-network need not, ``segments`` and ``proxies`` measure by them. ``refitting`` trains what was cut and
-``shipping`` writes it, for the shipped network and, in ``baselines``, for simpler selections beside it
-(``importance`` ranks fields by permutation); ``resampling`` and ``dropping`` say how firm the choice is
-(``stability`` has the formulas), in the processes of ``workers``, which make the run's networks again with
-``rebuilt``; ``summary``, ``policy_summary``, ``report``, ``render`` and ``markdown`` say what was measured,
-``sections`` and ``regulations`` which part of it serves which rule; ``plan`` and ``contract`` say how the
-slim network was cut and what it takes, ``evidence`` leaves what others can check, ``bundle`` names the
-files and ``reload`` rebuilds the network from them; ``workspace`` is the folder a run works in and
-``journal`` what it has done so far, for one that is stopped (``recall`` brings points and refits there and
-back); ``pipeline`` is the whole run, ``inspection`` the dry run, ``cli`` the command. :mod:`glprune.audit`
-is the other side: it verifies a bundle without PyTorch.
+``recipe`` reads the YAML; :mod:`glprune.data`, with a map of its own, and ``model`` read files,
+``outputs`` and ``teaching`` say what a network returns and what it is to learn. ``trace`` follows units
+through a network (``labels``, ``watcher`` and ``rules`` are its parts), ``drafts`` makes unit sets of
+what it saw, ``graph`` asks torch-pruning for a second plan, ``proof`` tests plans on numbers and
+``planning`` brings the three together. ``groups`` does arithmetic on units; ``penalty`` and ``optim``
+hold the proximal operator and the proximal optimisers; ``objective``, ``train`` and ``path`` (of a
+``point`` each) solve the regularisation path, while ``finite`` finds what is not finite and
+``determinism`` fixes seed and threads. ``surgery`` cuts, ``removal`` certifies; ``export`` and
+``measure`` write the ONNX file and run it; ``policy`` resolves the rules on fields and ``forbidden``
+cuts what must go before any path; ``protected`` reads attributes the network need not, ``segments`` and
+``proxies`` measure by them. ``refitting`` trains what was cut and ``shipping`` writes it, for the
+shipped network and, in ``baselines``, for simpler selections beside it (``importance`` ranks fields by
+permutation); ``resampling`` and ``dropping`` say how firm the choice is (``stability`` has the
+formulas), in the processes of ``workers``, which make the run's networks again with ``rebuilt``;
+``summary``, ``policy_summary``, ``report``, ``render`` and ``markdown`` say what was measured,
+``sections`` and ``regulations`` which part of it serves which rule; ``plan`` and ``contract`` say how
+the slim network was cut and what it takes, ``evidence`` leaves what others can check, ``bundle`` names
+the files and ``reload`` rebuilds the network from them; ``workspace`` is the folder a run works in and
+``journal`` what it has done so far, for one that is stopped (``recall`` brings points and refits there
+and back); ``pipeline`` is the whole run, ``inspection`` the dry run, ``cli`` the command.
+:mod:`glprune.audit` is the other side: it verifies a bundle without PyTorch.
 """
 
 from __future__ import annotations

@@ -8,6 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+_LONG = ("test_packaged", "test_examples", "test_resume", "test_architecture_runs", "test_audit_tampering")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest modules first: with several processes none is left to run alone at the end."""
+    items.sort(key=lambda item: item.path.stem not in _LONG)
+
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:

@@ -50,6 +50,7 @@ one_class_in_valid = loader_of(lambda x, z, split: (z > 0).long() * (split != "v
 below_zero = loader_of(lambda x, z, split: (z > 0).long() - 1)
 beyond_two = loader_of(lambda x, z, split: (z > 0).long() * 2)
 seven = loader_of(lambda x, z, split: (z > 0).long() * 7)
+fractions = loader_of(lambda x, z, split: z.sigmoid())
 constant = loader_of(lambda x, z, split: z * 0 + 3 if split == "test" else z)
 huge = loader_of(lambda x, z, split: z * 1e25)
 
@@ -267,6 +268,8 @@ REFUSED = {
     ),
     "loader: class -1": (DataError, "class -1 is below 0", loaded("below_zero")),
     "loader: a third class": (DataError, "class 2 is yielded, data.classes lists 2", loaded("beyond_two")),
+    "loader: classes in fractions": (DataError, "a class label is not a whole number", loaded("fractions")),
+    "a target beyond float32": (DataError, "float32", values(1e39)),
     "loader: class 7 of 3": (
         ModelError,
         r"shape \(16, 3\); a multiclass task of 8 classes needs \(rows, 8\)",

@@ -14,6 +14,7 @@ import torch
 import glprune
 from glprune.data import load_data
 from glprune.determinism import reproducible
+from glprune.events import Note
 from glprune.recipe import load_recipe
 from tests.networks import fit_binary
 
@@ -117,3 +118,21 @@ def test_files_of_a_folder_are_read_in_the_order_of_their_names(folder):
     first = pq.read_table(folder / "rows" / "a.parquet").column("x0")[0].as_py()
     recipe = load_recipe(folder / "recipe.yaml", ["data.split={train: 0.98, valid: 0.01, test: 0.01}"])
     assert float(load_data(recipe).train.inputs[0][0, 0]) == np.float32(first)
+
+
+@pytest.mark.parametrize(("threads", "cores", "told"), [(1, 4, True), (2, 4, False), (1, 1, False)])
+def test_a_large_network_on_one_of_several_cores_is_said_to_be_slow(
+    folder, monkeypatch, threads, cores, told
+):
+    monkeypatch.setattr("glprune.job.available_cores", lambda: cores)
+    monkeypatch.setattr("glprune.job._LARGE", 256 * 24 * 64)  # the first layer alone, for a batch
+    notes = []
+    glprune.inspect(
+        load_recipe(folder / "recipe.yaml", [f"threads={threads}"]),
+        folder / "model.pt",
+        on_event=notes.append,
+    )
+    said = [
+        n.text for n in notes if isinstance(n, Note) and "threads: 4 in the recipe would be faster" in n.text
+    ]
+    assert len(said) == told

@@ -455,7 +455,8 @@ class Here:
         self.rebuilt = rebuilt
 
     def map(self, work, items, done):
-        return [work(self.rebuilt, item) for item in items]
+        for place, item in enumerate(items):
+            done(place, work(self.rebuilt, item))
 
 
 def test_resamples_are_streamed_too(trained):

@@ -19,10 +19,10 @@ def compare(old: Report, new: Report) -> dict[str, Any]:
     known, listed = [f.name for f in old.features], [f.name for f in new.features]
     return {
         "fields": {
-            "gained": [name for name in after if name not in before],
-            "lost": [name for name in before if name not in after],
-            "new_in_data": [name for name in listed if name not in known],
-            "gone_from_data": [name for name in known if name not in listed],
+            "gained": _without(after, before),
+            "lost": _without(before, after),
+            "new_in_data": _without(listed, known),
+            "gone_from_data": _without(known, listed),
             "kept_by_both": len(set(before) & set(after)),
         },
         "metrics": _metrics(old, new),
@@ -49,10 +49,16 @@ def compare(old: Report, new: Report) -> dict[str, Any]:
             if a != b
         },
         "warnings": {
-            "new": [w for w in new.warnings if w not in old.warnings],
-            "gone": [w for w in old.warnings if w not in new.warnings],
+            "new": _without(new.warnings, old.warnings),
+            "gone": _without(old.warnings, new.warnings),
         },
     }
+
+
+def _without(names: list[str], others: list[str]) -> list[str]:
+    """The names that are not among the others."""
+    taken = set(others)
+    return [name for name in names if name not in taken]
 
 
 def _kept(report: Report) -> list[str]:

@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 _DEEPEST = 64
+_MOST = 4_000_000  # values; each takes up to a hundred times its bytes in memory
 
 
 class StrictError(ValueError):
@@ -18,8 +19,10 @@ def read_json(raw: bytes) -> Any:
 
     Raises:
         StrictError: Not UTF-8 or not JSON, a duplicate key, NaN or Infinity, a number too large for a
-            double, or nesting past 64 levels.
+            double, nesting past 64 levels, or more than 4 million values.
     """
+    if raw.count(b",") > _MOST:
+        raise StrictError(f"holds more than {_MOST:,} values")
     try:
         value = json.loads(
             raw.decode("utf-8"), object_pairs_hook=_object, parse_constant=_constant, parse_float=_float

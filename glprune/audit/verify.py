@@ -36,6 +36,7 @@ from glprune.recipe import Recipe, load_recipe
 from glprune.report import Policy, ProxyAnalysis, Report, report_schema
 
 SECONDS = 300.0
+_MOST_MISTAKES = 1000
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 
@@ -148,10 +149,17 @@ def _record(opened: Opened, name: str, kind: type[M]) -> M | None:
     try:
         return kind.model_validate_json(opened.raw(name) or b"", strict=True)
     except ValidationError as error:
-        for wrong in error.errors()[:5]:
-            where = "".join(f"/{part}" for part in wrong["loc"])
-            opened.findings.append(Finding(name, where, wrong["msg"]))
+        for where, what in _mistakes(error):
+            opened.findings.append(Finding(name, where, what))
         return None
+
+
+def _mistakes(error: ValidationError) -> list[tuple[str, str]]:
+    """Place and kind of the first mistakes; of too many to be listed, their number."""
+    if error.error_count() > _MOST_MISTAKES:
+        return [("", f"does not fit its schema in {error.error_count():,} places")]
+    listed = error.errors(include_url=False, include_context=False, include_input=False)
+    return [("".join(f"/{part}" for part in wrong["loc"]), wrong["msg"]) for wrong in listed[:5]]
 
 
 def _known(name: str, value: Any) -> None:

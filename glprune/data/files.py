@@ -16,7 +16,7 @@ from glprune.data.splits import SPLITS, Split, TensorSplit
 from glprune.data.streaming import StreamedSplit, plan_stream, stream_note
 from glprune.data.tables import Table, open_table
 from glprune.data.targets import read_targets
-from glprune.data.values import ColumnFacts, Dtype, Moments, check_columns, constant_notes, tiles
+from glprune.data.values import TYPES, ColumnFacts, Dtype, Moments, check_columns, constant_notes, tiles
 from glprune.protected import read_protected
 from glprune.recipe import Recipe
 
@@ -83,9 +83,8 @@ class _Kept:
 
     def __init__(self, part: Part, inputs: Sequence[InputColumns], dtypes: Sequence[Dtype]) -> None:
         self.part = part
-        types = {"float": np.float32, "int": np.int64}
         self.arrays = [
-            np.empty((len(part.target), len(own.columns)), types[dtype])
+            np.empty((len(part.target), len(own.columns)), TYPES[dtype])
             for own, dtype in zip(inputs, dtypes, strict=True)
         ]
 

@@ -177,7 +177,11 @@ def unpack(batch: Any, specs: Sequence[InputSpec], kind: str) -> tuple[Inputs, T
     flat = goal.reshape(rows, -1)
     if flat.shape[1] != 1:
         raise DataError(f"a target of shape {tuple(goal.shape)} has several values in a row; one is needed.")
-    return inputs, flat[:, 0].float() if kind == "regression" else flat[:, 0].long()
+    if kind == "regression":
+        return inputs, flat[:, 0].float()
+    if flat.is_floating_point() and not torch.equal(flat, flat.trunc()):
+        raise DataError("a class label is not a whole number; yield the classes as 0, 1 and so on.")
+    return inputs, flat[:, 0].long()
 
 
 def _parted(batch: Any, inputs: int, kind: str) -> tuple[Any, Any]:

@@ -18,12 +18,11 @@ from glprune.data.division import Part
 from glprune.data.records import InputColumns
 from glprune.data.splits import Inputs
 from glprune.data.tables import ParquetTable, Piece, Reader, Table, rows_at_once
-from glprune.data.values import COLUMNS_AT_ONCE, Dtype, coded, numbers, tiles
+from glprune.data.values import COLUMNS_AT_ONCE, TYPES, Dtype, coded, numbers, tiles
 from glprune.errors import RecipeError
 from glprune.recipe import Recipe
 
 _Item = TypeVar("_Item")
-_TYPES = {"float": np.float32, "int": np.int64}
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def plan_stream(
         )
     dtypes = tuple(own.dtype for own in recipe.model.inputs)
     row_bytes = sum(
-        len(part.columns) * np.dtype(_TYPES[dtype]).itemsize
+        len(part.columns) * np.dtype(TYPES[dtype]).itemsize
         for part, dtype in zip(inputs, dtypes, strict=True)
     )
     rows = max(1, int(spec.buffer_mb * 2**20) // (2 * row_bytes))
@@ -179,7 +178,7 @@ class StreamedSplit:
 
     def _block(self, rows: int, random: np.random.Generator | None) -> _Block:
         shapes = [(len(own),) for own in self.plan.columns]
-        types = [_TYPES[dtype] for dtype in self.plan.dtypes]
+        types = [TYPES[dtype] for dtype in self.plan.dtypes]
         target = self.target[:0].numpy()
         arrays = [np.empty((rows, *s), t) for s, t in zip(shapes, types, strict=True)]
         arrays.append(np.empty((rows, *target.shape[1:]), target.dtype))
@@ -210,7 +209,7 @@ class StreamedSplit:
 
 def _assembled(read: Reader, piece: Piece, columns: Sequence[str], dtype: Dtype) -> NDArray[Any]:
     """An input's values in a piece, read some columns at a time: a reader holds buffers for each."""
-    whole = np.empty((piece.rows, len(columns)), _TYPES[dtype])
+    whole = np.empty((piece.rows, len(columns)), TYPES[dtype])
     for tile in tiles(read, piece, columns, dtype):
         rows, width = tile.values.shape
         start = tile.row - piece.start

@@ -79,7 +79,8 @@ def _encode(
         if not finite.all():
             place = table.place(int(np.argmin(finite)))
             raise DataError(f"{table.path}: target {name!r} is not finite in {place}.")
-        return values.astype(np.float32)
+        with np.errstate(over="ignore"):  # a run refuses what float32 does not hold
+            return values.astype(np.float32)
     number = {label: n for n, label in enumerate(classes)}
     found, indices = dictionary(column)
     labels = [_label(v) for v in found]

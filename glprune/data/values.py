@@ -17,6 +17,7 @@ from glprune.errors import DataError, did_you_mean, subject
 from glprune.recipe import Recipe
 
 Dtype = Literal["float", "int"]
+TYPES = {"float": np.float32, "int": np.int64}
 COLUMNS_AT_ONCE = 1024  # of a piece; a reader holds buffers for each
 
 
