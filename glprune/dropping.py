@@ -26,7 +26,7 @@ from glprune.shipping import file_columns, on_test_rows, write_shipped
 from glprune.surgery import Surgery, plan, slice_
 from glprune.task import HIGHER_IS_BETTER
 from glprune.units import UnitSet
-from glprune.workers import Workers, map_kept
+from glprune.workers import Fan, map_kept
 
 
 def measure_drop_costs(
@@ -34,7 +34,7 @@ def measure_drop_costs(
     removed: Removed,
     file: Path,
     kept: Sequence[bool],
-    workers: Workers[Rebuilt],
+    workers: Fan[Rebuilt],
     listener: Listener,
 ) -> DropCosts:
     """Drop every kept field in turn, in parallel, each from the shipped network.
@@ -144,7 +144,8 @@ def _measured(scratch: Path, job: Job, name: str, removed: Removed) -> DropCost:
         fitted, _ = refitted(job, removed)
     except NonFiniteError as error:
         raise NonFiniteError(f"drop cost of {name!r}: {error}") from None
-    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+    # on another machine the caller's folder need not be
+    with tempfile.TemporaryDirectory(dir=scratch if scratch.is_dir() else None) as folder:
         path = Path(folder) / "dropped.onnx"
         write_shipped(job, removed, fitted.network, path, {})
         file = OnnxFile(path, torch.get_num_threads())

@@ -66,7 +66,7 @@ from glprune.summary import (
 )
 from glprune.task import HIGHER_IS_BETTER, METRICS, explained
 from glprune.train import RefitResult
-from glprune.workers import Workers, available_cores
+from glprune.workers import fan_out
 from glprune.workspace import Workspace, working
 
 LATENCY_BATCHES = (1, 256)
@@ -210,7 +210,8 @@ def _bearing(recipe: Recipe) -> Recipe:
     """A recipe without what has no bearing on results."""
     if recipe.stability is None:
         return recipe
-    return recipe.model_copy(update={"stability": recipe.stability.model_copy(update={"processes": None})})
+    free = {"processes": None, "engine": "auto"}
+    return recipe.model_copy(update={"stability": recipe.stability.model_copy(update=free)})
 
 
 class _Clock:
@@ -392,7 +393,8 @@ def _firmness(
     if spec is None:
         return None, None
     kept = kept_fields(job.data, removed)
-    with Workers(rebuild, spec.processes or available_cores()) as workers:
+    where = job.recipe.where("stability", "engine")
+    with fan_out(rebuild, spec.processes, spec.engine, where) as workers:
         stability = measure_stability(job, spec, kept, workers, listener)
         file = folder / bundles.ONNX
         costs = measure_drop_costs(job, removed, file, kept, workers, listener) if spec.drop_cost else None

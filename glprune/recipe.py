@@ -551,6 +551,12 @@ class StabilitySpec(Section):
         None,
         description="Processes at work, one thread each; default one for each core. No result depends on it.",
     )
+    engine: Literal["auto", "local", "ray"] = Field(
+        "auto",
+        description="local: processes of this machine; ray: workers on Ray (glprune[ray]), on all machines "
+        "of its cluster; auto: ray where it is installed and a cluster is joined or named by RAY_ADDRESS. No "
+        "result depends on it.",
+    )
 
     @model_validator(mode="after")
     def _something_differs(self) -> StabilitySpec:

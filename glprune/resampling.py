@@ -26,7 +26,7 @@ from glprune.report import Interval, Resample, Stability
 from glprune.search import search
 from glprune.stability import Supports, false_bound, jaccard, nogueira, stable
 from glprune.summary import kept_fields
-from glprune.workers import Workers, map_kept
+from glprune.workers import Fan, map_kept
 
 _OUTCOME: TypeAdapter[Resample | str] = TypeAdapter(Resample | str)
 _FEWEST = 10  # choices that a normal approximation can be made of
@@ -73,7 +73,7 @@ def check_rows(job: Job) -> None:
 
 
 def measure_stability(
-    job: Job, spec: StabilitySpec, kept: Sequence[bool], workers: Workers[Rebuilt], listener: Listener
+    job: Job, spec: StabilitySpec, kept: Sequence[bool], workers: Fan[Rebuilt], listener: Listener
 ) -> Stability | None:
     """Search again on random parts of the training rows, in parallel, and compare the kept fields.
 

@@ -1,4 +1,4 @@
-"""Fan work out over processes: one small class, so that another backend can take its place.
+"""Fan work out over processes: local ones here, behind one small interface that Ray's workers share.
 
 The processes are started anew (``spawn``), never forked: a fork of a process whose PyTorch has threads
 may hang. Nothing but bytes is passed in, so no tensor is shared with the caller.
@@ -7,6 +7,7 @@ may hang. Nothing but bytes is passed in, so no tensor is shared with the caller
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import pickle
 import signal
@@ -19,17 +20,68 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import parent_process, util
 from multiprocessing.context import SpawnContext, SpawnProcess
 from types import FrameType, TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from pydantic import TypeAdapter
 
-from glprune.errors import GlpruneError
+from glprune.errors import GlpruneError, RecipeError
 from glprune.journal import Journal, Record
 
 State = TypeVar("State")
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
+
+
+class Fan(Protocol[State]):
+    """Whatever works on many items side by side; :class:`Workers` here, :mod:`glprune.ray_workers` on Ray."""
+
+    def __enter__(self) -> Fan[State]:
+        """Begin."""
+        ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End what is at work."""
+        ...
+
+    def map(
+        self,
+        work: Callable[[State, Item], Outcome],
+        items: Sequence[Item],
+        done: Callable[[int, Outcome], None],
+    ) -> list[Outcome]:
+        """See :meth:`Workers.map`."""
+        ...
+
+
+def fan_out(prepare: Callable[[], State], processes: int | None, engine: str, where: str) -> Fan[State]:
+    """Workers of the engine that a recipe names.
+
+    Args:
+        prepare: See :class:`Workers`.
+        processes: How many; None takes one for each core, of Ray's cluster where that is at work.
+        engine: ``local``; ``ray``; ``auto``, which is Ray where it is installed and a cluster is named
+            (``RAY_ADDRESS``) or joined already.
+        where: Place of the engine in the recipe, for messages.
+
+    Raises:
+        RecipeError: Ray is asked for and not installed.
+    """
+    if engine == "local" or (engine == "auto" and not _cluster_named()):
+        return Workers(prepare, processes or available_cores())
+    if importlib.util.find_spec("ray") is None:
+        raise RecipeError(f"{where}: Ray is not installed; pip install 'glprune[ray]', or say local.")
+    from glprune.ray_workers import RayWorkers
+
+    return RayWorkers(prepare, processes)
+
+
+def _cluster_named() -> bool:
+    ray = sys.modules.get("ray")
+    joined = ray is not None and ray.is_initialized()
+    return joined or ("RAY_ADDRESS" in os.environ and importlib.util.find_spec("ray") is not None)
 
 
 class Workers(Generic[State]):
@@ -89,7 +141,7 @@ class Workers(Generic[State]):
 
 
 def map_kept(
-    workers: Workers[State],
+    workers: Fan[State],
     work: Callable[[State, Item], Outcome],
     items: Sequence[Item],
     told: Callable[[int], None],
@@ -170,14 +222,32 @@ def _uninterrupted() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-_payload: bytes = b""
-_prepared: list[tuple[Any, torch.Tensor]] = []
+class Preparation(Generic[State]):
+    """What a process prepares once, and the random state every item begins with.
+
+    Args:
+        payload: The pickled function that prepares.
+    """
+
+    def __init__(self, payload: bytes) -> None:
+        self._payload = payload
+        self._made: tuple[State, torch.Tensor] | None = None
+
+    def work(self, work: Callable[[State, Item], Outcome], item: Item) -> Outcome:
+        """Work on one item; what may fail in preparing waits for the first one, whose error is told."""
+        if self._made is None:
+            self._made = pickle.loads(self._payload)(), torch.get_rng_state()
+        state, random = self._made
+        torch.set_rng_state(random)  # an outcome must not depend on which items came before
+        return work(state, item)
+
+
+_prepared: list[Preparation[Any]] = []
 
 
 def _begin(payload: bytes) -> None:
-    """Set a process up; what may fail waits for the first item, whose error reaches the caller."""
-    global _payload
-    _payload = payload
+    """Set a process up."""
+    _prepared.append(Preparation(payload))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave)
     torch.set_num_threads(1)
@@ -199,8 +269,4 @@ def _end_with_caller() -> None:
 
 
 def _work(work: Callable[[Any, Any], Any], item: Any) -> Any:
-    if not _prepared:
-        _prepared.append((pickle.loads(_payload)(), torch.get_rng_state()))
-    state, random = _prepared[0]
-    torch.set_rng_state(random)  # an outcome must not depend on which items came before
-    return work(state, item)
+    return _prepared[0].work(work, item)

@@ -8,12 +8,13 @@ import sys
 
 import pytest
 
-from glprune.errors import GlpruneError
-from glprune.workers import Workers
+import glprune
+from glprune.errors import GlpruneError, TargetError
+from glprune.workers import Workers, fan_out
 
 SCRIPT = """
 import functools, operator
-from glprune.workers import Workers
+from glprune.workers import Workers, fan_out
 print("begun")
 with Workers(functools.partial(int, 12), 2) as workers:
     print(workers.map(operator.floordiv, [4, 1, 3], lambda place, outcome: None))
@@ -43,3 +44,48 @@ def test_a_process_that_dies_is_told_in_one_line():
     ):
         workers.map(operator.add, [1], lambda place, outcome: None)
     assert "\n" not in str(caught.value)
+
+
+def refuse(state, item):
+    raise TargetError(f"{item} is too much")
+
+
+def test_ray_gives_the_same_outcomes_in_order_and_errors_as_they_were_raised():
+    ray = pytest.importorskip("ray")
+    with fan_out(functools.partial(int, 12), 2, "ray", "recipe.yaml:1: stability.engine") as workers:
+        told = []
+        found = workers.map(
+            operator.floordiv, [4, 1, 3], lambda place, outcome: told.append((place, outcome))
+        )
+        assert found == [3, 12, 4]
+        assert sorted(told) == [(0, 3), (1, 12), (2, 4)]
+        with pytest.raises(TargetError, match=r"^7 is too much$"):
+            workers.map(refuse, [7], lambda place, outcome: None)
+        with pytest.raises(GlpruneError, match=r"worker of Ray's was lost.*stability\.processes"):
+            workers.map(ending, [9], lambda place, outcome: None)
+    assert not ray.is_initialized()
+
+
+def unreachable(address, **options):
+    raise ConnectionError(f"no answer from {address}")
+
+
+def ending(state, item):
+    os._exit(item)
+
+
+def test_the_engine_is_the_recipes_or_ray_where_a_cluster_is_named(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with fan_out(int, 1, "auto", "x") as workers:
+        assert isinstance(workers, Workers)
+    with fan_out(int, 1, "local", "x") as workers:
+        assert isinstance(workers, Workers)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(glprune.RecipeError, match=r"^recipe.yaml:3: .*glprune\[ray\]"):
+        fan_out(int, 1, "ray", "recipe.yaml:3: stability.engine")
+    monkeypatch.undo()
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setattr(ray, "init", unreachable)
+    with pytest.raises(GlpruneError, match=r"Ray cannot be joined at 127\.0\.0\.1:1 .*engine: local"):
+        fan_out(int, 1, "auto", "x")
