@@ -19,11 +19,12 @@ formulas), in the processes of ``workers``, which make the run's networks again 
 ``summary``, ``policy_summary``, ``report``, ``render`` and ``markdown`` say what was measured,
 ``sections`` and ``regulations`` which part of it serves which rule; ``plan`` and ``contract`` say how
 the slim network was cut and what it takes, ``evidence`` leaves what others can check, ``bundle`` names
-the files and ``reload`` rebuilds the network from them; ``result`` shows a bundle in
-notebooks, ``serving`` lays it out for model servers and ``sklearn`` selects columns in memory; ``plugins``
-finds code of other packages, and ``certify`` holds their penalties to numbers; ``workspace`` is the folder a run works in and
-``journal`` what it has done so far, for one that is stopped (``recall`` brings points and refits there
-and back); ``pipeline`` is the whole run, ``inspection`` the dry run, ``cli`` the command.
+the files and ``reload`` rebuilds the network from them; ``result`` shows a bundle in notebooks,
+``serving`` lays it out for model servers and ``sklearn`` selects columns in memory; ``plugins`` finds
+code of other packages, and ``certify`` holds their penalties to numbers; ``workspace`` is the folder a
+run works in and ``journal`` what it has done so far, for one that is stopped (``recall`` brings points
+and refits there and back); ``pipeline`` is the whole run, ``inspection`` the dry run, ``cli`` the
+command.
 :mod:`glprune.audit` is the other side: it verifies a bundle without PyTorch.
 """
 

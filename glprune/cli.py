@@ -11,7 +11,7 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,6 +20,8 @@ import click
 from glprune._version import __version__
 from glprune.audit.commands import COMMANDS
 from glprune.errors import GlpruneError, UsageError
+from glprune.pipelines.commands import COMMANDS as PIPELINE_COMMANDS
+from glprune.pipelines.commands import ci_option
 from glprune.terminal import plain
 
 _EPILOG = (
@@ -154,6 +156,10 @@ def main() -> None:
 @_set
 @_trust
 @_allow
+@ci_option
+@click.option("--mlflow", is_flag=True, help="Log parameters, path, bundle and model to MLflow.")
+@click.option("--mlflow-model", metavar="NAME", help="Register the logged model under this name.")
+@click.option("--mlflow-alias", metavar="ALIAS", help="Point this alias at the registered version.")
 @_json
 @_quiet
 def run(
@@ -166,32 +172,60 @@ def run(
     overrides: Sequence[str],
     trust_pickle: bool,
     allow_factory: Sequence[str],
+    ci: str,
+    mlflow: bool,
+    mlflow_model: str | None,
+    mlflow_alias: str | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
     """Prune MODEL (.pt or .safetensors) as RECIPE says and leave a bundle."""
     from glprune.console import Teller, print_report
     from glprune.crew import named_first
-    from glprune.pipeline import default_folder
     from glprune.pipeline import run as run_pipeline
+    from glprune.pipelines.systems import shown, systems, tell_run
 
-    loaded = _load(recipe, overrides, allow_factory)
-    with _stoppable(out or default_folder(loaded)), Teller(_console(stderr=True), quiet) as teller:
-        result = run_pipeline(
-            loaded,
-            model,
-            out,
-            overwrite=overwrite,
-            resume=resume,
-            trust_pickle=trust_pickle,
-            reporters=reporters,
-            on_event=teller,
+    if (mlflow_model or mlflow_alias) and not mlflow:
+        raise UsageError("--mlflow-model and --mlflow-alias need --mlflow.")
+    where = systems(ci) if named_first() else ()
+    folder = out or Path("glprune-out") / recipe.stem
+    with contextlib.ExitStack() as around:
+        around.enter_context(shown(where, "run", folder))
+        loaded = _load(recipe, overrides, allow_factory)
+        log = around.enter_context(
+            _tracked(mlflow and named_first(), folder.name, mlflow_model, mlflow_alias)
         )
-    if as_json and named_first():
-        report = result.report.model_dump(mode="json", by_alias=True)
-        click.echo(json.dumps({"bundle": str(result.bundle), "report": report}))
-    elif not quiet:
-        print_report(_console(), result.report, str(result.bundle))
+        with _stoppable(folder), Teller(_console(stderr=True), quiet) as teller:
+            result = run_pipeline(
+                loaded,
+                model,
+                out,
+                overwrite=overwrite,
+                resume=resume,
+                trust_pickle=trust_pickle,
+                reporters=reporters,
+                on_event=teller,
+            )
+        log(result)
+        if as_json and named_first():
+            report = result.report.model_dump(mode="json", by_alias=True)
+            click.echo(json.dumps({"bundle": str(result.bundle), "report": report}))
+        elif not quiet:
+            print_report(_console(), result.report, str(result.bundle))
+    if where:
+        tell_run(where, result.report, result.bundle)
+
+
+@contextlib.contextmanager
+def _tracked(wanted: bool, name: str, model: str | None, alias: str | None) -> Iterator[Callable[[Any], Any]]:
+    """Log what a run makes to MLflow, if that is wanted."""
+    if not wanted:
+        yield lambda result: None
+        return
+    from glprune.pipelines.tracking import tracked
+
+    with tracked(name, model, alias) as log:
+        yield log
 
 
 @main.command(epilog=_EPILOG)
@@ -274,7 +308,7 @@ def export_server(
         click.echo(f"wrote {write_kserve(bundle, kserve, called, storage_uri, max_batch)}", err=True)
 
 
-for _command in COMMANDS:
+for _command in (*COMMANDS, *PIPELINE_COMMANDS):
     main.add_command(_command)
 
 

@@ -894,6 +894,25 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
+def mistakes(path: str | Path) -> list[str]:
+    """Every mistake of a recipe as ``file:line: what and how to mend it``; empty where it is right.
+
+    No data and no model is read, and no PyTorch is needed.
+    """
+    source = Path(path)
+    try:
+        tree, lines = parse(read_text(source), str(source))
+        Recipe.model_validate(tree)
+    except RecipeError as error:
+        return [str(error)]
+    except ValidationError as error:
+        return [
+            f"{source}:{_nearest_line(lines, _place(loc, message)) or 1}: {message}"
+            for loc, message in _problems(error, tree)
+        ]
+    return []
+
+
 def recipe_schema() -> dict[str, Any]:
     """The JSON Schema of a recipe, for editors."""
     schema = Recipe.model_json_schema(by_alias=True)
@@ -925,9 +944,7 @@ def _explain(
 ) -> str:
     """One line: where the first mistake is, what it is, the mend, and how many more there are."""
     problems = _problems(error, tree)
-    loc, message = problems[0]
-    if not loc:  # sections that contradict each other name the key themselves
-        loc = tuple(re.split(r"[.:\s]", message)[:2])
+    loc, message = _place(*problems[0]), problems[0][1]
     dotted = ".".join(map(str, loc))
     changed = next(
         (o.partition("=")[0].strip() for o in overrides if dotted.startswith(o.partition("=")[0].strip())),
@@ -936,6 +953,11 @@ def _explain(
     place = f"--set {changed}" if changed else f"{source}:{_nearest_line(lines, loc) or 1}"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return f"{place}: {message}{more}"
+
+
+def _place(loc: tuple[Any, ...], message: str) -> tuple[Any, ...]:
+    """The place of a mistake; sections that contradict each other name the key themselves."""
+    return loc or tuple(re.split(r"[.:\s]", message)[:2])
 
 
 def _problems(error: ValidationError, tree: Mapping[str, Any]) -> list[tuple[tuple[Any, ...], str]]:
