@@ -4,17 +4,15 @@ A package offers a plugin by an entry point in one of the groups below (in its `
 ``[project.entry-points."glprune.data"]``, then ``warehouse = "my_package:rows"``). Nothing of it is
 imported before a recipe or an option says its name.
 
-====================== ============================= =======================================================
-group                  named by                      is called with, and returns
-====================== ============================= =======================================================
-``glprune.loaders``    ``model.loader: NAME``        the weights' path; a state dict or a ``torch.nn.Module``
-``glprune.data``       ``data.source: NAME``         ``split="train"|"valid"|"test"`` and the recipe's
-                                                     ``data.arguments``; an iterable of ``(inputs, target)``
-``glprune.penalties``  ``penalty.plugin: NAME``      weights, blocks and ``penalty.arguments``; a
-                                                     :class:`glprune.penalty.Penalty`
-``glprune.exporters``  ``export.plugins: [NAME]``    the finished bundle's folder and an empty folder to write
-``glprune.reporters``  ``run --reporter NAME``       the :class:`glprune.Result`
-====================== ============================= =======================================================
+- ``glprune.loaders``, named by ``model.loader``: called with the weights' path, returns a state dict or a
+  ``torch.nn.Module``.
+- ``glprune.data``, named by ``data.source``: called with ``split="train"|"valid"|"test"`` and the recipe's
+  ``data.arguments``, returns an iterable of ``(inputs, target)``.
+- ``glprune.penalties``, named by ``penalty.plugin``: called with weights, shape (n_groups,), blocks and
+  ``penalty.arguments``, returns a :class:`glprune.penalty.Penalty`.
+- ``glprune.exporters``, listed in ``export.plugins``: called with the finished bundle's folder and an empty
+  folder to write.
+- ``glprune.reporters``, named by ``run --reporter``: called with the :class:`glprune.Result`.
 """
 
 from __future__ import annotations
