@@ -2,8 +2,8 @@
 
 Run: python benchmarks/wide.py
      python benchmarks/wide.py --columns 25000 --threads 1
-Wall and processor seconds by stage, from reading the Parquet file to the report. Data are made and the network
-is trained beforehand, in the working folder, which may be deleted.
+Wall and processor seconds by stage, from reading the Parquet file to the report. Data are made and the
+network is trained beforehand, in the working folder, which may be deleted.
 """
 
 from __future__ import annotations
