@@ -134,7 +134,7 @@ _allow = click.option(
     "allow_factory",
     multiple=True,
     metavar="PACKAGE",
-    help="Import the recipe's factory and loader from this package, module or .py file only; repeatable.",
+    help="Import the recipe's factory, loader and plugins from this package, module or .py file alone.",
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
 _quiet = click.option("--quiet", is_flag=True, help="Print no progress.")
@@ -152,6 +152,7 @@ def main() -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write [glprune-out/RECIPE].")
 @click.option("--overwrite", is_flag=True, help="Replace an older bundle or a stopped run.")
 @click.option("--resume", is_flag=True, help="Go on from what a stopped run has done, if there is any.")
+@click.option("--reporter", "reporters", multiple=True, metavar="NAME", help="Plugin to tell the result.")
 @_set
 @_trust
 @_allow
@@ -167,6 +168,7 @@ def run(
     out: Path | None,
     overwrite: bool,
     resume: bool,
+    reporters: Sequence[str],
     overrides: Sequence[str],
     trust_pickle: bool,
     allow_factory: Sequence[str],
@@ -201,6 +203,7 @@ def run(
                 overwrite=overwrite,
                 resume=resume,
                 trust_pickle=trust_pickle,
+                reporters=reporters,
                 on_event=teller,
             )
         log(result)
@@ -281,6 +284,28 @@ def schema(name: str) -> None:
 
     schemas = {"recipe": recipe_schema, "report": report_schema}
     click.echo(json.dumps(schemas[name](), indent=2, ensure_ascii=False))
+
+
+@main.command("export-server", epilog=_EPILOG)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--triton", type=click.Path(path_type=Path), metavar="DIR", help="Add it to this repository.")
+@click.option("--kserve", type=click.Path(path_type=Path), metavar="DIR", help="Write models and YAML here.")
+@click.option("--name", help="Name of the model [the bundle's folder].")
+@click.option("--storage-uri", default="pvc://models/models", show_default=True, help="For --kserve.")
+@click.option("--max-batch", type=click.IntRange(1, 2**20), default=256, show_default=True)
+def export_server(
+    bundle: Path, triton: Path | None, kserve: Path | None, name: str | None, storage_uri: str, max_batch: int
+) -> None:
+    """Lay BUNDLE out for the Triton Inference Server or for KServe."""
+    from glprune.serving import write_kserve, write_triton
+
+    if triton is None and kserve is None:
+        raise UsageError("export-server: name --triton DIR, --kserve DIR or both.")
+    called = name or bundle.resolve().name.lower().replace("_", "-")
+    if triton is not None:
+        click.echo(f"wrote {write_triton(bundle, triton, called, max_batch)}", err=True)
+    if kserve is not None:
+        click.echo(f"wrote {write_kserve(bundle, kserve, called, storage_uri, max_batch)}", err=True)
 
 
 for _command in (*COMMANDS, *PIPELINE_COMMANDS):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from glprune.finite import Batch, all_finite, fault
 from glprune.groups import Block, Blocks, GroupSet
 from glprune.optim import Regulariser
 from glprune.penalty import GroupLasso, GroupMCP, Penalty, SparseGroupLasso, knots
+from glprune.precision import Precision, forward
 from glprune.recipe import PenaltySpec
 from glprune.task import Task
 from glprune.units import Inputs
@@ -42,6 +43,7 @@ class Objective:
         bound: Hold weights outside every penalised group inside the ball of their norm now;
             otherwise the next layer grows while a penalised one shrinks, at no loss.
         spec: Kind of the penalty and its constants.
+        make: Makes the penalty from weights and blocks in the place of ``spec``: a plugin's.
     """
 
     def __init__(
@@ -52,13 +54,15 @@ class Objective:
         penalised: Sequence[tuple[GroupSet, Tensor]],
         bound: bool = True,
         spec: PenaltySpec = PenaltySpec(),  # noqa: B008 - frozen
+        make: Callable[[Tensor, Blocks], Penalty] | None = None,
     ) -> None:
         self.network, self.task, self.split = network, task, split
         self.sets = [groups for groups, _ in penalised]
         self.blocks, self.free, weights = _partition(network, penalised)
         bounded = bound and not bool((weights > 0).all())
         radius = torch.where(weights > 0, torch.inf, self.blocks.norms()) if bounded else None
-        self.regulariser = Regulariser(self._penalty(weights, spec), radius)
+        made = make(weights, self.blocks) if make is not None else self._penalty(weights, spec)
+        self.regulariser = Regulariser(made, radius)
 
     def pulled(self, groups: GroupSet) -> Tensor:
         """Numbers of a penalised set's groups that have a weight, int64; 0 is no penalty."""
@@ -78,9 +82,9 @@ class Objective:
             return GroupMCP(weights, knots(self.blocks.norms(), sets, spec.knot))
         return GroupLasso(weights)
 
-    def batch_loss(self, inputs: tuple[Tensor, ...], target: Tensor) -> Tensor:
+    def batch_loss(self, inputs: Inputs, target: Tensor, precision: Precision = "float32") -> Tensor:
         """Mean loss of one batch, a scalar with gradients."""
-        return self.task.loss(self.task.view(self.network(*inputs)), target)
+        return self.task.loss(forward(self.network, inputs, self.task.view, precision), target)
 
     def gradient(self, where: str = "", mend: str = SCALES) -> float:
         """Mean loss over the split; leaves its gradient in ``.grad``.

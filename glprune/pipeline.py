@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -33,7 +33,9 @@ from glprune.job import Job, everything, first_rows, narrowing, prepare
 from glprune.markdown import render_markdown
 from glprune.measure import EXPORT_TOLERANCE, OnnxFile, latency, macs, parameters, predict
 from glprune.plan import InputPlan, Plan
+from glprune.plugins import load_reporters, packages, run_exporters, run_reporters
 from glprune.proxies import measure_proxies
+from glprune.quantizing import quantized
 from glprune.rebuilt import Rebuild
 from glprune.recipe import Recipe, load_recipe
 from glprune.reload import (
@@ -46,8 +48,9 @@ from glprune.reload import (
 )
 from glprune.removal import Removed
 from glprune.render import render_html
-from glprune.report import Agreement, DropCosts, Metric, Report, Size, Stability, report_schema
+from glprune.report import Agreement, DropCosts, Metric, Quantized, Report, Size, Stability, report_schema
 from glprune.resampling import check_rows, measure_stability
+from glprune.result import Result
 from glprune.scaling import Scaled
 from glprune.search import search
 from glprune.segments import measure_segments
@@ -71,19 +74,6 @@ LATENCY_BATCHES = (1, 256)
 _ORIGINAL, _ZEROED = "original.onnx", "zeroed.onnx"
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a run made.
-
-    Attributes:
-        bundle: The folder with the slim model and its report.
-        report: The report as records.
-    """
-
-    bundle: Path
-    report: Report
-
-
 def run(
     recipe: str | Path | Recipe,
     model: str | Path,
@@ -93,6 +83,7 @@ def run(
     resume: bool = False,
     trust_pickle: bool = False,
     allow_factory: Sequence[str] | None = None,
+    reporters: Sequence[str] = (),
     on_event: Listener | None = None,
 ) -> Result:
     """Prune a trained network as a recipe says and leave a bundle.
@@ -106,7 +97,8 @@ def run(
             an undisturbed run makes, but for times. What was done is kept in ``<out>.unfinished``.
         trust_pickle: Allow a fully pickled module, which runs code when it is read.
         allow_factory: Packages, modules and .py files (as the recipe writes them) that the recipe's
-            factory and loader may be imported from; None: any.
+            factory, loader and plugins may be imported from; None: any.
+        reporters: Plugins that are told the result (entry points of the group ``glprune.reporters``).
         on_event: Told what happens while it works.
 
     Returns:
@@ -122,6 +114,7 @@ def run(
     """
     rules = (recipe if isinstance(recipe, Recipe) else load_recipe(recipe)).allowing(allow_factory)
     folder = Path(out) if out is not None else default_folder(rules)
+    told = load_reporters(reporters, rules.allowed)
     clock = _Clock(on_event or silent)
     with reproducible(rules.seed, rules.threads), clock.naming(), crew.joined() as members:
         if not members.first:
@@ -129,7 +122,10 @@ def run(
         with working(folder, overwrite, resume) as space:
             report = _fill(rules, Path(model), trust_pickle, space, members, clock)
         members.agreed(report.model_dump(mode="json", by_alias=True))
-    return Result(folder, report)
+    result = Result(folder, report)
+    run_exporters(rules, result)
+    run_reporters(told, result)
+    return result
 
 
 def _fill(
@@ -152,12 +148,13 @@ def _fill(
     measured = _measure(job, removed, fitted, exporter, stage)
     plan = _write_plan(job, removed, fitted, stage)
     write_golden(job, removed, stage)
+    int8 = _quantized(job, removed, stage, clock)
     proxies = measure_proxies(job, removed, kept_fields(job.data, removed), stage, clock)
     baselines = measure_baselines(job, chosen, stage, clock)
     rebuild = Rebuild.of(job, model, trust_pickle, removed, fitted.network)
     stability, costs = _firmness(job, removed, rebuild, stage, clock)
     clock(Stage("report", "writing the report"))
-    outcome = Outcome(job, chosen, measured, baselines, stability, costs, proxies, stage, clock.seconds)
+    outcome = Outcome(job, chosen, measured, baselines, stability, costs, proxies, int8, stage, clock.seconds)
     report = make_report(outcome)
     bundles.write_json(stage / bundles.REPORT, report.model_dump(mode="json", by_alias=True))
     (stage / bundles.PAGE).write_text(render_html(report), encoding="utf-8")
@@ -202,6 +199,7 @@ def _identity(job: Job, members: crew.Crew) -> dict[str, str]:
         "recipe": hashlib.sha256(_bearing(job.recipe).to_yaml().encode()).hexdigest(),
         "model": digest.hexdigest(),
         "data set": json.dumps(dict(job.data.digests), sort_keys=True),
+        "set of plugins": json.dumps(packages(job.recipe), sort_keys=True),
         "number of threads": str(job.recipe.threads),
         "number of processes": str(members.size),
         "version of glprune": __version__,
@@ -314,6 +312,14 @@ def _measure(job: Job, removed: Removed, fitted: RefitResult, exporter: str, fol
     (folder / _ORIGINAL).unlink()
     (folder / _ZEROED).unlink()
     return measured
+
+
+def _quantized(job: Job, removed: Removed, folder: Path, clock: _Clock) -> Quantized | None:
+    """The file in 8-bit integers, where the recipe asks for one."""
+    if job.recipe.export.quantize is None:
+        return None
+    clock(Stage("quantize", "writing and measuring the file in 8-bit integers"))
+    return quantized(job, removed, folder, LATENCY_BATCHES)
 
 
 def _check_finite(metrics: Mapping[str, float], whose: str) -> None:

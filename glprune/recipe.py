@@ -50,6 +50,9 @@ _PERCENT = r"^(100(\.0+)?|\d?[1-9](\.\d+)?|[1-9]0(\.\d+)?|00?\.0*[1-9]\d*)\s?%$"
 Budget = Annotated[str, StringConstraints(pattern=_PERCENT)] | Positive
 BatchSize = Annotated[int, Field(ge=1)] | Literal["all"]
 
+AUTO_MULTIPLE = 8  # floats of an AVX2 register; half of one of AVX-512
+FASTER = 0.02  # by which networks of such widths must be faster, beyond a clock's noise
+
 
 class Section(BaseModel):
     """A part of a recipe: frozen, strict, no unknown key, no NaN."""
@@ -100,6 +103,11 @@ class ModelSpec(Section):
     )
     arguments: dict[str, Scalar | list[Scalar]] = Field(
         default_factory=dict, description="Keyword arguments of the factory."
+    )
+    loader: Text | None = Field(
+        None,
+        description="Plugin that reads the weights' file (entry point of the group glprune.loaders); "
+        "default: state dicts of torch.save and safetensors.",
     )
     inputs: list[InputSpec] = Field(
         default_factory=lambda: [InputSpec()], min_length=1, description="The network's inputs, in order."
@@ -180,6 +188,13 @@ class DataSpec(Section):
         description="'module:function' or 'file.py:function' called with split='train'|'valid'|'test' "
         "and returning a DataLoader of (inputs, target); inputs: a tensor, a tuple, or a mapping by name.",
     )
+    source: Text | None = Field(
+        None,
+        description="Plugin that yields the rows as a loader does (entry point of the group glprune.data).",
+    )
+    arguments: dict[str, Scalar | list[Scalar]] = Field(
+        default_factory=dict, description="Keyword arguments of the source."
+    )
     split: SplitSpec | None = Field(None, description="How `file` is divided; default 0.6/0.2/0.2.")
     target: Text | None = Field(None, description="Column to predict; none for distillation.")
     features: Annotated[list[Text], Field(min_length=1)] | None = Field(
@@ -214,18 +229,25 @@ class DataSpec(Section):
         files = [self.train, self.valid, self.test]
         if any(files) and not all(files):
             raise ValueError("train, valid and test must be given together")
-        sources = [self.file is not None, all(files), self.loader is not None]
+        sources = [self.file is not None, all(files), self.loader is not None, self.source is not None]
         if sum(sources) != 1:
-            raise ValueError("give exactly one of file, train+valid+test, or loader")
-        if self.loader is not None and self.target is not None:
+            raise ValueError("give exactly one of file, train+valid+test, loader or source")
+        if self.arguments and self.source is None:
+            raise ValueError("arguments are those of source; remove them")
+        if self.yields and self.target is not None:
             raise ValueError("target contradicts loader, which yields the target itself; remove one")
         if self.split is not None and self.file is None:
             raise ValueError("split divides `file` only; remove it")
-        if self.loader is not None and (self.standardize != "none" or self.exclude):
+        if self.yields and (self.standardize != "none" or self.exclude):
             raise ValueError("standardize and exclude work on files; do both inside the loader")
-        if self.loader is not None and self.stream is not None:
+        if self.yields and self.stream is not None:
             raise ValueError("stream contradicts loader, which streams by itself; remove one")
         return self
+
+    @property
+    def yields(self) -> bool:
+        """Whether rows come from code, a loader or a plugin, and not from files."""
+        return self.loader is not None or self.source is not None
 
 
 class Strength(Section):
@@ -247,10 +269,19 @@ class HiddenStrength(Strength):
 class PenaltySpec(Section):
     """Which groups are penalised, and how."""
 
-    kind: Literal["group_lasso", "sparse_group_lasso", "group_mcp"] = Field(
+    kind: Literal["group_lasso", "sparse_group_lasso", "group_mcp", "plugin"] = Field(
         "group_lasso",
         description="group_lasso: whole groups; sparse_group_lasso: single weights within the groups too; "
-        "group_mcp: whole groups with less shrinkage of those that stay (minimax concave penalty).",
+        "group_mcp: whole groups with less shrinkage of those that stay (minimax concave penalty); plugin: "
+        "what `plugin` names.",
+    )
+    plugin: Text | None = Field(
+        None,
+        description="kind plugin: its name (entry point of the group glprune.penalties). It is held to what "
+        "a penalty must be on random numbers, and refused where it is not.",
+    )
+    arguments: dict[str, Scalar | list[Scalar]] = Field(
+        default_factory=dict, description="Keyword arguments of the plugin."
     )
     within: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,
@@ -301,6 +332,10 @@ class PenaltySpec(Section):
             raise ValueError("within belongs to kind: sparse_group_lasso; remove it")
         if self.concavity is not None and self.kind != "group_mcp":
             raise ValueError("concavity belongs to kind: group_mcp; remove it")
+        if (self.plugin is not None) != (self.kind == "plugin"):
+            raise ValueError("plugin and kind: plugin belong together; give both or neither")
+        if self.arguments and self.plugin is None:
+            raise ValueError("arguments are those of plugin; remove them")
         return self
 
     @model_validator(mode="after")
@@ -347,7 +382,15 @@ class TargetSpec(Section):
         description="At most so many milliseconds, or a share of the original's, measured on the ONNX files "
         "by ONNX Runtime on this machine.",
     )
-    batch: Annotated[int, Field(ge=1, le=2**20)] = Field(1, description="Rows of one call, for latency.")
+    batch: Annotated[int, Field(ge=1, le=2**20)] = Field(
+        1, description="Rows of one call, for latency and multiple: auto."
+    )
+    multiple: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
+        1,
+        description="Hidden widths are rounded up to multiples of this, or to what they were: zero units "
+        "stay for the refit, and every size counts them. auto: multiples of 8 in a stage where ONNX Runtime "
+        "is faster with them.",
+    )
     max_hidden: Annotated[int, Field(ge=1)] | None = Field(
         None,
         description="Keep at most this many hidden units. Beside one of the first three: by paths of their "
@@ -365,9 +408,14 @@ class TargetSpec(Section):
             )
         if budgets and self.max_hidden is not None:
             raise ValueError(f"max_hidden contradicts {budgets[0]}, which counts hidden units too; keep one")
-        if self.batch != 1 and self.latency is None:
-            raise ValueError("batch belongs to latency; remove it")
+        if self.batch != 1 and self.latency is None and self.multiple != "auto":
+            raise ValueError("batch belongs to latency and multiple: auto; remove it")
         return self
+
+    @property
+    def counted_multiple(self) -> int:
+        """The multiple of hidden widths that sizes are counted with: of both for auto the larger."""
+        return AUTO_MULTIPLE if self.multiple == "auto" else self.multiple
 
     @property
     def hidden_alone(self) -> bool:
@@ -417,6 +465,12 @@ class TrainSpec(Section):
         0,
         description="How often a point may begin anew with half the step size, since a loss, a gradient or a "
         "weight was not finite; the report says how often. 0: the run stops and names batch and layer.",
+    )
+    precision: Literal["float32", "bf16"] = Field(
+        "float32",
+        description="Of the forward passes in the stochastic steps of path and refit; bf16 multiplies "
+        "matrices in bfloat16. Penalty, proximal step, full-batch steps, optimality conditions and "
+        "validation stay in float32.",
     )
     bound: bool = Field(
         True, description="Hold weights outside every group inside the ball of their trained norm."
@@ -470,7 +524,17 @@ class ExportSpec(Section):
     signature: Literal["slim", "original"] = Field(
         "slim", description="slim: the input holds the kept columns only; original: all, gathered inside."
     )
+    plugins: list[Text] = Field(
+        default_factory=list,
+        description="Plugins that write more once the bundle is finished, each into a folder beside it, "
+        "BUNDLE.NAME (entry points of the group glprune.exporters).",
+    )
     opset: Annotated[int, Field(ge=17, le=21)] = Field(18, description="ONNX operator set.")
+    quantize: Literal["int8"] | None = Field(
+        None,
+        description="int8: a second file, model.int8.onnx, in 8-bit integers, measured like the first. It is "
+        "not lossless: model.onnx stays the certified file. null: none.",
+    )
     dynamic_axes: dict[Text, dict[AxisNumber, Name]] = Field(
         default_factory=dict,
         description="Input -> axis: label, for axes of any length besides the batch; equal labels are equal "
@@ -718,7 +782,7 @@ class Recipe(Section):
         spec = self.policy
         if spec is None:
             return self
-        if spec.protected and self.data.loader is not None:
+        if spec.protected and self.data.yields:
             raise ValueError(
                 "policy.protected needs a file whose columns it names; data.loader has none, give data.file"
             )
@@ -732,7 +796,7 @@ class Recipe(Section):
     def _task_fits_its_data(self) -> Recipe:
         data = self.data
         if self.task != "distillation":
-            if data.loader is None and data.target is None:
+            if not data.yields and data.target is None:
                 raise ValueError("data: target is missing; name the column to predict")
             return self
         if data.target is not None:
@@ -753,7 +817,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _inputs_fit_the_data(self) -> Recipe:
         inputs, data = self.model.inputs, self.data
-        if data.loader is not None:
+        if data.yields:
             named = next((spec.name for spec in inputs if spec.columns is not None), None)
             if named is not None:
                 raise ValueError(f"model.inputs: columns of {named!r} contradict data.loader; remove them")

@@ -17,6 +17,7 @@ from glprune._version import __version__
 from glprune.data import Data, Selectable, Split
 from glprune.groups import GroupSet, State, group_norms, group_sizes, sliced
 from glprune.job import Job
+from glprune.plugins import packages
 from glprune.policy_summary import (
     NO_PROXIES,
     NO_SEGMENTS,
@@ -27,7 +28,7 @@ from glprune.policy_summary import (
     reason,
 )
 from glprune.proof import TOLERANCE
-from glprune.recipe import PenaltySpec
+from glprune.recipe import PenaltySpec, Recipe
 from glprune.refitting import followed
 from glprune.removal import Removed
 from glprune.report import (
@@ -48,6 +49,7 @@ from glprune.report import (
     PathPoint,
     PenaltyFacts,
     Proxies,
+    Quantized,
     Refit,
     Removal,
     Report,
@@ -135,6 +137,7 @@ class Outcome:
         stability: How alike the choices over parts of the training rows are, if measured.
         drop_costs: What dropping each kept field costs, if measured.
         proxies: Whether protected attributes were predicted, if there is a policy.
+        quantized: What was measured of the file in 8-bit integers, if there is one.
         folder: The bundle's files so far.
         seconds: Wall seconds of each stage.
     """
@@ -146,6 +149,7 @@ class Outcome:
     stability: Stability | None
     drop_costs: DropCosts | None
     proxies: Proxies | None
+    quantized: Quantized | None
     folder: Path
     seconds: dict[str, float]
 
@@ -159,7 +163,7 @@ def make_report(outcome: Outcome) -> Report:
         purpose=recipe.report.purpose,
         task=job.task.kind,
         digests=_digests(outcome),
-        run=_run(recipe.seed),
+        run=_run(recipe),
         timing=Timing(generated_at=datetime.now(UTC).isoformat(timespec="seconds"), seconds=outcome.seconds),
         data=_data(job),
         features=_features(outcome),
@@ -187,7 +191,9 @@ def make_report(outcome: Outcome) -> Report:
         baselines=outcome.baselines,
         size=outcome.measured.size,
         latency=outcome.measured.latency,
+        widths=chosen.stages[-1].widths,
         export=_export(outcome),
+        quantized=outcome.quantized,
         policy=make_policy(job),
         segments=outcome.measured.segments,
         reason_codes=make_reason_codes(job, kept_fields(job.data, chosen.removed)),
@@ -209,6 +215,7 @@ def _not_measured(outcome: Outcome) -> list[str]:
 def _penalty(spec: PenaltySpec) -> PenaltyFacts:
     return PenaltyFacts(
         kind=spec.kind,
+        plugin=spec.plugin,
         weights=spec.weights,
         within=spec.l1_share if spec.kind == "sparse_group_lasso" else None,
         concavity=spec.knot if spec.kind == "group_mcp" else None,
@@ -244,7 +251,7 @@ def _last_of_inputs(chosen: Chosen) -> StageRun:
 
 def _digests(outcome: Outcome) -> Digests:
     recipe = outcome.job.recipe
-    files = bundles.MADE_BEFORE_THE_REPORT
+    files = [*bundles.MADE_BEFORE_THE_REPORT, *([bundles.INT8] if outcome.quantized else [])]
     digests = {name: bundles.digest(outcome.folder / name) for name in files}
     return Digests(
         recipe=recipe.sha256 or digests[bundles.RECIPE],
@@ -255,15 +262,16 @@ def _digests(outcome: Outcome) -> Digests:
     )
 
 
-def _run(seed: int) -> Run:
+def _run(recipe: Recipe) -> Run:
     versions = {"glprune": __version__, "python": platform.python_version()}
     versions |= {package: metadata.version(package) for package in _PACKAGES}
     return Run(
-        seed=seed,
+        seed=recipe.seed,
         threads=torch.get_num_threads(),
         platform=f"{platform.system()} {platform.machine()}",
         cpu=torch.backends.cpu.get_cpu_capability(),
         versions=versions,
+        plugins=packages(recipe),
     )
 
 
