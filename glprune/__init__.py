@@ -25,7 +25,8 @@ code of other packages, and ``certify`` holds their penalties to numbers; ``work
 run works in and ``journal`` what it has done so far, for one that is stopped (``recall`` brings points
 and refits there and back); ``pipeline`` is the whole run, ``inspection`` the dry run, ``cli`` the
 command.
-:mod:`glprune.audit` is the other side: it verifies a bundle without PyTorch.
+:mod:`glprune.audit` is the other side: it verifies a bundle without PyTorch. :mod:`glprune.pipelines` takes
+runs and bundles into other people's pipelines.
 """
 
 from __future__ import annotations

@@ -196,6 +196,23 @@ def test_dvc_gets_nested_numbers_and_a_row_for_each_point(slim):
     assert [f["field"] for f in fields] == [f.name for f in report.features]
 
 
+def test_the_example_of_dvc_names_files_and_columns_that_a_run_writes(slim):
+    from ruamel.yaml import YAML
+
+    systems.tell_run(("dvc",), report_of(slim), slim)
+    written = {}
+    for path in slim.with_name("slim.ci").glob("*.csv"):
+        written[f"pruned.ci/{path.name}"] = set(path.read_text().splitlines()[0].split(","))
+    pipeline = YAML(typ="safe").load((ROOT / "examples" / "dvc" / "dvc.yaml").read_text())
+    [(file, plot)] = pipeline["stages"]["prune"]["plots"][0].items()
+    assert {plot["x"], plot["y"]} <= written[file]
+    for definition in pipeline["plots"]:
+        [plot] = definition.values()
+        for file, columns in plot["y"].items():
+            assert {plot["x"], *([columns] if isinstance(columns, str) else columns)} <= written[file]
+    assert (slim.with_name("slim.ci") / "metrics.json").exists()
+
+
 # ------------------------------------------------------------------------------ which
 
 

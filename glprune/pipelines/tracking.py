@@ -190,7 +190,7 @@ def signature(bundle: Path) -> Any:
         part["axis"] == 1 and len(part["shape"]) == 2 and part["columns"] for part in contract["inputs"]
     )
     # a column of "double" refuses whole numbers of 64 bits, and a frame read from a file has many of those
-    kinds = {"float32": AnyType(), "int64": "long", "bool": "boolean"}
+    kinds: dict[str, Any] = {"float32": AnyType(), "int64": "long", "bool": "boolean"}
     if tables:
         columns = {
             c["name"]: kinds[part["dtype"]]
@@ -199,7 +199,7 @@ def signature(bundle: Path) -> Any:
             if c["read"]
         }
         return ModelSignature(inputs=Schema([ColSpec(kind, name) for name, kind in columns.items()]))
-    specs = [
+    specs: list[Any] = [
         TensorSpec(
             np.dtype(part["dtype"]), [n if isinstance(n, int) else -1 for n in part["shape"]], part["name"]
         )
