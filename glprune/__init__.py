@@ -19,9 +19,12 @@ formulas), in the processes of ``workers``, which make the run's networks again 
 ``summary``, ``policy_summary``, ``report``, ``render`` and ``markdown`` say what was measured,
 ``sections`` and ``regulations`` which part of it serves which rule; ``plan`` and ``contract`` say how
 the slim network was cut and what it takes, ``evidence`` leaves what others can check, ``bundle`` names
-the files and ``reload`` rebuilds the network from them; ``workspace`` is the folder a run works in and
-``journal`` what it has done so far, for one that is stopped (``recall`` brings points and refits there
-and back); ``pipeline`` is the whole run, ``inspection`` the dry run, ``cli`` the command.
+the files and ``reload`` rebuilds the network from them; ``result`` shows a bundle in notebooks,
+``serving`` lays it out for model servers and ``sklearn`` selects columns in memory; ``plugins`` finds
+code of other packages, and ``certify`` holds their penalties to numbers; ``workspace`` is the folder a
+run works in and ``journal`` what it has done so far, for one that is stopped (``recall`` brings points
+and refits there and back); ``pipeline`` is the whole run, ``inspection`` the dry run, ``cli`` the
+command.
 :mod:`glprune.audit` is the other side: it verifies a bundle without PyTorch.
 """
 
@@ -35,17 +38,18 @@ from glprune.errors import DataError, GlpruneError, ModelError, RecipeError, Tar
 
 if TYPE_CHECKING:
     from glprune.inspection import Inspection, inspect
-    from glprune.pipeline import Result, run
+    from glprune.pipeline import run
     from glprune.recipe import Recipe, load_recipe
     from glprune.reload import load
     from glprune.report import Report
+    from glprune.result import Result
 
 # imported on first use, so that reading a report does not load PyTorch
 _LAZY = {
     "Inspection": "glprune.inspection",
     "Recipe": "glprune.recipe",
     "Report": "glprune.report",
-    "Result": "glprune.pipeline",
+    "Result": "glprune.result",
     "inspect": "glprune.inspection",
     "load": "glprune.reload",
     "load_recipe": "glprune.recipe",

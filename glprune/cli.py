@@ -11,7 +11,7 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,6 +20,8 @@ import click
 from glprune._version import __version__
 from glprune.audit.commands import COMMANDS
 from glprune.errors import GlpruneError, UsageError
+from glprune.pipelines.commands import COMMANDS as PIPELINE_COMMANDS
+from glprune.pipelines.commands import ci_option
 from glprune.terminal import plain
 
 _EPILOG = (
@@ -132,7 +134,7 @@ _allow = click.option(
     "allow_factory",
     multiple=True,
     metavar="PACKAGE",
-    help="Import the recipe's factory and loader from this package, module or .py file only; repeatable.",
+    help="Import the recipe's factory, loader and plugins from this package, module or .py file alone.",
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
 _quiet = click.option("--quiet", is_flag=True, help="Print no progress.")
@@ -150,9 +152,14 @@ def main() -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write [glprune-out/RECIPE].")
 @click.option("--overwrite", is_flag=True, help="Replace an older bundle or a stopped run.")
 @click.option("--resume", is_flag=True, help="Go on from what a stopped run has done, if there is any.")
+@click.option("--reporter", "reporters", multiple=True, metavar="NAME", help="Plugin to tell the result.")
 @_set
 @_trust
 @_allow
+@ci_option
+@click.option("--mlflow", is_flag=True, help="Log parameters, path, bundle and model to MLflow.")
+@click.option("--mlflow-model", metavar="NAME", help="Register the logged model under this name.")
+@click.option("--mlflow-alias", metavar="ALIAS", help="Point this alias at the registered version.")
 @_json
 @_quiet
 def run(
@@ -161,34 +168,64 @@ def run(
     out: Path | None,
     overwrite: bool,
     resume: bool,
+    reporters: Sequence[str],
     overrides: Sequence[str],
     trust_pickle: bool,
     allow_factory: Sequence[str],
+    ci: str,
+    mlflow: bool,
+    mlflow_model: str | None,
+    mlflow_alias: str | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
     """Prune MODEL (.pt or .safetensors) as RECIPE says and leave a bundle."""
     from glprune.console import Teller, print_report
     from glprune.crew import named_first
-    from glprune.pipeline import default_folder
     from glprune.pipeline import run as run_pipeline
+    from glprune.pipelines.systems import shown, systems, tell_run
 
-    loaded = _load(recipe, overrides, allow_factory)
-    with _stoppable(out or default_folder(loaded)), Teller(_console(stderr=True), quiet) as teller:
-        result = run_pipeline(
-            loaded,
-            model,
-            out,
-            overwrite=overwrite,
-            resume=resume,
-            trust_pickle=trust_pickle,
-            on_event=teller,
+    if (mlflow_model or mlflow_alias) and not mlflow:
+        raise UsageError("--mlflow-model and --mlflow-alias need --mlflow.")
+    where = systems(ci) if named_first() else ()
+    folder = out or Path("glprune-out") / recipe.stem
+    with contextlib.ExitStack() as around:
+        around.enter_context(shown(where, "run", folder))
+        loaded = _load(recipe, overrides, allow_factory)
+        log = around.enter_context(
+            _tracked(mlflow and named_first(), folder.name, mlflow_model, mlflow_alias)
         )
-    if as_json and named_first():
-        report = result.report.model_dump(mode="json", by_alias=True)
-        click.echo(json.dumps({"bundle": str(result.bundle), "report": report}))
-    elif not quiet:
-        print_report(_console(), result.report, str(result.bundle))
+        with _stoppable(folder), Teller(_console(stderr=True), quiet) as teller:
+            result = run_pipeline(
+                loaded,
+                model,
+                out,
+                overwrite=overwrite,
+                resume=resume,
+                trust_pickle=trust_pickle,
+                reporters=reporters,
+                on_event=teller,
+            )
+        log(result)
+        if as_json and named_first():
+            report = result.report.model_dump(mode="json", by_alias=True)
+            click.echo(json.dumps({"bundle": str(result.bundle), "report": report}))
+        elif not quiet:
+            print_report(_console(), result.report, str(result.bundle))
+    if where:
+        tell_run(where, result.report, result.bundle)
+
+
+@contextlib.contextmanager
+def _tracked(wanted: bool, name: str, model: str | None, alias: str | None) -> Iterator[Callable[[Any], Any]]:
+    """Log what a run makes to MLflow, if that is wanted."""
+    if not wanted:
+        yield lambda result: None
+        return
+    from glprune.pipelines.tracking import tracked
+
+    with tracked(name, model, alias) as log:
+        yield log
 
 
 @main.command(epilog=_EPILOG)
@@ -249,7 +286,29 @@ def schema(name: str) -> None:
     click.echo(json.dumps(schemas[name](), indent=2, ensure_ascii=False))
 
 
-for _command in COMMANDS:
+@main.command("export-server", epilog=_EPILOG)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--triton", type=click.Path(path_type=Path), metavar="DIR", help="Add it to this repository.")
+@click.option("--kserve", type=click.Path(path_type=Path), metavar="DIR", help="Write models and YAML here.")
+@click.option("--name", help="Name of the model [the bundle's folder].")
+@click.option("--storage-uri", default="pvc://models/models", show_default=True, help="For --kserve.")
+@click.option("--max-batch", type=click.IntRange(1, 2**20), default=256, show_default=True)
+def export_server(
+    bundle: Path, triton: Path | None, kserve: Path | None, name: str | None, storage_uri: str, max_batch: int
+) -> None:
+    """Lay BUNDLE out for the Triton Inference Server or for KServe."""
+    from glprune.serving import write_kserve, write_triton
+
+    if triton is None and kserve is None:
+        raise UsageError("export-server: name --triton DIR, --kserve DIR or both.")
+    called = name or bundle.resolve().name.lower().replace("_", "-")
+    if triton is not None:
+        click.echo(f"wrote {write_triton(bundle, triton, called, max_batch)}", err=True)
+    if kserve is not None:
+        click.echo(f"wrote {write_kserve(bundle, kserve, called, storage_uri, max_batch)}", err=True)
+
+
+for _command in (*COMMANDS, *PIPELINE_COMMANDS):
     main.add_command(_command)
 
 

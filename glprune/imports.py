@@ -36,7 +36,7 @@ def load_callable(
         raise RecipeError(
             f"{where}: {reference!r} should be 'package.module:function' or 'file.py:function'."
         )
-    _check_allowed(place, allowed, f"{where}: {place!r}")
+    check_allowed(place, allowed, f"{where}: {place!r}")
     beside = [str(folder.resolve()), str(Path.cwd())] if allowed is None else []
     try:
         module = _from_file(folder / place) if place.endswith(".py") else _from_path(place, beside)
@@ -56,11 +56,11 @@ def load_callable(
         raise RecipeError(f"{where}: {place!r} {what} {name!r}; name a function or class it defines.")
     home = getattr(found, "__module__", None) or "an unknown module"
     if home != module.__name__:  # imported there, such as urlopen in a module that downloads
-        _check_allowed(home, allowed, f"{where}: {reference!r} is of {home!r}, which")
+        check_allowed(home, allowed, f"{where}: {reference!r} is of {home!r}, which")
     return found
 
 
-def _check_allowed(place: str, allowed: Sequence[str] | None, what: str) -> None:
+def check_allowed(place: str, allowed: Sequence[str] | None, what: str) -> None:
     """Refuse a file or module that is neither named nor in a named package."""
     inside = not place.endswith(".py")
     if allowed is None or any(place == n or (inside and place.startswith(f"{n}.")) for n in allowed):

@@ -152,9 +152,9 @@ def _sets(job: Job) -> tuple[SetFacts, ...]:
 def _cost(job: Job) -> tuple[float, float]:
     """Lambda_max, and the seconds of one point extrapolated from one epoch and one full-batch step."""
     network = copy.deepcopy(job.network)
-    objective = Objective(
-        network, job.task, job.data.train, job.penalised(), job.recipe.train.bound, job.recipe.penalty
-    )
+    bound, penalty = job.recipe.train.bound, job.recipe.penalty
+    split, penalised = job.data.train, job.penalised()
+    objective = Objective(network, job.task, split, penalised, bound, penalty, job.make_penalty)
     largest = lambda_max(objective)
     spec = job.recipe.train
     one = spec.model_copy(update={"epochs": 1, "polish": 0})

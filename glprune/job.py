@@ -21,6 +21,7 @@ from glprune.measure import macs, predict, random_like
 from glprune.model import Network, load_network
 from glprune.outputs import OutputNames, flatten_outputs_, leaves, name_outputs, named_leaves
 from glprune.planning import plan_units
+from glprune.plugins import MakePenalty, load_exporters, load_penalty
 from glprune.policy import NO_RULES, Rules, resolve
 from glprune.recipe import Recipe
 from glprune.scaling import Scaled, Standardize
@@ -52,6 +53,7 @@ class Job:
         outputs: What the network returns.
         rules: What the recipe's policy says of the fields.
         journal: Keeps what was done, for a run that is stopped.
+        make_penalty: Makes a plugin's penalty; None for those of glprune.
     """
 
     recipe: Recipe
@@ -64,6 +66,7 @@ class Job:
     outputs: OutputNames
     rules: Rules = NO_RULES
     journal: Journal = field(default_factory=Journal)
+    make_penalty: MakePenalty | None = None
 
     @property
     def axes(self) -> tuple[int | None, ...]:
@@ -214,13 +217,29 @@ def prepare(recipe: Recipe, model: Path, trust_pickle: bool, listener: Listener)
     Raises:
         GlpruneError: Whatever is wrong with recipe, data or model, in one line.
     """
+    make_penalty = load_penalty(recipe)
+    load_exporters(recipe)  # better missing now than after hours
     listener(Stage("data", "reading and checking"))
     data = load_data(recipe)
     rules = resolve(recipe, data)
     for note in (*data.notes, *rules.sentences()):
         listener(Note(note))
     listener(Stage("model", "loading the network and proving its groups"))
-    loaded = load_network(recipe, model, trust_pickle=trust_pickle)
+    job = assemble(recipe, data, load_network(recipe, model, trust_pickle=trust_pickle), rules)
+    if len(job.fixed_inputs) < len(job.input_groups):
+        for sentence in job.fixed_inputs:
+            listener(Note(sentence))
+    for sentence in _idle_cores(job):
+        listener(Note(sentence))
+    return replace(job, make_penalty=make_penalty)
+
+
+def assemble(recipe: Recipe, data: Data, loaded: Network, rules: Rules = NO_RULES) -> Job:
+    """The job of data and a network already in memory: runs it on every row, finds its groups, proves them.
+
+    Raises:
+        GlpruneError: Whatever is wrong with data or model, in one line.
+    """
     network = _with_scaling(loaded.module, data)
     real = first_rows(data.test, PROBE_ROWS)
     output = _try_forward(network, real, data)
@@ -235,13 +254,7 @@ def prepare(recipe: Recipe, model: Path, trust_pickle: bool, listener: Listener)
         data, task = taught(data, network, task)
     probe = _probe(network, real, [spec.axis for spec in recipe.model.inputs], recipe.seed)
     groups = find_groups(network, recipe, data, probe)
-    job = Job(recipe, data, loaded, network, task, groups, probe, outputs, rules)
-    if len(job.fixed_inputs) < len(job.input_groups):
-        for sentence in job.fixed_inputs:
-            listener(Note(sentence))
-    for sentence in _idle_cores(job):
-        listener(Note(sentence))
-    return job
+    return Job(recipe, data, loaded, network, task, groups, probe, outputs, rules)
 
 
 def _idle_cores(job: Job) -> list[str]:

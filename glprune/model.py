@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from glprune.errors import GlpruneError, ModelError
 from glprune.files import fault
 from glprune.imports import describe, load_callable
+from glprune.plugins import load_plugin
 from glprune.recipe import Recipe
 
 _PICKLE, _ZIP = b"\x80", b"PK\x03\x04"
 
-Format = Literal["state_dict", "safetensors", "pickle"]
+Format = Literal["state_dict", "safetensors", "pickle", "plugin"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,9 @@ def load_network(recipe: Recipe, path: Path, *, trust_pickle: bool = False) -> N
     why = fault(path)
     if why is not None:
         raise ModelError(f"{path} {why}; give the trained weights (.pt or .safetensors).")
-    content, form = _read(path, trust_pickle)
+    content, form = (
+        _read(path, trust_pickle) if recipe.model.loader is None else (_asked(recipe, path), "plugin")
+    )
     if isinstance(content, nn.Module):
         module: nn.Module = content
     else:
@@ -67,6 +70,14 @@ def load_network(recipe: Recipe, path: Path, *, trust_pickle: bool = False) -> N
     with path.open("rb") as stream:
         digest = "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
     return Network(module.float().cpu().eval(), digest, form)
+
+
+def _asked(recipe: Recipe, path: Path) -> Mapping[str, Tensor] | nn.Module:
+    """What the recipe's loader plugin makes of the file."""
+    where = recipe.where("model", "loader")
+    plugin = load_plugin("glprune.loaders", str(recipe.model.loader), where, recipe.allowed)
+    content = plugin(path)
+    return content if isinstance(content, nn.Module) else _state(content, path)
 
 
 def _read(path: Path, trust_pickle: bool) -> tuple[Mapping[str, Tensor] | nn.Module, Format]:

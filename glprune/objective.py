@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,7 @@ class Objective:
         bound: Hold weights outside every penalised group inside the ball of their norm now;
             otherwise the next layer grows while a penalised one shrinks, at no loss.
         spec: Kind of the penalty and its constants.
+        make: Makes the penalty from weights and blocks in the place of ``spec``: a plugin's.
     """
 
     def __init__(
@@ -53,13 +54,15 @@ class Objective:
         penalised: Sequence[tuple[GroupSet, Tensor]],
         bound: bool = True,
         spec: PenaltySpec = PenaltySpec(),  # noqa: B008 - frozen
+        make: Callable[[Tensor, Blocks], Penalty] | None = None,
     ) -> None:
         self.network, self.task, self.split = network, task, split
         self.sets = [groups for groups, _ in penalised]
         self.blocks, self.free, weights = _partition(network, penalised)
         bounded = bound and not bool((weights > 0).all())
         radius = torch.where(weights > 0, torch.inf, self.blocks.norms()) if bounded else None
-        self.regulariser = Regulariser(self._penalty(weights, spec), radius)
+        made = make(weights, self.blocks) if make is not None else self._penalty(weights, spec)
+        self.regulariser = Regulariser(made, radius)
 
     def pulled(self, groups: GroupSet) -> Tensor:
         """Numbers of a penalised set's groups that have a weight, int64; 0 is no penalty."""

@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -33,6 +33,7 @@ from glprune.job import Job, everything, first_rows, narrowing, prepare
 from glprune.markdown import render_markdown
 from glprune.measure import EXPORT_TOLERANCE, OnnxFile, latency, macs, parameters, predict
 from glprune.plan import InputPlan, Plan
+from glprune.plugins import load_reporters, packages, run_exporters, run_reporters
 from glprune.proxies import measure_proxies
 from glprune.quantizing import quantized
 from glprune.rebuilt import Rebuild
@@ -49,6 +50,7 @@ from glprune.removal import Removed
 from glprune.render import render_html
 from glprune.report import Agreement, DropCosts, Metric, Quantized, Report, Size, Stability, report_schema
 from glprune.resampling import check_rows, measure_stability
+from glprune.result import Result
 from glprune.scaling import Scaled
 from glprune.search import search
 from glprune.segments import measure_segments
@@ -72,19 +74,6 @@ LATENCY_BATCHES = (1, 256)
 _ORIGINAL, _ZEROED = "original.onnx", "zeroed.onnx"
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a run made.
-
-    Attributes:
-        bundle: The folder with the slim model and its report.
-        report: The report as records.
-    """
-
-    bundle: Path
-    report: Report
-
-
 def run(
     recipe: str | Path | Recipe,
     model: str | Path,
@@ -94,6 +83,7 @@ def run(
     resume: bool = False,
     trust_pickle: bool = False,
     allow_factory: Sequence[str] | None = None,
+    reporters: Sequence[str] = (),
     on_event: Listener | None = None,
 ) -> Result:
     """Prune a trained network as a recipe says and leave a bundle.
@@ -107,7 +97,8 @@ def run(
             an undisturbed run makes, but for times. What was done is kept in ``<out>.unfinished``.
         trust_pickle: Allow a fully pickled module, which runs code when it is read.
         allow_factory: Packages, modules and .py files (as the recipe writes them) that the recipe's
-            factory and loader may be imported from; None: any.
+            factory, loader and plugins may be imported from; None: any.
+        reporters: Plugins that are told the result (entry points of the group ``glprune.reporters``).
         on_event: Told what happens while it works.
 
     Returns:
@@ -123,6 +114,7 @@ def run(
     """
     rules = (recipe if isinstance(recipe, Recipe) else load_recipe(recipe)).allowing(allow_factory)
     folder = Path(out) if out is not None else default_folder(rules)
+    told = load_reporters(reporters, rules.allowed)
     clock = _Clock(on_event or silent)
     with reproducible(rules.seed, rules.threads), clock.naming(), crew.joined() as members:
         if not members.first:
@@ -130,7 +122,10 @@ def run(
         with working(folder, overwrite, resume) as space:
             report = _fill(rules, Path(model), trust_pickle, space, members, clock)
         members.agreed(report.model_dump(mode="json", by_alias=True))
-    return Result(folder, report)
+    result = Result(folder, report)
+    run_exporters(rules, result)
+    run_reporters(told, result)
+    return result
 
 
 def _fill(
@@ -204,6 +199,7 @@ def _identity(job: Job, members: crew.Crew) -> dict[str, str]:
         "recipe": hashlib.sha256(_bearing(job.recipe).to_yaml().encode()).hexdigest(),
         "model": digest.hexdigest(),
         "data set": json.dumps(dict(job.data.digests), sort_keys=True),
+        "set of plugins": json.dumps(packages(job.recipe), sort_keys=True),
         "number of threads": str(job.recipe.threads),
         "number of processes": str(members.size),
         "version of glprune": __version__,

@@ -1,4 +1,4 @@
-"""The report's pictures: static SVG, the same bytes for the same numbers."""
+"""The report's pictures: figures for notebooks, and static SVG, the same bytes for the same numbers."""
 
 from __future__ import annotations
 
@@ -51,6 +51,12 @@ def norm_bars(features: Sequence[Feature]) -> str:
 
 
 def path_lines(points: Sequence[PathPoint], features: Sequence[Feature]) -> str:
+    """:func:`path_figure` as SVG."""
+    with rc_context(_STYLE):
+        return _svg(path_figure(points, features))
+
+
+def path_figure(points: Sequence[PathPoint], features: Sequence[Feature]) -> Figure:
     """Group norm of every field along the path; selected points are marked."""
     with rc_context(_STYLE):
         figure = Figure(figsize=(7.2, 3.6))
@@ -79,10 +85,16 @@ def path_lines(points: Sequence[PathPoint], features: Sequence[Feature]) -> str:
         axes.set_ylabel("group norm")
         axes.set_ylim(bottom=0)
         axes.legend(frameon=False, loc="upper right")
-        return _svg(figure)
+        return figure
 
 
 def path_metric(points: Sequence[PathPoint], metric: str, reference: float) -> str:
+    """:func:`metric_figure` as SVG."""
+    with rc_context(_STYLE):
+        return _svg(metric_figure(points, metric, reference))
+
+
+def metric_figure(points: Sequence[PathPoint], metric: str, reference: float) -> Figure:
     """Fields left and the validation metric along the path, with refits as diamonds."""
     with rc_context(_STYLE):
         figure = Figure(figsize=(7.2, 3.0))
@@ -108,7 +120,7 @@ def path_metric(points: Sequence[PathPoint], metric: str, reference: float) -> s
         other.set_ylabel(f"{metric} (blue; refitted: orange)")
         other.spines["right"].set_visible(True)
         _finish(axes, points)
-        return _svg(figure)
+        return figure
 
 
 def _places(points: Sequence[PathPoint]) -> list[float]:

@@ -104,6 +104,11 @@ class ModelSpec(Section):
     arguments: dict[str, Scalar | list[Scalar]] = Field(
         default_factory=dict, description="Keyword arguments of the factory."
     )
+    loader: Text | None = Field(
+        None,
+        description="Plugin that reads the weights' file (entry point of the group glprune.loaders); "
+        "default: state dicts of torch.save and safetensors.",
+    )
     inputs: list[InputSpec] = Field(
         default_factory=lambda: [InputSpec()], min_length=1, description="The network's inputs, in order."
     )
@@ -183,6 +188,13 @@ class DataSpec(Section):
         description="'module:function' or 'file.py:function' called with split='train'|'valid'|'test' "
         "and returning a DataLoader of (inputs, target); inputs: a tensor, a tuple, or a mapping by name.",
     )
+    source: Text | None = Field(
+        None,
+        description="Plugin that yields the rows as a loader does (entry point of the group glprune.data).",
+    )
+    arguments: dict[str, Scalar | list[Scalar]] = Field(
+        default_factory=dict, description="Keyword arguments of the source."
+    )
     split: SplitSpec | None = Field(None, description="How `file` is divided; default 0.6/0.2/0.2.")
     target: Text | None = Field(None, description="Column to predict; none for distillation.")
     features: Annotated[list[Text], Field(min_length=1)] | None = Field(
@@ -217,18 +229,25 @@ class DataSpec(Section):
         files = [self.train, self.valid, self.test]
         if any(files) and not all(files):
             raise ValueError("train, valid and test must be given together")
-        sources = [self.file is not None, all(files), self.loader is not None]
+        sources = [self.file is not None, all(files), self.loader is not None, self.source is not None]
         if sum(sources) != 1:
-            raise ValueError("give exactly one of file, train+valid+test, or loader")
-        if self.loader is not None and self.target is not None:
+            raise ValueError("give exactly one of file, train+valid+test, loader or source")
+        if self.arguments and self.source is None:
+            raise ValueError("arguments are those of source; remove them")
+        if self.yields and self.target is not None:
             raise ValueError("target contradicts loader, which yields the target itself; remove one")
         if self.split is not None and self.file is None:
             raise ValueError("split divides `file` only; remove it")
-        if self.loader is not None and (self.standardize != "none" or self.exclude):
+        if self.yields and (self.standardize != "none" or self.exclude):
             raise ValueError("standardize and exclude work on files; do both inside the loader")
-        if self.loader is not None and self.stream is not None:
+        if self.yields and self.stream is not None:
             raise ValueError("stream contradicts loader, which streams by itself; remove one")
         return self
+
+    @property
+    def yields(self) -> bool:
+        """Whether rows come from code, a loader or a plugin, and not from files."""
+        return self.loader is not None or self.source is not None
 
 
 class Strength(Section):
@@ -250,10 +269,19 @@ class HiddenStrength(Strength):
 class PenaltySpec(Section):
     """Which groups are penalised, and how."""
 
-    kind: Literal["group_lasso", "sparse_group_lasso", "group_mcp"] = Field(
+    kind: Literal["group_lasso", "sparse_group_lasso", "group_mcp", "plugin"] = Field(
         "group_lasso",
         description="group_lasso: whole groups; sparse_group_lasso: single weights within the groups too; "
-        "group_mcp: whole groups with less shrinkage of those that stay (minimax concave penalty).",
+        "group_mcp: whole groups with less shrinkage of those that stay (minimax concave penalty); plugin: "
+        "what `plugin` names.",
+    )
+    plugin: Text | None = Field(
+        None,
+        description="kind plugin: its name (entry point of the group glprune.penalties). It is held to what "
+        "a penalty must be on random numbers, and refused where it is not.",
+    )
+    arguments: dict[str, Scalar | list[Scalar]] = Field(
+        default_factory=dict, description="Keyword arguments of the plugin."
     )
     within: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,
@@ -304,6 +332,10 @@ class PenaltySpec(Section):
             raise ValueError("within belongs to kind: sparse_group_lasso; remove it")
         if self.concavity is not None and self.kind != "group_mcp":
             raise ValueError("concavity belongs to kind: group_mcp; remove it")
+        if (self.plugin is not None) != (self.kind == "plugin"):
+            raise ValueError("plugin and kind: plugin belong together; give both or neither")
+        if self.arguments and self.plugin is None:
+            raise ValueError("arguments are those of plugin; remove them")
         return self
 
     @model_validator(mode="after")
@@ -491,6 +523,11 @@ class ExportSpec(Section):
 
     signature: Literal["slim", "original"] = Field(
         "slim", description="slim: the input holds the kept columns only; original: all, gathered inside."
+    )
+    plugins: list[Text] = Field(
+        default_factory=list,
+        description="Plugins that write more once the bundle is finished, each into a folder beside it, "
+        "BUNDLE.NAME (entry points of the group glprune.exporters).",
     )
     opset: Annotated[int, Field(ge=17, le=21)] = Field(18, description="ONNX operator set.")
     quantize: Literal["int8"] | None = Field(
@@ -745,7 +782,7 @@ class Recipe(Section):
         spec = self.policy
         if spec is None:
             return self
-        if spec.protected and self.data.loader is not None:
+        if spec.protected and self.data.yields:
             raise ValueError(
                 "policy.protected needs a file whose columns it names; data.loader has none, give data.file"
             )
@@ -759,7 +796,7 @@ class Recipe(Section):
     def _task_fits_its_data(self) -> Recipe:
         data = self.data
         if self.task != "distillation":
-            if data.loader is None and data.target is None:
+            if not data.yields and data.target is None:
                 raise ValueError("data: target is missing; name the column to predict")
             return self
         if data.target is not None:
@@ -780,7 +817,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _inputs_fit_the_data(self) -> Recipe:
         inputs, data = self.model.inputs, self.data
-        if data.loader is not None:
+        if data.yields:
             named = next((spec.name for spec in inputs if spec.columns is not None), None)
             if named is not None:
                 raise ValueError(f"model.inputs: columns of {named!r} contradict data.loader; remove them")
@@ -884,6 +921,25 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
+def mistakes(path: str | Path) -> list[str]:
+    """Every mistake of a recipe as ``file:line: what and how to mend it``; empty where it is right.
+
+    No data and no model is read, and no PyTorch is needed.
+    """
+    source = Path(path)
+    try:
+        tree, lines = parse(read_text(source), str(source))
+        Recipe.model_validate(tree)
+    except RecipeError as error:
+        return [str(error)]
+    except ValidationError as error:
+        return [
+            f"{source}:{_nearest_line(lines, _place(loc, message)) or 1}: {message}"
+            for loc, message in _problems(error, tree)
+        ]
+    return []
+
+
 def recipe_schema() -> dict[str, Any]:
     """The JSON Schema of a recipe, for editors."""
     schema = Recipe.model_json_schema(by_alias=True)
@@ -915,9 +971,7 @@ def _explain(
 ) -> str:
     """One line: where the first mistake is, what it is, the mend, and how many more there are."""
     problems = _problems(error, tree)
-    loc, message = problems[0]
-    if not loc:  # sections that contradict each other name the key themselves
-        loc = tuple(re.split(r"[.:\s]", message)[:2])
+    loc, message = _place(*problems[0]), problems[0][1]
     dotted = ".".join(map(str, loc))
     changed = next(
         (o.partition("=")[0].strip() for o in overrides if dotted.startswith(o.partition("=")[0].strip())),
@@ -926,6 +980,11 @@ def _explain(
     place = f"--set {changed}" if changed else f"{source}:{_nearest_line(lines, loc) or 1}"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return f"{place}: {message}{more}"
+
+
+def _place(loc: tuple[Any, ...], message: str) -> tuple[Any, ...]:
+    """The place of a mistake; sections that contradict each other name the key themselves."""
+    return loc or tuple(re.split(r"[.:\s]", message)[:2])
 
 
 def _problems(error: ValidationError, tree: Mapping[str, Any]) -> list[tuple[tuple[Any, ...], str]]:

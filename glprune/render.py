@@ -122,6 +122,17 @@ def render_html(report: Report, pictures: bool = True) -> str:
     return _environment().get_template("report.html.j2").render(r=report, **_view(report, pictures))
 
 
+def render_findings(report: Report, bundle: str) -> str:
+    """The first page's findings as a fragment of HTML that styles itself, for notebooks.
+
+    Args:
+        report: The records.
+        bundle: Where the rest can be read.
+    """
+    template = _environment().get_template("findings.html.j2")
+    return template.render(r=report, banner=banner(report), headline=headline(report), bundle=bundle)
+
+
 def number(value: float) -> str:
     """Four significant digits."""
     if value == 0 or not math.isfinite(value):
@@ -283,6 +294,8 @@ def penalty_sentence(penalty: PenaltyFacts) -> str:
         f"{100 * (penalty.within or 0):.3g} % of its strength, single weights of those that stay",
         "group_mcp": "a group MCP penalty, which pulls whole groups to zero and lets go of a group "
         f"whose norm is {penalty.concavity or 0:.3g} times its trained one",
+        "plugin": f"the penalty {penalty.plugin!r} of a plugin, whose proximal operator and residuals were "
+        "held against its values on random numbers before the training",
     }[penalty.kind]
     weak = ", pulling at groups that were weak in the trained network more" * (penalty.weights == "adaptive")
     return f"The network was trained on with {what}{weak}"

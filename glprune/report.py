@@ -44,6 +44,9 @@ class Run(Record):
         None, description="instructions PyTorch's kernels use, such as AVX2; results depend on them"
     )
     versions: dict[str, str]
+    plugins: dict[str, str] = Field(
+        default_factory=dict, description="group:name of a plugin that took part -> its package and version"
+    )
 
 
 class Halvings(Record):
@@ -125,7 +128,8 @@ class HiddenLayer(Record):
 class PenaltyFacts(Record):
     """The penalty of the path, every default written out."""
 
-    kind: Literal["group_lasso", "sparse_group_lasso", "group_mcp"]
+    kind: Literal["group_lasso", "sparse_group_lasso", "group_mcp", "plugin"]
+    plugin: str | None = Field(None, description="name of the plugin; null for glprune's own penalties")
     weights: Literal["size", "adaptive"] = Field(
         description="of the groups: by their size, or by that over their trained norm too"
     )

@@ -386,7 +386,7 @@ class _Search:
             for g, w in job.penalised(kinds)
         ]
         objective = Objective(
-            network, job.task, job.data.train, penalised, recipe.train.bound, recipe.penalty
+            network, job.task, job.data.train, penalised, recipe.train.bound, recipe.penalty, job.make_penalty
         )
 
         def done(point: Point) -> None:

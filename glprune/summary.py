@@ -17,6 +17,7 @@ from glprune._version import __version__
 from glprune.data import Data, Selectable, Split
 from glprune.groups import GroupSet, State, group_norms, group_sizes, sliced
 from glprune.job import Job
+from glprune.plugins import packages
 from glprune.policy_summary import (
     NO_PROXIES,
     NO_SEGMENTS,
@@ -27,7 +28,7 @@ from glprune.policy_summary import (
     reason,
 )
 from glprune.proof import TOLERANCE
-from glprune.recipe import PenaltySpec
+from glprune.recipe import PenaltySpec, Recipe
 from glprune.refitting import followed
 from glprune.removal import Removed
 from glprune.report import (
@@ -162,7 +163,7 @@ def make_report(outcome: Outcome) -> Report:
         purpose=recipe.report.purpose,
         task=job.task.kind,
         digests=_digests(outcome),
-        run=_run(recipe.seed),
+        run=_run(recipe),
         timing=Timing(generated_at=datetime.now(UTC).isoformat(timespec="seconds"), seconds=outcome.seconds),
         data=_data(job),
         features=_features(outcome),
@@ -214,6 +215,7 @@ def _not_measured(outcome: Outcome) -> list[str]:
 def _penalty(spec: PenaltySpec) -> PenaltyFacts:
     return PenaltyFacts(
         kind=spec.kind,
+        plugin=spec.plugin,
         weights=spec.weights,
         within=spec.l1_share if spec.kind == "sparse_group_lasso" else None,
         concavity=spec.knot if spec.kind == "group_mcp" else None,
@@ -260,15 +262,16 @@ def _digests(outcome: Outcome) -> Digests:
     )
 
 
-def _run(seed: int) -> Run:
+def _run(recipe: Recipe) -> Run:
     versions = {"glprune": __version__, "python": platform.python_version()}
     versions |= {package: metadata.version(package) for package in _PACKAGES}
     return Run(
-        seed=seed,
+        seed=recipe.seed,
         threads=torch.get_num_threads(),
         platform=f"{platform.system()} {platform.machine()}",
         cpu=torch.backends.cpu.get_cpu_capability(),
         versions=versions,
+        plugins=packages(recipe),
     )
 
 

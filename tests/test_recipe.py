@@ -61,7 +61,7 @@ BAD = [
     (
         "inputs: {strength: 1}",
         "kind: group_lasoo",
-        "penalty.kind should be 'group_lasso', 'sparse_group_lasso' or",
+        "penalty.kind should be 'group_lasso', 'sparse_group_lasso', 'group_mcp' or",
     ),
     ("lr: 1", "epochs: 0\n  polish: 0", "nothing would be trained"),
     ("lambda: 1e-3", "max_features: 0", ":9: target.max_features should be at least 1"),
@@ -76,7 +76,7 @@ BAD = [
     ("lambda: 1e-3", "lambda: 1\n  max_hidden: 3", "target.max_hidden needs penalty.hidden"),
     ("target: y", "target: [1]", ":5: data.target should be text"),
     ("  target: y\n", "", ":3: data: target is missing"),
-    ("target: y", "target: y\n  loader: a.py:b", "exactly one of file, train+valid+test, or loader"),
+    ("target: y", "target: y\n  loader: a.py:b", "exactly one of file, train+valid+test, loader or source"),
     ("target: y", "target: y\n  train: a.csv", "must be given together"),
     (
         "target: y",

@@ -175,4 +175,4 @@ def _contract(report: Report, plan: Plan, contract: Contract, model: ModelProto)
             what = f"is not what report, plan and ONNX file give for {wanted.name!r} (axis {axes[n]})"
             yield Finding(bundles.CONTRACT, f"/inputs/{n}/{key}", what)
             return
-    yield Finding(bundles.CONTRACT, "", "its inputs, outputs or signature are not the report's")
+    yield Finding(bundles.CONTRACT, "", "its schema of a row, outputs or signature are not the report's")

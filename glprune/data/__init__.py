@@ -37,4 +37,4 @@ def load_data(recipe: Recipe) -> Data:
         DataError: A file or column cannot be used; file, column, count and first row are named.
         RecipeError: The recipe asks for columns the files do not have.
     """
-    return load_loader(recipe) if recipe.data.loader is not None else load_files(recipe)
+    return load_loader(recipe) if recipe.data.yields else load_files(recipe)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from glprune.data.records import Data, InputColumns
 from glprune.data.splits import SPLITS, Inputs
 from glprune.errors import DataError, GlpruneError, RecipeError
 from glprune.imports import describe, load_callable
+from glprune.plugins import load_plugin
 from glprune.recipe import InputSpec, Recipe
 
 
@@ -60,9 +62,7 @@ def load_loader(recipe: Recipe) -> Data:
         DataError: A loader cannot be made, or yields what no network could take.
         RecipeError: The recipe names other features or classes than it yields.
     """
-    reference = str(recipe.data.loader)
-    where = recipe.where("data", "loader")
-    make = load_callable(reference, recipe.folder, where, recipe.allowed)
+    reference, where, make = _maker(recipe)
     found: dict[str, _Survey] = {}
     for name in SPLITS:
         try:
@@ -86,6 +86,17 @@ def load_loader(recipe: Recipe) -> Data:
         digests={name: survey.digest for name, survey in found.items()},
         notes=(),
     )
+
+
+def _maker(recipe: Recipe) -> tuple[str, str, Callable[..., Iterable[Any]]]:
+    """What makes the loader of a split: its name, the place that names it, and the function."""
+    spec = recipe.data
+    if spec.source is None:
+        where = recipe.where("data", "loader")
+        return str(spec.loader), where, load_callable(str(spec.loader), recipe.folder, where, recipe.allowed)
+    where = recipe.where("data", "source")
+    plugin = load_plugin("glprune.data", spec.source, where, recipe.allowed)
+    return f"{spec.source} ({plugin.package})", where, functools.partial(plugin, **spec.arguments)
 
 
 def _loader_inputs(recipe: Recipe, widths: Sequence[int]) -> tuple[InputColumns, ...]:
