@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 ONNX = "model.onnx"
+INT8 = "model.int8.onnx"
 WEIGHTS = "model.safetensors"
 PLAN = "plan.json"
 REPORT = "report.json"
@@ -26,8 +27,11 @@ SIGNATURES = "signatures"
 FILES = (ONNX, WEIGHTS, PLAN, REPORT, PAGE, SUMMARY, RECIPE, SCHEMA, CONTRACT, GOLDEN)
 """What every bundle holds beside its manifest and the signatures of it."""
 
-OPTIONAL = (PROXIES,)
-"""What a bundle may hold besides; once listed in the manifest it may be withheld."""
+OPTIONAL = (PROXIES, INT8)
+"""What a bundle may hold besides; once listed in the manifest it may be withheld.
+
+The report states the digest of the 8-bit file among its outputs: that one is missed.
+"""
 
 MADE_BEFORE_THE_REPORT = (ONNX, WEIGHTS, PLAN, RECIPE, GOLDEN)
 """The files whose digests the report states."""

@@ -98,7 +98,7 @@ def export_onnx(
             export(job, path)
             model = onnx.load(path)
             _check_signature(model, job)
-            _clean(model, metadata, opset)
+            clean(model, metadata, opset)
             onnx.checker.check_model(model, full_check=True)
         except Exception as error:  # exporters raise whatever they meet
             path.unlink(missing_ok=True)
@@ -331,7 +331,7 @@ def _failures_alone(
     return tuple(reasons)
 
 
-def _clean(model: onnx.ModelProto, metadata: Mapping[str, str], opset: int) -> None:
+def clean(model: onnx.ModelProto, metadata: Mapping[str, str], opset: int) -> None:
     """Strip what the exporter says of the machine and write our metadata."""
     found = {o.domain: o.version for o in model.opset_import}
     if found.get("") != opset or set(found) - {""}:

@@ -253,7 +253,9 @@ def _products(x: Tensor, y: Tensor, dim: int, out: Tensor | None = None) -> Tens
 
     The dimensions before it come first: their sums are vectorised, and leave little for the rest.
     """
-    total = _folded(x, y) if dim and x.numel() > _CACHED else x * y
+    # elsewhere than on a processor a product held whole costs memory, its parts a kernel each
+    folds = dim and x.numel() > _CACHED and x.device.type == "cpu"
+    total = _folded(x, y) if folds else x * y
     if dim > 1:
         total = total.flatten(0, dim - 1)
     if dim and total.ndim == 2:

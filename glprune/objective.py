@@ -23,6 +23,7 @@ from glprune.finite import Batch, all_finite, fault
 from glprune.groups import Block, Blocks, GroupSet
 from glprune.optim import Regulariser
 from glprune.penalty import GroupLasso, GroupMCP, Penalty, SparseGroupLasso, knots
+from glprune.precision import Precision, forward
 from glprune.recipe import PenaltySpec
 from glprune.task import Task
 from glprune.units import Inputs
@@ -81,9 +82,9 @@ class Objective:
             return GroupMCP(weights, knots(self.blocks.norms(), sets, spec.knot))
         return GroupLasso(weights)
 
-    def batch_loss(self, inputs: tuple[Tensor, ...], target: Tensor) -> Tensor:
+    def batch_loss(self, inputs: Inputs, target: Tensor, precision: Precision = "float32") -> Tensor:
         """Mean loss of one batch, a scalar with gradients."""
-        return self.task.loss(self.task.view(self.network(*inputs)), target)
+        return self.task.loss(forward(self.network, inputs, self.task.view, precision), target)
 
     def gradient(self, where: str = "", mend: str = SCALES) -> float:
         """Mean loss over the split; leaves its gradient in ``.grad``.

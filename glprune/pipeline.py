@@ -35,6 +35,7 @@ from glprune.measure import EXPORT_TOLERANCE, OnnxFile, latency, macs, parameter
 from glprune.plan import InputPlan, Plan
 from glprune.plugins import load_reporters, packages, run_exporters, run_reporters
 from glprune.proxies import measure_proxies
+from glprune.quantizing import quantized
 from glprune.rebuilt import Rebuild
 from glprune.recipe import Recipe, load_recipe
 from glprune.reload import (
@@ -47,7 +48,7 @@ from glprune.reload import (
 )
 from glprune.removal import Removed
 from glprune.render import render_html
-from glprune.report import Agreement, DropCosts, Metric, Report, Size, Stability, report_schema
+from glprune.report import Agreement, DropCosts, Metric, Quantized, Report, Size, Stability, report_schema
 from glprune.resampling import check_rows, measure_stability
 from glprune.result import Result
 from glprune.scaling import Scaled
@@ -147,12 +148,13 @@ def _fill(
     measured = _measure(job, removed, fitted, exporter, stage)
     plan = _write_plan(job, removed, fitted, stage)
     write_golden(job, removed, stage)
+    int8 = _quantized(job, removed, stage, clock)
     proxies = measure_proxies(job, removed, kept_fields(job.data, removed), stage, clock)
     baselines = measure_baselines(job, chosen, stage, clock)
     rebuild = Rebuild.of(job, model, trust_pickle, removed, fitted.network)
     stability, costs = _firmness(job, removed, rebuild, stage, clock)
     clock(Stage("report", "writing the report"))
-    outcome = Outcome(job, chosen, measured, baselines, stability, costs, proxies, stage, clock.seconds)
+    outcome = Outcome(job, chosen, measured, baselines, stability, costs, proxies, int8, stage, clock.seconds)
     report = make_report(outcome)
     bundles.write_json(stage / bundles.REPORT, report.model_dump(mode="json", by_alias=True))
     (stage / bundles.PAGE).write_text(render_html(report), encoding="utf-8")
@@ -310,6 +312,14 @@ def _measure(job: Job, removed: Removed, fitted: RefitResult, exporter: str, fol
     (folder / _ORIGINAL).unlink()
     (folder / _ZEROED).unlink()
     return measured
+
+
+def _quantized(job: Job, removed: Removed, folder: Path, clock: _Clock) -> Quantized | None:
+    """The file in 8-bit integers, where the recipe asks for one."""
+    if job.recipe.export.quantize is None:
+        return None
+    clock(Stage("quantize", "writing and measuring the file in 8-bit integers"))
+    return quantized(job, removed, folder, LATENCY_BATCHES)
 
 
 def _check_finite(metrics: Mapping[str, float], whose: str) -> None:

@@ -50,6 +50,9 @@ _PERCENT = r"^(100(\.0+)?|\d?[1-9](\.\d+)?|[1-9]0(\.\d+)?|00?\.0*[1-9]\d*)\s?%$"
 Budget = Annotated[str, StringConstraints(pattern=_PERCENT)] | Positive
 BatchSize = Annotated[int, Field(ge=1)] | Literal["all"]
 
+AUTO_MULTIPLE = 8  # floats of an AVX2 register; half of one of AVX-512
+FASTER = 0.02  # by which networks of such widths must be faster, beyond a clock's noise
+
 
 class Section(BaseModel):
     """A part of a recipe: frozen, strict, no unknown key, no NaN."""
@@ -379,7 +382,15 @@ class TargetSpec(Section):
         description="At most so many milliseconds, or a share of the original's, measured on the ONNX files "
         "by ONNX Runtime on this machine.",
     )
-    batch: Annotated[int, Field(ge=1, le=2**20)] = Field(1, description="Rows of one call, for latency.")
+    batch: Annotated[int, Field(ge=1, le=2**20)] = Field(
+        1, description="Rows of one call, for latency and multiple: auto."
+    )
+    multiple: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
+        1,
+        description="Hidden widths are rounded up to multiples of this, or to what they were: zero units "
+        "stay for the refit, and every size counts them. auto: multiples of 8 in a stage where ONNX Runtime "
+        "is faster with them.",
+    )
     max_hidden: Annotated[int, Field(ge=1)] | None = Field(
         None,
         description="Keep at most this many hidden units. Beside one of the first three: by paths of their "
@@ -397,9 +408,14 @@ class TargetSpec(Section):
             )
         if budgets and self.max_hidden is not None:
             raise ValueError(f"max_hidden contradicts {budgets[0]}, which counts hidden units too; keep one")
-        if self.batch != 1 and self.latency is None:
-            raise ValueError("batch belongs to latency; remove it")
+        if self.batch != 1 and self.latency is None and self.multiple != "auto":
+            raise ValueError("batch belongs to latency and multiple: auto; remove it")
         return self
+
+    @property
+    def counted_multiple(self) -> int:
+        """The multiple of hidden widths that sizes are counted with: of both for auto the larger."""
+        return AUTO_MULTIPLE if self.multiple == "auto" else self.multiple
 
     @property
     def hidden_alone(self) -> bool:
@@ -449,6 +465,12 @@ class TrainSpec(Section):
         0,
         description="How often a point may begin anew with half the step size, since a loss, a gradient or a "
         "weight was not finite; the report says how often. 0: the run stops and names batch and layer.",
+    )
+    precision: Literal["float32", "bf16"] = Field(
+        "float32",
+        description="Of the forward passes in the stochastic steps of path and refit; bf16 multiplies "
+        "matrices in bfloat16. Penalty, proximal step, full-batch steps, optimality conditions and "
+        "validation stay in float32.",
     )
     bound: bool = Field(
         True, description="Hold weights outside every group inside the ball of their trained norm."
@@ -508,6 +530,11 @@ class ExportSpec(Section):
         "BUNDLE.NAME (entry points of the group glprune.exporters).",
     )
     opset: Annotated[int, Field(ge=17, le=21)] = Field(18, description="ONNX operator set.")
+    quantize: Literal["int8"] | None = Field(
+        None,
+        description="int8: a second file, model.int8.onnx, in 8-bit integers, measured like the first. It is "
+        "not lossless: model.onnx stays the certified file. null: none.",
+    )
     dynamic_axes: dict[Text, dict[AxisNumber, Name]] = Field(
         default_factory=dict,
         description="Input -> axis: label, for axes of any length besides the batch; equal labels are equal "

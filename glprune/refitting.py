@@ -48,9 +48,20 @@ def refitted(job: Job, removed: Removed, spec: RefitSpec | None = None) -> tuple
 def _best_refit(
     job: Job, removed: Removed, how: RefitSpec, narrow: Callable[[Inputs], Inputs]
 ) -> tuple[RefitResult, float]:
-    data, seed, teacher = job.data, job.recipe.seed, job.network
+    data, recipe = job.data, job.recipe
     results = [
-        refit(start, narrow, job.task, data.train, data.valid, how, seed, teacher, job.metric)
+        refit(
+            start,
+            narrow,
+            job.task,
+            data.train,
+            data.valid,
+            how,
+            recipe.seed,
+            job.network,
+            job.metric,
+            recipe.train.precision,
+        )
         for start in _starts(job, removed, how)
     ]
     best = max(results, key=lambda result: result.score)

@@ -7,6 +7,7 @@ weights and on real and random rows, with the network whose groups are zero.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -66,6 +67,7 @@ def remove(
     inputs: Inputs,
     axes: Sequence[int | None],
     tolerance: float = TOLERANCE,
+    multiple: int = 1,
 ) -> Removed:
     """Cut every unit whose group is exactly zero, certifying each cut.
 
@@ -75,6 +77,7 @@ def remove(
         inputs: Real and random rows to compare outputs on.
         axes: The feature axis of each input; None where it has none.
         tolerance: Largest relative difference a cut may make, but for inexact sets.
+        multiple: Zero hidden units stay until their layer's width is a multiple of this, or the whole.
 
     Returns:
         The slim network and the evidence. A set whose cut changes outputs is left alone. At
@@ -100,7 +103,7 @@ def remove(
     cuts: list[Cut] = []
     # cuts that may change outputs come last, so that the others are held against the zeroed network
     for family in sorted(_families(groups), key=lambda f: any(g.units.inexact for g in f)):
-        made = _cut(work, family, tolerance)
+        made = _cut(work, family, tolerance, multiple)
         cuts += [c for c in made if isinstance(c, Cut)]
         refused += [c for c in made if isinstance(c, Refusal)]
     slim = work.slim if work.choices else copy.deepcopy(network)
@@ -128,6 +131,7 @@ def shaped(
     alive: Sequence[Tensor],
     inputs: Inputs,
     axes: Sequence[int | None],
+    multiple: int = 1,
 ) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """The network a removal would give, uncertified, to measure its shape.
 
@@ -137,11 +141,12 @@ def shaped(
         alive: For each set, which of its groups are left, bool, shape (n_groups,).
         inputs: Rows of the dense network.
         axes: The feature axis of each input; None where it has none.
+        multiple: Of hidden widths, see :func:`remove`.
 
     Returns:
         The network, and the kept positions of every input's feature axis.
     """
-    columns, choices = list(all_columns(inputs, axes)), kept_units(groups, alive)
+    columns, choices = list(all_columns(inputs, axes)), kept_units(groups, alive, multiple)
     for units, keep in choices:
         if units.source is not None:
             columns[units.source] = keep
@@ -150,18 +155,21 @@ def shaped(
     return slim, tuple(columns)
 
 
-def kept_units(groups: Sequence[GroupSet], alive: Sequence[Tensor]) -> list[tuple[UnitSet, Tensor]]:
+def kept_units(
+    groups: Sequence[GroupSet], alive: Sequence[Tensor], multiple: int = 1
+) -> list[tuple[UnitSet, Tensor]]:
     """The units a removal keeps of every set that can be cut: at least one, and equal widths in a family.
 
     Args:
         groups: Proved group sets.
         alive: For each set, which of its groups are left, bool, shape (n_groups,).
+        multiple: Of hidden widths, see :func:`remove`.
     """
     marks = {id(g): a for g, a in zip(groups, alive, strict=True)}
     kept = []
     for family in _families(groups):
         keeps = [_keep(~marks[id(g)][g.group]) for g in family]
-        widths = _equal_widths(keeps, [g.units.count for g in family])
+        widths = _equal_widths(keeps, [g.units for g in family], multiple)
         kept += [(g.units, keep) for g, keep in zip(family, widths, strict=True)]
     return kept
 
@@ -175,11 +183,11 @@ def _families(groups: Sequence[GroupSet]) -> list[list[GroupSet]]:
     return list(families.values())
 
 
-def _cut(work: _Cutting, family: Sequence[GroupSet], tolerance: float) -> list[Cut | Refusal]:
+def _cut(work: _Cutting, family: Sequence[GroupSet], tolerance: float, multiple: int) -> list[Cut | Refusal]:
     """Cut one family where that is lossless."""
     state = dict(work.network.state_dict())
     dead = [~support(state, g)[g.group] for g in family]
-    keeps = _equal_widths([_keep(d) for d in dead], [g.units.count for g in family])
+    keeps = _equal_widths([_keep(d) for d in dead], [g.units for g in family], multiple)
     choices = [(g.units, k) for g, k in zip(family, keeps, strict=True) if len(k) < g.units.count]
     if not choices:
         return []
@@ -231,11 +239,20 @@ def _keep(dead: Tensor) -> Tensor:
     return keep if keep.numel() else torch.zeros(1, dtype=torch.int64)
 
 
-def _equal_widths(keeps: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
-    """Keep as many units in every set of a family as in its widest; dead ones fill up."""
-    width = max(len(k) for k in keeps)
+def _equal_widths(keeps: Sequence[Tensor], sets: Sequence[UnitSet], multiple: int) -> list[Tensor]:
+    """Keep as many units in every set of a family as in its widest, rounded up; dead ones fill up."""
+    step = math.lcm(*(_step(units, multiple) for units in sets))
+    width = math.ceil(max(len(k) for k in keeps) / step) * step
     filled = []
-    for keep, count in zip(keeps, counts, strict=True):
-        others = torch.arange(count)[~torch.isin(torch.arange(count), keep)]
+    for keep, units in zip(keeps, sets, strict=True):
+        others = torch.arange(units.count)[~torch.isin(torch.arange(units.count), keep)]
         filled.append(torch.cat([keep, others[: width - len(keep)]]).sort().values)
     return filled
+
+
+def _step(units: UnitSet, multiple: int) -> int:
+    """Of how many units a set's number is a multiple where its width is one; removed inputs stay removed."""
+    if units.kind == "input" or not units.slots:
+        return 1
+    each = min(int((slot.unit >= 0).sum()) // units.count for slot in units.slots)  # such as of a head
+    return multiple // math.gcd(multiple, each)

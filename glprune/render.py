@@ -21,9 +21,12 @@ from glprune.report import (
     Feature,
     Metric,
     PenaltyFacts,
+    Quantized,
     Report,
+    Size,
     Spread,
     Stability,
+    Widths,
 )
 from glprune.sections import sections, served
 from glprune.terminal import visible
@@ -176,7 +179,11 @@ def headline(report: Report) -> list[str]:
         sentences.append(_baselines_sentence(report.baselines, main))
     if report.stability is not None:
         sentences.append(_stability_sentence(report.stability, report.features))
-    sentences.append(" ".join(_speed_sentence(time.batch, time.speedup) for time in report.latency))
+    sentences += [_widths_sentence(report.widths)] if report.widths is not None else []
+    speeds = [_speed_sentence(time.batch, time.speedup) for time in report.latency]
+    speeds.append(f"Multiply-accumulates for one row fell {mac_ratio(size):.1f} times.")
+    sentences.append(" ".join(speeds))
+    sentences += [_int8_sentence(report.quantized, main)] if report.quantized is not None else []
     return [s for s in sentences if s]
 
 
@@ -251,6 +258,32 @@ def _speed_sentence(batch: int, speedup: float) -> str:
     if speedup >= 1:
         return f"At batch {batch} it is {speedup:.2f} times as fast."
     return f"At batch {batch} it is slower: {speedup:.2f} times the original's speed."
+
+
+def mac_ratio(size: Size) -> float:
+    """The original's multiply-accumulates over the shipped network's; what speed-ups are read beside."""
+    return size.macs_before / max(1, size.macs_after)
+
+
+def _int8_sentence(found: Quantized, main: Metric) -> str:
+    """What the 8-bit file does, and that nothing of it is certified."""
+    own = next(m for m in found.metrics if m.name == main.name)
+    alike = "" if found.same_decisions is None else f", {100 * found.same_decisions:.2f} % decided alike"
+    speeds = " and ".join(f"{t.speedup:.2f} times at batch {t.batch}" for t in found.latency)
+    return (
+        f"{found.file} holds the network in 8-bit integers and is not lossless: {label(own.name)} is "
+        f"{own.int8:.4f} instead of {own.float32:.4f} on the test rows{alike}; outputs change by up to "
+        f"{100 * found.difference:.2g} % of the largest. It has {found.bytes:,} bytes; its speed against "
+        f"the shipped file is {speeds}."
+    )
+
+
+def _widths_sentence(widths: Widths) -> str:
+    rounded = f"rounded up to multiples of {widths.tried}"
+    faster = f"{widths.speedup:.2f} times as fast at batch {widths.batch} before the refit"
+    if widths.multiple > 1:
+        return f"Hidden widths were {rounded}, with which the network was {faster}."
+    return f"Hidden widths are as they came out; {rounded} the network was {faster}."
 
 
 def penalty_sentence(penalty: PenaltyFacts) -> str:
@@ -417,7 +450,7 @@ def _view(report: Report, pictures: bool) -> dict[str, Any]:
         "part_of_rows": part_of_rows(report.stability) if report.stability else "",
         "drop_rows": _drop_rows(report.drop_costs) if report.drop_costs else [],
         "compared": compared(report),
-        "mac_ratio": report.size.macs_before / max(1, report.size.macs_after),
+        "mac_ratio": mac_ratio(report.size),
     }
 
 

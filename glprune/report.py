@@ -262,6 +262,18 @@ class Latency(Record):
     speedup: float = Field(description="median of the pairwise ratios original / slim")
 
 
+class Widths(Record):
+    """Hidden widths as they came out against widths rounded up to multiples, before the last refit."""
+
+    multiple: int = Field(description="of the shipped widths: 1, or `tried` where that was faster")
+    tried: int
+    batch: int
+    runs: int
+    exact_ms: float = Field(description="median, through ONNX Runtime")
+    rounded_ms: float = Field(description="median, in turn with the other")
+    speedup: float = Field(description="median of the pairwise ratios exact / rounded")
+
+
 class Input(Record):
     """One input of the shipped file."""
 
@@ -301,6 +313,48 @@ class Export(Record):
     checker: Literal["passed"]
     rows: int
     difference: float = Field(description="ONNX Runtime against PyTorch on the test split")
+
+
+class QuantizedMetric(Record):
+    """One metric on the test split, of both files through ONNX Runtime."""
+
+    name: str
+    higher_is_better: bool
+    float32: float = Field(description="of model.onnx")
+    int8: float
+
+
+class QuantizedLatency(Record):
+    """Latency of model.onnx and the 8-bit file, in turn; medians."""
+
+    batch: int
+    runs: int
+    float32_ms: float
+    int8_ms: float
+    speedup: float = Field(description="median of the pairwise ratios float32 / int8")
+
+
+class Quantized(Record):
+    """The file in 8-bit integers beside the shipped one; its outputs are others, so nothing is certified."""
+
+    file: str
+    method: Literal["static", "dynamic"] = Field(
+        description="ranges of activations: over training rows, or of the batch at hand"
+    )
+    products: int = Field(description="matrix products and convolutions computed in integers")
+    products_of: int = Field(description="all of the file")
+    calibration_rows: int = Field(description="training rows the ranges were taken over; 0 for dynamic")
+    bytes: int
+    rows: int = Field(description="rows of the test split")
+    metrics: list[QuantizedMetric]
+    same_decisions: float | None = Field(
+        description="share of the test rows both files decide alike; null: no classes"
+    )
+    difference: float = Field(
+        description="largest change of an output against model.onnx on the test split, over its largest value"
+    )
+    golden_difference: float = Field(description="the same on the golden rows, where anybody can repeat it")
+    latency: list[QuantizedLatency]
 
 
 class Refit(Record):
@@ -588,7 +642,9 @@ class Report(Record):
     baselines: Baselines | None = Field(None, description="of simpler selections, if measured")
     size: Size
     latency: list[Latency]
+    widths: Widths | None = Field(None, description="where the recipe leaves them to the clock")
     export: Export
+    quantized: Quantized | None = Field(None, description="of the file in 8-bit integers, if there is one")
     policy: Policy | None = Field(None, description="rules on fields, if the recipe has any")
     segments: Segments | None = Field(None, description="by protected attribute, if there is a policy")
     reason_codes: ReasonCodes | None = Field(None, description="if the policy lists any")

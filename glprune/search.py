@@ -31,15 +31,15 @@ from glprune.forbidden import without_forbidden
 from glprune.groups import sliced, support
 from glprune.job import Job, continued, everything, first_rows, narrowing, validate
 from glprune.journal import Record
-from glprune.measure import macs
+from glprune.measure import macs, parameters
 from glprune.objective import Objective
 from glprune.path import RegularisationPath, at_lambda, at_most, towards
 from glprune.point import Point, Size
 from glprune.recall import Kept, keep_points, keep_refit, recall_points, recall_refit
-from glprune.recipe import RefitSpec
+from glprune.recipe import AUTO_MULTIPLE, FASTER, RefitSpec
 from glprune.refitting import refitted
 from glprune.removal import Removed, followed_by, kept_units, remove, shaped
-from glprune.report import PathPoint
+from glprune.report import Latency, PathPoint, Widths
 from glprune.sizes import MEASURES, Stopwatch, measured, uniform, unit_costs
 from glprune.task import gain
 from glprune.train import RefitResult
@@ -78,6 +78,7 @@ class StageRun:
         removed: Everything cut so far, in the numbering of the original network.
         fitted: The refit.
         metric: The selection metric on the validation split after it.
+        widths: What the clock said of hidden widths, where it was asked.
     """
 
     job: Job
@@ -90,6 +91,7 @@ class StageRun:
     removed: Removed
     fitted: RefitResult
     metric: float
+    widths: Widths | None = None
 
 
 @dataclass(frozen=True)
@@ -333,25 +335,45 @@ class _Search:
     ) -> StageRun:
         number = len(self.stages) + 1
         self.listener(Stage(f"cut {number}", "cutting zero groups, comparing outputs at every cut"))
-        cut, removed = self._removals(point)
+        cut, removed, widths = self._fitting(point, number)
         self.listener(Stage(f"refit {number}", "training the slim network without penalty"))
         fitted, metric = refitted(self.original, removed, spec)
         point.refit_metric = metric
-        return StageRun(self.job, kinds, rule, balance, points, point, cut, removed, fitted, metric)
+        return StageRun(self.job, kinds, rule, balance, points, point, cut, removed, fitted, metric, widths)
+
+    def _fitting(self, point: Point, number: int) -> tuple[Removed, Removed, Widths | None]:
+        """The removals of a point, with the hidden widths the recipe asks for or the clock prefers."""
+        target = self.original.recipe.target
+        if target.multiple != "auto":
+            return *self._removals(point, target.multiple), None
+        exact, rounded = (self._removals(point, m) for m in (1, AUTO_MULTIPLE))
+        if parameters(exact[0].network) == parameters(rounded[0].network):
+            return *exact, None
+        self.listener(Stage(f"widths {number}", f"timing widths that are multiples of {AUTO_MULTIPLE}"))
+        with tempfile.TemporaryDirectory(prefix="glprune-") as folder:
+            times = Stopwatch(self.original, target.batch, Path(folder)).against(exact[1], rounded[1])
+        found = _widths(times)
+        widths = Widths.model_validate(crew.agreed(found.model_dump()))
+        return *(exact if widths.multiple == 1 else rounded), widths
 
     def _recalled(self, record: Record, kinds: tuple[Kind, ...], rule: str, balance: float) -> StageRun:
         """A stage that a stopped run had done; its cut is made and certified again."""
         facts, tensors = record.facts, self.original.journal.weights(record)
         points = recall_points(facts, tensors)
         selected = points[facts["selected"]]
-        cut, removed = self._removals(selected)
+        widths = Widths.model_validate(facts["widths"]) if facts["widths"] else None
+        target = self.original.recipe.target
+        multiple = 1 if target.multiple == "auto" else target.multiple
+        cut, removed = self._removals(selected, widths.multiple if widths else multiple)
         selected.state = {}
         fitted, metric = recall_refit(facts["refit"], tensors, removed.network), facts["metric"]
-        return StageRun(self.job, kinds, rule, balance, points, selected, cut, removed, fitted, metric)
+        return StageRun(
+            self.job, kinds, rule, balance, points, selected, cut, removed, fitted, metric, widths
+        )
 
-    def _removals(self, point: Point) -> tuple[Removed, Removed]:
+    def _removals(self, point: Point, multiple: int) -> tuple[Removed, Removed]:
         """What a point cuts out of the network the search stands on, and everything cut so far."""
-        cut = removal_at(self.job, point)
+        cut = removal_at(self.job, point, multiple)
         return cut, followed_by(self.removed, cut) if self.removed is not None else cut
 
     def _path(
@@ -419,6 +441,7 @@ def _keep_stage(run: StageRun) -> Kept:
     facts, tensors = keep_points(points)
     refit, own = keep_refit(run.fitted)
     chosen = {"selected": run.points.index(run.selected), "refit": refit, "metric": run.metric}
+    chosen["widths"] = run.widths.model_dump() if run.widths else None
     return facts | chosen, tensors | own
 
 
@@ -450,7 +473,8 @@ def _macs_for_latency(job: Job, watch: Stopwatch, asked: str | float, kinds: Seq
     """
 
     def narrowed(share: float) -> tuple[float, float]:
-        network, columns = shaped(job.network, job.groups, uniform(job, share, kinds), job.probe, job.axes)
+        marks, multiple = uniform(job, share, kinds), job.recipe.target.counted_multiple
+        network, columns = shaped(job.network, job.groups, marks, job.probe, job.axes, multiple)
         size = macs(network, narrowing(columns, job.axes)(first_rows(job.data.test, 1)))
         return _excess(watch(network, columns), asked), size
 
@@ -468,6 +492,19 @@ def _macs_for_latency(job: Job, watch: Stopwatch, asked: str | float, kinds: Seq
     return size
 
 
+def _widths(times: Latency) -> Widths:
+    """The widths the clock prefers; rounded ones have more weights and must be faster beyond its noise."""
+    return Widths(
+        multiple=AUTO_MULTIPLE if times.speedup > 1 + FASTER else 1,
+        tried=AUTO_MULTIPLE,
+        batch=times.batch,
+        runs=times.runs,
+        exact_ms=times.original_ms,
+        rounded_ms=times.slim_ms,
+        speedup=times.speedup,
+    )
+
+
 def absolute(asked: str | float, whole: float) -> float:
     """A budget as a number: itself, or a percentage of the whole."""
     return float(asked[:-1]) / 100 * whole if isinstance(asked, str) else float(asked)
@@ -477,14 +514,17 @@ def size_of(counted: Counted, job: Job, path: RegularisationPath) -> Size:
     """What a point of a path keeps."""
     if counted == "fields":
         return path.fields_kept
+    multiple = job.recipe.target.counted_multiple
     if counted == "hidden":
-        return lambda point: sum(len(k) for u, k in kept_units(job.groups, point.alive) if u.kind == "hidden")
+        return lambda point: sum(
+            len(k) for u, k in kept_units(job.groups, point.alive, multiple) if u.kind == "hidden"
+        )
     known: dict[bytes, int] = {}  # by what is alive: a point would keep its weights
 
     def size(point: Point) -> int:
         key = _support_of(point)
         if key not in known:
-            known[key] = measured(job, point.alive, MEASURES[counted])
+            known[key] = measured(job, point.alive, MEASURES[counted], multiple)
         return known[key]
 
     return size
@@ -500,14 +540,15 @@ def _size_now(job: Job, counted: Counted) -> float:
         return len(job.data.fields)
     if counted == "hidden":
         return sum(g.units.count for g in job.groups if g.kind == "hidden" and not g.units.refused)
-    return measured(job, [support(job.network.state_dict(), g) for g in job.groups], MEASURES[counted])
+    alive = [support(job.network.state_dict(), g) for g in job.groups]
+    return measured(job, alive, MEASURES[counted], job.recipe.target.counted_multiple)
 
 
-def removal_at(job: Job, point: Point) -> Removed:
-    """Cut what is zero at a point of a path over a job's network."""
+def removal_at(job: Job, point: Point, multiple: int = 1) -> Removed:
+    """Cut what is zero at a point of a path over a job's network, hidden widths rounded to multiples."""
     zeroed = copy.deepcopy(job.network)
     zeroed.load_state_dict(point.state)
-    return remove(zeroed, job.groups, job.probe, job.axes)
+    return remove(zeroed, job.groups, job.probe, job.axes, multiple=multiple)
 
 
 def path_record(point: Point, stage: int, job: Job, original: Job, selected: bool = False) -> PathPoint:

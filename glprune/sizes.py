@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,22 +13,24 @@ from glprune.export import export_onnx
 from glprune.groups import GroupSet
 from glprune.job import Job, first_rows, narrowing
 from glprune.measure import OnnxFile, latency, macs, parameters
-from glprune.removal import shaped
+from glprune.removal import Removed, shaped
+from glprune.report import Latency
 from glprune.units import Inputs
 
 Alive = Sequence[Tensor]
 Measure = Callable[[nn.Module, Inputs], int]
 
 
-def measured(job: Job, alive: Alive, measure: Measure) -> int:
+def measured(job: Job, alive: Alive, measure: Measure, multiple: int = 1) -> int:
     """Measure the network whose marked groups alone are left.
 
     Args:
         job: The network and its groups.
         alive: For each group set, which groups are left, bool, shape (n_groups,).
         measure: Takes a network and one row of its inputs.
+        multiple: Of hidden widths.
     """
-    network, columns = shaped(job.network, job.groups, alive, job.probe, job.axes)
+    network, columns = shaped(job.network, job.groups, alive, job.probe, job.axes, multiple)
     return measure(network, narrowing(columns, job.axes)(first_rows(job.data.test, 1)))
 
 
@@ -92,7 +95,11 @@ class Stopwatch:
         self.job, self.batch, self.folder = job, batch, folder
         self.inputs = first_rows(job.data.test, batch)
         self.threads = job.recipe.threads
-        self.original = self._file(job.network, self.inputs, "original.onnx")
+
+    @functools.cached_property
+    def original(self) -> OnnxFile:
+        """The original's file."""
+        return self._file(self.job.network, self.inputs, "original.onnx")
 
     def __call__(self, network: nn.Module, columns: tuple[Tensor, ...]) -> tuple[float, float]:
         """Latency of a network in ms, and as a share of the original's, run in turn."""
@@ -100,6 +107,13 @@ class Stopwatch:
         file = self._file(network, slim, "slim.onnx")
         times = latency(self.original, file, self.inputs, slim, self.batch, self.threads)
         return times.slim_ms, 1.0 / times.speedup
+
+    def against(self, first: Removed, second: Removed) -> Latency:
+        """Latency of two slim networks, run in turn; the second one's speed-up over the first."""
+        before, after = (narrowing(r.columns, self.job.axes)(self.inputs) for r in (first, second))
+        one = self._file(first.network, before, "first.onnx")
+        other = self._file(second.network, after, "second.onnx")
+        return latency(one, other, before, after, self.batch, self.threads)
 
     def _file(self, network: nn.Module, inputs: Inputs, name: str) -> OnnxFile:
         names, outputs, spec = self.job.input_names, self.job.outputs.names, self.job.recipe.export

@@ -49,6 +49,7 @@ from glprune.report import (
     PathPoint,
     PenaltyFacts,
     Proxies,
+    Quantized,
     Refit,
     Removal,
     Report,
@@ -136,6 +137,7 @@ class Outcome:
         stability: How alike the choices over parts of the training rows are, if measured.
         drop_costs: What dropping each kept field costs, if measured.
         proxies: Whether protected attributes were predicted, if there is a policy.
+        quantized: What was measured of the file in 8-bit integers, if there is one.
         folder: The bundle's files so far.
         seconds: Wall seconds of each stage.
     """
@@ -147,6 +149,7 @@ class Outcome:
     stability: Stability | None
     drop_costs: DropCosts | None
     proxies: Proxies | None
+    quantized: Quantized | None
     folder: Path
     seconds: dict[str, float]
 
@@ -188,7 +191,9 @@ def make_report(outcome: Outcome) -> Report:
         baselines=outcome.baselines,
         size=outcome.measured.size,
         latency=outcome.measured.latency,
+        widths=chosen.stages[-1].widths,
         export=_export(outcome),
+        quantized=outcome.quantized,
         policy=make_policy(job),
         segments=outcome.measured.segments,
         reason_codes=make_reason_codes(job, kept_fields(job.data, chosen.removed)),
@@ -246,7 +251,7 @@ def _last_of_inputs(chosen: Chosen) -> StageRun:
 
 def _digests(outcome: Outcome) -> Digests:
     recipe = outcome.job.recipe
-    files = bundles.MADE_BEFORE_THE_REPORT
+    files = [*bundles.MADE_BEFORE_THE_REPORT, *([bundles.INT8] if outcome.quantized else [])]
     digests = {name: bundles.digest(outcome.folder / name) for name in files}
     return Digests(
         recipe=recipe.sha256 or digests[bundles.RECIPE],

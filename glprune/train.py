@@ -19,6 +19,7 @@ from glprune.errors import NonFiniteError
 from glprune.finite import Batch, all_finite, fault
 from glprune.objective import CHUNK, Objective
 from glprune.optim import ProximalAdam, ProximalOptimizer, ProximalSGD, accelerated_steps
+from glprune.precision import Precision, forward
 from glprune.recipe import RefitSpec, TrainSpec
 from glprune.sharing import SharedSplit
 from glprune.task import Task, gain, joined
@@ -169,7 +170,7 @@ class PointSolver:
         """The mean loss of a batch, its gradient in ``.grad``; of no rows, 0 and none."""
         if not len(target):
             return 0.0
-        loss = self.objective.batch_loss(inputs, target)
+        loss = self.objective.batch_loss(inputs, target, self.spec.precision)
         value = float(loss.detach())
         if math.isfinite(value) or crew.several():  # the others wait for a gradient, and must hear of it
             loss.backward()
@@ -230,6 +231,7 @@ def refit(
     seed: int,
     teacher: nn.Module,
     metric: str,
+    precision: Precision = "float32",
 ) -> RefitResult:
     """Train a slim network without penalty and keep its best epoch on the validation split.
 
@@ -243,6 +245,7 @@ def refit(
         seed: Seed of the shuffling and of dropout.
         teacher: The original network, on full batches: followed where ``spec.distill`` is above 0.
         metric: What the best epoch is best in; the lower loss decides between equals.
+        precision: Of the forward passes of its steps; all else is computed in float32.
 
     Raises:
         NonFiniteError: Loss or gradient are not finite, and the recipe allows no (more) halving.
@@ -257,7 +260,8 @@ def refit(
         best, best_score = max((best, best_score), (fresh, score(fresh)), key=lambda pair: pair[1])
 
     def attempt(factor: float) -> RefitResult:
-        return _refit_epochs(best, best_score, score, narrow, task, train, spec, seed, teacher, factor)
+        start = best, best_score
+        return _refit_epochs(*start, score, narrow, task, train, spec, seed, teacher, factor, precision)
 
     result, halvings = with_halving(attempt, spec.halvings)
     best, best_score = result.network, result.score
@@ -278,6 +282,7 @@ def _refit_epochs(
     seed: int,
     teacher: nn.Module,
     factor: float,
+    precision: Precision,
 ) -> RefitResult:
     """The refit's epochs from a network, which is copied; the step size is multiplied by a factor."""
     best, best_score, best_epoch, epoch = start, start_score, 0, 0
@@ -294,7 +299,9 @@ def _refit_epochs(
             for number, (x, target) in enumerate(batches, 1):
                 if crew.total(len(target) < 2):
                     continue  # BatchNorm cannot train on one row
-                loss = functools.partial(_refit_loss, student, narrow, task, x, target, spec, teacher)
+                loss = functools.partial(
+                    _refit_loss, student, narrow, task, x, target, spec, teacher, precision
+                )
                 if not _refit_step(optimizer, loss, parameters, len(target)):
                     where = f"refit, epoch {epoch}, batch {number}"
                     mend = f"lower refit.lr (now {spec.lr:g}) or allow refit.halvings"
@@ -373,8 +380,9 @@ def _refit_loss(
     target: Tensor,
     spec: RefitSpec,
     teacher: nn.Module,
+    precision: Precision,
 ) -> Tensor:
-    output = task.view(student(*narrow(inputs)))
+    output = forward(student, narrow(inputs), task.view, precision)
     share = spec.distill or 0.0
     loss = (1 - share) * task.loss(output, target)
     if share > 0:

@@ -14,7 +14,7 @@ from glprune.audit.findings import Finding
 from glprune.audit.resampled import stability_figures
 from glprune.audit.ruled import ordered_away, policy_figures
 from glprune.audit.stated import Found, differs, off
-from glprune.recipe import METRICS, Recipe
+from glprune.recipe import FASTER, METRICS, Recipe
 from glprune.report import Baseline, Feature, PathPoint, Report, SearchStage, Spread
 
 _CUT_TOLERANCE = 1e-5
@@ -47,6 +47,8 @@ def check_figures(report: Report, recipe: Recipe | None, files: Mapping[str, byt
         _splits(report),
         _size(report, files),
         _latency(report),
+        _widths(report, recipe),
+        _quantized(report, recipe, files),
         _warnings(report),
         _baselines(report),
         _drop_costs(report),
@@ -299,6 +301,60 @@ def _latency(report: Report) -> Iterator[Found]:
         for side in ("original", "slim"):
             if getattr(time, f"{side}_p95_ms") < getattr(time, f"{side}_ms"):
                 yield f"{where}/{side}_p95_ms", "is below the median"
+
+
+def _widths(report: Report, recipe: Recipe | None) -> Iterator[Found]:
+    """What the clock said of hidden widths, where the recipe left them to it."""
+    found = report.widths
+    if found is None:
+        return
+    if min(found.exact_ms, found.rounded_ms, found.speedup) <= 0:
+        yield "/widths", "a time is not above zero"
+        return
+    ratio = found.exact_ms / found.rounded_ms
+    if not ratio / _SPEED_SLACK <= found.speedup <= ratio * _SPEED_SLACK:
+        yield "/widths/speedup", f"says {found.speedup:.3g}, the medians' ratio is {ratio:.3g}"
+    if found.multiple != (found.tried if found.speedup > 1 + FASTER else 1):
+        yield "/widths/multiple", f"{found.multiple} does not follow from a speed-up of {found.speedup:.3g}"
+    if recipe is not None and recipe.target.multiple != "auto":
+        yield "/widths", f"was timed; {bundles.RECIPE} says {recipe.target.multiple}"
+
+
+def _quantized(report: Report, recipe: Recipe | None, files: Mapping[str, bytes]) -> Iterator[Found]:
+    """The 8-bit file is there where the report says so, and beside the figures of the certified one."""
+    found, raw = report.quantized, files.get(bundles.INT8)
+    if (found is not None) != (bundles.INT8 in report.digests.outputs):
+        yield f"/digests/outputs/{bundles.INT8}", "is stated without figures of it, or the other way round"
+    if recipe is not None and (recipe.export.quantize is not None) != (found is not None):
+        yield "/quantized", f"{bundles.RECIPE} says export.quantize: {recipe.export.quantize}"
+    if found is None:
+        if raw is not None:
+            yield "/quantized", f"says nothing of {bundles.INT8}, which is in the folder"
+        return
+    yield from differs("/quantized/file", found.file, bundles.INT8, "it is")
+    if raw is not None:
+        yield from differs("/quantized/bytes", found.bytes, len(raw), "the file has")
+    final = {m.name: m.final for m in report.performance}
+    names = [m.name for m in found.metrics]
+    yield from differs("/quantized/metrics", names, [*final], "the performance has")
+    for n, metric in enumerate(found.metrics):
+        where = f"/quantized/metrics/{n}"
+        yield from off(f"{where}/float32", metric.float32, final.get(metric.name), "the performance says")
+        low, high = _RANGES[metric.name]
+        if (low is not None and metric.int8 < low) or (high is not None and metric.int8 > high):
+            yield f"{where}/int8", f"{metric.name} cannot be {metric.int8}"
+    if found.same_decisions is not None and not 0 <= found.same_decisions <= 1:
+        yield "/quantized/same_decisions", f"{found.same_decisions} is no share"
+    if min(found.difference, found.golden_difference) < 0:
+        yield "/quantized/difference", "is below zero"
+    for n, time in enumerate(found.latency):
+        where = f"/quantized/latency/{n}"
+        if min(time.float32_ms, time.int8_ms, time.speedup) <= 0:
+            yield where, "a time is not above zero"
+            continue
+        ratio = time.float32_ms / time.int8_ms
+        if not ratio / _SPEED_SLACK <= time.speedup <= ratio * _SPEED_SLACK:
+            yield f"{where}/speedup", f"says {time.speedup:.3g}, the medians' ratio is {ratio:.3g}"
 
 
 def _warnings(report: Report) -> Iterator[Found]:

@@ -14,7 +14,8 @@ from glprune.audit.findings import Finding, UnreadableError
 _SIGNATURE = re.compile(r"^[a-z0-9][a-z0-9-]{0,39}\.dsse\.json$")
 _MEGABYTE = 1 << 20
 # megabytes: the recipe and the manifest are short, the model as large as a protobuf can be
-_LARGEST = {bundles.ONNX: 2048, bundles.WEIGHTS: 2048, bundles.RECIPE: 1, bundles.MANIFEST: 1}
+_LARGEST = dict.fromkeys((bundles.ONNX, bundles.INT8, bundles.WEIGHTS), 2048)
+_LARGEST |= {bundles.RECIPE: 1, bundles.MANIFEST: 1}
 _LARGE = 64
 _LARGEST_SIGNATURE = 4
 _MOST_ENTRIES = 64

@@ -45,7 +45,12 @@ class Expected:
 
 
 def check_graph(
-    model: ModelProto, raw: bytes, inputs: Sequence[Expected], outputs: Sequence[str], opset: int
+    model: ModelProto,
+    raw: bytes,
+    inputs: Sequence[Expected],
+    outputs: Sequence[str],
+    opset: int,
+    file: str = bundles.ONNX,
 ) -> list[Finding]:
     """Everything in the file that could hold data, code or a way around the removal.
 
@@ -55,6 +60,7 @@ def check_graph(
         inputs: What the file is to take.
         outputs: What it is to give.
         opset: The operator set of the report.
+        file: Its name.
     """
     findings = [
         *_bytes(model, raw),
@@ -70,7 +76,7 @@ def check_graph(
             findings += _width(given, shapes[given.name])
             findings += _consumers(model.graph, given, len(shapes[given.name]), values)
     findings += _reach(model.graph)
-    return [Finding(bundles.ONNX, where, what) for where, what in dict.fromkeys(findings)]
+    return [Finding(file, where, what) for where, what in dict.fromkeys(findings)]
 
 
 Found = tuple[str, str]

@@ -27,6 +27,7 @@ from glprune.audit.tensors import Array, read_tensors
 
 _TOLERANCE = 2e-5  # of the largest value of an output: another processor orders its sums differently
 _REFERENCE_TOLERANCE = 1e-4
+_INT8_SLACK, _INT8_STEP = 0.5, 4e-3  # other kernels round a product to the next of 255 steps
 _FEWEST_ROWS = 4
 _MEMORY = 16 << 30
 _REQUEST = "request.json"
@@ -48,8 +49,26 @@ class Removed:
     columns: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Int8:
+    """The 8-bit file beside the model.
+
+    Attributes:
+        content: Its bytes.
+        difference: What the report says of its outputs on the golden rows against the recorded ones.
+    """
+
+    content: bytes
+    difference: float
+
+
 def check_running(
-    model: bytes, golden: bytes, removed: Sequence[Removed], seconds: float, isolated: bool = True
+    model: bytes,
+    golden: bytes,
+    removed: Sequence[Removed],
+    seconds: float,
+    isolated: bool = True,
+    int8: Int8 | None = None,
 ) -> tuple[list[Check], str | None]:
     """Run the model and judge what it gives.
 
@@ -59,16 +78,19 @@ def check_running(
         removed: Columns to poison; empty for a slim signature.
         seconds: Time limit.
         isolated: Use a process of its own; else this one, without a limit.
+        int8: The 8-bit file, if there is one; C6 should have passed for it too.
 
     Returns:
         C9 and C10, and what was not checked.
     """
     request = [[r.input, r.axis, list(r.columns)] for r in removed]
-    parts = dict(_alone(model, golden, request, seconds) if isolated else measure(model, golden, request))
-    reference = parts.get("reference", {})
-    findings = [*parts.get("golden", {}).get("findings", []), *reference.get("findings", [])]
-    if "golden" in parts:
-        note = " and ".join(p["note"] for p in (parts["golden"], reference) if p.get("note"))
+    ran = _alone(model, golden, request, seconds, int8) if isolated else measure(model, golden, request, int8)
+    parts = dict(ran)
+    reference, eight = parts.get("reference", {}), parts.get("int8", {})
+    findings = [f for p in (parts.get("golden", {}), eight, reference) for f in p.get("findings", [])]
+    # a model that fails on the golden rows is found out before its 8-bit file is run
+    if "golden" in parts and (int8 is None or eight or findings):
+        note = " and ".join(p["note"] for p in (parts["golden"], eight, reference) if p.get("note"))
         c9 = judged("C9", [Finding(*f) for f in findings], note)
     else:
         c9 = Check("C9", "incomplete", note=parts.get("ended", {}).get("note", "did not run"))
@@ -89,12 +111,17 @@ def _probed(parts: Mapping[str, Any], removed: Sequence[Removed]) -> Check:
 Part = tuple[str, dict[str, Any]]
 
 
-def _alone(model: bytes, golden: bytes, request: object, seconds: float) -> Iterator[Part]:
+def _alone(model: bytes, golden: bytes, request: object, seconds: float, int8: Int8 | None) -> Iterator[Part]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / bundles.ONNX).write_bytes(model)
         (folder / bundles.GOLDEN).write_bytes(golden)
-        bundles.write_json(folder / _REQUEST, {"removed": request, "seconds": seconds})
+        if int8 is not None:
+            (folder / bundles.INT8).write_bytes(int8.content)
+        difference = int8.difference if int8 is not None else None
+        bundles.write_json(
+            folder / _REQUEST, {"removed": request, "seconds": seconds, "difference": difference}
+        )
         command = [sys.executable, "-m", "glprune.audit.running", name]
         try:
             done = subprocess.run(command, capture_output=True, timeout=seconds, check=False)
@@ -108,7 +135,9 @@ def _alone(model: bytes, golden: bytes, request: object, seconds: float) -> Iter
     yield "ended", {"note": ended}
 
 
-def measure(model: bytes, golden: bytes, request: Sequence[Sequence[Any]]) -> Iterator[Part]:
+def measure(
+    model: bytes, golden: bytes, request: Sequence[Sequence[Any]], int8: Int8 | None = None
+) -> Iterator[Part]:
     """Run the model here: golden vectors, probes, then the same rows in the reference evaluator."""
     arrays = read_tensors(golden).arrays
     try:
@@ -137,9 +166,40 @@ def measure(model: bytes, golden: bytes, request: Sequence[Sequence[Any]]) -> It
             "note": f"{rows} rows in ONNX Runtime {ort.__version__}",
         },
     )
+    other = _Eight(int8, feed, expected) if int8 is not None else None
+    if other is not None:
+        yield "int8", other.part
     if request:
-        yield "probes", _poisoned(session, feed, found, request)
+        probes = _poisoned(session, feed, found, request)
+        if other is not None and other.session is not None:
+            probes["findings"] += _poisoned(other.session, feed, other.found, request, bundles.INT8)[
+                "findings"
+            ]
+        yield "probes", probes
     yield "reference", _reference(model, feed, expected)
+
+
+class _Eight:
+    """The 8-bit file on the golden rows."""
+
+    def __init__(self, int8: Int8, feed: Mapping[str, Array], expected: Mapping[str, Array]) -> None:
+        self.session: ort.InferenceSession | None = None
+        self.found: dict[str, Any] = {}
+        self.part: dict[str, Any]
+        try:
+            session = _session(int8.content)
+            self.found = dict(zip(expected, session.run(list(expected), dict(feed)), strict=True))
+            pairs = ((self.found[name], wanted) for name, wanted in expected.items())
+            gap = max(_gap(y.astype(np.float64), wanted.astype(np.float64)) for y, wanted in pairs)
+        except Exception as error:  # the runtime raises several kinds of its own
+            self.part = {"findings": [(bundles.INT8, "", f"ONNX Runtime fails on it: {_first(error)}")]}
+            return
+        self.session = session
+        findings = []
+        if not abs(gap - int8.difference) <= _INT8_SLACK * int8.difference + _INT8_STEP:
+            what = f"says {int8.difference:.2g}; on the golden rows {bundles.INT8} gives {gap:.2g}"
+            findings.append((bundles.REPORT, "/quantized/golden_difference", what))
+        self.part = {"findings": findings, "note": f"{bundles.INT8}, off by {gap:.1e}"}
 
 
 def _session(model: bytes) -> ort.InferenceSession:
@@ -210,6 +270,7 @@ def _poisoned(
     feed: Mapping[str, Array],
     before: Mapping[str, Any],
     request: Sequence[Sequence[Any]],
+    file: str = bundles.ONNX,
 ) -> dict[str, Any]:
     """Poison all removed columns at once, then every input alone; the outputs must keep every bit."""
     findings, count = [], 0
@@ -222,12 +283,12 @@ def _poisoned(
             try:
                 after = dict(zip(before, session.run(None, given), strict=True))
             except Exception as error:
-                findings.append((bundles.ONNX, "", f"fails with {probe} in removed columns: {_first(error)}"))
+                findings.append((file, "", f"fails with {probe} in removed columns: {_first(error)}"))
                 continue
             for name, y in after.items():
                 if np.asarray(y).tobytes() != np.asarray(before[name]).tobytes():
                     where = f"output {name!r}"
-                    findings.append((bundles.ONNX, where, f"changes with {probe} in removed columns"))
+                    findings.append((file, where, f"changes with {probe} in removed columns"))
     return {"findings": findings, "note": f"{count} probes of {', '.join(PROBES)}"}
 
 
@@ -286,7 +347,9 @@ def _main(folder: Path) -> None:
     request = json.loads((folder / _REQUEST).read_bytes())
     _limit(request["seconds"])
     model, golden = ((folder / name).read_bytes() for name in (bundles.ONNX, bundles.GOLDEN))
-    for name, part in measure(model, golden, request["removed"]):
+    stated = request["difference"]
+    int8 = Int8((folder / bundles.INT8).read_bytes(), stated) if stated is not None else None
+    for name, part in measure(model, golden, request["removed"], int8):
         print(json.dumps({"part": name, **part}), flush=True)
 
 

@@ -20,12 +20,13 @@ from glprune.audit.figures import check_figures
 from glprune.audit.findings import NOT_CHECKED, Check, Finding, UnreadableError, Verdict, judged
 from glprune.audit.folder import Files, check_closed, read_files
 from glprune.audit.graph import Expected, check_graph, control_flow, reaching
+from glprune.audit.int8 import check_int8
 from glprune.audit.manifest import Manifest, check_digests, check_hashes, check_proxies, sha256
 from glprune.audit.names import check_names
 from glprune.audit.onnxfile import NotOnnxError, input_shapes, parse
 from glprune.audit.page import check_page
 from glprune.audit.policy import check_policy, protected_kept
-from glprune.audit.running import Removed, check_running
+from glprune.audit.running import Int8, Removed, check_running
 from glprune.audit.strict import StrictError, read_json
 from glprune.audit.tensors import Tensors, read_tensors
 from glprune.audit.weights import check_shared, check_weights
@@ -81,6 +82,7 @@ class Opened:
     recipe: Recipe | None = None
     weights: Tensors | None = None
     model: ModelProto | None = None
+    int8: ModelProto | None = None
 
     def raw(self, name: str) -> bytes | None:
         """The bytes of a file; None where it is not there."""
@@ -102,6 +104,7 @@ def open_bundle(folder: Path) -> Opened:
     opened.recipe = _read(opened, bundles.RECIPE, _recipe)
     opened.weights = _read(opened, bundles.WEIGHTS, read_tensors)
     opened.model = _read(opened, bundles.ONNX, parse)
+    opened.int8 = _read(opened, bundles.INT8, parse)
     _schema(opened)
     return opened
 
@@ -301,7 +304,12 @@ def _graph(opened: Opened, report: Report) -> Check:
     if raw is None or model is None or opened.plan is None:
         return Check("C6", "incomplete", note=f"{bundles.ONNX} or {bundles.PLAN} has no reading")
     outputs = [o.name for o in report.export.outputs]
-    findings = check_graph(model, raw, _expected(report, opened.plan), outputs, report.export.opset)
+    expected, opset = _expected(report, opened.plan), report.export.opset
+    findings = check_graph(model, raw, expected, outputs, opset)
+    if opened.int8 is not None and report.quantized is not None:
+        own = opened.raw(bundles.INT8) or b""
+        findings += check_graph(opened.int8, own, expected, outputs, opset, bundles.INT8)
+        findings += check_int8(report.quantized, opened.int8, model)
     reach = sorted(set().union(*reaching(model.graph).values())) if not findings else []
     columns = sum(len(p.kept) for p in opened.plan.inputs if p.axis is not None)
     total = sum(p.size for p in opened.plan.inputs if p.axis is not None)
@@ -346,7 +354,9 @@ def _running(
     except StrictError as error:
         failed = judged("C9", [Finding(bundles.GOLDEN, "", str(error))])
         return [failed, Check("C10", "incomplete", note="it runs on the golden rows")], None
-    return check_running(model, golden, _removed(opened, report), seconds, isolated)
+    int8 = opened.raw(bundles.INT8)
+    other = Int8(int8, report.quantized.golden_difference) if int8 and report.quantized else None
+    return check_running(model, golden, _removed(opened, report), seconds, isolated, other)
 
 
 def _removed(opened: Opened, report: Report) -> list[Removed]:

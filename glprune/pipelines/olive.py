@@ -1,6 +1,6 @@
 """``GlprunePruning``, a pass of Olive workflows (``glprune[olive]``): prune first, quantise after.
 
-Olive finds passes of others through the file given to ``olive run --package-config``, which takes the place of
+Olive finds passes of others through the file given to ``olive run --package-config``, which replaces
 its own list; ``python -m glprune.pipelines.olive FILE`` writes Olive's list with this pass added.
 Source: ``olive run --help`` and "How to add new optimization Pass", microsoft.github.io/Olive.
 """
@@ -38,8 +38,8 @@ _ENTRY = {
 class GlprunePruning(Pass):
     """Prune the weights file of a PyTorch model as a glprune recipe says; gives the slim ONNX model.
 
-    The bundle, with the report, lies beside the model of the pass, under ``bundle``; what later passes make of
-    the model is theirs, and the report does not speak of it.
+    The bundle, with the report, lies beside the model of the pass, under ``bundle``; what later passes make
+    of the model is theirs, and the report does not speak of it.
     """
 
     @classmethod

@@ -6,16 +6,17 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glprune import bundle as bundles
 from glprune.errors import UsageError
 from glprune.pipelines import dvc
-from glprune.report import Input, Report
+from glprune.report import Report
 from glprune.yamlfile import parse, read_text
 
 if TYPE_CHECKING:
@@ -145,15 +146,12 @@ def _log_model(mlflow: Any, run: str, result: Result, model: str | None) -> str 
             registered_model_name=model,
             run_id=run,
             bundle=result.bundle,
-            given=result.report.export.inputs,
-            signature=signature(result.bundle, result.report),
+            signature=signature(result.bundle),
         )
     return logged.registered_model_version
 
 
-def save_model(
-    path: str, mlflow_model: Any, bundle: Path, given: Sequence[Input], signature: Any = None, **others: Any
-) -> None:
+def save_model(path: str, mlflow_model: Any, bundle: Path, signature: Any = None, **others: Any) -> None:
     """Save a bundle's model as MLflow asks a flavour to; see :func:`mlflow.models.Model.log`."""
     import mlflow
     import numpy
@@ -173,13 +171,14 @@ def save_model(
         pip_requirements=[f"mlflow=={mlflow.__version__}", *needed],
         save_as_external_data=False,
     )
+    shutil.copy(bundle / bundles.CONTRACT, path)
     # nothing but the loader differs from the flavour MLflow wrote
-    mlflow_model.flavors["python_function"]["loader_module"] = "served"
+    mlflow_model.flavors["python_function"] |= {"loader_module": "served", "data": "."}
     mlflow_model.metadata = {"glprune.model_sha256": bundles.digest(bundle / bundles.ONNX)}
     mlflow_model.save(str(Path(path) / "MLmodel"))
 
 
-def signature(bundle: Path, report: Report) -> Any:
+def signature(bundle: Path) -> Any:
     """Columns the shipped file reads, by name; whole arrays where inputs are no tables."""
     import numpy as np
     from mlflow.models import ModelSignature
