@@ -121,6 +121,9 @@ def test_a_run_is_logged_whole_and_serves_frames_that_still_have_all_columns(tra
     assert model.metadata.signature.inputs.input_names() == [c for f in kept(report) for c in f.columns]
     given = frame(result)
     np.testing.assert_array_equal(model.predict(given), expected(result.bundle, given))
+    gaps = given.drop(columns="unknown")
+    gaps.iloc[2] = np.nan
+    np.testing.assert_array_equal(model.predict(gaps), expected(result.bundle, gaps))
     whole_numbers = given.drop(columns="unknown").round().astype("int64")
     np.testing.assert_array_equal(model.predict(whole_numbers), expected(result.bundle, whole_numbers))
     whole = mlflow.onnx.load_model("models:/credit@champion")

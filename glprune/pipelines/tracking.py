@@ -183,12 +183,14 @@ def signature(bundle: Path) -> Any:
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema, TensorSpec
+    from mlflow.types.schema import AnyType
 
     contract = json.loads((bundle / bundles.CONTRACT).read_text(encoding="utf-8"))
     tables = all(
         part["axis"] == 1 and len(part["shape"]) == 2 and part["columns"] for part in contract["inputs"]
     )
-    kinds = {"float32": "double", "int64": "long", "bool": "boolean"}
+    # a column of "double" refuses whole numbers of 64 bits, and a frame read from a file has many of those
+    kinds = {"float32": AnyType(), "int64": "long", "bool": "boolean"}
     if tables:
         columns = {
             c["name"]: kinds[part["dtype"]]
