@@ -10,6 +10,7 @@ calls taken in turn.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import random
 import statistics
@@ -33,6 +34,8 @@ from glprune.export import export_onnx
 from glprune.groups import zero_units_
 from glprune.job import narrowing
 from glprune.measure import OnnxFile, macs, parameters
+from glprune.quantizing import gap, quantize
+from glprune.recipe import AUTO_MULTIPLE
 from glprune.removal import remove
 from glprune.scaling import Scaled, scaled
 
@@ -161,7 +164,7 @@ SUBJECTS = {
 }
 
 
-def slimmed(network: nn.Module, subject: Subject, x: Tensor) -> tuple[nn.Module, Tensor]:
+def slimmed(network: nn.Module, subject: Subject, x: Tensor, multiple: int = 1) -> tuple[nn.Module, Tensor]:
     """Cut all but a share of every set of units, as a run does; and the rows of the kept columns."""
     groups = [g for g in groups_of(network, x[:8], subject.axis) if subject.pruned or g.kind == "hidden"]
     generator = torch.Generator().manual_seed(0)
@@ -170,7 +173,7 @@ def slimmed(network: nn.Module, subject: Subject, x: Tensor) -> tuple[nn.Module,
         marked = torch.zeros(g.units.count, dtype=torch.bool)
         marked[order[max(1, round(KEPT * g.units.count)) :]] = True
         zero_units_(network.state_dict(), g.units, marked)
-    removed = remove(network, groups, (x[:16],), (subject.axis,))
+    removed = remove(network, groups, (x[:16],), (subject.axis,), multiple=multiple)
     return removed.network.eval(), narrowing(removed.columns, (subject.axis,))((x,))[0]
 
 
@@ -274,7 +277,10 @@ def measure(name: str, subject: Subject, seconds: float, folder: Path) -> Record
     paths = {kind: folder / f"{kind}.onnx" for kind in ("original", "slim", "plain", "graph")}
     _export(network, x, paths["original"])
     whole = macs(network, (x,))
+    dense = copy.deepcopy(network)
     slim, narrow = slimmed(network, subject, x)
+    rounded, _ = slimmed(dense, subject, x, AUTO_MULTIPLE)
+    _export(rounded, narrow, folder / "multiples of 8.onnx")
     _export(slim, narrow, paths["slim"])
     if subject.scaled:
         assert isinstance(slim, Scaled)
@@ -293,12 +299,26 @@ def measure(name: str, subject: Subject, seconds: float, folder: Path) -> Record
         "bytes": paths["slim"].stat().st_size,
         "nodes": {k: _nodes(path) for k, path in paths.items() if path.exists()},
     }
+    others = {"slim": files["slim"], "multiples of 8": OnnxFile(folder / "multiples of 8.onnx", 1)}
+    rows = [{"x": part.numpy()} for part in narrow.split(64)]
+    for method in ("static", "dynamic"):
+        quantize(paths["slim"], folder / f"{method}.onnx", method, rows)
+        others[f"int8, {method}"] = OnnxFile(folder / f"{method}.onnx", 1)
+    exact = others["slim"]((narrow,))
+    record["int8"] = {
+        method: {
+            "bytes": (folder / f"{method}.onnx").stat().st_size,
+            "difference": gap(exact, others[f"int8, {method}"]((narrow,))),
+        }
+        for method in ("static", "dynamic")
+    }
     for batch in BATCHES:
         inputs = {k: (x if k == "original" else narrow)[:batch].contiguous() for k in files}
         alike = {k: f for k, f in files.items() if k != "original"}
         times = in_turn(alike, inputs, seconds)
         pair = in_turn({k: files[k] for k in ("original", "slim")}, inputs, seconds)
-        record[f"batch {batch}"] = _summary(times, pair)
+        beside = in_turn(others, {k: narrow[:batch].contiguous() for k in others}, seconds)
+        record[f"batch {batch}"] = _summary(times, pair) | {"slim_over_others": _over(beside)}
     return record
 
 
@@ -311,18 +331,37 @@ def _nodes(path: Path) -> dict[str, int]:
     return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
 
 
+def _over(times: dict[str, list[float]]) -> dict[str, float]:
+    """Median over calls of the slim file's time over each other one's."""
+    return {
+        kind: statistics.median(a / b for a, b in zip(times["slim"], other, strict=True))
+        for kind, other in times.items()
+        if kind != "slim"
+    }
+
+
 def _summary(times: dict[str, list[float]], pair: dict[str, list[float]]) -> Record:
     slim = times["slim"]
     return {
         "ms": {kind: 1e3 * statistics.median(t) for kind, t in (pair | times).items()},
-        "slim_over": {
-            kind: statistics.median(a / b for a, b in zip(slim, other, strict=True))
-            for kind, other in times.items()
-            if kind != "slim"
-        },
+        "slim_over": _over(times),
         "speedup": statistics.median(a / b for a, b in zip(pair["original"], pair["slim"], strict=True)),
         "calls": len(slim),
     }
+
+
+def _beside(records: dict[str, Record]) -> list[list[str]]:
+    """Speeds of multiples of 8 and of 8-bit files against the slim file."""
+    kinds = ("multiples of 8", "int8, static", "int8, dynamic")
+    rows = [["network", "batch", *kinds, "bytes left", "difference, static", "dynamic"]]
+    for name, record in records.items():
+        eight = record["int8"]
+        for batch in BATCHES:
+            over = record[f"batch {batch}"]["slim_over_others"]
+            left = f"{eight['static']['bytes'] / record['bytes']:.0%}"
+            gaps = [f"{eight[method]['difference']:.1%}" for method in ("static", "dynamic")]
+            rows.append([name, str(batch), *(f"{over[kind]:.2f}x" for kind in kinds), left, *gaps])
+    return rows
 
 
 def main() -> None:
@@ -344,6 +383,7 @@ def main() -> None:
             speed = f"{r['speedup']:.2f}", f"{record['mac_ratio']:.1f}"
             rows.append((name, str(batch), f"{r['ms']['slim']:.4f}", *ratios, *speed))
     print(aligned(rows))
+    print(aligned(_beside(records)))
     if set(chosen.networks) == set(SUBJECTS):
         record = {"goal": GOAL, "seconds": chosen.seconds, "networks": records}
         record |= {"machine": machine(), "versions": versions()}

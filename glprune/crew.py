@@ -1,4 +1,4 @@
-"""The processes of one run, as torchrun or ``accelerate launch`` start them, and sums over them.
+"""The processes of one run, as torchrun starts them, and sums over them.
 
 Every process runs the same search on its part of the training rows (:mod:`glprune.sharing`); gradients are
 summed over the processes, so that all make the same proximal step. One process alone does nothing here.

@@ -27,7 +27,7 @@ from markdown_it import MarkdownIt
 import glprune
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted((ROOT / "examples" / "howto").glob("*.md"))
+PAGES = [*sorted((ROOT / "examples" / "howto").glob("*.md")), ROOT / "examples" / "tutorial" / "README.md"]
 _SHOWN = ("", "text", "console", "json")
 _NEEDS = re.compile(r"<!-- needs: (.*?) -->")
 

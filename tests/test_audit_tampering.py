@@ -448,6 +448,10 @@ def swapped_columns(contract):
     columns[0]["name"], columns[1]["name"] = columns[1]["name"], columns[0]["name"]
 
 
+def row_without_a_column(contract):
+    del contract["properties"][contract["required"].pop()]
+
+
 def said_unread(contract):
     contract["inputs"][0]["columns"][0]["read"] = False
 
@@ -653,6 +657,11 @@ CASES = {
     "function": ("wide", graph(function), {"C6"}),
     # other files
     "contract with columns swapped": ("slim", lambda c: c.edit(swapped_columns, bundles.CONTRACT), {"C7"}),
+    "contract whose rows lack a column": (
+        "slim",
+        lambda c: c.edit(row_without_a_column, bundles.CONTRACT),
+        {"C7"},
+    ),
     "contract that hides a column": ("slim", lambda c: c.edit(said_unread, bundles.CONTRACT), {"C7"}),
     "plan with another column": ("wide", lambda c: c.edit(other_kept, bundles.PLAN), {"C6"}),
     "weights changed": ("slim", scaled_weights, {"C8"}),

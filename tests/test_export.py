@@ -7,6 +7,7 @@ from torch import nn
 from glprune.errors import ModelError
 from glprune.export import Select, export_onnx, failing_layer
 from glprune.measure import OnnxFile
+from glprune.scaling import scaled
 
 
 class Untraceable(nn.Module):
@@ -126,3 +127,50 @@ def test_axes_of_any_length_are_dynamic_with_either_exporter(tmp_path, exporter,
     x = torch.randn(2, 11)
     for found, expected in zip(session.run(None, {"x": x.numpy()}), Step()(x), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["perceptron", "wide perceptron", "convolutions", "attention"])
+def test_a_slim_file_is_hardly_larger_than_its_parameters(name, tmp_path):
+    torch.manual_seed(0)
+    network, row = SLIM[name]()
+    metadata = {"glprune.task": "regression", "glprune.features": "x" * 400}
+    path = tmp_path / "m.onnx"
+    export_onnx(network.eval(), (torch.randn(4, *row),), ["x"], ["y"], path, opset=18, metadata=metadata)
+    weights = 4 * sum(p.numel() for p in network.parameters())
+    assert weights < path.stat().st_size <= 1.05 * weights + 4096
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.out = nn.LayerNorm(24), nn.Linear(24, 3)
+        self.q, self.k, self.v = (nn.Linear(24, 24) for _ in range(3))
+
+    def forward(self, x):
+        y = self.norm(x)
+        return self.out((torch.softmax(self.q(y) @ self.k(y).transpose(1, 2), -1) @ self.v(y)).mean(1))
+
+
+def convolutions():
+    layers = [
+        nn.Conv2d(3, 13, 3),
+        nn.BatchNorm2d(13),
+        nn.ReLU(),
+        nn.Conv2d(13, 21, 3),
+        nn.BatchNorm2d(21),
+        nn.ReLU(),
+    ]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(21, 5)), (3, 9, 9)
+
+
+def scaled_perceptron():
+    inner = nn.Sequential(nn.Linear(300, 61), nn.ReLU(), nn.Linear(61, 17), nn.ReLU(), nn.Linear(17, 2))
+    return scaled(inner, torch.randn(300), torch.rand(300) + 1), (300,)
+
+
+SLIM = {
+    "perceptron": lambda: (nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 1)), (7,)),
+    "wide perceptron": scaled_perceptron,
+    "convolutions": convolutions,
+    "attention": lambda: (Attention(), (6, 24)),
+}

@@ -303,3 +303,9 @@ def test_a_file_slipped_in_beside_a_report_that_knows_of_none_is_refused(audited
 def test_a_bundle_without_the_key_has_no_such_file(audited):
     assert not (audited["slim"] / FILE).exists()
     assert json.loads((audited["slim"] / bundles.REPORT).read_text())["quantized"] is None
+
+
+@pytest.mark.parametrize("name", ["slim", "recurrent"])
+def test_the_certified_file_is_hardly_larger_than_its_parameters(audited, name):
+    size = json.loads((audited[name] / bundles.REPORT).read_text())["size"]
+    assert size["onnx_bytes_after"] <= 1.05 * 4 * size["parameters_after"] + 4096

@@ -1,4 +1,4 @@
-"""Draw the tutorial's pictures from real runs: python examples/tutorial/pictures.py BUNDLE."""
+"""Draw the tutorial's pictures from real runs: python -m examples.tutorial.pictures BUNDLE."""
 
 import sys
 from pathlib import Path
@@ -60,7 +60,7 @@ def limits():
         for feature in range(12):
             axes.plot(shares, path[:, feature], color=COLOURS[feature // 3], linewidth=1.2)
         axes.axhline(0, color="#dfe3e7", zorder=0)
-        axes.set(title=name, xlabel="lambda / largest lambda", ylim=(-0.9, 1.2))
+        axes.set(title=name, xlabel="lambda / largest lambda", ylim=(-1.0, 1.35))
         if place == 1:
             axes.set_ylabel("weight (colour: group)")
     return figure

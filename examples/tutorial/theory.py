@@ -33,7 +33,7 @@ def largest_lambda(x, y, groups):
 
 
 def problem(rows=200, seed=0):
-    """Twelve features in four groups of three; the target needs the first group and one feature of the second."""
+    """Twelve features in four groups of three; three of the first and one of the second matter."""
     rng = np.random.default_rng(seed)
     common = np.repeat(rng.normal(size=(rows, 4)), 3, axis=1)
     x = 0.6 * common + 0.8 * rng.normal(size=(rows, 12))
