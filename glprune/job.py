@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from glprune.data import Data, InputColumns, Split, load_data
+from glprune.data import Data, InputColumns, Split, TensorSplit, load_data
 from glprune.errors import DataError, GlpruneError, ModelError, NonFiniteError, RecipeError
 from glprune.events import Listener, Note, Stage
 from glprune.finite import all_finite, finite_rows, first_fault
@@ -158,6 +158,13 @@ class Job:
                 )
 
 
+def narrowed(split: Split, narrow: Callable[[Inputs], Inputs]) -> Split:
+    """A split through its kept columns: cut out once where it is in memory, else of every batch."""
+    if isinstance(split, TensorSplit):
+        return TensorSplit(narrow(split.inputs), split.target)
+    return _Narrowed(split, narrow)
+
+
 @dataclass(frozen=True)
 class _Narrowed:
     """A split seen through the kept columns."""
@@ -195,9 +202,9 @@ def continued(job: Job, network: nn.Module, columns: tuple[Tensor, ...], groups:
             for part, own in zip(job.data.inputs, columns, strict=True)
         ),
         fields=tuple(replace(f, columns=tuple(left)) for f, left in fields if left),
-        train=_Narrowed(job.data.train, narrow),
-        valid=_Narrowed(job.data.valid, narrow),
-        test=_Narrowed(job.data.test, narrow),
+        train=narrowed(job.data.train, narrow),
+        valid=narrowed(job.data.valid, narrow),
+        test=narrowed(job.data.test, narrow),
     )
     probe = narrow(job.probe)
     if any(g.units.removal == "constant" for g in groups):

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from torch import nn
 
-from glprune.job import Job, narrowing, validate
+from glprune.data import TensorSplit
+from glprune.job import Job, everything, narrowed, narrowing, validate
 from glprune.recall import keep_refit, recall_refit
 from glprune.recipe import RefitSpec
 from glprune.removal import Removed
@@ -48,14 +49,16 @@ def refitted(job: Job, removed: Removed, spec: RefitSpec | None = None) -> tuple
 def _best_refit(
     job: Job, removed: Removed, how: RefitSpec, narrow: Callable[[Inputs], Inputs]
 ) -> tuple[RefitResult, float]:
-    data, recipe = job.data, job.recipe
+    recipe, train, valid, taken = job.recipe, job.data.train, job.data.valid, narrow
+    if isinstance(train, TensorSplit) and not how.distill:  # a teacher would need all columns
+        train, valid, taken = narrowed(train, narrow), narrowed(valid, narrow), everything
     results = [
         refit(
             start,
-            narrow,
+            taken,
             job.task,
-            data.train,
-            data.valid,
+            train,
+            valid,
             how,
             recipe.seed,
             job.network,

@@ -288,12 +288,12 @@ def test_inspection_finds_the_groups_and_writes_nothing(folder):
     [
         (
             ["penalty.kind=sparse_group_lasso", "penalty.within=0.3", "penalty.weights=size"],
-            {"kind": "sparse_group_lasso", "weights": "size", "within": 0.3, "concavity": None},
+            {"kind": "sparse_group_lasso", "weights": "size", "within": 0.3, "concavity": None, "plugin": None},
             "sparse group LASSO",
         ),
         (
             ["penalty.kind=group_mcp", "penalty.weights=adaptive"],
-            {"kind": "group_mcp", "weights": "adaptive", "within": None, "concavity": 1.2},
+            {"kind": "group_mcp", "weights": "adaptive", "within": None, "concavity": 1.2, "plugin": None},
             "group MCP",
         ),
     ],
