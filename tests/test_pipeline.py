@@ -288,7 +288,13 @@ def test_inspection_finds_the_groups_and_writes_nothing(folder):
     [
         (
             ["penalty.kind=sparse_group_lasso", "penalty.within=0.3", "penalty.weights=size"],
-            {"kind": "sparse_group_lasso", "weights": "size", "within": 0.3, "concavity": None, "plugin": None},
+            {
+                "kind": "sparse_group_lasso",
+                "weights": "size",
+                "within": 0.3,
+                "concavity": None,
+                "plugin": None,
+            },
             "sparse group LASSO",
         ),
         (
