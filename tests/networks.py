@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
@@ -98,3 +103,25 @@ def fit_binary(network: nn.Module, inputs: tuple[Tensor, ...], target: Tensor, s
         optimizer.zero_grad()
         nn.functional.binary_cross_entropy_with_logits(network(*inputs)[:, 0], target).backward()
         optimizer.step()
+
+
+def write_planted(
+    folder: Path, network: str, recipe: str, rows: int, row_group_size: int | None = None
+) -> Path:
+    """A folder with eight columns, a label that needs three of them, a network trained on it and a recipe.
+
+    ``network`` is a module whose ``build()`` makes the network of one logit.
+    """
+    x = np.random.default_rng(0).normal(size=(rows, 8)).astype(np.float32)
+    y = x[:, 0] + x[:, 1] * x[:, 2] > 0
+    columns = {f"f{i}": pa.array(x[:, i]) for i in range(8)} | {"y": pa.array(y.astype(int))}
+    pq.write_table(pa.table(columns), folder / "data.parquet", row_group_size=row_group_size)
+    (folder / "network.py").write_text(network)
+    (folder / "recipe.yaml").write_text(recipe)
+    scope: dict = {}
+    exec(network, scope)
+    torch.manual_seed(0)
+    built = scope["build"]()
+    fit_binary(built, (torch.from_numpy(x),), torch.from_numpy(y).float(), 60)
+    torch.save(built.state_dict(), folder / "model.pt")
+    return folder

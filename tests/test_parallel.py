@@ -6,8 +6,6 @@ import subprocess
 import sys
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -17,7 +15,7 @@ from glprune.crew import Crew
 from glprune.data import TensorSplit
 from glprune.recipe import load_recipe
 from glprune.sharing import SharedSplit
-from tests.networks import fit_binary
+from tests.networks import write_planted
 
 NETWORK = """
 from torch import nn
@@ -67,21 +65,8 @@ with crew.joined() as members:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("crew")
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(301, 8)).astype(np.float32)
-    y = x[:, 0] + x[:, 1] * x[:, 2] > 0
-    columns = {f"f{i}": pa.array(x[:, i]) for i in range(8)} | {"y": pa.array(y.astype(int))}
-    pq.write_table(pa.table(columns), folder / "data.parquet", row_group_size=40)
-    (folder / "network.py").write_text(NETWORK)
-    (folder / "recipe.yaml").write_text(RECIPE)
+    folder = write_planted(tmp_path_factory.mktemp("crew"), NETWORK, RECIPE, 301, row_group_size=40)
     (folder / "script.py").write_text(SCRIPT)
-    scope: dict = {}
-    exec(NETWORK, scope)
-    torch.manual_seed(0)
-    network = scope["build"]()
-    fit_binary(network, (torch.from_numpy(x),), torch.from_numpy(y).float(), 60)
-    torch.save(network.state_dict(), folder / "model.pt")
     return folder
 
 

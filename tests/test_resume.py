@@ -12,8 +12,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -27,7 +25,7 @@ from glprune.journal import Journal, checkpoints
 from glprune.recipe import load_recipe
 from glprune.train import PointSolver
 from glprune.workspace import unfinished
-from tests.networks import fit_binary
+from tests.networks import write_planted
 
 NETWORK = """
 from torch import nn
@@ -50,21 +48,7 @@ QUICK = ["--quiet", "--resume"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("stopped")
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(300, 8)).astype(np.float32)
-    y = x[:, 0] + x[:, 1] * x[:, 2] > 0
-    columns = {f"f{i}": pa.array(x[:, i]) for i in range(8)} | {"y": pa.array(y.astype(int))}
-    pq.write_table(pa.table(columns), folder / "data.parquet")
-    (folder / "network.py").write_text(NETWORK)
-    (folder / "recipe.yaml").write_text(RECIPE)
-    scope: dict = {}
-    exec(NETWORK, scope)
-    torch.manual_seed(0)
-    network = scope["build"]()
-    fit_binary(network, (torch.from_numpy(x),), torch.from_numpy(y).float(), 60)
-    torch.save(network.state_dict(), folder / "model.pt")
-    return folder
+    return write_planted(tmp_path_factory.mktemp("stopped"), NETWORK, RECIPE, 300)
 
 
 @pytest.fixture(scope="module")
