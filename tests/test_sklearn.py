@@ -41,10 +41,20 @@ def fitted(rows):
     return selector().fit(x, z > 0)
 
 
+class Perceptron:
+    """A maker whose name says no address: test processes compare the names of their tests."""
+
+    def __call__(self, n_features, n_outputs):
+        return perceptron(n_features, n_outputs)
+
+    def __repr__(self):
+        return "Perceptron()"
+
+
 @parametrize_with_checks(
     [
         GroupLassoPruner(
-            perceptron,
+            Perceptron(),
             standardize=True,
             train={"epochs": 2, "points": 3, "polish": 10, "stages": 1, "lr": 0.1},
             refit={"epochs": 0},
