@@ -18,7 +18,7 @@ from glprune import bundle as bundles
 from glprune.data import LoaderSplit
 from glprune.journal import Journal, checkpoints
 from glprune.policy import NO_RULES
-from glprune.rebuilt import in_memory
+from glprune.rebuilt import selectable
 from glprune.recipe import InputSpec, StabilitySpec, load_recipe
 from glprune.report import Report, Resample, report_schema
 from glprune.resampling import draw, measure_stability
@@ -124,12 +124,12 @@ def test_rows_of_a_shuffling_loader_are_held_in_one_order():
     rows = torch.utils.data.TensorDataset(torch.randn(50, 3), torch.arange(50) % 2)
     loader = torch.utils.data.DataLoader(rows, batch_size=8, shuffle=True)
     split = LoaderSplit(loader, (InputSpec(),), "binary", 50)
-    first, second = in_memory(split, 3), in_memory(split, 3)
+    first, second = selectable(split, 3), selectable(split, 3)
     assert first.rows == 50
     torch.testing.assert_close(first.inputs[0], second.inputs[0], rtol=0, atol=0)
-    taught = in_memory(TaughtSplit(split, lambda inputs: 2 * inputs[0]), 3)
+    taught = selectable(TaughtSplit(split, lambda inputs: 2 * inputs[0]), 3)
     torch.testing.assert_close(taught.target, 2 * first.inputs[0])
-    assert in_memory(first, 3) is first
+    assert selectable(first, 3) is first
 
 
 def test_batches_that_do_not_fit_together_are_refused_in_one_line():
@@ -137,7 +137,7 @@ def test_batches_that_do_not_fit_together_are_refused_in_one_line():
         [(torch.zeros(2, n), torch.zeros(2)) for n in (3, 4)], (InputSpec(),), "regression", 4
     )
     with pytest.raises(glprune.DataError, match="pad to one length"):
-        in_memory(ragged, 0)
+        selectable(ragged, 0)
 
 
 # --- recipes ---------------------------------------------------------------------------------
