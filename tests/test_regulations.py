@@ -79,7 +79,13 @@ def test_every_key_of_a_report_is_shown_in_a_section_or_on_the_first_page():
         update=dict.fromkeys(("policy", "baselines", "stability", "drop_costs"), True)
     )
     shown = {key for section in sections(everything).values() for key in section.shows}
-    assert {*report_schema()["properties"]} - shown == {"title", "purpose", "warnings", "not_measured"}
+    assert {*report_schema()["properties"]} - shown == {
+        "title",
+        "purpose",
+        "warnings",
+        "not_measured",
+        "halvings",
+    }
 
 
 def test_conformity_is_claimed_nowhere():
