@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ class Data:
     outside: tuple[str, ...] = ()
     protected: tuple[Attribute, ...] = ()
 
-    @property
+    @functools.cached_property
     def features(self) -> tuple[str, ...]:
         """Columns that can be pruned, over all inputs in order."""
         return tuple(name for part in self.inputs for name in part.features)
