@@ -30,6 +30,7 @@ from glprune.events import Event, Listener, Stage, silent
 from glprune.evidence import tensors_in_model, write_contract, write_golden
 from glprune.forbidden import check_rules
 from glprune.job import Job, everything, first_rows, narrowing, prepare
+from glprune.journal import tensors_digest
 from glprune.markdown import render_markdown
 from glprune.measure import EXPORT_TOLERANCE, OnnxFile, latency, macs, parameters, predict
 from glprune.plan import InputPlan, Plan
@@ -191,13 +192,9 @@ def default_folder(recipe: Recipe) -> Path:
 
 def _identity(job: Job, members: crew.Crew) -> dict[str, str]:
     """What a run's result is a function of; its names go on from "the stopped run had another"."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(job.network.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return {
         "recipe": hashlib.sha256(_bearing(job.recipe).to_yaml().encode()).hexdigest(),
-        "model": digest.hexdigest(),
+        "model": tensors_digest(job.network.state_dict()),
         "data set": json.dumps(dict(job.data.digests), sort_keys=True),
         "set of plugins": json.dumps(packages(job.recipe), sort_keys=True),
         "number of threads": str(job.recipe.threads),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 from glprune.crew import Crew
 from glprune.data import Inputs, Split, StreamedSplit
 from glprune.errors import ModelError
-from glprune.journal import Journal, Record
+from glprune.journal import Journal, Record, tensors_digest
 
 
 @dataclass(frozen=True)
@@ -40,20 +40,25 @@ class SharedSplit:
     def batches(self, size: int | None, generator: torch.Generator | None) -> Iterator[tuple[Inputs, Tensor]]:
         """Yield this process's part of each batch; every process gets as many, some of no rows."""
         if isinstance(self.whole, StreamedSplit):
-            yield from self._lane(self.whole, size, generator)
+            yield from self._own_lane(self.whole, size, generator)
             return
         rank, step = self.crew.rank, self.crew.size
         for inputs, target in self.whole.batches(size, generator):
             yield tuple(x[rank::step] for x in inputs), target[rank::step]
 
-    def _lane(
+    @functools.cached_property
+    def _lanes(self) -> list[StreamedSplit]:
+        """The row groups of every process: each has to know how many batches the others take."""
+        assert isinstance(self.whole, StreamedSplit)  # nothing else is read in lanes
+        return [self.whole.lane(n, self.crew.size) for n in range(self.crew.size)]
+
+    def _own_lane(
         self, whole: StreamedSplit, size: int | None, generator: torch.Generator | None
     ) -> Iterator[tuple[Inputs, Tensor]]:
-        lanes = [whole.lane(n, self.crew.size) for n in range(self.crew.size)]
         most = whole.plan.block_rows
         part = most if size is None else min(most, max(1, -(-size // self.crew.size)))
-        count = max(-(-lane.rows // part) for lane in lanes)
-        for inputs, target in lanes[self.crew.rank].batches(part, generator):
+        count = max(-(-lane.rows // part) for lane in self._lanes)
+        for inputs, target in self._lanes[self.crew.rank].batches(part, generator):
             yield inputs, target
             count -= 1
             empty = tuple(x[:0] for x in inputs), target[:0]
@@ -94,7 +99,7 @@ class SharedJournal(Journal):
         Raises:
             ModelError: This process came to another one.
         """
-        own = _digest(facts, tensors or {})
+        own = repr(sorted(facts.items())), tensors_digest(tensors or {})
         if self._crew.agreed(own) != own:
             raise ModelError(
                 f"process {self._crew.rank} has other weights than process 0 after the same step ({name}); "
@@ -113,11 +118,3 @@ class SharedJournal(Journal):
     def save_if_due(self) -> None:
         """As the first process's journal does."""
         self._own.save_if_due()
-
-
-def _digest(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(repr(sorted(facts.items())).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
