@@ -25,7 +25,7 @@ from glprune.audit.manifest import write_manifest
 from glprune.baselines import measure_baselines
 from glprune.determinism import reproducible
 from glprune.dropping import measure_drop_costs
-from glprune.errors import GlpruneError, ModelError, NonFiniteError
+from glprune.errors import ModelError, NonFiniteError, UsageError
 from glprune.events import Event, Listener, Stage, silent
 from glprune.evidence import tensors_in_model, write_contract, write_golden
 from glprune.forbidden import check_rules
@@ -73,6 +73,7 @@ from glprune.workspace import Workspace, working
 
 LATENCY_BATCHES = (1, 256)
 _ORIGINAL, _ZEROED = "original.onnx", "zeroed.onnx"
+_PROCESSOR = "kind of processor"
 
 
 def run(
@@ -136,7 +137,9 @@ def _fill(
     stage = space.stage
     job = prepare(rules, model, trust_pickle, clock)
     check_rows(job)
-    journal = space.journal(_identity(job, members))
+    identity = _identity(job, members)
+    journal = space.journal(identity)
+    members.agreed(identity)
     clock.seconds = journal.seconds
     job = replace(job, journal=journal)
     with crew.together(members):
@@ -169,12 +172,17 @@ def _fill(
 def _assist(rules: Recipe, model: Path, folder: Path, trust_pickle: bool, members: crew.Crew) -> Result:
     """Search beside the first process, which alone writes, and hear its report."""
     job = prepare(rules, model, trust_pickle, silent)
-    try:
-        with crew.together(members):
-            search(_shared(job, members), silent)
-        return Result(folder, Report.model_validate(members.agreed(None)))
-    except RuntimeError as error:  # gloo's, when the first process is gone
-        raise GlpruneError("process 0 stopped; its message says why.") from error
+    own = _identity(job, members)
+    first = members.agreed(own)
+    # what another processor computes is compared by its results
+    unlike = [name for name, value in own.items() if value != first[name] and name != _PROCESSOR]
+    if unlike:
+        raise UsageError(
+            f"it has another {' and another '.join(unlike)} than process 0; give all processes the same."
+        )
+    with crew.together(members):
+        search(_shared(job, members), silent)
+    return Result(folder, Report.model_validate(members.agreed(None)))
 
 
 def _shared(job: Job, members: crew.Crew) -> Job:
@@ -201,7 +209,7 @@ def _identity(job: Job, members: crew.Crew) -> dict[str, str]:
         "number of processes": str(members.size),
         "version of glprune": __version__,
         "version of PyTorch": torch.__version__,
-        "kind of processor": torch.backends.cpu.get_cpu_capability(),
+        _PROCESSOR: torch.backends.cpu.get_cpu_capability(),
     }
 
 

@@ -238,7 +238,7 @@ class _Search:
         """What the clock said, to a stopped run too: another time it would say something else."""
         record = self.original.journal.open("clock", {"what": what})
         if not record.facts:
-            record.facts["value"] = crew.agreed(measure())
+            record.facts["value"] = crew.measured(measure)
         return float(record.facts["value"])
 
     def _within_drop(self, kinds: tuple[Kind, ...], metric: str, amount: float) -> None:
@@ -350,10 +350,14 @@ class _Search:
         if parameters(exact[0].network) == parameters(rounded[0].network):
             return *exact, None
         self.listener(Stage(f"widths {number}", f"timing widths that are multiples of {AUTO_MULTIPLE}"))
-        with tempfile.TemporaryDirectory(prefix="glprune-") as folder:
-            times = Stopwatch(self.original, target.batch, Path(folder)).against(exact[1], rounded[1])
-        found = _widths(times)
-        widths = Widths.model_validate(crew.agreed(found.model_dump()))
+
+        def measure() -> Widths:
+            with tempfile.TemporaryDirectory(prefix="glprune-") as folder:
+                return _widths(
+                    Stopwatch(self.original, target.batch, Path(folder)).against(exact[1], rounded[1])
+                )
+
+        widths = crew.measured(measure)
         return *(exact if widths.multiple == 1 else rounded), widths
 
     def _recalled(self, record: Record, kinds: tuple[Kind, ...], rule: str, balance: float) -> StageRun:

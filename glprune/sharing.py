@@ -102,8 +102,8 @@ class SharedJournal(Journal):
         own = repr(sorted(facts.items())), tensors_digest(tensors or {})
         if self._crew.agreed(own) != own:
             raise ModelError(
-                f"process {self._crew.rank} has other weights than process 0 after the same step ({name}); "
-                "run all processes on one kind of machine with the same versions."
+                f"weights are not those of process 0 after the same step ({name}); run all processes on one "
+                "kind of machine with the same versions."
             )
         return self._own.keep(name, asked, facts, tensors, since)
 

@@ -160,9 +160,11 @@ class PointSolver:
         for number, (inputs, target) in enumerate(self.objective.split.batches(size, self.generator), 1):
             self.objective.clear()
             value = self._backward(inputs, target)
-            crew.average_gradients_(self.objective.network.parameters(), len(target))
-            if not math.isfinite(value) or not optimizer.step():
-                raise self.objective.fault(inputs, target, f"{where}, batch {number}", self._mend)
+            mean = crew.average_gradients_(self.objective.network.parameters(), value, len(target))
+            if not math.isfinite(mean) or not optimizer.step():
+                at = f"{where}, batch {number}"
+                own = fault(self.objective.batch(inputs, target), at, self._mend)
+                raise crew.first_error(own, at, self._mend)
             total += value * len(target)
         return crew.total(total) / self.objective.split.rows
 
@@ -172,7 +174,7 @@ class PointSolver:
             return 0.0
         loss = self.objective.batch_loss(inputs, target, self.spec.precision)
         value = float(loss.detach())
-        if math.isfinite(value) or crew.several():  # the others wait for a gradient, and must hear of it
+        if math.isfinite(value):
             loss.backward()
         return value
 
@@ -305,7 +307,8 @@ def _refit_epochs(
                 if not _refit_step(optimizer, loss, parameters, len(target)):
                     where = f"refit, epoch {epoch}, batch {number}"
                     mend = f"lower refit.lr (now {spec.lr:g}) or allow refit.halvings"
-                    raise fault(Batch(student, narrow(x), target, loss), where, mend)
+                    own = fault(Batch(student, narrow(x), target, loss), where, mend)
+                    raise crew.first_error(own, where, mend)
             crew.align_buffers_(student)
             now = score(student)
             if now > best_score:
@@ -324,11 +327,11 @@ def _refit_step(
     """One step; tells whether loss and gradient are finite. Else no step is made."""
     optimizer.zero_grad()
     value = loss()
-    if not math.isfinite(value.detach()) and not crew.several():
-        return False
-    value.backward()
-    crew.average_gradients_(parameters, rows)
-    if not all_finite(p.grad for p in parameters):
+    own = float(value.detach())
+    if math.isfinite(own):
+        value.backward()
+    mean = crew.average_gradients_(parameters, own, rows)
+    if not math.isfinite(mean) or not all_finite(p.grad for p in parameters):
         return False
     optimizer.step()
     return True
