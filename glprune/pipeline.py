@@ -26,7 +26,7 @@ from glprune.baselines import measure_baselines
 from glprune.determinism import reproducible
 from glprune.dropping import measure_drop_costs
 from glprune.errors import ModelError, NonFiniteError, UsageError
-from glprune.events import Event, Listener, Stage, silent
+from glprune.events import Event, Listener, Note, Stage, silent
 from glprune.evidence import tensors_in_model, write_contract, write_golden
 from glprune.forbidden import check_rules
 from glprune.job import Job, everything, first_rows, narrowing, prepare
@@ -142,8 +142,11 @@ def _fill(
     members.agreed(identity)
     clock.seconds = journal.seconds
     job = replace(job, journal=journal)
+    shared = _shared(job, members)
+    if isinstance(shared.data.train, SharedSplit) and (text := shared.data.train.note()):
+        clock(Note(text))
     with crew.together(members):
-        chosen = search(_shared(job, members), clock)
+        chosen = search(shared, clock)
     removed, fitted = chosen.removed, chosen.fitted
     check_rules(job, removed)
     clock(Stage("export", "writing the network as ONNX"))

@@ -293,18 +293,20 @@ def _refit_epochs(
     parameters = [p for p in student.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=spec.lr * factor, weight_decay=spec.weight_decay)
     generator = torch.Generator().manual_seed(seed)
+    least = 2 if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in student.modules()) else 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for epoch in range(1, spec.epochs + 1):
             student.train()
             batches = rows_of_an_epoch(train, spec.batch_size, generator)
             for number, (x, target) in enumerate(batches, 1):
-                if crew.total(len(target) < 2):
+                if crew.total(len(target)) < 2:
                     continue  # BatchNorm cannot train on one row
+                rows = len(target) if len(target) >= least else 0
                 loss = functools.partial(
                     _refit_loss, student, narrow, task, x, target, spec, teacher, precision
                 )
-                if not _refit_step(optimizer, loss, parameters, len(target)):
+                if not _refit_step(optimizer, loss, parameters, rows):
                     where = f"refit, epoch {epoch}, batch {number}"
                     mend = f"lower refit.lr (now {spec.lr:g}) or allow refit.halvings"
                     own = fault(Batch(student, narrow(x), target, loss), where, mend)
@@ -324,12 +326,17 @@ def _refit_step(
     parameters: list[nn.Parameter],
     rows: int,
 ) -> bool:
-    """One step; tells whether loss and gradient are finite. Else no step is made."""
+    """One step; tells whether loss and gradient are finite. Else no step is made.
+
+    Of no rows, which a process among several may have, there is neither.
+    """
     optimizer.zero_grad()
-    value = loss()
-    own = float(value.detach())
-    if math.isfinite(own):
-        value.backward()
+    own = 0.0
+    if rows:
+        value = loss()
+        own = float(value.detach())
+        if math.isfinite(own):
+            value.backward()
     mean = crew.average_gradients_(parameters, own, rows)
     if not math.isfinite(mean) or not all_finite(p.grad for p in parameters):
         return False
