@@ -149,9 +149,10 @@ def joined() -> Iterator[Crew]:
 
 @contextlib.contextmanager
 def _linked(here: Place) -> Iterator[Crew]:
-    own = not dist.is_initialized()
     try:
-        if own:
+        if (
+            not dist.is_initialized()
+        ):  # and left so: a next run's processes could meet in the store of this one
             dist.init_process_group("gloo", init_method=here.meeting, rank=here.rank, world_size=here.size)
         group = dist.new_group(timeout=_PATIENCE, backend="gloo")
     except (RuntimeError, ValueError) as error:
@@ -173,8 +174,6 @@ def _linked(here: Place) -> Iterator[Crew]:
     finally:
         links.close(why)
         links.board.part(why is not None)
-        if own:
-            dist.destroy_process_group()
 
 
 @contextlib.contextmanager
