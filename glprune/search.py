@@ -350,15 +350,22 @@ class _Search:
         if parameters(exact[0].network) == parameters(rounded[0].network):
             return *exact, None
         self.listener(Stage(f"widths {number}", f"timing widths that are multiples of {AUTO_MULTIPLE}"))
+        widths = self._timed(exact[1], rounded[1], number)
+        return *(exact if widths.multiple == 1 else rounded), widths
+
+    def _timed(self, exact: Removed, rounded: Removed, number: int) -> Widths:
+        """What the clock says of two removals, or said before the run was stopped: it would not say it again."""
 
         def measure() -> Widths:
             with tempfile.TemporaryDirectory(prefix="glprune-") as folder:
-                return _widths(
-                    Stopwatch(self.original, target.batch, Path(folder)).against(exact[1], rounded[1])
-                )
+                watch = Stopwatch(self.original, self.original.recipe.target.batch, Path(folder))
+                return _widths(watch.against(exact, rounded))
 
-        widths = crew.measured(measure)
-        return *(exact if widths.multiple == 1 else rounded), widths
+        journal, asked = self.original.journal, {"number": number}
+        record = journal.recall("widths", asked)
+        if record is None:
+            record = journal.keep("widths", asked, crew.measured(measure).model_dump(mode="json"))
+        return Widths.model_validate(record.facts)
 
     def _recalled(self, record: Record, kinds: tuple[Kind, ...], rule: str, balance: float) -> StageRun:
         """A stage that a stopped run had done; its cut is made and certified again."""
