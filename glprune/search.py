@@ -354,7 +354,7 @@ class _Search:
         return *(exact if widths.multiple == 1 else rounded), widths
 
     def _timed(self, exact: Removed, rounded: Removed, number: int) -> Widths:
-        """What the clock says of two removals, or said before the run was stopped: it would not say it again."""
+        """What the clock says of two removals, or said before the run was stopped."""
 
         def measure() -> Widths:
             with tempfile.TemporaryDirectory(prefix="glprune-") as folder:
