@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch.distributed as dist
 
 import glprune
-from glprune import search
+from glprune import parting, search
 from glprune.audit.verify import verify
 from glprune.bundle import digest
-from glprune.errors import UsageError
+from glprune.errors import DataError, GlpruneError, StoppedError, TargetError, UsageError
 from glprune.launcher import Place, doubt, place
+from glprune.parting import Board
 from tests.networks import write_planted
 from tests.test_multiples import fixed_clock
 
@@ -123,11 +125,11 @@ def found(folder):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     common = {"OMP_NUM_THREADS": "1", "MASTER_PORT": str(port), "OMPI_COMM_WORLD_SIZE": "2"}
+    common["PYTHONPATH"] = str(Path(__file__).parents[1])
     started = [
         subprocess.Popen(
             [sys.executable, folder / "script.py", folder],
             env=os.environ | common | {"OMPI_COMM_WORLD_LOCAL_SIZE": "2", "OMPI_COMM_WORLD_RANK": str(rank)},
-            cwd=Path(__file__).parents[1],
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -203,6 +205,44 @@ def test_stopped_processes_go_on_to_what_undisturbed_ones_find(folder, found):
     assert all(report.pop(key) for report in reports for key in ("timing", "latency"))
     assert all(report["quantized"].pop("latency") for report in reports)
     assert reports[0] == reports[1]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "code", "text"),
+    [
+        (TargetError("not reached"), TargetError, 5, "process 1: not reached"),
+        (GlpruneError("odd"), GlpruneError, 1, "process 1: odd"),
+        (
+            OSError(28, "No space left on device", "/t"),
+            StoppedError,
+            2,
+            "process 1: /t: No space left on device",
+        ),
+        (MemoryError(), StoppedError, 1, "process 1: not enough memory"),
+        (KeyError("k"), StoppedError, 1, "process 1: KeyError: 'k'"),
+        (KeyboardInterrupt(), StoppedError, 130, "process 1: interrupted"),
+    ],
+)
+def test_the_first_word_is_the_error_that_others_raise(error, kind, code, text):
+    store = dist.HashStore()
+    first, second = (Board(store, rank, 2) for rank in range(2))
+    second.post(error)
+    second.post(DataError("afterwards"))
+    heard = first.heard(RuntimeError("broken"))
+    assert (type(heard), heard.exit_code, str(heard)) == (kind, code, text)
+
+
+def test_nobody_waits_for_ever_for_a_process_that_is_lost(monkeypatch):
+    monkeypatch.setattr(parting, "_FOR_THE_FIRST", 0.01)
+    store = dist.HashStore()
+    board = Board(store, 1, 2)
+    heard = board.heard(RuntimeError("[a/pair.cc:553] Connection closed by peer [::1]:7. This is typically"))
+    assert str(heard).startswith("another process was lost: Connection closed by peer [::1]:7 (killed, ")
+    board.part(failed=True)
+    assert not board.told
+    Board(store, 0, 2).part(failed=False)
+    board.part(failed=True)
+    assert board.told
 
 
 ENVIRONMENTS = [
