@@ -21,10 +21,11 @@ from typing import TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from glprune.errors import GlpruneError, NonFiniteError, UsageError
 from glprune.launcher import Place, place
-from glprune.parting import Board
+from glprune.parting import Board, reason
 
 _Value = TypeVar("_Value")
 _PATIENCE = datetime.timedelta(days=7)  # the others wait while the first one exports and measures
@@ -153,13 +154,14 @@ def _linked(here: Place) -> Iterator[Crew]:
         if (
             not dist.is_initialized()
         ):  # and left so: a next run's processes could meet in the store of this one
-            dist.init_process_group("gloo", init_method=here.meeting, rank=here.rank, world_size=here.size)
+            store, _, _ = next(rendezvous(here.meeting, here.rank, here.size))
+            own = dist.PrefixStore(f"attempt/{here.attempt}", store)
+            dist.init_process_group("gloo", store=own, rank=here.rank, world_size=here.size)
         group = dist.new_group(timeout=_PATIENCE, backend="gloo")
     except (RuntimeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
         raise UsageError(
-            f"the {here.size} processes did not come together ({reason}); MASTER_ADDR and MASTER_PORT are to "
-            "name the first one's machine and a free port of it."
+            f"the {here.size} processes did not come together ({reason(error)}); MASTER_ADDR and MASTER_PORT "
+            "are to name the first one's machine and a free port of it."
         ) from error
     store = dist.PrefixStore(f"glprune/{next(_numbers)}", dist.distributed_c10d._get_default_store())
     links = Links(group, Board(store, here.rank, here.size))

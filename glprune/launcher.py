@@ -32,11 +32,13 @@ class Place:
         rank: Its number, from 0.
         size: How many there are.
         meeting: Where they meet, as ``torch.distributed`` takes it.
+        attempt: How often torchrun started all of them anew (``--max-restarts``), with the same store.
     """
 
     rank: int = 0
     size: int = 1
     meeting: str = "env://"
+    attempt: str = "0"
 
 
 def place() -> Place:
@@ -51,7 +53,9 @@ def place() -> Place:
             if count < 2:
                 return Place()
             number = _number(rank, size)
-            return Place(number, count, "env://" if size == "WORLD_SIZE" else _meeting(size, local))
+            if size == "WORLD_SIZE":
+                return Place(number, count, attempt=os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+            return Place(number, count, _meeting(size, local))
     return Place()
 
 

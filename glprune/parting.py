@@ -27,7 +27,7 @@ from glprune.errors import (
     sentence,
 )
 
-_TEXT_OF_GLOO = re.compile(r"\.cc:\d+\] (.*?)(?:\. |$)")
+_TEXT_OF_GLOO = re.compile(r"\.cc:\d+\] (.*?)(?:\. |\n|$)")
 _FOR_THE_FIRST, _FOR_OTHERS = 60.0, 5.0  # seconds of waiting for them
 _POLL = 0.02
 _KINDS = {kind.exit_code: kind for kind in (UsageError, ModelError, DataError, TargetError)}
@@ -81,9 +81,9 @@ class Board:
         """
         word = self._word()
         if word is None:
-            found = _TEXT_OF_GLOO.search(str(broken))
-            said = f": {found[1]}" if found else ""
-            return StoppedError(f"another process was lost{said} (killed, out of memory, or its machine)")
+            return StoppedError(
+                f"another process was lost: {reason(broken)} (killed, out of memory, or its machine)"
+            )
         text = f"process {word.rank}: {word.text}"
         return StoppedError(text, word.code) if word.stopped else _KINDS.get(word.code, GlpruneError)(text)
 
@@ -112,6 +112,12 @@ class Board:
                 return False
             time.sleep(_POLL)
         return True
+
+
+def reason(error: Exception) -> str:
+    """What gloo or a store says, without the place in its source and its advice."""
+    found = _TEXT_OF_GLOO.search(str(error))
+    return found[1] if found else str(error).partition("\n")[0]
 
 
 def _left(rank: int) -> str:

@@ -248,7 +248,8 @@ def test_nobody_waits_for_ever_for_a_process_that_is_lost(monkeypatch):
 ENVIRONMENTS = [
     ({}, Place()),
     ({"WORLD_SIZE": "1", "RANK": "0"}, Place()),
-    ({"WORLD_SIZE": "2", "RANK": "1", "OMPI_COMM_WORLD_SIZE": "8"}, Place(1, 2, "env://")),
+    ({"WORLD_SIZE": "2", "RANK": "1", "OMPI_COMM_WORLD_SIZE": "8"}, Place(1, 2, "env://", "0")),
+    ({"WORLD_SIZE": "2", "RANK": "1", "TORCHELASTIC_RESTART_COUNT": "3"}, Place(1, 2, "env://", "3")),
     ({"PMI_SIZE": "2", "PMI_RANK": "1", "MPI_LOCALNRANKS": "2"}, Place(1, 2, "tcp://127.0.0.1:29500")),
     (
         {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
@@ -268,7 +269,7 @@ def bare(monkeypatch):
     for name in list(os.environ):
         if name.startswith(("OMPI_", "PMI", "MV2_", "MPI_", "SLURM_", "PBS_", "MASTER_", "ACCELERATE_")):
             monkeypatch.delenv(name)
-    for name in ("RANK", "WORLD_SIZE"):
+    for name in ("RANK", "WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT"):
         monkeypatch.delenv(name, raising=False)
     return lambda environment: [monkeypatch.setenv(*pair) for pair in environment.items()]
 
