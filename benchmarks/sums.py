@@ -84,11 +84,12 @@ def seconds(step: Step) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=60, help="timed steps of each network (default 60)")
+    parser.add_argument("--networks", nargs="+", choices=SUBJECTS, default=NAMES)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "sums.json")
     given = parser.parse_args()
     torch.set_num_threads(1)
     with crew.joined() as members, crew.together(members):
-        found = [{"network": name} | timed(SUBJECTS[name], given.steps) for name in NAMES]
+        found = [{"network": name} | timed(SUBJECTS[name], given.steps) for name in given.networks]
     if not members.first:
         return
     content = {"steps": found, "processes": members.size, "machine": machine(), "versions": versions()}
