@@ -122,10 +122,11 @@ class Clocked:
         self.inner, self.seconds = inner, 0.0
         self.penalty, self.weights = inner.penalty, inner.weights
 
-    def prox_(self, blocks: Blocks, strength: Tensor) -> None:
+    def prox_(self, blocks: Blocks, strength: Tensor) -> Tensor:
         start = time.thread_time()
-        self.inner.prox_(blocks, strength)
+        factors = self.inner.prox_(blocks, strength)
         self.seconds = time.thread_time() - start
+        return factors
 
 
 def groups_of(network: nn.Module, x: Tensor, axis: int) -> list[GroupSet]:
