@@ -7,11 +7,12 @@ report -> bundle.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,8 +38,8 @@ from glprune.plan import InputPlan, Plan
 from glprune.plugins import load_reporters, packages, run_exporters, run_reporters
 from glprune.proxies import measure_proxies
 from glprune.quantizing import quantized
-from glprune.rebuilt import Rebuild
-from glprune.recipe import Recipe, load_recipe
+from glprune.rebuilt import Rebuild, RebuildJob
+from glprune.recipe import Recipe, WorkersSpec, load_recipe
 from glprune.reload import (
     make_attributes,
     make_axes,
@@ -68,7 +69,7 @@ from glprune.summary import (
 )
 from glprune.task import HIGHER_IS_BETTER, METRICS, explained
 from glprune.train import RefitResult
-from glprune.workers import fan_out
+from glprune.workers import Fan, fan_out, several
 from glprune.workspace import Workspace, working
 
 LATENCY_BATCHES = (1, 256)
@@ -139,8 +140,9 @@ def _fill(
     journal = space.journal(_identity(job, members))
     clock.seconds = journal.seconds
     job = replace(job, journal=journal)
+    again = RebuildJob(job.recipe, model, trust_pickle)
     with crew.together(members):
-        chosen = search(_shared(job, members), clock)
+        chosen = search(_shared(job, members), clock, _workers(job, again, members))
     removed, fitted = chosen.removed, chosen.fitted
     check_rules(job, removed)
     clock(Stage("export", "writing the network as ONNX"))
@@ -152,7 +154,7 @@ def _fill(
     int8 = _quantized(job, removed, stage, clock)
     proxies = measure_proxies(job, removed, kept_fields(job.data, removed), stage, clock)
     baselines = measure_baselines(job, chosen, stage, clock)
-    rebuild = Rebuild.of(job, model, trust_pickle, removed, fitted.network)
+    rebuild = Rebuild.of(again, removed, fitted.network)
     stability, costs = _firmness(job, removed, rebuild, stage, clock)
     clock(Stage("report", "writing the report"))
     outcome = Outcome(job, chosen, measured, baselines, stability, costs, proxies, int8, stage, clock.seconds)
@@ -207,10 +209,7 @@ def _identity(job: Job, members: crew.Crew) -> dict[str, str]:
 
 def _bearing(recipe: Recipe) -> Recipe:
     """A recipe without what has no bearing on results."""
-    if recipe.stability is None:
-        return recipe
-    free = {"processes": None, "engine": "auto"}
-    return recipe.model_copy(update={"stability": recipe.stability.model_copy(update=free)})
+    return recipe.model_copy(update={"workers": WorkersSpec()})
 
 
 class _Clock:
@@ -400,12 +399,25 @@ def _firmness(
     if spec is None:
         return None, None
     kept = kept_fields(job.data, removed)
-    where = job.recipe.where("stability", "engine")
-    with fan_out(rebuild, spec.processes, spec.engine, where) as workers:
+    with fan_out(rebuild, job.recipe.workers, _engine(job)) as workers:
         stability = measure_stability(job, spec, kept, workers, listener)
         file = folder / bundles.ONNX
         costs = measure_drop_costs(job, removed, file, kept, workers, listener) if spec.drop_cost else None
     return stability, costs
+
+
+def _engine(job: Job) -> str:
+    return job.recipe.where("workers", "engine")
+
+
+def _workers(job: Job, again: RebuildJob, members: crew.Crew) -> Callable[[], Fan[Job]] | None:
+    """What starts processes for paths side by side; None where they would bring nothing."""
+    recipe = job.recipe
+    timed = recipe.target.multiple == "auto"  # the clock is read at the end of a path
+    if members.size > 1 or timed or not several(recipe.workers, recipe.threads):
+        return None
+    most = len(recipe.penalty.balances)
+    return functools.partial(fan_out, again, recipe.workers, _engine(job), recipe.threads, most)
 
 
 def _named(columns: Sequence[str], positions: Tensor) -> list[str]:

@@ -574,16 +574,6 @@ class StabilitySpec(Section):
         description="Measure what it costs to drop each kept field: cut from the shipped network, refit, "
         "metric on the validation and the test split.",
     )
-    processes: Annotated[int, Field(ge=1, le=1024)] | None = Field(
-        None,
-        description="Processes at work, one thread each; default one for each core. No result depends on it.",
-    )
-    engine: Literal["auto", "local", "ray"] = Field(
-        "auto",
-        description="local: processes of this machine; ray: workers on Ray (glprune[ray]), on all machines "
-        "of its cluster; auto: ray where it is installed and a cluster is joined or named by RAY_ADDRESS. No "
-        "result depends on it.",
-    )
 
     @model_validator(mode="after")
     def _something_differs(self) -> StabilitySpec:
@@ -599,6 +589,22 @@ class StabilitySpec(Section):
         if self.share == 1 and self.seeds == "recipe" and self.resamples:
             raise ValueError("share: 1 with seeds: recipe is one search many times; set seeds: own")
         return self
+
+
+class WorkersSpec(Section):
+    """Processes for what can be done side by side: paths of a stage, resamples, drop costs."""
+
+    engine: Literal["auto", "local", "ray"] = Field(
+        "auto",
+        description="local: processes of this machine; ray: workers on Ray (glprune[ray]), of the cluster "
+        "joined already or named by RAY_ADDRESS, else of one on this machine; auto: ray where it is "
+        "installed and starts. No result depends on it.",
+    )
+    processes: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        None,
+        description="Processes at work; default as many as the cores allow. Resamples and drop costs have a "
+        "thread each, paths what threads says. No result depends on it.",
+    )
 
 
 class PolicySpec(Section):
@@ -698,6 +704,7 @@ class Recipe(Section):
     stability: StabilitySpec | None = Field(
         None, description="How firm the choice of fields is; null: not measured."
     )
+    workers: WorkersSpec = Field(default_factory=WorkersSpec)
     policy: PolicySpec | None = Field(None, description="Rules on fields; null: none.")
     report: ReportSpec = Field(default_factory=ReportSpec)
     allow_inexact: bool = Field(

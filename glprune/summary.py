@@ -62,7 +62,8 @@ from glprune.report import (
     Stability,
     Timing,
 )
-from glprune.search import Chosen, StageRun, path_record
+from glprune.search import Chosen
+from glprune.stage import StageRun, path_record
 from glprune.task import HIGHER_IS_BETTER, gain
 
 # above this share of the penalty an optimality condition is reported as not met

@@ -27,6 +27,7 @@ from pydantic import TypeAdapter
 
 from glprune.errors import GlpruneError, RecipeError
 from glprune.journal import Journal, Record
+from glprune.recipe import WorkersSpec
 
 State = TypeVar("State")
 Item = TypeVar("Item")
@@ -56,32 +57,48 @@ class Fan(Protocol[State]):
         ...
 
 
-def fan_out(prepare: Callable[[], State], processes: int | None, engine: str, where: str) -> Fan[State]:
-    """Workers of the engine that a recipe names.
+def fan_out(
+    prepare: Callable[[], State], spec: WorkersSpec, where: str, threads: int = 1, most: int | None = None
+) -> Fan[State]:
+    """Workers as a recipe asks for them.
 
     Args:
         prepare: See :class:`Workers`.
-        processes: How many; None takes one for each core, of Ray's cluster where that is at work.
-        engine: ``local``; ``ray``; ``auto``, which is Ray where it is installed and a cluster is named
-            (``RAY_ADDRESS``) or joined already.
+        spec: The engine, and how many; None takes as many as cores allow, of Ray's cluster where that is at
+            work.
         where: Place of the engine in the recipe, for messages.
+        threads: Threads that each will compute with.
+        most: More than these have nothing to do.
 
     Raises:
         RecipeError: Ray is asked for and not installed.
+        GlpruneError: Ray is asked for, or a cluster named, and it cannot be joined.
     """
-    if engine == "local" or (engine == "auto" and not _cluster_named()):
-        return Workers(prepare, processes or available_cores())
-    if importlib.util.find_spec("ray") is None:
+    installed = ray_installed()
+    if spec.engine == "ray" and not installed:
         raise RecipeError(f"{where}: Ray is not installed; pip install 'glprune[ray]', or say local.")
-    from glprune.ray_workers import RayWorkers
+    if installed and spec.engine != "local":
+        from glprune.ray_workers import RayWorkers, cluster_named
 
-    return RayWorkers(prepare, processes)
+        try:
+            return RayWorkers(prepare, spec.processes, threads, most)
+        except GlpruneError:
+            if spec.engine == "ray" or cluster_named():
+                raise
+    processes = spec.processes or max(1, available_cores() // threads)
+    return Workers(prepare, min(processes, most or processes))
 
 
-def _cluster_named() -> bool:
-    ray = sys.modules.get("ray")
-    joined = ray is not None and ray.is_initialized()
-    return joined or ("RAY_ADDRESS" in os.environ and importlib.util.find_spec("ray") is not None)
+def ray_installed() -> bool:
+    """Whether Ray can be imported."""
+    return importlib.util.find_spec("ray") is not None
+
+
+def several(spec: WorkersSpec, threads: int) -> bool:
+    """Whether more than one worker of so many threads would be at work."""
+    if spec.processes is not None:
+        return spec.processes > 1
+    return available_cores() // threads > 1 or (spec.engine != "local" and "RAY_ADDRESS" in os.environ)
 
 
 class Workers(Generic[State]):
@@ -135,7 +152,7 @@ class Workers(Generic[State]):
                 done(places[future], future.result())
         except BrokenProcessPool:
             raise GlpruneError(
-                "A worker process was killed, most likely for want of memory; set stability.processes lower."
+                "A worker process was killed, most likely for want of memory; set workers.processes lower."
             ) from None
         return [future.result() for future in futures]
 

@@ -283,7 +283,7 @@ def test_the_page_tells_of_the_policy(result):
 
 def test_stability_baselines_and_drop_costs_follow_the_policy(folder, monkeypatch):
     monkeypatch.setattr("glprune.baselines.RANDOM_DRAWS", 1)
-    extra = "stability: {resamples: 2, drop_cost: true, processes: 1}\nreport: {baselines: true}\n"
+    extra = "stability: {resamples: 2, drop_cost: true}\nworkers: {engine: local, processes: 1}\nreport: {baselines: true}\n"
     text = (
         (RECIPE + POLICY).replace("stages: 2", "stages: 1").replace("epochs: 10", "epochs: 2, distill: 0.5")
     )

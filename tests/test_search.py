@@ -9,9 +9,9 @@ import torch
 
 import glprune
 from glprune import refitting, search
+from glprune.goals import absolute
 from glprune.job import first_rows, narrowing
 from glprune.recipe import load_recipe
-from glprune.search import absolute
 from glprune.sizes import MEASURES, measured, unit_costs
 
 NETWORK = """
