@@ -34,10 +34,14 @@ def test_steps_under_the_penalty_are_timed_beside_plain_ones(benchmark, tmp_path
 
     monkeypatch.setattr(steps, "SUBJECTS", {"MLP": steps.SUBJECTS["MLP 784-256-128-10"]})
     out = tmp_path / "overhead.json"
-    benchmark("overhead", "--parts", "steps", "--steps", 1, "--out", out)
-    (record,) = json.loads(out.read_text())["steps"]
+    benchmark("overhead", "--parts", "steps", "profile", "--steps", 1, "--out", out)
+    content = json.loads(out.read_text())
+    (record,), (profile,) = content["steps"], content["profile"]
     assert record["groups"] == 784 + 256 + 128
     assert record["operator"] > 0
+    for name in ("plain", "penalty"):
+        calls = {op: count for op, count, _ in profile[name]}
+        assert calls["aten::addmm"] == 3  # layers
 
 
 def test_half_of_a_network_is_cut_and_timed(benchmark, tmp_path):
