@@ -12,10 +12,13 @@ hold the proximal operator and the proximal optimisers; ``objective``, ``train``
 ``determinism`` fixes seed and threads. ``surgery`` cuts, ``removal`` certifies; ``export`` and
 ``measure`` write the ONNX file and run it; ``policy`` resolves the rules on fields and ``forbidden``
 cuts what must go before any path; ``protected`` reads attributes the network need not, ``segments`` and
-``proxies`` measure by them. ``refitting`` trains what was cut and ``shipping`` writes it, for the
-shipped network and, in ``baselines``, for simpler selections beside it (``importance`` ranks fields by
+``proxies`` measure by them. ``goals`` says what a target counts, a ``stage`` is a path, its cut and a
+refit, and ``search`` goes from one to the next, or runs several ``abreast``. ``refitting`` trains what was
+cut and ``shipping`` writes it, for the shipped network and, in ``baselines``, for simpler selections
+beside it (``importance`` ranks fields by
 permutation); ``resampling`` and ``dropping`` say how firm the choice is (``stability`` has the
-formulas), in the processes of ``workers``, which make the run's networks again with ``rebuilt``;
+formulas), in the processes of ``workers`` or ``ray_workers`` (``fan`` chooses), which make the run's
+networks again with ``rebuilt``;
 ``summary``, ``policy_summary``, ``report``, ``render`` and ``markdown`` say what was measured,
 ``sections`` and ``regulations`` which part of it serves which rule; ``plan`` and ``contract`` say how
 the slim network was cut and what it takes, ``evidence`` leaves what others can check, ``bundle`` names

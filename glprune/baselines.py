@@ -78,7 +78,7 @@ def measure_baselines(job: Job, chosen: Chosen, folder: Path, listener: Listener
         return None
     removed = chosen.removed
     shipped = _Shipped(
-        removed, _sizes(job, removed), any(run.kinds == ("hidden",) for run in chosen.stages[1:])
+        removed, _sizes(job, removed), any(run.asked.kinds == ("hidden",) for run in chosen.stages[1:])
     )
     runs, failures = _runs(job, shipped, folder, listener)
     return Baselines(

@@ -29,6 +29,7 @@ from glprune.dropping import measure_drop_costs
 from glprune.errors import GlpruneError, ModelError, NonFiniteError
 from glprune.events import Event, Listener, Stage, silent
 from glprune.evidence import tensors_in_model, write_contract, write_golden
+from glprune.fan import fan_out, several
 from glprune.forbidden import check_rules
 from glprune.job import Job, everything, first_rows, narrowing, prepare
 from glprune.journal import tensors_digest
@@ -69,7 +70,7 @@ from glprune.summary import (
 )
 from glprune.task import HIGHER_IS_BETTER, METRICS, explained
 from glprune.train import RefitResult
-from glprune.workers import Fan, fan_out, several
+from glprune.workers import Fan
 from glprune.workspace import Workspace, working
 
 LATENCY_BATCHES = (1, 256)

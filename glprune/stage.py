@@ -87,9 +87,7 @@ class StageRun:
 
     Attributes:
         job: The network it began with, its groups and its data.
-        kinds: Kinds of groups under the penalty.
-        rule: What its point was chosen by.
-        balance: Factor on the strength of input groups.
+        asked: What it was to do.
         points: The path, by growing lambda.
         selected: The chosen point.
         cut: What this stage cut.
@@ -100,9 +98,7 @@ class StageRun:
     """
 
     job: Job
-    kinds: tuple[Kind, ...]
-    rule: str
-    balance: float
+    asked: Asked
     points: list[Point]
     selected: Point
     cut: Removed
@@ -178,19 +174,8 @@ def recalled(
     cut, removed = _removals(standing, selected, widths.multiple if widths else multiple)
     selected.state = {}
     fitted = recall_refit(facts["refit"], tensors, removed.network)
-    return StageRun(
-        job=standing.job,
-        kinds=asked.kinds,
-        rule=asked.rule,
-        balance=asked.balance,
-        points=points,
-        selected=selected,
-        cut=cut,
-        removed=removed,
-        fitted=fitted,
-        metric=facts["metric"],
-        widths=widths,
-    )
+    metric = facts["metric"]
+    return StageRun(standing.job, asked, points, selected, cut, removed, fitted, metric, widths)
 
 
 def _path(standing: Standing, asked: Asked, listener: Listener) -> RegularisationPath:
@@ -227,19 +212,7 @@ def _cut_at(
     listener(Stage(f"refit {number}", "training the slim network without penalty"))
     fitted, metric = refitted(standing.original, removed, asked.spec)
     point.refit_metric = metric
-    return StageRun(
-        job=standing.job,
-        kinds=asked.kinds,
-        rule=asked.rule,
-        balance=asked.balance,
-        points=points,
-        selected=point,
-        cut=cut,
-        removed=removed,
-        fitted=fitted,
-        metric=metric,
-        widths=widths,
-    )
+    return StageRun(standing.job, asked, points, point, cut, removed, fitted, metric, widths)
 
 
 def _fitting(standing: Standing, point: Point, listener: Listener) -> tuple[Removed, Removed, Widths | None]:

@@ -235,9 +235,9 @@ def _path(outcome: Outcome) -> list[PathPoint]:
 def _stage(number: int, run: StageRun) -> SearchStage:
     return SearchStage(
         number=number,
-        penalised=list(run.kinds),
-        rule=run.rule,
-        balance=run.balance,
+        penalised=list(run.asked.kinds),
+        rule=run.asked.rule,
+        balance=run.asked.balance,
         lam=run.selected.lam,
         fields=run.selected.fields,
         hidden=run.selected.hidden,
@@ -247,7 +247,7 @@ def _stage(number: int, run: StageRun) -> SearchStage:
 
 def _last_of_inputs(chosen: Chosen) -> StageRun:
     """The last stage whose path had inputs under the penalty, else the last of all."""
-    return next((run for run in reversed(chosen.stages) if "input" in run.kinds), chosen.stages[-1])
+    return next((run for run in reversed(chosen.stages) if "input" in run.asked.kinds), chosen.stages[-1])
 
 
 def _digests(outcome: Outcome) -> Digests:
@@ -319,7 +319,7 @@ def _exits(outcome: Outcome) -> dict[str, _Exit]:
     """By field, over the stages that had it under the penalty."""
     found: dict[str, _Exit] = {}
     for number, run in enumerate(outcome.chosen.stages, 1):
-        if "input" not in run.kinds:
+        if "input" not in run.asked.kinds:
             continue
         sets = run.job.input_groups
         weights = [w for g in sets for w in run.job.weights(g).tolist()]
