@@ -323,7 +323,7 @@ def measure(name: str, subject: Subject, seconds: float, folder: Path) -> Record
 
 
 def _export(network: nn.Module, x: Tensor, path: Path) -> None:
-    export_onnx(network, (x[:4],), ["x"], ["y"], path, opset=OPSET, metadata={})
+    export_onnx(network, (x[:4],), ["x"], ["y"], path, opset=OPSET)
 
 
 def _nodes(path: Path) -> dict[str, int]:

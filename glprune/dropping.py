@@ -147,7 +147,7 @@ def _measured(scratch: Path, job: Job, name: str, removed: Removed) -> DropCost:
     # on another machine the caller's folder need not be
     with tempfile.TemporaryDirectory(dir=scratch if scratch.is_dir() else None) as folder:
         path = Path(folder) / "dropped.onnx"
-        write_shipped(job, removed, fitted.network, path, {})
+        write_shipped(job, removed, fitted.network, path)
         file = OnnxFile(path, torch.get_num_threads())
         outputs, target, gap = on_test_rows(job, removed, fitted.network, file)
         valid = predict(file, job.data.valid, file_columns(job, removed))

@@ -530,6 +530,12 @@ class ExportSpec(Section):
         "BUNDLE.NAME (entry points of the group glprune.exporters).",
     )
     opset: Annotated[int, Field(ge=17, le=21)] = Field(18, description="ONNX operator set.")
+    names: Literal["auto", "all", "digest"] = Field(
+        "auto",
+        description="all: the ONNX file carries the names of its columns; digest: their number and SHA-256, "
+        "the names are in the report and in input_schema.json; auto: the names, unless the file then had "
+        "more bytes than four for each parameter, 5 % and 4 kB.",
+    )
     quantize: Literal["int8"] | None = Field(
         None,
         description="int8: a second file, model.int8.onnx, in 8-bit integers, measured like the first. It is "

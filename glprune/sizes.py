@@ -117,9 +117,8 @@ class Stopwatch:
 
     def _file(self, network: nn.Module, inputs: Inputs, name: str) -> OnnxFile:
         names, outputs, spec = self.job.input_names, self.job.outputs.names, self.job.recipe.export
-        dynamic = {k: {int(a): label for a, label in axes.items()} for k, axes in spec.dynamic_axes.items()}
         path = self.folder / name
-        export_onnx(network, inputs, names, outputs, path, opset=spec.opset, metadata={}, dynamic=dynamic)
+        export_onnx(network, inputs, names, outputs, path, opset=spec.opset, dynamic=spec.dynamic)
         return OnnxFile(path, self.threads)
 
 

@@ -112,7 +112,7 @@ def test_the_graph_rules_raise_no_alarm_on_exports_of_other_architectures(name, 
         f"out_{n}" for n in range(len(outputs(removed.network, narrowed(architecture, inputs, removed))))
     ]
     wide = Select(removed.network, removed.columns, architecture.axes).eval()
-    export_onnx(wide, inputs, architecture.names, names, tmp_path / "m.onnx", opset=18, metadata={})
+    export_onnx(wide, inputs, architecture.names, names, tmp_path / "m.onnx", opset=18)
     raw = (tmp_path / "m.onnx").read_bytes()
     expected = [
         Expected(

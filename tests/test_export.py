@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from glprune.bundle import size_limit
 from glprune.errors import ModelError
 from glprune.export import Select, export_onnx, failing_layer
 from glprune.measure import OnnxFile
@@ -51,7 +52,7 @@ class Plain(nn.Module):
 
 
 def export(network, example, path, outputs=("prediction",), names=("x",), **options):
-    return export_onnx(network.eval(), example, names, outputs, path, opset=18, metadata={}, **options)
+    return export_onnx(network.eval(), example, names, outputs, path, opset=18, **options).exporter
 
 
 def test_a_failing_export_names_the_deepest_layer_and_leaves_no_file(tmp_path, capfd):
@@ -133,11 +134,11 @@ def test_axes_of_any_length_are_dynamic_with_either_exporter(tmp_path, exporter,
 def test_a_slim_file_is_hardly_larger_than_its_parameters(name, tmp_path):
     torch.manual_seed(0)
     network, row = SLIM[name]()
-    metadata = {"glprune.task": "regression", "glprune.features": "x" * 400}
+    names = {"glprune.inputs": "x" * 400}
     path = tmp_path / "m.onnx"
-    export_onnx(network.eval(), (torch.randn(4, *row),), ["x"], ["y"], path, opset=18, metadata=metadata)
-    weights = 4 * sum(p.numel() for p in network.parameters())
-    assert weights < path.stat().st_size <= 1.05 * weights + 4096
+    export_onnx(network.eval(), (torch.randn(4, *row),), ["x"], ["y"], path, opset=18, metadata=[names])
+    parameters = sum(p.numel() for p in network.parameters())
+    assert 4 * parameters < path.stat().st_size <= size_limit(parameters)
 
 
 class Attention(nn.Module):

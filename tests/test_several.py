@@ -178,10 +178,9 @@ def test_the_onnx_file_names_the_features_of_every_input(mixed):
     result, _ = mixed
     model = onnx.load(result.bundle / "model.onnx")
     props = {p.key: p.value for p in model.metadata_props}
-    assert [(i["name"], i["features"]) for i in json.loads(props["glprune.inputs"])] == [
+    assert [(i["name"], i["columns"]) for i in json.loads(props["glprune.inputs"])] == [
         (i.name, i.columns) for i in result.report.export.inputs
     ]
-    assert "glprune.features" not in props
 
 
 def test_the_page_lists_the_columns_of_every_input(mixed):
