@@ -403,12 +403,11 @@ def clean(model: onnx.ModelProto, metadata: Mapping[str, str], opset: int) -> No
     found = {o.domain: o.version for o in model.opset_import}
     if found.get("") != opset or set(found) - {""}:
         raise ValueError(f"operator sets {found} instead of {opset}")
-    graph = model.graph
-    for message in [model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer]:
-        message.doc_string = ""
-        del message.metadata_props[:]
-    for inner in all_graphs(model):
-        del inner.value_info[:]  # a runtime infers them; they were up to half of a small file
+    for graph in all_graphs(model):
+        del graph.value_info[:]  # a runtime infers them; they were up to half of a small file
+        for message in [model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer]:
+            message.doc_string = ""
+            del message.metadata_props[:]
     onnx.helper.set_model_props(model, dict(sorted(metadata.items())))
 
 
@@ -418,25 +417,25 @@ def terse(model: onnx.ModelProto) -> onnx.ModelProto:
     Inputs, outputs and parameters keep their names, nodes have none.
     """
     lean = ir.from_proto(model)
-    for smaller in (
-        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        passes.CommonSubexpressionEliminationPass(),
-        passes.DeduplicateInitializersPass(),
-        passes.RemoveUnusedNodesPass(),
-    ):
-        smaller(lean)
+    with _quiet():
+        for smaller in (
+            passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+            passes.CommonSubexpressionEliminationPass(),
+            passes.DeduplicateInitializersPass(),
+            passes.RemoveUnusedNodesPass(),
+        ):
+            smaller(lean)
     shortened = ir.to_proto(lean)
     _narrow_indices(shortened)
     graphs = list(all_graphs(shortened))
     fixed = {v.name for v in [*shortened.graph.input, *shortened.graph.output]}
     fixed |= {t.name for t in shortened.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
-    fresh = (name for n in itertools.count() if (name := f"v{n}") not in fixed)
+    fresh = (name for name in map("v{}".format, itertools.count()) if name not in fixed)
     short = {name: name for name in ("", *fixed)}
     for graph in graphs:
         made = [*(v.name for v in graph.input), *(t.name for t in graph.initializer)]
         made += [name for node in graph.node for name in node.output]
-        for name in made:
-            short[name] = short.get(name) or ("" if not name else next(fresh))
+        short |= {name: next(fresh) for name in dict.fromkeys(made) if name not in short}
     for graph in graphs:
         for node in graph.node:
             node.name = ""
