@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from glprune.data import Data, InputColumns, Split, TensorSplit, load_data
 from glprune.errors import DataError, GlpruneError, ModelError, NonFiniteError, RecipeError
 from glprune.events import Listener, Note, Stage
+from glprune.export import BATCH
 from glprune.finite import all_finite, finite_rows, first_fault
 from glprune.groups import GroupSet, hidden_groups, input_groups, penalty_weights
 from glprune.journal import Journal
@@ -249,6 +250,7 @@ def assemble(recipe: Recipe, data: Data, loaded: Network, rules: Rules = NO_RULE
     """
     network = _with_scaling(loaded.module, data)
     real = first_rows(data.test, PROBE_ROWS)
+    _check_dynamic_axes(recipe, real)
     output = _try_forward(network, real, data)
     found = named_leaves(output)
     if not isinstance(output, Tensor):
@@ -262,6 +264,35 @@ def assemble(recipe: Recipe, data: Data, loaded: Network, rules: Rules = NO_RULE
     probe = _probe(network, real, [spec.axis for spec in recipe.model.inputs], recipe.seed)
     groups = find_groups(network, recipe, data, probe)
     return Job(recipe, data, loaded, network, task, groups, probe, outputs, rules)
+
+
+def _check_dynamic_axes(recipe: Recipe, rows: Inputs) -> None:
+    """Refuse axes of any length that the inputs do not have, or whose length is fixed or no other's."""
+    lengths: dict[str, tuple[str, int]] = {}
+    for spec, x in zip(recipe.model.inputs, rows, strict=True):
+        taken = {0: "counts the rows and is of any length anyway"}
+        if spec.axis is not None:
+            taken[spec.axis % x.ndim] = "holds the features, whose number is fixed"
+        for axis, label in recipe.export.dynamic.get(spec.name, {}).items():
+            where = recipe.where("export", "dynamic_axes", spec.name, str(axis))
+            if not -x.ndim <= axis < x.ndim:
+                has = ", ".join(map(str, range(1, x.ndim)))
+                raise RecipeError(
+                    f"{where}: input {spec.name!r} has no axis {axis}; "
+                    + (f"besides the rows it has {has}." if has else "it has rows alone; remove the key.")
+                )
+            place = axis % x.ndim
+            if place in taken:
+                raise RecipeError(f"{where}: axis {axis} of {spec.name!r} {taken[place]}; remove it.")
+            if label == BATCH:
+                raise RecipeError(f"{where}: {BATCH!r} is the number of rows; give the axis another label.")
+            taken[place] = "is named twice"
+            known = lengths.setdefault(label, (f"axis {axis} of {spec.name!r}", x.shape[place]))
+            if known[1] != x.shape[place]:
+                raise RecipeError(
+                    f"{where}: axis {axis} of {spec.name!r} is {x.shape[place]} long and {known[0]}, also "
+                    f"{label!r}, {known[1]}; equal labels are equal lengths, give it another."
+                )
 
 
 def _idle_cores(job: Job) -> list[str]:

@@ -84,7 +84,7 @@ def slim(audited, tmp_path):
 
 
 @whole
-@pytest.mark.parametrize("name", ["slim", "wide", "other", "mixed", "recurrent"])
+@pytest.mark.parametrize("name", ["slim", "wide", "digested", "other", "mixed", "recurrent"])
 def test_a_clean_bundle_verifies_with_nothing_failed_or_left_open(name, audited):
     verdict = verify(audited[name], isolated=False)
     assert verdict.exit_code == 0, told(verdict)
@@ -92,7 +92,7 @@ def test_a_clean_bundle_verifies_with_nothing_failed_or_left_open(name, audited)
     by_id = {c.id: c for c in verdict.checks}
     assert sorted(by_id, key=lambda c: int(c[1:])) == [f"C{n}" for n in range(1, 15)]
     skipped = {c for c, check in by_id.items() if check.status == "skipped"}
-    wide = name in ("wide", "mixed")
+    wide = name in ("wide", "digested", "mixed")
     assert skipped == {"C3", "C11", "C14"} | (set() if wide else {"C10"})
     assert "reference evaluator" in by_id["C9"].note
     assert by_id["C12"].note == "byte for byte"
