@@ -484,7 +484,9 @@ def test_axes_of_one_label_must_be_of_one_length(folder):
     text = TOKENS.format(loader="pairs")
     (folder / "lengths.yaml").write_text(text)
     recipe = load_recipe(folder / "lengths.yaml")
-    with pytest.raises(glprune.RecipeError, match="axis 1 of 'mask' is 8 long and axis 1 of 'ids', also 'length', 7;"):
+    with pytest.raises(
+        glprune.RecipeError, match="axis 1 of 'mask' is 8 long and axis 1 of 'ids', also 'length', 7;"
+    ):
         _check_dynamic_axes(recipe, (torch.zeros(2, 7), torch.zeros(2, 8)))
 
 
