@@ -97,7 +97,8 @@ def numbers(batch: pa.RecordBatch, dtype: Dtype) -> NDArray[Any]:
         # values too large for the type become Inf, or are rounded: what is not finite is refused
         columns = [c if c.type == kind else c.cast(kind, safe=False) for c in batch.columns]
     alike = pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
-    return alike.to_tensor(null_to_nan=True, row_major=True).to_numpy()
+    # to give NaN for null, Arrow makes floating-point numbers of whole ones
+    return alike.to_tensor(null_to_nan=kind != pa.int64(), row_major=True).to_numpy()
 
 
 def whole(batch: pa.RecordBatch) -> list[pa.Array] | None:
