@@ -12,10 +12,11 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
+from glprune.data import Narrowing
 from glprune.errors import ModelError, NonFiniteError
 from glprune.events import Listener, PartDone, Stage
 from glprune.groups import GroupSet, sliced, zero_units_
-from glprune.job import Job, narrowing
+from glprune.job import Job
 from glprune.measure import EXPORT_TOLERANCE, OnnxFile, predict
 from glprune.proof import TOLERANCE, difference, outputs
 from glprune.rebuilt import Rebuilt
@@ -120,8 +121,8 @@ def _cut(shipped: Rebuilt, groups: GroupSet, name: str) -> Removed | str:
     network = copy.deepcopy(job.network)
     surgery.apply_(network)
     network.load_state_dict(_narrowed(zeroed, shipped.surgery, surgery))
-    before = outputs(zeroed, narrowing(shipped.columns, job.axes)(job.probe))
-    gap = difference(before, outputs(network, narrowing(columns, job.axes)(job.probe)))
+    before = outputs(zeroed, Narrowing(shipped.columns, job.axes)(job.probe))
+    gap = difference(before, outputs(network, Narrowing(columns, job.axes)(job.probe)))
     if gap > TOLERANCE and not units.inexact:
         return f"the cut changes outputs by {gap:.1e}"
     return Removed(network, surgery, columns, (), (), gap, len(job.probe[0]))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from glprune.data import Data, InputColumns, Split, TensorSplit, load_data
+from glprune.data import Data, InputColumns, Narrowing, Split, load_data, narrowed
 from glprune.errors import DataError, GlpruneError, ModelError, NonFiniteError, RecipeError
 from glprune.events import Listener, Note, Stage
 from glprune.export import BATCH
@@ -26,7 +26,6 @@ from glprune.plugins import MakePenalty, load_exporters, load_penalty
 from glprune.policy import NO_RULES, Rules, resolve
 from glprune.recipe import Recipe
 from glprune.scaling import Scaled, Standardize
-from glprune.surgery import select
 from glprune.task import Task
 from glprune.teaching import taught
 from glprune.train import batch_size
@@ -159,29 +158,6 @@ class Job:
                 )
 
 
-def narrowed(split: Split, narrow: Callable[[Inputs], Inputs]) -> Split:
-    """A split through its kept columns: cut out once where it is in memory, else of every batch."""
-    if isinstance(split, TensorSplit):
-        return TensorSplit(narrow(split.inputs), split.target)
-    return _Narrowed(split, narrow)
-
-
-@dataclass(frozen=True)
-class _Narrowed:
-    """A split seen through the kept columns."""
-
-    split: Split
-    narrow: Callable[[Inputs], Inputs]
-
-    @property
-    def rows(self) -> int:
-        return self.split.rows
-
-    def batches(self, size: int | None, generator: torch.Generator | None) -> Iterator[tuple[Inputs, Tensor]]:
-        for inputs, target in self.split.batches(size, generator):
-            yield self.narrow(inputs), target
-
-
 def continued(job: Job, network: nn.Module, columns: tuple[Tensor, ...], groups: list[GroupSet]) -> Job:
     """The job of a slim network: the same rows through the kept columns.
 
@@ -192,7 +168,7 @@ def continued(job: Job, network: nn.Module, columns: tuple[Tensor, ...], groups:
         groups: What is left of the groups; found anew where the network feeds itself constants, whose
             tensors were not sliced.
     """
-    narrow = narrowing(columns, job.axes)
+    narrow = Narrowing(columns, job.axes)
     kept = [span[c] for span, own in zip(job.data.spans, columns, strict=True) for c in own.tolist()]
     place = {old: new for new, old in enumerate(kept)}
     fields = [(f, [place[c] for c in f.columns if c in place]) for f in job.data.fields]
@@ -406,11 +382,6 @@ def caller(network: nn.Module) -> Callable[[Inputs], tuple[Tensor, ...]]:
 def everything(inputs: Inputs) -> Inputs:
     """Take all columns of a batch."""
     return inputs
-
-
-def narrowing(columns: tuple[Tensor, ...], axes: tuple[int | None, ...]) -> Callable[[Inputs], Inputs]:
-    """Take the kept columns out of a full batch; ``columns`` are positions along each feature axis."""
-    return lambda inputs: select(inputs, axes, columns)
 
 
 def _check_rows(network: nn.Module, data: Data, recipe: Recipe) -> None:

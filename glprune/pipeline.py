@@ -23,13 +23,14 @@ from glprune import crew
 from glprune._version import __version__
 from glprune.audit.manifest import write_manifest
 from glprune.baselines import measure_baselines
+from glprune.data import Narrowing
 from glprune.determinism import reproducible
 from glprune.dropping import measure_drop_costs
 from glprune.errors import GlpruneError, ModelError, NonFiniteError
 from glprune.events import Event, Listener, Stage, silent
 from glprune.evidence import tensors_in_model, write_contract, write_golden
 from glprune.forbidden import check_rules
-from glprune.job import Job, everything, first_rows, narrowing, prepare
+from glprune.job import Job, everything, first_rows, prepare
 from glprune.journal import tensors_digest
 from glprune.markdown import render_markdown
 from glprune.measure import EXPORT_TOLERANCE, OnnxFile, latency, macs, parameters, predict
@@ -245,7 +246,7 @@ def _export(job: Job, removed: Removed, fitted: RefitResult, folder: Path) -> tu
     """
     full = first_rows(job.data.test, 4)
     write_onnx(job, job.network, full, folder / _ORIGINAL)
-    write_onnx(job, removed.network, narrowing(removed.columns, job.axes)(full), folder / _ZEROED)
+    write_onnx(job, removed.network, Narrowing(removed.columns, job.axes)(full), folder / _ZEROED)
     ways = offered_names(job)
     metadata = [file_metadata(job, removed, names) for names in ways]
     exported = write_shipped(job, removed, fitted.network, folder / bundles.ONNX, metadata)
@@ -256,7 +257,7 @@ def _measure(
     job: Job, removed: Removed, fitted: RefitResult, exporter: str, names: Names, folder: Path
 ) -> Measured:
     threads = job.recipe.threads
-    slim_columns = narrowing(removed.columns, job.axes)
+    slim_columns = Narrowing(removed.columns, job.axes)
     shipped_columns = file_columns(job, removed)
     original = OnnxFile(folder / _ORIGINAL, threads)
     zeroed = OnnxFile(folder / _ZEROED, threads)
@@ -344,7 +345,7 @@ def _size(job: Job, removed: Removed, fitted: RefitResult, folder: Path) -> Size
         parameters_before=parameters(job.network),
         parameters_after=parameters(fitted.network),
         macs_before=macs(job.network, full),
-        macs_after=macs(fitted.network, narrowing(removed.columns, job.axes)(full)),
+        macs_after=macs(fitted.network, Narrowing(removed.columns, job.axes)(full)),
         onnx_bytes_before=(folder / _ORIGINAL).stat().st_size,
         onnx_bytes_after=(folder / bundles.ONNX).stat().st_size,
     )

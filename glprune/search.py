@@ -25,11 +25,12 @@ from typing import Literal
 import torch
 
 from glprune import crew
+from glprune.data import Narrowing
 from glprune.errors import TargetError
 from glprune.events import Listener, PointDone, Stage
 from glprune.forbidden import without_forbidden
 from glprune.groups import sliced, support
-from glprune.job import Job, continued, everything, first_rows, narrowing, validate
+from glprune.job import Job, continued, everything, first_rows, validate
 from glprune.journal import Record
 from glprune.measure import macs, parameters
 from glprune.objective import Objective
@@ -475,7 +476,7 @@ def _macs_for_latency(job: Job, watch: Stopwatch, asked: str | float, kinds: Seq
     def narrowed(share: float) -> tuple[float, float]:
         marks, multiple = uniform(job, share, kinds), job.recipe.target.counted_multiple
         network, columns = shaped(job.network, job.groups, marks, job.probe, job.axes, multiple)
-        size = macs(network, narrowing(columns, job.axes)(first_rows(job.data.test, 1)))
+        size = macs(network, Narrowing(columns, job.axes)(first_rows(job.data.test, 1)))
         return _excess(watch(network, columns), asked), size
 
     excess, size = narrowed(0.0)

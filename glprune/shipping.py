@@ -8,8 +8,9 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from glprune import bundle as bundles
+from glprune.data import Narrowing
 from glprune.export import Exported, Select, export_onnx
-from glprune.job import Job, caller, everything, first_rows, narrowing
+from glprune.job import Job, caller, everything, first_rows
 from glprune.measure import OnnxFile, parameters, predict
 from glprune.proof import difference
 from glprune.removal import Removed
@@ -71,7 +72,7 @@ def file_columns(job: Job, removed: Removed) -> Callable[[Inputs], Inputs]:
     """Take the columns the shipped file has inputs for out of a full batch."""
     if job.recipe.export.signature == "original":
         return everything
-    return narrowing(removed.columns, job.axes)
+    return Narrowing(removed.columns, job.axes)
 
 
 def on_test_rows(
@@ -89,5 +90,5 @@ def on_test_rows(
         Its outputs, the targets, and the largest relative difference to PyTorch's outputs.
     """
     found, target = predict(file, job.data.test, file_columns(job, removed))
-    expected, _ = predict(caller(network), job.data.test, narrowing(removed.columns, job.axes))
+    expected, _ = predict(caller(network), job.data.test, Narrowing(removed.columns, job.axes))
     return found, target, difference(expected, found)
