@@ -20,12 +20,12 @@ from glprune.job import Job
 from glprune.measure import EXPORT_TOLERANCE, OnnxFile, predict
 from glprune.proof import TOLERANCE, difference, outputs
 from glprune.rebuilt import Rebuilt
+from glprune.recipe import HIGHER_IS_BETTER
 from glprune.refitting import refitted
 from glprune.removal import Removed
 from glprune.report import DropCost, DropCosts
 from glprune.shipping import file_columns, on_test_rows, write_shipped
 from glprune.surgery import Surgery, plan, slice_
-from glprune.task import HIGHER_IS_BETTER
 from glprune.units import UnitSet
 from glprune.workers import Fan, map_kept
 

@@ -40,7 +40,7 @@ from glprune.plugins import load_reporters, packages, run_exporters, run_reporte
 from glprune.proxies import measure_proxies
 from glprune.quantizing import quantized
 from glprune.rebuilt import Rebuild
-from glprune.recipe import Recipe, load_recipe
+from glprune.recipe import HIGHER_IS_BETTER, METRICS, Recipe, load_recipe
 from glprune.reload import (
     make_attributes,
     make_axes,
@@ -66,7 +66,7 @@ from glprune.summary import (
     kept_fields,
     make_report,
 )
-from glprune.task import HIGHER_IS_BETTER, METRICS, explained
+from glprune.task import explained
 from glprune.train import RefitResult
 from glprune.workers import fan_out
 from glprune.workspace import Workspace, working

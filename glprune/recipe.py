@@ -37,6 +37,15 @@ METRICS: dict[str, tuple[str, ...]] = {
     "regression": ("r2", "rmse", "mae"),
     "distillation": ("r2", "rmse", "cosine"),
 }
+HIGHER_IS_BETTER = {
+    "auroc": True,
+    "accuracy": True,
+    "log_loss": False,
+    "r2": True,
+    "rmse": False,
+    "mae": False,
+    "cosine": True,
+}
 
 Scalar = str | int | float | bool | None
 Text = Annotated[str, StringConstraints(min_length=1)]

@@ -29,7 +29,7 @@ from glprune.policy_summary import (
     reason,
 )
 from glprune.proof import TOLERANCE
-from glprune.recipe import PenaltySpec, Recipe
+from glprune.recipe import HIGHER_IS_BETTER, PenaltySpec, Recipe
 from glprune.refitting import followed
 from glprune.removal import Removed
 from glprune.report import (
@@ -64,7 +64,7 @@ from glprune.report import (
     Timing,
 )
 from glprune.search import Chosen, StageRun, path_record
-from glprune.task import HIGHER_IS_BETTER, gain
+from glprune.task import gain
 
 # above this share of the penalty an optimality condition is reported as not met
 _KKT_TOLERANCE = 0.05
