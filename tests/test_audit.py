@@ -720,6 +720,18 @@ def test_explain_tells_when_a_removed_field_left_and_where_a_kept_one_is_read(sl
     assert by_column["positions"] == [0, 1]
 
 
+def test_explain_shows_both_ends_of_a_long_path(slim):
+    def longer(report):
+        report["path"] = [report["path"][0] | {"lam": float(n)} for n in range(1, 501)]
+
+    slim.edit(longer)
+    told = invoke("explain", slim.folder, "a").stdout.splitlines()
+    rows = [line.split()[1] for line in told if line.startswith("1 ")]
+    assert rows == [str(n) for n in (*range(1, 101), *range(401, 501))]
+    assert told[-1] == "300 points between the first and the last 100 left out (--json has all)"
+    assert len(json.loads(invoke("explain", slim.folder, "a", "--json").stdout)["path"]) == 500
+
+
 def test_explain_suggests_a_name(slim):
     done = invoke("explain", slim.folder, "pear")
     assert done.exit_code == 2
