@@ -728,7 +728,7 @@ def test_explain_shows_both_ends_of_a_long_path(slim):
     told = invoke("explain", slim.folder, "a").stdout.splitlines()
     rows = [line.split()[1] for line in told if line.startswith("1 ")]
     assert rows == [str(n) for n in (*range(1, 101), *range(401, 501))]
-    assert told[-1] == "300 points between the first and the last 100 left out (--json has all)"
+    assert told[-1] == "300 points between the first and last 100 left out (--json has all)"
     assert len(json.loads(invoke("explain", slim.folder, "a", "--json").stdout)["path"]) == 500
 
 
