@@ -131,9 +131,7 @@ def print_story(console: Console, story: dict[str, Any]) -> None:
     if points:
         console.print(_path([*points[:_ENDS], *points[_ENDS + left_out :]]))
     if left_out:
-        _line(
-            console, f"{left_out:,} points between the first and the last {_ENDS} left out (--json has all)"
-        )
+        _line(console, f"{left_out:,} points between the first and last {_ENDS} left out (--json has all)")
 
 
 def _path(points: list[dict[str, Any]]) -> Table:
