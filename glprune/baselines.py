@@ -187,7 +187,7 @@ def _measured(job: Job, shipped: _Shipped, ranking: Ranking, folder: Path) -> tu
     """
     removed, network, valid = _slim(job, shipped, ranking)
     path = folder / "baseline.onnx"
-    write_shipped(job, removed, network, path, {})
+    write_shipped(job, removed, network, path)
     file = OnnxFile(path, job.recipe.threads)
     outputs, target, gap = on_test_rows(job, removed, network, file)
     if not gap <= EXPORT_TOLERANCE:

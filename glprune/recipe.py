@@ -37,6 +37,15 @@ METRICS: dict[str, tuple[str, ...]] = {
     "regression": ("r2", "rmse", "mae"),
     "distillation": ("r2", "rmse", "cosine"),
 }
+HIGHER_IS_BETTER = {
+    "auroc": True,
+    "accuracy": True,
+    "log_loss": False,
+    "r2": True,
+    "rmse": False,
+    "mae": False,
+    "cosine": True,
+}
 
 Scalar = str | int | float | bool | None
 Text = Annotated[str, StringConstraints(min_length=1)]
@@ -530,6 +539,12 @@ class ExportSpec(Section):
         "BUNDLE.NAME (entry points of the group glprune.exporters).",
     )
     opset: Annotated[int, Field(ge=17, le=21)] = Field(18, description="ONNX operator set.")
+    names: Literal["auto", "all", "digest"] = Field(
+        "auto",
+        description="all: the ONNX file carries the names of its columns; digest: their number and SHA-256, "
+        "the names are in the report and in input_schema.json; auto: the names, unless the file then had "
+        "more bytes than four for each parameter, 5 % and 4 kB.",
+    )
     quantize: Literal["int8"] | None = Field(
         None,
         description="int8: a second file, model.int8.onnx, in 8-bit integers, measured like the first. It is "

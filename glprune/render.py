@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from glprune import bundle as bundles
 from glprune.regulations import regulations
 from glprune.report import (
     Baseline,
@@ -278,6 +279,22 @@ def _int8_sentence(found: Quantized, main: Metric) -> str:
     )
 
 
+def file_sentence(report: Report) -> str:
+    """How large the shipped file is for its parameters, and how it names its columns."""
+    size, limit = report.size, bundles.size_limit(report.size.parameters_after)
+    found = "within" if size.onnx_bytes_after <= limit else "above"
+    names = {
+        "all": "It names its columns.",
+        "digest": "It holds the number of its columns and the SHA-256 of their names, which are in "
+        f"{bundles.CONTRACT}.",
+    }
+    return (
+        f"{report.export.file} has {size.onnx_bytes_after:,} bytes, "
+        f"{size.onnx_bytes_after - 4 * size.parameters_after:,} beside 4 for each parameter; that is {found} "
+        f"{limit:,}, 4 for each and 5 % and 4 kB. {names[report.export.names]}"
+    )
+
+
 def _widths_sentence(widths: Widths) -> str:
     rounded = f"rounded up to multiples of {widths.tried}"
     faster = f"{widths.speedup:.2f} times as fast at batch {widths.batch} before the refit"
@@ -451,6 +468,7 @@ def _view(report: Report, pictures: bool) -> dict[str, Any]:
         "drop_rows": _drop_rows(report.drop_costs) if report.drop_costs else [],
         "compared": compared(report),
         "mac_ratio": mac_ratio(report.size),
+        "file": file_sentence(report),
     }
 
 
@@ -480,4 +498,9 @@ def size_rows(report: Report) -> list[Change]:
         ("Multiply-accumulates for one row", size.macs_before, size.macs_after),
         ("ONNX file, bytes", size.onnx_bytes_before, size.onnx_bytes_after),
     ]
-    return [Change(name, f"{b:,}", f"{a:,}", _share(a, b)) for name, b, a in pairs]
+    beside = (
+        f"{size.onnx_bytes_before - 4 * size.parameters_before:,}",
+        f"{size.onnx_bytes_after - 4 * size.parameters_after:,}",
+    )
+    changes = [Change(name, f"{b:,}", f"{a:,}", _share(a, b)) for name, b, a in pairs]
+    return [*changes, Change("of them beside 4 for each parameter", beside[0], beside[1], "")]

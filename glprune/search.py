@@ -25,6 +25,7 @@ from pathlib import Path
 
 from glprune import crew
 from glprune.abreast import attempts
+from glprune.data import Narrowing
 from glprune.errors import TargetError
 from glprune.events import Listener, Stage
 from glprune.forbidden import without_forbidden
@@ -40,7 +41,7 @@ from glprune.goals import (
     size_now,
     support_of,
 )
-from glprune.job import Job, everything, first_rows, narrowing, validate
+from glprune.job import Job, everything, first_rows, validate
 from glprune.measure import macs
 from glprune.recipe import RefitSpec
 from glprune.refitting import refitted
@@ -329,7 +330,7 @@ def _macs_for_latency(job: Job, watch: Stopwatch, asked: str | float, kinds: Seq
     def narrowed(share: float) -> tuple[float, float]:
         marks, multiple = uniform(job, share, kinds), job.recipe.target.counted_multiple
         network, columns = shaped(job.network, job.groups, marks, job.probe, job.axes, multiple)
-        size = macs(network, narrowing(columns, job.axes)(first_rows(job.data.test, 1)))
+        size = macs(network, Narrowing(columns, job.axes)(first_rows(job.data.test, 1)))
         return _excess(watch(network, columns), asked), size
 
     excess, size = narrowed(0.0)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ from glprune.policy_summary import (
     reason,
 )
 from glprune.proof import TOLERANCE
-from glprune.recipe import PenaltySpec, Recipe
+from glprune.recipe import HIGHER_IS_BETTER, PenaltySpec, Recipe
 from glprune.refitting import followed
 from glprune.removal import Removed
 from glprune.report import (
@@ -64,7 +65,7 @@ from glprune.report import (
 )
 from glprune.search import Chosen
 from glprune.stage import StageRun, path_record
-from glprune.task import HIGHER_IS_BETTER, gain
+from glprune.task import gain
 
 # above this share of the penalty an optimality condition is reported as not met
 _KKT_TOLERANCE = 0.05
@@ -113,6 +114,7 @@ class Measured:
         difference: ONNX Runtime against PyTorch for the shipped file.
         rows: Rows of the test split.
         exporter: The exporter that wrote the shipped file.
+        names: How that file gives the names of its columns.
         segments: Metrics and decisions by protected attribute, if there is a policy.
     """
 
@@ -123,6 +125,7 @@ class Measured:
     difference: float
     rows: int
     exporter: str
+    names: Literal["all", "digest"]
     segments: Segments | None
 
 
@@ -422,11 +425,9 @@ def shipped_inputs(job: Job, removed: Removed) -> list[Input]:
             name=part.name,
             dtype=dtype_name(x),
             axis=part.axis,
-            columns=[
-                name
-                for n, name in enumerate(part.columns)
-                if whole or part.axis is None or n in set(kept.tolist())
-            ],
+            columns=list(part.columns)
+            if whole or part.axis is None
+            else [part.columns[n] for n in kept.tolist()],
         )
         for part, kept, x in zip(job.data.inputs, removed.columns, job.probe, strict=True)
     ]
@@ -507,6 +508,7 @@ def _export(outcome: Outcome) -> Export:
         file=bundles.ONNX,
         signature=spec.signature,
         exporter=outcome.measured.exporter,
+        names=outcome.measured.names,
         opset=spec.opset,
         inputs=shipped_inputs(job, outcome.chosen.removed),
         outputs=[_output(job, number) for number in range(len(job.outputs.names))],

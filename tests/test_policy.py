@@ -458,6 +458,27 @@ def test_many_numbers_are_divided_at_the_quartiles_of_the_training_rows():
     assert parts.by == "quartiles of the training rows"
 
 
+def test_segments_of_large_numbers_have_names_of_their_own():
+    parts = segmented(attribute([20210101.0, 20210102.0]), None)
+    assert parts.labels == ("20210101", "20210102")
+    parts = segmented(attribute([0.12345671, 0.12345672, 3.0]), None)
+    assert parts.labels == ("0.12345671", "0.12345672", "3.0")
+    edges = segmented(attribute([1.0]), [2.5, 1234567.0])
+    assert edges.labels == ("below 2.5", "2.5 to below 1234567", "1234567 and above")
+
+
+def test_identities_too_large_for_numbers_are_no_segments(folder):
+    table = pq.read_table(folder / "data.parquet")
+    identity = pa.array([2**53 + n % 2 for n in range(len(table))])
+    pq.write_table(table.append_column("identity", identity), folder / "identities.parquet")
+    text = RECIPE.replace("data.parquet", "identities.parquet").replace("region]", "region, identity]")
+    (folder / "identities.yaml").write_text(text + "policy: {protected: [identity]}\n")
+    with pytest.raises(
+        DataError, match=r"'identity' holds 9007199254740993 in row 2; .*; write them as text"
+    ):
+        load_data(load_recipe(folder / "identities.yaml"))
+
+
 def test_few_numbers_are_their_own_segments():
     parts = segmented(attribute([2.0, 0.0, 1.0, 2.0]), None)
     assert parts.labels == ("0", "1", "2")
