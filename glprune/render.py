@@ -30,6 +30,7 @@ from glprune.report import (
 )
 from glprune.sections import sections, served
 from glprune.terminal import visible
+from glprune.traces import caption
 
 _MANY = 30
 _LABELS = {
@@ -443,6 +444,7 @@ def _view(report: Report, pictures: bool) -> dict[str, Any]:
         "size_rows": size_rows(report),
         "bars": Markup(plots.norm_bars(kept[:_MANY])),
         "lines": Markup(plots.path_lines(report.path, report.features)),
+        "lines_caption": caption(report.path, report.features),
         "metric_plot": Markup(plots.path_metric(report.path, label(selection.metric), selection.reference)),
         "paths": [(s, [p for p in report.path if p.stage == s.number]) for s in report.stages],
         "penalty": penalty_sentence(report.penalty),
