@@ -76,14 +76,14 @@ def path_figure(points: Sequence[PathPoint], features: Sequence[Feature]) -> Fig
 
 
 def _draw(axes: Axes, places: Sequence[float], lines: Traces, many: bool) -> None:
-    """One collection of lines, or points where the path has a single one; and the band of all other fields."""
+    """A collection of lines, or of points where the path has a single one, and the band of all others."""
     kept = lines.status == "kept"
     color, zorder = (KEPT, 2) if kept else (REMOVED, 1)
     alpha = 0.5 if many else 0.9
     norms = [[_round(v) for v in norms] for norms in lines.norms.tolist()]
     if len(places) == 1:
         flat = [norm for (norm,) in norms]
-        axes.plot(places * len(flat), flat, "o", color=color, alpha=alpha, zorder=zorder)
+        axes.plot([*places] * len(flat), flat, "o", color=color, alpha=alpha, zorder=zorder)
     else:
         drawn = LineCollection(
             [list(zip(places, own, strict=True)) for own in norms],

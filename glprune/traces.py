@@ -1,4 +1,4 @@
-"""Which lines the picture of the path holds and what it leaves out; no matplotlib, as its caption says so too."""
+"""Which lines the picture of the path holds and what it leaves out, as its caption says; no matplotlib."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def drawn_points(points: Sequence[PathPoint], fields: int) -> list[int]:
 
 
 def traces(points: Sequence[PathPoint], features: Sequence[Feature]) -> list[Traces]:
-    """The lines of removed and of kept fields; of more than 1,000, those with the largest norm at any point."""
+    """The lines of removed and of kept fields; of more than 1,000, those whose norm is largest anywhere."""
     drawn = [points[n].norms for n in drawn_points(points, len(features))]
     norms = np.array(drawn, dtype=np.float64).reshape(len(drawn), -1).T
     kept = np.array([f.status == "kept" for f in features], dtype=bool)
