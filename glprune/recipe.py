@@ -460,7 +460,7 @@ class TrainSpec(Section):
     )
     polish: Annotated[int, Field(ge=0)] = Field(
         20,
-        description="Most full-batch accelerated proximal steps that close a selected point. Where a size was "
+        description="Most full-batch accelerated proximal steps that close a selected point. If a size was "
         "asked for, they end as soon as a look, after every fifth, finds that size and optimal zero groups.",
     )
     halvings: Annotated[int, Field(ge=0, le=100)] = Field(
