@@ -20,7 +20,8 @@ and, in ``baselines``, for simpler selections beside it (``importance`` ranks fi
 permutation); ``resampling`` and ``dropping`` say how firm the choice is (``stability`` has the
 formulas), in the processes of ``workers`` or ``ray_workers`` (``fan`` chooses), which make the run's
 networks again with ``rebuilt``;
-``summary``, ``policy_summary``, ``report``, ``render`` and ``markdown`` say what was measured,
+``summary``, ``policy_summary``, ``report``, ``render`` and ``markdown`` say what was measured (``plots``
+draws it, ``traces`` chooses the lines),
 ``sections`` and ``regulations`` which part of it serves which rule; ``plan`` and ``contract`` say how
 the slim network was cut and what it takes, ``evidence`` leaves what others can check, ``bundle`` names
 the files and ``reload`` rebuilds the network from them; ``result`` shows a bundle in notebooks,

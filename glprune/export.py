@@ -184,8 +184,23 @@ def _dynamo(job: _Job, path: Path) -> None:
             input_names=list(job.names),
             output_names=list(job.outputs),
             dynamic_shapes=(shapes,) if several else shapes,
+            custom_translation_table={torch.ops.aten.index_select.default: _gather},
             verbose=False,
         )
+
+
+def _gather(x: Any, dim: int, index: Any) -> Any:
+    """``index_select`` as a Gather at a constant that an auditor can read.
+
+    The exporter reshapes every index to one dimension, and folds that into the constant up to 8,192 of them.
+    """
+    from onnxscript import opset18
+    from onnxscript.function_libs.torch_lib.ops.core import aten_index_select
+
+    flat = x.shape is not None and len(x.shape) > 0 and index.shape is not None and len(index.shape) == 1
+    if flat and index.dtype == onnx.TensorProto.INT64:
+        return opset18.Gather(x, index, axis=dim)
+    return aten_index_select(x, dim, index)
 
 
 def _torchscript(job: _Job, path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,6 +31,7 @@ from glprune.report import (
 )
 from glprune.sections import sections, served
 from glprune.terminal import visible
+from glprune.traces import caption
 
 _MANY = 30
 _LABELS = {
@@ -364,7 +365,7 @@ def compared(report: Report) -> list[Compared]:
     baselines = report.baselines
     if baselines is None or not baselines.results:
         return []
-    kept = [f.name for f in report.features if f.status == "kept"]
+    kept = {f.name: None for f in report.features if f.status == "kept"}
     own = Compared(
         label="group LASSO, shipped",
         shipped=True,
@@ -378,9 +379,10 @@ def compared(report: Report) -> list[Compared]:
     return [own, *(row for result in reversed(baselines.results) for row in _compared(result, kept))]
 
 
-def _compared(result: Baseline, kept: Sequence[str]) -> list[Compared]:
+def _compared(result: Baseline, kept: Mapping[str, None]) -> list[Compared]:
     """One row for a single selection; a mean and its standard deviation for several."""
     runs, single = result.runs, result.runs[0] if len(result.runs) == 1 else None
+    theirs = set(single.kept) if single else set()
     figures = [*result.test, result.valid]
     *test, valid = (f"{spread.mean:.4f}" for spread in figures)
     row = Compared(
@@ -391,7 +393,7 @@ def _compared(result: Baseline, kept: Sequence[str]) -> list[Compared]:
         test=tuple(test),
         valid=valid,
         gained=[name for name in single.kept if name not in kept] if single else None,
-        lost=[name for name in kept if name not in single.kept] if single else None,
+        lost=[name for name in kept if name not in theirs] if single else None,
     )
     *test, valid = ("" if spread.std is None else f"{spread.std:.4f}" for spread in figures)
     deviation = replace(row, label="standard deviation", fields="", units="", test=tuple(test), valid=valid)
@@ -460,6 +462,7 @@ def _view(report: Report, pictures: bool) -> dict[str, Any]:
         "size_rows": size_rows(report),
         "bars": Markup(plots.norm_bars(kept[:_MANY])),
         "lines": Markup(plots.path_lines(report.path, report.features)),
+        "lines_caption": caption(report.path, report.features),
         "metric_plot": Markup(plots.path_metric(report.path, label(selection.metric), selection.reference)),
         "paths": [(s, [p for p in report.path if p.stage == s.number]) for s in report.stages],
         "penalty": penalty_sentence(report.penalty),

@@ -425,12 +425,14 @@ def shipped_inputs(job: Job, removed: Removed) -> list[Input]:
             name=part.name,
             dtype=dtype_name(x),
             axis=part.axis,
-            columns=list(part.columns)
-            if whole or part.axis is None
-            else [part.columns[n] for n in kept.tolist()],
+            columns=[part.columns[n] for n in _shipped(len(part.columns), kept, whole or part.axis is None)],
         )
         for part, kept, x in zip(job.data.inputs, removed.columns, job.probe, strict=True)
     ]
+
+
+def _shipped(width: int, kept: Tensor, whole: bool) -> Sequence[int]:
+    return range(width) if whole else kept.tolist()
 
 
 def dtype_name(x: Tensor) -> DType:

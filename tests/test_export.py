@@ -1,10 +1,12 @@
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
 from torch import nn
 
 from glprune import export as module
+from glprune.audit.graph import Expected, check_graph
 from glprune.bundle import size_limit
 from glprune.errors import ModelError
 from glprune.export import Select, export_onnx, failing_layer
@@ -104,6 +106,27 @@ def test_select_gathers_the_inputs_with_an_axis_and_passes_the_others(tmp_path):
     total, following = file((a, torch.cat([ids, ids], dim=1)))
     np.testing.assert_allclose(total, a[:, [0, 2]].sum(1), atol=1e-6)
     assert torch.equal(following, torch.cat([ids, ids], dim=1) + 1)
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+def test_an_auditor_finds_thousands_of_kept_columns_in_a_gather(tmp_path, exporter, monkeypatch):
+    monkeypatch.setattr(module, "_EXPORTERS", [e for e in module._EXPORTERS if e[0] == exporter])
+    kept = torch.arange(0, 18_000, 2)
+    network = Select(nn.Linear(9000, 2), (kept,), (1,))
+    export(network, (torch.randn(4, 18_000),), tmp_path / "m.onnx")
+    raw = (tmp_path / "m.onnx").read_bytes()
+    expected = Expected("x", 1, 18_000, tuple(kept.tolist()))
+    assert check_graph(onnx.load_from_string(raw), raw, [expected], ["prediction"], 18) == []
+
+
+def test_a_single_number_may_be_an_index_or_what_is_selected_from(tmp_path):
+    class Odd(nn.Module):
+        def forward(self, x):
+            return x.index_select(1, torch.tensor(1)) + x.sum().index_select(0, torch.tensor([0]))
+
+    export(Odd(), (torch.ones(4, 3),), tmp_path / "m.onnx")
+    (given,) = OnnxFile(tmp_path / "m.onnx")((2 * torch.ones(5, 3),))
+    assert given.tolist() == [[32.0]] * 5
 
 
 @pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])

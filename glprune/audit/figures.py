@@ -397,9 +397,10 @@ def _baselines(report: Report) -> Iterator[Found]:
 
 def _baseline(result: Baseline, where: str, kept: Sequence[str], names: Sequence[str]) -> Iterator[Found]:
     for n, run in enumerate(result.runs):
-        own = [name for name in names if name in set(run.kept)]
+        chosen = set(run.kept)
+        own = [name for name in names if name in chosen]
         yield from differs(f"{where}/runs/{n}/kept", run.kept, own, "in the order of the fields it is")
-        common = len(set(run.kept) & set(kept))
+        common = len(chosen & set(kept))
         yield from differs(f"{where}/runs/{n}/common", run.common, common, "the lists share")
     yield from _spread(result.valid, [run.valid for run in result.runs], f"{where}/valid")
     for n, spread in enumerate(result.test):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from onnx import ModelProto
 
@@ -78,23 +78,30 @@ def _read(report: Report, given: Input, part: InputPlan) -> list[str] | None:
 def _features(report: Report, plan: Plan) -> Iterator[Finding]:
     """A kept field's columns are read, a removed one's are not; positions are those of the export."""
     parts = {p.name: p for p in plan.inputs}
-    exported = {i.name: i.columns for i in report.export.inputs}
+    read = {p.name: set(p.columns) for p in plan.inputs}
+    exported = {i.name: _places(i.columns) for i in report.export.inputs}
     for n, feature in enumerate(report.features):
         where = f"/features/{n}"
-        part, columns = parts.get(feature.input), exported.get(feature.input)
-        if part is None or columns is None:
+        part, places = parts.get(feature.input), exported.get(feature.input)
+        if part is None or places is None:
             yield Finding(bundles.REPORT, f"{where}/input", f"no input {feature.input!r} in plan or export")
             continue
-        yield from _status(feature, part, where)
+        yield from _status(feature, part, read[part.name], where)
         if feature.input_columns is not None:
-            found = [columns.index(c) for c in feature.columns if c in columns]
+            found = [places[c] for c in feature.columns if c in places]
             if feature.input_columns != found:
                 what = f"says {feature.input_columns}; the export has {feature.name!r} at {found}"
                 yield Finding(bundles.REPORT, f"{where}/input_columns", what)
 
 
-def _status(feature: Feature, part: InputPlan, where: str) -> Iterator[Finding]:
-    read = [c for c in feature.columns if c in part.columns]
+def _places(columns: Sequence[str]) -> dict[str, int]:
+    """Where each name stands first."""
+    return {name: n for n, name in reversed([*enumerate(columns)])}
+
+
+def _status(feature: Feature, part: InputPlan, columns: set[str], where: str) -> Iterator[Finding]:
+    """What of a field is read; ``columns`` are those of the part."""
+    read = [c for c in feature.columns if c in columns]
     if feature.status == "removed" and read:
         what = f"{feature.name!r} is removed, and {read[0]!r} is read"
         yield Finding(bundles.REPORT, f"{where}/status", what)
