@@ -10,7 +10,9 @@ what it saw, ``graph`` asks torch-pruning for a second plan, ``proof`` tests pla
 ``planning`` brings the three together. ``groups`` does arithmetic on units; ``penalty`` and ``optim``
 hold the proximal operator and the proximal optimisers; ``objective``, ``train`` and ``path`` (of a
 ``point`` each) solve the regularisation path, while ``finite`` finds what is not finite and
-``determinism`` fixes seed and threads. ``surgery`` cuts, ``removal`` certifies; ``export`` and
+``determinism`` fixes seed and threads. Several processes (``launcher``) sum over rows in ``crew``, take the
+parts that ``sharing`` gives them and end together (``parting``).
+``surgery`` cuts, ``removal`` certifies; ``export`` and
 ``measure`` write the ONNX file and run it; ``policy`` resolves the rules on fields and ``forbidden``
 cuts what must go before any path; ``protected`` reads attributes the network need not, ``segments`` and
 ``proxies`` measure by them. ``goals`` says what a target counts, a ``stage`` is a path, its cut and a

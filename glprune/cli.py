@@ -13,16 +13,19 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from glprune._version import __version__
 from glprune.audit.commands import COMMANDS
-from glprune.errors import GlpruneError, UsageError
+from glprune.errors import GlpruneError, StoppedError, Terminated, UsageError, exit_code, sentence
 from glprune.pipelines.commands import COMMANDS as PIPELINE_COMMANDS
 from glprune.pipelines.commands import ci_option
 from glprune.terminal import plain
+
+if TYPE_CHECKING:
+    from glprune.crew import Crew
 
 _EPILOG = (
     "Exit codes: 0 done; 2 usage, recipe or output folder; 3 model; 4 data; 5 target not reachable; "
@@ -59,8 +62,6 @@ class _Group(click.Group):
             _fail(_usage(error), error.exit_code)
         except (click.Abort, KeyboardInterrupt):
             _fail("interrupted; nothing was written", 130)
-        except GlpruneError as error:
-            _fail(f"{error}", error.exit_code)
         except ModuleNotFoundError as error:
             if error.name not in _NOT_FOR_AUDITORS:
                 raise
@@ -68,39 +69,75 @@ class _Group(click.Group):
         except BrokenPipeError:
             _drop_output()
             sys.exit(0)
-        except MemoryError:
-            _fail("not enough memory", 1)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EIO):
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO):
                 _drop_output()
-            place = f"{error.filename}: " if error.filename is not None else ""
-            _fail(f"{place}{error.strerror or error}", 2)
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a run as Ctrl-C does."""
+            text = sentence(error)
+            if text is None:
+                raise
+            _fail(text, exit_code(error))
 
 
 @contextlib.contextmanager
-def _stoppable(out: Path) -> Iterator[None]:
-    """Let SIGTERM end a run as Ctrl-C does, and say what became of its work."""
-    from glprune.workspace import can_go_on, unfinished
+def _ending(out: Path) -> Iterator[Crew]:
+    """Join the processes of a launcher; say once why a run was stopped and what became of its work."""
+    from glprune.crew import ALONE, joined
 
-    def terminate(number: int, frame: object) -> NoReturn:
-        raise _Terminated
+    members = ALONE
+    try:
+        with _signals(), joined() as members:
+            yield members
+    except (KeyboardInterrupt, GlpruneError, OSError, MemoryError) as error:
+        if members.silent:
+            sys.exit(exit_code(error))
+        if not isinstance(error, KeyboardInterrupt | StoppedError):
+            raise
+        _fail(f"{sentence(error)}; {_what_is_kept(out, members)}", exit_code(error))
 
-    before = signal.signal(signal.SIGTERM, terminate)
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """Let SIGTERM end a run as Ctrl-C does; each of several processes hears one signal, however many come."""
+    from glprune.launcher import place
+
+    several = place().size > 1
+    heard = (signal.SIGTERM, signal.SIGINT) if several else (signal.SIGTERM,)
+    before = {number: signal.getsignal(number) for number in heard}
+
+    def stop(number: int, frame: object) -> NoReturn:
+        if several:
+            deafen()
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    def deafen() -> None:
+        for number in heard:
+            signal.signal(number, signal.SIG_IGN)
+
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, stop)
     try:
         yield
-    except KeyboardInterrupt as stop:
-        by, code = ("terminated", 143) if isinstance(stop, _Terminated) else ("interrupted", 130)
-        if not can_go_on(out):
-            _fail(f"{by}; nothing was written", code)
-        needless = {"--resume"} if out.exists() else {"--resume", "--overwrite"}
-        again = shlex.join(["glprune", *(a for a in sys.argv[1:] if a not in needless), "--resume"])
-        _fail(f"{by}; what was done is kept in {unfinished(out)}. To go on: {again}", code)
+    except BaseException:
+        if several:  # it ends, and who leaves first has the launcher end the others
+            deafen()
+            before = {}
+        raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _what_is_kept(out: Path, members: Crew) -> str:
+    from glprune.workspace import can_go_on, unfinished
+
+    if not can_go_on(out):
+        return "nothing was written"
+    needless = {"--resume"} if out.exists() else {"--resume", "--overwrite"}
+    again = shlex.join(["glprune", *(a for a in sys.argv[1:] if a not in needless), "--resume"])
+    if members.size > 1:
+        again = f"as many processes, each {again}"
+    return f"what was done is kept in {unfinished(out)}. To go on: {again}"
 
 
 def _drop_output() -> None:
@@ -181,7 +218,8 @@ def run(
 ) -> None:
     """Prune MODEL (.pt or .safetensors) as RECIPE says and leave a bundle."""
     from glprune.console import Teller, print_report
-    from glprune.crew import named_first
+    from glprune.events import Note
+    from glprune.launcher import doubt, named_first
     from glprune.pipeline import run as run_pipeline
     from glprune.pipelines.systems import shown, systems, tell_run
 
@@ -191,11 +229,14 @@ def run(
     folder = out or Path("glprune-out") / recipe.stem
     with contextlib.ExitStack() as around:
         around.enter_context(shown(where, "run", folder))
+        members = around.enter_context(_ending(folder))
         loaded = _load(recipe, overrides, allow_factory)
         log = around.enter_context(
-            _tracked(mlflow and named_first(), folder.name, mlflow_model, mlflow_alias)
+            _tracked(mlflow and members.first, folder.name, mlflow_model, mlflow_alias)
         )
-        with _stoppable(folder), Teller(_console(stderr=True), quiet) as teller:
+        with Teller(_console(stderr=True), quiet) as teller:
+            if text := doubt():
+                teller(Note(text))
             result = run_pipeline(
                 loaded,
                 model,
@@ -206,8 +247,10 @@ def run(
                 reporters=reporters,
                 on_event=teller,
             )
+        if not members.first:
+            return
         log(result)
-        if as_json and named_first():
+        if as_json:
             report = result.report.model_dump(mode="json", by_alias=True)
             click.echo(json.dumps({"bundle": str(result.bundle), "report": report}))
         elif not quiet:

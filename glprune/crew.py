@@ -1,4 +1,4 @@
-"""The processes of one run, as torchrun starts them, and sums over them.
+"""The processes of one run, as a launcher starts them, and sums over them.
 
 Every process runs the same search on its part of the training rows (:mod:`glprune.sharing`); gradients are
 summed over the processes, so that all make the same proximal step. One process alone does nothing here.
@@ -11,17 +11,56 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+import itertools
+import math
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from glprune.errors import GlpruneError, NonFiniteError, UsageError
+from glprune.launcher import Place, place
+from glprune.parting import Board
+
 _Value = TypeVar("_Value")
 _PATIENCE = datetime.timedelta(days=7)  # the others wait while the first one exports and measures
+
+
+class Links:
+    """What connects a process with the others.
+
+    Args:
+        group: For sums.
+        board: For words about the end.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, board: Board) -> None:
+        self._group: dist.ProcessGroup | None = group
+        self.board = board
+
+    @contextlib.contextmanager
+    def group(self) -> Iterator[dist.ProcessGroup | None]:
+        """The group, for one sum; raises what another process says where it closed the connection."""
+        try:
+            yield self._group
+        except RuntimeError as broken:
+            raise self.board.heard(broken) from broken
+
+    def close(self, error: BaseException | None) -> None:
+        """Close the connections, which ends the sums in which others wait.
+
+        Args:
+            error: Why; gloo closes them with the last reference to the group, and frames hold some.
+        """
+        while error is not None:
+            traceback.clear_frames(error.__traceback__)
+            error = error.__context__
+        dist.destroy_process_group(self._group)
+        self._group = None
 
 
 @dataclass(frozen=True)
@@ -31,48 +70,110 @@ class Crew:
     Attributes:
         rank: Number of this one; the first, 0, writes.
         size: How many there are.
+        links: What connects them; None where there is one.
     """
 
     rank: int = 0
     size: int = 1
+    links: Links | None = field(default=None, repr=False, compare=False)
 
     @property
     def first(self) -> bool:
         """Whether this process writes."""
         return self.rank == 0
 
+    @property
+    def silent(self) -> bool:
+        """Whether the first process tells why this one ends."""
+        return self.links is not None and self.links.board.told
+
     def agreed(self, value: _Value) -> _Value:
         """The first process's value, in every process."""
-        if self.size == 1:
+        if self.links is None:
             return value
         box = [value]
-        dist.broadcast_object_list(box, 0)
+        with self.links.group() as group:
+            dist.broadcast_object_list(box, group_src=0, group=group)
         return box[0]
+
+    def gathered(self, value: _Value) -> list[_Value]:
+        """The values of all processes, in every process."""
+        if self.links is None:
+            return [value]
+        found = [value] * self.size
+        with self.links.group() as group:
+            dist.all_gather_object(found, value, group=group)
+        return found
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Replace a tensor by its sum over the processes."""
+        if self.links is not None:
+            with self.links.group() as group:
+                dist.all_reduce(tensor, group=group)
+        return tensor
+
+    def align_(self, tensor: Tensor) -> None:
+        """Replace a tensor by the first process's."""
+        if self.links is not None:
+            with self.links.group() as group:
+                dist.broadcast(tensor, group_src=0, group=group)
 
 
 ALONE = Crew()
+_joined: list[Crew] = []
 _working: list[Crew] = [ALONE]
-
-
-def named_first() -> bool:
-    """Whether the environment names this process the first one, or none."""
-    return int(os.environ.get("WORLD_SIZE", "1")) < 2 or os.environ.get("RANK", "0") == "0"
+_numbers = itertools.count()  # of joinings: what was left on an older board is not read again
 
 
 @contextlib.contextmanager
 def joined() -> Iterator[Crew]:
-    """The processes that the environment names (``WORLD_SIZE``, ``RANK``), joined for a while."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        yield ALONE
+    """The processes that a launcher names in the environment, joined for a while.
+
+    Where one of them raises an error, those that wait for it raise the same, or
+    :class:`~glprune.errors.StoppedError`, and all leave together.
+
+    Raises:
+        UsageError: They do not come together.
+    """
+    here = place()
+    if _joined or here.size < 2:
+        yield _joined[-1] if _joined else ALONE
         return
-    own = not dist.is_initialized()
-    if own:
-        dist.init_process_group("gloo", timeout=_PATIENCE)
+    with _linked(here) as members:
+        _joined.append(members)
+        try:
+            yield members
+        finally:
+            _joined.pop()
+
+
+@contextlib.contextmanager
+def _linked(here: Place) -> Iterator[Crew]:
     try:
-        yield Crew(dist.get_rank(), dist.get_world_size())
+        if (
+            not dist.is_initialized()
+        ):  # and left so: a next run's processes could meet in the store of this one
+            dist.init_process_group("gloo", init_method=here.meeting, rank=here.rank, world_size=here.size)
+        group = dist.new_group(timeout=_PATIENCE, backend="gloo")
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError(
+            f"the {here.size} processes did not come together ({reason}); MASTER_ADDR and MASTER_PORT are to "
+            "name the first one's machine and a free port of it."
+        ) from error
+    store = dist.PrefixStore(f"glprune/{next(_numbers)}", dist.distributed_c10d._get_default_store())
+    links = Links(group, Board(store, here.rank, here.size))
+    del group
+    why: BaseException | None = None
+    try:
+        yield Crew(here.rank, here.size, links)
+    except BaseException as error:
+        links.board.post(error)
+        why = error
+        raise
     finally:
-        if own:
-            dist.destroy_process_group()
+        links.close(why)
+        links.board.part(why is not None)
 
 
 @contextlib.contextmanager
@@ -85,29 +186,64 @@ def together(members: Crew) -> Iterator[None]:
         _working.pop()
 
 
-def average_gradients_(parameters: Iterable[nn.Parameter], rows: int) -> None:
+def average_gradients_(parameters: Iterable[nn.Parameter], loss: float, rows: int) -> float:
     """Replace gradients of a mean over this process's rows by those of the mean over all processes' rows.
 
     Args:
         parameters: Those of the network.
+        loss: The mean over this process's rows.
         rows: Rows of this process; where there are none, no gradient is needed.
+
+    Returns:
+        The mean loss over all processes' rows; NaN where a loss or a gradient of any of them is not finite,
+        and gradients are left as they are then.
     """
     if _working[-1].size == 1:
-        return
+        return loss
     trained = [p for p in parameters if p.requires_grad]
-    flat = torch.cat([_flat(trained) * rows, torch.tensor([float(rows)])])
-    dist.all_reduce(flat)
-    _put(trained, flat[:-1] / flat[-1])
-
-
-def sum_gradients_(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace gradients by their sums over the processes."""
-    if _working[-1].size == 1:
-        return
-    trained = [p for p in parameters if p.requires_grad]
-    flat = _flat(trained)
-    dist.all_reduce(flat)
+    flat = _summed(trained, (loss * rows, rows), rows)
+    if not math.isfinite(flat.sum()):
+        return math.nan
+    flat.div_(flat[-1].clone())
     _put(trained, flat)
+    return float(flat[-2])
+
+
+def sum_gradients_(parameters: Iterable[nn.Parameter], loss: float) -> float:
+    """Replace gradients by their sums over the processes.
+
+    Args:
+        parameters: Those of the network.
+        loss: This process's part of a loss.
+
+    Returns:
+        The loss of all processes; NaN as in :func:`average_gradients_`.
+    """
+    if _working[-1].size == 1:
+        return loss
+    trained = [p for p in parameters if p.requires_grad]
+    flat = _summed(trained, (loss,))
+    if not math.isfinite(flat.sum()):
+        return math.nan
+    _put(trained, flat)
+    return total(loss)
+
+
+def first_error(own: GlpruneError | None, where: str, mend: str) -> GlpruneError:
+    """The error to raise where numbers of some process stopped being finite: in every process the same.
+
+    Args:
+        own: What is wrong with this process's rows; None where nothing is.
+        where: Where the training stands.
+        mend: What the user can do.
+    """
+    members = _working[-1]
+    if members.size == 1 and own is not None:
+        return own
+    for rank, error in enumerate(members.gathered(own)):
+        if error is not None:
+            return type(error)(f"process {rank}: {error}")
+    return NonFiniteError(f"{where}: the loss or a gradient over all rows is not finite; {mend}.")
 
 
 @torch.no_grad()
@@ -115,34 +251,34 @@ def align_buffers_(network: nn.Module) -> None:
     """Give every process the first one's buffers: statistics of batches that were of its own rows."""
     if _working[-1].size > 1:
         for buffer in network.buffers():
-            dist.broadcast(buffer, 0)
-
-
-def several() -> bool:
-    """Whether processes work together now."""
-    return _working[-1].size > 1
+            _working[-1].align_(buffer)
 
 
 def total(value: float) -> float:
     """The sum of a number over the processes."""
     if _working[-1].size == 1:
         return value
-    box = torch.tensor([value], dtype=torch.float64)
-    dist.all_reduce(box)
-    return float(box)
+    return float(_working[-1].sum_(torch.tensor([value], dtype=torch.float64)))
 
 
-def agreed(value: _Value) -> _Value:
-    """The first process's value, where processes could differ, as clocks do."""
-    return _working[-1].agreed(value)
+def measured(measure: Callable[[], _Value]) -> _Value:
+    """What the first process measures, where processes would differ, as clocks do."""
+    members = _working[-1]
+    if members.first:
+        return members.agreed(measure())
+    return members.agreed(cast(_Value, None))
 
 
-def _flat(parameters: Sequence[nn.Parameter]) -> Tensor:
-    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+def _summed(parameters: Sequence[nn.Parameter], numbers: Sequence[float], rows: int = 1) -> Tensor:
+    """The sums over the processes of gradients, each times ``rows``, and of numbers, in one tensor."""
+    parts = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
+    flat = torch.cat([*parts, torch.tensor(numbers)])
+    flat[: -len(numbers)].mul_(rows)
+    return _working[-1].sum_(flat)
 
 
 def _put(parameters: Sequence[nn.Parameter], flat: Tensor) -> None:
     start = 0
     for p in parameters:
-        p.grad = flat[start : start + p.numel()].view_as(p).clone()
+        p.grad = flat[start : start + p.numel()].view_as(p).to(p.dtype)
         start += p.numel()

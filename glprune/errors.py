@@ -62,3 +62,43 @@ class TargetError(GlpruneError):
     """No point of the regularisation path meets the target."""
 
     exit_code = 5
+
+
+class StoppedError(GlpruneError):
+    """Another process of the run ended, by no fault of the recipe, model or data; what was done is kept.
+
+    Args:
+        message: Why.
+        code: Its exit code.
+    """
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = code
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a run as Ctrl-C does."""
+
+
+def sentence(error: BaseException) -> str | None:
+    """What the command says of an error that has causes outside the program; None of a bug."""
+    if isinstance(error, GlpruneError):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "terminated" if isinstance(error, Terminated) else "interrupted"
+    if isinstance(error, MemoryError):
+        return "not enough memory"
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename is not None else ""
+        return f"{place}{error.strerror or error}"
+    return None
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code of an error."""
+    if isinstance(error, GlpruneError):
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return 143 if isinstance(error, Terminated) else 130
+    return 2 if isinstance(error, OSError) else 1

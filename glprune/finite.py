@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from glprune.errors import DataError, NonFiniteError
+from glprune.errors import DataError, GlpruneError, NonFiniteError
 from glprune.outputs import leaves
 from glprune.scaling import Scaled
 from glprune.units import Inputs
@@ -50,7 +50,7 @@ def finite_rows(outputs: Sequence[Tensor]) -> Tensor:
     return torch.stack([torch.isfinite(y).reshape(len(y), -1).all(dim=1) for y in outputs]).all(dim=0)
 
 
-def fault(batch: Batch, where: str, mend: str) -> NonFiniteError:
+def fault(batch: Batch, where: str, mend: str) -> GlpruneError | None:
     """The error of a training whose loss, gradient or weights are not finite; the batch is run once more.
 
     Args:
@@ -58,15 +58,22 @@ def fault(batch: Batch, where: str, mend: str) -> NonFiniteError:
         where: Where the training stands.
         mend: What the user can do.
 
-    Raises:
-        DataError: The batch holds NaN or Inf itself.
+    Returns:
+        DataError where the batch holds NaN or Inf itself, else NonFiniteError; None where it has no rows or
+        all is finite: the rows of another process are to blame.
     """
+    if not len(batch.inputs[0]):
+        return None
     for number, x in enumerate(batch.inputs, 1):
         if _odd(x):
-            raise DataError(f"{where}: input {number} holds NaN or Inf{_in_rows(batch, [x])}; mend the data.")
+            rows = _in_rows(batch, [x])
+            return DataError(f"{where}: input {number} holds NaN or Inf{rows}; mend the data.")
     if _odd(batch.target):
-        raise DataError(f"{where}: the target is NaN or Inf{_in_rows(batch, [batch.target])}; mend the data.")
-    return NonFiniteError(f"{where}: {_cause(batch)}; {mend}.")
+        return DataError(
+            f"{where}: the target is NaN or Inf{_in_rows(batch, [batch.target])}; mend the data."
+        )
+    cause = _cause(batch)
+    return None if cause is None else NonFiniteError(f"{where}: {cause}; {mend}.")
 
 
 def first_fault(network: nn.Module, inputs: Inputs, first_row: int) -> str:
@@ -75,7 +82,7 @@ def first_fault(network: nn.Module, inputs: Inputs, first_row: int) -> str:
     return _first_layer(batch)[0] or "no layer by itself"
 
 
-def _cause(batch: Batch) -> str:
+def _cause(batch: Batch) -> str | None:
     parameters = dict(batch.network.named_parameters())
     bad_gradients = [n for n, p in parameters.items() if p.grad is not None and _odd(p.grad)]
     bad_weights = [n for n, p in parameters.items() if _odd(p)]
@@ -88,6 +95,8 @@ def _cause(batch: Batch) -> str:
     if layer is not None:
         return layer
     with torch.no_grad():
+        if math.isfinite(batch.loss()):
+            return None
         reached = max(float(y.abs().max()) for y in leaves(batch.network(*batch.inputs)))
     wanted = float(batch.target.abs().max()) if batch.target.numel() else 0.0
     return (

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from glprune import crew
 from glprune.data import Split
-from glprune.errors import ModelError, NonFiniteError
+from glprune.errors import GlpruneError, ModelError
 from glprune.finite import Batch, all_finite, fault
 from glprune.groups import Block, Blocks, GroupSet
 from glprune.optim import Regulariser
@@ -98,6 +98,7 @@ class Objective:
         """
         self.clear()
         total, rows = 0.0, 0
+        own: GlpruneError | None = None
         for number, (inputs, target) in enumerate(self.split.batches(CHUNK, None), 1):
             if not len(target):
                 continue
@@ -105,21 +106,21 @@ class Objective:
             value = float(loss.detach())
             if math.isfinite(value):
                 loss.backward()
-            if not math.isfinite(value) or not all_finite(p.grad for p in self.network.parameters()):
-                raise self.fault(inputs, target, f"{where}, all rows, batch {number}", mend, rows + 1)
             total += value
             rows += len(target)
-        crew.sum_gradients_(self.network.parameters())
-        return crew.total(total)
+            if not math.isfinite(value) or not all_finite(p.grad for p in self.network.parameters()):
+                batch = self.batch(inputs, target, rows - len(target) + 1)
+                own = fault(batch, f"{where}, all rows, batch {number}", mend)
+                break
+        total = crew.sum_gradients_(self.network.parameters(), math.nan if own else total)
+        if own is not None or not math.isfinite(total):
+            raise crew.first_error(own, f"{where}, all rows", mend)
+        return total
 
-    def fault(
-        self, inputs: Inputs, target: Tensor, where: str, mend: str, first_row: int | None = None
-    ) -> NonFiniteError:
-        """The error of a batch whose loss or gradient is not finite; see :func:`glprune.finite.fault`."""
-        batch = Batch(
-            self.network, inputs, target, functools.partial(self.batch_loss, inputs, target), first_row
-        )
-        return fault(batch, where, mend)
+    def batch(self, inputs: Inputs, target: Tensor, first_row: int | None = None) -> Batch:
+        """A batch as :func:`glprune.finite.fault` takes it."""
+        loss = functools.partial(self.batch_loss, inputs, target)
+        return Batch(self.network, inputs, target, loss, first_row)
 
     @torch.no_grad()
     def loss(self) -> float:

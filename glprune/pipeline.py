@@ -27,8 +27,8 @@ from glprune.baselines import measure_baselines
 from glprune.data import Narrowing
 from glprune.determinism import reproducible
 from glprune.dropping import measure_drop_costs
-from glprune.errors import GlpruneError, ModelError, NonFiniteError
-from glprune.events import Event, Listener, Stage, silent
+from glprune.errors import ModelError, NonFiniteError, UsageError
+from glprune.events import Event, Listener, Note, Stage, silent
 from glprune.evidence import tensors_in_model, write_contract, write_golden
 from glprune.fan import fan_out, several
 from glprune.forbidden import check_rules
@@ -75,6 +75,7 @@ from glprune.workspace import Workspace, working
 
 LATENCY_BATCHES = (1, 256)
 _ORIGINAL, _ZEROED = "original.onnx", "zeroed.onnx"
+_PROCESSOR = "kind of processor"
 
 
 def run(
@@ -138,12 +139,17 @@ def _fill(
     stage = space.stage
     job = prepare(rules, model, trust_pickle, clock)
     check_rows(job)
-    journal = space.journal(_identity(job, members))
+    identity = _identity(job, members)
+    journal = space.journal(identity)
+    members.agreed(identity)
     clock.seconds = journal.seconds
     job = replace(job, journal=journal)
+    shared = _shared(job, members)
+    if isinstance(shared.data.train, SharedSplit) and (text := shared.data.train.note()):
+        clock(Note(text))
     again = RebuildJob(job.recipe, model, trust_pickle)
     with crew.together(members):
-        chosen = search(_shared(job, members), clock, _workers(job, again, members))
+        chosen = search(shared, clock, _workers(job, again, members))
     removed, fitted = chosen.removed, chosen.fitted
     check_rules(job, removed)
     clock(Stage("export", "writing the network as ONNX"))
@@ -172,12 +178,17 @@ def _fill(
 def _assist(rules: Recipe, model: Path, folder: Path, trust_pickle: bool, members: crew.Crew) -> Result:
     """Search beside the first process, which alone writes, and hear its report."""
     job = prepare(rules, model, trust_pickle, silent)
-    try:
-        with crew.together(members):
-            search(_shared(job, members), silent)
-        return Result(folder, Report.model_validate(members.agreed(None)))
-    except RuntimeError as error:  # gloo's, when the first process is gone
-        raise GlpruneError("process 0 stopped; its message says why.") from error
+    own = _identity(job, members)
+    first = members.agreed(own)
+    # what another processor computes is compared by its results
+    unlike = [name for name, value in own.items() if value != first[name] and name != _PROCESSOR]
+    if unlike:
+        raise UsageError(
+            f"it has another {' and another '.join(unlike)} than process 0; give all processes the same."
+        )
+    with crew.together(members):
+        search(_shared(job, members), silent)
+    return Result(folder, Report.model_validate(members.agreed(None)))
 
 
 def _shared(job: Job, members: crew.Crew) -> Job:
@@ -204,7 +215,7 @@ def _identity(job: Job, members: crew.Crew) -> dict[str, str]:
         "number of processes": str(members.size),
         "version of glprune": __version__,
         "version of PyTorch": torch.__version__,
-        "kind of processor": torch.backends.cpu.get_cpu_capability(),
+        _PROCESSOR: torch.backends.cpu.get_cpu_capability(),
     }
 
 

@@ -196,7 +196,7 @@ class _Search:
         """What the clock said, to a stopped run too: another time it would say something else."""
         record = self.original.journal.open("clock", {"what": what})
         if not record.facts:
-            record.facts["value"] = crew.agreed(measure())
+            record.facts["value"] = crew.measured(measure)
         return float(record.facts["value"])
 
     def _within_drop(self, kinds: tuple[Kind, ...], metric: str, amount: float) -> None:

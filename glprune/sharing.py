@@ -15,6 +15,8 @@ from glprune.data import Inputs, Narrowing, Split, StreamedSplit, narrowed
 from glprune.errors import ModelError
 from glprune.journal import Journal, Record, tensors_digest
 
+_MEND = "write the files with smaller row groups or start fewer processes"
+
 
 @dataclass(frozen=True)
 class SharedSplit:
@@ -50,6 +52,17 @@ class SharedSplit:
         for inputs, target in self.whole.batches(size, generator):
             yield tuple(x[rank::step] for x in inputs), target[rank::step]
 
+    def note(self) -> str | None:
+        """What the user should know where row groups do not go round."""
+        if not isinstance(self.whole, StreamedSplit):
+            return None
+        idle = sum(not lane.rows for lane in self._lanes)
+        return (
+            f"{idle} of {self.crew.size} processes have no row group to read and wait; {_MEND}."
+            if idle
+            else None
+        )
+
     @functools.cached_property
     def _lanes(self) -> list[StreamedSplit]:
         """The row groups of every process: each has to know how many batches the others take."""
@@ -62,12 +75,11 @@ class SharedSplit:
         most = whole.plan.block_rows
         part = most if size is None else min(most, max(1, -(-size // self.crew.size)))
         count = max(-(-lane.rows // part) for lane in self._lanes)
-        for inputs, target in self._lanes[self.crew.rank].batches(part, generator):
-            yield inputs, target
+        for batch in self._lanes[self.crew.rank].batches(part, generator):
+            yield batch
             count -= 1
-            empty = tuple(x[:0] for x in inputs), target[:0]
         for _ in range(count):
-            yield empty
+            yield whole.empty()
 
 
 class SharedJournal(Journal):
@@ -106,8 +118,8 @@ class SharedJournal(Journal):
         own = repr(sorted(facts.items())), tensors_digest(tensors or {})
         if self._crew.agreed(own) != own:
             raise ModelError(
-                f"process {self._crew.rank} has other weights than process 0 after the same step ({name}); "
-                "run all processes on one kind of machine with the same versions."
+                f"weights are not those of process 0 after the same step ({name}); run all processes on one "
+                "kind of machine with the same versions."
             )
         return self._own.keep(name, asked, facts, tensors, since)
 

@@ -225,10 +225,24 @@ def _fitting(standing: Standing, point: Point, listener: Listener) -> tuple[Remo
     if parameters(exact[0].network) == parameters(rounded[0].network):
         return *exact, None
     listener(Stage(f"widths {standing.stages + 1}", f"timing widths that are multiples of {AUTO_MULTIPLE}"))
-    with tempfile.TemporaryDirectory(prefix="glprune-") as folder:
-        times = Stopwatch(original, target.batch, Path(folder)).against(exact[1], rounded[1])
-    widths = Widths.model_validate(crew.agreed(_widths(times).model_dump()))
+    widths = _timed(standing, exact[1], rounded[1])
     return *(exact if widths.multiple == 1 else rounded), widths
+
+
+def _timed(standing: Standing, exact: Removed, rounded: Removed) -> Widths:
+    """What the clock says of two removals, or said before the run was stopped."""
+    original = standing.original
+
+    def measure() -> Widths:
+        with tempfile.TemporaryDirectory(prefix="glprune-") as folder:
+            watch = Stopwatch(original, original.recipe.target.batch, Path(folder))
+            return _widths(watch.against(exact, rounded))
+
+    journal, asked = original.journal, {"number": standing.stages + 1}
+    record = journal.recall("widths", asked)
+    if record is None:
+        record = journal.keep("widths", asked, crew.measured(measure).model_dump(mode="json"))
+    return Widths.model_validate(record.facts)
 
 
 def _removals(standing: Standing, point: Point, multiple: int) -> tuple[Removed, Removed]:

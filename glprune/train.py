@@ -160,9 +160,11 @@ class PointSolver:
         for number, (inputs, target) in enumerate(self.objective.split.batches(size, self.generator), 1):
             self.objective.clear()
             value = self._backward(inputs, target)
-            crew.average_gradients_(self.objective.network.parameters(), len(target))
-            if not math.isfinite(value) or not optimizer.step():
-                raise self.objective.fault(inputs, target, f"{where}, batch {number}", self._mend)
+            mean = crew.average_gradients_(self.objective.network.parameters(), value, len(target))
+            if not math.isfinite(mean) or not optimizer.step():
+                at = f"{where}, batch {number}"
+                own = fault(self.objective.batch(inputs, target), at, self._mend)
+                raise crew.first_error(own, at, self._mend)
             total += value * len(target)
         return crew.total(total) / self.objective.split.rows
 
@@ -172,7 +174,7 @@ class PointSolver:
             return 0.0
         loss = self.objective.batch_loss(inputs, target, self.spec.precision)
         value = float(loss.detach())
-        if math.isfinite(value) or crew.several():  # the others wait for a gradient, and must hear of it
+        if math.isfinite(value):
             loss.backward()
         return value
 
@@ -294,21 +296,24 @@ def _refit_epochs(
     parameters = [p for p in student.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=spec.lr * factor, weight_decay=spec.weight_decay)
     generator = torch.Generator().manual_seed(seed)
+    least = 2 if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in student.modules()) else 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for epoch in range(1, spec.epochs + 1):
             student.train()
             batches = rows_of_an_epoch(train, spec.batch_size, generator)
             for number, (x, target) in enumerate(batches, 1):
-                if crew.total(len(target) < 2):
+                if crew.total(len(target)) < 2:
                     continue  # BatchNorm cannot train on one row
+                rows = len(target) if len(target) >= least else 0
                 loss = functools.partial(
                     _refit_loss, student, narrow, task, x, target, spec, teacher, precision
                 )
-                if not _refit_step(optimizer, loss, parameters, len(target)):
+                if not _refit_step(optimizer, loss, parameters, rows):
                     where = f"refit, epoch {epoch}, batch {number}"
                     mend = f"lower refit.lr (now {spec.lr:g}) or allow refit.halvings"
-                    raise fault(Batch(student, narrow(x), target, loss), where, mend)
+                    own = fault(Batch(student, narrow(x), target, loss), where, mend)
+                    raise crew.first_error(own, where, mend)
             crew.align_buffers_(student)
             now = score(student)
             if now > best_score:
@@ -324,14 +329,19 @@ def _refit_step(
     parameters: list[nn.Parameter],
     rows: int,
 ) -> bool:
-    """One step; tells whether loss and gradient are finite. Else no step is made."""
+    """One step; tells whether loss and gradient are finite. Else no step is made.
+
+    Of no rows, which a process among several may have, there is neither.
+    """
     optimizer.zero_grad()
-    value = loss()
-    if not math.isfinite(value.detach()) and not crew.several():
-        return False
-    value.backward()
-    crew.average_gradients_(parameters, rows)
-    if not all_finite(p.grad for p in parameters):
+    own = 0.0
+    if rows:
+        value = loss()
+        own = float(value.detach())
+        if math.isfinite(own):
+            value.backward()
+    mean = crew.average_gradients_(parameters, own, rows)
+    if not math.isfinite(mean) or not all_finite(p.grad for p in parameters):
         return False
     optimizer.step()
     return True

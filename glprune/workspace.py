@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from glprune.bundle import REPORT
-from glprune.errors import GlpruneError, UsageError
+from glprune.errors import GlpruneError, StoppedError, UsageError
 from glprune.journal import Journal, checkpoints, sync_folder
 
 _SUFFIX = ".unfinished"
@@ -111,12 +111,12 @@ def working(out: Path, overwrite: bool, resume: bool) -> Iterator[Workspace]:
                 _sync(space.stage)
                 _replace(space.stage, out, space.folder)
             keep = False
-        except GlpruneError as error:
-            keep = isinstance(error, _KeptError)
-            raise
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, StoppedError):
             with contextlib.suppress(OSError):
                 space.save()
+            raise
+        except GlpruneError as error:
+            keep = isinstance(error, _KeptError)
             raise
         finally:
             gone = space.stage if keep and can_go_on(out) else space.folder

@@ -458,7 +458,7 @@ def test_columns_of_a_field_are_permuted_together(tmp_path):
 
 def test_batches_of_a_loader_are_laid_together():
     batches = [(torch.randn(n, 2), torch.arange(n).float()) for n in (3, 4)]
-    split = LoaderSplit(batches, (InputSpec(),), "regression", 7)
+    split = LoaderSplit(batches, (InputSpec(),), "regression", 7, "train")
     whole = held(split)
     assert whole.rows == 7
     torch.testing.assert_close(whole.inputs[0], torch.cat([x for x, _ in batches]))

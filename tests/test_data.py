@@ -244,6 +244,34 @@ def test_a_wrong_loader_is_one_line(tmp_path, name, fragment):
     assert "\n" not in str(caught.value)
 
 
+WEARING = """
+import torch
+class Rows:
+    passes = 0
+    def __iter__(self):
+        self.passes += 1
+        yield torch.zeros(4, 3), torch.arange(4) % 2
+        if self.passes == 2:
+            raise TimeoutError("the store is gone")
+        if self.passes == 3:
+            yield torch.zeros(4), torch.arange(4) % 2
+def make(split):
+    return Rows()
+"""
+
+
+def test_a_loader_that_fails_later_is_one_line(tmp_path):
+    (tmp_path / "l.py").write_text(WEARING)
+    train = load_data(recipe_of(tmp_path, '{loader: "l.py:make"}')).train
+    with pytest.raises(
+        DataError, match=r"recipe.yaml:\d+: data.loader: split 'train' failed \(TimeoutError: the store"
+    ):
+        list(train.batches(None, None))
+    with pytest.raises(DataError, match=r"split 'train': tensors of shape \(4,\) do not fit"):
+        list(train.batches(None, None))
+    assert len(list(train.batches(None, None))) == 1
+
+
 INPUTS = """\
 task: {task}
 model: {{factory: "a.py:build", inputs: {inputs}}}

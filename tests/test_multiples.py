@@ -10,6 +10,7 @@ from glprune import pipeline, search
 from glprune.audit.figures import check_figures
 from glprune.audit.verify import verify
 from glprune.errors import RecipeError
+from glprune.events import Stage
 from glprune.groups import hidden_groups, input_groups, support, zero_units_
 from glprune.planning import plan_units
 from glprune.recipe import load_recipe
@@ -167,6 +168,26 @@ def test_auto_keeps_the_widths_that_are_faster_and_says_by_how_much(folder, monk
     assert verify(result.bundle, isolated=False).exit_code == 0
     wrong = result.report.model_copy(update={"widths": widths.model_copy(update={"multiple": 9 - multiple})})
     assert any(f.where == "/widths/multiple" for f in check_figures(wrong, None, {}))
+
+
+@pytest.mark.parametrize("stop", ["refit 1", "export"])
+def test_a_run_that_goes_on_keeps_the_widths_the_clock_chose(folder, tmp_path, monkeypatch, stop):
+    """Right after the clock was read, and once the stage is done; another time the clock says something else."""
+
+    def listen(event):
+        if isinstance(event, Stage) and event.name == stop:
+            raise KeyboardInterrupt
+
+    changes = [*HIDDEN, "target.multiple=auto", "train.stages=1", "target.max_hidden=14"]
+    arguments = load_recipe(folder / "plain.yaml", changes), folder / "plain.pt", tmp_path / "out"
+    monkeypatch.setattr(pipeline, "LATENCY_BATCHES", (1,))
+    monkeypatch.setattr(search.Stopwatch, "against", fixed_clock(1.2))
+    with pytest.raises(KeyboardInterrupt):
+        glprune.run(*arguments, on_event=listen)
+    monkeypatch.setattr(search.Stopwatch, "against", fixed_clock(0.8))
+    report = glprune.run(*arguments, resume=True).report
+    assert (report.widths.multiple, report.widths.speedup) == (8, 1.2)
+    assert report.hidden[0].after == 8
 
 
 def test_the_clock_runs_both_files_in_turn(folder):

@@ -11,8 +11,9 @@ import torch
 
 import glprune
 from glprune import crew
+from glprune.bundle import digest
 from glprune.crew import Crew
-from glprune.data import TensorSplit
+from glprune.data import StreamedSplit, TensorSplit, load_data
 from glprune.recipe import load_recipe
 from glprune.sharing import SharedSplit
 from tests.networks import write_planted
@@ -36,7 +37,8 @@ SCRIPT = """
 import json, sys, torch
 import glprune
 from glprune import crew
-from glprune.errors import ModelError
+from glprune.bundle import digest
+from glprune.errors import ModelError, NonFiniteError
 from glprune.journal import Journal
 from glprune.sharing import SharedJournal
 torch.set_num_threads(1)
@@ -44,10 +46,15 @@ with crew.joined() as members:
     with crew.together(members):
         layer = torch.nn.Linear(2, 1, bias=False)
         layer.weight.grad = torch.full((1, 2), 1.0 + members.rank)
-        crew.average_gradients_(layer.parameters(), 3 if members.first else 1)
+        losses = [crew.average_gradients_(layer.parameters(), 4.0 * members.rank, 3 if members.first else 1)]
         mean = layer.weight.grad.tolist()
-        crew.sum_gradients_(layer.parameters())
-        summed, clock = layer.weight.grad.tolist(), crew.agreed(members.rank + 7)
+        losses.append(crew.sum_gradients_(layer.parameters(), 0.1))
+        summed, clock = layer.weight.grad.tolist(), crew.measured(lambda: members.rank + 7)
+        loss = 0.0 if members.first else float("inf")
+        lost = [crew.average_gradients_(layer.parameters(), loss, 1), crew.sum_gradients_(layer.parameters(), loss)]
+        unchanged = layer.weight.grad.tolist()
+        own = None if members.first else NonFiniteError("it is not finite")
+        blamed, no_one = crew.first_error(own, "here", "mend"), crew.first_error(None, "here", "mend it")
         journal = SharedJournal(Journal(), members)
         journal.keep("same", {}, {"a": 1}, {"w": torch.ones(2)})
         try:
@@ -55,7 +62,8 @@ with crew.joined() as members:
             told = ""
         except ModelError as error:
             told = str(error)
-    facts = {"mean": mean, "sum": summed, "clock": clock, "told": told}
+    facts = {"mean": mean, "sum": summed, "clock": clock, "told": told, "losses": losses, "lost": list(map(str, lost))}
+    facts |= {"unchanged": unchanged, "errors": [repr(blamed), repr(no_one)]}
     result = glprune.run(sys.argv[1] + "/recipe.yaml", sys.argv[1] + "/model.pt", sys.argv[2])
     state = result.report.model_dump(mode="json")
     facts["kept"] = [f["name"] for f in state["features"] if f["status"] == "kept"]
@@ -70,22 +78,22 @@ def folder(tmp_path_factory):
     return folder
 
 
-def torchrun(*command):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
-    launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+def launched(*command):
     return subprocess.run(
-        [*launcher, *map(str, command)],
+        [*map(str, command)],
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HOME": os.devnull},
     )
 
 
 @pytest.fixture(scope="module")
 def both(folder):
     """What each of two processes says, and the bundle of one process."""
-    done = torchrun(folder / "script.py", folder, folder / "two")
+    torchrun = ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    done = launched(sys.executable, "-m", *torchrun, folder / "script.py", folder, folder / "two")
     assert done.returncode == 0, done.stderr
     one = glprune.run(folder / "recipe.yaml", folder / "model.pt", folder / "one")
     return [json.loads((folder / f"two.{rank}.json").read_text()) for rank in (0, 1)], one
@@ -96,12 +104,23 @@ def test_gradients_are_means_over_all_rows_and_what_differs_is_taken_from_the_fi
     assert first["mean"] == second["mean"] == [[1.25, 1.25]]  # (3 * 1 + 1 * 2) / 4
     assert first["sum"] == second["sum"] == [[2.5, 2.5]]
     assert (first["clock"], second["clock"]) == (7, 7)
+    assert first["losses"] == second["losses"] == [1.0, 0.2]  # (3 * 0 + 1 * 4) / 4
+
+
+def test_what_is_not_finite_in_one_process_is_heard_by_all_and_gradients_stay_their_own(both):
+    for process in both[0]:
+        assert process["lost"] == ["nan", "nan"]
+        assert process["unchanged"] == process["sum"]
+        assert process["errors"] == [
+            "NonFiniteError('process 1: it is not finite')",
+            "NonFiniteError('here: the loss or a gradient over all rows is not finite; mend it.')",
+        ]
 
 
 def test_other_weights_in_one_process_end_the_run(both):
     (first, second), _ = both
     assert first["told"] == ""
-    assert second["told"].startswith("process 1 has other weights than process 0 after the same step (other)")
+    assert second["told"].startswith("weights are not those of process 0 after the same step (other)")
 
 
 def test_two_processes_find_the_support_of_one_along_the_same_path(both, folder):
@@ -117,14 +136,34 @@ def test_two_processes_find_the_support_of_one_along_the_same_path(both, folder)
     )
 
 
-def test_the_first_process_alone_writes_and_says_what_is_wrong(folder, tmp_path):
-    (tmp_path / "out").mkdir()
-    done = torchrun(
-        "-m", "glprune.cli", "run", folder / "recipe.yaml", folder / "model.pt", "--out", tmp_path / "out"
-    )
-    assert done.returncode != 0
-    assert f"glprune: {tmp_path / 'out'} exists; choose another --out or pass --overwrite." in done.stderr
+def test_accelerate_starts_them_too_and_the_first_alone_writes(both, folder, tmp_path):
+    arguments = [
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+    ]
+    command = ["run", folder / "recipe.yaml", folder / "model.pt", "--out", tmp_path / "out", "--json"]
+    # without a GPU as with some: it is torchrun that this starts
+    accelerate = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--main_process_port",
+        "0",
+    ]
+    done = launched(*accelerate, *arguments, "-m", "glprune.cli", *command)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)["report"]  # and nothing else is printed
+    assert [f["name"] for f in report["features"] if f["status"] == "kept"] == both[0][0]["kept"]
+    assert done.stderr.count("path 1: ") == 1
     assert os.listdir(tmp_path) == ["out"]
+    assert digest(tmp_path / "out" / "model.onnx") == digest(folder / "two" / "model.onnx")
 
 
 @pytest.mark.parametrize("size", [None, 1, 4, 7])
@@ -144,8 +183,6 @@ def test_parts_of_a_batch_are_together_the_batch(size):
 
 @pytest.mark.parametrize("generated", [False, True])
 def test_each_process_reads_row_groups_of_its_own_as_often_as_the_others(folder, generated):
-    from glprune.data import StreamedSplit, load_data
-
     streamed = load_data(load_recipe(folder / "recipe.yaml", ["data.stream={}"])).train
     assert isinstance(streamed, StreamedSplit)
     shares = [
@@ -167,5 +204,20 @@ def test_each_process_reads_row_groups_of_its_own_as_often_as_the_others(folder,
 def test_one_process_sums_nothing():
     layer = torch.nn.Linear(2, 1)
     layer.weight.grad = torch.ones(1, 2)
-    crew.average_gradients_(layer.parameters(), 5)
-    assert (layer.weight.grad.tolist(), crew.total(3.0), crew.agreed("x")) == ([[1, 1]], 3.0, "x")
+    losses = crew.average_gradients_(layer.parameters(), 2.0, 5), crew.sum_gradients_(layer.parameters(), 4.0)
+    assert (layer.weight.grad.tolist(), losses) == ([[1, 1]], (2.0, 4.0))
+    assert (crew.total(3.0), crew.measured(lambda: "x")) == (3.0, "x")
+
+
+def test_row_groups_that_do_not_go_round_leave_processes_with_batches_of_no_rows(folder):
+    streamed = load_data(load_recipe(folder / "recipe.yaml", ["data.stream={}"])).train
+    shares = [SharedSplit(streamed, Crew(rank, 10)) for rank in range(10)]
+    batches = [list(share.batches(60, torch.Generator().manual_seed(0))) for share in shares]
+    assert len({len(own) for own in batches}) == 1
+    assert [sum(len(y) for _, y in own) > 0 for own in batches] == [True] * 8 + [False] * 2
+    assert {(x.shape[1], x.dtype, y.dtype) for own in batches for (x,), y in own} == {
+        (8, torch.float32, torch.int64)
+    }
+    assert shares[0].note().startswith("2 of 10 processes have no row group to read and wait")
+    assert SharedSplit(streamed, Crew(0, 8)).note() is None
+    assert SharedSplit(TensorSplit((torch.ones(1, 1),), torch.ones(1)), Crew(0, 8)).note() is None

@@ -124,7 +124,7 @@ def test_another_share_is_drawn_anew_each_time(share, rows):
 def test_rows_of_a_shuffling_loader_are_held_in_one_order():
     rows = torch.utils.data.TensorDataset(torch.randn(50, 3), torch.arange(50) % 2)
     loader = torch.utils.data.DataLoader(rows, batch_size=8, shuffle=True)
-    split = LoaderSplit(loader, (InputSpec(),), "binary", 50)
+    split = LoaderSplit(loader, (InputSpec(),), "binary", 50, "train")
     first, second = selectable(split, 3), selectable(split, 3)
     assert first.rows == 50
     torch.testing.assert_close(first.inputs[0], second.inputs[0], rtol=0, atol=0)
@@ -135,7 +135,7 @@ def test_rows_of_a_shuffling_loader_are_held_in_one_order():
 
 def test_batches_that_do_not_fit_together_are_refused_in_one_line():
     ragged = LoaderSplit(
-        [(torch.zeros(2, n), torch.zeros(2)) for n in (3, 4)], (InputSpec(),), "regression", 4
+        [(torch.zeros(2, n), torch.zeros(2)) for n in (3, 4)], (InputSpec(),), "regression", 4, "train"
     )
     with pytest.raises(glprune.DataError, match="pad to one length"):
         selectable(ragged, 0)

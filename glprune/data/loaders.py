@@ -29,20 +29,27 @@ class LoaderSplit:
         specs: The inputs in the network's order.
         kind: The task, which decides the target's type.
         rows: Number of rows, counted once.
+        name: The split's, and where the recipe names the loader, for messages.
     """
 
     loader: Iterable[Any]
     specs: tuple[InputSpec, ...]
     kind: str
     rows: int
+    name: str
 
     def batches(self, size: int | None, generator: torch.Generator | None) -> Iterator[tuple[Inputs, Tensor]]:
         """Yield the loader's own batches; its shuffling is seeded from ``generator``."""
         with torch.random.fork_rng(devices=[]):
             if generator is not None:
                 torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
-            for batch in self.loader:
-                yield unpack(batch, self.specs, self.kind)
+            try:
+                for batch in self.loader:
+                    yield unpack(batch, self.specs, self.kind)
+            except GlpruneError as error:
+                raise DataError(f"{self.name}: {error}") from error
+            except Exception as error:  # the user's loader may raise anything
+                raise DataError(f"{self.name} failed ({describe(error)}).") from error
 
 
 @dataclass(frozen=True)
@@ -65,12 +72,13 @@ def load_loader(recipe: Recipe) -> Data:
     reference, where, make = _maker(recipe)
     found: dict[str, _Survey] = {}
     for name in SPLITS:
+        split = f"{where}: split {name!r}"
         try:
-            found[name] = _survey(make(split=name), recipe)
+            found[name] = _survey(make(split=name), recipe, split)
         except GlpruneError as error:
-            raise DataError(f"{where}: split {name!r}: {error}") from error
+            raise DataError(f"{split}: {error}") from error
         except Exception as error:  # the user's loader may raise anything
-            raise DataError(f"{where}: split {name!r} failed ({describe(error)}).") from error
+            raise DataError(f"{split} failed ({describe(error)}).") from error
         if found[name].widths != found["train"].widths:
             raise DataError(f"{where}: split {name!r} has other numbers of features than 'train'.")
     inputs = _loader_inputs(recipe, found["train"].widths)
@@ -118,7 +126,7 @@ def _loader_inputs(recipe: Recipe, widths: Sequence[int]) -> tuple[InputColumns,
     )
 
 
-def _survey(loader: Iterable[Any], recipe: Recipe) -> _Survey:
+def _survey(loader: Iterable[Any], recipe: Recipe, name: str) -> _Survey:
     """Read a loader once: rows, digest of the tensors, features of each input, largest class."""
     total, rows, largest = hashlib.sha256(), 0, 0
     specs = tuple(recipe.model.inputs)
@@ -140,7 +148,7 @@ def _survey(loader: Iterable[Any], recipe: Recipe) -> _Survey:
     if rows < 2 or widths is None:
         raise DataError(f"{rows} rows; at least 2 are needed.")
     return _Survey(
-        LoaderSplit(loader, specs, recipe.task, rows), f"sha256:{total.hexdigest()}", widths, largest
+        LoaderSplit(loader, specs, recipe.task, rows, name), f"sha256:{total.hexdigest()}", widths, largest
     )
 
 

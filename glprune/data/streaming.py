@@ -144,6 +144,11 @@ class StreamedSplit:
             own[piece.span] = True
         return self.take(np.flatnonzero(own[self.chosen]))
 
+    def empty(self) -> tuple[Inputs, Tensor]:
+        """A batch of no rows."""
+        inputs, target = self._block(0, None).tensors()
+        return inputs, target if target.is_floating_point() else target.long()
+
     def batches(self, size: int | None, generator: torch.Generator | None) -> Iterator[tuple[Inputs, Tensor]]:
         """Yield batches in file order, or shuffled by one draw from ``generator``; no larger than a block."""
         step = min(size or self.plan.block_rows, self.plan.block_rows)
