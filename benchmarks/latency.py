@@ -30,9 +30,9 @@ from table import aligned
 from torch import Tensor, nn
 from torch.nn import functional
 
+from glprune.data import Narrowing
 from glprune.export import export_onnx
 from glprune.groups import zero_units_
-from glprune.job import narrowing
 from glprune.measure import OnnxFile, macs, parameters
 from glprune.quantizing import gap, quantize
 from glprune.recipe import AUTO_MULTIPLE
@@ -174,7 +174,7 @@ def slimmed(network: nn.Module, subject: Subject, x: Tensor, multiple: int = 1) 
         marked[order[max(1, round(KEPT * g.units.count)) :]] = True
         zero_units_(network.state_dict(), g.units, marked)
     removed = remove(network, groups, (x[:16],), (subject.axis,), multiple=multiple)
-    return removed.network.eval(), narrowing(removed.columns, (subject.axis,))((x,))[0]
+    return removed.network.eval(), Narrowing(removed.columns, (subject.axis,))((x,))[0]
 
 
 def graph_of_mlp(network: nn.Module, path: Path) -> None:
@@ -323,7 +323,7 @@ def measure(name: str, subject: Subject, seconds: float, folder: Path) -> Record
 
 
 def _export(network: nn.Module, x: Tensor, path: Path) -> None:
-    export_onnx(network, (x[:4],), ["x"], ["y"], path, opset=OPSET, metadata={})
+    export_onnx(network, (x[:4],), ["x"], ["y"], path, opset=OPSET)
 
 
 def _nodes(path: Path) -> dict[str, int]:

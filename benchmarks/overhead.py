@@ -1,6 +1,6 @@
 """What the penalty costs: the proximal operator in a training step, and a whole search beside one fine-tune.
 
-Run: python benchmarks/overhead.py [--steps 30] [--parts steps runs]
+Run: python benchmarks/overhead.py [--steps 30] [--parts steps profile runs]
 All times are processor time of one thread, taken in turn; ratios are medians over steps.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from features import machine, versions
-from steps import SUBJECTS, timed
+from steps import SUBJECTS, profiled, timed
 from table import aligned
 from torch import nn
 
@@ -29,6 +29,7 @@ HERE = Path(__file__).parent
 OPERATOR_GOAL = 0.05  # of a plain training step
 SEARCH_GOAL = 5.0  # plain fine-tunes
 TARGETS = {"mnist": 150, "german_credit": 14}
+PARTS = ("steps", "profile", "runs")
 Record = dict[str, Any]
 
 
@@ -116,6 +117,7 @@ def show(content: Record) -> None:
         rows.append([*sizes, f"{r['operator']:.1%}", met, f"{r['step']:.2f}", f"{r['update']:.2f}"])
     print("operator: of a plain training step; step, update: under the penalty over Adam's alone\n")
     print(aligned(rows))
+    show_profiles(content["profile"])
     rows = [
         ["run", "fields", "points", "fine-tune s", "search / fine-tune", "goal 5", "paths alone", "whole run"]
     ]
@@ -130,17 +132,29 @@ def show(content: Record) -> None:
     print(aligned(rows))
 
 
+def show_profiles(records: list[Record]) -> None:
+    """Print where the processor time of a step goes, plain and under the penalty."""
+    rows = [["network", "step", "operations by share of processor time, calls in a step"]]
+    for r in records:
+        for name in ("plain", "penalty"):
+            parts = [f"{op} {share:.0%} ({calls:.0f})" for op, calls, share in r[name][:6]]
+            rows.append([r["network"], name, ", ".join(parts)])
+    print("\n" + aligned(rows))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=30, help="timed steps of each network (default 30)")
-    parser.add_argument("--parts", nargs="+", choices=("steps", "runs"), default=["steps", "runs"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "overhead.json")
     given = parser.parse_args()
     torch.set_num_threads(1)
     old = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
-    content = {"steps": [], "runs": []} | old | {"machine": machine(), "versions": versions()}
+    content = {"steps": [], "profile": [], "runs": []} | old | {"machine": machine(), "versions": versions()}
     if "steps" in given.parts:
         content["steps"] = [{"network": n} | timed(s, given.steps) for n, s in SUBJECTS.items()]
+    if "profile" in given.parts:
+        content["profile"] = [{"network": n} | profiled(s, 10) for n, s in SUBJECTS.items()]
     if "runs" in given.parts:
         content["runs"] = [run(name) for name in TARGETS]
     given.out.parent.mkdir(parents=True, exist_ok=True)

@@ -122,10 +122,11 @@ class Clocked:
         self.inner, self.seconds = inner, 0.0
         self.penalty, self.weights = inner.penalty, inner.weights
 
-    def prox_(self, blocks: Blocks, strength: Tensor) -> None:
+    def prox_(self, blocks: Blocks, strength: Tensor) -> Tensor:
         start = time.thread_time()
-        self.inner.prox_(blocks, strength)
+        factors = self.inner.prox_(blocks, strength)
         self.seconds = time.thread_time() - start
+        return factors
 
 
 def groups_of(network: nn.Module, x: Tensor, axis: int) -> list[GroupSet]:
@@ -133,6 +134,36 @@ def groups_of(network: nn.Module, x: Tensor, axis: int) -> list[GroupSet]:
     found = [u for u in plan_units(network, (x,), [axis], ["features"]) if not u.refused]
     fields = [(str(c), [c]) for c in range(x.shape[axis])]
     return [input_groups(u, fields) if u.kind == "input" else hidden_groups(u) for u in found]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A network trained by Adam and the same under the penalty, on one batch."""
+
+    plain: nn.Module
+    penalised: nn.Module
+    x: Tensor
+    y: Tensor
+    adam: torch.optim.Optimizer
+    proximal: ProximalAdam
+    clocked: Clocked
+    groups: int
+
+    @classmethod
+    def of(cls, subject: Subject, kind: str) -> Pair:
+        torch.manual_seed(0)
+        plain = subject.build().eval()
+        x, y = torch.randn(subject.rows, *subject.row), torch.randint(CLASSES, (subject.rows,))
+        other = copy.deepcopy(plain)
+        groups = groups_of(other, x[:8], subject.axis)
+        weighted = [(g, penalty_weights(other.state_dict(), g, 1.0)) for g in groups]
+        task, split = Task("multiclass", "logits", CLASSES), TensorSplit((x,), y)
+        objective = Objective(other, task, split, weighted, spec=PenaltySpec(kind=kind))
+        clocked = Clocked(objective.regulariser)
+        proximal = ProximalAdam(objective.blocks, objective.free, clocked, LAMBDA, 1e-4)
+        adam = torch.optim.Adam(plain.parameters(), lr=1e-4)
+        count = sum(len(g.labels) for g in groups)
+        return cls(plain, other, x, y, adam, proximal, clocked, count)
 
 
 def timed(subject: Subject, steps: int, kind: str = "group_lasso") -> dict[str, float]:
@@ -143,29 +174,41 @@ def timed(subject: Subject, steps: int, kind: str = "group_lasso") -> dict[str, 
         plain one, forward and backward pass in both; `optimizer`: its update over the update of Adam alone;
         `ms`: the plain step.
     """
-    torch.manual_seed(0)
-    plain = subject.build().eval()
-    x, y = torch.randn(subject.rows, *subject.row), torch.randint(CLASSES, (subject.rows,))
-    other = copy.deepcopy(plain)
-    groups = groups_of(other, x[:8], subject.axis)
-    weighted = [(g, penalty_weights(other.state_dict(), g, 1.0)) for g in groups]
-    task, split = Task("multiclass", "logits", CLASSES), TensorSplit((x,), y)
-    objective = Objective(other, task, split, weighted, spec=PenaltySpec(kind=kind))
-    clocked = Clocked(objective.regulariser)
-    proximal = ProximalAdam(objective.blocks, objective.free, clocked, LAMBDA, 1e-4)
-    adam = torch.optim.Adam(plain.parameters(), lr=1e-4)
+    pair = Pair.of(subject, kind)
     rows = []
     for _ in range(steps + 3):
-        ours = one_step(other, x, y, proximal.step)
-        theirs = one_step(plain, x, y, adam.step)
+        ours = one_step(pair.penalised, pair.x, pair.y, pair.proximal.step)
+        theirs = one_step(pair.plain, pair.x, pair.y, pair.adam.step)
         rows.append(
-            (clocked.seconds / sum(theirs), sum(ours) / sum(theirs), ours[1] / theirs[1], sum(theirs))
+            (pair.clocked.seconds / sum(theirs), sum(ours) / sum(theirs), ours[1] / theirs[1], sum(theirs))
         )
     operator, step, update, seconds = (statistics.median(c) for c in zip(*rows[3:], strict=True))
     return {"operator": operator, "step": step, "update": update, "ms": 1e3 * seconds} | {
-        "groups": sum(len(g.labels) for g in groups),
-        "parameters": sum(p.numel() for p in plain.parameters()),
+        "groups": pair.groups,
+        "parameters": sum(p.numel() for p in pair.plain.parameters()),
     }
+
+
+def profiled(subject: Subject, steps: int) -> dict[str, list[tuple[str, float, float]]]:
+    """The operations that take most of a step, plain and under the penalty.
+
+    Returns:
+        For `plain` and `penalty` the operation's name, calls in a step, and its share of the step's processor
+        time, by share.
+    """
+    pair = Pair.of(subject, "group_lasso")
+    made = {"plain": (pair.plain, pair.adam.step), "penalty": (pair.penalised, pair.proximal.step)}
+    found = {}
+    for name, (network, update) in made.items():
+        one_step(network, pair.x, pair.y, update)  # pays for allocations
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            for _ in range(steps):
+                one_step(network, pair.x, pair.y, update)
+        events = profile.key_averages()
+        whole = sum(e.self_cpu_time_total for e in events)
+        shares = [(e.key, e.count / steps, e.self_cpu_time_total / whole) for e in events]
+        found[name] = sorted(shares, key=lambda entry: -entry[2])[:8]
+    return found
 
 
 def one_step(network: nn.Module, x: Tensor, y: Tensor, update: Callable[[], object]) -> tuple[float, float]:

@@ -2,7 +2,8 @@
 
 A map of the package, in the order data flows:
 
-``recipe`` reads the YAML; :mod:`glprune.data`, with a map of its own, and ``model`` read files,
+``recipe`` reads the YAML; :mod:`glprune.data`, with a map of its own, and ``model`` read files (``exact``
+finds numbers that floating point would merge),
 ``outputs`` and ``teaching`` say what a network returns and what it is to learn. ``trace`` follows units
 through a network (``labels``, ``watcher`` and ``rules`` are its parts), ``drafts`` makes unit sets of
 what it saw, ``graph`` asks torch-pruning for a second plan, ``proof`` tests plans on numbers and
@@ -14,11 +15,15 @@ parts that ``sharing`` gives them and end together (``parting``).
 ``surgery`` cuts, ``removal`` certifies; ``export`` and
 ``measure`` write the ONNX file and run it; ``policy`` resolves the rules on fields and ``forbidden``
 cuts what must go before any path; ``protected`` reads attributes the network need not, ``segments`` and
-``proxies`` measure by them. ``refitting`` trains what was cut and ``shipping`` writes it, for the
-shipped network and, in ``baselines``, for simpler selections beside it (``importance`` ranks fields by
+``proxies`` measure by them. ``goals`` says what a target counts, a ``stage`` is a path, its cut and a
+refit, and ``search`` goes from one to the next, or runs several ``abreast``. ``refitting`` trains what was
+cut and ``shipping`` writes it, with what the file says of itself by ``metadata``, for the shipped network
+and, in ``baselines``, for simpler selections beside it (``importance`` ranks fields by
 permutation); ``resampling`` and ``dropping`` say how firm the choice is (``stability`` has the
-formulas), in the processes of ``workers``, which make the run's networks again with ``rebuilt``;
-``summary``, ``policy_summary``, ``report``, ``render`` and ``markdown`` say what was measured,
+formulas), in the processes of ``workers`` or ``ray_workers`` (``fan`` chooses), which make the run's
+networks again with ``rebuilt``;
+``summary``, ``policy_summary``, ``report``, ``render`` and ``markdown`` say what was measured (``plots``
+draws it, ``traces`` chooses the lines),
 ``sections`` and ``regulations`` which part of it serves which rule; ``plan`` and ``contract`` say how
 the slim network was cut and what it takes, ``evidence`` leaves what others can check, ``bundle`` names
 the files and ``reload`` rebuilds the network from them; ``result`` shows a bundle in notebooks,

@@ -78,7 +78,7 @@ def measure_baselines(job: Job, chosen: Chosen, folder: Path, listener: Listener
         return None
     removed = chosen.removed
     shipped = _Shipped(
-        removed, _sizes(job, removed), any(run.kinds == ("hidden",) for run in chosen.stages[1:])
+        removed, _sizes(job, removed), any(run.asked.kinds == ("hidden",) for run in chosen.stages[1:])
     )
     runs, failures = _runs(job, shipped, folder, listener)
     return Baselines(
@@ -187,7 +187,7 @@ def _measured(job: Job, shipped: _Shipped, ranking: Ranking, folder: Path) -> tu
     """
     removed, network, valid = _slim(job, shipped, ranking)
     path = folder / "baseline.onnx"
-    write_shipped(job, removed, network, path, {})
+    write_shipped(job, removed, network, path)
     file = OnnxFile(path, job.recipe.threads)
     outputs, target, gap = on_test_rows(job, removed, network, file)
     if not gap <= EXPORT_TOLERANCE:

@@ -37,6 +37,11 @@ MADE_BEFORE_THE_REPORT = (ONNX, WEIGHTS, PLAN, RECIPE, GOLDEN)
 """The files whose digests the report states."""
 
 
+def size_limit(parameters: int) -> int:
+    """Bytes a model file should not exceed: four for each parameter, 5 % of them, and 4 kB."""
+    return int(1.05 * 4 * parameters) + 4000
+
+
 def digest(path: Path) -> str:
     """SHA-256 of a file as ``sha256:<hex>``."""
     with path.open("rb") as stream:

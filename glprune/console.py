@@ -10,7 +10,7 @@ from rich.table import Table
 
 from glprune.events import Event, Note, PartDone, PointDone, Stage
 from glprune.inspection import Inspection, SetFacts
-from glprune.render import compared, headline, label
+from glprune.render import compared, file_sentence, headline, label
 from glprune.report import PathPoint, Report
 from glprune.terminal import plain
 
@@ -105,6 +105,7 @@ def print_report(console: Console, report: Report, bundle: str) -> None:
     _print_compared(console, report)
     for warning in report.warnings:
         console.print(plain(f"warning: {warning}"), markup=False, highlight=False)
+    _print(console, file_sentence(report))
     _print(console, f"bundle: {bundle}")
 
 

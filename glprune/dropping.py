@@ -12,19 +12,20 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
+from glprune.data import Narrowing
 from glprune.errors import ModelError, NonFiniteError
 from glprune.events import Listener, PartDone, Stage
 from glprune.groups import GroupSet, sliced, zero_units_
-from glprune.job import Job, narrowing
+from glprune.job import Job
 from glprune.measure import EXPORT_TOLERANCE, OnnxFile, predict
 from glprune.proof import TOLERANCE, difference, outputs
 from glprune.rebuilt import Rebuilt
+from glprune.recipe import HIGHER_IS_BETTER
 from glprune.refitting import refitted
 from glprune.removal import Removed
 from glprune.report import DropCost, DropCosts
 from glprune.shipping import file_columns, on_test_rows, write_shipped
 from glprune.surgery import Surgery, plan, slice_
-from glprune.task import HIGHER_IS_BETTER
 from glprune.units import UnitSet
 from glprune.workers import Fan, map_kept
 
@@ -120,8 +121,8 @@ def _cut(shipped: Rebuilt, groups: GroupSet, name: str) -> Removed | str:
     network = copy.deepcopy(job.network)
     surgery.apply_(network)
     network.load_state_dict(_narrowed(zeroed, shipped.surgery, surgery))
-    before = outputs(zeroed, narrowing(shipped.columns, job.axes)(job.probe))
-    gap = difference(before, outputs(network, narrowing(columns, job.axes)(job.probe)))
+    before = outputs(zeroed, Narrowing(shipped.columns, job.axes)(job.probe))
+    gap = difference(before, outputs(network, Narrowing(columns, job.axes)(job.probe)))
     if gap > TOLERANCE and not units.inexact:
         return f"the cut changes outputs by {gap:.1e}"
     return Removed(network, surgery, columns, (), (), gap, len(job.probe[0]))
@@ -147,7 +148,7 @@ def _measured(scratch: Path, job: Job, name: str, removed: Removed) -> DropCost:
     # on another machine the caller's folder need not be
     with tempfile.TemporaryDirectory(dir=scratch if scratch.is_dir() else None) as folder:
         path = Path(folder) / "dropped.onnx"
-        write_shipped(job, removed, fitted.network, path, {})
+        write_shipped(job, removed, fitted.network, path)
         file = OnnxFile(path, torch.get_num_threads())
         outputs, target, gap = on_test_rows(job, removed, fitted.network, file)
         valid = predict(file, job.data.valid, file_columns(job, removed))

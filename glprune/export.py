@@ -6,27 +6,36 @@ import contextlib
 import copy
 import inspect
 import io
+import itertools
 import logging
 import re
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import onnx
+import onnx_ir as ir
 import torch
+from onnx_ir.passes import common as passes
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from glprune.audit.onnxfile import all_graphs
 from glprune.errors import ModelError
+from glprune.measure import EXPORT_TOLERANCE, OnnxFile
 from glprune.outputs import leaves
+from glprune.proof import difference
 from glprune.units import Inputs
 
 DynamicAxes = Mapping[str, Mapping[int, str]]
-_BATCH = "batch"
+BATCH = "batch"
+"""Label of the axis of rows."""
 
 
 class Select(nn.Module):
@@ -65,13 +74,16 @@ def export_onnx(
     path: Path,
     *,
     opset: int,
-    metadata: Mapping[str, str],
+    metadata: Sequence[Mapping[str, str]] = ({},),
+    limit: int | None = None,
     dynamic: DynamicAxes | None = None,
-) -> str:
+) -> Exported:
     """Export a network with a dynamic batch axis to one file without external data.
 
     The TorchDynamo exporter is tried first, then the TorchScript one. What exporters add about
-    the machine (source paths, stack traces) is stripped.
+    the machine (source paths, stack traces) is stripped. Where a file is larger than ``limit``, its graph is
+    written tersely, then with leaner metadata, then by the other exporter; the first that fits is taken, and
+    the smallest where none does.
 
     Args:
         network: The network, in evaluation mode.
@@ -80,11 +92,9 @@ def export_onnx(
         outputs: Name of each output.
         path: The file to write.
         opset: Version of the default operator set.
-        metadata: Written to the model's ``metadata_props``.
+        metadata: What may be written to the model's ``metadata_props``, the fullest first.
+        limit: Bytes the file should not exceed; None takes what the first exporter gives.
         dynamic: Input -> axis -> label of further axes of any length.
-
-    Returns:
-        The exporter used: ``dynamo`` or ``torchscript``.
 
     Raises:
         ModelError: Neither exporter can export the network, or the file fails
@@ -92,25 +102,44 @@ def export_onnx(
     """
     axes = [_labelled(x, (dynamic or {}).get(name, {})) for x, name in zip(example, names, strict=True)]
     job = _Job(network, example, tuple(names), tuple(outputs), tuple(axes), opset)
-    failures = []
+    failures: list[str] = []
+    found: list[tuple[bytes, Exported]] = []
     for exporter, export in _EXPORTERS:
         try:
             export(job, path)
             model = onnx.load(path)
             _check_signature(model, job)
-            clean(model, metadata, opset)
-            onnx.checker.check_model(model, full_check=True)
+            raw, choice = _written(model, metadata, opset, limit)
+            if found:  # a file nobody needs is not to be a wrong one
+                _check_outputs(raw, job, path)
         except Exception as error:  # exporters raise whatever they meet
             path.unlink(missing_ok=True)
             failures.append(f"{exporter}: {first_line(error)}")
             continue
-        # deterministic bytes: protobuf's default map order is not used by ONNX messages
-        path.write_bytes(model.SerializeToString(deterministic=True))
-        return exporter
+        found.append((raw, Exported(exporter, choice)))
+        if limit is None or len(raw) <= limit:
+            break
+    if found:
+        raw, exported = min(found, key=lambda one: len(one[0]))
+        path.write_bytes(raw)
+        return exported
     culprit = failing_layer(network, example, opset)
     reasons = "; ".join(failures if culprit is None else culprit.reasons)
     where = f": {culprit.name}" if culprit is not None else ""
     raise ModelError(f"The network cannot be exported to ONNX{where} ({reasons}).")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """How a file was written.
+
+    Attributes:
+        exporter: ``dynamo`` or ``torchscript``.
+        choice: Which of the metadata offered it carries.
+    """
+
+    exporter: str
+    choice: int
 
 
 @dataclass(frozen=True)
@@ -136,7 +165,7 @@ class _Job:
 
 def _labelled(x: Tensor, axes: Mapping[int, str]) -> dict[int, str]:
     """Labels of the dynamic axes, counted from the front; the batch is always one."""
-    return {0: _BATCH} | {axis % x.ndim: label for axis, label in axes.items()}
+    return {0: BATCH} | {axis % x.ndim: label for axis, label in axes.items()}
 
 
 def _dynamo(job: _Job, path: Path) -> None:
@@ -155,8 +184,23 @@ def _dynamo(job: _Job, path: Path) -> None:
             input_names=list(job.names),
             output_names=list(job.outputs),
             dynamic_shapes=(shapes,) if several else shapes,
+            custom_translation_table={torch.ops.aten.index_select.default: _gather},
             verbose=False,
         )
+
+
+def _gather(x: Any, dim: int, index: Any) -> Any:
+    """``index_select`` as a Gather at a constant that an auditor can read.
+
+    The exporter reshapes every index to one dimension, and folds that into the constant up to 8,192 of them.
+    """
+    from onnxscript import opset18
+    from onnxscript.function_libs.torch_lib.ops.core import aten_index_select
+
+    flat = x.shape is not None and len(x.shape) > 0 and index.shape is not None and len(index.shape) == 1
+    if flat and index.dtype == onnx.TensorProto.INT64:
+        return opset18.Gather(x, index, axis=dim)
+    return aten_index_select(x, dim, index)
 
 
 def _torchscript(job: _Job, path: Path) -> None:
@@ -186,7 +230,7 @@ def _output_axes(network: nn.Module, job: _Job) -> dict[str, dict[int, str]]:
     with torch.no_grad():
         found = leaves(network(*job.example))
     return {
-        name: {0: _BATCH} | {a: lengths[n] for a, n in enumerate(y.shape) if a > 0 and n in lengths}
+        name: {0: BATCH} | {a: lengths[n] for a, n in enumerate(y.shape) if a > 0 and n in lengths}
         for name, y in zip(job.outputs, found, strict=True)
     }
 
@@ -331,24 +375,103 @@ def _failures_alone(
     return tuple(reasons)
 
 
+def _written(
+    model: onnx.ModelProto, metadata: Sequence[Mapping[str, str]], opset: int, limit: int | None
+) -> tuple[bytes, int]:
+    """A checked file as bytes, and the metadata chosen for it; see :func:`export_onnx`."""
+    tried = []
+    for shape, choice in _shapes(model, len(metadata)):
+        clean(shape, metadata[choice], opset)
+        # deterministic bytes: protobuf's default map order is not used by ONNX messages
+        raw = shape.SerializeToString(deterministic=True)
+        tried.append((raw, choice))
+        if limit is None or len(raw) <= limit:
+            break
+    raw, choice = min(tried, key=lambda one: len(one[0]))
+    onnx.checker.check_model(raw, full_check=True)
+    return raw, choice
+
+
+def _shapes(model: onnx.ModelProto, choices: int) -> Iterator[tuple[onnx.ModelProto, int]]:
+    """The graph as it is and in fewer bytes with each of the metadata, made when it is asked for."""
+    yield model, 0
+    lean = terse(model)
+    yield lean, 0
+    for choice in range(1, choices):
+        yield model, choice
+        yield lean, choice
+
+
+def _check_outputs(raw: bytes, job: _Job, path: Path) -> None:
+    """Refuse a file whose outputs are not the network's on the example, at two batch sizes."""
+    path.write_bytes(raw)
+    file = OnnxFile(path)
+    for rows in (len(job.example[0]), 2):
+        given = tuple(x[:rows] for x in job.example)
+        with torch.no_grad():
+            gap = difference(leaves(job.network(*given)), file(given))
+        if not gap <= EXPORT_TOLERANCE:
+            raise ValueError(f"its outputs differ from the network's by {gap:.1e}")
+
+
 def clean(model: onnx.ModelProto, metadata: Mapping[str, str], opset: int) -> None:
-    """Strip what the exporter says of the machine and write our metadata."""
+    """Strip what the exporter says of the machine and of shapes in between, and write our metadata."""
     found = {o.domain: o.version for o in model.opset_import}
     if found.get("") != opset or set(found) - {""}:
         raise ValueError(f"operator sets {found} instead of {opset}")
-    graph = model.graph
-    for message in [
-        model,
-        graph,
-        *graph.node,
-        *graph.input,
-        *graph.output,
-        *graph.value_info,
-        *graph.initializer,
-    ]:
-        message.doc_string = ""
-        del message.metadata_props[:]
+    for graph in all_graphs(model):
+        del graph.value_info[:]  # a runtime infers them; they were up to half of a small file
+        for message in [model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer]:
+            message.doc_string = ""
+            del message.metadata_props[:]
     onnx.helper.set_model_props(model, dict(sorted(metadata.items())))
+
+
+def terse(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph in fewer bytes: every constant and common value once, short names between nodes.
+
+    Inputs, outputs and parameters keep their names, nodes have none.
+    """
+    lean = ir.from_proto(model)
+    with _quiet():
+        for smaller in (
+            passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+            passes.CommonSubexpressionEliminationPass(),
+            passes.DeduplicateInitializersPass(),
+            passes.RemoveUnusedNodesPass(),
+        ):
+            smaller(lean)
+    shortened = ir.to_proto(lean)
+    _narrow_indices(shortened)
+    graphs = list(all_graphs(shortened))
+    fixed = {v.name for v in [*shortened.graph.input, *shortened.graph.output]}
+    fixed |= {t.name for t in shortened.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
+    fresh = (name for name in map("v{}".format, itertools.count()) if name not in fixed)
+    short = {name: name for name in ("", *fixed)}
+    for graph in graphs:
+        made = [*(v.name for v in graph.input), *(t.name for t in graph.initializer)]
+        made += [name for node in graph.node for name in node.output]
+        short |= {name: next(fresh) for name in dict.fromkeys(made) if name not in short}
+    for graph in graphs:
+        for node in graph.node:
+            node.name = ""
+            node.input[:] = [short[name] for name in node.input]
+            node.output[:] = [short[name] for name in node.output]
+        for named in [*graph.input, *graph.output, *graph.initializer]:
+            named.name = short[named.name]
+    return shortened
+
+
+def _narrow_indices(model: onnx.ModelProto) -> None:
+    """Write positions that are only gathered at as 32-bit integers."""
+    graphs = list(all_graphs(model))
+    uses = Counter(name for graph in graphs for node in graph.node for name in node.input)
+    gathered = Counter(node.input[1] for graph in graphs for node in graph.node if node.op_type == "Gather")
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.INT64 and uses[tensor.name] == gathered[tensor.name] > 0:
+            values = onnx.numpy_helper.to_array(tensor)
+            if values.size and np.abs(values).max() < 2**31:
+                tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.int32), tensor.name))
 
 
 @contextlib.contextmanager

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from glprune.data import Data, InputColumns, Split, TensorSplit, load_data
+from glprune.data import Data, InputColumns, Narrowing, Split, load_data, narrowed
 from glprune.errors import DataError, GlpruneError, ModelError, NonFiniteError, RecipeError
 from glprune.events import Listener, Note, Stage
+from glprune.export import BATCH
 from glprune.finite import all_finite, finite_rows, first_fault
 from glprune.groups import GroupSet, hidden_groups, input_groups, penalty_weights
 from glprune.journal import Journal
@@ -25,7 +26,6 @@ from glprune.plugins import MakePenalty, load_exporters, load_penalty
 from glprune.policy import NO_RULES, Rules, resolve
 from glprune.recipe import Recipe
 from glprune.scaling import Scaled, Standardize
-from glprune.surgery import select
 from glprune.task import Task
 from glprune.teaching import taught
 from glprune.train import batch_size
@@ -158,29 +158,6 @@ class Job:
                 )
 
 
-def narrowed(split: Split, narrow: Callable[[Inputs], Inputs]) -> Split:
-    """A split through its kept columns: cut out once where it is in memory, else of every batch."""
-    if isinstance(split, TensorSplit):
-        return TensorSplit(narrow(split.inputs), split.target)
-    return _Narrowed(split, narrow)
-
-
-@dataclass(frozen=True)
-class _Narrowed:
-    """A split seen through the kept columns."""
-
-    split: Split
-    narrow: Callable[[Inputs], Inputs]
-
-    @property
-    def rows(self) -> int:
-        return self.split.rows
-
-    def batches(self, size: int | None, generator: torch.Generator | None) -> Iterator[tuple[Inputs, Tensor]]:
-        for inputs, target in self.split.batches(size, generator):
-            yield self.narrow(inputs), target
-
-
 def continued(job: Job, network: nn.Module, columns: tuple[Tensor, ...], groups: list[GroupSet]) -> Job:
     """The job of a slim network: the same rows through the kept columns.
 
@@ -191,7 +168,7 @@ def continued(job: Job, network: nn.Module, columns: tuple[Tensor, ...], groups:
         groups: What is left of the groups; found anew where the network feeds itself constants, whose
             tensors were not sliced.
     """
-    narrow = narrowing(columns, job.axes)
+    narrow = Narrowing(columns, job.axes)
     kept = [span[c] for span, own in zip(job.data.spans, columns, strict=True) for c in own.tolist()]
     place = {old: new for new, old in enumerate(kept)}
     fields = [(f, [place[c] for c in f.columns if c in place]) for f in job.data.fields]
@@ -249,6 +226,7 @@ def assemble(recipe: Recipe, data: Data, loaded: Network, rules: Rules = NO_RULE
     """
     network = _with_scaling(loaded.module, data)
     real = first_rows(data.test, PROBE_ROWS)
+    _check_dynamic_axes(recipe, real)
     output = _try_forward(network, real, data)
     found = named_leaves(output)
     if not isinstance(output, Tensor):
@@ -262,6 +240,35 @@ def assemble(recipe: Recipe, data: Data, loaded: Network, rules: Rules = NO_RULE
     probe = _probe(network, real, [spec.axis for spec in recipe.model.inputs], recipe.seed)
     groups = find_groups(network, recipe, data, probe)
     return Job(recipe, data, loaded, network, task, groups, probe, outputs, rules)
+
+
+def _check_dynamic_axes(recipe: Recipe, rows: Inputs) -> None:
+    """Refuse axes of any length that the inputs do not have, or whose length is fixed or no other's."""
+    lengths: dict[str, tuple[str, int]] = {}
+    for spec, x in zip(recipe.model.inputs, rows, strict=True):
+        taken = {0: "counts the rows and is of any length anyway"}
+        if spec.axis is not None:
+            taken[spec.axis % x.ndim] = "holds the features, whose number is fixed"
+        for axis, label in recipe.export.dynamic.get(spec.name, {}).items():
+            where = recipe.where("export", "dynamic_axes", spec.name, str(axis))
+            if not -x.ndim <= axis < x.ndim:
+                has = ", ".join(map(str, range(1, x.ndim)))
+                raise RecipeError(
+                    f"{where}: input {spec.name!r} has no axis {axis}; "
+                    + (f"besides the rows it has {has}." if has else "it has rows alone; remove the key.")
+                )
+            place = axis % x.ndim
+            if place in taken:
+                raise RecipeError(f"{where}: axis {axis} of {spec.name!r} {taken[place]}; remove it.")
+            if label == BATCH:
+                raise RecipeError(f"{where}: {BATCH!r} is the number of rows; give the axis another label.")
+            taken[place] = "is named twice"
+            known = lengths.setdefault(label, (f"axis {axis} of {spec.name!r}", x.shape[place]))
+            if known[1] != x.shape[place]:
+                raise RecipeError(
+                    f"{where}: axis {axis} of {spec.name!r} is {x.shape[place]} long and {known[0]}, also "
+                    f"{label!r}, {known[1]}; equal labels are equal lengths, give it another."
+                )
 
 
 def _idle_cores(job: Job) -> list[str]:
@@ -375,11 +382,6 @@ def caller(network: nn.Module) -> Callable[[Inputs], tuple[Tensor, ...]]:
 def everything(inputs: Inputs) -> Inputs:
     """Take all columns of a batch."""
     return inputs
-
-
-def narrowing(columns: tuple[Tensor, ...], axes: tuple[int | None, ...]) -> Callable[[Inputs], Inputs]:
-    """Take the kept columns out of a full batch; ``columns`` are positions along each feature axis."""
-    return lambda inputs: select(inputs, axes, columns)
 
 
 def _check_rows(network: nn.Module, data: Data, recipe: Recipe) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from glprune.data import Split
+from glprune.data import Narrowing, Split, StreamedSplit
 from glprune.report import Latency
 from glprune.task import joined
 from glprune.units import Inputs
@@ -56,6 +56,8 @@ def predict(
         split: The rows.
         narrow: Takes the model's columns out of a full batch.
     """
+    if isinstance(split, StreamedSplit) and isinstance(narrow, Narrowing):
+        split, narrow = split.narrowed(narrow), lambda inputs: inputs
     with torch.no_grad():
         return joined(((model(narrow(x)), y) for x, y in split.batches(_CHUNK, None)), split.rows)
 

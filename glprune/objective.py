@@ -28,7 +28,7 @@ from glprune.recipe import PenaltySpec
 from glprune.task import Task
 from glprune.units import Inputs
 
-CHUNK = 8192
+CHUNK = 1024  # rows; of more, what convolutions hold between layers leaves the cache
 SCALES = "check the scale of columns and target, and data.standardize"
 
 

@@ -10,7 +10,7 @@ whose operator is a projection on norms.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,8 @@ from torch import Tensor
 from glprune.errors import NonFiniteError
 from glprune.groups import Blocks
 from glprune.penalty import Penalty
+
+_ASKED = 5
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,7 @@ def accelerated_steps(
     loss: Callable[[], float],
     steps: int,
     curvature: float | None = None,
+    enough: Callable[[], bool] | None = None,
 ) -> float:
     """Full-batch accelerated proximal gradient with backtracking and restart, in place.
 
@@ -179,6 +182,7 @@ def accelerated_steps(
         loss: Computes the whole loss.
         steps: Number of accelerated steps.
         curvature: First guess of the Lipschitz constant of the gradient; None starts at 1.
+        enough: Asked after every fifth step whether the point reached will do.
 
     Returns:
         The last estimate of the Lipschitz constant, a good first guess for a next call.
@@ -193,8 +197,9 @@ def accelerated_steps(
     parameters = [*blocks.parameters, *free]
     bound = 1.0 if curvature is None else curvature
     previous = [t.clone() for t in tensors]
+    at, change, moved = ([torch.empty_like(t) for t in tensors] for _ in range(3))
     momentum = 1.0
-    for _ in range(steps):
+    for step in range(1, steps + 1):
         try:
             value = gradient()
         except NonFiniteError:
@@ -202,24 +207,22 @@ def accelerated_steps(
                 raise
             # it was extrapolated too far: on from the last step, whose loss is finite
             momentum = 1.0
-            for tensor, last in zip(tensors, previous, strict=True):
-                tensor.copy_(last)
+            torch._foreach_copy_(tensors, previous)
             value = gradient()
         value += regulariser.penalty.smooth_value(blocks, lam)
         regulariser.penalty.add_smooth_gradient_(blocks, lam)
-        at = [t.clone() for t in tensors]
+        torch._foreach_copy_(at, tensors)
         grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-        bound = _backtrack(blocks, regulariser, lam, loss, tensors, at, grads, value, bound)
-        moved = [t - p for t, p in zip(tensors, previous, strict=True)]
-        uphill = sum(float(torch.sum((a - t) * m)) for a, t, m in zip(at, tensors, moved, strict=True))
-        following = 1.0 if uphill > 0 else (1 + (1 + 4 * momentum**2) ** 0.5) / 2
-        extrapolation = 0.0 if uphill > 0 else (momentum - 1) / following
+        bound = _backtrack(blocks, regulariser, lam, loss, tensors, at, change, grads, value, bound)
+        _subtract(tensors, previous, moved)
+        uphill = _inner(blocks, change, moved) < 0
+        following = 1.0 if uphill else (1 + (1 + 4 * momentum**2) ** 0.5) / 2
+        extrapolation = 0.0 if uphill else (momentum - 1) / following
         momentum = following
-        previous = [t.clone() for t in tensors]
-        for tensor, move in zip(tensors, moved, strict=True):
-            tensor.add_(move, alpha=extrapolation)
-    for tensor, last in zip(tensors, previous, strict=True):
-        tensor.copy_(last)
+        torch._foreach_copy_(previous, tensors)
+        if step == steps or (step % _ASKED == 0 and enough is not None and enough()):
+            break
+        torch._foreach_add_(tensors, moved, alpha=extrapolation)
     return bound
 
 
@@ -230,24 +233,40 @@ def _backtrack(
     loss: Callable[[], float],
     tensors: list[Tensor],
     at: list[Tensor],
+    change: list[Tensor],
     grads: list[Tensor],
     value: float,
     bound: float,
 ) -> float:
-    """Proximal step from ``at`` with the largest step whose quadratic model bounds the loss, else none."""
+    """Proximal step from ``at`` with the largest step whose quadratic model bounds the loss, else none.
+
+    ``change`` is filled with the step.
+    """
     bound /= 1.5
     for _ in range(60):
         for tensor, start, grad in zip(tensors, at, grads, strict=True):
-            tensor.copy_(start - grad / bound)
+            torch.sub(start, grad, alpha=1 / bound, out=tensor)
         regulariser.prox_(blocks, torch.full((blocks.count,), lam / bound))
-        change = [t - a for t, a in zip(tensors, at, strict=True)]
-        linear = sum(float(torch.sum(g.double() * c.double())) for g, c in zip(grads, change, strict=True))
-        square = sum(float(c.double().square().sum()) for c in change)
+        _subtract(tensors, at, change)
+        linear, square = _inner(blocks, grads, change), _inner(blocks, change, change)
         # float32 losses are known to about seven digits
         smooth = loss() + regulariser.penalty.smooth_value(blocks, lam)
         if smooth <= value + linear + 0.5 * bound * square + 1e-6 * abs(value):
             return bound
         bound *= 2.0
-    for tensor, start in zip(tensors, at, strict=True):  # no step is small enough
-        tensor.copy_(start)
+    torch._foreach_copy_(tensors, at)  # no step is small enough
+    torch._foreach_zero_(change)
     return bound
+
+
+def _subtract(a: Sequence[Tensor], b: Sequence[Tensor], out: Sequence[Tensor]) -> None:
+    """``a - b`` into tensors that are there: new ones of millions of weights take longer than the sum."""
+    for x, y, difference in zip(a, b, out, strict=True):
+        torch.sub(x, y, out=difference)
+
+
+def _inner(blocks: Blocks, a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    """Inner product of two lists of tensors, those of the blocks first; sums over groups are in float64."""
+    n = len(blocks.parameters)
+    free = sum(float(torch.sum(x.double() * y.double())) for x, y in zip(a[n:], b[n:], strict=True))
+    return float(blocks.dot(a[:n], b[:n]).sum(dtype=torch.float64)) + free

@@ -70,7 +70,9 @@ class RegularisationPath:
         """Solve one lambda, from ``start`` or from where the network stands."""
         if start is not None:
             self.objective.network.load_state_dict(start)
-        point = self._kept("point", lam, lambda: self.solver.solve(lam, polish=self.spec.epochs == 0))
+        point = self._kept(
+            "point", lam, lambda: self._measure(lam, self.solver.solve(lam, polish=self.spec.epochs == 0))
+        )
         self.points.append(point)
         self.points.sort(key=lambda p: p.lam)
         self.done(point)
@@ -84,6 +86,7 @@ class RegularisationPath:
         """Close a point where that keeps its size, else at a lambda nearby.
 
         Full-batch steps may bring groups back or lose more: lambda is then raised or lowered a little.
+        They end where the point will do, since the refit trains the weights anyway.
 
         Args:
             point: A point with its weights.
@@ -95,13 +98,19 @@ class RegularisationPath:
             The closed point, or the one given where none nearby is of such a size.
         """
         lam, start, dense, sparse = point.lam, point, 0.0, math.inf
+
+        def fits(point: Point) -> bool:
+            return least <= size(point) <= most and not self.blind(point)
+
+        def will_do(point: Point) -> bool:
+            return point.kkt_zero <= _OPTIMAL and fits(point)
+
         for _ in range(_SETTLINGS):
-            closed = self._closed(start, lam)
-            fits = least <= size(closed) <= most and not self.blind(closed)
-            if fits and closed.kkt_zero <= _OPTIMAL:
+            closed = self._closed(start, lam, will_do)
+            if will_do(closed):
                 return closed
             self.points.remove(closed)
-            if fits:  # more of the same steps
+            if fits(closed):  # more of the same steps
                 start = closed
             elif size(closed) > most:
                 dense = max(dense, lam)
@@ -158,13 +167,21 @@ class RegularisationPath:
                 halvings += 1
         return held
 
-    def _closed(self, point: Point, lam: float) -> Point:
-        """Take a closed point into the path in the place of the one it came from."""
+    def _closed(self, point: Point, lam: float, will_do: Callable[[Point], bool] | None = None) -> Point:
+        """Take a closed point into the path in the place of the one it came from; the first that will do."""
         self.objective.network.load_state_dict(point.state)
 
-        def polish() -> int:
-            self.solver.polish(lam)
-            return point.halvings
+        def polish() -> Point:
+            held: list[Point] = []
+
+            def enough() -> bool:
+                found = self._measure(lam, point.halvings)
+                if will_do is not None and will_do(found):
+                    held.append(found)
+                return bool(held)
+
+            self.solver.polish(lam, enough if will_do is not None else None)
+            return held[0] if held else self._measure(lam, point.halvings)
 
         closed = self._kept("closing", lam, polish)
         self.put(closed, point)
@@ -233,15 +250,11 @@ class RegularisationPath:
             self.objective.network.load_state_dict(self.trained)
             self.points.clear()
 
-    def _kept(self, kind: str, lam: float, solve: Callable[[], int]) -> Point:
-        """Solve and measure, or take over what a stopped run did; the network stands there either way.
-
-        ``solve`` returns how often it halved the step size.
-        """
+    def _kept(self, kind: str, lam: float, solve: Callable[[], Point]) -> Point:
+        """Solve and measure, or take over what a stopped run did; the network stands there either way."""
         record = self.journal.recall(kind, {"lam": lam})
         if record is None:
-            halvings = solve()
-            point = self._measure(lam, halvings)
+            point = solve()
             facts, tensors = keep_point(point)
             standing, generator = self.solver.standing()
             record = self.journal.keep(kind, {"lam": lam}, facts | standing, tensors | generator)

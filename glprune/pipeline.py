@@ -7,11 +7,12 @@ report -> bundle.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,22 +24,25 @@ from glprune import crew
 from glprune._version import __version__
 from glprune.audit.manifest import write_manifest
 from glprune.baselines import measure_baselines
+from glprune.data import Narrowing
 from glprune.determinism import reproducible
 from glprune.dropping import measure_drop_costs
 from glprune.errors import ModelError, NonFiniteError, UsageError
 from glprune.events import Event, Listener, Note, Stage, silent
 from glprune.evidence import tensors_in_model, write_contract, write_golden
+from glprune.fan import fan_out, several
 from glprune.forbidden import check_rules
-from glprune.job import Job, everything, first_rows, narrowing, prepare
+from glprune.job import Job, everything, first_rows, prepare
 from glprune.journal import tensors_digest
 from glprune.markdown import render_markdown
 from glprune.measure import EXPORT_TOLERANCE, OnnxFile, latency, macs, parameters, predict
+from glprune.metadata import Names, file_metadata, offered_names
 from glprune.plan import InputPlan, Plan
 from glprune.plugins import load_reporters, packages, run_exporters, run_reporters
 from glprune.proxies import measure_proxies
 from glprune.quantizing import quantized
-from glprune.rebuilt import Rebuild
-from glprune.recipe import Recipe, load_recipe
+from glprune.rebuilt import Rebuild, RebuildJob
+from glprune.recipe import HIGHER_IS_BETTER, METRICS, Recipe, WorkersSpec, load_recipe
 from glprune.reload import (
     make_attributes,
     make_axes,
@@ -63,12 +67,10 @@ from glprune.summary import (
     dtype_name,
     kept_fields,
     make_report,
-    output_meaning,
-    shipped_inputs,
 )
-from glprune.task import HIGHER_IS_BETTER, METRICS, explained
+from glprune.task import explained
 from glprune.train import RefitResult
-from glprune.workers import fan_out
+from glprune.workers import Fan
 from glprune.workspace import Workspace, working
 
 LATENCY_BATCHES = (1, 256)
@@ -145,20 +147,21 @@ def _fill(
     shared = _shared(job, members)
     if isinstance(shared.data.train, SharedSplit) and (text := shared.data.train.note()):
         clock(Note(text))
+    again = RebuildJob(job.recipe, model, trust_pickle)
     with crew.together(members):
-        chosen = search(shared, clock)
+        chosen = search(shared, clock, _workers(job, again, members))
     removed, fitted = chosen.removed, chosen.fitted
     check_rules(job, removed)
     clock(Stage("export", "writing the network as ONNX"))
-    exporter = _export(job, removed, fitted, stage)
+    exporter, names = _export(job, removed, fitted, stage)
     clock(Stage("measure", "running the ONNX files on the test split"))
-    measured = _measure(job, removed, fitted, exporter, stage)
+    measured = _measure(job, removed, fitted, exporter, names, stage)
     plan = _write_plan(job, removed, fitted, stage)
     write_golden(job, removed, stage)
     int8 = _quantized(job, removed, stage, clock)
     proxies = measure_proxies(job, removed, kept_fields(job.data, removed), stage, clock)
     baselines = measure_baselines(job, chosen, stage, clock)
-    rebuild = Rebuild.of(job, model, trust_pickle, removed, fitted.network)
+    rebuild = Rebuild.of(again, removed, fitted.network)
     stability, costs = _firmness(job, removed, rebuild, stage, clock)
     clock(Stage("report", "writing the report"))
     outcome = Outcome(job, chosen, measured, baselines, stability, costs, proxies, int8, stage, clock.seconds)
@@ -218,10 +221,7 @@ def _identity(job: Job, members: crew.Crew) -> dict[str, str]:
 
 def _bearing(recipe: Recipe) -> Recipe:
     """A recipe without what has no bearing on results."""
-    if recipe.stability is None:
-        return recipe
-    free = {"processes": None, "engine": "auto"}
-    return recipe.model_copy(update={"stability": recipe.stability.model_copy(update=free)})
+    return recipe.model_copy(update={"workers": WorkersSpec()})
 
 
 class _Clock:
@@ -249,36 +249,26 @@ class _Clock:
             raise NonFiniteError(f"{self._name}: {error}") from None
 
 
-def _export(job: Job, removed: Removed, fitted: RefitResult, folder: Path) -> str:
-    """Write the original, the zeroed slim and the shipped network; return the last one's exporter."""
+def _export(job: Job, removed: Removed, fitted: RefitResult, folder: Path) -> tuple[str, Names]:
+    """Write the original, the zeroed slim and the shipped network.
+
+    Returns:
+        The last one's exporter, and how it gives the names of its columns.
+    """
     full = first_rows(job.data.test, 4)
-    write_onnx(job, job.network, full, folder / _ORIGINAL, {})
-    write_onnx(job, removed.network, narrowing(removed.columns, job.axes)(full), folder / _ZEROED, {})
-    return write_shipped(job, removed, fitted.network, folder / bundles.ONNX, _metadata(job, removed))
+    write_onnx(job, job.network, full, folder / _ORIGINAL)
+    write_onnx(job, removed.network, Narrowing(removed.columns, job.axes)(full), folder / _ZEROED)
+    ways = offered_names(job)
+    metadata = [file_metadata(job, removed, names) for names in ways]
+    exported = write_shipped(job, removed, fitted.network, folder / bundles.ONNX, metadata)
+    return exported.exporter, ways[exported.choice]
 
 
-def _metadata(job: Job, removed: Removed) -> dict[str, str]:
-    """What the ONNX file says of itself: inputs with their features in order, classes, task."""
-    inputs = shipped_inputs(job, removed)
-    read = [_named(part.columns, kept) for part, kept in zip(job.data.inputs, removed.columns, strict=True)]
-    records = [part.model_dump() | {"features": part.columns} for part in inputs]
-    facts = {
-        "glprune.version": __version__,
-        "glprune.task": job.task.kind,
-        "glprune.signature": job.recipe.export.signature,
-        "glprune.inputs": json.dumps(records, ensure_ascii=False),
-        "glprune.classes": json.dumps(list(job.data.classes or ()), ensure_ascii=False),
-        "glprune.output": output_meaning(job),
-    }
-    if len(inputs) == 1:
-        facts["glprune.features"] = json.dumps(inputs[0].columns, ensure_ascii=False)
-        facts["glprune.features_read"] = json.dumps(read[0], ensure_ascii=False)
-    return facts
-
-
-def _measure(job: Job, removed: Removed, fitted: RefitResult, exporter: str, folder: Path) -> Measured:
+def _measure(
+    job: Job, removed: Removed, fitted: RefitResult, exporter: str, names: Names, folder: Path
+) -> Measured:
     threads = job.recipe.threads
-    slim_columns = narrowing(removed.columns, job.axes)
+    slim_columns = Narrowing(removed.columns, job.axes)
     shipped_columns = file_columns(job, removed)
     original = OnnxFile(folder / _ORIGINAL, threads)
     zeroed = OnnxFile(folder / _ZEROED, threads)
@@ -315,6 +305,7 @@ def _measure(job: Job, removed: Removed, fitted: RefitResult, exporter: str, fol
         difference=gap,
         rows=len(target),
         exporter=exporter,
+        names=names,
         segments=measure_segments(job, before, after, target, kept_fields(job.data, removed)),
     )
     (folder / _ORIGINAL).unlink()
@@ -365,7 +356,7 @@ def _size(job: Job, removed: Removed, fitted: RefitResult, folder: Path) -> Size
         parameters_before=parameters(job.network),
         parameters_after=parameters(fitted.network),
         macs_before=macs(job.network, full),
-        macs_after=macs(fitted.network, narrowing(removed.columns, job.axes)(full)),
+        macs_after=macs(fitted.network, Narrowing(removed.columns, job.axes)(full)),
         onnx_bytes_before=(folder / _ORIGINAL).stat().st_size,
         onnx_bytes_after=(folder / bundles.ONNX).stat().st_size,
     )
@@ -411,12 +402,25 @@ def _firmness(
     if spec is None:
         return None, None
     kept = kept_fields(job.data, removed)
-    where = job.recipe.where("stability", "engine")
-    with fan_out(rebuild, spec.processes, spec.engine, where) as workers:
+    with fan_out(rebuild, job.recipe.workers, _engine(job)) as workers:
         stability = measure_stability(job, spec, kept, workers, listener)
         file = folder / bundles.ONNX
         costs = measure_drop_costs(job, removed, file, kept, workers, listener) if spec.drop_cost else None
     return stability, costs
+
+
+def _engine(job: Job) -> str:
+    return job.recipe.where("workers", "engine")
+
+
+def _workers(job: Job, again: RebuildJob, members: crew.Crew) -> Callable[[], Fan[Job]] | None:
+    """What starts processes for paths side by side; None where they would bring nothing."""
+    recipe = job.recipe
+    timed = recipe.target.multiple == "auto"  # the clock is read at the end of a path
+    if members.size > 1 or timed or not several(recipe.workers, recipe.threads):
+        return None
+    most = len(recipe.penalty.balances)
+    return functools.partial(fan_out, again, recipe.workers, _engine(job), recipe.threads, most)
 
 
 def _named(columns: Sequence[str], positions: Tensor) -> list[str]:

@@ -11,10 +11,12 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from glprune.report import Feature, PathPoint
 from glprune.terminal import visible
+from glprune.traces import Traces, drawn_points, traces
 
 # blue and orange of Okabe and Ito (2008), told apart by every common colour vision
 KEPT, REMOVED, INK = "#0072b2", "#d55e00", "#3a3f44"
@@ -32,7 +34,6 @@ _STYLE: Any = {
     "text.color": INK,
 }
 _MANY = 40
-_VERTICES = 15_000  # above, lines go from one chosen point to the next
 
 
 def norm_bars(features: Sequence[Feature]) -> str:
@@ -57,35 +58,52 @@ def path_lines(points: Sequence[PathPoint], features: Sequence[Feature]) -> str:
 
 
 def path_figure(points: Sequence[PathPoint], features: Sequence[Feature]) -> Figure:
-    """Group norm of every field along the path; selected points are marked."""
+    """Group norms of the fields along the path; selected points are marked. See :mod:`glprune.traces`."""
     with rc_context(_STYLE):
         figure = Figure(figsize=(7.2, 3.6))
         axes = figure.add_subplot()
-        many = len(features) > _MANY
-        thin = len(features) * len(points) > _VERTICES
-        drawn = [
-            (x, p.norms)
-            for x, p in zip(_places(points), points, strict=True)
-            if p.norms and (p.selected or not thin)
-        ]
-        for number, feature in enumerate(features):
-            kept = feature.status == "kept"
-            axes.plot(
-                [x for x, _ in drawn],
-                [_round(norms[number]) for _, norms in drawn],
-                color=KEPT if kept else REMOVED,
-                linewidth=0.4 if many else 1.2,
-                alpha=0.5 if many else 0.9,
-                zorder=2 if kept else 1,
-                marker="o" if len(drawn) == 1 else None,
-            )
         axes.plot([], [], color=KEPT, label="kept")
         axes.plot([], [], color=REMOVED, label="removed")
+        drawn = drawn_points(points, len(features))
+        places = [_places(points)[n] for n in drawn]
+        for lines in traces(points, features):
+            _draw(axes, places, lines, many=len(features) > _MANY)
         _finish(axes, points)
         axes.set_ylabel("group norm")
         axes.set_ylim(bottom=0)
         axes.legend(frameon=False, loc="upper right")
         return figure
+
+
+def _draw(axes: Axes, places: Sequence[float], lines: Traces, many: bool) -> None:
+    """A collection of lines, or of points where the path has a single one, and the band of all others."""
+    kept = lines.status == "kept"
+    color, zorder = (KEPT, 2) if kept else (REMOVED, 1)
+    alpha = 0.5 if many else 0.9
+    norms = [[_round(v) for v in norms] for norms in lines.norms.tolist()]
+    if len(places) == 1:
+        flat = [norm for (norm,) in norms]
+        axes.plot([*places] * len(flat), flat, "o", color=color, alpha=alpha, zorder=zorder)
+    else:
+        drawn = LineCollection(
+            [list(zip(places, own, strict=True)) for own in norms],
+            colors=color,
+            linewidths=0.4 if many else 1.2,
+            alpha=alpha,
+            zorder=zorder,
+            capstyle="projecting",
+            joinstyle="round",
+        )
+        axes.add_collection(drawn)
+        axes.autoscale_view()
+    if lines.band is not None:
+        low, high = ([_round(v) for v in side] for side in lines.band.tolist())
+        label = f"{lines.status}: the {lines.others:,} with smaller norms"
+        style: Any = {"color": color, "alpha": 0.25, "zorder": zorder - 0.5, "label": label}
+        if len(places) == 1:
+            axes.vlines(places, low, high, linewidth=6, **style)
+        else:
+            axes.fill_between(places, low, high, linewidth=0, **style)
 
 
 def path_metric(points: Sequence[PathPoint], metric: str, reference: float) -> str:

@@ -20,8 +20,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from glprune.groups import zero_units_
-from glprune.surgery import all_columns, plan, select
-from glprune.units import Attribute, Inputs, UnitSet
+from glprune.surgery import all_columns, plan
+from glprune.units import Attribute, Inputs, UnitSet, select
 from glprune.watcher import is_reduction
 
 TOLERANCE = 1e-5  # relative, in float32

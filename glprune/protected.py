@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from glprune.errors import DataError, RecipeError, did_you_mean
+from glprune.exact import EXACT, refuse_past_exact
 from glprune.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -112,6 +113,8 @@ def _column(
     column = table.column(name)
     kind = column.type
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        if pa.types.is_integer(kind):
+            refuse_past_exact(table, name, column, "write them as text")
         return None, column.cast(pa.float64(), safe=False).to_numpy().astype(np.float64)
     found = pc.unique(column).to_pylist()
     numbers = pc.index_in(column, pa.array(found, kind)).combine_chunks().to_numpy()
@@ -166,17 +169,24 @@ def segmented(attribute: Attribute, bins: Sequence[float] | None) -> Segmentatio
     distinct = np.unique(np.concatenate([v[np.isfinite(v)] for v in attribute.values.values()]))
     if bins is None and len(distinct) <= _FEW_VALUES:
         number = {s: np.searchsorted(distinct, v) for s, v in attribute.values.items()}
-        return _with_missing([f"{v:g}" for v in distinct], "values", number, attribute)
+        return _with_missing(_texts(distinct.tolist()), "values", number, attribute)
     by = "edges of the recipe"
     if bins is None:
         train = attribute.values["train"]
         known = train[np.isfinite(train)]
         bins = np.unique(np.quantile(known if len(known) else distinct, [0.25, 0.5, 0.75])).tolist()
         by = "quartiles of the training rows"
-    middle = [f"{a:g} to below {b:g}" for a, b in itertools.pairwise(bins)]
-    labels = [f"below {bins[0]:g}", *middle, f"{bins[-1]:g} and above"]
+    edges = _texts([float(edge) for edge in bins])
+    middle = [f"{a} to below {b}" for a, b in itertools.pairwise(edges)]
+    labels = [f"below {edges[0]}", *middle, f"{edges[-1]} and above"]
     number = {s: np.searchsorted(bins, v, side="right") for s, v in attribute.values.items()}
     return _with_missing(labels, by, number, attribute)
+
+
+def _texts(values: Sequence[float]) -> list[str]:
+    """Distinct numbers in few digits, and in all where they would look alike."""
+    short = [f"{v:.0f}" if v.is_integer() and abs(v) < EXACT else f"{v:g}" for v in values]
+    return short if len(set(short)) == len(short) else [repr(v) for v in values]
 
 
 def _with_missing(

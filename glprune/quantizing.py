@@ -33,10 +33,10 @@ from glprune.errors import ModelError
 from glprune.export import clean, first_line
 from glprune.job import Job, first_rows
 from glprune.measure import OnnxFile, latency, predict
+from glprune.recipe import HIGHER_IS_BETTER, METRICS
 from glprune.removal import Removed
 from glprune.report import Quantized, QuantizedLatency, QuantizedMetric
 from glprune.shipping import file_columns
-from glprune.task import HIGHER_IS_BETTER, METRICS
 from glprune.units import Inputs
 
 Method = Literal["static", "dynamic"]

@@ -1,4 +1,4 @@
-"""Workers on Ray: resamples and refits on every machine of a cluster (``pip install 'glprune[ray]'``).
+"""Workers on Ray: paths, resamples and refits on every machine of a cluster (``pip install 'glprune[ray]'``).
 
 The recipe, the model and the data must be readable under the same paths everywhere.
 """
@@ -43,20 +43,31 @@ class RayWorkers(Generic[State]):
 
     Args:
         prepare: Called once by each worker; it pickles.
-        processes: Number of workers; None takes one for each core of the cluster.
+        processes: Number of workers at most, of a cluster that has cores for them; None takes as many as
+            it has cores for.
+        threads: Cores of each.
+        most: More workers than these have nothing to do.
 
     Raises:
         GlpruneError: The cluster cannot be joined.
     """
 
-    def __init__(self, prepare: Callable[[], State], processes: int | None) -> None:
+    def __init__(
+        self,
+        prepare: Callable[[], State],
+        processes: int | None = None,
+        threads: int = 1,
+        most: int | None = None,
+    ) -> None:
         self._joined = not ray.is_initialized()
         if self._joined:
-            _join(processes)
-        payload = pickle.dumps(prepare)
-        count = processes or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        make: Any = ray.remote(num_cpus=1)(_Actor)
-        self._actors: list[Any] = [make.remote(payload) for _ in range(count)]
+            _join(threads * (processes or max(1, available_cores() // threads)))
+        self._payload = pickle.dumps(prepare)
+        cores = int(ray.cluster_resources().get("CPU", 1))
+        offered = max(1, cores // threads)
+        self._most = min(offered, processes or offered, most or offered)
+        self._make: Any = ray.remote(num_cpus=min(threads, cores))(_Actor)
+        self._actors: list[Any] = []
 
     def __enter__(self) -> RayWorkers[State]:
         return self
@@ -77,6 +88,8 @@ class RayWorkers(Generic[State]):
     ) -> list[Outcome]:
         """See :meth:`glprune.workers.Workers.map`."""
         outcomes: dict[int, Outcome] = {}
+        while len(self._actors) < min(self._most, len(items)):
+            self._actors.append(self._make.remote(self._payload))
         waiting, idle, busy = list(enumerate(items)), list(self._actors), dict[Any, tuple[int, Any]]()
         while waiting or busy:
             while waiting and idle:
@@ -91,7 +104,12 @@ class RayWorkers(Generic[State]):
         return [outcomes[place] for place in range(len(items))]
 
 
-def _join(processes: int | None) -> None:
+def cluster_named() -> bool:
+    """Whether a cluster is joined already or named: no other will do."""
+    return ray.is_initialized() or "RAY_ADDRESS" in os.environ
+
+
+def _join(cores: int) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     address = os.environ.get("RAY_ADDRESS")
     before = signal.getsignal(signal.SIGTERM)
@@ -99,12 +117,12 @@ def _join(processes: int | None) -> None:
         if address:
             ray.init(address=address, **quiet)
         else:
-            ray.init(num_cpus=processes or available_cores(), include_dashboard=False, **quiet)
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anybody
+            ray.init(num_cpus=cores, include_dashboard=False, **quiet)
     except (RayError, ConnectionError, RuntimeError, ValueError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise GlpruneError(
-            f"Ray cannot be joined{f' at {address}' if address else ''} ({first}); "
-            "set stability.engine: local."
+            f"Ray cannot be joined{f' at {address}' if address else ''} ({first}); set workers.engine: local."
         ) from error
     finally:
         if threading.current_thread() is threading.main_thread():
@@ -119,5 +137,5 @@ def _outcome(ready: Any) -> Any:
         raise error.cause from None
     except RayError as error:
         raise GlpruneError(
-            "A worker of Ray's was lost, most likely for want of memory; set stability.processes lower."
+            "A worker of Ray's was lost, most likely for want of memory; set workers.processes lower."
         ) from error

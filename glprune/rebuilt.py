@@ -42,36 +42,51 @@ class Rebuilt:
 
 
 @dataclass(frozen=True)
-class Rebuild:
-    """Makes the same job and shipped network in another process.
+class RebuildJob:
+    """Makes the same job in another process.
 
     Attributes:
         recipe: The recipe.
         model: The trained weights.
         trust_pickle: Allow a fully pickled module.
-        surgery: What turned the network into the shipped one.
-        columns: The columns that one takes.
-        state: Its tensors.
     """
 
     recipe: Recipe
     model: Path
     trust_pickle: bool
+
+    def __call__(self) -> Job:
+        """Prepare the job with the process seeded as :func:`glprune.run` seeds its own."""
+        torch.manual_seed(self.recipe.seed)
+        torch.use_deterministic_algorithms(True)
+        return prepare(self.recipe, self.model, self.trust_pickle, silent)
+
+
+@dataclass(frozen=True)
+class Rebuild:
+    """Makes the same job and shipped network in another process.
+
+    Attributes:
+        job: Makes the job.
+        surgery: What turned the network into the shipped one.
+        columns: The columns that one takes.
+        state: Its tensors.
+    """
+
+    job: RebuildJob
     surgery: Surgery
     columns: tuple[Tensor, ...]
     state: dict[str, Tensor]
 
     @classmethod
-    def of(cls, job: Job, model: Path, trust_pickle: bool, removed: Removed, network: nn.Module) -> Rebuild:
-        """Of a run: its job, its arguments, what it removed and the network it ships."""
+    def of(cls, job: RebuildJob, removed: Removed, network: nn.Module) -> Rebuild:
+        """Of a run: what makes its job, what it removed and the network it ships."""
         state = {name: tensor.detach() for name, tensor in network.state_dict().items()}
-        return cls(job.recipe, model, trust_pickle, removed.surgery, removed.columns, state)
+        return cls(job, removed.surgery, removed.columns, state)
 
     def __call__(self) -> Rebuilt:
-        """Prepare the job with the process seeded as :func:`glprune.run` seeds its own."""
-        torch.manual_seed(self.recipe.seed)
-        torch.use_deterministic_algorithms(True)
-        job = prepare(self.recipe, self.model, self.trust_pickle, silent)
+        """Prepare the job and cut its network."""
+        job = self.job()
         network = copy.deepcopy(job.network)
         self.surgery.apply_(network)
         network.load_state_dict(self.state)

@@ -37,6 +37,15 @@ METRICS: dict[str, tuple[str, ...]] = {
     "regression": ("r2", "rmse", "mae"),
     "distillation": ("r2", "rmse", "cosine"),
 }
+HIGHER_IS_BETTER = {
+    "auroc": True,
+    "accuracy": True,
+    "log_loss": False,
+    "r2": True,
+    "rmse": False,
+    "mae": False,
+    "cosine": True,
+}
 
 Scalar = str | int | float | bool | None
 Text = Annotated[str, StringConstraints(min_length=1)]
@@ -459,7 +468,9 @@ class TrainSpec(Section):
         "trained there learns its rows by heart before the choice begins.",
     )
     polish: Annotated[int, Field(ge=0)] = Field(
-        20, description="Full-batch accelerated proximal steps that close each selected point."
+        20,
+        description="Most full-batch accelerated proximal steps that close a selected point. If a size was "
+        "asked for, they end as soon as a look, after every fifth, finds that size and optimal zero groups.",
     )
     halvings: Annotated[int, Field(ge=0, le=100)] = Field(
         0,
@@ -530,6 +541,12 @@ class ExportSpec(Section):
         "BUNDLE.NAME (entry points of the group glprune.exporters).",
     )
     opset: Annotated[int, Field(ge=17, le=21)] = Field(18, description="ONNX operator set.")
+    names: Literal["auto", "all", "digest"] = Field(
+        "auto",
+        description="all: the ONNX file carries the names of its columns; digest: their number and SHA-256, "
+        "the names are in the report and in input_schema.json; auto: the names, unless the file then had "
+        "more bytes than four for each parameter, 5 % and 4 kB.",
+    )
     quantize: Literal["int8"] | None = Field(
         None,
         description="int8: a second file, model.int8.onnx, in 8-bit integers, measured like the first. It is "
@@ -574,16 +591,6 @@ class StabilitySpec(Section):
         description="Measure what it costs to drop each kept field: cut from the shipped network, refit, "
         "metric on the validation and the test split.",
     )
-    processes: Annotated[int, Field(ge=1, le=1024)] | None = Field(
-        None,
-        description="Processes at work, one thread each; default one for each core. No result depends on it.",
-    )
-    engine: Literal["auto", "local", "ray"] = Field(
-        "auto",
-        description="local: processes of this machine; ray: workers on Ray (glprune[ray]), on all machines "
-        "of its cluster; auto: ray where it is installed and a cluster is joined or named by RAY_ADDRESS. No "
-        "result depends on it.",
-    )
 
     @model_validator(mode="after")
     def _something_differs(self) -> StabilitySpec:
@@ -599,6 +606,22 @@ class StabilitySpec(Section):
         if self.share == 1 and self.seeds == "recipe" and self.resamples:
             raise ValueError("share: 1 with seeds: recipe is one search many times; set seeds: own")
         return self
+
+
+class WorkersSpec(Section):
+    """Processes for what can be done side by side: paths of a stage, resamples, drop costs."""
+
+    engine: Literal["auto", "local", "ray"] = Field(
+        "auto",
+        description="local: processes of this machine; ray: workers on Ray (glprune[ray]), of the cluster "
+        "joined already or named by RAY_ADDRESS, else of one on this machine; auto: ray where it is "
+        "installed and starts. No result depends on it.",
+    )
+    processes: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        None,
+        description="Processes at work; default as many as the cores allow. Resamples and drop costs have a "
+        "thread each, paths what threads says. No result depends on it.",
+    )
 
 
 class PolicySpec(Section):
@@ -698,6 +721,7 @@ class Recipe(Section):
     stability: StabilitySpec | None = Field(
         None, description="How firm the choice of fields is; null: not measured."
     )
+    workers: WorkersSpec = Field(default_factory=WorkersSpec)
     policy: PolicySpec | None = Field(None, description="Rules on fields; null: none.")
     report: ReportSpec = Field(default_factory=ReportSpec)
     allow_inexact: bool = Field(

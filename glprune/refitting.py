@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from torch import nn
 
-from glprune.data import TensorSplit
-from glprune.job import Job, everything, narrowed, narrowing, validate
+from glprune.data import Narrowing, narrowed
+from glprune.job import Job, everything, validate
 from glprune.recall import keep_refit, recall_refit
 from glprune.recipe import RefitSpec
 from glprune.removal import Removed
@@ -34,7 +34,7 @@ def refitted(job: Job, removed: Removed, spec: RefitSpec | None = None) -> tuple
     """
     how = spec or job.recipe.refit
     how = how.model_copy(update={"distill": followed(job, removed)})
-    narrow = narrowing(removed.columns, job.axes)
+    narrow = Narrowing(removed.columns, job.axes)
     asked = {"epochs": how.epochs, "columns": [len(own) for own in removed.columns]}
     record = job.journal.recall("refit", asked)
     if record is not None:
@@ -46,11 +46,10 @@ def refitted(job: Job, removed: Removed, spec: RefitSpec | None = None) -> tuple
     return best, metric
 
 
-def _best_refit(
-    job: Job, removed: Removed, how: RefitSpec, narrow: Callable[[Inputs], Inputs]
-) -> tuple[RefitResult, float]:
+def _best_refit(job: Job, removed: Removed, how: RefitSpec, narrow: Narrowing) -> tuple[RefitResult, float]:
+    taken: Callable[[Inputs], Inputs]
     recipe, train, valid, taken = job.recipe, job.data.train, job.data.valid, narrow
-    if isinstance(train, TensorSplit) and not how.distill:  # a teacher would need all columns
+    if not how.distill:  # a teacher would need all columns
         train, valid, taken = narrowed(train, narrow), narrowed(valid, narrow), everything
     results = [
         refit(

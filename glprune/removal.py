@@ -19,8 +19,8 @@ from glprune.finite import finite_rows
 from glprune.groups import GroupSet, support
 from glprune.proof import TOLERANCE, difference, difference_after, outputs
 from glprune.report import Cut, Refusal
-from glprune.surgery import Surgery, all_columns, plan, select
-from glprune.units import Inputs, UnitSet
+from glprune.surgery import Surgery, all_columns, plan
+from glprune.units import Inputs, UnitSet, select
 
 _SMALL_BATCHES = (1, 3)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import importlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from glprune import bundle as bundles
 from glprune.regulations import regulations
 from glprune.report import (
     Baseline,
@@ -30,6 +31,7 @@ from glprune.report import (
 )
 from glprune.sections import sections, served
 from glprune.terminal import visible
+from glprune.traces import caption
 
 _MANY = 30
 _LABELS = {
@@ -278,6 +280,22 @@ def _int8_sentence(found: Quantized, main: Metric) -> str:
     )
 
 
+def file_sentence(report: Report) -> str:
+    """How large the shipped file is for its parameters, and how it names its columns."""
+    size, limit = report.size, bundles.size_limit(report.size.parameters_after)
+    found = "within" if size.onnx_bytes_after <= limit else "above"
+    names = {
+        "all": "It names its columns.",
+        "digest": "It holds the number of its columns and the SHA-256 of their names, which are in "
+        f"{bundles.CONTRACT}.",
+    }
+    return (
+        f"{report.export.file} has {size.onnx_bytes_after:,} bytes, "
+        f"{size.onnx_bytes_after - 4 * size.parameters_after:,} beside 4 for each parameter; that is {found} "
+        f"{limit:,}, 4 for each and 5 % and 4 kB. {names[report.export.names]}"
+    )
+
+
 def _widths_sentence(widths: Widths) -> str:
     rounded = f"rounded up to multiples of {widths.tried}"
     faster = f"{widths.speedup:.2f} times as fast at batch {widths.batch} before the refit"
@@ -347,7 +365,7 @@ def compared(report: Report) -> list[Compared]:
     baselines = report.baselines
     if baselines is None or not baselines.results:
         return []
-    kept = [f.name for f in report.features if f.status == "kept"]
+    kept = {f.name: None for f in report.features if f.status == "kept"}
     own = Compared(
         label="group LASSO, shipped",
         shipped=True,
@@ -361,9 +379,10 @@ def compared(report: Report) -> list[Compared]:
     return [own, *(row for result in reversed(baselines.results) for row in _compared(result, kept))]
 
 
-def _compared(result: Baseline, kept: Sequence[str]) -> list[Compared]:
+def _compared(result: Baseline, kept: Mapping[str, None]) -> list[Compared]:
     """One row for a single selection; a mean and its standard deviation for several."""
     runs, single = result.runs, result.runs[0] if len(result.runs) == 1 else None
+    theirs = set(single.kept) if single else set()
     figures = [*result.test, result.valid]
     *test, valid = (f"{spread.mean:.4f}" for spread in figures)
     row = Compared(
@@ -374,7 +393,7 @@ def _compared(result: Baseline, kept: Sequence[str]) -> list[Compared]:
         test=tuple(test),
         valid=valid,
         gained=[name for name in single.kept if name not in kept] if single else None,
-        lost=[name for name in kept if name not in single.kept] if single else None,
+        lost=[name for name in kept if name not in theirs] if single else None,
     )
     *test, valid = ("" if spread.std is None else f"{spread.std:.4f}" for spread in figures)
     deviation = replace(row, label="standard deviation", fields="", units="", test=tuple(test), valid=valid)
@@ -443,6 +462,7 @@ def _view(report: Report, pictures: bool) -> dict[str, Any]:
         "size_rows": size_rows(report),
         "bars": Markup(plots.norm_bars(kept[:_MANY])),
         "lines": Markup(plots.path_lines(report.path, report.features)),
+        "lines_caption": caption(report.path, report.features),
         "metric_plot": Markup(plots.path_metric(report.path, label(selection.metric), selection.reference)),
         "paths": [(s, [p for p in report.path if p.stage == s.number]) for s in report.stages],
         "penalty": penalty_sentence(report.penalty),
@@ -451,6 +471,7 @@ def _view(report: Report, pictures: bool) -> dict[str, Any]:
         "drop_rows": _drop_rows(report.drop_costs) if report.drop_costs else [],
         "compared": compared(report),
         "mac_ratio": mac_ratio(report.size),
+        "file": file_sentence(report),
     }
 
 
@@ -480,4 +501,9 @@ def size_rows(report: Report) -> list[Change]:
         ("Multiply-accumulates for one row", size.macs_before, size.macs_after),
         ("ONNX file, bytes", size.onnx_bytes_before, size.onnx_bytes_after),
     ]
-    return [Change(name, f"{b:,}", f"{a:,}", _share(a, b)) for name, b, a in pairs]
+    beside = (
+        f"{size.onnx_bytes_before - 4 * size.parameters_before:,}",
+        f"{size.onnx_bytes_after - 4 * size.parameters_after:,}",
+    )
+    changes = [Change(name, f"{b:,}", f"{a:,}", _share(a, b)) for name, b, a in pairs]
+    return [*changes, Change("of them beside 4 for each parameter", beside[0], beside[1], "")]

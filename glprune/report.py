@@ -307,6 +307,11 @@ class Export(Record):
     file: str
     signature: Literal["slim", "original"]
     exporter: str
+    names: Literal["all", "digest"] = Field(
+        "all",
+        description="how the file's metadata gives the names of its columns: all of them, or their number "
+        "and SHA-256",
+    )
     opset: int
     inputs: list[Input] = Field(description="in the file's order")
     outputs: list[Output] = Field(description="in the file's order")

@@ -14,84 +14,52 @@ References:
 
 from __future__ import annotations
 
-import copy
+import contextlib
+import functools
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
-
-import torch
 
 from glprune import crew
+from glprune.abreast import attempts
+from glprune.data import Narrowing
 from glprune.errors import TargetError
-from glprune.events import Listener, PointDone, Stage
+from glprune.events import Listener, Stage
 from glprune.forbidden import without_forbidden
-from glprune.groups import sliced, support
-from glprune.job import Job, continued, everything, first_rows, narrowing, validate
-from glprune.journal import Record
-from glprune.measure import macs, parameters
-from glprune.objective import Objective
-from glprune.path import RegularisationPath, at_lambda, at_most, towards
-from glprune.point import Point, Size
-from glprune.recall import Kept, keep_points, keep_refit, recall_points, recall_refit
-from glprune.recipe import AUTO_MULTIPLE, FASTER, RefitSpec
+from glprune.goals import (
+    WORDS,
+    Approach,
+    Arrive,
+    Counted,
+    Exactly,
+    Goal,
+    Pick,
+    absolute,
+    size_now,
+    support_of,
+)
+from glprune.job import Job, everything, first_rows, validate
+from glprune.measure import macs
+from glprune.recipe import RefitSpec
 from glprune.refitting import refitted
-from glprune.removal import Removed, followed_by, kept_units, remove, shaped
-from glprune.report import Latency, PathPoint, Widths
-from glprune.sizes import MEASURES, Stopwatch, measured, uniform, unit_costs
+from glprune.removal import Removed, shaped
+from glprune.sizes import MEASURES, Stopwatch, uniform, unit_costs
+from glprune.stage import Asked, StageRun, Standing, attempt
 from glprune.task import gain
 from glprune.train import RefitResult
 from glprune.units import Kind
+from glprune.workers import Fan
 
-Counted = Literal["fields", "hidden", "parameters", "macs"]
-Pick = Callable[[RegularisationPath, Job], Point | None]
-
-WORDS: Mapping[Counted, str] = {
-    "fields": "input fields",
-    "hidden": "hidden units",
-    "parameters": "parameters",
-    "macs": "multiply-accumulates for one row",
-}
 _STEP = 0.5  # share of the size a stage of max_drop aims at, until one loses too much
 _FAILURES = 4
 _LEAST_STEP = 0.2
-_MANY_FIELDS = 1000
 _NEAR, _ROUGHLY = 0.02, 0.1
 _CLOCKED, _CLOCKINGS = 3, 6
+_WORTH = 10.0  # seconds of a path from which on other processes are worth their start
 _DENSEST = "of the points that keep no more, the one that keeps most"
-
-
-@dataclass(frozen=True)
-class StageRun:
-    """One path and the network it led to.
-
-    Attributes:
-        job: The network it began with, its groups and its data.
-        kinds: Kinds of groups under the penalty.
-        rule: What its point was chosen by.
-        balance: Factor on the strength of input groups.
-        points: The path, by growing lambda.
-        selected: The chosen point.
-        cut: What this stage cut.
-        removed: Everything cut so far, in the numbering of the original network.
-        fitted: The refit.
-        metric: The selection metric on the validation split after it.
-        widths: What the clock said of hidden widths, where it was asked.
-    """
-
-    job: Job
-    kinds: tuple[Kind, ...]
-    rule: str
-    balance: float
-    points: list[Point]
-    selected: Point
-    cut: Removed
-    removed: Removed
-    fitted: RefitResult
-    metric: float
-    widths: Widths | None = None
 
 
 @dataclass(frozen=True)
@@ -113,52 +81,42 @@ class Chosen:
     refit_metric: float
 
 
-@dataclass(frozen=True)
-class Goal:
-    """At most so much of something.
-
-    Attributes:
-        counted: What is counted.
-        limit: How much of it may stay.
-        kinds: Kinds of groups under the penalty.
-        name: The target's key, for messages.
-        slack: Share of the limit by which a point may stay below it without a search for a larger one.
-    """
-
-    counted: Counted
-    limit: float
-    kinds: tuple[Kind, ...]
-    name: str
-    slack: float = 0.0
-
-    @property
-    def least(self) -> float:
-        """The size from which on a larger one is not searched for."""
-        return (1 - self.slack) * self.limit
-
-
-def search(job: Job, listener: Listener) -> Chosen:
+def search(job: Job, listener: Listener, workers: Callable[[], Fan[Job]] | None = None) -> Chosen:
     """Find the network the recipe's target asks for.
+
+    Args:
+        job: The job.
+        listener: Told stages and points.
+        workers: Makes processes that prepared the same job, for paths side by side; they are started where
+            paths take long. The outcome does not depend on them.
 
     Raises:
         TargetError: No network meets the target.
     """
-    return _Search(job, listener).run()
+    with contextlib.ExitStack() as open_:
+        start = functools.cache(lambda: open_.enter_context(workers())) if workers is not None else None
+        return _Search(job, listener, start).run()
 
 
 class _Search:
-    """A search at work: the original job, the network it stands on, what that lost, and the stages so far."""
+    """A search at work: the original job, the network it stands on, and the stages so far."""
 
-    def __init__(self, job: Job, listener: Listener) -> None:
-        self.original, self.job, self.listener = job, job, listener
+    def __init__(self, job: Job, listener: Listener, workers: Callable[[], Fan[Job]] | None) -> None:
+        self.original, self.listener, self.workers = job, listener, workers
+        self.standing = Standing(job, job)
         self.stages: list[StageRun] = []
+        self.pace = 0.0
         self.reference = validate(job, job.network, everything)
-        self.removed = without_forbidden(job)
-        if self.removed is not None:
+        removed = without_forbidden(job)
+        if removed is not None:
             listener(Stage("policy", "refitting the network without the fields that must go"))
-            fitted, _ = refitted(job, self.removed, self._brief())
-            groups = [sliced(g, self.removed.surgery.kept) for g in job.groups]
-            self.job = continued(job, fitted.network, self.removed.columns, groups)
+            fitted, _ = refitted(job, removed, self._brief())
+            self.standing = Standing.on(job, fitted.network, removed, 0)
+
+    @property
+    def job(self) -> Job:
+        """The job of the network the search stands on."""
+        return self.standing.job
 
     def run(self) -> Chosen:
         target = self.original.recipe.target
@@ -181,31 +139,31 @@ class _Search:
 
     def _lambda(self, lam: float, kinds: tuple[Kind, ...]) -> None:
         rule = f"lambda {lam:g} as the recipe states"
-        run = self._attempt(kinds, rule, lambda path, job: at_lambda(path, lam), self._full())
-        assert run is not None  # at_lambda returns a point or raises
+        run = self._attempt(Asked(kinds, rule, Exactly(lam), self._full()))
+        assert run is not None  # it picks a point or raises
         self._commit(run)
 
     def _reach(self, goal: Goal) -> None:
         """Stages of equal ratios from the present size down to the goal's."""
-        now = start = _size_now(self.job, goal.counted)
+        now = start = size_now(self.job, goal.counted)
         count = self._stages(start, goal)
         for number in range(1, count):
             limit = start * (goal.limit / start) ** (number / count)
             if now <= limit:
                 continue
-            pick = _approach(goal, now, limit)
+            pick = Approach(goal, now, limit)
             rule = f"on the way to at most {goal.limit:,.0f} {WORDS[goal.counted]}"
             run = self._best(goal, rule, pick, self._brief())
             if run is None:
                 continue
             self._commit(run)
-            now = _size_now(self.job, goal.counted)
+            now = size_now(self.job, goal.counted)
             if now <= goal.limit:  # another path would cut more
                 self.stages[-1] = self._refitted(run)
                 return
         rule = f"at most {goal.limit:,.0f} {WORDS[goal.counted]}: {_DENSEST}"
-        run = self._best(goal, rule, _arrive(goal), self._full())
-        assert run is not None  # at_most returns a point or raises
+        run = self._best(goal, rule, Arrive(goal), self._full())
+        assert run is not None  # it picks a point or raises
         self._commit(run)
 
     def _stages(self, start: float, goal: Goal) -> int:
@@ -224,7 +182,7 @@ class _Search:
                 reached = self._clocked("reached", lambda: self._excess_now(watch, asked))
                 if reached <= 1:
                     return
-                limit = 0.95 * _size_now(self.job, "macs") / reached
+                limit = 0.95 * size_now(self.job, "macs") / reached
         raise TargetError(
             f"target.latency: {asked} was not reached; the network found takes {reached:.2f} times as much "
             f"at batch {batch}. Ask for less, or for macs: widths alone do not make it faster here."
@@ -249,7 +207,7 @@ class _Search:
         share, failures, tried = _STEP, 0, -math.inf
         lost: set[bytes] = set()  # supports that lost too much; their refit would again
         while failures < _FAILURES:
-            now = _size_now(self.job, counted)
+            now = size_now(self.job, counted)
             limit = math.floor(now * share)
             if now <= 1:
                 break
@@ -262,7 +220,7 @@ class _Search:
                     self._commit(whole, run.fitted)
                     lost.clear()
                     continue
-                lost.add(_support_of(run.selected))
+                lost.add(support_of(run.selected))
             failures += 1
             if limit >= now - 1:
                 break
@@ -275,141 +233,51 @@ class _Search:
             )
 
     def _drop_attempt(self, goal: Goal, rule: str, lost: set[bytes]) -> StageRun | None:
-        def pick(path: RegularisationPath, job: Job) -> Point | None:
-            point = _arrive(goal)(path, job)
-            return None if _support_of(point) in lost else point
-
         try:
-            return self._best(goal, rule, pick, self._brief())
+            return self._best(goal, rule, Arrive(goal, frozenset(lost)), self._brief())
         except TargetError:  # the groups leave together: as good as losing too much
             return None
 
     def _best(self, goal: Goal, rule: str, pick: Pick, spec: RefitSpec) -> StageRun | None:
-        """The best on the validation split over the balances of input and hidden strengths."""
+        """The best on the validation split over the balances of input and hidden strengths.
+
+        Raises:
+            TargetError: None of them has a network, and some path cannot meet the target.
+        """
         joint = goal.counted in MEASURES and self._both(goal.kinds)
         balances = self.original.recipe.penalty.balances if joint else (1.0,)
         costs = unit_costs(self.job, MEASURES[goal.counted]) if goal.counted in MEASURES else {}
-        runs = [self._attempt(goal.kinds, rule, pick, spec, b, costs) for b in balances]
-        found = [run for run in runs if run is not None]
+        outcomes = self._outcomes([Asked(goal.kinds, rule, pick, spec, b, costs) for b in balances])
+        found = [run for run in outcomes if isinstance(run, StageRun)]
+        failures = [error for error in outcomes if isinstance(error, TargetError)]
+        if failures and not found:
+            raise failures[0]
         metric = self.original.metric
         return max(found, key=lambda run: gain(metric, 0.0, run.metric), default=None)
+
+    def _outcomes(self, asks: Sequence[Asked]) -> list[StageRun | TargetError | None]:
+        """What comes of several paths, in their order: here, or side by side where they take long."""
+        outcomes: list[StageRun | TargetError | None] = []
+        for number, asked in enumerate(asks):
+            left = asks[number:]
+            if self.workers is not None and len(left) > 1 and self.pace >= _WORTH:
+                return [*outcomes, *attempts(self.standing, left, self.workers(), self.listener)]
+            try:
+                outcomes.append(self._attempt(asked))
+            except TargetError as error:
+                outcomes.append(error)
+        return outcomes
+
+    def _attempt(self, asked: Asked) -> StageRun | None:
+        start = time.monotonic()
+        try:
+            return attempt(self.standing, asked, self.listener)
+        finally:
+            self.pace = max(self.pace, time.monotonic() - start)
 
     def _both(self, kinds: tuple[Kind, ...]) -> bool:
         penalised = {groups.kind for groups, _ in self.job.penalised(kinds)}
         return penalised == {"input", "hidden"}
-
-    def _attempt(
-        self,
-        kinds: tuple[Kind, ...],
-        rule: str,
-        pick: Pick,
-        spec: RefitSpec,
-        balance: float = 1.0,
-        costs: Mapping[str, float] = {},
-    ) -> StageRun | None:
-        """Run one path, cut at its chosen point and refit; nothing is changed here."""
-        number = len(self.stages) + 1
-        self.listener(Stage(f"path {number}", f"training along growing lambda, {rule}"))
-        journal = self.original.journal
-        asked = {"number": number, "rule": rule, "balance": balance, "epochs": spec.epochs}
-        place, record = journal.place, journal.recall("stage", asked)
-        if record is not None:
-            return self._recalled(record, kinds, rule, balance) if record.facts else None
-        path = self._path(kinds, balance, costs, number)
-        point = pick(path, self.job)
-        run = None if point is None else self._cut_at(point, path.points, kinds, rule, balance, spec)
-        facts, tensors = _keep_stage(run) if run is not None else ({}, {})
-        journal.keep("stage", asked, facts, tensors, since=place)
-        for p in path.points:
-            p.state = {}
-        return run
-
-    def _cut_at(
-        self,
-        point: Point,
-        points: list[Point],
-        kinds: tuple[Kind, ...],
-        rule: str,
-        balance: float,
-        spec: RefitSpec,
-    ) -> StageRun:
-        number = len(self.stages) + 1
-        self.listener(Stage(f"cut {number}", "cutting zero groups, comparing outputs at every cut"))
-        cut, removed, widths = self._fitting(point, number)
-        self.listener(Stage(f"refit {number}", "training the slim network without penalty"))
-        fitted, metric = refitted(self.original, removed, spec)
-        point.refit_metric = metric
-        return StageRun(self.job, kinds, rule, balance, points, point, cut, removed, fitted, metric, widths)
-
-    def _fitting(self, point: Point, number: int) -> tuple[Removed, Removed, Widths | None]:
-        """The removals of a point, with the hidden widths the recipe asks for or the clock prefers."""
-        target = self.original.recipe.target
-        if target.multiple != "auto":
-            return *self._removals(point, target.multiple), None
-        exact, rounded = (self._removals(point, m) for m in (1, AUTO_MULTIPLE))
-        if parameters(exact[0].network) == parameters(rounded[0].network):
-            return *exact, None
-        self.listener(Stage(f"widths {number}", f"timing widths that are multiples of {AUTO_MULTIPLE}"))
-        widths = self._timed(exact[1], rounded[1], number)
-        return *(exact if widths.multiple == 1 else rounded), widths
-
-    def _timed(self, exact: Removed, rounded: Removed, number: int) -> Widths:
-        """What the clock says of two removals, or said before the run was stopped."""
-
-        def measure() -> Widths:
-            with tempfile.TemporaryDirectory(prefix="glprune-") as folder:
-                watch = Stopwatch(self.original, self.original.recipe.target.batch, Path(folder))
-                return _widths(watch.against(exact, rounded))
-
-        journal, asked = self.original.journal, {"number": number}
-        record = journal.recall("widths", asked)
-        if record is None:
-            record = journal.keep("widths", asked, crew.measured(measure).model_dump(mode="json"))
-        return Widths.model_validate(record.facts)
-
-    def _recalled(self, record: Record, kinds: tuple[Kind, ...], rule: str, balance: float) -> StageRun:
-        """A stage that a stopped run had done; its cut is made and certified again."""
-        facts, tensors = record.facts, self.original.journal.weights(record)
-        points = recall_points(facts, tensors)
-        selected = points[facts["selected"]]
-        widths = Widths.model_validate(facts["widths"]) if facts["widths"] else None
-        target = self.original.recipe.target
-        multiple = 1 if target.multiple == "auto" else target.multiple
-        cut, removed = self._removals(selected, widths.multiple if widths else multiple)
-        selected.state = {}
-        fitted, metric = recall_refit(facts["refit"], tensors, removed.network), facts["metric"]
-        return StageRun(
-            self.job, kinds, rule, balance, points, selected, cut, removed, fitted, metric, widths
-        )
-
-    def _removals(self, point: Point, multiple: int) -> tuple[Removed, Removed]:
-        """What a point cuts out of the network the search stands on, and everything cut so far."""
-        cut = removal_at(self.job, point, multiple)
-        return cut, followed_by(self.removed, cut) if self.removed is not None else cut
-
-    def _path(
-        self, kinds: tuple[Kind, ...], balance: float, costs: Mapping[str, float], number: int
-    ) -> RegularisationPath:
-        job, recipe = self.job, self.original.recipe
-        network = copy.deepcopy(job.network)
-        penalised = [
-            (g, w * costs.get(g.name, 1.0) * (balance if g.kind == "input" else 1.0))
-            for g, w in job.penalised(kinds)
-        ]
-        objective = Objective(
-            network, job.task, job.data.train, penalised, recipe.train.bound, recipe.penalty, job.make_penalty
-        )
-
-        def done(point: Point) -> None:
-            record = path_record(point, number, job, self.original)
-            self.listener(PointDone(len(path.points), recipe.train.points, record))
-
-        def measure() -> float:
-            return validate(job, network, everything)
-
-        journal = self.original.journal
-        path = RegularisationPath(objective, job.groups, recipe.train, recipe.seed, measure, done, journal)
-        return path
 
     def _refitted(self, run: StageRun) -> StageRun:
         """A stage with the refit of the recipe instead of the brief one."""
@@ -423,10 +291,8 @@ class _Search:
         After a long refit weak groups have grown again, so that a path has a worse start.
         """
         self.stages.append(run)
-        self.removed = run.removed
-        groups = [sliced(g, run.cut.surgery.kept) for g in run.job.groups]
         network = (stand or run.fitted).network
-        self.job = continued(self.original, network, run.removed.columns, groups)
+        self.standing = Standing.on(self.original, network, run.removed, len(self.stages))
 
     def _full(self) -> RefitSpec:
         return self.original.recipe.refit
@@ -442,30 +308,8 @@ class _Search:
         counted: Counted = "parameters" if target.parameters is not None else "macs"
         asked = target.parameters if target.parameters is not None else target.macs
         assert asked is not None  # the recipe holds a target
-        limit = absolute(asked, _size_now(self.original, counted))
+        limit = absolute(asked, size_now(self.original, counted))
         return Goal(counted, limit, kinds, f"target.{counted}", slack=_NEAR)
-
-
-def _keep_stage(run: StageRun) -> Kept:
-    """A stage as the journal keeps it: points, of which the selected one has its weights, and the refit."""
-    points = [p if p is run.selected else replace(p, state={}) for p in run.points]
-    facts, tensors = keep_points(points)
-    refit, own = keep_refit(run.fitted)
-    chosen = {"selected": run.points.index(run.selected), "refit": refit, "metric": run.metric}
-    chosen["widths"] = run.widths.model_dump() if run.widths else None
-    return facts | chosen, tensors | own
-
-
-def _approach(goal: Goal, now: float, limit: float) -> Pick:
-    """Pick the smallest point above the goal, on a path that stops at a limit before it."""
-    return lambda path, job: towards(path, size_of(goal.counted, job, path), now, limit, goal.least)
-
-
-def _arrive(goal: Goal) -> Callable[[RegularisationPath, Job], Point]:
-    """Pick the largest point within the goal."""
-    return lambda path, job: at_most(
-        path, size_of(goal.counted, job, path), goal.limit, goal.name, goal.slack
-    )
 
 
 def _excess(times: tuple[float, float], asked: str | float) -> float:
@@ -486,7 +330,7 @@ def _macs_for_latency(job: Job, watch: Stopwatch, asked: str | float, kinds: Seq
     def narrowed(share: float) -> tuple[float, float]:
         marks, multiple = uniform(job, share, kinds), job.recipe.target.counted_multiple
         network, columns = shaped(job.network, job.groups, marks, job.probe, job.axes, multiple)
-        size = macs(network, narrowing(columns, job.axes)(first_rows(job.data.test, 1)))
+        size = macs(network, Narrowing(columns, job.axes)(first_rows(job.data.test, 1)))
         return _excess(watch(network, columns), asked), size
 
     excess, size = narrowed(0.0)
@@ -501,85 +345,3 @@ def _macs_for_latency(job: Job, watch: Stopwatch, asked: str | float, kinds: Seq
         excess, counted = narrowed(middle)
         low, high, size = (middle, high, counted) if excess <= 1 else (low, middle, size)
     return size
-
-
-def _widths(times: Latency) -> Widths:
-    """The widths the clock prefers; rounded ones have more weights and must be faster beyond its noise."""
-    return Widths(
-        multiple=AUTO_MULTIPLE if times.speedup > 1 + FASTER else 1,
-        tried=AUTO_MULTIPLE,
-        batch=times.batch,
-        runs=times.runs,
-        exact_ms=times.original_ms,
-        rounded_ms=times.slim_ms,
-        speedup=times.speedup,
-    )
-
-
-def absolute(asked: str | float, whole: float) -> float:
-    """A budget as a number: itself, or a percentage of the whole."""
-    return float(asked[:-1]) / 100 * whole if isinstance(asked, str) else float(asked)
-
-
-def size_of(counted: Counted, job: Job, path: RegularisationPath) -> Size:
-    """What a point of a path keeps."""
-    if counted == "fields":
-        return path.fields_kept
-    multiple = job.recipe.target.counted_multiple
-    if counted == "hidden":
-        return lambda point: sum(
-            len(k) for u, k in kept_units(job.groups, point.alive, multiple) if u.kind == "hidden"
-        )
-    known: dict[bytes, int] = {}  # by what is alive: a point would keep its weights
-
-    def size(point: Point) -> int:
-        key = _support_of(point)
-        if key not in known:
-            known[key] = measured(job, point.alive, MEASURES[counted], multiple)
-        return known[key]
-
-    return size
-
-
-def _support_of(point: Point) -> bytes:
-    return torch.cat(point.alive).numpy().tobytes()
-
-
-def _size_now(job: Job, counted: Counted) -> float:
-    """What the network of a job has."""
-    if counted == "fields":
-        return len(job.data.fields)
-    if counted == "hidden":
-        return sum(g.units.count for g in job.groups if g.kind == "hidden" and not g.units.refused)
-    alive = [support(job.network.state_dict(), g) for g in job.groups]
-    return measured(job, alive, MEASURES[counted], job.recipe.target.counted_multiple)
-
-
-def removal_at(job: Job, point: Point, multiple: int = 1) -> Removed:
-    """Cut what is zero at a point of a path over a job's network, hidden widths rounded to multiples."""
-    zeroed = copy.deepcopy(job.network)
-    zeroed.load_state_dict(point.state)
-    return remove(zeroed, job.groups, job.probe, job.axes, multiple=multiple)
-
-
-def path_record(point: Point, stage: int, job: Job, original: Job, selected: bool = False) -> PathPoint:
-    """A point of the path as the report states it, norms in the order of all fields."""
-    fields = original.data.fields
-    norms = dict(zip((f.name for f in job.data.fields), point.norms, strict=True))
-    told = selected or len(fields) <= _MANY_FIELDS
-    return PathPoint(
-        stage=stage,
-        lam=point.lam,
-        objective=point.loss + point.penalty,
-        loss=point.loss,
-        penalty=point.penalty,
-        kkt_zero=point.kkt_zero,
-        kkt_active=point.kkt_active,
-        fields=point.fields,
-        columns=point.columns,
-        hidden=point.hidden,
-        metric=point.metric,
-        refit_metric=point.refit_metric,
-        norms=[norms.get(f.name, 0.0) for f in fields] if told else [],
-        selected=selected,
-    )

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from glprune.job import Job
 from glprune.protected import Attribute, segmented
-from glprune.recipe import PolicySpec
+from glprune.recipe import METRICS, PolicySpec
 from glprune.report import DecisionChange, ProtectedAttribute, Segment, SegmentMetric, Segments
-from glprune.task import METRICS, Task
+from glprune.task import Task
 
 THRESHOLD = 0.5
 Status = Literal["kept", "removed", "outside"]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from glprune.crew import Crew
-from glprune.data import Inputs, Split, StreamedSplit
+from glprune.data import Inputs, Narrowing, Split, StreamedSplit, narrowed
 from glprune.errors import ModelError
 from glprune.journal import Journal, Record, tensors_digest
 
@@ -38,6 +38,10 @@ class SharedSplit:
     def rows(self) -> int:
         """Number of rows of all processes."""
         return self.whole.rows
+
+    def narrowed(self, narrow: Narrowing) -> SharedSplit:
+        """The same parts of the kept columns."""
+        return replace(self, whole=narrowed(self.whole, narrow))
 
     def batches(self, size: int | None, generator: torch.Generator | None) -> Iterator[tuple[Inputs, Tensor]]:
         """Yield this process's part of each batch; every process gets as many, some of no rows."""

@@ -2,58 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from glprune.export import Select, export_onnx
-from glprune.job import Job, caller, everything, first_rows, narrowing
-from glprune.measure import OnnxFile, predict
+from glprune import bundle as bundles
+from glprune.data import Narrowing
+from glprune.export import Exported, Select, export_onnx
+from glprune.job import Job, caller, everything, first_rows
+from glprune.measure import OnnxFile, parameters, predict
 from glprune.proof import difference
 from glprune.removal import Removed
 from glprune.units import Inputs
 
 
-def write_onnx(job: Job, network: nn.Module, example: Inputs, path: Path, metadata: Mapping[str, str]) -> str:
-    """Write a network as the recipe's ``export`` says and return the exporter used.
+def write_onnx(
+    job: Job,
+    network: nn.Module,
+    example: Inputs,
+    path: Path,
+    metadata: Sequence[Mapping[str, str]] = ({},),
+    limit: int | None = None,
+) -> Exported:
+    """Write a network as the recipe's ``export`` says; see :func:`glprune.export.export_onnx`.
 
     Args:
         job: The job.
         network: The network, in evaluation mode.
         example: Rows of its inputs, at least 2.
         path: The file to write.
-        metadata: What the file says of itself.
+        metadata: What the file may say of itself, the fullest first.
+        limit: Bytes it should not exceed.
 
     Raises:
         ModelError: The network cannot be exported.
     """
-    spec = job.recipe.export
-    names, outputs = job.input_names, job.outputs.names
     return export_onnx(
-        network, example, names, outputs, path, opset=spec.opset, metadata=metadata, dynamic=spec.dynamic
+        network,
+        example,
+        job.input_names,
+        job.outputs.names,
+        path,
+        opset=job.recipe.export.opset,
+        metadata=metadata,
+        limit=limit,
+        dynamic=job.recipe.export.dynamic,
     )
 
 
 def write_shipped(
-    job: Job, removed: Removed, network: nn.Module, path: Path, metadata: Mapping[str, str]
-) -> str:
-    """Write a refitted slim network under the recipe's signature and return the exporter used.
+    job: Job, removed: Removed, network: nn.Module, path: Path, metadata: Sequence[Mapping[str, str]] = ()
+) -> Exported:
+    """Write a refitted slim network under the recipe's signature.
+
+    A file that says something of itself is kept within :func:`glprune.bundle.size_limit`, where that can be.
 
     Raises:
         ModelError: The network cannot be exported.
     """
+    limit = bundles.size_limit(parameters(network)) if metadata else None
     if job.recipe.export.signature == "original":
         network = Select(network, removed.columns, job.axes).eval()
     example = file_columns(job, removed)(first_rows(job.data.test, 4))
-    return write_onnx(job, network, example, path, metadata)
+    return write_onnx(job, network, example, path, metadata or ({},), limit)
 
 
 def file_columns(job: Job, removed: Removed) -> Callable[[Inputs], Inputs]:
     """Take the columns the shipped file has inputs for out of a full batch."""
     if job.recipe.export.signature == "original":
         return everything
-    return narrowing(removed.columns, job.axes)
+    return Narrowing(removed.columns, job.axes)
 
 
 def on_test_rows(
@@ -71,5 +90,5 @@ def on_test_rows(
         Its outputs, the targets, and the largest relative difference to PyTorch's outputs.
     """
     found, target = predict(file, job.data.test, file_columns(job, removed))
-    expected, _ = predict(caller(network), job.data.test, narrowing(removed.columns, job.axes))
+    expected, _ = predict(caller(network), job.data.test, Narrowing(removed.columns, job.axes))
     return found, target, difference(expected, found)

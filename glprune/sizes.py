@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from glprune.data import Narrowing
 from glprune.export import export_onnx
 from glprune.groups import GroupSet
-from glprune.job import Job, first_rows, narrowing
+from glprune.job import Job, first_rows
 from glprune.measure import OnnxFile, latency, macs, parameters
 from glprune.removal import Removed, shaped
 from glprune.report import Latency
@@ -31,7 +32,7 @@ def measured(job: Job, alive: Alive, measure: Measure, multiple: int = 1) -> int
         multiple: Of hidden widths.
     """
     network, columns = shaped(job.network, job.groups, alive, job.probe, job.axes, multiple)
-    return measure(network, narrowing(columns, job.axes)(first_rows(job.data.test, 1)))
+    return measure(network, Narrowing(columns, job.axes)(first_rows(job.data.test, 1)))
 
 
 def count_parameters(network: nn.Module, inputs: Inputs) -> int:
@@ -103,23 +104,22 @@ class Stopwatch:
 
     def __call__(self, network: nn.Module, columns: tuple[Tensor, ...]) -> tuple[float, float]:
         """Latency of a network in ms, and as a share of the original's, run in turn."""
-        slim = narrowing(columns, self.job.axes)(self.inputs)
+        slim = Narrowing(columns, self.job.axes)(self.inputs)
         file = self._file(network, slim, "slim.onnx")
         times = latency(self.original, file, self.inputs, slim, self.batch, self.threads)
         return times.slim_ms, 1.0 / times.speedup
 
     def against(self, first: Removed, second: Removed) -> Latency:
         """Latency of two slim networks, run in turn; the second one's speed-up over the first."""
-        before, after = (narrowing(r.columns, self.job.axes)(self.inputs) for r in (first, second))
+        before, after = (Narrowing(r.columns, self.job.axes)(self.inputs) for r in (first, second))
         one = self._file(first.network, before, "first.onnx")
         other = self._file(second.network, after, "second.onnx")
         return latency(one, other, before, after, self.batch, self.threads)
 
     def _file(self, network: nn.Module, inputs: Inputs, name: str) -> OnnxFile:
         names, outputs, spec = self.job.input_names, self.job.outputs.names, self.job.recipe.export
-        dynamic = {k: {int(a): label for a, label in axes.items()} for k, axes in spec.dynamic_axes.items()}
         path = self.folder / name
-        export_onnx(network, inputs, names, outputs, path, opset=spec.opset, metadata={}, dynamic=dynamic)
+        export_onnx(network, inputs, names, outputs, path, opset=spec.opset, dynamic=spec.dynamic)
         return OnnxFile(path, self.threads)
 
 

@@ -21,7 +21,8 @@ from glprune.events import silent
 from glprune.job import Job, assemble, everything
 from glprune.model import Network
 from glprune.recipe import Recipe, RefitSpec
-from glprune.search import Chosen, path_record, search
+from glprune.search import Chosen, search
+from glprune.stage import path_record
 from glprune.summary import kept_fields
 from glprune.train import refit
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ from glprune.policy_summary import (
     reason,
 )
 from glprune.proof import TOLERANCE
-from glprune.recipe import PenaltySpec, Recipe
+from glprune.recipe import HIGHER_IS_BETTER, PenaltySpec, Recipe
 from glprune.refitting import followed
 from glprune.removal import Removed
 from glprune.report import (
@@ -62,8 +63,9 @@ from glprune.report import (
     Stability,
     Timing,
 )
-from glprune.search import Chosen, StageRun, path_record
-from glprune.task import HIGHER_IS_BETTER, gain
+from glprune.search import Chosen
+from glprune.stage import StageRun, path_record
+from glprune.task import gain
 
 # above this share of the penalty an optimality condition is reported as not met
 _KKT_TOLERANCE = 0.05
@@ -112,6 +114,7 @@ class Measured:
         difference: ONNX Runtime against PyTorch for the shipped file.
         rows: Rows of the test split.
         exporter: The exporter that wrote the shipped file.
+        names: How that file gives the names of its columns.
         segments: Metrics and decisions by protected attribute, if there is a policy.
     """
 
@@ -122,6 +125,7 @@ class Measured:
     difference: float
     rows: int
     exporter: str
+    names: Literal["all", "digest"]
     segments: Segments | None
 
 
@@ -234,9 +238,9 @@ def _path(outcome: Outcome) -> list[PathPoint]:
 def _stage(number: int, run: StageRun) -> SearchStage:
     return SearchStage(
         number=number,
-        penalised=list(run.kinds),
-        rule=run.rule,
-        balance=run.balance,
+        penalised=list(run.asked.kinds),
+        rule=run.asked.rule,
+        balance=run.asked.balance,
         lam=run.selected.lam,
         fields=run.selected.fields,
         hidden=run.selected.hidden,
@@ -246,7 +250,7 @@ def _stage(number: int, run: StageRun) -> SearchStage:
 
 def _last_of_inputs(chosen: Chosen) -> StageRun:
     """The last stage whose path had inputs under the penalty, else the last of all."""
-    return next((run for run in reversed(chosen.stages) if "input" in run.kinds), chosen.stages[-1])
+    return next((run for run in reversed(chosen.stages) if "input" in run.asked.kinds), chosen.stages[-1])
 
 
 def _digests(outcome: Outcome) -> Digests:
@@ -318,7 +322,7 @@ def _exits(outcome: Outcome) -> dict[str, _Exit]:
     """By field, over the stages that had it under the penalty."""
     found: dict[str, _Exit] = {}
     for number, run in enumerate(outcome.chosen.stages, 1):
-        if "input" not in run.kinds:
+        if "input" not in run.asked.kinds:
             continue
         sets = run.job.input_groups
         weights = [w for g in sets for w in run.job.weights(g).tolist()]
@@ -421,14 +425,14 @@ def shipped_inputs(job: Job, removed: Removed) -> list[Input]:
             name=part.name,
             dtype=dtype_name(x),
             axis=part.axis,
-            columns=[
-                name
-                for n, name in enumerate(part.columns)
-                if whole or part.axis is None or n in set(kept.tolist())
-            ],
+            columns=[part.columns[n] for n in _shipped(len(part.columns), kept, whole or part.axis is None)],
         )
         for part, kept, x in zip(job.data.inputs, removed.columns, job.probe, strict=True)
     ]
+
+
+def _shipped(width: int, kept: Tensor, whole: bool) -> Sequence[int]:
+    return range(width) if whole else kept.tolist()
 
 
 def dtype_name(x: Tensor) -> DType:
@@ -506,6 +510,7 @@ def _export(outcome: Outcome) -> Export:
         file=bundles.ONNX,
         signature=spec.signature,
         exporter=outcome.measured.exporter,
+        names=outcome.measured.names,
         opset=spec.opset,
         inputs=shipped_inputs(job, outcome.chosen.removed),
         outputs=[_output(job, number) for number in range(len(job.outputs.names))],

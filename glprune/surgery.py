@@ -185,14 +185,6 @@ def slice_(network: nn.Module, kept: Mapping[tuple[str, int], Tensor]) -> None:
             module.num_groups = max(1, module.num_channels // per_group)
 
 
-def select(inputs: Inputs, axes: Sequence[int | None], columns: Sequence[Tensor]) -> Inputs:
-    """Take the kept columns of every input; an input without a feature axis passes whole."""
-    return tuple(
-        x if axis is None else x.index_select(axis, kept)
-        for x, axis, kept in zip(inputs, axes, columns, strict=True)
-    )
-
-
 def all_columns(inputs: Inputs, axes: Sequence[int | None]) -> tuple[Tensor, ...]:
     """Every position along each input's feature axis; none where it has no such axis."""
     return tuple(

@@ -13,25 +13,10 @@ from torchmetrics.functional import classification, regression
 
 from glprune.errors import DataError, ModelError
 from glprune.outputs import Outputs, leaves
+from glprune.recipe import HIGHER_IS_BETTER, METRICS
 
 Kind = Literal["binary", "multiclass", "regression", "distillation"]
 Output = Literal["logits", "probabilities"]
-
-HIGHER_IS_BETTER = {
-    "auroc": True,
-    "accuracy": True,
-    "log_loss": False,
-    "r2": True,
-    "rmse": False,
-    "mae": False,
-    "cosine": True,
-}
-METRICS: dict[Kind, tuple[str, ...]] = {
-    "binary": ("auroc", "accuracy", "log_loss"),
-    "multiclass": ("accuracy", "log_loss"),
-    "regression": ("r2", "rmse", "mae"),
-    "distillation": ("r2", "rmse", "cosine"),
-}
 
 
 @dataclass(frozen=True)

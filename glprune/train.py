@@ -195,16 +195,18 @@ class PointSolver:
             momentum=0.9 if self.spec.momentum is None else self.spec.momentum,
         )
 
-    def polish(self, lam: float) -> None:
-        """Full-batch accelerated proximal steps, as many as ``train.polish`` says."""
+    def polish(self, lam: float, enough: Callable[[], bool] | None = None) -> None:
+        """Full-batch accelerated proximal steps, ``train.polish`` at most; see :func:`accelerated_steps`."""
         if self.spec.polish:
-            self.curvature = self._steps(lam, self.spec.polish, self.curvature)
+            self.curvature = self._steps(lam, self.spec.polish, self.curvature, enough)
 
     def step(self, lam: float, curvature: float | None = None) -> float:
         """One full-batch proximal step of at most ``1.5 / curvature``; returns the curvature it used."""
         return self._steps(lam, 1, curvature or self.curvature)
 
-    def _steps(self, lam: float, steps: int, curvature: float | None) -> float:
+    def _steps(
+        self, lam: float, steps: int, curvature: float | None, enough: Callable[[], bool] | None = None
+    ) -> float:
         return accelerated_steps(
             self.objective.blocks,
             list(self.objective.free),
@@ -214,6 +216,7 @@ class PointSolver:
             self.objective.loss,
             steps,
             curvature,
+            enough,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -81,3 +82,11 @@ class UnitSet:
     def readers(self) -> tuple[Slot, ...]:
         """The slots holding the weights that leave the units."""
         return tuple(slot for slot in self.slots if slot.role == "reader")
+
+
+def select(inputs: Inputs, axes: Sequence[int | None], columns: Sequence[Tensor]) -> Inputs:
+    """Take the kept columns of every input; an input without a feature axis passes whole."""
+    return tuple(
+        x if axis is None else x.index_select(axis, kept)
+        for x, axis, kept in zip(inputs, axes, columns, strict=True)
+    )

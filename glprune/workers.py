@@ -7,7 +7,6 @@ may hang. Nothing but bytes is passed in, so no tensor is shared with the caller
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import pickle
 import signal
@@ -25,7 +24,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from pydantic import TypeAdapter
 
-from glprune.errors import GlpruneError, RecipeError
+from glprune.errors import GlpruneError
 from glprune.journal import Journal, Record
 
 State = TypeVar("State")
@@ -54,34 +53,6 @@ class Fan(Protocol[State]):
     ) -> list[Outcome]:
         """See :meth:`Workers.map`."""
         ...
-
-
-def fan_out(prepare: Callable[[], State], processes: int | None, engine: str, where: str) -> Fan[State]:
-    """Workers of the engine that a recipe names.
-
-    Args:
-        prepare: See :class:`Workers`.
-        processes: How many; None takes one for each core, of Ray's cluster where that is at work.
-        engine: ``local``; ``ray``; ``auto``, which is Ray where it is installed and a cluster is named
-            (``RAY_ADDRESS``) or joined already.
-        where: Place of the engine in the recipe, for messages.
-
-    Raises:
-        RecipeError: Ray is asked for and not installed.
-    """
-    if engine == "local" or (engine == "auto" and not _cluster_named()):
-        return Workers(prepare, processes or available_cores())
-    if importlib.util.find_spec("ray") is None:
-        raise RecipeError(f"{where}: Ray is not installed; pip install 'glprune[ray]', or say local.")
-    from glprune.ray_workers import RayWorkers
-
-    return RayWorkers(prepare, processes)
-
-
-def _cluster_named() -> bool:
-    ray = sys.modules.get("ray")
-    joined = ray is not None and ray.is_initialized()
-    return joined or ("RAY_ADDRESS" in os.environ and importlib.util.find_spec("ray") is not None)
 
 
 class Workers(Generic[State]):
@@ -135,7 +106,7 @@ class Workers(Generic[State]):
                 done(places[future], future.result())
         except BrokenProcessPool:
             raise GlpruneError(
-                "A worker process was killed, most likely for want of memory; set stability.processes lower."
+                "A worker process was killed, most likely for want of memory; set workers.processes lower."
             ) from None
         return [future.result() for future in futures]
 

@@ -131,6 +131,7 @@ RUNS = {
     "slim": ("plain", [], "dynamo"),
     "ruled": ("ruled", [], "torchscript"),
     "wide": ("plain", ["export.signature=original"], "dynamo"),
+    "digested": ("plain", ["export.signature=original", "export.names=digest"], "torchscript"),
     "other": ("plain", ["seed=4", "target.max_features=2"], "torchscript"),
     "mixed": ("Mixed", [], "torchscript"),
     "recurrent": ("Recurrent", [], "torchscript"),

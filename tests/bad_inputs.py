@@ -7,6 +7,7 @@ where the command names it, a bundle. In a message ``...`` stands for words of a
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -654,6 +655,9 @@ DATA = [
     Bad("split column of lists", INSPECT, 4, "data.parquet: column 'p' holds list<element: int64> values; take numbers or UTF-8 text.", lambda f: (table(f, p=[[1]] * 60), content(RECIPE.replace("data.csv", "data.parquet\n  split: {column: p}"))(f))),
     Bad("protected column of structs", INSPECT, 4, "data.parquet: column 'p' holds struct<a: int64> values; take numbers or UTF-8 text.", lambda f: (table(f, p=[{"a": 1}] * 60), content(RECIPE.replace("data.csv", "data.parquet\n  exclude: [p]") + "policy: {protected: [p]}\n")(f))),
     Bad("rules in a circle", INSPECT, 2, "recipe.yaml:10: policy.derived_from.a: a <- b <- a is a circle; remove one of them.", appended("policy: {derived_from: {a: b, b: a}}\n")),
+    Bad("column past 2^53", INSPECT, 4, "data.parquet: column 'b' holds 9007199254740993 in row 3; past 2^53 neighbouring numbers become one; scale or encode them otherwise, or list it under data.exclude.", of_table(b=[2**53 + (i == 2) for i in range(60)])),
+    Bad("unsigned column past 2^53", INSPECT, 4, "data.parquet: column 'b' holds 18446744073709551615 in row 1; past 2^53...", of_table(b=np.full(60, 2**64 - 1, dtype=np.uint64))),
+    Bad("classes that a float merged", INSPECT, 4, "data.csv: column 'y' holds 1.2345678901234567e+19 in row 1; past 2^53 neighbouring numbers become one; write the classes as whole numbers below 2^63 or as text.", lambda f: (f / "data.csv").write_text(re.sub(",([01])\n", r",1234567890123456789\1\n", (f / "data.csv").read_text()))),
     Bad("column with a gap", INSPECT, 4, "data.parquet: column 'b' is not finite: 1 empty, NaN or Inf in 'b', first in row 3; ...", of_table(b=[None if i == 2 else float(i) for i in range(60)])),
     Bad("column with Inf", INSPECT, 4, "data.parquet: column 'b' is not finite: 60 empty, NaN or Inf in 'b', first in row 1; ...", of_table(b=np.full(60, np.inf))),
     Bad("name that could steer a terminal", INSPECT, 4, "data.parquet: column '\\x1b[2J\\u202e[red]' is not numeric (first value 'x')...", of_table(**{"\x1b[2J\u202e[red]": ["x"] * 60})),

@@ -25,6 +25,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def local_workers(monkeypatch, request):
+    """Ray, which takes seconds to start, is for the tests that ask for it."""
+    if "with_ray" not in request.keywords:
+        monkeypatch.setattr("glprune.fan.ray_installed", lambda: False)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     try:
         from tests.generated import TALLY

@@ -51,7 +51,8 @@ target: {max_features: 2, max_hidden: 3}
 train: {optimizer: sgd, lr: 1e-2, momentum: 0.5, batch_size: all, epochs: 3, stages: 2}
 refit: {epochs: 0, start: best, dropout: "off"}
 export: {signature: original, opset: 18, dynamic_axes: {features: {2: n}}}
-stability: {resamples: 2, share: 0.5, processes: 1}
+stability: {resamples: 2, share: 0.5}
+workers: {engine: local, processes: 1}
 policy:
   must_drop: [d]
   must_keep: [b]

@@ -84,7 +84,7 @@ def slim(audited, tmp_path):
 
 
 @whole
-@pytest.mark.parametrize("name", ["slim", "wide", "other", "mixed", "recurrent"])
+@pytest.mark.parametrize("name", ["slim", "wide", "digested", "other", "mixed", "recurrent"])
 def test_a_clean_bundle_verifies_with_nothing_failed_or_left_open(name, audited):
     verdict = verify(audited[name], isolated=False)
     assert verdict.exit_code == 0, told(verdict)
@@ -92,7 +92,7 @@ def test_a_clean_bundle_verifies_with_nothing_failed_or_left_open(name, audited)
     by_id = {c.id: c for c in verdict.checks}
     assert sorted(by_id, key=lambda c: int(c[1:])) == [f"C{n}" for n in range(1, 15)]
     skipped = {c for c, check in by_id.items() if check.status == "skipped"}
-    wide = name in ("wide", "mixed")
+    wide = name in ("wide", "digested", "mixed")
     assert skipped == {"C3", "C11", "C14"} | (set() if wide else {"C10"})
     assert "reference evaluator" in by_id["C9"].note
     assert by_id["C12"].note == "byte for byte"
@@ -112,7 +112,7 @@ def test_the_graph_rules_raise_no_alarm_on_exports_of_other_architectures(name, 
         f"out_{n}" for n in range(len(outputs(removed.network, narrowed(architecture, inputs, removed))))
     ]
     wide = Select(removed.network, removed.columns, architecture.axes).eval()
-    export_onnx(wide, inputs, architecture.names, names, tmp_path / "m.onnx", opset=18, metadata={})
+    export_onnx(wide, inputs, architecture.names, names, tmp_path / "m.onnx", opset=18)
     raw = (tmp_path / "m.onnx").read_bytes()
     expected = [
         Expected(
@@ -718,6 +718,18 @@ def test_explain_tells_when_a_removed_field_left_and_where_a_kept_one_is_read(sl
     by_column = explain(report, "a")
     assert by_column["field"] == "pair"
     assert by_column["positions"] == [0, 1]
+
+
+def test_explain_shows_both_ends_of_a_long_path(slim):
+    def longer(report):
+        report["path"] = [report["path"][0] | {"lam": float(n)} for n in range(1, 501)]
+
+    slim.edit(longer)
+    told = invoke("explain", slim.folder, "a").stdout.splitlines()
+    rows = [line.split()[1] for line in told if line.startswith("1 ")]
+    assert rows == [str(n) for n in (*range(1, 101), *range(401, 501))]
+    assert told[-1] == "300 points between the first and last 100 left out (--json has all)"
+    assert len(json.loads(invoke("explain", slim.folder, "a", "--json").stdout)["path"]) == 500
 
 
 def test_explain_suggests_a_name(slim):

@@ -387,12 +387,36 @@ def another_width(model, copy):
 def metadata(key, change):
     def edit(model, copy):
         entry = next(p for p in model.metadata_props if p.key == key)
-        entry.value = json.dumps(change(json.loads(entry.value)))
+        entry.value = json.dumps(change(json.loads(entry.value)), separators=(",", ":"))
 
     return graph(edit)
 
 
+def described(**changes):
+    """The first input's record in the metadata with some keys changed, added or (None) left out."""
+
+    def change(records):
+        for key, make in changes.items():
+            old = records[0].pop(key, None)
+            if make is not None:
+                records[0][key] = make(old)
+        return records
+
+    return metadata("glprune.inputs", change)
+
+
 # --------------------------------------------------------------------------- changes of other files
+
+
+def asked(old, new):
+    """The resolved recipe with a key changed."""
+
+    def edit(copy):
+        text = (copy / bundles.RECIPE).read_text()
+        assert old in text
+        (copy / bundles.RECIPE).write_text(text.replace(old, new))
+
+    return edit
 
 
 def golden(change):
@@ -636,7 +660,15 @@ CASES = {
     "extra input": ("slim", graph(extra_input), {"C6"}),
     "extra output": ("wide", graph(extra_output), {"C6"}),
     "input returned as output": ("wide", graph(input_as_output), {"C6"}),
-    "names reordered in the metadata": ("slim", metadata("glprune.features", lambda x: x[::-1]), {"C7"}),
+    "names reordered in the metadata": ("slim", described(columns=lambda x: x[::-1]), {"C7"}),
+    "positions in the metadata moved": ("wide", described(read=lambda x: "0-7"), {"C7"}),
+    "positions in the metadata left out": ("wide", described(read=None), {"C7"}),
+    "a word beside the names": ("slim", described(note=lambda x: "8 columns more"), {"C7"}),
+    "digest of other names": ("digested", described(sha256=lambda x: x[::-1]), {"C7"}),
+    "digest of more names": ("digested", described(count=lambda x: x + 1), {"C7"}),
+    "names beside their digest": ("digested", described(columns=lambda x: ["a"]), {"C7"}),
+    "a digest where the report says names": ("slim", described(columns=None, count=lambda x: 3), {"C7"}),
+    "names other than the recipe says": ("digested", asked("names: digest", "names: all"), {"C7"}),
     "classes reordered in the metadata": ("slim", metadata("glprune.classes", lambda x: x[::-1]), {"C7"}),
     "Gather order permuted": ("wide", graph(reindexed(permuted)), {"C6"}),
     "Gather at a removed column": ("wide", graph(reindexed(at_removed)), {"C6"}),

@@ -204,10 +204,10 @@ def test_figures_are_those_of_a_network_sliced_refitted_and_exported_by_hand(res
 def test_recorded_fields_are_those_the_measured_files_read(folder, monkeypatch, few_draws):
     files, write = [], baselines.write_shipped
 
-    def keeping(job, removed, network, path, metadata):
-        exporter = write(job, removed, network, path, metadata)
+    def keeping(job, removed, network, path):
+        exported = write(job, removed, network, path)
         files.append(shutil.copy(path, folder / f"measured_{len(files)}.onnx"))
-        return exporter
+        return exported
 
     monkeypatch.setattr(baselines, "write_shipped", keeping)
     report = planted(folder, "wide", HIDDEN, "export.signature=original").report

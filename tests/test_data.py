@@ -310,6 +310,62 @@ def test_codes_are_not_standardised_and_may_be_constant(tmp_path):
     assert any("'a' is" in n for n in data.notes)
 
 
+PAST = 2**53 + 1
+
+
+def test_codes_keep_every_digit_whatever_the_columns_beside_them_are(tmp_path):
+    from decimal import Decimal
+
+    columns = whole() | {"a": [PAST, PAST - 1] * 20, "c": [1.0, 2.0] * 20}
+    for beside in ([1.0, 2.0] * 20, [True, False] * 20, pa.array([Decimal(PAST), Decimal(3)] * 20)):
+        save(tmp_path, columns | {"c": beside})
+        data = load_data(several(tmp_path, TWO, "{file: x.parquet, target: y}"))
+        assert data.inputs[1].columns == ("c", "a")
+        found = data.train.inputs[1]
+        assert found.dtype == torch.int64
+        assert set(found[:, 1].tolist()) == {PAST, PAST - 1}
+    assert set(found[:, 0].tolist()) == {PAST, 3}
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ([2.0**60, 1.0] * 20, "'a' holds 1.152921504606847e+18 in row 1; past 2^53 neighbouring numbers"),
+        (np.array([3, 2**24 + 2] * 20, np.float32), "'a' holds 16777218.0 in row 2; past 2^24"),
+        (
+            np.array([2**63] * 40, np.uint64),
+            "'a' feeds an input of dtype: int and holds 9.22337e+18 in row 1",
+        ),
+        ([float(2**62), 0.5] * 20, "'a' feeds an input of dtype: int and holds 0.5 in row 2"),
+    ],
+)
+def test_codes_that_cannot_be_told_apart_are_refused(tmp_path, column, message):
+    save(tmp_path, whole() | {"a": column})
+    with pytest.raises(DataError) as caught:
+        load_data(several(tmp_path, TWO, "{file: x.parquet, target: y}"))
+    assert message in str(caught.value)
+
+
+def test_classes_past_2_53_stay_apart_and_numbers_of_that_size_are_no_targets(tmp_path):
+    save(tmp_path, frame() | {"y": [PAST, PAST - 1] * 20})
+    data = load_data(recipe_of(tmp_path, "{file: x.parquet, target: y}"))
+    assert data.classes == (str(PAST - 1), str(PAST))
+    assert data.train.target.bincount().tolist() == [12, 12]
+    with pytest.raises(
+        DataError, match=r"column 'y' holds 9007199254740993 in row 1; .*; scale the target\."
+    ):
+        load_data(recipe_of(tmp_path, "{file: x.parquet, target: y}", task="regression"))
+    save(tmp_path, frame() | {"y": [2.0**53 + 2, 1.0] * 20})
+    with pytest.raises(DataError, match="write the classes as whole numbers"):
+        load_data(recipe_of(tmp_path, "{file: x.parquet, target: y}"))
+
+
+def test_ordinary_whole_numbers_are_rounded_to_float32(tmp_path):
+    save(tmp_path, frame() | {"c": 2**53 - np.arange(40)})
+    data = load_data(recipe_of(tmp_path, "{file: x.parquet, target: y}"))
+    assert data.train.inputs[0][:, 2].unique().tolist() == [2.0**53]
+
+
 def test_columns_of_an_input_without_an_axis_are_no_features(tmp_path):
     save(tmp_path, whole())
     inputs = "[{name: u, columns: [b]}, {name: v, columns: [c, a], dtype: int, axis: null}]"

@@ -1,9 +1,13 @@
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
 from torch import nn
 
+from glprune import export as module
+from glprune.audit.graph import Expected, check_graph
+from glprune.bundle import size_limit
 from glprune.errors import ModelError
 from glprune.export import Select, export_onnx, failing_layer
 from glprune.measure import OnnxFile
@@ -51,7 +55,7 @@ class Plain(nn.Module):
 
 
 def export(network, example, path, outputs=("prediction",), names=("x",), **options):
-    return export_onnx(network.eval(), example, names, outputs, path, opset=18, metadata={}, **options)
+    return export_onnx(network.eval(), example, names, outputs, path, opset=18, **options).exporter
 
 
 def test_a_failing_export_names_the_deepest_layer_and_leaves_no_file(tmp_path, capfd):
@@ -72,8 +76,6 @@ def test_a_network_whose_layers_all_export_alone_has_no_culprit():
 
 
 def test_an_input_the_network_does_not_use_is_refused_by_name(tmp_path, monkeypatch):
-    from glprune import export as module
-
     class Ignores(nn.Module):
         def forward(self, x, mask):
             return x.sum(1)
@@ -107,9 +109,28 @@ def test_select_gathers_the_inputs_with_an_axis_and_passes_the_others(tmp_path):
 
 
 @pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
-def test_axes_of_any_length_are_dynamic_with_either_exporter(tmp_path, exporter, monkeypatch):
-    from glprune import export as module
+def test_an_auditor_finds_thousands_of_kept_columns_in_a_gather(tmp_path, exporter, monkeypatch):
+    monkeypatch.setattr(module, "_EXPORTERS", [e for e in module._EXPORTERS if e[0] == exporter])
+    kept = torch.arange(0, 18_000, 2)
+    network = Select(nn.Linear(9000, 2), (kept,), (1,))
+    export(network, (torch.randn(4, 18_000),), tmp_path / "m.onnx")
+    raw = (tmp_path / "m.onnx").read_bytes()
+    expected = Expected("x", 1, 18_000, tuple(kept.tolist()))
+    assert check_graph(onnx.load_from_string(raw), raw, [expected], ["prediction"], 18) == []
 
+
+def test_a_single_number_may_be_an_index_or_what_is_selected_from(tmp_path):
+    class Odd(nn.Module):
+        def forward(self, x):
+            return x.index_select(1, torch.tensor(1)) + x.sum().index_select(0, torch.tensor([0]))
+
+    export(Odd(), (torch.ones(4, 3),), tmp_path / "m.onnx")
+    (given,) = OnnxFile(tmp_path / "m.onnx")((2 * torch.ones(5, 3),))
+    assert given.tolist() == [[32.0]] * 5
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+def test_axes_of_any_length_are_dynamic_with_either_exporter(tmp_path, exporter, monkeypatch):
     monkeypatch.setattr(module, "_EXPORTERS", [e for e in module._EXPORTERS if e[0] == exporter])
 
     class Step(nn.Module):
@@ -133,11 +154,11 @@ def test_axes_of_any_length_are_dynamic_with_either_exporter(tmp_path, exporter,
 def test_a_slim_file_is_hardly_larger_than_its_parameters(name, tmp_path):
     torch.manual_seed(0)
     network, row = SLIM[name]()
-    metadata = {"glprune.task": "regression", "glprune.features": "x" * 400}
+    names = {"glprune.inputs": "x" * 400}
     path = tmp_path / "m.onnx"
-    export_onnx(network.eval(), (torch.randn(4, *row),), ["x"], ["y"], path, opset=18, metadata=metadata)
-    weights = 4 * sum(p.numel() for p in network.parameters())
-    assert weights < path.stat().st_size <= 1.05 * weights + 4096
+    export_onnx(network.eval(), (torch.randn(4, *row),), ["x"], ["y"], path, opset=18, metadata=[names])
+    parameters = sum(p.numel() for p in network.parameters())
+    assert 4 * parameters < path.stat().st_size <= size_limit(parameters)
 
 
 class Attention(nn.Module):
@@ -174,3 +195,99 @@ SLIM = {
     "convolutions": convolutions,
     "attention": lambda: (Attention(), (6, 24)),
 }
+
+
+def limited(network, example, path, limit, metadata=({},), names=("x",)):
+    return export_onnx(network.eval(), example, names, ["y"], path, opset=18, metadata=metadata, limit=limit)
+
+
+class Trimmed(nn.Module):
+    """Sums bags of any length, which an exporter writes as a loop with a graph of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.bag, self.out = nn.EmbeddingBag(9, 4, mode="sum"), nn.Linear(4, 1)
+
+    def forward(self, ids):
+        return self.out(torch.relu(self.bag(ids)))
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+@pytest.mark.parametrize("name", ["attention", "convolutions", "selection", "bags"])
+def test_a_terse_graph_computes_the_same_to_the_bit(name, exporter, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_EXPORTERS", [e for e in module._EXPORTERS if e[0] == exporter])
+    torch.manual_seed(0)
+    if name == "selection":
+        kept = torch.arange(3, 60, 2)
+        inner = nn.Sequential(nn.Linear(len(kept), 4), nn.Tanh(), nn.Linear(4, 1))
+        network, example = Select(inner, (kept,), (1,)), torch.randn(4, 80)
+    elif name == "bags":
+        network, example = Trimmed(), torch.randint(0, 9, (4, 5))
+    else:
+        network, row = SLIM[name]()
+        example = torch.randn(4, *row)
+    long, short = tmp_path / "long.onnx", tmp_path / "short.onnx"
+    limited(network, (example,), long, None)
+    limited(network, (example,), short, 1)
+    assert short.stat().st_size < long.stat().st_size
+    assert b"site-packages" not in long.read_bytes()
+    model = module.onnx.load(short)
+    assert [i.name for i in model.graph.input] == ["x"]
+    assert {node.name for node in model.graph.node} == {""}
+    if name == "selection":
+        (index,) = [t for t in model.graph.initializer if len(t.dims) == 1 and t.dims[0] == len(kept)]
+        assert index.data_type == module.onnx.TensorProto.INT32
+    for rows in (1, 4):
+        for expected, found in zip(
+            *(OnnxFile(path)((example[:rows],)) for path in (long, short)), strict=True
+        ):
+            assert torch.equal(expected, found)
+
+
+def test_leaner_metadata_is_taken_only_where_nothing_else_fits(tmp_path):
+    network, row = SLIM["attention"]()
+    example, path = (torch.randn(4, *row),), tmp_path / "m.onnx"
+    offered = [{"glprune.a": "x" * 900}, {"glprune.a": "-"}]
+    assert limited(network, example, path, None, offered).choice == 0
+    whole = path.stat().st_size
+    assert limited(network, example, path, whole, offered).choice == 0
+    assert path.stat().st_size == whole
+    assert limited(network, example, path, whole - 1, offered).choice == 0  # in fewer bytes, names and all
+    terse = path.stat().st_size
+    assert terse < whole
+    assert limited(network, example, path, terse - 1, offered).choice == 1
+    assert path.stat().st_size < terse
+
+
+class Steps(nn.Module):
+    """A plain recurrent layer, whose steps one exporter writes out and the other does not."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.out = nn.RNN(3, 5, batch_first=True), nn.Linear(5, 1)
+
+    def forward(self, x):
+        return self.out(self.cell(x)[0][:, -1])
+
+
+def test_the_other_exporter_is_tried_where_the_first_file_is_too_large(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    network, example, path = Steps(), (torch.randn(4, 60, 3),), tmp_path / "m.onnx"
+    limit = size_limit(sum(p.numel() for p in network.parameters()))
+    assert limited(network, example, path, None).exporter == "dynamo"
+    assert path.stat().st_size > limit
+    assert limited(network, example, path, limit).exporter == "torchscript"
+    assert path.stat().st_size <= limit
+    np.testing.assert_allclose(OnnxFile(path)(example)[0], network(*example).detach(), atol=1e-6)
+
+    def wrong(job, path):
+        torchscript(job, path)
+        model = module.onnx.load(path)
+        for tensor in model.graph.initializer:
+            tensor.raw_data = bytes(len(tensor.raw_data))
+        module.onnx.save(model, path)
+
+    torchscript = module._torchscript
+    monkeypatch.setattr(module, "_EXPORTERS", (module._EXPORTERS[0], ("torchscript", wrong)))
+    assert limited(network, example, path, limit).exporter == "dynamo"
+    np.testing.assert_allclose(OnnxFile(path)(example)[0], network(*example).detach(), atol=1e-6)

@@ -21,7 +21,7 @@ from glprune.job import prepare
 from glprune.proof import difference, outputs
 from glprune.recipe import load_recipe
 from glprune.removal import remove
-from glprune.surgery import select
+from glprune.units import select
 
 ROOT = Path(__file__).parent.parent
 NETWORKS = {

@@ -118,7 +118,8 @@ def test_report_json_fits_the_published_schema(result):
 def test_the_onnx_file_takes_the_kept_columns_and_names_them(result):
     model = onnx.load(result.bundle / "model.onnx", load_external_data=False)
     props = {p.key: p.value for p in model.metadata_props}
-    assert json.loads(props["glprune.features"]) == shipped(result)
+    (named,) = json.loads(props["glprune.inputs"])
+    assert named["columns"] == shipped(result)
     assert json.loads(props["glprune.classes"]) == ["no", "yes"]
     (graph_input,) = model.graph.input
     batch, width = graph_input.type.tensor_type.shape.dim

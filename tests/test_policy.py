@@ -283,7 +283,7 @@ def test_the_page_tells_of_the_policy(result):
 
 def test_stability_baselines_and_drop_costs_follow_the_policy(folder, monkeypatch):
     monkeypatch.setattr("glprune.baselines.RANDOM_DRAWS", 1)
-    extra = "stability: {resamples: 2, drop_cost: true, processes: 1}\nreport: {baselines: true}\n"
+    extra = "stability: {resamples: 2, drop_cost: true}\nworkers: {engine: local, processes: 1}\nreport: {baselines: true}\n"
     text = (
         (RECIPE + POLICY).replace("stages: 2", "stages: 1").replace("epochs: 10", "epochs: 2, distill: 0.5")
     )
@@ -456,6 +456,27 @@ def test_many_numbers_are_divided_at_the_quartiles_of_the_training_rows():
     assert parts.labels == ("below 25", "25 to below 50", "50 to below 75", "75 and above", "missing")
     assert parts.number["test"].tolist() == [0, 0, 1, 3, 3, 4]
     assert parts.by == "quartiles of the training rows"
+
+
+def test_segments_of_large_numbers_have_names_of_their_own():
+    parts = segmented(attribute([20210101.0, 20210102.0]), None)
+    assert parts.labels == ("20210101", "20210102")
+    parts = segmented(attribute([0.12345671, 0.12345672, 3.0]), None)
+    assert parts.labels == ("0.12345671", "0.12345672", "3.0")
+    edges = segmented(attribute([1.0]), [2.5, 1234567.0])
+    assert edges.labels == ("below 2.5", "2.5 to below 1234567", "1234567 and above")
+
+
+def test_identities_too_large_for_numbers_are_no_segments(folder):
+    table = pq.read_table(folder / "data.parquet")
+    identity = pa.array([2**53 + n % 2 for n in range(len(table))])
+    pq.write_table(table.append_column("identity", identity), folder / "identities.parquet")
+    text = RECIPE.replace("data.parquet", "identities.parquet").replace("region]", "region, identity]")
+    (folder / "identities.yaml").write_text(text + "policy: {protected: [identity]}\n")
+    with pytest.raises(
+        DataError, match=r"'identity' holds 9007199254740993 in row 2; .*; write them as text"
+    ):
+        load_data(load_recipe(folder / "identities.yaml"))
 
 
 def test_few_numbers_are_their_own_segments():

@@ -63,7 +63,7 @@ def exported(build, row, folder):
     torch.manual_seed(0)
     x = torch.randn(64, *row)
     network = build().eval()
-    export_onnx(network, (x[:4],), ["x"], ["y"], folder / "f.onnx", opset=18, metadata={"glprune.a": "b"})
+    export_onnx(network, (x[:4],), ["x"], ["y"], folder / "f.onnx", opset=18, metadata=[{"glprune.a": "b"}])
     return network, x.numpy()
 
 

@@ -3,6 +3,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from glprune.plots import path_figure
 from glprune.render import banner, headline, number, penalty_sentence, render_html
 from glprune.report import (
     Cut,
@@ -27,6 +28,7 @@ from glprune.report import (
     SplitFacts,
     Timing,
 )
+from glprune.traces import MOST, traces
 
 HASH = "sha256:" + "0" * 64
 HOSTILE = ["<script>alert(1)</script>", "größe & 'preis'", "a" * 300, "$x_1$", "]]>"]
@@ -218,6 +220,41 @@ def test_refusals_warnings_and_what_was_not_measured_are_shown():
 @pytest.mark.parametrize("lam", [0.0, 0.5])
 def test_a_path_of_one_point_renders(lam):
     assert "Regularisation path" in render_html(report(["a", "b", "c"], points=1, lam=lam))
+
+
+def test_of_thousands_of_fields_the_largest_have_lines_the_rest_a_band_and_the_caption_says_so():
+    many = report([f"x{n}" for n in range(5 * MOST)], removed=4 * MOST)
+    height = {n: float(n) for n in range(5 * MOST)}
+    first, *rest = many.path
+    path = [first.model_copy(update={"norms": [*height.values()], "selected": True}), *rest]
+    removed, kept = traces(path, many.features)
+    assert removed.norms[:, 0].tolist() == [float(n) for n in range(3 * MOST, 4 * MOST)]
+    assert removed.others == 3 * MOST
+    assert removed.band.tolist() == [[0.0, 0.0], [3 * MOST - 1.0, 0.0]]
+    assert (len(kept.norms), kept.others, kept.band) == (MOST, 0, None)
+    page = render_html(many.model_copy(update={"path": path}))
+    assert page.count("<path") < 2.2 * MOST
+    assert "of the 4,000 removed fields only the 1,000 with the largest norms, all others in the" in page
+    assert "removed: the 3,000 with smaller norms" in page
+    assert "one chosen point to the next" in page
+    few = render_html(report(["a", "b", "c"]))
+    assert "one line for each field.<" in few
+    assert "smaller norms" not in few
+
+
+@pytest.mark.parametrize("points", [1, 5])
+def test_the_picture_is_as_high_as_the_largest_norm_left_without_a_line(points):
+    many = report([f"x{n}" for n in range(MOST + 3)], removed=MOST + 2, points=points)
+    norms = [1.0] * (MOST + 2) + [0.5]
+    path = [p.model_copy(update={"norms": norms}) for p in many.path]
+    (axes,) = path_figure(path, many.features).axes
+    assert axes.get_ylim()[0] == 0.0
+    assert axes.get_ylim()[1] > 1.0
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "kept",
+        "removed",
+        "removed: the 2 with smaller norms",
+    ]
 
 
 def test_the_same_report_gives_the_same_bytes():

@@ -43,8 +43,9 @@ def test_names_from_the_data_cannot_become_markup(result):
 def test_the_path_is_drawn_by_one_call(result):
     figure = result.plot_path()
     (axes,) = figure.axes
-    lines = [line for line in axes.lines if len(line.get_xdata()) == len(result.report.path)]
+    lines = [line for drawn in axes.collections for line in drawn.get_segments()]
     assert len(lines) == len(result.report.features)
+    assert {len(line) for line in lines} == {len(result.report.path)}
     stream = io.BytesIO()
     figure.savefig(stream, format="png")
     assert stream.getvalue().startswith(b"\x89PNG")

@@ -153,13 +153,17 @@ def test_what_a_stopped_run_has_done_is_not_done_again(folder, tmp_path, every_s
 
 
 def test_resamples_and_drop_costs_that_were_done_stay_done(folder, tmp_path, every_step):
-    firm = "stability={resamples: 4, drop_cost: true, processes: 1}"
-    whole = facts(run(folder, tmp_path / "whole", firm).bundle)
+    firm = ("stability={resamples: 4, drop_cost: true}", "workers.processes=1")
+    whole = facts(run(folder, tmp_path / "whole", *firm).bundle)
     out, told = tmp_path / "out", []
-    stop(folder, out, PartDone, 2, Killed, firm)
-    more = firm.replace("1}", "2}")  # the number of processes has no bearing on the result
+    stop(folder, out, PartDone, 2, Killed, *firm)
+    more = (firm[0], "workers.processes=2")  # the number of processes has no bearing on the result
     done = run(
-        folder, out, more, resume=True, on_event=lambda e: told.append(e) if isinstance(e, PartDone) else None
+        folder,
+        out,
+        *more,
+        resume=True,
+        on_event=lambda e: told.append(e) if isinstance(e, PartDone) else None,
     )
     got = facts(done.bundle)
     resamples = [e.done for e in told if e.what == "resamples"]

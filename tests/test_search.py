@@ -9,9 +9,10 @@ import torch
 
 import glprune
 from glprune import refitting, search
-from glprune.job import first_rows, narrowing
+from glprune.data import Narrowing
+from glprune.goals import absolute
+from glprune.job import first_rows
 from glprune.recipe import load_recipe
-from glprune.search import absolute
 from glprune.sizes import MEASURES, measured, unit_costs
 
 NETWORK = """
@@ -206,7 +207,7 @@ def test_a_latency_is_met_by_the_clock_that_is_read(folder, monkeypatch, slower)
 
         def __call__(self, network, columns):
             self.calls += 1
-            inputs = narrowing(columns, self.job.axes)(first_rows(self.job.data.test, 1))
+            inputs = Narrowing(columns, self.job.axes)(first_rows(self.job.data.test, 1))
             share = self.count(network, inputs) / self.whole
             if self.calls > search._CLOCKINGS + 1:
                 share *= slower

@@ -178,10 +178,9 @@ def test_the_onnx_file_names_the_features_of_every_input(mixed):
     result, _ = mixed
     model = onnx.load(result.bundle / "model.onnx")
     props = {p.key: p.value for p in model.metadata_props}
-    assert [(i["name"], i["features"]) for i in json.loads(props["glprune.inputs"])] == [
+    assert [(i["name"], i["columns"]) for i in json.loads(props["glprune.inputs"])] == [
         (i.name, i.columns) for i in result.report.export.inputs
     ]
-    assert "glprune.features" not in props
 
 
 def test_the_page_lists_the_columns_of_every_input(mixed):
@@ -451,6 +450,44 @@ def test_a_loader_without_labels_and_axes_of_any_length(folder, loader):
         found = session.run(None, {"ids": ids.numpy(), "mask": mask.numpy()})[0]
         with torch.no_grad():
             np.testing.assert_allclose(found, network(ids, mask).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ("{ids: {2: length}}", "ids.2: input 'ids' has no axis 2; besides the rows it has 1."),
+        ("{ids: {-3: length}}", "ids.-3: input 'ids' has no axis -3; besides the rows it has 1."),
+        (
+            "{ids: {0: length}}",
+            "ids.0: axis 0 of 'ids' counts the rows and is of any length anyway; remove it.",
+        ),
+        (
+            "{ids: {-2: length}}",
+            "ids.-2: axis -2 of 'ids' counts the rows and is of any length anyway; remove",
+        ),
+        ("{ids: {1: length, -1: n}}", "ids.-1: axis -1 of 'ids' is named twice; remove it."),
+        ("{ids: {1: batch}}", "ids.1: 'batch' is the number of rows; give the axis another label."),
+        ("{words: {1: length}}", "no input 'words'; the inputs are ids, mask"),
+    ],
+)
+def test_axes_that_are_not_there_or_not_free_are_refused_with_the_line(folder, axes, message):
+    recipe = TOKENS.format(loader="pairs").replace("{ids: {1: length}, mask: {1: length}}", axes)
+    with pytest.raises(glprune.RecipeError) as caught:
+        run(folder, "Tokens", recipe, "axes")
+    assert ".yaml:9: export.dynamic_axes" in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_axes_of_one_label_must_be_of_one_length(folder):
+    from glprune.job import _check_dynamic_axes
+
+    text = TOKENS.format(loader="pairs")
+    (folder / "lengths.yaml").write_text(text)
+    recipe = load_recipe(folder / "lengths.yaml")
+    with pytest.raises(
+        glprune.RecipeError, match="axis 1 of 'mask' is 8 long and axis 1 of 'ids', also 'length', 7;"
+    ):
+        _check_dynamic_axes(recipe, (torch.zeros(2, 7), torch.zeros(2, 8)))
 
 
 def test_a_cut_beside_an_input_without_an_axis_is_lossless():

@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from glprune.groups import input_groups, penalty_weights
+from glprune.journal import Journal
 from glprune.objective import Objective, lambda_max
+from glprune.path import RegularisationPath
 from glprune.planning import plan_units
 from glprune.recipe import PenaltySpec, TrainSpec
 from glprune.task import Task
@@ -350,3 +352,42 @@ def test_the_residual_is_small_at_the_solution_and_large_off_it(penalty):
     with torch.no_grad():
         network.weight.zero_()
     assert objective.optimality(0.2)[1] > 0.1
+
+
+def polished(steps, lam=0.02, enough=None):
+    """A linear network after full-batch steps."""
+    network, objective = linear_objective("regression", *problem("regression"))
+    PointSolver(objective, to_the_end(polish=steps), 0).polish(lam, enough and enough(objective))
+    return network.weight
+
+
+def test_full_batch_steps_are_asked_every_fifth_time_and_measuring_between_them_changes_none():
+    asked = []
+
+    def measured(objective):
+        return lambda: asked.append(objective.optimality(0.02)) or len(asked) == 3
+
+    assert torch.equal(polished(23, enough=measured), polished(15))
+    assert len(asked) == 3
+    assert torch.equal(polished(13, enough=measured), polished(13))
+    assert len(asked) == 5
+    assert not torch.equal(polished(15), polished(13))
+
+
+def test_settling_a_point_ends_with_the_first_that_will_do():
+    network, objective = linear_objective("regression", *problem("regression"))
+    spec = to_the_end(optimizer="sgd", lr=1e-2, epochs=20, polish=50, batch_size="all")
+    path = RegularisationPath(objective, objective.sets, spec, 0, float, lambda _: None, Journal())
+    point = path.solve(0.1 * path.largest)
+    passes = []
+    gradient = objective.gradient
+    objective.gradient = lambda *a: passes.append(a) or gradient(*a)
+    settled = path.settle(point, lambda p: p.fields, 1, 9)
+    assert path.points == [settled]
+    assert settled.kkt_zero <= 0.02
+    assert 1 <= settled.fields <= 9
+    assert len(passes) == 6  # five steps, and what says that they were enough
+    assert all(torch.equal(network.state_dict()[name], t) for name, t in settled.state.items())
+    again = path.settle(settled, lambda p: p.fields, 10, 10)  # of these data one of the ten is noise
+    assert again is settled
+    assert path.points == [settled]

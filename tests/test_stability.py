@@ -40,7 +40,8 @@ data: {file: data.parquet, target: y}
 target: {max_features: 3}
 train: {epochs: 3, points: 5, batch_size: 64, lambda_min_ratio: 0.1, polish: 5}
 refit: {epochs: 5}
-stability: {resamples: 6, drop_cost: true, threshold: 0.8, processes: 2}
+stability: {resamples: 6, drop_cost: true, threshold: 0.8}
+workers: {engine: local, processes: 2}
 seed: 1
 """
 
@@ -152,7 +153,6 @@ BAD = [
     ("{share: 1.5}", "stability.share should be at most 1"),
     ("{share: 1, seeds: recipe}", "set seeds: own"),
     ("{threshold: 0.5}", "stability.threshold should be above 0.5"),
-    ("{processes: 0}", "stability.processes should be at least 1"),
     ("{seeds: mine}", "stability.seeds should be 'own' or 'recipe'"),
     ("{resample: 4}", "Did you mean 'resamples'?"),
 ]
@@ -292,7 +292,7 @@ def test_progress_is_told_and_no_scratch_file_is_left(result, told):
 
 
 def test_nothing_depends_on_the_number_of_processes(result, folder):
-    recipe = load_recipe(folder / "recipe.yaml", ["stability.processes=1"])
+    recipe = load_recipe(folder / "recipe.yaml", ["workers.processes=1"])
     again = glprune.run(recipe, folder / "model.pt", folder / "one").report
     assert again.stability == result.report.stability
     assert again.drop_costs == result.report.drop_costs
@@ -329,7 +329,7 @@ def loaded(folder, loader, *changes):
 
 
 def test_a_shuffling_loader_without_labels_is_resampled(folder):
-    recipe = loaded(folder, "rows", "stability={resamples: 2, share: 0.25, processes: 1}")
+    recipe = loaded(folder, "rows", "stability={resamples: 2, share: 0.25}", "workers.processes=1")
     report = glprune.run(recipe, folder / "model.pt", folder / "loaded").report
     assert [r.rows for r in report.stability.resamples] == [20, 20]
     assert not report.stability.pairs
@@ -338,7 +338,7 @@ def test_a_shuffling_loader_without_labels_is_resampled(folder):
 
 
 def test_an_error_in_a_worker_is_one_line_of_its_own_kind_and_leaves_nothing(folder):
-    recipe = loaded(folder, "failing", "stability={resamples: 2, processes: 1}")
+    recipe = loaded(folder, "failing", "stability={resamples: 2}", "workers.processes=1")
     with pytest.raises(glprune.DataError, match="the disk of the worker is gone") as caught:
         glprune.run(recipe, folder / "model.pt", folder / "failed")
     assert "\n" not in str(caught.value)
@@ -408,7 +408,7 @@ def test_ctrl_c_stops_the_workers_and_keeps_what_they_did(folder, tmp_path):
     """The workers hold the other end of the pipe: it is at its end only once all of them are gone."""
     recipe, model, out = (str(p) for p in (folder / "recipe.yaml", folder / "model.pt", tmp_path / "o"))
     command = [sys.executable, "-m", "glprune.cli", "run", recipe, model, "--out", out]
-    command += ["--set", "stability.resamples=1000", "--set", "stability.processes=1"]
+    command += ["--set", "stability.resamples=1000", "--set", "workers.processes=1"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stderr:
             if "of 1000 resamples" in line:

@@ -12,8 +12,10 @@ import torch
 
 import glprune
 from glprune.audit.verify import verify
-from glprune.data import Selectable, StreamedSplit, TensorSplit, load_data
+from glprune.data import Narrowing, Selectable, StreamedSplit, TensorSplit, load_data, narrowed
+from glprune.data.splits import _Narrowed
 from glprune.data.streaming import read_ahead
+from glprune.data.tables import _ShardReader, open_table
 from glprune.errors import DataError, GlpruneError, RecipeError
 from glprune.events import silent
 from glprune.importance import held
@@ -433,8 +435,11 @@ def trained(tmp_path_factory):
     return folder
 
 
-def test_a_streamed_run_leaves_a_bundle_that_verifies(trained):
+def test_a_streamed_run_leaves_a_bundle_that_verifies(trained, monkeypatch):
+    asked = watched(monkeypatch)
     result = glprune.run(trained / "recipe.yaml", trained / "model.pt", trained / "out")
+    (given,) = result.report.export.inputs
+    assert asked[tuple(given.columns)] > 10 * len(load_pieces(trained))
     verdict = verify(trained / "out", isolated=False)
     assert verdict.exit_code == 0, [c for c in verdict.checks if c.findings]
     report = result.report
@@ -444,8 +449,79 @@ def test_a_streamed_run_leaves_a_bundle_that_verifies(trained):
     assert {s.value for s in report.segments.attributes[0].segments} == {"missing", "p", "q"}
     assert not readers()
 
+    asked.clear()
+    # every column is read, and some are left out
+    monkeypatch.setattr(StreamedSplit, "narrowed", lambda split, narrow: _Narrowed(split, narrow))
     glprune.run(trained / "recipe.yaml", trained / "model.pt", trained / "again")
+    assert tuple(given.columns) not in asked
     assert (trained / "again" / "model.onnx").read_bytes() == (trained / "out" / "model.onnx").read_bytes()
+
+
+def watched(monkeypatch):
+    """How often which columns were read of a row group."""
+    asked, read = Counter(), _ShardReader.__call__
+
+    def spy(self, piece, columns):
+        asked[tuple(columns)] += 1
+        return read(self, piece, columns)
+
+    monkeypatch.setattr(_ShardReader, "__call__", spy)
+    return asked
+
+
+def load_pieces(folder):
+    return open_table(folder / "shards").pieces
+
+
+@pytest.mark.parametrize("generator", [None, 5])
+def test_a_split_of_some_columns_reads_those_alone_in_the_same_order(shards, monkeypatch, generator):
+    _, streamed = pair(shards, "file: shards", inputs=TWO)
+    narrow = Narrowing((torch.tensor([0, 2]), torch.tensor([1])), (-1, 1))
+    lean, cut = narrowed(streamed.train, narrow), _Narrowed(streamed.train, narrow)
+    assert isinstance(lean, StreamedSplit)
+    asked = watched(monkeypatch)
+
+    def passed(split):
+        return split.batches(16, None if generator is None else torch.Generator().manual_seed(generator))
+
+    same_batches(passed(cut), passed(lean))
+    pieces = len(load_pieces(shards))
+    assert asked == {("x0", "x1", "x2", "k", "x3"): pieces, ("x0", "x2", "x3"): pieces}
+    again = narrowed(lean, Narrowing((torch.tensor([1]), torch.tensor([0])), (-1, 1)))
+    asked.clear()
+    same_batches((((x[:, 1:], k), y) for (x, k), y in passed(lean)), passed(again))
+    assert asked == {("x0", "x2", "x3"): pieces, ("x2", "x3"): pieces}
+
+
+def test_an_input_that_passes_whole_keeps_its_columns(shards):
+    whole = (
+        ", inputs: [{name: u, columns: [x0, x1, x2]}, {name: v, columns: [k, x3], dtype: int, axis: null}]"
+    )
+    _, streamed = pair(shards, "file: shards", inputs=whole)
+    narrow = Narrowing((torch.tensor([2]), torch.empty(0, dtype=torch.int64)), (-1, None))
+    lean = narrowed(streamed.valid, narrow)
+    assert lean.plan.columns == (("x2",), ("k", "x3"))
+    same_batches(_Narrowed(streamed.valid, narrow).batches(16, None), lean.batches(16, None))
+
+
+def test_row_groups_without_rows_of_the_split_are_not_read(tmp_path, monkeypatch):
+    columns = frame()
+    columns["part"] = np.repeat(["train", "valid", "test"], ROWS // 3)
+    save(tmp_path / "shards", columns)
+    _, streamed = pair(tmp_path, "file: shards, exclude: [group], split: {column: part}")
+    read, call = [], _ShardReader.__call__
+
+    def spy(self, piece, names):
+        read.append(piece)
+        return call(self, piece, names)
+
+    monkeypatch.setattr(_ShardReader, "__call__", spy)
+    for generator in (None, torch.Generator().manual_seed(0)):
+        read.clear()
+        assert sum(len(y) for _, y in streamed.valid.batches(16, generator)) == 300
+        own = [p for p in load_pieces(tmp_path) if p.start < 600 and p.start + p.rows > 300]
+        assert sorted(read, key=lambda piece: piece.start) == own
+        assert len(own) < len(load_pieces(tmp_path)) / 2
 
 
 class Here:

@@ -10,11 +10,13 @@ import pytest
 
 import glprune
 from glprune.errors import GlpruneError, TargetError
-from glprune.workers import Workers, fan_out
+from glprune.fan import fan_out, several
+from glprune.recipe import WorkersSpec
+from glprune.workers import Workers
 
 SCRIPT = """
 import functools, operator
-from glprune.workers import Workers, fan_out
+from glprune.workers import Workers
 print("begun")
 with Workers(functools.partial(int, 12), 2) as workers:
     print(workers.map(operator.floordiv, [4, 1, 3], lambda place, outcome: None))
@@ -39,7 +41,7 @@ def test_an_error_stops_the_work_and_reaches_the_caller():
 
 def test_a_process_that_dies_is_told_in_one_line():
     with (
-        pytest.raises(GlpruneError, match=r"killed.*stability\.processes") as caught,
+        pytest.raises(GlpruneError, match=r"killed.*workers\.processes") as caught,
         Workers(functools.partial(os._exit, 9), 1) as workers,
     ):
         workers.map(operator.add, [1], lambda place, outcome: None)
@@ -50,9 +52,12 @@ def refuse(state, item):
     raise TargetError(f"{item} is too much")
 
 
+@pytest.mark.with_ray
 def test_ray_gives_the_same_outcomes_in_order_and_errors_as_they_were_raised():
     ray = pytest.importorskip("ray")
-    with fan_out(functools.partial(int, 12), 2, "ray", "recipe.yaml:1: stability.engine") as workers:
+    with fan_out(
+        functools.partial(int, 12), WorkersSpec(engine="ray", processes=2), "recipe.yaml:1: workers.engine"
+    ) as workers:
         told = []
         found = workers.map(
             operator.floordiv, [4, 1, 3], lambda place, outcome: told.append((place, outcome))
@@ -61,7 +66,7 @@ def test_ray_gives_the_same_outcomes_in_order_and_errors_as_they_were_raised():
         assert sorted(told) == [(0, 3), (1, 12), (2, 4)]
         with pytest.raises(TargetError, match=r"^7 is too much$"):
             workers.map(refuse, [7], lambda place, outcome: None)
-        with pytest.raises(GlpruneError, match=r"worker of Ray's was lost.*stability\.processes"):
+        with pytest.raises(GlpruneError, match=r"worker of Ray's was lost.*workers\.processes"):
             workers.map(ending, [9], lambda place, outcome: None)
     assert not ray.is_initialized()
 
@@ -74,18 +79,39 @@ def ending(state, item):
     os._exit(item)
 
 
-def test_the_engine_is_the_recipes_or_ray_where_a_cluster_is_named(monkeypatch):
+@pytest.mark.with_ray
+def test_the_engine_is_the_recipes_or_ray_where_it_is_installed(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with fan_out(int, 1, "auto", "x") as workers:
-        assert isinstance(workers, Workers)
-    with fan_out(int, 1, "local", "x") as workers:
-        assert isinstance(workers, Workers)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(glprune.RecipeError, match=r"^recipe.yaml:3: .*glprune\[ray\]"):
-        fan_out(int, 1, "ray", "recipe.yaml:3: stability.engine")
-    monkeypatch.undo()
+    auto, local, on_ray = (WorkersSpec(engine=e, processes=1) for e in ("auto", "local", "ray"))
+    assert isinstance(fan_out(int, local, "x"), Workers)
+    with monkeypatch.context() as patch:
+        patch.setattr("glprune.fan.ray_installed", lambda: False)
+        assert isinstance(fan_out(int, auto, "x"), Workers)
+        with pytest.raises(glprune.RecipeError, match=r"^recipe.yaml:3: .*glprune\[ray\]"):
+            fan_out(int, on_ray, "recipe.yaml:3: workers.engine")
     ray = pytest.importorskip("ray")
+    asked = []
+
+    def start(**options):
+        asked.append(options)
+        raise RuntimeError("no room for a raylet\nat all")
+
+    monkeypatch.setattr(ray, "init", start)
+    assert isinstance(fan_out(int, auto, "x"), Workers)  # Ray was tried, and does not start here
+    assert asked[0]["num_cpus"] == 1
+    with pytest.raises(GlpruneError, match=r"^Ray cannot be joined \(no room.*set workers.engine: local.$"):
+        fan_out(int, on_ray, "x")
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.setattr(ray, "init", unreachable)
     with pytest.raises(GlpruneError, match=r"Ray cannot be joined at 127\.0\.0\.1:1 .*engine: local"):
-        fan_out(int, 1, "auto", "x")
+        fan_out(int, auto, "x")
+
+
+@pytest.mark.parametrize(
+    ("spec", "threads", "expected"),
+    [({}, 1, True), ({}, 4, False), ({"processes": 1}, 1, False), ({"processes": 2}, 9, True)],
+)
+def test_more_than_one_worker_needs_cores_or_the_recipes_word(spec, threads, expected, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("glprune.fan.available_cores", lambda: 4)
+    assert several(WorkersSpec(**spec), threads) is expected

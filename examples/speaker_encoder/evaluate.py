@@ -44,8 +44,10 @@ def main(bundle: str | None = None) -> None:
     if bundle is not None:
         session = onnxruntime.InferenceSession(Path(bundle) / "model.onnx")
         entry = session.get_inputs()[0]
-        facts = session.get_modelmeta().custom_metadata_map
-        kept = json.loads(facts["glprune.features"])  # the bands the file takes, in its order
+        contract = json.loads((Path(bundle) / "input_schema.json").read_text())
+        kept = [
+            column["name"] for column in contract["inputs"][0]["columns"]
+        ]  # the bands, in the file's order
         columns = [int(name.removeprefix("mel")) for name in kept]
         output = torch.from_numpy(session.run(None, {entry.name: x[:, :, columns].numpy()})[0])
         describe("shipped ", output, speaker)

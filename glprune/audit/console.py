@@ -18,6 +18,7 @@ _HEADINGS = {
     "policy": "Policy: what is allowed",
 }
 _SHOWN = 20
+_ENDS = 100  # points of a path at either end
 
 
 def print_verdict(console: Console, verdict: Verdict) -> None:
@@ -125,8 +126,12 @@ def print_story(console: Console, story: dict[str, Any]) -> None:
             _line(console, f"policy, {key.replace('_', ' ')}: {', '.join(value)}")
     for warning in story["warnings"]:
         _line(console, f"warning: {warning}")
-    if story["path"]:
-        console.print(_path(story["path"]))
+    points = story["path"]
+    left_out = max(0, len(points) - 2 * _ENDS)
+    if points:
+        console.print(_path([*points[:_ENDS], *points[_ENDS + left_out :]]))
+    if left_out:
+        _line(console, f"{left_out:,} points between the first and last {_ENDS} left out (--json has all)")
 
 
 def _path(points: list[dict[str, Any]]) -> Table:

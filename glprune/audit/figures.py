@@ -14,7 +14,7 @@ from glprune.audit.findings import Finding
 from glprune.audit.resampled import stability_figures
 from glprune.audit.ruled import ordered_away, policy_figures
 from glprune.audit.stated import Found, differs, off
-from glprune.recipe import FASTER, METRICS, Recipe
+from glprune.recipe import FASTER, HIGHER_IS_BETTER, METRICS, Recipe
 from glprune.report import Baseline, Feature, PathPoint, Report, SearchStage, Spread
 
 _CUT_TOLERANCE = 1e-5
@@ -22,7 +22,6 @@ _EXPORT_TOLERANCE = 1e-4
 _KKT_TOLERANCE = 0.05
 _SPEED_SLACK = 3.0  # a median of ratios against a ratio of medians
 _DIGEST = re.compile(r"^sha256:[0-9a-f]{64}$")
-_FALLING = {"log_loss", "rmse", "mae"}
 _RANGES = {"auroc": (0, 1), "accuracy": (0, 1), "log_loss": (0, None), "rmse": (0, None), "mae": (0, None),
            "r2": (None, 1), "cosine": (-1, 1)}  # fmt: skip
 
@@ -249,7 +248,10 @@ def _performance(report: Report) -> Iterator[Found]:
         if test is not None:
             yield from differs(f"{where}/rows", metric.rows, test.rows, "the test split has")
         yield from differs(
-            f"{where}/higher_is_better", metric.higher_is_better, metric.name not in _FALLING, "it should be"
+            f"{where}/higher_is_better",
+            metric.higher_is_better,
+            HIGHER_IS_BETTER.get(metric.name, True),
+            "it should be",
         )
         low, high = _RANGES.get(metric.name, (None, None))
         for side in ("original", "zeroed", "final"):
@@ -395,9 +397,10 @@ def _baselines(report: Report) -> Iterator[Found]:
 
 def _baseline(result: Baseline, where: str, kept: Sequence[str], names: Sequence[str]) -> Iterator[Found]:
     for n, run in enumerate(result.runs):
-        own = [name for name in names if name in set(run.kept)]
+        chosen = set(run.kept)
+        own = [name for name in names if name in chosen]
         yield from differs(f"{where}/runs/{n}/kept", run.kept, own, "in the order of the fields it is")
-        common = len(set(run.kept) & set(kept))
+        common = len(chosen & set(kept))
         yield from differs(f"{where}/runs/{n}/common", run.common, common, "the lists share")
     yield from _spread(result.valid, [run.valid for run in result.runs], f"{where}/valid")
     for n, spread in enumerate(result.test):
@@ -483,7 +486,7 @@ def _target(report: Report, recipe: Recipe) -> Iterator[Found]:
     drop = target.max_drop
     if drop is not None and target.max_hidden is None and stages:
         lost = report.selection.reference - stages[-1].metric
-        lost = -lost if drop.metric in _FALLING else lost
+        lost = lost if HIGHER_IS_BETTER[drop.metric] else -lost
         yield from _above("/selection", lost, drop.amount + 1e-9, "max_drop.amount")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from onnx import ModelProto
 
@@ -30,6 +32,8 @@ def check_names(
         findings.append(Finding(bundles.REPORT, "/export/file", f"is {report.export.file[:60]!r}"))
     if plan is not None:
         findings += [*_plan(report, plan), *_features(report, plan)]
+    if recipe is not None:
+        findings += _asked(report, recipe)
     if plan is not None and recipe is not None:
         findings += _factory(plan, recipe)
     if model is not None:
@@ -74,23 +78,30 @@ def _read(report: Report, given: Input, part: InputPlan) -> list[str] | None:
 def _features(report: Report, plan: Plan) -> Iterator[Finding]:
     """A kept field's columns are read, a removed one's are not; positions are those of the export."""
     parts = {p.name: p for p in plan.inputs}
-    exported = {i.name: i.columns for i in report.export.inputs}
+    read = {p.name: set(p.columns) for p in plan.inputs}
+    exported = {i.name: _places(i.columns) for i in report.export.inputs}
     for n, feature in enumerate(report.features):
         where = f"/features/{n}"
-        part, columns = parts.get(feature.input), exported.get(feature.input)
-        if part is None or columns is None:
+        part, places = parts.get(feature.input), exported.get(feature.input)
+        if part is None or places is None:
             yield Finding(bundles.REPORT, f"{where}/input", f"no input {feature.input!r} in plan or export")
             continue
-        yield from _status(feature, part, where)
+        yield from _status(feature, part, read[part.name], where)
         if feature.input_columns is not None:
-            found = [columns.index(c) for c in feature.columns if c in columns]
+            found = [places[c] for c in feature.columns if c in places]
             if feature.input_columns != found:
                 what = f"says {feature.input_columns}; the export has {feature.name!r} at {found}"
                 yield Finding(bundles.REPORT, f"{where}/input_columns", what)
 
 
-def _status(feature: Feature, part: InputPlan, where: str) -> Iterator[Finding]:
-    read = [c for c in feature.columns if c in part.columns]
+def _places(columns: Sequence[str]) -> dict[str, int]:
+    """Where each name stands first."""
+    return {name: n for n, name in reversed([*enumerate(columns)])}
+
+
+def _status(feature: Feature, part: InputPlan, columns: set[str], where: str) -> Iterator[Finding]:
+    """What of a field is read; ``columns`` are those of the part."""
+    read = [c for c in feature.columns if c in columns]
     if feature.status == "removed" and read:
         what = f"{feature.name!r} is removed, and {read[0]!r} is read"
         yield Finding(bundles.REPORT, f"{where}/status", what)
@@ -100,6 +111,12 @@ def _status(feature: Feature, part: InputPlan, where: str) -> Iterator[Finding]:
         yield Finding(
             bundles.REPORT, f"{where}/status", f"{feature.name!r} is kept, and {missing!r} is not read"
         )
+
+
+def _asked(report: Report, recipe: Recipe) -> Iterator[Finding]:
+    if recipe.export.names not in ("auto", report.export.names):
+        what = f"is {report.export.names!r}; {bundles.RECIPE} asks for {recipe.export.names!r}"
+        yield Finding(bundles.REPORT, "/export/names", what)
 
 
 def _factory(plan: Plan, recipe: Recipe) -> Iterator[Finding]:
@@ -118,23 +135,18 @@ def _signature(report: Report, model: ModelProto) -> Iterator[Finding]:
 
 
 def _metadata(report: Report, plan: Plan | None, model: ModelProto) -> Iterator[Finding]:
-    inputs = report.export.inputs
     expected: dict[str, object] = {
         "glprune.version": report.run.versions.get("glprune"),
         "glprune.task": report.task,
         "glprune.signature": report.export.signature,
-        "glprune.inputs": [i.model_dump() | {"features": i.columns} for i in inputs],
+        "glprune.inputs": [_record(report, plan, given) for given in report.export.inputs],
         "glprune.classes": report.data.classes or [],
     }
-    if len(inputs) == 1:
-        expected["glprune.features"] = inputs[0].columns
-        if plan is not None and len(plan.inputs) == 1:
-            expected["glprune.features_read"] = plan.inputs[0].columns
     found = properties(model)
     for key in {*expected, *found} - {"glprune.output"}:
-        if key == "glprune.features_read" and key not in expected and len(inputs) == 1:
-            continue
         value = _parsed(found.get(key), plain=not isinstance(expected.get(key), list))
+        if key == "glprune.inputs" and plan is None:
+            value = _without_positions(value)  # nothing here says which they are
         if value != expected.get(key):
             yield Finding(
                 bundles.ONNX, f"metadata {key[:60]}", f"is {_short(value)}, not {_short(expected.get(key))}"
@@ -144,6 +156,32 @@ def _metadata(report: Report, plan: Plan | None, model: ModelProto) -> Iterator[
         yield Finding(
             bundles.ONNX, "metadata glprune.output", "is not the meaning of an output of the report"
         )
+
+
+def _record(report: Report, plan: Plan | None, given: Input) -> dict[str, object]:
+    """What the file is to say of an input: its columns by name or by digest, and which of them it reads."""
+    record: dict[str, object] = {"name": given.name, "dtype": given.dtype, "axis": given.axis}
+    if report.export.names == "digest":
+        listed = json.dumps(given.columns, ensure_ascii=False, separators=(",", ":")).encode()
+        return record | {"count": len(given.columns), "sha256": hashlib.sha256(listed).hexdigest()}
+    record["columns"] = given.columns
+    part = next((p for p in plan.inputs if p.name == given.name), None) if plan is not None else None
+    if part is not None and report.export.signature == "original" and given.axis is not None:
+        record["read"] = _ranges(part.kept)
+    return record
+
+
+def _ranges(positions: list[int]) -> str:
+    """Ascending positions as the file lists them: first and last of each run."""
+    runs = [list(run) for _, run in itertools.groupby(enumerate(positions), lambda pair: pair[1] - pair[0])]
+    ends = [(run[0][1], run[-1][1]) for run in runs]
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ends)
+
+
+def _without_positions(records: object) -> object:
+    if not isinstance(records, list):
+        return records
+    return [{k: v for k, v in r.items() if k != "read"} if isinstance(r, dict) else r for r in records]
 
 
 def _parsed(text: str | None, plain: bool) -> object:

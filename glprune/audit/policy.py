@@ -74,16 +74,17 @@ def _lineage(report: Report, policy: Policy) -> dict[str, set[str]]:
 
 
 def _drops(report: Report, policy: Policy, lineage: dict[str, set[str]]) -> Iterator[tuple[str, str]]:
+    forbidden = set(policy.must_drop)
     for n, feature in enumerate(report.features):
         if feature.status != "kept":
             continue
-        for name in policy.must_drop:
-            if name in lineage[feature.name]:
-                via = "" if name == feature.name else f", made of {name!r},"
-                yield f"/features/{n}", f"{feature.name!r}{via} is kept; must_drop lists {name!r}"
+        for name in sorted(lineage[feature.name] & forbidden):
+            via = "" if name == feature.name else f", made of {name!r},"
+            yield f"/features/{n}", f"{feature.name!r}{via} is kept; must_drop lists {name!r}"
 
 
 def _keeps(report: Report, policy: Policy, lineage: dict[str, set[str]]) -> Iterator[tuple[str, str]]:
+    stays = set().union(*(lineage[f.name] for f in _kept(report)))
     for name in policy.must_keep:
-        if not any(name in lineage[f.name] for f in _kept(report)):
+        if name not in stays:
             yield "/features", f"must_keep lists {name!r}, and no kept field is it or is made of it"

@@ -20,8 +20,9 @@ def ordered_away(feature: Feature) -> bool:
 def policy_figures(report: Report) -> Iterator[Found]:
     """What the report says of its policy and does not follow from its fields and tables."""
     policy = report.policy or Policy()
+    keep, drop = set(policy.must_keep), set(policy.must_drop)
     for n, feature in enumerate(report.features):
-        yield from _reason(f"/features/{n}/reason", feature, policy)
+        yield from _reason(f"/features/{n}/reason", feature, policy, keep, drop)
     if report.policy is None:
         for name in ("segments", "reason_codes", "proxies"):
             if getattr(report, name) is not None:
@@ -35,18 +36,18 @@ def policy_figures(report: Report) -> Iterator[Found]:
             yield "/proxies", "has either been made and has a digest, or has a reason why not"
 
 
-def _reason(where: str, feature: Feature, policy: Policy) -> Iterator[Found]:
+def _reason(where: str, feature: Feature, policy: Policy, keep: set[str], drop: set[str]) -> Iterator[Found]:
     said, lineage = feature.reason, ancestors(feature, policy)
     own = {feature.name, *feature.columns}
     if feature.status == "kept":
-        if said not in (None, "must_keep") or (said and not own & {*policy.must_keep}):
+        if said not in (None, "must_keep") or (said and not own & keep):
             yield where, f"says {said!r}, but the field is kept and must_keep has {policy.must_keep}"
     elif said == "must_drop":
-        if not own & {*policy.must_drop}:
+        if not own & drop:
             yield where, f"says {said!r}, which does not list {feature.name!r}"
     elif said is not None and said.startswith(DERIVED):
         parent = said.removeprefix(DERIVED)
-        if parent not in lineage or not {*lineage} & {*policy.must_drop}:
+        if parent not in lineage or not lineage.keys() & drop:
             yield where, f"says {said!r}, but derived_from leads to no field that must go that way"
 
 
@@ -63,8 +64,8 @@ def _codes(report: Report) -> Iterator[Found]:
     for part, found in parts.items():
         for n, code in enumerate(found):
             where = f"/reason_codes/{part}/{n}"
-            for name in (*code.removed, *code.kept):
-                stated = "removed" if name in code.removed else "kept"
+            cited = [("removed", name) for name in code.removed] + [("kept", name) for name in code.kept]
+            for stated, name in cited:
                 if status.get(name) != stated:
                     yield where, f"says {name!r} is {stated}, but the field is {status.get(name, 'unknown')}"
             belongs = "unchanged" if not code.removed else "to_review" if code.kept else "retired"

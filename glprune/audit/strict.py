@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from typing import Any
 
@@ -24,9 +25,7 @@ def read_json(raw: bytes) -> Any:
     if raw.count(b",") > _MOST:
         raise StrictError(f"holds more than {_MOST:,} values")
     try:
-        value = json.loads(
-            raw.decode("utf-8"), object_pairs_hook=_object, parse_constant=_constant, parse_float=_float
-        )
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_object, parse_constant=_constant)
     except RecursionError:
         raise StrictError("nested too deeply") from None
     except UnicodeDecodeError as error:
@@ -35,8 +34,11 @@ def read_json(raw: bytes) -> Any:
         raise
     except ValueError as error:
         raise StrictError(f"not JSON ({error})") from None
-    if _deeper(value, _DEEPEST):
-        raise StrictError(f"nested deeper than {_DEEPEST} levels")
+    try:
+        _check_values(value)
+    except OverflowError:  # a hook for every number would be half of the time
+        json.loads(raw, parse_float=_float)
+        raise
     return value
 
 
@@ -55,17 +57,19 @@ def _constant(text: str) -> Any:
 
 def _float(text: str) -> float:
     value = float(text)
-    if value in (float("inf"), float("-inf")):
+    if math.isinf(value):
         raise StrictError(f"{text[:30]} is too large a number")
     return value
 
 
-def _deeper(value: Any, levels: int) -> bool:
-    """Whether a value nests deeper than so many levels, without recursion."""
+def _check_values(value: Any) -> None:
+    """Refuse numbers too large and nesting too deep, level by level, without recursion."""
     row = [value]
-    for _ in range(levels):
+    for _ in range(_DEEPEST):
+        if math.inf in row or -math.inf in row:
+            raise OverflowError
         nested = [v for v in row if isinstance(v, dict | list)]
         row = [child for v in nested for child in (v.values() if isinstance(v, dict) else v)]
         if not row:
-            return False
-    return True
+            return
+    raise StrictError(f"nested deeper than {_DEEPEST} levels")

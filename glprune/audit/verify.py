@@ -149,6 +149,7 @@ def _record(opened: Opened, name: str, kind: type[M]) -> M | None:
     if value is None:
         return None
     _known(name, value)
+    del value  # of a large report a gigabyte, which the record would come on top of
     try:
         return kind.model_validate_json(opened.raw(name) or b"", strict=True)
     except ValidationError as error:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from glprune.data.files import load_files
 from glprune.data.loaders import LoaderSplit, load_loader
 from glprune.data.records import Data, Field, InputColumns, Standardization
-from glprune.data.splits import Inputs, Selectable, Split, TensorSplit
+from glprune.data.splits import Inputs, Narrowing, Selectable, Split, TensorSplit, narrowed
 from glprune.data.streaming import StreamedSplit
 from glprune.recipe import Recipe
 
@@ -21,12 +21,14 @@ __all__ = [
     "InputColumns",
     "Inputs",
     "LoaderSplit",
+    "Narrowing",
     "Selectable",
     "Split",
     "Standardization",
     "StreamedSplit",
     "TensorSplit",
     "load_data",
+    "narrowed",
 ]
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from glprune.data.records import Field, InputColumns
 from glprune.errors import RecipeError, did_you_mean, subject
 from glprune.recipe import InputSpec, Recipe
+
+Names = Mapping[str, object]  # in order, and looked up often
 
 
 def _features(recipe: Recipe, columns: Sequence[str]) -> tuple[str, ...]:
@@ -20,11 +22,12 @@ def _features(recipe: Recipe, columns: Sequence[str]) -> tuple[str, ...]:
                 f"{recipe.where('data', key)}: no column {name!r}.{did_you_mean(name, columns)}"
             )
     reserved = {spec.target, split_column}
-    excluded = set(_expand(recipe, "exclude", spec.exclude, columns))
+    names = dict.fromkeys(columns)
+    excluded = set(_expand(recipe, "exclude", spec.exclude, names))
     if spec.features is None:
         chosen = [c for c in columns if c not in reserved and c not in excluded]
     else:
-        named = _expand(recipe, "features", spec.features, columns)
+        named = _expand(recipe, "features", spec.features, names)
         chosen = [c for c in named if c not in excluded]
         taken = [c for c in chosen if c in reserved]
         if taken:
@@ -65,27 +68,28 @@ def _own_columns(
 ) -> Iterable[str]:
     """The columns an input names, among the features."""
     place = f"{recipe.where('model', 'inputs')}: columns of {spec.name!r}"
-    barred = [c for c in spec.columns or () if c in columns and c not in set(chosen)]
+    outside = {*columns} - {*chosen}
+    barred = [c for c in spec.columns or () if c in outside]
     if barred:
         raise RecipeError(f"{place}: {barred[0]!r} is the target, the split column or excluded.")
-    return _matching(place, spec.columns or (), chosen)
+    return _matching(place, spec.columns or (), dict.fromkeys(chosen))
 
 
-def _expand(recipe: Recipe, key: str, patterns: Iterable[str], columns: Sequence[str]) -> list[str]:
+def _expand(recipe: Recipe, key: str, patterns: Iterable[str], columns: Names) -> list[str]:
     """Replace the names and patterns of a key of ``data`` by columns; each column once."""
     return _matching(recipe.where("data", *key.split("/")), patterns, columns)
 
 
-def _matching(where: str, patterns: Iterable[str], columns: Sequence[str]) -> list[str]:
+def _matching(where: str, patterns: Iterable[str], columns: Names) -> list[str]:
     """Replace names and patterns by columns; each column once."""
-    known, found = set(columns), dict[str, None]()
+    found = dict[str, None]()
     for pattern in patterns:
-        if pattern in known:
+        if pattern in columns:
             found[pattern] = None
             continue
         matches = fnmatch.filter(columns, pattern) if any(c in pattern for c in "*?[") else []
         if not matches:
-            raise RecipeError(f"{where}: no column {pattern!r}.{did_you_mean(pattern, columns)}")
+            raise RecipeError(f"{where}: no column {pattern!r}.{did_you_mean(pattern, list(columns))}")
         found.update(dict.fromkeys(matches))
     return list(found)
 
@@ -98,7 +102,7 @@ def make_fields(recipe: Recipe, inputs: Sequence[InputColumns]) -> tuple[Field, 
     for field, members in recipe.data.feature_groups.items():
         where = recipe.where("data", "feature_groups", field)
         listed = [members] if isinstance(members, str) else members
-        columns = _expand(recipe, f"feature_groups/{field}", listed, features)
+        columns = _expand(recipe, f"feature_groups/{field}", listed, source)
         for column in columns:
             if column in owner:
                 raise RecipeError(

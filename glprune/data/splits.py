@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from glprune.units import select
+
 SPLITS = ("train", "valid", "test")
 Inputs = tuple[Tensor, ...]
 
@@ -43,6 +45,53 @@ class Selectable(Split, Protocol):
 
 
 @dataclass(frozen=True)
+class Narrowing:
+    """The kept columns of full inputs.
+
+    Attributes:
+        columns: Kept positions along each input's feature axis, int64.
+        axes: The feature axis of each input; None passes an input whole.
+    """
+
+    columns: tuple[Tensor, ...]
+    axes: tuple[int | None, ...]
+
+    def __call__(self, inputs: Inputs) -> Inputs:
+        """Take the kept columns out of a full batch."""
+        return select(inputs, self.axes, self.columns)
+
+
+@runtime_checkable
+class Narrowable(Split, Protocol):
+    """A split that can do without columns nobody wants."""
+
+    def narrowed(self, narrow: Narrowing) -> Split:
+        """The same rows, in the same order, of the kept columns."""
+        ...
+
+
+def narrowed(split: Split, narrow: Narrowing) -> Split:
+    """A split of the kept columns: cut out once in memory, alone read of files, else cut of every batch."""
+    return split.narrowed(narrow) if isinstance(split, Narrowable) else _Narrowed(split, narrow)
+
+
+@dataclass(frozen=True)
+class _Narrowed:
+    """A split seen through the kept columns."""
+
+    split: Split
+    narrow: Narrowing
+
+    @property
+    def rows(self) -> int:
+        return self.split.rows
+
+    def batches(self, size: int | None, generator: torch.Generator | None) -> Iterator[tuple[Inputs, Tensor]]:
+        for inputs, target in self.split.batches(size, generator):
+            yield self.narrow(inputs), target
+
+
+@dataclass(frozen=True)
 class TensorSplit:
     """A split held in memory.
 
@@ -71,3 +120,7 @@ class TensorSplit:
     def take(self, rows: NDArray[np.int64]) -> TensorSplit:
         """The split of some rows."""
         return TensorSplit(tuple(x[rows] for x in self.inputs), self.target[rows])
+
+    def narrowed(self, narrow: Narrowing) -> TensorSplit:
+        """The same rows of the kept columns."""
+        return TensorSplit(narrow(self.inputs), self.target)

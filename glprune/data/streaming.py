@@ -16,7 +16,7 @@ from torch import Tensor
 
 from glprune.data.division import Part
 from glprune.data.records import InputColumns
-from glprune.data.splits import Inputs
+from glprune.data.splits import Inputs, Narrowing
 from glprune.data.tables import ParquetTable, Piece, Reader, Table, rows_at_once
 from glprune.data.values import COLUMNS_AT_ONCE, TYPES, Dtype, coded, numbers, tiles
 from glprune.errors import RecipeError
@@ -124,6 +124,15 @@ class StreamedSplit:
         chosen = np.zeros_like(self.chosen)
         chosen[np.flatnonzero(self.chosen)[rows]] = True
         return replace(self, chosen=chosen, target=self.target[torch.from_numpy(rows)])
+
+    def narrowed(self, narrow: Narrowing) -> StreamedSplit:
+        """The same rows in the same blocks, of which the kept columns alone are read."""
+        kept = zip(self.plan.columns, narrow.axes, narrow.columns, strict=True)
+        columns = tuple(
+            own if axis is None else tuple(own[n] for n in positions.tolist())
+            for own, axis, positions in kept
+        )
+        return replace(self, plan=replace(self.plan, columns=columns))
 
     def lane(self, number: int, count: int) -> StreamedSplit:
         """Every ``count``-th row group from ``number`` on: what one of several processes is to read.

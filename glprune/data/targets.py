@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from glprune.data.tables import Table
 from glprune.data.values import is_numeric
 from glprune.errors import DataError, did_you_mean
+from glprune.exact import refuse_past_exact
 from glprune.recipe import Recipe
 
 
@@ -31,6 +32,10 @@ def read_targets(
     if recipe.task == "distillation":
         return None, {key: np.empty((t.rows, 0), dtype=np.float32) for key, t in tables.items()}
     raw = {key: _target_column(recipe, table) for key, table in tables.items()}
+    for key, column in raw.items():
+        if recipe.task != "regression" and pa.types.is_floating(column.type):
+            mend = "write the classes as whole numbers below 2^63 or as text"
+            refuse_past_exact(tables[key], str(recipe.data.target), column, mend)
     classes = _classes(recipe, raw, next(iter(tables.values())))
     return classes, {key: _encode(recipe, raw.pop(key), classes, tables[key]) for key in tables}
 
@@ -74,6 +79,8 @@ def _encode(
     if classes is None:
         if not is_numeric(column.type):
             raise DataError(f"{table.path}: target {name!r} is not numeric; a regression target must be.")
+        if pa.types.is_integer(column.type):
+            refuse_past_exact(table, str(name), column, "scale the target")
         values = column.cast(pa.float64(), safe=False).to_numpy()
         finite = np.isfinite(values)
         if not finite.all():

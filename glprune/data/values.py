@@ -14,10 +14,13 @@ from numpy.typing import NDArray
 from glprune.data.records import Standardization
 from glprune.data.tables import Piece, Reader, Table
 from glprune.errors import DataError, did_you_mean, subject
+from glprune.exact import first_past, past_exact
 from glprune.recipe import Recipe
 
 Dtype = Literal["float", "int"]
 TYPES = {"float": np.float32, "int": np.int64}
+_SCALE = "scale or encode them otherwise, or list it under data.exclude"
+_WHOLE = "write them as whole numbers"
 COLUMNS_AT_ONCE = 1024  # of a piece; a reader holds buffers for each
 
 
@@ -61,11 +64,13 @@ class Tile:
         row: Number of its first row in the table.
         column: Number of its first column in the input.
         values: Shape (rows, columns); float32, or int64 or float64 for codes.
+        batch: What they were made of.
     """
 
     row: int
     column: int
     values: NDArray[Any]
+    batch: pa.RecordBatch
 
 
 def tiles(read: Reader, piece: Piece, columns: Sequence[str], dtype: Dtype) -> Iterator[Tile]:
@@ -73,7 +78,7 @@ def tiles(read: Reader, piece: Piece, columns: Sequence[str], dtype: Dtype) -> I
     for start in range(0, len(columns), COLUMNS_AT_ONCE):
         row = piece.start
         for batch in read(piece, columns[start : start + COLUMNS_AT_ONCE]):
-            yield Tile(row, start, numbers(batch, dtype))
+            yield Tile(row, start, numbers(batch, dtype), batch)
             row += batch.num_rows
 
 
@@ -81,16 +86,28 @@ def numbers(batch: pa.RecordBatch, dtype: Dtype) -> NDArray[Any]:
     """Numeric columns as a matrix, shape (rows, columns), NaN where empty.
 
     Returns:
-        float32; for codes int64 where all columns are whole numbers, else float64.
+        float32; for codes int64, exactly, or float64 where a column holds anything else.
     """
-    kind = pa.float32()
+    kind, columns = pa.float32(), None
     if dtype == "int":
-        whole = all(pa.types.is_integer(t) and t != pa.uint64() for t in batch.schema.types)
-        kind = pa.int64() if whole and not any(c.null_count for c in batch.columns) else pa.float64()
-    # values too large for the type become Inf, or are rounded: what is not finite is refused
-    columns = [c if c.type == kind else c.cast(kind, safe=False) for c in batch.columns]
+        kind, columns = pa.int64(), whole(batch)
+        if columns is None:
+            kind = pa.float64()
+    if columns is None:
+        # values too large for the type become Inf, or are rounded: what is not finite is refused
+        columns = [c if c.type == kind else c.cast(kind, safe=False) for c in batch.columns]
     alike = pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
-    return alike.to_tensor(null_to_nan=True, row_major=True).to_numpy()
+    # to give NaN for null, Arrow makes floating-point numbers of whole ones
+    return alike.to_tensor(null_to_nan=kind != pa.int64(), row_major=True).to_numpy()
+
+
+def whole(batch: pa.RecordBatch) -> list[pa.Array] | None:
+    """Columns as int64; None where a value is empty or no whole number below 2^63."""
+    try:
+        columns = [c.cast(pa.int64()) for c in batch.columns]
+    except pa.ArrowInvalid:
+        return None
+    return None if any(c.null_count for c in columns) else columns
 
 
 def coded(values: NDArray[Any], dtype: Dtype) -> NDArray[Any]:
@@ -111,10 +128,12 @@ class ColumnFacts:
         self._defects = np.zeros(len(columns), dtype=np.int64)
         self._first = np.zeros(len(columns), dtype=np.int64)
         self._uncoded: tuple[int, int, float] | None = None
+        self._past: tuple[int, int, pa.Scalar] | None = None
         self.flawed = False
 
     def check(self, tile: Tile) -> NDArray[Any]:
         """Note the defects of a tile; its values as the network takes them, where there are none."""
+        self._check_exact(tile)
         if tile.values.dtype.kind == "f":
             finite = np.isfinite(tile.values)
             if not finite.all():
@@ -132,15 +151,28 @@ class ColumnFacts:
         self._defects[span] += counts
         self.flawed = True
 
+    def _check_exact(self, tile: Tile) -> None:
+        """Remember the first number of the first column that was merged with its neighbours, or will be."""
+        suspected = pa.types.is_integer if self.dtype == "float" else pa.types.is_floating
+        for number, column in enumerate(tile.batch.columns):
+            row = first_past(column) if suspected(column.type) else None
+            if row is not None and np.isfinite(tile.values[row, number]):
+                found = (tile.column + number, tile.row + row, column[row])
+                self._past = min(self._past or found, found, key=lambda place: place[:2])
+                self.flawed = True
+                return
+
     def _check_codes(self, tile: Tile) -> None:
         """Remember the first value of the first column that is no whole number."""
-        wrong = (np.trunc(tile.values) != tile.values) | (np.abs(tile.values) >= 2.0**63)
-        if wrong.any():
-            column = int(np.flatnonzero(wrong.any(axis=0))[0])
-            row = int(np.flatnonzero(wrong[:, column])[0])
-            found = (tile.column + column, tile.row + row, float(tile.values[row, column]))
-            self._uncoded = min(self._uncoded or found, found)
-            self.flawed = True
+        for number in range(tile.batch.num_columns):
+            if whole(tile.batch.select([number])) is None:
+                values = tile.values[:, number]
+                wrong = (np.trunc(values) != values) | (np.abs(values) >= 2.0**63)
+                row = int(np.argmax(wrong))
+                found = (tile.column + number, tile.row + row, float(values[row]))
+                self._uncoded = min(self._uncoded or found, found)
+                self.flawed = True
+                return
 
     def refuse_defects(self, table: Table) -> None:
         """Say what was wrong with the columns, once all rows were seen.
@@ -159,8 +191,12 @@ class ColumnFacts:
             column, row, value = self._uncoded
             raise DataError(
                 f"{table.path}: column {self.columns[column]!r} feeds an input of dtype: int and holds "
-                f"{value:g} in {table.place(row)}; encode as whole numbers."
+                f"{value:g} in {table.place(row)}; encode as whole numbers below 2^63."
             )
+        if self._past is not None:
+            column, row, value = self._past
+            mend = _SCALE if self.dtype == "float" else _WHOLE
+            raise DataError(past_exact(table, self.columns[column], row, value, mend))
 
 
 class Moments:

@@ -1,0 +1,108 @@
+"""Paths side by side, in other processes: the bundle of paths one after another, to the bit."""
+
+import json
+
+import pytest
+
+import glprune
+from glprune import search
+from glprune.errors import TargetError
+from glprune.events import PartDone, Stage
+from glprune.recipe import load_recipe
+from tests.networks import write_planted
+from tests.test_resume import NETWORK, TIMES, digest
+
+RECIPE = """
+task: binary
+model: {factory: "network.py:build"}
+data: {file: data.parquet, target: y}
+penalty: {inputs: {strength: 1.0}, hidden: {strength: 1.0}, balance: [0.3, 1.0, 3.0]}
+target: {macs: "40%"}
+train: {epochs: 2, points: 4, batch_size: all, polish: 3, stages: 2}
+refit: {epochs: 2}
+workers: {engine: local, processes: 2}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_planted(tmp_path_factory.mktemp("abreast"), NETWORK, RECIPE, 300)
+
+
+def run(folder, out, *changes, **options):
+    recipe = load_recipe(folder / "recipe.yaml", list(changes))
+    return glprune.run(recipe, folder / "model.pt", out, **options).bundle
+
+
+def facts(bundle):
+    """The model and the report, but for times and the recipe, which says how many processes there were."""
+    report = json.loads((bundle / "report.json").read_text())
+    del report["digests"]["recipe_resolved"], report["digests"]["outputs"]["recipe.resolved.yaml"]
+    left_out = {*TIMES, "recipe"}
+    return digest(bundle / "model.onnx"), {k: v for k, v in report.items() if k not in left_out}
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    """Of paths one after another: so short that no other process is started."""
+    told = []
+    bundle = run(folder, folder / "alone", on_event=told.append)
+    assert not any(isinstance(e, PartDone) for e in told)
+    return facts(bundle)
+
+
+@pytest.fixture
+def worth_it(monkeypatch):
+    """Other processes are started however short a path is."""
+    monkeypatch.setattr(search, "_WORTH", 0.0)
+
+
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.with_ray)])
+def test_paths_side_by_side_are_those_one_after_another(folder, alone, tmp_path, worth_it, engine):
+    if engine == "ray":
+        pytest.importorskip("ray")
+    told = []
+    bundle = run(folder, tmp_path / "out", f"workers.engine={engine}", on_event=told.append)
+    parts = [e for e in told if isinstance(e, PartDone)]
+    stages = {e.detail.split(",")[0] for e in told if isinstance(e, Stage)}
+    assert [(e.what, e.done, e.of) for e in parts] == 2 * [("paths", n, 3) for n in (1, 2, 3)]
+    assert "3 paths side by side" in stages
+    assert facts(bundle) == alone
+
+
+def test_paths_that_were_done_elsewhere_stay_done(folder, alone, tmp_path, worth_it, monkeypatch):
+    monkeypatch.setattr("glprune.pipeline.several", lambda spec, threads: True)
+    done = []
+
+    def stop(event):
+        if isinstance(event, PartDone) and event.done == 2:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, out, "workers.processes=1", on_event=stop)  # one, so that they come in order
+    assert facts(run(folder, out, resume=True, on_event=done.append)) == alone
+    counts = [e.done for e in done if isinstance(e, PartDone)]
+    assert counts == [3, 1, 2, 3]  # the last of the first stage, and the second stage
+
+
+def test_one_path_that_fails_leaves_the_others(folder, tmp_path, monkeypatch):
+    real = search.attempt
+
+    def failing(standing, asked, listener):
+        if asked.balance != 3.0:
+            raise TargetError(f"balance {asked.balance}")
+        return real(standing, asked, listener)
+
+    monkeypatch.setattr(search, "attempt", failing)
+    report = json.loads((run(folder, tmp_path / "out", "train.stages=1") / "report.json").read_text())
+    assert [stage["balance"] for stage in report["stages"]] == [3.0]
+
+
+def test_where_every_path_fails_the_first_says_why(folder, tmp_path, worth_it):
+    """No network of one multiply-accumulate: the error arises in another process."""
+    with pytest.raises(TargetError, match=r"^target\.macs: ") as here:
+        run(folder, tmp_path / "one", "target.macs=1", "workers.processes=1")
+    with pytest.raises(TargetError) as there:
+        run(folder, tmp_path / "several", "target.macs=1")
+    assert str(there.value) == str(here.value)
