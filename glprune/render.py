@@ -290,9 +290,9 @@ def file_sentence(report: Report) -> str:
         f"{bundles.CONTRACT}.",
     }
     return (
-        f"{report.export.file} has {size.onnx_bytes_after:,} bytes, "
-        f"{size.onnx_bytes_after - 4 * size.parameters_after:,} beside 4 for each parameter; that is {found} "
-        f"{limit:,}, 4 for each and 5 % and 4 kB. {names[report.export.names]}"
+        f"{report.export.file} has {size.onnx_bytes_after:,} bytes: 4 for each parameter and "
+        f"{size.onnx_bytes_after - 4 * size.parameters_after:,} more, {found} the limit of {limit:,} (4 for "
+        f"each, 5 % and 4 kB). {names[report.export.names]}"
     )
 
 
@@ -506,4 +506,4 @@ def size_rows(report: Report) -> list[Change]:
         f"{size.onnx_bytes_after - 4 * size.parameters_after:,}",
     )
     changes = [Change(name, f"{b:,}", f"{a:,}", _share(a, b)) for name, b, a in pairs]
-    return [*changes, Change("of them beside 4 for each parameter", beside[0], beside[1], "")]
+    return [*changes, Change("beside 4 for each parameter", beside[0], beside[1], "")]
