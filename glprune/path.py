@@ -86,7 +86,8 @@ class RegularisationPath:
         """Close a point where that keeps its size, else at a lambda nearby.
 
         Full-batch steps may bring groups back or lose more: lambda is then raised or lowered a little.
-        They end where the point will do, since the refit trains the weights anyway.
+        More of the same steps, for zero groups that are not optimal yet, end as soon as they are. The first
+        ones do not: with a quarter of them MNIST lost half a point of accuracy.
 
         Args:
             point: A point with its weights.
@@ -106,7 +107,7 @@ class RegularisationPath:
             return point.kkt_zero <= _OPTIMAL and fits(point)
 
         for _ in range(_SETTLINGS):
-            closed = self._closed(start, lam, will_do)
+            closed = self._closed(start, lam, None if start is point else will_do)
             if will_do(closed):
                 return closed
             self.points.remove(closed)

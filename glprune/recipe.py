@@ -468,9 +468,7 @@ class TrainSpec(Section):
         "trained there learns its rows by heart before the choice begins.",
     )
     polish: Annotated[int, Field(ge=0)] = Field(
-        20,
-        description="Most full-batch accelerated proximal steps that close a selected point. If a size was "
-        "asked for, they end as soon as a look, after every fifth, finds that size and optimal zero groups.",
+        20, description="Full-batch accelerated proximal steps that close each selected point."
     )
     halvings: Annotated[int, Field(ge=0, le=100)] = Field(
         0,
