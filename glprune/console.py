@@ -105,7 +105,7 @@ def print_report(console: Console, report: Report, bundle: str) -> None:
     _print_compared(console, report)
     for warning in report.warnings:
         console.print(plain(f"warning: {warning}"), markup=False, highlight=False)
-    _print(console, file_sentence(report))
+    console.print(plain(file_sentence(report)), markup=False, highlight=False)
     _print(console, f"bundle: {bundle}")
 
 
