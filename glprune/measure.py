@@ -36,7 +36,7 @@ class OnnxFile:
     def __init__(self, path: Path, threads: int = 0) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what fails is raised
         self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self.names = [i.name for i in self.session.get_inputs()]
 

@@ -139,6 +139,7 @@ def _fill(
     stage = space.stage
     job = prepare(rules, model, trust_pickle, clock)
     check_rows(job)
+    _export_original(job, stage)
     identity = _identity(job, members)
     journal = space.journal(identity)
     members.agreed(identity)
@@ -249,14 +250,19 @@ class _Clock:
             raise NonFiniteError(f"{self._name}: {error}") from None
 
 
+def _export_original(job: Job, folder: Path) -> None:
+    """Write the original network: one that cannot be exported is told before hours of training."""
+    with torch.random.fork_rng(devices=[]):  # what is trained next must not depend on an exporter
+        write_onnx(job, job.network, first_rows(job.data.test, 4), folder / _ORIGINAL)
+
+
 def _export(job: Job, removed: Removed, fitted: RefitResult, folder: Path) -> tuple[str, Names]:
-    """Write the original, the zeroed slim and the shipped network.
+    """Write the zeroed slim and the shipped network.
 
     Returns:
         The last one's exporter, and how it gives the names of its columns.
     """
     full = first_rows(job.data.test, 4)
-    write_onnx(job, job.network, full, folder / _ORIGINAL)
     write_onnx(job, removed.network, Narrowing(removed.columns, job.axes)(full), folder / _ZEROED)
     ways = offered_names(job)
     metadata = [file_metadata(job, removed, names) for names in ways]

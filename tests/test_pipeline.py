@@ -13,9 +13,10 @@ from jsonschema import Draft202012Validator
 from safetensors.torch import load_file
 
 import glprune
+from glprune.events import Stage
 from glprune.recipe import load_recipe
 from glprune.report import report_schema
-from tests.networks import fit_binary
+from tests.networks import fit_binary, write_planted
 
 NETWORK = """
 from torch import nn
@@ -388,3 +389,36 @@ def test_a_file_that_computes_something_else_is_not_released(folder, monkeypatch
     with pytest.raises(glprune.ModelError, match="was not released"):
         glprune.run(folder / "recipe.yaml", folder / "model.pt", folder / "wrong")
     assert not (folder / "wrong").exists()
+
+
+PROJECTED = """
+import torch
+from torch import nn
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.entry, self.cell, self.out = nn.Linear(8, 6), nn.LSTM(6, 6, proj_size=3), nn.Linear(3, 1)
+    def forward(self, x):
+        return self.out(self.cell(self.entry(x)[None])[0][0])
+def build():
+    return Network()
+"""
+PLANTED = """
+task: binary
+model: {factory: "network.py:build"}
+data: {file: data.parquet, target: y}
+target: {max_features: 3}
+"""
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+def test_a_network_that_onnx_has_no_operator_for_is_told_before_anything_is_trained(tmp_path, capfd):
+    """An LSTM with projections: one exporter writes a file that ONNX Runtime does not run, the other none."""
+    told = []
+    folder = write_planted(tmp_path, PROJECTED, PLANTED, 100)
+    with pytest.raises(glprune.ModelError, match=r"cannot be exported.*initial_c.*projections") as caught:
+        glprune.run(folder / "recipe.yaml", folder / "model.pt", folder / "out", on_event=told.append)
+    assert "\n" not in str(caught.value)
+    assert not any(isinstance(e, Stage) and e.name.startswith("path") for e in told)
+    assert [p.name for p in folder.iterdir() if p.name.startswith("out")] == []
+    assert "ONNXRuntimeError" not in capfd.readouterr().err  # it is said once, by whoever catches the error
