@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +33,8 @@ class StreamPlan:
     Attributes:
         columns: The columns of each input.
         dtypes: What each input is read as.
-        block_rows: Rows shuffled together; two such blocks are in memory, one in use and one being filled.
+        block_rows: Rows shuffled together, a quarter and a half of them at first; two such blocks are in
+            memory, one in use and one being filled.
         pass_rows: Rows of a block where nothing is shuffled.
     """
 
@@ -87,6 +89,13 @@ def stream_note(plan: StreamPlan, tables: Mapping[str, Table]) -> str:
         f"Rows are streamed from their files (data.stream); row groups, of at most {largest:,} rows, come in "
         f"random order and {plan.block_rows:,} rows are shuffled at a time."
     )
+
+
+def _sizes(step: int, limit: int) -> Iterator[int]:
+    """Rows of one block after another, in whole batches: the first is small, since all wait for it."""
+    for share in (4, 2):
+        yield max(step, limit // share // step * step)
+    yield from itertools.repeat(limit)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +166,7 @@ class StreamedSplit:
         else:
             random = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
             limit = self.plan.block_rows // step * step
-        for inputs, target in read_ahead(self._blocks(limit, random)):
+        for inputs, target in read_ahead(self._blocks(_sizes(step, limit), random)):
             for start in range(0, len(target), step):
                 goal = target[start : start + step]
                 yield (
@@ -172,12 +181,14 @@ class StreamedSplit:
         starts = [0, *np.cumsum(counts).tolist()]
         return [(p, start) for p, start, n in zip(self.table.pieces, starts, counts, strict=False) if n]
 
-    def _blocks(self, limit: int, random: np.random.Generator | None) -> Iterator[tuple[Inputs, Tensor]]:
-        """Yield blocks of ``limit`` rows, the last of what is left, shuffled by ``random``."""
+    def _blocks(
+        self, sizes: Iterator[int], random: np.random.Generator | None
+    ) -> Iterator[tuple[Inputs, Tensor]]:
+        """Yield blocks of so many rows, the last of what is left, shuffled by ``random``."""
         places, left = self._places, self.rows
         if random is not None:
             places = [places[n] for n in random.permutation(len(places))]
-        read, block = self.table.reader(), self._block(min(limit, left), random)
+        read, block = self.table.reader(), self._block(min(next(sizes), left), random)
         for piece, position in places:
             for values in self._slices(read, piece):
                 count, done = len(values[0]), 0
@@ -187,7 +198,7 @@ class StreamedSplit:
                     if block.full:
                         yield block.tensors()
                         left -= block.rows
-                        block = self._block(min(limit, left), random)
+                        block = self._block(min(next(sizes), left), random)
                 position += count
 
     def _block(self, rows: int, random: np.random.Generator | None) -> _Block:
