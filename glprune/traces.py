@@ -44,9 +44,11 @@ def drawn_points(points: Sequence[PathPoint], fields: int) -> list[int]:
 def traces(points: Sequence[PathPoint], features: Sequence[Feature]) -> list[Traces]:
     """The lines of removed and of kept fields; of more than 1,000, those whose norm is largest anywhere."""
     drawn = [points[n].norms for n in drawn_points(points, len(features))]
+    if not drawn:
+        return []
     norms = np.array(drawn, dtype=np.float64).reshape(len(drawn), -1).T
     kept = np.array([f.status == "kept" for f in features], dtype=bool)
-    return [_traces("removed", norms[~kept]), _traces("kept", norms[kept])] if drawn else []
+    return [_traces("removed", norms[~kept]), _traces("kept", norms[kept])]
 
 
 def _traces(status: Status, norms: Norms) -> Traces:

@@ -222,6 +222,11 @@ def test_a_path_of_one_point_renders(lam):
     assert "Regularisation path" in render_html(report(["a", "b", "c"], points=1, lam=lam))
 
 
+def test_of_no_field_no_line_is_drawn():
+    bare = report(["a"]).path[0].model_copy(update={"norms": []})
+    assert traces([bare], []) == []
+
+
 def test_of_thousands_of_fields_the_largest_have_lines_the_rest_a_band_and_the_caption_says_so():
     many = report([f"x{n}" for n in range(5 * MOST)], removed=4 * MOST)
     height = {n: float(n) for n in range(5 * MOST)}
