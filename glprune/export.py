@@ -115,6 +115,8 @@ def export_onnx(
                 raise ValueError(f"its outputs differ from the network's by {gap:.1e}")
         except Exception as error:  # exporters raise whatever they meet
             path.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the disk's, not the network's
             failures.append(f"{exporter}: {first_line(error)}")
             continue
         found.append((raw, Exported(exporter, choice)))
