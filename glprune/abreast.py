@@ -6,7 +6,6 @@ certified again here, as that of a run that was stopped is.
 
 from __future__ import annotations
 
-import copy
 import functools
 import pickle
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,8 @@ from torch import Tensor
 from glprune.errors import TargetError
 from glprune.events import Listener, PartDone, Stage, silent
 from glprune.job import Job
-from glprune.journal import Journal
+from glprune.journal import Journal, packed
+from glprune.rebuilt import slim_network
 from glprune.recall import Kept
 from glprune.removal import Removed
 from glprune.stage import Asked, StageRun, Standing, carry_out, kept, recalled
@@ -97,11 +97,9 @@ class _Start:
     def standing(self, original: Job) -> Standing:
         if self.surgery is None:
             return Standing(original, original, None, self.stages)
-        network = copy.deepcopy(original.network)
-        self.surgery.apply_(network)
-        network.load_state_dict(self.state)
+        network = slim_network(original, self.surgery, self.state)
         removed = Removed(network, self.surgery, self.columns, (), (), 0.0, len(original.probe[0]))
-        return Standing.on(original, network.eval(), removed, self.stages)
+        return Standing.on(original, network, removed, self.stages)
 
 
 def _elsewhere(start: bytes, job: Job, asked: Asked) -> _Sent:
@@ -109,9 +107,9 @@ def _elsewhere(start: bytes, job: Job, asked: Asked) -> _Sent:
     try:
         run, _ = carry_out(pickle.loads(start).standing(job), asked, silent)
     except TargetError as error:
-        return {"failed": str(error)}, safetensors.torch.save({})
+        return {"failed": str(error)}, packed({})
     facts, tensors = kept(run)
-    return facts, safetensors.torch.save({name: t.contiguous() for name, t in tensors.items()})
+    return facts, packed(tensors)
 
 
 def _outcome(

@@ -195,6 +195,11 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def packed(tensors: Mapping[str, Tensor]) -> bytes:
+    """Tensors as a safetensors file holds them."""
+    return safetensors.torch.save({name: t.contiguous() for name, t in tensors.items()})
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first."""
     return sorted(folder.glob(_PATTERN), key=_number)
@@ -237,7 +242,7 @@ def _number(path: Path) -> int:
 
 def _store(tensors: Mapping[str, Tensor], folder: Path) -> str:
     """Write tensors to a file called by its digest, unless it is there."""
-    content = safetensors.torch.save({name: t.contiguous() for name, t in tensors.items()})
+    content = packed(tensors)
     name = hashlib.sha256(content).hexdigest()
     path = _tensors(folder) / f"{name}{_SUFFIX}"
     if not _whole(folder, name):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,10 +88,16 @@ class Rebuild:
     def __call__(self) -> Rebuilt:
         """Prepare the job and cut its network."""
         job = self.job()
-        network = copy.deepcopy(job.network)
-        self.surgery.apply_(network)
-        network.load_state_dict(self.state)
-        return Rebuilt(job, network.eval(), self.surgery, self.columns)
+        network = slim_network(job, self.surgery, self.state)
+        return Rebuilt(job, network, self.surgery, self.columns)
+
+
+def slim_network(job: Job, surgery: Surgery, state: Mapping[str, Tensor]) -> nn.Module:
+    """What a surgery makes of a copy of the job's network, with the tensors given, in evaluation mode."""
+    network = copy.deepcopy(job.network)
+    surgery.apply_(network)
+    network.load_state_dict(state)
+    return network.eval()
 
 
 def selectable(split: Split, seed: int) -> Selectable:
