@@ -20,8 +20,8 @@ os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 from features import machine, versions
 
 import glprune
-from glprune.bundle import ONNX, digest
-from glprune.events import Event, Stage
+from glprune.runtime.events import Event, Stage
+from glprune.schema.bundle import ONNX, digest
 
 HERE = Path(__file__).parent
 CHANGES = ['target={macs: "25%"}', "penalty.hidden={strength: 1}", "stability=null"]

@@ -30,7 +30,7 @@ from table import aligned, spread, standard_error
 from torch import nn
 
 import glprune
-from glprune.measure import macs, parameters
+from glprune.model.counting import macs, parameters
 
 HERE = Path(__file__).parent
 Record = dict[str, Any]
@@ -67,7 +67,7 @@ def records_of(
 def path_epochs(report: Path) -> int:
     """Epochs of the paths of a run, at most; each point ends early where nothing happens any more."""
     facts = json.loads(report.read_text(encoding="utf-8"))
-    return len(facts["path"]) * glprune.recipe.TrainSpec().epochs
+    return len(facts["path"]) * glprune.schema.recipe.TrainSpec().epochs
 
 
 def best_of(data: DataSet, found: Sequence[Timed], method: str, seed: int) -> Record:

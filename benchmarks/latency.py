@@ -31,13 +31,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from glprune.data import Narrowing
-from glprune.export import export_onnx
-from glprune.groups import zero_units_
-from glprune.measure import OnnxFile, macs, parameters
-from glprune.quantizing import gap, quantize
-from glprune.recipe import AUTO_MULTIPLE
-from glprune.removal import remove
-from glprune.scaling import Scaled, scaled
+from glprune.export.int8 import gap, quantize
+from glprune.export.onnx_export import export_onnx
+from glprune.export.onnx_runtime import OnnxFile
+from glprune.model.counting import macs, parameters
+from glprune.model.standardize import Scaled, scaled
+from glprune.pruning.groups import zero_units_
+from glprune.pruning.removal import remove
+from glprune.schema.recipe import AUTO_MULTIPLE
 
 HERE = Path(__file__).parent
 BATCHES = (1, 256)

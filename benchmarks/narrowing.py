@@ -17,7 +17,7 @@ from sets import DataSet, images, mnist, onehot
 from torch import Tensor, nn
 
 import glprune
-from glprune.measure import macs
+from glprune.model.counting import macs
 
 HERE = Path(__file__).parent
 REGS = (1e-4, 1e-3, 1e-2)  # of the sparse training; the first is torch-pruning's default

@@ -17,7 +17,7 @@ from sets import DataSet
 
 import glprune
 import glprune.pipeline
-from glprune.events import Event, Stage
+from glprune.runtime.events import Event, Stage
 
 # the keys that make the method, the same for every set; only batch sizes follow the number of rows
 SETTINGS: dict[str, Any] = {

@@ -20,10 +20,11 @@ from table import aligned
 from torch import nn
 
 import glprune
-from glprune.events import Event, Stage, silent
-from glprune.job import Job, prepare
-from glprune.recipe import PenaltySpec, RefitSpec, TargetSpec, TrainSpec
-from glprune.train import rows_of_an_epoch
+from glprune.runtime.events import Event, Stage, silent
+from glprune.schema.recipe import PenaltySpec, RefitSpec, TargetSpec, TrainSpec
+from glprune.search.job import Job
+from glprune.search.prepare import prepare
+from glprune.training.refit import rows_of_an_epoch
 
 HERE = Path(__file__).parent
 OPERATOR_GOAL = 0.05  # of a plain training step

@@ -24,9 +24,9 @@ from steps import groups_of, perceptron
 from table import aligned
 from torch import Tensor, nn
 
-from glprune.groups import GroupSet, zero_units_
-from glprune.measure import parameters
-from glprune.removal import remove
+from glprune.model.counting import parameters
+from glprune.pruning.groups import GroupSet, zero_units_
+from glprune.pruning.removal import remove
 
 HERE = Path(__file__).parent
 ROWS = 16

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from glprune.data import TensorSplit
-from glprune.groups import Blocks, GroupSet, hidden_groups, input_groups, penalty_weights
-from glprune.objective import Objective
-from glprune.optim import ProximalAdam, Regulariser
-from glprune.planning import plan_units
-from glprune.recipe import PenaltySpec
-from glprune.task import Task
+from glprune.model.task import Task
+from glprune.pruning.groups import GroupSet, hidden_groups, input_groups, penalty_weights
+from glprune.pruning.planner import plan_units
+from glprune.schema.recipe import PenaltySpec
+from glprune.training.blocks import Blocks
+from glprune.training.objective import Objective
+from glprune.training.proximal import ProximalAdam, Regulariser
 
 CLASSES = 10
 LAMBDA = 1e-5  # small: groups that leave would make the later steps cheaper

@@ -138,8 +138,8 @@ def memory(folder: Path, stream: bool, buffer: float) -> dict[str, Any]:
 def rate(folder: Path, epochs: int, buffer: float) -> dict[str, Any]:
     """One epoch of the path, of a realistic network and the default batch, in memory and streamed."""
     from glprune import load_recipe
-    from glprune.events import silent
-    from glprune.job import prepare
+    from glprune.runtime.events import silent
+    from glprune.search.prepare import prepare
 
     times: dict[str, list[tuple[float, ...]]] = {}
     passes: dict[str, Iterator[tuple[float, ...]]] = {}
@@ -171,8 +171,8 @@ def rate(folder: Path, epochs: int, buffer: float) -> dict[str, Any]:
 def timed_epochs(job: Any) -> Iterator[tuple[float, ...]]:
     """Seconds of one epoch after another: wall, processor, processor of the training thread alone."""
     clocks = (time.perf_counter, time.process_time, time.thread_time)
-    from glprune.objective import Objective
-    from glprune.train import PointSolver
+    from glprune.training.objective import Objective
+    from glprune.training.solver import PointSolver
 
     spec = job.recipe.train.model_copy(update={"epochs": 1, "polish": 0})
     objective = Objective(

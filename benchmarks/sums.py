@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from glprune import crew
 from glprune.data import TensorSplit
-from glprune.groups import penalty_weights
-from glprune.objective import Objective
-from glprune.optim import ProximalAdam
-from glprune.task import Task
+from glprune.model.task import Task
+from glprune.pruning.groups import penalty_weights
+from glprune.runtime import process_group
+from glprune.training.objective import Objective
+from glprune.training.proximal import ProximalAdam
 
 HERE = Path(__file__).parent
 NAMES = ("MLP 784-256-128-10", "transformer, 6 layers")
@@ -67,7 +67,7 @@ def stepper(network: nn.Module, subject: Subject, x: Tensor, y: Tensor, kind: st
         loss = functional.cross_entropy(called(x), y)
         loss.backward()
         if kind == "sums":
-            crew.average_gradients_(network.parameters(), float(loss.detach()), len(y))
+            process_group.average_gradients_(network.parameters(), float(loss.detach()), len(y))
         proximal.step()
 
     return step
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results" / "sums.json")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    with crew.joined() as members, crew.together(members):
+    with process_group.joined() as members, process_group.together(members):
         found = [{"network": name} | timed(SUBJECTS[name], given.steps) for name in given.networks]
     if not members.first:
         return

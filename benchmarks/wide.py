@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional
 
 import glprune
-from glprune.recipe import Recipe
+from glprune.schema.recipe import Recipe
 
 HERE = Path(__file__).parent
 TRUE, ROWS, HIDDEN = 10, 1000, 64

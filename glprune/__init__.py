@@ -32,7 +32,7 @@ code of other packages, and ``certify`` holds their penalties to numbers; ``work
 run works in and ``journal`` what it has done so far, for one that is stopped (``recall`` brings points
 and refits there and back); ``pipeline`` is the whole run, ``inspection`` the dry run, ``cli`` the
 command.
-:mod:`glprune.audit` is the other side: it verifies a bundle without PyTorch. :mod:`glprune.pipelines` takes
+:mod:`glprune.audit` is the other side: it verifies a bundle without PyTorch. :mod:`glprune.integrations` takes
 runs and bundles into other people's pipelines.
 """
 
@@ -45,25 +45,25 @@ from glprune._version import __version__
 from glprune.errors import DataError, GlpruneError, ModelError, RecipeError, TargetError, UsageError
 
 if TYPE_CHECKING:
+    from glprune.export.slim_network import load
     from glprune.inspection import Inspection, inspect
     from glprune.pipeline import run
-    from glprune.recipe import Recipe, load_recipe
-    from glprune.reload import load
-    from glprune.report import Report
     from glprune.result import Result
+    from glprune.schema.recipe import Recipe
+    from glprune.schema.recipe_loading import load_recipe
+    from glprune.schema.report import Report
 
 # imported on first use, so that reading a report does not load PyTorch
 _LAZY = {
     "Inspection": "glprune.inspection",
-    "Recipe": "glprune.recipe",
-    "Report": "glprune.report",
+    "Recipe": "glprune.schema.recipe",
+    "Report": "glprune.schema.report",
     "Result": "glprune.result",
     "inspect": "glprune.inspection",
-    "load": "glprune.reload",
-    "load_recipe": "glprune.recipe",
+    "load": "glprune.export.slim_network",
+    "load_recipe": "glprune.schema.recipe_loading",
     "run": "glprune.pipeline",
 }
-
 __all__ = [
     "DataError",
     "GlpruneError",

@@ -8,14 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from glprune.determinism import reproducible
-from glprune.events import Listener, Stage, silent
-from glprune.groups import group_norms, group_sizes
-from glprune.job import Job, first_rows, prepare
-from glprune.measure import macs, parameters
-from glprune.objective import Objective, lambda_max
-from glprune.recipe import Recipe, load_recipe
-from glprune.train import PointSolver
+from glprune.data.splits import first_rows
+from glprune.model.counting import macs, parameters
+from glprune.pruning.groups import group_norms, group_sizes
+from glprune.runtime.determinism import reproducible
+from glprune.runtime.events import Listener, Stage, silent
+from glprune.schema.recipe import Recipe
+from glprune.schema.recipe_loading import load_recipe
+from glprune.search.job import Job
+from glprune.search.prepare import prepare
+from glprune.training.objective import Objective, lambda_max
+from glprune.training.solver import PointSolver
 
 
 @dataclass(frozen=True)

@@ -19,31 +19,25 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from glprune import bundle as bundles
-from glprune import crew
+from glprune._plugins import packages
 from glprune._version import __version__
-from glprune.audit.manifest import write_manifest
-from glprune.baselines import measure_baselines
-from glprune.data import Narrowing
-from glprune.determinism import reproducible
-from glprune.dropping import measure_drop_costs
+from glprune.data.sharding import SharedSplit
+from glprune.data.splits import Narrowing, everything, first_rows
 from glprune.errors import ModelError, NonFiniteError, UsageError
-from glprune.events import Event, Listener, Note, Stage, silent
-from glprune.evidence import tensors_in_model, write_contract, write_golden
-from glprune.fan import fan_out, several
-from glprune.forbidden import check_rules
-from glprune.job import Job, everything, first_rows, prepare
-from glprune.journal import tensors_digest
-from glprune.markdown import render_markdown
-from glprune.measure import EXPORT_TOLERANCE, OnnxFile, latency, macs, parameters, predict
-from glprune.metadata import Names, file_metadata, offered_names
-from glprune.plan import InputPlan, Plan
-from glprune.plugins import load_reporters, packages, run_exporters, run_reporters
-from glprune.proxies import measure_proxies
-from glprune.quantizing import quantized
-from glprune.rebuilt import Rebuild, RebuildJob
-from glprune.recipe import HIGHER_IS_BETTER, METRICS, Recipe, WorkersSpec, load_recipe
-from glprune.reload import (
+from glprune.evaluation.baselines import measure_baselines
+from glprune.evaluation.drop_cost import measure_drop_costs
+from glprune.evaluation.proxies import measure_proxies
+from glprune.evaluation.report_builder import Measured, Outcome, make_report
+from glprune.evaluation.segments import measure_segments
+from glprune.evaluation.stability import check_rows, measure_stability
+from glprune.export.golden import tensors_in_model, write_contract, write_golden
+from glprune.export.int8 import quantized
+from glprune.export.metadata import Names, file_metadata, offered_names
+from glprune.export.onnx_runtime import EXPORT_TOLERANCE, OnnxFile, latency
+from glprune.export.plugin_hooks import load_reporters, run_exporters, run_reporters
+from glprune.export.shipped_model import file_columns, on_test_rows, write_onnx, write_shipped
+from glprune.export.signature import dtype_name
+from glprune.export.slim_network import (
     make_attributes,
     make_axes,
     make_buffers,
@@ -51,27 +45,42 @@ from glprune.reload import (
     make_readers,
     save_weights,
 )
-from glprune.removal import Removed
-from glprune.render import render_html
-from glprune.report import Agreement, DropCosts, Metric, Quantized, Report, Size, Stability, report_schema
-from glprune.resampling import check_rows, measure_stability
+from glprune.model.counting import macs, parameters
+from glprune.model.prediction import predict
+from glprune.model.standardize import Scaled
+from glprune.model.task import explained
+from glprune.pruning.removal import Removed
+from glprune.report.html import render_html
+from glprune.report.markdown import render_markdown
 from glprune.result import Result
-from glprune.scaling import Scaled
-from glprune.search import search
-from glprune.segments import measure_segments
-from glprune.sharing import SharedJournal, SharedSplit
-from glprune.shipping import file_columns, on_test_rows, write_onnx, write_shipped
-from glprune.summary import (
-    Measured,
-    Outcome,
-    dtype_name,
-    kept_fields,
-    make_report,
+from glprune.runtime import process_group
+from glprune.runtime.checkpoint import SharedJournal, tensors_digest
+from glprune.runtime.determinism import reproducible
+from glprune.runtime.events import Event, Listener, Note, Stage, silent
+from glprune.runtime.output_folder import Workspace, working
+from glprune.runtime.process_pool import Fan
+from glprune.runtime.worker_pool import fan_out, several
+from glprune.schema import bundle as bundles
+from glprune.schema.manifest import write_manifest
+from glprune.schema.plan import InputPlan, Plan
+from glprune.schema.recipe import HIGHER_IS_BETTER, METRICS, Recipe, WorkersSpec
+from glprune.schema.recipe_loading import load_recipe
+from glprune.schema.report import (
+    Agreement,
+    DropCosts,
+    Metric,
+    Quantized,
+    Report,
+    Size,
+    Stability,
+    report_schema,
 )
-from glprune.task import explained
-from glprune.train import RefitResult
-from glprune.workers import Fan
-from glprune.workspace import Workspace, working
+from glprune.search.job import Job, kept_fields
+from glprune.search.policy_removal import check_rules
+from glprune.search.prepare import prepare
+from glprune.search.search import search
+from glprune.search.worker_setup import Rebuild, RebuildJob
+from glprune.training.refit import RefitResult
 
 LATENCY_BATCHES = (1, 256)
 _ORIGINAL, _ZEROED = "original.onnx", "zeroed.onnx"
@@ -120,7 +129,7 @@ def run(
     folder = Path(out) if out is not None else default_folder(rules)
     told = load_reporters(reporters, rules.allowed)
     clock = _Clock(on_event or silent)
-    with reproducible(rules.seed, rules.threads), clock.naming(), crew.joined() as members:
+    with reproducible(rules.seed, rules.threads), clock.naming(), process_group.joined() as members:
         if not members.first:
             return _assist(rules, Path(model), folder, trust_pickle, members)
         with working(folder, overwrite, resume) as space:
@@ -133,7 +142,12 @@ def run(
 
 
 def _fill(
-    rules: Recipe, model: Path, trust_pickle: bool, space: Workspace, members: crew.Crew, clock: _Clock
+    rules: Recipe,
+    model: Path,
+    trust_pickle: bool,
+    space: Workspace,
+    members: process_group.Crew,
+    clock: _Clock,
 ) -> Report:
     """Make every file of the bundle."""
     stage = space.stage
@@ -149,7 +163,7 @@ def _fill(
     if isinstance(shared.data.train, SharedSplit) and (text := shared.data.train.note()):
         clock(Note(text))
     again = RebuildJob(job.recipe, model, trust_pickle)
-    with crew.together(members):
+    with process_group.together(members):
         chosen = search(shared, clock, _workers(job, again, members))
     removed, fitted = chosen.removed, chosen.fitted
     check_rules(job, removed)
@@ -176,7 +190,9 @@ def _fill(
     return report
 
 
-def _assist(rules: Recipe, model: Path, folder: Path, trust_pickle: bool, members: crew.Crew) -> Result:
+def _assist(
+    rules: Recipe, model: Path, folder: Path, trust_pickle: bool, members: process_group.Crew
+) -> Result:
     """Search beside the first process, which alone writes, and hear its report."""
     job = prepare(rules, model, trust_pickle, silent)
     own = _identity(job, members)
@@ -187,12 +203,12 @@ def _assist(rules: Recipe, model: Path, folder: Path, trust_pickle: bool, member
         raise UsageError(
             f"it has another {' and another '.join(unlike)} than process 0; give all processes the same."
         )
-    with crew.together(members):
+    with process_group.together(members):
         search(_shared(job, members), silent)
     return Result(folder, Report.model_validate(members.agreed(None)))
 
 
-def _shared(job: Job, members: crew.Crew) -> Job:
+def _shared(job: Job, members: process_group.Crew) -> Job:
     """The job with this process's part of the training rows, and one journal for all processes."""
     if members.size == 1:
         return job
@@ -205,13 +221,13 @@ def default_folder(recipe: Recipe) -> Path:
     return Path("glprune-out") / (recipe.source.stem if recipe.source else "run")
 
 
-def _identity(job: Job, members: crew.Crew) -> dict[str, str]:
+def _identity(job: Job, members: process_group.Crew) -> dict[str, str]:
     """What a run's result is a function of; its names go on from "the stopped run had another"."""
     return {
         "recipe": hashlib.sha256(_bearing(job.recipe).to_yaml().encode()).hexdigest(),
         "model": tensors_digest(job.network.state_dict()),
         "data set": json.dumps(dict(job.data.digests), sort_keys=True),
-        "set of plugins": json.dumps(packages(job.recipe), sort_keys=True),
+        "set of plugins": json.dumps(packages(job.recipe.plugins), sort_keys=True),
         "number of threads": str(job.recipe.threads),
         "number of processes": str(members.size),
         "version of glprune": __version__,
@@ -419,7 +435,7 @@ def _engine(job: Job) -> str:
     return job.recipe.where("workers", "engine")
 
 
-def _workers(job: Job, again: RebuildJob, members: crew.Crew) -> Callable[[], Fan[Job]] | None:
+def _workers(job: Job, again: RebuildJob, members: process_group.Crew) -> Callable[[], Fan[Job]] | None:
     """What starts processes for paths side by side; None where they would bring nothing."""
     recipe = job.recipe
     timed = recipe.target.multiple == "auto"  # the clock is read at the end of a path

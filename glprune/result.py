@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glprune.audit.verify import read_report
-from glprune.render import label, render_findings
-from glprune.report import Report
+from glprune.report.html import render_findings
+from glprune.report.sentences import label
+from glprune.schema.report import Report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,13 +38,13 @@ class Result:
 
     def plot_path(self) -> Figure:
         """The norm of every field along the regularisation path, in two colours: kept and removed."""
-        from glprune.plots import path_figure
+        from glprune.report.plots import path_figure
 
         return _laid_out(path_figure(self.report.path, self.report.features))
 
     def plot_metric(self) -> Figure:
         """Fields left and the validation metric along the regularisation path."""
-        from glprune.plots import metric_figure
+        from glprune.report.plots import metric_figure
 
         chosen = self.report.selection
         return _laid_out(metric_figure(self.report.path, label(chosen.metric), chosen.reference))

@@ -14,13 +14,19 @@ from pydantic.fields import FieldInfo
 PAGE = Path(__file__).parent.parent / "examples" / "api.md"
 MODULES = {
     "glprune": None,  # its __all__
-    "glprune.penalty": ["Penalty", "GroupLasso", "SparseGroupLasso", "GroupMCP", "block_soft_threshold"],
-    "glprune.certify": ["faults"],
-    "glprune.plugins": ["load_plugin", "Plugin", "PluginError"],
-    "glprune.serving": ["write_triton", "write_kserve", "triton_config", "v2_request"],
-    "glprune.sklearn": ["GroupLassoPruner"],
-    "glprune.plots": ["path_figure", "metric_figure"],
-    "glprune.bundle": ["FILES", "OPTIONAL"],
+    "glprune.training.penalties": [
+        "Penalty",
+        "GroupLasso",
+        "SparseGroupLasso",
+        "GroupMCP",
+        "block_soft_threshold",
+    ],
+    "glprune.training.penalty_check": ["faults"],
+    "glprune._plugins": ["load_plugin", "Plugin", "PluginError"],
+    "glprune.integrations.triton_kserve": ["write_triton", "write_kserve", "triton_config", "v2_request"],
+    "glprune.integrations.sklearn": ["GroupLassoPruner"],
+    "glprune.report.plots": ["path_figure", "metric_figure"],
+    "glprune.schema.bundle": ["FILES", "OPTIONAL"],
 }
 _SECTIONS = ("Args", "Returns", "Raises", "Attributes", "References", "Example", "Yields")
 

@@ -13,14 +13,15 @@ import pyarrow.parquet as pq
 import torch
 
 import glprune
-from glprune import bundle as bundles
-from glprune import export, pipeline
+from glprune import pipeline
 from glprune.audit import signing
-from glprune.audit.manifest import make_manifest
-from glprune.markdown import render_markdown
-from glprune.recipe import load_recipe
-from glprune.render import render_html
-from glprune.report import Report
+from glprune.export import onnx_export
+from glprune.report.html import render_html
+from glprune.report.markdown import render_markdown
+from glprune.schema import bundle as bundles
+from glprune.schema.manifest import make_manifest
+from glprune.schema.recipe_loading import load_recipe
+from glprune.schema.report import Report
 from tests.networks import fit_binary
 
 NETWORKS = """
@@ -155,8 +156,8 @@ def make_bundle(folder, name):
     recipe_name, changes, exporter = RUNS[name]
     network = {"ruled": "plain"}.get(recipe_name, recipe_name)
     recipe = load_recipe(folder / f"{recipe_name}.yaml", changes)
-    chosen = [pair for pair in export._EXPORTERS if pair[0] == exporter]
-    with mock.patch.object(export, "_EXPORTERS", chosen):
+    chosen = [pair for pair in onnx_export._EXPORTERS if pair[0] == exporter]
+    with mock.patch.object(onnx_export, "_EXPORTERS", chosen):
         return glprune.run(recipe, folder / f"{network}.pt", folder / name).bundle
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import onnx
 from onnx import TensorProto
 
-from glprune import bundle as bundles
-from glprune.audit.manifest import write_manifest
+from glprune.schema import bundle as bundles
+from glprune.schema.manifest import write_manifest
 from tests.bad_inputs import LAUGHS, NOT_ALLOWED, Bad, Make, content
 
 

@@ -29,7 +29,7 @@ def one_thread() -> Iterator[None]:
 def local_workers(monkeypatch, request):
     """Ray, which takes seconds to start, is for the tests that ask for it."""
     if "with_ray" not in request.keywords:
-        monkeypatch.setattr("glprune.fan.ray_installed", lambda: False)
+        monkeypatch.setattr("glprune.runtime.worker_pool.ray_installed", lambda: False)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -20,8 +20,8 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["glprune"]):
-    from glprune import bundle as bundles
-    from glprune.audit import page
+    from glprune.audit.checks import rendering
+    from glprune.schema import bundle as bundles
     from tests import mutated
     from tests.audited import make_bundle, write_problem
 
@@ -59,7 +59,7 @@ def report(folder: Path) -> Target:
 def verify(folder: Path) -> Target:
     """Choices that change one file of a bundle, sealed anew or not; pictures are left out: drawing is slow."""
     bundle, copy = _bundle(folder), folder / "copy"
-    page.can_draw = lambda: False
+    rendering.can_draw = lambda: False
 
     def run(raw: bytes) -> None:
         choose = chooser(raw)

@@ -11,17 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from glprune import bundle as bundles
-from glprune.audit.compare import compare
+from glprune.audit.diff import compare
 from glprune.audit.explain import explain
-from glprune.audit.manifest import make_manifest
-from glprune.audit.strict import StrictError, read_json
 from glprune.audit.verify import Demands, read_report, verify
 from glprune.errors import GlpruneError
-from glprune.markdown import render_markdown
-from glprune.recipe import load_recipe
-from glprune.render import render_html
-from glprune.yamlfile import parse
+from glprune.report.html import render_html
+from glprune.report.markdown import render_markdown
+from glprune.schema import bundle as bundles
+from glprune.schema.manifest import make_manifest
+from glprune.schema.recipe_loading import load_recipe
+from glprune.schema.strict_json import StrictError, read_json
+from glprune.schema.strict_yaml import parse
 
 Choose = Callable[[int], int]
 

@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-from glprune.recipe import recipe_schema
-from glprune.report import report_schema
+from glprune.schema.recipe_loading import recipe_schema
+from glprune.schema.report import report_schema
 
-FOLDER = Path(__file__).parent.parent / "glprune" / "schemas"
+FOLDER = Path(__file__).parent.parent / "glprune" / "schema" / "schemas"
 
 if __name__ == "__main__":
     for name, schema in (("recipe", recipe_schema()), ("report", report_schema())):

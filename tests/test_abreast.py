@@ -5,10 +5,10 @@ import json
 import pytest
 
 import glprune
-from glprune import search
 from glprune.errors import TargetError
-from glprune.events import PartDone, Stage
-from glprune.recipe import load_recipe
+from glprune.runtime.events import PartDone, Stage
+from glprune.schema.recipe_loading import load_recipe
+from glprune.search import search
 from tests.networks import write_planted
 from tests.test_resume import NETWORK, TIMES, digest
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import glprune
-from glprune.recipe import load_recipe
+from glprune.schema.recipe_loading import load_recipe
 
 NETWORKS = '''
 import torch

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from glprune.groups import zero_units_
-from glprune.planning import plan_units
-from glprune.removal import Removed, difference, outputs, remove
-from glprune.units import UnitSet
+from glprune.pruning.groups import zero_units_
+from glprune.pruning.planner import plan_units
+from glprune.pruning.removal import Removed, difference, outputs, remove
+from glprune.pruning.units import UnitSet
 from tests.architectures import ARCHITECTURES, Architecture, Inputs
 from tests.zeroing import cuttable, dead_units, grouped
 

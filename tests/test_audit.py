@@ -16,24 +16,25 @@ import torch
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
-from glprune import bundle as bundles
-from glprune.audit import page, signing
-from glprune.audit.compare import compare
+from glprune.audit import signing
+from glprune.audit.checks import rendering
+from glprune.audit.checks.consistency import check_figures
+from glprune.audit.checks.execution import check_running
+from glprune.audit.checks.graph import Expected, check_graph
+from glprune.audit.diff import compare
 from glprune.audit.explain import explain
-from glprune.audit.figures import check_figures
-from glprune.audit.graph import Expected, check_graph
-from glprune.audit.onnxfile import parse
-from glprune.audit.running import check_running
-from glprune.audit.strict import StrictError, read_json
+from glprune.audit.onnx_reader import parse
 from glprune.audit.verify import Demands, open_bundle, read_report, verify
-from glprune.cli import main
+from glprune.cli.main import main
 from glprune.errors import UsageError
-from glprune.export import Select, export_onnx
-from glprune.proof import outputs
-from glprune.recipe import StabilitySpec
-from glprune.removal import remove
-from glprune.report import Report, Resample
-from glprune.resampling import _record
+from glprune.evaluation.stability import _record
+from glprune.export.onnx_export import Select, export_onnx
+from glprune.pruning.removal import remove
+from glprune.pruning.verification import outputs
+from glprune.schema import bundle as bundles
+from glprune.schema.recipe import StabilitySpec
+from glprune.schema.report import Report, Resample
+from glprune.schema.strict_json import StrictError, read_json
 from tests.architectures import ARCHITECTURES
 from tests.audited import copied, follow
 from tests.test_architectures import narrowed, planned, zeroed
@@ -69,7 +70,7 @@ def quick(request, monkeypatch):
     if "whole" not in request.keywords:
         here = functools.partial(check_running, isolated=False)
         monkeypatch.setattr(verifying, "check_running", lambda *a: here(*a[:4]))
-        monkeypatch.setattr(page, "_cannot_draw", lambda report: "not drawn here")
+        monkeypatch.setattr(rendering, "_cannot_draw", lambda report: "not drawn here")
 
 
 whole = pytest.mark.whole
@@ -310,7 +311,7 @@ def with_policy(copy, **rules):
 
 
 def seal_unsigned(copy):
-    from glprune.audit.manifest import write_manifest
+    from glprune.schema.manifest import write_manifest
 
     write_manifest(copy.folder)
 
@@ -562,7 +563,7 @@ def test_a_picture_that_was_redrawn_is_caught_where_matplotlib_is_the_same(slim)
     (slim / bundles.PAGE).write_text(
         text[: path.end() - 1] + str((int(text[path.end() - 1]) + 1) % 10) + text[path.end() :]
     )
-    check, skipped = page.check_page(read_report(slim.folder), *both(slim))
+    check, skipped = rendering.check_page(read_report(slim.folder), *both(slim))
     assert check.status == "failed"
     assert "picture" in str(check.findings[0])
     assert skipped is None
@@ -572,12 +573,12 @@ def test_a_picture_that_was_redrawn_is_caught_where_matplotlib_is_the_same(slim)
 def test_another_version_leaves_the_page_incomplete_and_another_matplotlib_the_pictures(slim, monkeypatch):
     raw, report = both(slim), read_report(slim.folder)
     drawn = report.run.versions | {"matplotlib": "0.1"}
-    check, skipped = page.check_page(
+    check, skipped = rendering.check_page(
         report.model_copy(update={"run": report.run.model_copy(update={"versions": drawn})}), *raw
     )
     assert "drawn by matplotlib 0.1" in skipped
-    monkeypatch.setattr(page, "__version__", "9.9")
-    check, _ = page.check_page(report, *raw)
+    monkeypatch.setattr(rendering, "__version__", "9.9")
+    check, _ = rendering.check_page(report, *raw)
     assert check.status == "incomplete"
     assert "9.9" in check.note
 

@@ -15,11 +15,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load, save
 
-from glprune import bundle as bundles
-from glprune.audit import page, signing
-from glprune.audit.manifest import make_manifest
-from glprune.audit.running import measure
+from glprune.audit import signing
+from glprune.audit.checks import rendering
+from glprune.audit.checks.execution import measure
 from glprune.audit.verify import Demands, read_report, verify
+from glprune.schema import bundle as bundles
+from glprune.schema.manifest import make_manifest
 from tests.audited import copied, follow, resign, seal
 
 INPUT, LINEAR = "features", "index_select"
@@ -38,7 +39,7 @@ def keys(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """As on an auditor's machine: drawing them for each case would take most of the time."""
-    monkeypatch.setattr(page, "_cannot_draw", lambda report: "not drawn here")
+    monkeypatch.setattr(rendering, "_cannot_draw", lambda report: "not drawn here")
 
 
 def failed(verdict):

@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 import glprune.audit.verify
-from glprune.audit import page
+from glprune.audit.checks import rendering
 from glprune.audit.signing import make_key
-from glprune.cli import main
+from glprune.cli.main import main
 from tests.bad_bundles import REFUSED, TAMPERED
 from tests.bad_inputs import CODE, DATA, RECIPES, SETTINGS, write_problem
 from tests.bad_models import MODELS
@@ -71,7 +71,7 @@ def bundle(place, audited, monkeypatch):
     """A copy of a bundle in the place, to be verified in this process and without pictures; and a key."""
     shutil.copytree(audited["slim"], place / "bundle")
     make_key(place / "me")
-    monkeypatch.setattr(page, "can_draw", lambda: False)
+    monkeypatch.setattr(rendering, "can_draw", lambda: False)
     inside = functools.partial(glprune.audit.verify.verify, isolated=False)
     monkeypatch.setattr(glprune.audit.verify, "verify", inside)
     return place / "bundle"
@@ -92,14 +92,14 @@ def test_a_bad_bundle_fails_with_a_finding_and_nothing_is_run(case, bundle, plac
 
 
 @pytest.mark.parametrize(
-    "command", ["verify bundle", "explain bundle a", "render bundle --out page.html", "diff bundle bundle", "sign bundle --key me"]
+    "command", ["verify bundle", "explain bundle a", "render bundle --out rendering.html", "diff bundle bundle", "sign bundle --key me"]
 )  # fmt: skip
 def test_the_auditors_commands_import_nothing_that_a_bundle_names(command, bundle, place, monkeypatch):
     monkeypatch.syspath_prepend(place)
     for name in ("plan.json", "recipe.resolved.yaml"):
         path = bundle / name
         path.write_text(path.read_text().replace("networks.py:plain", "evil:build"))
-    glprune.audit.manifest.write_manifest(bundle)
+    glprune.schema.manifest.write_manifest(bundle)
     invoke(command)
     assert "evil" not in sys.modules
     assert not (place / "ran").exists()

@@ -13,16 +13,18 @@ from jsonschema import Draft202012Validator
 from sklearn.metrics import roc_auc_score
 
 import glprune
-from glprune import baselines
 from glprune.data import LoaderSplit, load_data
-from glprune.events import PartDone, silent
-from glprune.groups import group_norms
-from glprune.importance import held, permutation_importance
-from glprune.job import prepare
-from glprune.recipe import InputSpec, load_recipe
-from glprune.render import headline, render_html
-from glprune.report import Report, report_schema
-from glprune.train import refit
+from glprune.evaluation import baselines
+from glprune.evaluation.permutation_importance import held, permutation_importance
+from glprune.pruning.groups import group_norms
+from glprune.report.html import render_html
+from glprune.report.sentences import headline
+from glprune.runtime.events import PartDone, silent
+from glprune.schema.recipe import InputSpec
+from glprune.schema.recipe_loading import load_recipe
+from glprune.schema.report import Report, report_schema
+from glprune.search.prepare import prepare
+from glprune.training.refit import refit
 from tests.test_several import FOLLOWED, PAIR, TOKENS, run
 from tests.test_several import folder as several  # noqa: F401
 
@@ -289,7 +291,7 @@ def test_the_report_fits_its_schema_and_reads_back(result):
 def test_page_and_command_show_the_comparison(result, capsys):
     from rich.console import Console
 
-    from glprune.console import print_report
+    from glprune.cli.console import print_report
 
     page = (result.bundle / "report.html").read_text()
     assert "Against simpler selections</h2>" in page

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from glprune import groups
-from glprune.groups import Block, Blocks
-from glprune.optim import ProximalAdam, Regulariser
-from glprune.penalty import GroupLasso
+from glprune.training import blocks as blocks_module
+from glprune.training.blocks import Block, Blocks
+from glprune.training.penalties import GroupLasso
+from glprune.training.proximal import ProximalAdam, Regulariser
 
 SHAPES = {
     "matrix by columns": ((7, 5), 1),
@@ -63,7 +63,7 @@ def blocks(request):
 
 @pytest.mark.parametrize("held", [1, 40, 2**19])
 def test_products_and_norms_are_sums_over_the_elements_of_each_group(blocks, held, monkeypatch):
-    monkeypatch.setattr(groups, "_CACHED", held)
+    monkeypatch.setattr(blocks_module, "_CACHED", held)
     own = by_element(blocks, lambda p: p * p)
     torch.testing.assert_close(blocks.norms(), own.sqrt())
     mixed = by_element(blocks, lambda p: p * p.grad)

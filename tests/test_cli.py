@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from glprune.cli import main
-from glprune.recipe import load_recipe, recipe_schema
-from glprune.report import report_schema
+from glprune.cli.main import main
+from glprune.schema.recipe_loading import load_recipe, recipe_schema
+from glprune.schema.report import report_schema
 
 ROOT = Path(__file__).parent.parent
 CREDIT = str(ROOT / "recipes" / "german_credit.yaml")
@@ -102,14 +102,14 @@ def test_init_writes_a_recipe_that_loads_and_finds_the_one_hot_fields(tmp_path):
 
 
 def test_schemas_in_the_package_are_those_of_the_code():
-    schemas = ROOT / "glprune" / "schemas"
+    schemas = ROOT / "glprune" / "schema" / "schemas"
     for name, schema in (("recipe", recipe_schema()), ("report", report_schema())):
         assert json.loads(invoke("schema", name).stdout) == schema
         assert json.loads((schemas / f"{name}.schema.json").read_text()) == schema
 
 
 def test_importing_glprune_loads_no_torch():
-    code = "import glprune, glprune.recipe, sys; assert 'torch' not in sys.modules; glprune.load"
+    code = "import glprune, glprune.schema.recipe, sys; assert 'torch' not in sys.modules; glprune.load"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

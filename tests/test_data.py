@@ -6,7 +6,7 @@ import torch
 
 from glprune.data import load_data
 from glprune.errors import DataError, GlpruneError, RecipeError
-from glprune.recipe import load_recipe
+from glprune.schema.recipe_loading import load_recipe
 
 BASE = """\
 task: {task}

@@ -13,9 +13,9 @@ import torch
 
 import glprune
 from glprune.data import load_data
-from glprune.determinism import reproducible
-from glprune.events import Note
-from glprune.recipe import load_recipe
+from glprune.runtime.determinism import reproducible
+from glprune.runtime.events import Note
+from glprune.schema.recipe_loading import load_recipe
 from tests.networks import fit_binary
 
 NETWORK = """
@@ -124,8 +124,8 @@ def test_files_of_a_folder_are_read_in_the_order_of_their_names(folder):
 def test_a_large_network_on_one_of_several_cores_is_said_to_be_slow(
     folder, monkeypatch, threads, cores, told
 ):
-    monkeypatch.setattr("glprune.job.available_cores", lambda: cores)
-    monkeypatch.setattr("glprune.job._LARGE", 256 * 24 * 64)  # the first layer alone, for a batch
+    monkeypatch.setattr("glprune.search.prepare.available_cores", lambda: cores)
+    monkeypatch.setattr("glprune.search.prepare._LARGE", 256 * 24 * 64)  # the first layer alone, for a batch
     notes = []
     glprune.inspect(
         load_recipe(folder / "recipe.yaml", [f"threads={threads}"]),

@@ -5,13 +5,15 @@ import pytest
 import torch
 from torch import nn
 
-from glprune import export as module
-from glprune.audit.graph import Expected, check_graph
-from glprune.bundle import size_limit
+from glprune.audit.checks.graph import Expected, check_graph
 from glprune.errors import ModelError
-from glprune.export import Select, export_onnx, failing_layer
-from glprune.measure import OnnxFile
-from glprune.scaling import scaled
+from glprune.export import exporters
+from glprune.export import onnx_export as module
+from glprune.export.diagnosis import failing_layer
+from glprune.export.onnx_export import Select, export_onnx
+from glprune.export.onnx_runtime import OnnxFile
+from glprune.model.standardize import scaled
+from glprune.schema.bundle import size_limit
 
 
 class Untraceable(nn.Module):
@@ -287,7 +289,7 @@ def test_the_other_exporter_is_tried_where_the_first_file_is_too_large(tmp_path,
             tensor.raw_data = bytes(len(tensor.raw_data))
         module.onnx.save(model, path)
 
-    torchscript = module._torchscript
+    torchscript = exporters._torchscript
     monkeypatch.setattr(module, "_EXPORTERS", (module._EXPORTERS[0], ("torchscript", wrong)))
     assert limited(network, example, path, limit).exporter == "dynamo"
     np.testing.assert_allclose(OnnxFile(path)(example)[0], network(*example).detach(), atol=1e-6)

@@ -13,11 +13,13 @@ import pytest
 import torch
 
 import glprune
-from glprune import export, pipeline
+from glprune import pipeline
 from glprune.audit.verify import verify
-from glprune.bundle import size_limit
-from glprune.recipe import load_recipe
-from glprune.render import file_sentence, render_html
+from glprune.export import onnx_export
+from glprune.report.html import render_html
+from glprune.report.sentences import file_sentence
+from glprune.schema.bundle import size_limit
+from glprune.schema.recipe_loading import load_recipe
 
 COLUMNS = [f"pixel_in_row_{i // 28}_column_{i % 28}" for i in range(784)]
 NETWORKS = """
@@ -81,10 +83,10 @@ def ran(folder):
     def run(name):
         if name not in done:
             network, changes, exporter = RUNS[name]
-            only = [pair for pair in export._EXPORTERS if pair[0] == exporter]
+            only = [pair for pair in onnx_export._EXPORTERS if pair[0] == exporter]
             recipe = load_recipe(folder / "recipe.yaml", changes)
             with (
-                mock.patch.object(export, "_EXPORTERS", only),
+                mock.patch.object(onnx_export, "_EXPORTERS", only),
                 mock.patch.object(pipeline, "LATENCY_BATCHES", (1,)),
             ):
                 done[name] = glprune.run(recipe, folder / f"{network}.pt", folder / name.replace(" ", "_"))

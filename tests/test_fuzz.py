@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from glprune import bundle as bundles
-from glprune.audit import page
+from glprune.audit.checks import rendering
+from glprune.schema import bundle as bundles
 from tests import mutated
 
 TIMES = int(os.environ.get("GLPRUNE_FUZZ", "1"))
@@ -81,7 +81,7 @@ def test_reports_changed_at_random_are_refused_or_told(bundle):
 
 
 def test_bundles_changed_at_random_get_a_verdict(bundle, tmp_path, monkeypatch):
-    monkeypatch.setattr(page, "can_draw", lambda: False)
+    monkeypatch.setattr(rendering, "can_draw", lambda: False)
     verdicts = Counter()
 
     @examples(60)

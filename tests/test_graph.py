@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from glprune.graph import dependency_plans
-from glprune.planning import plan_units
-from glprune.scaling import scaled
+from glprune.model.standardize import scaled
+from glprune.pruning.dependency_graph import dependency_plans
+from glprune.pruning.planner import plan_units
 from tests.networks import Recurrent, ResidualNorm, WideAndDeep, convolution, mlp
 
 

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from glprune.groups import Block, Blocks, _products
-from glprune.optim import ProximalAdam, ProximalSGD, Regulariser
-from glprune.penalty import GroupLasso, GroupMCP, SparseGroupLasso
+from glprune.training.blocks import Block, Blocks, _products
+from glprune.training.penalties import GroupLasso, GroupMCP, SparseGroupLasso
+from glprune.training.proximal import ProximalAdam, ProximalSGD, Regulariser
 
 FEW, MANY = 10, 10_000
 SHARED = 17  # operations of a proximal operator at most, whatever the layers

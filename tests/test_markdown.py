@@ -3,7 +3,7 @@
 import pytest
 from markdown_it import MarkdownIt
 
-from glprune.markdown import code, render_markdown, text
+from glprune.report.markdown import code, render_markdown, text
 from tests.test_render import report
 
 HOSTILE = [

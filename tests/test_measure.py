@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from glprune.errors import DataError, ModelError
-from glprune.measure import macs
-from glprune.task import joined
+from glprune.model.counting import macs
+from glprune.model.task import joined
 
 
 @pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])

@@ -13,12 +13,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from glprune import bundle as bundles
 from glprune.errors import UsageError
-from glprune.measure import OnnxFile
+from glprune.export.onnx_runtime import OnnxFile
+from glprune.integrations import mlflow as integration
+from glprune.integrations import mlflow_model
+from glprune.integrations.ci import dvc
 from glprune.pipeline import Result
-from glprune.pipelines import dvc, served, tracking
-from glprune.report import Report
+from glprune.schema import bundle as bundles
+from glprune.schema.report import Report
 
 mlflow = pytest.importorskip("mlflow")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -103,7 +105,7 @@ def test_a_run_is_logged_whole_and_serves_frames_that_still_have_all_columns(tra
     result = result_of(audited["slim"])
     report = result.report
     with mlflow.start_run() as active:
-        assert tracking.log_result(result, "credit", "champion") == active.info.run_id
+        assert integration.log_result(result, "credit", "champion") == active.info.run_id
         assert mlflow.active_run() is not None
     client = mlflow.MlflowClient()
     run = client.get_run(active.info.run_id)
@@ -140,7 +142,7 @@ def kept(report):
 def test_the_served_model_needs_neither_glprune_nor_torch(tracking_server, audited, tmp_path):
     result = result_of(audited["slim"])
     with mlflow.start_run():
-        tracking.log_result(result, "alone")
+        integration.log_result(result, "alone")
     path = mlflow.artifacts.download_artifacts("models:/alone/1", dst_path=str(tmp_path / "m"))
     given = frame(result)
     given.drop(columns="unknown").to_csv(tmp_path / "rows.csv", index=False)
@@ -164,7 +166,7 @@ numpy.save({str(tmp_path / "out.npy")!r}, model.predict(pandas.read_csv({str(tmp
 @pytest.mark.parametrize("name", ["wide", "mixed", "recurrent"])
 def test_files_of_other_shapes_are_fed_by_name_too(audited, name):
     result = result_of(audited[name])
-    model = served.NamedColumns(str(result.bundle))
+    model = mlflow_model.NamedColumns(str(result.bundle))
     contract = json.loads((result.bundle / bundles.CONTRACT).read_text())
     rng = np.random.default_rng(0)
     columns = {c["name"]: c["read"] for part in contract["inputs"] for c in part["columns"]}
@@ -172,7 +174,7 @@ def test_files_of_other_shapes_are_fed_by_name_too(audited, name):
         [part] = contract["inputs"]
         x = rng.normal(size=(3, 5, len(part["columns"]))).astype(np.float32)
         assert model.predict({part["name"]: x}).shape[0] == 3
-        inputs = tracking.signature(result.bundle).inputs
+        inputs = integration.signature(result.bundle).inputs
         assert inputs.input_names() == [part["name"]]
         return
     given = pd.DataFrame({c: rng.integers(0, 3, 4) for c in columns})
@@ -185,13 +187,13 @@ def test_files_of_other_shapes_are_fed_by_name_too(audited, name):
         for p in contract["inputs"]
     }
     np.testing.assert_array_equal(OnnxFile(result.bundle / bundles.ONNX, 1).session.run(None, feeds)[0], out)
-    names = tracking.signature(result.bundle).inputs.input_names()
+    names = integration.signature(result.bundle).inputs.input_names()
     assert names == [c for c, read in columns.items() if read]
 
 
 def test_names_of_columns_never_become_names_of_parameters():
     recipe = {"train": {"lr": 0.1}, "data": {"feature_groups": {"a=b/../c": ["x"]}}, "notes": "y" * 7000}
-    found = tracking.parameters(recipe)
+    found = integration.parameters(recipe)
     assert found["train.lr"] == "0.1"
     assert json.loads(found["data.feature_groups"]) == {"a=b/../c": ["x"]}
     assert len(found["notes"]) == 6000
@@ -201,7 +203,7 @@ def test_a_run_that_fails_is_logged_as_failed_and_an_unknown_run_is_one_line(tra
     names = []
 
     def break_off():
-        with tracking.tracked("broken"):
+        with integration.tracked("broken"):
             names.append(mlflow.active_run().info.run_id)
             raise ZeroDivisionError
 
@@ -209,5 +211,5 @@ def test_a_run_that_fails_is_logged_as_failed_and_an_unknown_run_is_one_line(tra
         break_off()
     assert mlflow.get_run(names[0]).info.status == "FAILED"
     monkeypatch.setenv("MLFLOW_RUN_ID", "f" * 32)
-    with pytest.raises(UsageError, match=r"^MLflow: .*f{32}"), tracking.tracked("x"):
+    with pytest.raises(UsageError, match=r"^MLflow: .*f{32}"), integration.tracked("x"):
         pass

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from glprune.errors import GlpruneError, ModelError
-from glprune.model import load_network
-from glprune.recipe import load_recipe
+from glprune.model.loading import load_network
+from glprune.schema.recipe_loading import load_recipe
 
 NETWORK = """
 from torch import nn

@@ -6,17 +6,18 @@ import torch
 from torch import nn
 
 import glprune
-from glprune import pipeline, search
-from glprune.audit.figures import check_figures
+from glprune import pipeline
+from glprune.audit.checks.consistency import check_figures
 from glprune.audit.verify import verify
 from glprune.errors import RecipeError
-from glprune.events import Stage
-from glprune.groups import hidden_groups, input_groups, support, zero_units_
-from glprune.planning import plan_units
-from glprune.recipe import load_recipe
-from glprune.removal import _step, kept_units, remove, shaped
-from glprune.report import Latency
-from glprune.units import Slot, UnitSet
+from glprune.pruning.groups import hidden_groups, input_groups, support, zero_units_
+from glprune.pruning.planner import plan_units
+from glprune.pruning.removal import _step, kept_units, remove, shaped
+from glprune.pruning.units import Slot, UnitSet
+from glprune.runtime.events import Stage
+from glprune.schema.recipe_loading import load_recipe
+from glprune.schema.report import Latency
+from glprune.search import search
 from tests.audited import write_problem
 
 HIDDEN = ["target.max_features=null", "penalty.inputs=null", "penalty.hidden.strength=1.0"]

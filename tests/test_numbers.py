@@ -7,17 +7,18 @@ import torch
 from sklearn.metrics import r2_score
 from torch import nn
 
+from glprune.data.synthetic import random_like
 from glprune.errors import DataError, ModelError, NonFiniteError
-from glprune.finite import all_finite
-from glprune.groups import input_groups
-from glprune.measure import random_like
-from glprune.objective import Objective, lambda_max
-from glprune.optim import accelerated_steps
-from glprune.planning import plan_units
-from glprune.recipe import RefitSpec, TrainSpec
-from glprune.scaling import scaled
-from glprune.task import Task
-from glprune.train import PointSolver, refit
+from glprune.model.diagnostics import all_finite
+from glprune.model.standardize import scaled
+from glprune.model.task import Task
+from glprune.pruning.groups import input_groups
+from glprune.pruning.planner import plan_units
+from glprune.schema.recipe import RefitSpec, TrainSpec
+from glprune.training.objective import Objective, lambda_max
+from glprune.training.proximal import accelerated_steps
+from glprune.training.refit import refit
+from glprune.training.solver import PointSolver
 from tests.networks import split
 
 pytestmark = pytest.mark.usefixtures("one_thread")

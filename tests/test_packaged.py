@@ -16,12 +16,12 @@ import pytest
 import torch
 
 import glprune
-from glprune.groups import zero_units_
-from glprune.job import prepare
-from glprune.proof import difference, outputs
-from glprune.recipe import load_recipe
-from glprune.removal import remove
-from glprune.units import select
+from glprune.data.splits import select
+from glprune.pruning.groups import zero_units_
+from glprune.pruning.removal import remove
+from glprune.pruning.verification import difference, outputs
+from glprune.schema.recipe_loading import load_recipe
+from glprune.search.prepare import prepare
 
 ROOT = Path(__file__).parent.parent
 NETWORKS = {

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from glprune.render import render_html
+from glprune.report.html import render_html
 from tests.test_render import HOSTILE, report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import glprune
-from glprune import crew
-from glprune.bundle import digest
-from glprune.crew import Crew
 from glprune.data import StreamedSplit, TensorSplit, load_data
-from glprune.recipe import load_recipe
-from glprune.sharing import SharedSplit
+from glprune.data.sharding import SharedSplit
+from glprune.runtime import process_group
+from glprune.runtime.process_group import Crew
+from glprune.schema.bundle import digest
+from glprune.schema.recipe_loading import load_recipe
 from tests.networks import write_planted
 
 NETWORK = """
@@ -42,19 +42,19 @@ from glprune.errors import ModelError, NonFiniteError
 from glprune.journal import Journal
 from glprune.sharing import SharedJournal
 torch.set_num_threads(1)
-with crew.joined() as members:
-    with crew.together(members):
+with process_group.joined() as members:
+    with process_group.together(members):
         layer = torch.nn.Linear(2, 1, bias=False)
         layer.weight.grad = torch.full((1, 2), 1.0 + members.rank)
-        losses = [crew.average_gradients_(layer.parameters(), 4.0 * members.rank, 3 if members.first else 1)]
+        losses = [process_group.average_gradients_(layer.parameters(), 4.0 * members.rank, 3 if members.first else 1)]
         mean = layer.weight.grad.tolist()
-        losses.append(crew.sum_gradients_(layer.parameters(), 0.1))
-        summed, clock = layer.weight.grad.tolist(), crew.measured(lambda: members.rank + 7)
+        losses.append(process_group.sum_gradients_(layer.parameters(), 0.1))
+        summed, clock = layer.weight.grad.tolist(), process_group.measured(lambda: members.rank + 7)
         loss = 0.0 if members.first else float("inf")
-        lost = [crew.average_gradients_(layer.parameters(), loss, 1), crew.sum_gradients_(layer.parameters(), loss)]
+        lost = [process_group.average_gradients_(layer.parameters(), loss, 1), process_group.sum_gradients_(layer.parameters(), loss)]
         unchanged = layer.weight.grad.tolist()
         own = None if members.first else NonFiniteError("it is not finite")
-        blamed, no_one = crew.first_error(own, "here", "mend"), crew.first_error(None, "here", "mend it")
+        blamed, no_one = process_group.first_error(own, "here", "mend"), process_group.first_error(None, "here", "mend it")
         journal = SharedJournal(Journal(), members)
         journal.keep("same", {}, {"a": 1}, {"w": torch.ones(2)})
         try:
@@ -204,9 +204,12 @@ def test_each_process_reads_row_groups_of_its_own_as_often_as_the_others(folder,
 def test_one_process_sums_nothing():
     layer = torch.nn.Linear(2, 1)
     layer.weight.grad = torch.ones(1, 2)
-    losses = crew.average_gradients_(layer.parameters(), 2.0, 5), crew.sum_gradients_(layer.parameters(), 4.0)
+    losses = (
+        process_group.average_gradients_(layer.parameters(), 2.0, 5),
+        process_group.sum_gradients_(layer.parameters(), 4.0),
+    )
     assert (layer.weight.grad.tolist(), losses) == ([[1, 1]], (2.0, 4.0))
-    assert (crew.total(3.0), crew.measured(lambda: "x")) == (3.0, "x")
+    assert (process_group.total(3.0), process_group.measured(lambda: "x")) == (3.0, "x")
 
 
 def test_row_groups_that_do_not_go_round_leave_processes_with_batches_of_no_rows(folder):

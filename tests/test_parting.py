@@ -14,12 +14,13 @@ import pytest
 import torch.distributed as dist
 
 import glprune
-from glprune import parting, search
 from glprune.audit.verify import verify
-from glprune.bundle import digest
 from glprune.errors import DataError, GlpruneError, StoppedError, TargetError, UsageError
-from glprune.launcher import Place, doubt, place
-from glprune.parting import Board
+from glprune.runtime import failure
+from glprune.runtime.failure import Board
+from glprune.runtime.launcher import Place, doubt, place
+from glprune.schema.bundle import digest
+from glprune.search import search
 from tests.networks import write_planted
 from tests.test_multiples import fixed_clock
 
@@ -233,7 +234,7 @@ def test_the_first_word_is_the_error_that_others_raise(error, kind, code, text):
 
 
 def test_nobody_waits_for_ever_for_a_process_that_is_lost(monkeypatch):
-    monkeypatch.setattr(parting, "_FOR_THE_FIRST", 0.01)
+    monkeypatch.setattr(failure, "_FOR_THE_FIRST", 0.01)
     store = dist.HashStore()
     board = Board(store, 1, 2)
     heard = board.heard(RuntimeError("[a/pair.cc:553] Connection closed by peer [::1]:7. This is typically"))

@@ -8,15 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from glprune.groups import Block, Blocks, input_groups, penalty_weights
-from glprune.penalty import (
-    GroupLasso,
-    GroupMCP,
-    SparseGroupLasso,
-    block_soft_threshold,
-    knots,
-)
-from glprune.units import Slot, UnitSet
+from glprune.pruning.groups import input_groups, penalty_weights
+from glprune.pruning.units import Slot, UnitSet
+from glprune.training.blocks import Block, Blocks
+from glprune.training.penalties import GroupLasso, GroupMCP, SparseGroupLasso, block_soft_threshold, knots
 
 floats = st.floats(0, 10, allow_nan=False, width=32)
 vectors = st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=6)

@@ -13,9 +13,9 @@ from jsonschema import Draft202012Validator
 from safetensors.torch import load_file
 
 import glprune
-from glprune.events import Stage
-from glprune.recipe import load_recipe
-from glprune.report import report_schema
+from glprune.runtime.events import Stage
+from glprune.schema.recipe_loading import load_recipe
+from glprune.schema.report import report_schema
 from tests.networks import fit_binary, write_planted
 
 NETWORK = """
@@ -379,9 +379,10 @@ def test_every_hidden_unit_gone_leaves_one_and_the_file_still_runs(folder):
 
 
 def test_a_file_that_computes_something_else_is_not_released(folder, monkeypatch):
-    from glprune import measure, pipeline
+    from glprune import pipeline
+    from glprune.export import onnx_runtime
 
-    class Wrong(measure.OnnxFile):
+    class Wrong(onnx_runtime.OnnxFile):
         def __call__(self, inputs):
             return tuple(y + 0.01 for y in super().__call__(inputs))
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from glprune import bundle as bundles
-from glprune.cli import main
+from glprune.cli.main import main
 from glprune.errors import UsageError
-from glprune.pipelines import dvc, github, gitlab, systems
-from glprune.pipelines.gates import Limits, judge
-from glprune.pipelines.outcome import Case, Figure, Remark
-from glprune.report import Latency, Report
+from glprune.integrations.ci import dvc, github, gitlab, systems
+from glprune.integrations.ci.gate import Limits, judge
+from glprune.integrations.ci.outcome import Case, Figure, Remark
+from glprune.schema import bundle as bundles
+from glprune.schema.report import Latency, Report
 from tests.audited import copied
 
 ROOT = Path(__file__).parent.parent
@@ -304,7 +304,7 @@ def test_stability_is_that_of_the_least_stable_kept_field(slim):
     shares = [f.model_copy(update={"kept_share": 0.9, "kept_in": 9}) for f in report.features]
     first = next(n for n, f in enumerate(shares) if f.status == "kept")
     shares[first] = shares[first].model_copy(update={"kept_share": 0.4})
-    from glprune.pipelines.gates import _stable
+    from glprune.integrations.ci.gate import _stable
 
     with_resamples = report.model_copy(update={"stability": object()})
     kept = [f for f in shares if f.status == "kept"]
@@ -395,8 +395,8 @@ def test_an_alias_without_a_model_is_a_wrong_command_line(tmp_path):
 
 
 def test_a_missing_extra_is_named(monkeypatch):
-    from glprune.pipelines import tracking
+    from glprune.integrations import mlflow
 
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    with pytest.raises(UsageError, match=r"pip install 'glprune\[mlflow\]'"), tracking.tracked("x"):
+    with pytest.raises(UsageError, match=r"pip install 'glprune\[mlflow\]'"), mlflow.tracked("x"):
         pass

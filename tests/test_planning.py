@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from glprune.drafts import draft_units
 from glprune.errors import ModelError
-from glprune.planning import plan_units
-from glprune.proof import Prover, random_twin
-from glprune.surgery import Padding, Surgery
-from glprune.trace import trace
+from glprune.pruning.candidates import draft_units
+from glprune.pruning.planner import plan_units
+from glprune.pruning.surgery import Padding, Surgery
+from glprune.pruning.trace import trace
+from glprune.pruning.verification import Prover, random_twin
 from tests.architectures import ARCHITECTURES
 
 pytestmark = pytest.mark.usefixtures("one_thread")

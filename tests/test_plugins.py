@@ -11,14 +11,15 @@ import pytest
 import torch
 
 import glprune
+from glprune._imports import load_callable
+from glprune._plugins import PluginError, load_plugin
 from glprune.audit.verify import Demands, verify
-from glprune.certify import faults
-from glprune.cli import main
+from glprune.cli.main import main
 from glprune.errors import RecipeError, UsageError
-from glprune.imports import load_callable
-from glprune.penalty import GroupLasso, GroupMCP, SparseGroupLasso, knots
-from glprune.plugins import PluginError, load_plugin, run_reporters
-from glprune.recipe import load_recipe
+from glprune.export.plugin_hooks import run_reporters
+from glprune.schema.recipe_loading import load_recipe
+from glprune.training.penalties import GroupLasso, GroupMCP, SparseGroupLasso, knots
+from glprune.training.penalty_check import faults
 from tests.audited import copied
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "plugin"
@@ -293,13 +294,13 @@ def test_a_penalty_whose_zeros_could_not_be_certified_is_refused(kind, said):
 
 def test_a_wrong_smooth_part_and_what_is_no_penalty_are_refused():
     assert faults(lambda w, b: WrongSmooth(w, knots(b.norms(), [8], 1.2)))
-    assert "not a glprune.penalty.Penalty" in faults(lambda w, b: "penalty")[0]
+    assert "not a glprune.training.penalties.Penalty" in faults(lambda w, b: "penalty")[0]
     assert "weights" in faults(lambda w, b: GroupLasso(2 * w))[0]
 
 
 def test_a_wrong_penalty_of_a_plugin_stops_a_run_before_the_data_is_read(plugged, problem, site):
     code = (
-        "from glprune.penalty import GroupLasso\n"
+        "from glprune.training.penalties import GroupLasso\n"
         "class Wrong(GroupLasso):\n"
         "    def prox_(self, blocks, strength, radius=None):\n"
         "        return super().prox_(blocks, strength * 0.9, radius)\n"

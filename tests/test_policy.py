@@ -12,19 +12,20 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
 import glprune
-from glprune import bundle as bundles
 from glprune.data import load_data
+from glprune.data.protected import Attribute, segmented
 from glprune.errors import DataError, ModelError, RecipeError
-from glprune.groups import input_groups
-from glprune.objective import Objective, lambda_max
-from glprune.policy import resolve
-from glprune.protected import Attribute, segmented
-from glprune.proxies import auc, cross_validated, logistic, ridge
-from glprune.recipe import PenaltySpec, load_recipe
-from glprune.render import render_html
-from glprune.segments import decide
-from glprune.task import Task
-from glprune.units import Slot, UnitSet
+from glprune.evaluation.proxies import auc, cross_validated, logistic, ridge
+from glprune.evaluation.segments import decide
+from glprune.model.task import Task
+from glprune.pruning.groups import input_groups
+from glprune.pruning.units import Slot, UnitSet
+from glprune.report.html import render_html
+from glprune.schema import bundle as bundles
+from glprune.schema.recipe import PenaltySpec
+from glprune.schema.recipe_loading import load_recipe
+from glprune.search.policy import resolve
+from glprune.training.objective import Objective, lambda_max
 from tests.networks import fit_binary, mlp, split
 
 FEATURES = ["title", "a", "b", "c", "d", "e", "noise"]
@@ -282,7 +283,7 @@ def test_the_page_tells_of_the_policy(result):
 
 
 def test_stability_baselines_and_drop_costs_follow_the_policy(folder, monkeypatch):
-    monkeypatch.setattr("glprune.baselines.RANDOM_DRAWS", 1)
+    monkeypatch.setattr("glprune.evaluation.baselines.RANDOM_DRAWS", 1)
     extra = "stability: {resamples: 2, drop_cost: true}\nworkers: {engine: local, processes: 1}\nreport: {baselines: true}\n"
     text = (
         (RECIPE + POLICY).replace("stages: 2", "stages: 1").replace("epochs: 10", "epochs: 2, distill: 0.5")

@@ -6,15 +6,17 @@ from safetensors.torch import load_file
 from torch import nn
 
 import glprune
-from glprune import objective as objective_module
-from glprune import pipeline, train
-from glprune.groups import hidden_groups, input_groups, penalty_weights
-from glprune.objective import Objective, lambda_max
-from glprune.planning import plan_units
-from glprune.precision import forward
-from glprune.recipe import TrainSpec, load_recipe
-from glprune.task import Task
-from glprune.train import PointSolver
+from glprune import pipeline
+from glprune.model.precision import forward
+from glprune.model.task import Task
+from glprune.pruning.groups import hidden_groups, input_groups, penalty_weights
+from glprune.pruning.planner import plan_units
+from glprune.schema.recipe import TrainSpec
+from glprune.schema.recipe_loading import load_recipe
+from glprune.training import objective as objective_module
+from glprune.training import solver as solver_module
+from glprune.training.objective import Objective, lambda_max
+from glprune.training.solver import PointSolver
 from tests.audited import write_problem
 from tests.networks import convolution, mlp, split
 
@@ -106,7 +108,7 @@ def test_outputs_that_are_no_bfloat16_pass_as_they_are():
 
 def test_a_run_records_its_precision_and_refits_in_it(tmp_path, monkeypatch):
     asked = set()
-    for module in (objective_module, train):
+    for module in (objective_module, solver_module):
 
         def watched(network, inputs, view, precision, module=module):
             asked.add((module.__name__, precision))
@@ -117,9 +119,9 @@ def test_a_run_records_its_precision_and_refits_in_it(tmp_path, monkeypatch):
     write_problem(tmp_path)
     recipe = load_recipe(tmp_path / "plain.yaml", ["train.precision=bf16", "train.stages=1"])
     result = glprune.run(recipe, tmp_path / "plain.pt", tmp_path / "out")
-    assert {("glprune.train", "bf16"), ("glprune.objective", "bf16")} <= asked
-    assert ("glprune.train", "float32") not in asked  # the refit's steps
-    assert ("glprune.objective", "float32") in asked  # full batches
+    assert {("glprune.training.solver", "bf16"), ("glprune.training.objective", "bf16")} <= asked
+    assert ("glprune.training.solver", "float32") not in asked  # the refit's steps
+    assert ("glprune.training.objective", "float32") in asked  # full batches
     assert "precision: bf16" in (result.bundle / "recipe.resolved.yaml").read_text()
     weights = load_file(result.bundle / "model.safetensors")
     assert {t.dtype for t in weights.values()} == {torch.float32}

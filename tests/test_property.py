@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from glprune.groups import zero_units_
-from glprune.planning import plan_units
-from glprune.removal import difference, outputs, remove
-from glprune.units import UnitSet
+from glprune.pruning.groups import zero_units_
+from glprune.pruning.planner import plan_units
+from glprune.pruning.removal import difference, outputs, remove
+from glprune.pruning.units import UnitSet
 from tests.generated import TALLY, Generated, networks
 from tests.zeroing import cuttable, dead_units, grouped
 

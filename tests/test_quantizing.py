@@ -11,15 +11,15 @@ import torch
 from torch import nn
 
 import glprune
-from glprune import bundle as bundles
 from glprune import pipeline
-from glprune.audit.int8 import _weights
-from glprune.audit.manifest import write_manifest
+from glprune.audit.checks.int8 import _weights
 from glprune.audit.verify import verify
 from glprune.errors import ModelError
-from glprune.export import export_onnx
-from glprune.quantizing import write_int8
-from glprune.recipe import load_recipe
+from glprune.export.int8 import write_int8
+from glprune.export.onnx_export import export_onnx
+from glprune.schema import bundle as bundles
+from glprune.schema.manifest import write_manifest
+from glprune.schema.recipe_loading import load_recipe
 from tests.audited import copied, follow, write_problem
 
 FILE = bundles.INT8

@@ -1,7 +1,7 @@
 import pytest
 
 from glprune.errors import RecipeError
-from glprune.recipe import load_recipe
+from glprune.schema.recipe_loading import load_recipe
 
 GOOD = """\
 task: binary

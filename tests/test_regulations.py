@@ -8,10 +8,10 @@ import pytest
 from pydantic import ValidationError
 
 import glprune
-from glprune.regulations import Regulations, regulations
-from glprune.render import render_html
-from glprune.report import report_schema
-from glprune.sections import sections, served
+from glprune.report.html import render_html
+from glprune.report.regulations import Regulations, regulations
+from glprune.report.sections import sections, served
+from glprune.schema.report import report_schema
 from tests.test_render import report
 
 PACKAGE = Path(glprune.__file__).parent

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from glprune.groups import hidden_groups, input_groups, zero_units_
-from glprune.planning import plan_units
-from glprune.proof import TOLERANCE, Prover, difference, outputs
-from glprune.removal import remove
-from glprune.surgery import slice_
-from glprune.units import UnitSet
+from glprune.pruning.groups import hidden_groups, input_groups, zero_units_
+from glprune.pruning.planner import plan_units
+from glprune.pruning.removal import remove
+from glprune.pruning.surgery import slice_
+from glprune.pruning.units import UnitSet
+from glprune.pruning.verification import TOLERANCE, Prover, difference, outputs
 from tests.networks import ResidualNorm, WideAndDeep, convolution, mlp
 
 

@@ -3,9 +3,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from glprune.plots import path_figure
-from glprune.render import banner, headline, number, penalty_sentence, render_html
-from glprune.report import (
+from glprune.report.html import render_html
+from glprune.report.path_lines import MOST, traces
+from glprune.report.plots import path_figure
+from glprune.report.sentences import banner, headline, number, penalty_sentence
+from glprune.schema.report import (
     Cut,
     DataFacts,
     Digests,
@@ -28,7 +30,6 @@ from glprune.report import (
     SplitFacts,
     Timing,
 )
-from glprune.traces import MOST, traces
 
 HASH = "sha256:" + "0" * 64
 HOSTILE = ["<script>alert(1)</script>", "größe & 'preis'", "a" * 300, "$x_1$", "]]>"]

@@ -6,7 +6,8 @@ import re
 import pytest
 
 import glprune
-from glprune.render import headline, render_findings
+from glprune.report.html import render_findings
+from glprune.report.sentences import headline
 
 
 @pytest.fixture(scope="module")

@@ -17,14 +17,14 @@ import pytest
 import torch
 
 import glprune
-from glprune import journal as journals
-from glprune import refitting
-from glprune.bundle import digest
-from glprune.events import PartDone, PointDone, Stage
-from glprune.journal import Journal, checkpoints
-from glprune.recipe import load_recipe
-from glprune.train import PointSolver
-from glprune.workspace import unfinished
+from glprune.runtime import checkpoint as journals
+from glprune.runtime.checkpoint import Journal, checkpoints
+from glprune.runtime.events import PartDone, PointDone, Stage
+from glprune.runtime.output_folder import unfinished
+from glprune.schema.bundle import digest
+from glprune.schema.recipe_loading import load_recipe
+from glprune.search import refit as search_refit
+from glprune.training.solver import PointSolver
 from tests.networks import write_planted
 
 NETWORK = """
@@ -138,7 +138,7 @@ def test_ctrl_c_saves_and_the_run_goes_on(folder, undisturbed, tmp_path, kind, n
 
 def test_what_a_stopped_run_has_done_is_not_done_again(folder, tmp_path, every_step, monkeypatch):
     out, calls = tmp_path / "out", []
-    for owner, name in ((PointSolver, "solve"), (refitting, "refit")):
+    for owner, name in ((PointSolver, "solve"), (search_refit, "refit")):
         before = getattr(owner, name)
         monkeypatch.setattr(
             owner, name, lambda *a, _do=before, _n=name, **k: (calls.append(_n), _do(*a, **k))[1]

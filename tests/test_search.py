@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import glprune
-from glprune import refitting, search
 from glprune.data import Narrowing
-from glprune.goals import absolute
-from glprune.job import first_rows
-from glprune.recipe import load_recipe
-from glprune.sizes import MEASURES, measured, unit_costs
+from glprune.data.splits import first_rows
+from glprune.schema.recipe_loading import load_recipe
+from glprune.search import refit, search
+from glprune.search.budget import MEASURES, measured, unit_costs
+from glprune.search.targets import absolute
 
 NETWORK = """
 from torch import nn
@@ -119,7 +119,7 @@ def test_what_lost_too_much_is_not_refitted_again(folder, monkeypatch):
     def refitted(job, removed, spec=None):
         if spec is None:
             seen.append(tuple(removed.columns[0].tolist()))
-        return refitting.refitted(job, removed, spec)
+        return refit.refitted(job, removed, spec)
 
     monkeypatch.setattr(search, "refitted", refitted)
     with pytest.raises(glprune.TargetError, match="no network tried keeps"):
@@ -162,7 +162,7 @@ def test_of_several_balances_the_best_on_the_validation_split_goes_on(folder):
         folder / "recipe.yaml", ['target={macs: "40%"}', "penalty.balance=[0.2, 5]", "train.stages=1"]
     )
     result = glprune.run(recipe, folder / "model.pt", folder / "balance", on_event=seen.append)
-    paths = [e for e in seen if isinstance(e, glprune.events.Stage) and e.name.startswith("path")]
+    paths = [e for e in seen if isinstance(e, glprune.runtime.events.Stage) and e.name.startswith("path")]
     assert len(paths) == 2 * len(result.report.stages)
     assert all(s.balance in (0.2, 5) for s in result.report.stages)
 
@@ -183,7 +183,7 @@ def test_a_latency_that_no_width_reaches_is_refused_before_training(folder):
     with pytest.raises(glprune.TargetError, match="with one unit in every layer") as caught:
         glprune.run(recipe, folder / "model.pt", folder / "fast", on_event=seen.append)
     assert caught.value.exit_code == 5
-    assert not any(isinstance(e, glprune.events.PointDone) for e in seen)
+    assert not any(isinstance(e, glprune.runtime.events.PointDone) for e in seen)
     assert not (folder / "fast").exists()
 
 
@@ -242,8 +242,8 @@ def test_targets_that_contradict_are_refused(folder, target, message):
 
 
 def test_costs_are_those_of_cutting_one_unit(folder):
-    from glprune.events import silent
-    from glprune.job import prepare
+    from glprune.runtime.events import silent
+    from glprune.search.prepare import prepare
 
     job = prepare(load_recipe(folder / "recipe.yaml"), folder / "model.pt", False, silent)
     costs = unit_costs(job, MEASURES["macs"])
@@ -258,8 +258,8 @@ def test_costs_are_those_of_cutting_one_unit(folder):
 def test_batchnorm_statistics_are_means_over_the_training_rows_after_a_refit(folder):
     """Re-estimated statistics are the mean over batches, whatever the running ones had become."""
     from glprune.data import TensorSplit
-    from glprune.recipe import RefitSpec
-    from glprune.train import _reestimated
+    from glprune.schema.recipe import RefitSpec
+    from glprune.training.refit import _reestimated
 
     network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
     x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))

@@ -17,10 +17,10 @@ from ruamel.yaml import YAML
 from safetensors.numpy import load_file
 
 from examples.serve import make_server
-from glprune import bundle as bundles
-from glprune.cli import main
+from glprune.cli.main import main
 from glprune.errors import UsageError
-from glprune.serving import triton_config, v2_request, write_kserve, write_triton
+from glprune.integrations.triton_kserve import triton_config, v2_request, write_kserve, write_triton
+from glprune.schema import bundle as bundles
 from tests.audited import NAMES, copied
 
 

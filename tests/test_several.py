@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import glprune
-from glprune.recipe import load_recipe
+from glprune.schema.recipe_loading import load_recipe
 
 NETWORKS = """
 from dataclasses import dataclass
@@ -263,7 +263,7 @@ def test_an_input_that_cannot_be_cut_stays_with_a_note_and_the_other_is_pruned(f
         ", feature_groups: {both: [n4, n5]}", ""
     )
     result = run(folder, "Half", text, "half", events)
-    notes = [e.text for e in events if isinstance(e, glprune.events.Note)]
+    notes = [e.text for e in events if isinstance(e, glprune.runtime.events.Note)]
     assert any("input 'a' cannot be removed" in n and "LayerNorm" in n for n in notes)
     assert any("input 'a' cannot be removed" in w for w in result.report.warnings)
     own = [f for f in result.report.features if f.input == "a"]
@@ -479,7 +479,7 @@ def test_axes_that_are_not_there_or_not_free_are_refused_with_the_line(folder, a
 
 
 def test_axes_of_one_label_must_be_of_one_length(folder):
-    from glprune.job import _check_dynamic_axes
+    from glprune.search.prepare import _check_dynamic_axes
 
     text = TOKENS.format(loader="pairs")
     (folder / "lengths.yaml").write_text(text)
@@ -491,10 +491,10 @@ def test_axes_of_one_label_must_be_of_one_length(folder):
 
 
 def test_a_cut_beside_an_input_without_an_axis_is_lossless():
-    from glprune.groups import hidden_groups, input_groups, zero_units_
-    from glprune.planning import plan_units
-    from glprune.proof import difference, outputs
-    from glprune.removal import remove
+    from glprune.pruning.groups import hidden_groups, input_groups, zero_units_
+    from glprune.pruning.planner import plan_units
+    from glprune.pruning.removal import remove
+    from glprune.pruning.verification import difference, outputs
 
     class Masked(torch.nn.Module):
         def __init__(self):

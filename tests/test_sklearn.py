@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
-from glprune.sklearn import GroupLassoPruner
+from glprune.integrations.sklearn import GroupLassoPruner
 
 QUICK = {"train": {"epochs": 2, "points": 3, "polish": 2, "stages": 1, "lr": 0.02}, "refit": {"epochs": 2}}
 NAMES = ["age", "income", "noise_a", "noise_b", "noise_c", "noise_d"]

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from glprune.groups import input_groups, penalty_weights
-from glprune.journal import Journal
-from glprune.objective import Objective, lambda_max
-from glprune.path import RegularisationPath
-from glprune.planning import plan_units
-from glprune.recipe import PenaltySpec, TrainSpec
-from glprune.task import Task
-from glprune.train import PointSolver
+from glprune.model.task import Task
+from glprune.pruning.groups import input_groups, penalty_weights
+from glprune.pruning.planner import plan_units
+from glprune.runtime.checkpoint import Journal
+from glprune.schema.recipe import PenaltySpec, TrainSpec
+from glprune.search.path import RegularisationPath
+from glprune.training.objective import Objective, lambda_max
+from glprune.training.solver import PointSolver
 from tests.networks import split
 
 FIELDS = [(f"f{i}", range(3 * i, 3 * i + 3)) for i in range(10)]

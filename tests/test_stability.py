@@ -14,16 +14,17 @@ import torch
 from jsonschema import Draft202012Validator
 
 import glprune
-from glprune import bundle as bundles
 from glprune.data import LoaderSplit
-from glprune.journal import Journal, checkpoints
-from glprune.policy import NO_RULES
-from glprune.rebuilt import selectable
-from glprune.recipe import InputSpec, StabilitySpec, load_recipe
-from glprune.report import Report, Resample, report_schema
-from glprune.resampling import draw, measure_stability
-from glprune.stability import false_bound, jaccard, nogueira, stable
-from glprune.teaching import TaughtSplit
+from glprune.evaluation.stability import draw, measure_stability
+from glprune.report.stability_index import false_bound, jaccard, nogueira, stable
+from glprune.runtime.checkpoint import Journal, checkpoints
+from glprune.schema import bundle as bundles
+from glprune.schema.recipe import InputSpec, StabilitySpec
+from glprune.schema.recipe_loading import load_recipe
+from glprune.schema.report import Report, Resample, report_schema
+from glprune.search.policy import NO_RULES
+from glprune.search.worker_setup import selectable
+from glprune.training.distillation import TaughtSplit
 from tests.networks import fit_binary
 
 FIELDS = [f"f{i}" for i in range(9)]
@@ -274,7 +275,7 @@ def test_report_json_fits_the_published_schema_and_the_page_shows_it(result):
 
 
 def test_a_report_without_the_measurement_says_so(result):
-    from glprune.render import render_html
+    from glprune.report.html import render_html
 
     plain = result.report.model_dump(by_alias=True) | {"stability": None, "drop_costs": None}
     page = render_html(Report.model_validate(plain))
@@ -283,7 +284,7 @@ def test_a_report_without_the_measurement_says_so(result):
 
 
 def test_progress_is_told_and_no_scratch_file_is_left(result, told):
-    from glprune.events import PartDone
+    from glprune.runtime.events import PartDone
 
     parts = [e for e in told if isinstance(e, PartDone)]
     assert [e.done for e in parts if e.what == "resamples"] == list(range(1, 7))
@@ -391,7 +392,8 @@ def test_a_resample_that_finds_nothing_is_left_out_and_told():
 
 
 def test_the_interval_and_the_bound_are_shown_where_there_are_any(result):
-    from glprune.render import headline, render_html
+    from glprune.report.html import render_html
+    from glprune.report.sentences import headline
 
     record = result.report.stability
     more = {"nogueira_interval": {"low": 0.61, "high": 0.82}, "false_bound": 0.37}

@@ -17,12 +17,12 @@ from glprune.data.splits import _Narrowed
 from glprune.data.streaming import read_ahead
 from glprune.data.tables import _ShardReader, open_table
 from glprune.errors import DataError, GlpruneError, RecipeError
-from glprune.events import silent
-from glprune.importance import held
-from glprune.job import prepare
-from glprune.rebuilt import Rebuilt, selectable
-from glprune.recipe import load_recipe
-from glprune.resampling import check_rows, measure_stability
+from glprune.evaluation.permutation_importance import held
+from glprune.evaluation.stability import check_rows, measure_stability
+from glprune.runtime.events import silent
+from glprune.schema.recipe_loading import load_recipe
+from glprune.search.prepare import prepare
+from glprune.search.worker_setup import Rebuilt, selectable
 from tests.networks import fit_binary
 
 ROWS, SHARD, GROUP = 900, 250, 70

@@ -18,10 +18,10 @@ from torch import nn
 
 import glprune
 import glprune.audit.verify
-from glprune.cli import main
+from glprune._escaping import plain, visible
+from glprune.cli.main import main
 from glprune.errors import ModelError, RecipeError
-from glprune.recipe import load_recipe
-from glprune.terminal import plain, visible
+from glprune.schema.recipe_loading import load_recipe
 from tests.audited import FAST
 from tests.bad_inputs import write_problem
 from tests.bad_models import good, saved

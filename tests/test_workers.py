@@ -10,9 +10,9 @@ import pytest
 
 import glprune
 from glprune.errors import GlpruneError, TargetError
-from glprune.fan import fan_out, several
-from glprune.recipe import WorkersSpec
-from glprune.workers import Workers
+from glprune.runtime.process_pool import Workers
+from glprune.runtime.worker_pool import fan_out, several
+from glprune.schema.recipe import WorkersSpec
 
 SCRIPT = """
 import functools, operator
@@ -85,7 +85,7 @@ def test_the_engine_is_the_recipes_or_ray_where_it_is_installed(monkeypatch):
     auto, local, on_ray = (WorkersSpec(engine=e, processes=1) for e in ("auto", "local", "ray"))
     assert isinstance(fan_out(int, local, "x"), Workers)
     with monkeypatch.context() as patch:
-        patch.setattr("glprune.fan.ray_installed", lambda: False)
+        patch.setattr("glprune.runtime.worker_pool.ray_installed", lambda: False)
         assert isinstance(fan_out(int, auto, "x"), Workers)
         with pytest.raises(glprune.RecipeError, match=r"^recipe.yaml:3: .*glprune\[ray\]"):
             fan_out(int, on_ray, "recipe.yaml:3: workers.engine")
@@ -113,5 +113,5 @@ def test_the_engine_is_the_recipes_or_ray_where_it_is_installed(monkeypatch):
 )
 def test_more_than_one_worker_needs_cores_or_the_recipes_word(spec, threads, expected, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("glprune.fan.available_cores", lambda: 4)
+    monkeypatch.setattr("glprune.runtime.worker_pool.available_cores", lambda: 4)
     assert several(WorkersSpec(**spec), threads) is expected

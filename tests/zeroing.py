@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from glprune.groups import GroupSet, hidden_groups, input_groups, support
-from glprune.units import UnitSet
+from glprune.pruning.groups import GroupSet, hidden_groups, input_groups, support
+from glprune.pruning.units import UnitSet
 
 
 def grouped(sets: list[UnitSet]) -> list[GroupSet]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from glprune.penalty import Penalty
+from glprune.training.penalties import Penalty
 
 
 def read_npz(path):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from glprune.audit.policy import ancestors
+from glprune.audit.checks.policy import ancestors
 from glprune.errors import UsageError
-from glprune.report import Feature, PathPoint, Report
+from glprune.schema.report import Feature, PathPoint, Report
 
 
 def explain(report: Report, name: str) -> dict[str, Any]:

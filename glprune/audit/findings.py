@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from glprune.errors import GlpruneError
 
+_ROUND_OFF = 1e-9  # the last digits of a sum depend on its order
+Found = tuple[str, str]
+"""A JSON pointer into the report and what is wrong there."""
 Status = Literal["passed", "failed", "incomplete", "skipped"]
 Kind = Literal["trust", "recomputation", "policy"]
 
@@ -139,7 +142,6 @@ SUBJECTS: dict[str, Subject] = {
         "how the original was trained",
     ),
 }
-
 NOT_CHECKED = (
     "The training data, and whether the metrics were measured on them as the report says.",
     "Norms along the path, optimality residuals, multiply-accumulates and latencies: the producer's word.",
@@ -238,3 +240,18 @@ def _checks(verdict: Verdict, kind: str) -> list[dict[str, Any]]:
         for check in verdict.checks
         if check.subject.kind == kind
     ]
+
+
+def differs(where: str, stated: object, found: object, why: str) -> Iterator[Found]:
+    """Tell that a value is another than the one found."""
+    if stated != found:
+        yield where, f"says {stated}, but {why} {found}"
+
+
+def off(where: str, stated: float | None, found: float | None, why: str) -> Iterator[Found]:
+    """The same for numbers, but for round-off."""
+    close = (
+        stated is not None and found is not None and abs(stated - found) <= _ROUND_OFF * max(1.0, abs(found))
+    )
+    if not close:
+        yield from differs(where, stated, found, why)

@@ -20,12 +20,12 @@ from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import VerificationError
 from securesystemslib.signer import CryptoSigner, SSlibKey
 
-from glprune import bundle as bundles
+from glprune._files import fault
 from glprune.audit.findings import Finding
-from glprune.audit.manifest import STATEMENT, Subject, sha256
-from glprune.audit.strict import StrictError, read_json
 from glprune.errors import UsageError
-from glprune.files import fault
+from glprune.schema import bundle as bundles
+from glprune.schema.manifest import STATEMENT, Subject, sha256
+from glprune.schema.strict_json import StrictError, read_json
 
 PRODUCER = "producer"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"

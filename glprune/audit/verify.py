@@ -13,28 +13,31 @@ from onnx import ModelProto
 from pydantic import BaseModel, ValidationError
 from securesystemslib.signer import SSlibKey
 
-from glprune import bundle as bundles
 from glprune._version import __version__
-from glprune.audit import lineage, signing
-from glprune.audit.figures import check_figures
+from glprune.audit import signing
+from glprune.audit.bundle_files import Files, check_closed, read_files
+from glprune.audit.checks import lineage
+from glprune.audit.checks.consistency import check_figures
+from glprune.audit.checks.execution import Int8, Removed, check_running
+from glprune.audit.checks.graph import Expected, check_graph, control_flow, reaching
+from glprune.audit.checks.hashes import check_digests, check_hashes, check_proxies
+from glprune.audit.checks.int8 import check_int8
+from glprune.audit.checks.names import check_names
+from glprune.audit.checks.policy import check_policy, protected_kept
+from glprune.audit.checks.rendering import check_page
+from glprune.audit.checks.weights import check_shared, check_weights
 from glprune.audit.findings import NOT_CHECKED, Check, Finding, UnreadableError, Verdict, judged
-from glprune.audit.folder import Files, check_closed, read_files
-from glprune.audit.graph import Expected, check_graph, control_flow, reaching
-from glprune.audit.int8 import check_int8
-from glprune.audit.manifest import Manifest, check_digests, check_hashes, check_proxies, sha256
-from glprune.audit.names import check_names
-from glprune.audit.onnxfile import NotOnnxError, input_shapes, parse
-from glprune.audit.page import check_page
-from glprune.audit.policy import check_policy, protected_kept
-from glprune.audit.running import Int8, Removed, check_running
-from glprune.audit.strict import StrictError, read_json
-from glprune.audit.tensors import Tensors, read_tensors
-from glprune.audit.weights import check_shared, check_weights
-from glprune.contract import Contract
+from glprune.audit.onnx_reader import NotOnnxError, input_shapes, parse
+from glprune.audit.safetensors_reader import Tensors, read_tensors
 from glprune.errors import RecipeError
-from glprune.plan import Plan
-from glprune.recipe import Recipe, load_recipe
-from glprune.report import Policy, ProxyAnalysis, Report, report_schema
+from glprune.schema import bundle as bundles
+from glprune.schema.input_schema import Contract
+from glprune.schema.manifest import Manifest, sha256
+from glprune.schema.plan import Plan
+from glprune.schema.recipe import Recipe
+from glprune.schema.recipe_loading import load_recipe
+from glprune.schema.report import Policy, ProxyAnalysis, Report, report_schema
+from glprune.schema.strict_json import StrictError, read_json
 
 SECONDS = 300.0
 _MOST_MISTAKES = 1000

@@ -8,12 +8,11 @@ brings that together. ``splits`` are rows in batches from memory, ``streaming`` 
 
 from __future__ import annotations
 
-from glprune.data.files import load_files
-from glprune.data.loaders import LoaderSplit, load_loader
+from glprune.data.dataloader import LoaderSplit
+from glprune.data.loading import load_data
 from glprune.data.records import Data, Field, InputColumns, Standardization
 from glprune.data.splits import Inputs, Narrowing, Selectable, Split, TensorSplit, narrowed
 from glprune.data.streaming import StreamedSplit
-from glprune.recipe import Recipe
 
 __all__ = [
     "Data",
@@ -30,13 +29,3 @@ __all__ = [
     "load_data",
     "narrowed",
 ]
-
-
-def load_data(recipe: Recipe) -> Data:
-    """Read, check and split the data a recipe names.
-
-    Raises:
-        DataError: A file or column cannot be used; file, column, count and first row are named.
-        RecipeError: The recipe asks for columns the files do not have.
-    """
-    return load_loader(recipe) if recipe.data.yields else load_files(recipe)

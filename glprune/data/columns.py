@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from glprune.data.records import Field, InputColumns
 from glprune.errors import RecipeError, did_you_mean, subject
-from glprune.recipe import InputSpec, Recipe
+from glprune.schema.recipe import InputSpec, Recipe
 
 Names = Mapping[str, object]  # in order, and looked up often
 

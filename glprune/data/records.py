@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from glprune.data.protected import Attribute
 from glprune.data.splits import Split
-from glprune.protected import Attribute
 
 
 @dataclass(frozen=True)

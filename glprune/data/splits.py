@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self, runtime_checkable
 
@@ -11,10 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from glprune.units import select
-
 SPLITS = ("train", "valid", "test")
 Inputs = tuple[Tensor, ...]
+
+
+def select(inputs: Inputs, axes: Sequence[int | None], columns: Sequence[Tensor]) -> Inputs:
+    """Take the kept columns of every input; an input without a feature axis passes whole."""
+    return tuple(
+        x if axis is None else x.index_select(axis, kept)
+        for x, axis, kept in zip(inputs, axes, columns, strict=True)
+    )
 
 
 class Split(Protocol):
@@ -124,3 +130,14 @@ class TensorSplit:
     def narrowed(self, narrow: Narrowing) -> TensorSplit:
         """The same rows of the kept columns."""
         return TensorSplit(narrow(self.inputs), self.target)
+
+
+def first_rows(split: Split, rows: int) -> Inputs:
+    """The first rows of a split."""
+    inputs, _ = next(split.batches(rows, None))
+    return inputs
+
+
+def everything(inputs: Inputs) -> Inputs:
+    """Take all columns of a batch."""
+    return inputs

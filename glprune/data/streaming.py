@@ -15,13 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from glprune.data.division import Part
 from glprune.data.records import InputColumns
 from glprune.data.splits import Inputs, Narrowing
+from glprune.data.splitting import Part
 from glprune.data.tables import ParquetTable, Piece, Reader, Table, rows_at_once
-from glprune.data.values import COLUMNS_AT_ONCE, TYPES, Dtype, coded, numbers, tiles
+from glprune.data.validation import COLUMNS_AT_ONCE, TYPES, Dtype, coded, numbers, tiles
 from glprune.errors import RecipeError
-from glprune.recipe import Recipe
+from glprune.schema.recipe import Recipe
 
 _Item = TypeVar("_Item")
 

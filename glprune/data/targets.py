@@ -10,11 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from glprune.data.tables import Table
-from glprune.data.values import is_numeric
+from glprune.data.tables import Table, refuse_past_exact
+from glprune.data.validation import is_numeric
 from glprune.errors import DataError, did_you_mean
-from glprune.exact import refuse_past_exact
-from glprune.recipe import Recipe
+from glprune.schema.recipe import Recipe
 
 
 def read_targets(

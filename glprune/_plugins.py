@@ -1,0 +1,133 @@
+"""Plugins: code of other packages that a recipe or an option names, found by Python entry points.
+
+A package offers a plugin by an entry point in one of the groups below (in its ``pyproject.toml``:
+``[project.entry-points."glprune.data"]``, then ``warehouse = "my_package:rows"``). Nothing of it is
+imported before a recipe or an option says its name.
+
+- ``glprune.loaders``, named by ``model.loader``: called with the weights' path, returns a state dict or a
+  ``torch.nn.Module``.
+- ``glprune.data``, named by ``data.source``: called with ``split="train"|"valid"|"test"`` and the recipe's
+  ``data.arguments``, returns an iterable of ``(inputs, target)``.
+- ``glprune.penalties``, named by ``penalty.plugin``: called with weights, shape (n_groups,), blocks and
+  ``penalty.arguments``, returns a :class:`glprune.training.penalties.Penalty`.
+- ``glprune.exporters``, listed in ``export.plugins``: called with the finished bundle's folder and an empty
+  folder to write.
+- ``glprune.reporters``, named by ``run --reporter``: called with the :class:`glprune.Result`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal
+
+from glprune._imports import check_allowed, describe
+from glprune.errors import GlpruneError, RecipeError, did_you_mean
+
+Group = Literal[
+    "glprune.loaders", "glprune.data", "glprune.penalties", "glprune.exporters", "glprune.reporters"
+]
+
+
+class PluginError(GlpruneError):
+    """A plugin raised, or returned what it must not."""
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A plugin, imported.
+
+    Attributes:
+        name: What recipes call it.
+        group: What it is for.
+        package: The distribution it comes from, with its version.
+        target: The callable.
+    """
+
+    name: str
+    group: Group
+    package: str
+    target: Callable[..., Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it.
+
+        Raises:
+            GlpruneError: Its own, or a :class:`PluginError` of one line for whatever else it raises.
+        """
+        try:
+            return self.target(*args, **kwargs)
+        except GlpruneError:
+            raise
+        except (Exception, SystemExit) as error:  # somebody else's code may raise anything
+            raise PluginError(f"{self.says} failed ({describe(error)}).") from error
+
+    @property
+    def says(self) -> str:
+        """How messages call it."""
+        return f"plugin {self.name!r} of {self.package}"
+
+
+def load_plugin(
+    group: Group,
+    name: str,
+    where: str,
+    allowed: Sequence[str] | None = None,
+) -> Plugin:
+    """Import the one plugin of a name.
+
+    Args:
+        group: What it is for.
+        name: What the recipe or the option says.
+        where: Place of the key, for the error.
+        allowed: Packages and modules it may be imported from, as for factories; None: any.
+
+    Raises:
+        RecipeError: There is none of that name, or several, or it is not allowed or cannot be imported.
+    """
+    found = entry_points(group=group)
+    offers = {(_package(e), e.value): e for e in found.select(name=name)}
+    if not offers:
+        names = sorted(found.names)
+        installed = f" There are {', '.join(names)}." if names else " None is installed."
+        raise RecipeError(
+            f"{where}: no {group} plugin {name!r}.{did_you_mean(name, names) or installed} "
+            "Install the package that offers it, or change the name."
+        )
+    if len(offers) > 1:
+        both = " and ".join(sorted(package for package, _ in offers))
+        raise RecipeError(f"{where}: {both} both offer a {group} plugin {name!r}; uninstall one.")
+    (((package, _), entry),) = offers.items()
+    check_allowed(
+        entry.module, allowed, f"{where}: plugin {name!r} of {package} is of {entry.module!r}, which"
+    )
+    target = _imported(entry, package, where)
+    home = getattr(target, "__module__", None) or "an unknown module"
+    check_allowed(home, allowed, f"{where}: plugin {name!r} of {package} is of {home!r}, which")
+    return Plugin(name, group, package, target)
+
+
+def packages(named: Iterable[tuple[Group, str]]) -> dict[str, str]:
+    """``group:name`` -> package and version of each named plugin; nothing is imported."""
+    return {
+        f"{group}:{name}": _package(entry)
+        for group, name in named
+        for entry in entry_points(group=group, name=name)
+    }
+
+
+def _imported(entry: EntryPoint, package: str, where: str) -> Callable[..., Any]:
+    try:
+        target = entry.load()
+    except (Exception, SystemExit) as error:  # somebody else's module may raise anything
+        raise RecipeError(
+            f"{where}: importing plugin {entry.name!r} of {package} failed ({describe(error)})."
+        ) from error
+    if not callable(target):
+        raise RecipeError(f"{where}: plugin {entry.name!r} of {package} is no function: {entry.value}.")
+    return target
+
+
+def _package(entry: EntryPoint) -> str:
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist is not None else "an unknown package"

@@ -1,0 +1,1 @@
+"""The checks of ``glprune verify``, one module each."""

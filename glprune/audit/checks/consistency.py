@@ -1,0 +1,494 @@
+"""C5: every figure of the report that follows from others, computed again."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from glprune.audit.checks.policy_records import ordered_away, policy_figures
+from glprune.audit.checks.stability import stability_figures
+from glprune.audit.findings import Finding, Found, differs, off
+from glprune.schema import bundle as bundles
+from glprune.schema.recipe import FASTER, HIGHER_IS_BETTER, METRICS, Recipe
+from glprune.schema.report import Baseline, Feature, PathPoint, Report, SearchStage, Spread
+
+_CUT_TOLERANCE = 1e-5
+_EXPORT_TOLERANCE = 1e-4
+_KKT_TOLERANCE = 0.05
+_SPEED_SLACK = 3.0  # a median of ratios against a ratio of medians
+_DIGEST = re.compile(r"^sha256:[0-9a-f]{64}$")
+_RANGES = {"auroc": (0, 1), "accuracy": (0, 1), "log_loss": (0, None), "rmse": (0, None), "mae": (0, None),
+           "r2": (None, 1), "cosine": (-1, 1)}  # fmt: skip
+
+
+def check_figures(report: Report, recipe: Recipe | None, files: Mapping[str, bytes]) -> list[Finding]:
+    """Everything that follows within the report, from the recipe and from the files' sizes.
+
+    Args:
+        report: The report.
+        recipe: The recipe in the bundle, if it can be read.
+        files: The bundle's files.
+    """
+    found = itertools.chain(
+        _features(report),
+        _exits(report),
+        _path(report),
+        _stages(report),
+        _selection(report),
+        _hidden(report),
+        _removal(report),
+        _performance(report),
+        _splits(report),
+        _size(report, files),
+        _latency(report),
+        _widths(report, recipe),
+        _quantized(report, recipe, files),
+        _warnings(report),
+        _baselines(report),
+        _drop_costs(report),
+        stability_figures(report),
+        policy_figures(report),
+        _digests(report),
+        _recipe(report, recipe) if recipe is not None else (),
+    )
+    return [Finding(bundles.REPORT, where, what) for where, what in found]
+
+
+def _twice(where: str, names: Sequence[str]) -> Iterator[Found]:
+    for name, count in Counter(names).items():
+        if count > 1:
+            yield where, f"names {name!r} {count} times"
+
+
+def _features(report: Report) -> Iterator[Found]:
+    yield from _twice("/features", [f.name for f in report.features])
+    for name in {f.input for f in report.features}:
+        columns = [c for f in report.features if f.input == name for c in f.columns]
+        yield from _twice("/features", columns)
+    inputs = {i.name: i for i in report.export.inputs}
+    for n, feature in enumerate(report.features):
+        where, kept = f"/features/{n}", feature.status == "kept"
+        if (feature.norm_final is not None) != kept:
+            yield (
+                f"{where}/status",
+                f"{feature.name!r} is {feature.status} and norm_final {feature.norm_final}",
+            )
+        if (feature.input_columns is not None) != kept:
+            yield (
+                f"{where}/status",
+                f"{feature.name!r} is {feature.status} with columns {feature.input_columns}",
+            )
+        if feature.input not in inputs:
+            yield f"{where}/input", f"no input {feature.input!r} is exported"
+        if not feature.columns:
+            yield f"{where}/columns", "a field without columns"
+
+
+def _indexed(report: Report) -> Iterator[tuple[int, Feature]]:
+    return enumerate(report.features)
+
+
+def _last_of_inputs(stages: Sequence[SearchStage]) -> SearchStage | None:
+    return next((s for s in reversed(stages) if "input" in s.penalised), None)
+
+
+def _chosen(report: Report, stage: int) -> PathPoint | None:
+    return next((p for p in report.path if p.stage == stage and p.selected), None)
+
+
+def _exits(report: Report) -> Iterator[Found]:
+    """Removed fields were zero at a chosen point; kept ones were not, or had to stay."""
+    last = _last_of_inputs(report.stages)
+    point = _chosen(report, last.number) if last else None
+    refused = {r.name for r in report.removal.refused}
+    kept_of = Counter(f.input for f in report.features if f.status == "kept")
+    for n, feature in _indexed(report):
+        where = f"/features/{n}"
+        norm = point.norms[n] if point is not None and n < len(point.norms) else None
+        if feature.status == "removed":
+            if feature.norm_selected != 0:
+                yield (
+                    f"{where}/status",
+                    f"{feature.name!r} is removed with a norm of {feature.norm_selected:.3g}",
+                )
+            if norm:
+                yield (
+                    f"{where}/status",
+                    f"{feature.name!r} is removed; its norm on the path ends at {norm:.3g}",
+                )
+            unexplained = feature.stage_exit is None and not ordered_away(feature)
+            if unexplained and feature.norm_original != 0:
+                yield f"{where}/stage_exit", f"{feature.name!r} is removed and no stage removed it"
+        elif norm == 0 and kept_of[feature.input] > 1 and feature.input not in refused:
+            yield f"{where}/status", f"{feature.name!r} is kept; its norm on the path ends at 0"
+        if norm is not None and feature.status == "kept":
+            yield from off(f"{where}/norm_selected", feature.norm_selected, norm, "the path ends at")
+        yield from _exit(report, n, feature)
+
+
+def _exit(report: Report, n: int, feature: Feature) -> Iterator[Found]:
+    """The first lambda of its stage at which the field was zero."""
+    where = f"/features/{n}/lambda_exit"
+    if (feature.stage_exit is None) != (feature.lambda_exit is None):
+        yield where, "stage and lambda of the exit are not both given"
+    if feature.stage_exit is None:
+        return
+    points = [p for p in report.path if p.stage == feature.stage_exit]
+    if not points:
+        yield f"/features/{n}/stage_exit", f"there is no stage {feature.stage_exit}"
+    elif all(len(p.norms) == len(report.features) for p in points):
+        first = next((p.lam for p in points if p.norms[n] == 0), None)
+        yield from differs(where, feature.lambda_exit, first, "on the path it is zero first at")
+
+
+def _path(report: Report) -> Iterator[Found]:
+    fixed = sum(r.units for r in report.removal.refused) > 0
+    widths = [len(f.columns) for f in report.features]
+    for n, point in enumerate(report.path):
+        where = f"/path/{n}"
+        yield from off(f"{where}/objective", point.objective, point.loss + point.penalty, "loss + penalty is")
+        if point.norms and len(point.norms) != len(report.features):
+            yield f"{where}/norms", f"{len(point.norms)} norms of {len(report.features)} fields"
+        elif point.norms:
+            alive = [norm != 0 for norm in point.norms]
+            columns = sum(w for w, a in zip(widths, alive, strict=True) if a)
+            # of an input whose fields all became zero one column stays, maybe of a field that had several
+            for key, least, most in (("fields", sum(alive), sum(alive)), ("columns", sum(alive), columns)):
+                stated = getattr(point, key)
+                if stated < least or (stated > most and not fixed):
+                    yield f"{where}/{key}", f"says {stated}, but {most} have a norm above zero"
+        if min(point.kkt_zero, point.kkt_active, point.penalty, point.lam, *(point.norms or [0.0])) < 0:
+            yield where, "a norm, residual, penalty or lambda is below zero"
+
+
+def _stages(report: Report) -> Iterator[Found]:
+    numbers = [s.number for s in report.stages]
+    yield from differs("/stages", numbers, list(range(1, len(numbers) + 1)), "numbers should be")
+    yield from differs("/path", list(dict.fromkeys(p.stage for p in report.path)), numbers, "the stages are")
+    for n, stage in enumerate(report.stages):
+        chosen = [p for p in report.path if p.stage == stage.number and p.selected]
+        if len(chosen) != 1:
+            yield f"/stages/{n}", f"{len(chosen)} points are marked as its choice"
+            continue
+        point = chosen[0]
+        for key in ("lam", "fields", "hidden"):
+            stated = getattr(stage, key)
+            yield from differs(f"/stages/{n}/{key}", stated, getattr(point, key), "its point says")
+        yield from differs(f"/stages/{n}/metric", stage.metric, point.refit_metric, "its refit gave")
+
+
+def _selection(report: Report) -> Iterator[Found]:
+    if not report.stages:
+        yield "/stages", "there is none"
+        return
+    last = _last_of_inputs(report.stages) or report.stages[-1]
+    yield from differs("/selection/lam", report.selection.lam, last.lam, "the last stage over inputs chose")
+    if report.refit is not None:
+        yield from differs("/refit/metric", report.refit.metric, report.stages[-1].metric, "the stage says")
+        if not 0 <= report.refit.best_epoch <= report.refit.epochs:
+            yield "/refit/best_epoch", f"{report.refit.best_epoch} of {report.refit.epochs} epochs"
+    if report.selection.metric not in METRICS[report.task]:
+        yield "/selection/metric", f"{report.selection.metric!r} is not of a {report.task} task"
+
+
+def _hidden(report: Report) -> Iterator[Found]:
+    cut = Counter[str]()
+    for c in report.removal.cuts:
+        if c.kind == "hidden":
+            cut[c.name] += c.units
+    reasons = {r.name: r.reason for r in report.removal.refused}
+    yield from _twice("/hidden", [h.name for h in report.hidden])
+    for n, layer in enumerate(report.hidden):
+        found = layer.before - cut.pop(layer.name, 0)
+        yield from differs(f"/hidden/{n}/after", layer.after, found, "the cuts leave")
+        yield from differs(f"/hidden/{n}/refused", layer.refused, reasons.get(layer.name), "the removal says")
+        if layer.after < 1:
+            yield f"/hidden/{n}/after", "a layer cannot be empty"
+    for name in cut:
+        yield "/removal/cuts", f"{name!r} is no hidden layer of the report"
+
+
+def _removal(report: Report) -> Iterator[Found]:
+    removal = report.removal
+    if removal.tolerance > _CUT_TOLERANCE:
+        yield "/removal/tolerance", f"{removal.tolerance} is above {_CUT_TOLERANCE}"
+    for n, cut in enumerate(removal.cuts):
+        if cut.inexact is None and not 0 <= cut.difference <= removal.tolerance:
+            yield f"/removal/cuts/{n}/difference", f"{cut.difference} is above the tolerance"
+    exact = all(cut.inexact is None for cut in removal.cuts)
+    if exact and not 0 <= removal.difference <= removal.tolerance:
+        yield "/removal/difference", f"{removal.difference} is above the tolerance"
+    cut_columns = Counter[str]()
+    for cut in removal.cuts:
+        if cut.kind == "input":
+            cut_columns[cut.name] += cut.units
+    gone = Counter[str]()
+    for feature in report.features:
+        gone[feature.input] += len(feature.columns) if feature.status == "removed" else 0
+    idle = {
+        i for i, kept in Counter(f.input for f in report.features if f.status == "kept").items() if kept == 1
+    }
+    for name in {*cut_columns, *gone}:
+        # of an input whose fields all became zero one column stays, maybe of a field that had several
+        if cut_columns[name] != gone[name] and not (name in idle and cut_columns[name] > gone[name]):
+            yield "/removal/cuts", f"cuts {cut_columns[name]} columns of {name!r}; {gone[name]} are removed"
+
+
+def _performance(report: Report) -> Iterator[Found]:
+    names = [m.name for m in report.performance]
+    yield from differs("/performance", names, list(METRICS[report.task]), "the task has")
+    test = report.data.splits.get("test")
+    for n, metric in enumerate(report.performance):
+        where = f"/performance/{n}"
+        if test is not None:
+            yield from differs(f"{where}/rows", metric.rows, test.rows, "the test split has")
+        yield from differs(
+            f"{where}/higher_is_better",
+            metric.higher_is_better,
+            HIGHER_IS_BETTER.get(metric.name, True),
+            "it should be",
+        )
+        low, high = _RANGES.get(metric.name, (None, None))
+        for side in ("original", "zeroed", "final"):
+            value = getattr(metric, side)
+            if (low is not None and value < low - 1e-6) or (high is not None and value > high + 1e-6):
+                yield f"{where}/{side}", f"{value} is no {metric.name}"
+    if test is not None:
+        yield from differs("/export/rows", report.export.rows, test.rows, "the test split has")
+    if not 0 <= report.export.difference <= _EXPORT_TOLERANCE:
+        yield "/export/difference", f"{report.export.difference} is above {_EXPORT_TOLERANCE}"
+
+
+def _splits(report: Report) -> Iterator[Found]:
+    if set(report.data.splits) != {"train", "valid", "test"}:
+        yield "/data/splits", f"are {sorted(report.data.splits)}"
+    for name, split in report.data.splits.items():
+        classes = report.data.classes
+        if classes is not None and report.task != "distillation":
+            yield from differs(
+                f"/data/splits/{name}/target", sorted(split.target), sorted(classes), "classes are"
+            )
+            if abs(sum(split.target.values()) - 1) > 1e-6:
+                yield f"/data/splits/{name}/target", f"shares add up to {sum(split.target.values())}"
+
+
+def _size(report: Report, files: Mapping[str, bytes]) -> Iterator[Found]:
+    size = report.size
+    if bundles.ONNX in files:
+        found = len(files[bundles.ONNX])
+        yield from differs("/size/onnx_bytes_after", size.onnx_bytes_after, found, "the file has")
+    for key in ("parameters", "macs"):
+        before, after = getattr(size, f"{key}_before"), getattr(size, f"{key}_after")
+        if not 0 <= after <= before:
+            yield f"/size/{key}_after", f"{after} of {before}: a removal adds none"
+    gone = any(c.removal == "cut" for c in report.removal.cuts)
+    if gone and size.parameters_after >= size.parameters_before:
+        yield "/size/parameters_after", "is not below the count before, though weights were cut"
+
+
+def _latency(report: Report) -> Iterator[Found]:
+    for n, time in enumerate(report.latency):
+        where = f"/latency/{n}"
+        if min(time.original_ms, time.slim_ms, time.speedup) <= 0:
+            yield where, "a time is not above zero"
+            continue
+        ratio = time.original_ms / time.slim_ms
+        if not ratio / _SPEED_SLACK <= time.speedup <= ratio * _SPEED_SLACK:
+            yield f"{where}/speedup", f"says {time.speedup:.3g}, the medians' ratio is {ratio:.3g}"
+        for side in ("original", "slim"):
+            if getattr(time, f"{side}_p95_ms") < getattr(time, f"{side}_ms"):
+                yield f"{where}/{side}_p95_ms", "is below the median"
+
+
+def _widths(report: Report, recipe: Recipe | None) -> Iterator[Found]:
+    """What the clock said of hidden widths, where the recipe left them to it."""
+    found = report.widths
+    if found is None:
+        return
+    if min(found.exact_ms, found.rounded_ms, found.speedup) <= 0:
+        yield "/widths", "a time is not above zero"
+        return
+    ratio = found.exact_ms / found.rounded_ms
+    if not ratio / _SPEED_SLACK <= found.speedup <= ratio * _SPEED_SLACK:
+        yield "/widths/speedup", f"says {found.speedup:.3g}, the medians' ratio is {ratio:.3g}"
+    if found.multiple != (found.tried if found.speedup > 1 + FASTER else 1):
+        yield "/widths/multiple", f"{found.multiple} does not follow from a speed-up of {found.speedup:.3g}"
+    if recipe is not None and recipe.target.multiple != "auto":
+        yield "/widths", f"was timed; {bundles.RECIPE} says {recipe.target.multiple}"
+
+
+def _quantized(report: Report, recipe: Recipe | None, files: Mapping[str, bytes]) -> Iterator[Found]:
+    """The 8-bit file is there where the report says so, and beside the figures of the certified one."""
+    found, raw = report.quantized, files.get(bundles.INT8)
+    if (found is not None) != (bundles.INT8 in report.digests.outputs):
+        yield f"/digests/outputs/{bundles.INT8}", "is stated without figures of it, or the other way round"
+    if recipe is not None and (recipe.export.quantize is not None) != (found is not None):
+        yield "/quantized", f"{bundles.RECIPE} says export.quantize: {recipe.export.quantize}"
+    if found is None:
+        if raw is not None:
+            yield "/quantized", f"says nothing of {bundles.INT8}, which is in the folder"
+        return
+    yield from differs("/quantized/file", found.file, bundles.INT8, "it is")
+    if raw is not None:
+        yield from differs("/quantized/bytes", found.bytes, len(raw), "the file has")
+    final = {m.name: m.final for m in report.performance}
+    names = [m.name for m in found.metrics]
+    yield from differs("/quantized/metrics", names, [*final], "the performance has")
+    for n, metric in enumerate(found.metrics):
+        where = f"/quantized/metrics/{n}"
+        yield from off(f"{where}/float32", metric.float32, final.get(metric.name), "the performance says")
+        low, high = _RANGES[metric.name]
+        if (low is not None and metric.int8 < low) or (high is not None and metric.int8 > high):
+            yield f"{where}/int8", f"{metric.name} cannot be {metric.int8}"
+    if found.same_decisions is not None and not 0 <= found.same_decisions <= 1:
+        yield "/quantized/same_decisions", f"{found.same_decisions} is no share"
+    if min(found.difference, found.golden_difference) < 0:
+        yield "/quantized/difference", "is below zero"
+    for n, time in enumerate(found.latency):
+        where = f"/quantized/latency/{n}"
+        if min(time.float32_ms, time.int8_ms, time.speedup) <= 0:
+            yield where, "a time is not above zero"
+            continue
+        ratio = time.float32_ms / time.int8_ms
+        if not ratio / _SPEED_SLACK <= time.speedup <= ratio * _SPEED_SLACK:
+            yield f"{where}/speedup", f"says {time.speedup:.3g}, the medians' ratio is {ratio:.3g}"
+
+
+def _warnings(report: Report) -> Iterator[Found]:
+    """Warnings that must be there: a producer may add some and hide none."""
+    if not report.not_measured:
+        yield "/not_measured", "is empty"
+    worst = max((p.kkt_zero for p in report.path if p.selected), default=0.0)
+    if worst > _KKT_TOLERANCE and not any("optimality conditions" in w for w in report.warnings):
+        yield "/warnings", f"none says that optimality conditions are off by {worst:.2g}"
+    for metric in report.performance if report.task != "distillation" else ():
+        worse = (
+            metric.final < metric.original
+        ) == metric.higher_is_better and metric.final != metric.original
+        told = any(w.startswith(f"{metric.name} on the test split is worse") for w in report.warnings)
+        if metric.name == report.selection.metric and worse and not told:
+            yield "/warnings", f"none says that {metric.name} on the test split is worse than the original's"
+    for cut in report.removal.cuts:
+        if cut.inexact and not any(
+            w.startswith(f"{cut.name}: ") and cut.inexact in w for w in report.warnings
+        ):
+            yield "/warnings", f"none says that the cut of {cut.name!r} is inexact"
+
+
+def _baselines(report: Report) -> Iterator[Found]:
+    record = report.baselines
+    if record is None:
+        return
+    kept = [f.name for f in report.features if f.status == "kept"]
+    yield from differs("/baselines/fields", record.fields, len(kept), "the features kept are")
+    hidden = sum(h.after for h in report.hidden)
+    yield from differs("/baselines/hidden", record.hidden, hidden, "the layers keep")
+    yield from differs("/baselines/rows", record.rows, report.export.rows, "the test split has")
+    if report.stages:
+        yield from differs("/baselines/valid", record.valid, report.stages[-1].metric, "the last stage says")
+    for n, result in enumerate(record.results):
+        yield from _baseline(result, f"/baselines/results/{n}", kept, [f.name for f in report.features])
+
+
+def _baseline(result: Baseline, where: str, kept: Sequence[str], names: Sequence[str]) -> Iterator[Found]:
+    for n, run in enumerate(result.runs):
+        chosen = set(run.kept)
+        own = [name for name in names if name in chosen]
+        yield from differs(f"{where}/runs/{n}/kept", run.kept, own, "in the order of the fields it is")
+        common = len(chosen & set(kept))
+        yield from differs(f"{where}/runs/{n}/common", run.common, common, "the lists share")
+    yield from _spread(result.valid, [run.valid for run in result.runs], f"{where}/valid")
+    for n, spread in enumerate(result.test):
+        values = [run.test[spread.name] for run in result.runs if spread.name in run.test]
+        yield from _spread(spread, values, f"{where}/test/{n}")
+
+
+def _spread(spread: Spread, values: Sequence[float], where: str) -> Iterator[Found]:
+    if not values:
+        yield where, "no run has it"
+        return
+    yield from off(f"{where}/mean", spread.mean, statistics.fmean(values), "its runs' is")
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    yield from off(f"{where}/std", spread.std, deviation, "its runs' is")
+
+
+def _drop_costs(report: Report) -> Iterator[Found]:
+    costs = report.drop_costs
+    if costs is None:
+        return
+    kept = [f.name for f in report.features if f.status == "kept"]
+    yield from differs("/drop_costs/fields", [c.field for c in costs.fields], kept, "the features kept are")
+    test = next((m for m in report.performance if m.name == costs.metric), None)
+    if test is None:
+        yield "/drop_costs/metric", f"{costs.metric!r} is not among the metrics"
+    else:
+        yield from off("/drop_costs/test", costs.test, test.final, "the performance says")
+    for n, cost in enumerate(costs.fields):
+        if (cost.valid is None) != (cost.reason is not None) or (cost.test is None) != (cost.valid is None):
+            yield f"/drop_costs/fields/{n}", "has neither both figures nor a reason"
+
+
+def _digests(report: Report) -> Iterator[Found]:
+    digests = report.digests
+    stated = {"recipe": digests.recipe, "recipe_resolved": digests.recipe_resolved, "model": digests.model}
+    stated |= {f"data/{name}": value for name, value in digests.data.items()}
+    for name, value in stated.items():
+        if not _DIGEST.match(value):
+            yield f"/digests/{name}", f"{value[:60]!r} is no SHA-256"
+    yield from differs(
+        "/digests/recipe_resolved",
+        digests.recipe_resolved,
+        digests.outputs.get(bundles.RECIPE),
+        "the file has",
+    )
+
+
+def _recipe(report: Report, recipe: Recipe) -> Iterator[Found]:
+    """What the recipe states is what was reported, and its target is met."""
+    pairs: list[tuple[str, Any, Any]] = [
+        ("/task", report.task, recipe.task),
+        ("/purpose", report.purpose, recipe.report.purpose),
+        ("/run/seed", report.run.seed, recipe.seed),
+        ("/penalty/kind", report.penalty.kind, recipe.penalty.kind),
+        ("/penalty/weights", report.penalty.weights, recipe.penalty.weights),
+        ("/data/standardize", report.data.standardize, recipe.data.standardize),
+        ("/export/signature", report.export.signature, recipe.export.signature),
+        ("/export/opset", report.export.opset, recipe.export.opset),
+        ("/export/inputs", [i.name for i in report.export.inputs], [s.name for s in recipe.model.inputs]),
+    ]
+    for where, stated, wanted in pairs:
+        yield from differs(where, stated, wanted, f"{bundles.RECIPE} says")
+    if not recipe.allow_inexact and any(c.inexact for c in report.removal.cuts):
+        yield "/removal/cuts", "a cut is inexact, which the recipe forbids"
+    yield from _target(report, recipe)
+
+
+def _target(report: Report, recipe: Recipe) -> Iterator[Found]:
+    target, size, stages = recipe.target, report.size, report.stages
+    over_inputs = _last_of_inputs(stages)
+    if target.max_features is not None and over_inputs is not None:
+        yield from _above("/stages", over_inputs.fields, target.max_features, "max_features")
+    if target.max_hidden is not None and stages:
+        yield from _above("/stages", stages[-1].hidden, target.max_hidden, "max_hidden")
+    if not report.removal.refused:
+        for key in ("parameters", "macs"):
+            budget = getattr(target, key)
+            if budget is not None:
+                before, after = getattr(size, f"{key}_before"), getattr(size, f"{key}_after")
+                share = float(budget.rstrip("% ")) / 100 if isinstance(budget, str) else None
+                limit = budget if share is None else share * before
+                yield from _above(f"/size/{key}_after", after, limit, key)
+    drop = target.max_drop
+    if drop is not None and target.max_hidden is None and stages:
+        lost = report.selection.reference - stages[-1].metric
+        lost = lost if HIGHER_IS_BETTER[drop.metric] else -lost
+        yield from _above("/selection", lost, drop.amount + 1e-9, "max_drop.amount")
+
+
+def _above(where: str, found: float, limit: float, key: str) -> Iterator[Found]:
+    if found > limit:
+        yield where, f"{found:g} is above target.{key} {limit:g} of the recipe"

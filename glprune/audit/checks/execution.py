@@ -1,0 +1,357 @@
+"""C9 and C10: run the model on its golden rows and on probes, in a process of its own with a time limit.
+
+``python -m glprune.audit.checks.execution FOLDER`` is that process: it reads the files and the request from the
+folder and prints one JSON line for each part it finishes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from onnx.reference import ReferenceEvaluator
+
+from glprune.audit.findings import Check, Finding, judged
+from glprune.audit.onnx_reader import parse
+from glprune.audit.safetensors_reader import Array, read_tensors
+from glprune.schema import bundle as bundles
+
+_TOLERANCE = 2e-5  # of the largest value of an output: another processor orders its sums differently
+_REFERENCE_TOLERANCE = 1e-4
+_INT8_SLACK, _INT8_STEP = 0.5, 4e-3  # other kernels round a product to the next of 255 steps
+_FEWEST_ROWS = 4
+_MEMORY = 16 << 30
+_REQUEST = "request.json"
+PROBES = ("NaN", "Inf", "-Inf", "3e38", "-3e38")
+
+
+@dataclass(frozen=True)
+class Removed:
+    """Columns of an input of the file that nothing may depend on.
+
+    Attributes:
+        input: The input.
+        axis: The axis of its columns.
+        columns: Their positions.
+    """
+
+    input: str
+    axis: int
+    columns: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Int8:
+    """The 8-bit file beside the model.
+
+    Attributes:
+        content: Its bytes.
+        difference: What the report says of its outputs on the golden rows against the recorded ones.
+    """
+
+    content: bytes
+    difference: float
+
+
+def check_running(
+    model: bytes,
+    golden: bytes,
+    removed: Sequence[Removed],
+    seconds: float,
+    isolated: bool = True,
+    int8: Int8 | None = None,
+) -> tuple[list[Check], str | None]:
+    """Run the model and judge what it gives.
+
+    Args:
+        model: The ONNX file; C6 should have passed, since this runs it.
+        golden: The golden vectors.
+        removed: Columns to poison; empty for a slim signature.
+        seconds: Time limit.
+        isolated: Use a process of its own; else this one, without a limit.
+        int8: The 8-bit file, if there is one; C6 should have passed for it too.
+
+    Returns:
+        C9 and C10, and what was not checked.
+    """
+    request = [[r.input, r.axis, list(r.columns)] for r in removed]
+    ran = _alone(model, golden, request, seconds, int8) if isolated else measure(model, golden, request, int8)
+    parts = dict(ran)
+    reference, eight = parts.get("reference", {}), parts.get("int8", {})
+    findings = [f for p in (parts.get("golden", {}), eight, reference) for f in p.get("findings", [])]
+    # a model that fails on the golden rows is found out before its 8-bit file is run
+    if "golden" in parts and (int8 is None or eight or findings):
+        note = " and ".join(p["note"] for p in (parts["golden"], eight, reference) if p.get("note"))
+        c9 = judged("C9", [Finding(*f) for f in findings], note)
+    else:
+        c9 = Check("C9", "incomplete", note=parts.get("ended", {}).get("note", "did not run"))
+    skipped = reference.get("skipped") or (
+        "the reference evaluator ran out of time" if not reference else None
+    )
+    return [c9, _probed(parts, removed)], skipped
+
+
+def _probed(parts: Mapping[str, Any], removed: Sequence[Removed]) -> Check:
+    if not removed:
+        return Check("C10", "skipped", note="the file has no input for removed columns")
+    if "probes" not in parts:
+        return Check("C10", "incomplete", note=parts.get("ended", {}).get("note", "did not run"))
+    return judged("C10", [Finding(*f) for f in parts["probes"]["findings"]], parts["probes"]["note"])
+
+
+Part = tuple[str, dict[str, Any]]
+
+
+def _alone(model: bytes, golden: bytes, request: object, seconds: float, int8: Int8 | None) -> Iterator[Part]:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / bundles.ONNX).write_bytes(model)
+        (folder / bundles.GOLDEN).write_bytes(golden)
+        if int8 is not None:
+            (folder / bundles.INT8).write_bytes(int8.content)
+        difference = int8.difference if int8 is not None else None
+        bundles.write_json(
+            folder / _REQUEST, {"removed": request, "seconds": seconds, "difference": difference}
+        )
+        command = [sys.executable, "-m", "glprune.audit.checks.execution", name]
+        try:
+            done = subprocess.run(command, capture_output=True, timeout=seconds, check=False)
+            printed, ended = done.stdout, f"the runtime ended with status {done.returncode}"
+        except subprocess.TimeoutExpired as error:
+            printed, ended = error.stdout or b"", f"stopped after {seconds:g} s"
+    for line in printed.splitlines():
+        with contextlib.suppress(ValueError):  # a line that was cut off
+            part = json.loads(line)
+            yield part["part"], part
+    yield "ended", {"note": ended}
+
+
+def measure(
+    model: bytes, golden: bytes, request: Sequence[Sequence[Any]], int8: Int8 | None = None
+) -> Iterator[Part]:
+    """Run the model here: golden vectors, probes, then the same rows in the reference evaluator."""
+    arrays = read_tensors(golden).arrays
+    try:
+        session = _session(model)
+    except Exception as error:  # the runtime raises several kinds of its own
+        yield "golden", {"findings": [(bundles.ONNX, "", f"ONNX Runtime refuses it: {_first(error)}")]}
+        return
+    names = [i.name for i in session.get_inputs()]
+    outputs = [o.name for o in session.get_outputs()]
+    faults = [*_shape_faults(session, arrays)]
+    if faults:
+        yield "golden", {"findings": faults}
+        return
+    feed = {name: arrays[f"input.{name}"] for name in names}
+    expected = {name: arrays[f"output.{name}"] for name in outputs}
+    try:
+        found = dict(zip(outputs, session.run(None, feed), strict=True))
+    except Exception as error:
+        yield "golden", {"findings": [(bundles.GOLDEN, "", f"ONNX Runtime fails on it: {_first(error)}")]}
+        return
+    rows = len(next(iter(feed.values())))
+    yield (
+        "golden",
+        {
+            "findings": [*_differences(found, expected, _TOLERANCE, "ONNX Runtime")],
+            "note": f"{rows} rows in ONNX Runtime {ort.__version__}",
+        },
+    )
+    other = _Eight(int8, feed, expected) if int8 is not None else None
+    if other is not None:
+        yield "int8", other.part
+    if request:
+        probes = _poisoned(session, feed, found, request)
+        if other is not None and other.session is not None:
+            probes["findings"] += _poisoned(other.session, feed, other.found, request, bundles.INT8)[
+                "findings"
+            ]
+        yield "probes", probes
+    yield "reference", _reference(model, feed, expected)
+
+
+class _Eight:
+    """The 8-bit file on the golden rows."""
+
+    def __init__(self, int8: Int8, feed: Mapping[str, Array], expected: Mapping[str, Array]) -> None:
+        self.session: ort.InferenceSession | None = None
+        self.found: dict[str, Any] = {}
+        self.part: dict[str, Any]
+        try:
+            session = _session(int8.content)
+            self.found = dict(zip(expected, session.run(list(expected), dict(feed)), strict=True))
+            pairs = ((self.found[name], wanted) for name, wanted in expected.items())
+            gap = max(_gap(y.astype(np.float64), wanted.astype(np.float64)) for y, wanted in pairs)
+        except Exception as error:  # the runtime raises several kinds of its own
+            self.part = {"findings": [(bundles.INT8, "", f"ONNX Runtime fails on it: {_first(error)}")]}
+            return
+        self.session = session
+        findings = []
+        if not abs(gap - int8.difference) <= _INT8_SLACK * int8.difference + _INT8_STEP:
+            what = f"says {int8.difference:.2g}; on the golden rows {bundles.INT8} gives {gap:.2g}"
+            findings.append((bundles.REPORT, "/quantized/golden_difference", what))
+        self.part = {"findings": findings, "note": f"{bundles.INT8}, off by {gap:.1e}"}
+
+
+def _session(model: bytes) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+_TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(bool)": np.bool_}
+
+
+def _shape_faults(
+    session: ort.InferenceSession, arrays: Mapping[str, Array]
+) -> Iterator[tuple[str, str, str]]:
+    """The vectors hold every input and output, and rows that tell something."""
+    wanted = [f"input.{i.name}" for i in session.get_inputs()]
+    wanted += [f"output.{o.name}" for o in session.get_outputs()]
+    if set(arrays) != set(wanted):
+        odd = sorted(set(arrays) ^ set(wanted))[0]
+        yield bundles.GOLDEN, odd[:60], "is missing, or no input or output of the model"
+        return
+    rows = {len(a) if a.ndim else 0 for a in arrays.values()}
+    if len(rows) != 1 or min(rows) < _FEWEST_ROWS:
+        yield bundles.GOLDEN, "", f"has {sorted(rows)} rows; at least {_FEWEST_ROWS}, and all alike"
+        return
+    given = {i.name: arrays[f"input.{i.name}"] for i in session.get_inputs()}
+    for i in session.get_inputs():
+        if given[i.name].dtype != _TYPES.get(i.type):
+            what = f"is {given[i.name].dtype}; the model takes {i.type}"
+            yield bundles.GOLDEN, f"input.{i.name}", what
+    if all(x[1:].tobytes() == np.repeat(x[:1], len(x) - 1, axis=0).tobytes() for x in given.values()):
+        yield bundles.GOLDEN, "", "has one row over and over, which shows nothing"
+
+
+def _differences(
+    found: Mapping[str, Any], expected: Mapping[str, Array], tolerance: float, runtime: str
+) -> Iterator[tuple[str, str, str]]:
+    for name, wanted in expected.items():
+        y, place = np.asarray(found[name]), f"output.{name}"
+        if y.shape != wanted.shape or y.dtype != wanted.dtype:
+            yield (
+                bundles.GOLDEN,
+                place,
+                f"is {wanted.dtype} {wanted.shape}; {runtime} gives {y.dtype} {y.shape}",
+            )
+        elif not np.issubdtype(y.dtype, np.floating):
+            if not np.array_equal(y, wanted):
+                yield bundles.GOLDEN, place, f"{runtime} gives other values"
+        else:
+            gap = _gap(y.astype(np.float64), wanted.astype(np.float64))
+            if not gap <= tolerance:
+                yield bundles.GOLDEN, place, f"{runtime} differs by {gap:.1e} of the largest value"
+
+
+def _gap(a: Any, b: Any) -> float:
+    """Largest difference as a share of the largest value; NaN and Inf must be at the same places."""
+    plain = np.isfinite(b)
+    if not np.array_equal(np.isfinite(a), plain) or not np.array_equal(a[~plain], b[~plain], equal_nan=True):
+        return float("inf")
+    if not plain.any():
+        return 0.0
+    return float(np.abs(a[plain] - b[plain]).max() / max(float(np.abs(b[plain]).max()), 1e-6))
+
+
+def _poisoned(
+    session: ort.InferenceSession,
+    feed: Mapping[str, Array],
+    before: Mapping[str, Any],
+    request: Sequence[Sequence[Any]],
+    file: str = bundles.ONNX,
+) -> dict[str, Any]:
+    """Poison all removed columns at once, then every input alone; the outputs must keep every bit."""
+    findings, count = [], 0
+    for probe in PROBES:
+        for group in [request, *([[r] for r in request] if len(request) > 1 else [])]:
+            given = dict(feed)
+            for name, axis, columns in group:
+                given[name] = _with(given[name], axis, columns, float(probe))
+            count += 1
+            try:
+                after = dict(zip(before, session.run(None, given), strict=True))
+            except Exception as error:
+                findings.append((file, "", f"fails with {probe} in removed columns: {_first(error)}"))
+                continue
+            for name, y in after.items():
+                if np.asarray(y).tobytes() != np.asarray(before[name]).tobytes():
+                    where = f"output {name!r}"
+                    findings.append((file, where, f"changes with {probe} in removed columns"))
+    return {"findings": findings, "note": f"{count} probes of {', '.join(PROBES)}"}
+
+
+def _with(x: Array, axis: int, columns: Sequence[int], value: float) -> Array:
+    """A copy with one value in some columns; whole numbers take their extremes instead."""
+    changed = np.array(x)
+    index: list[Any] = [slice(None)] * x.ndim
+    index[axis] = list(columns)
+    place = tuple(index)
+    if x.dtype == np.bool_:
+        changed[place] = ~changed[place]
+    elif x.dtype == np.int64:
+        limits = np.iinfo(np.int64)
+        changed[place] = limits.min if value < 0 else limits.max
+    else:
+        changed[place] = value
+    return changed
+
+
+def _reference(model: bytes, feed: Mapping[str, Array], expected: Mapping[str, Array]) -> dict[str, Any]:
+    """The first rows in ONNX's own reference evaluator, which shares no code with ONNX Runtime."""
+    rows = _FEWEST_ROWS
+    try:
+        with np.errstate(all="ignore"):
+            run = ReferenceEvaluator(parse(model)).run(None, {k: x[:rows] for k, x in feed.items()})
+        found = dict(zip(expected, run, strict=True))
+        first = {name: y[:rows] for name, y in expected.items()}
+        # a sum over all rows is another one over the first
+        alike = all(np.asarray(found[n]).shape == y.shape for n, y in first.items())
+    except Exception as error:  # it lacks operators, and says so in several ways
+        return {"skipped": f"the reference evaluator cannot run the model ({_first(error)})"}
+    if not alike:
+        return {"skipped": "the reference evaluator gives outputs of other shapes on part of the rows"}
+    return {
+        "findings": [*_differences(found, first, _REFERENCE_TOLERANCE, "the reference evaluator")],
+        "note": f"{rows} in the reference evaluator",
+    }
+
+
+def _first(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+
+
+def _limit(seconds: float) -> None:
+    """Bound this process's memory and time where the system can."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+        resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, int(seconds) + 2))
+
+
+def _main(folder: Path) -> None:
+    request = json.loads((folder / _REQUEST).read_bytes())
+    _limit(request["seconds"])
+    model, golden = ((folder / name).read_bytes() for name in (bundles.ONNX, bundles.GOLDEN))
+    stated = request["difference"]
+    int8 = Int8((folder / bundles.INT8).read_bytes(), stated) if stated is not None else None
+    for name, part in measure(model, golden, request["removed"], int8):
+        print(json.dumps({"part": name, **part}), flush=True)
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]))

@@ -1,0 +1,139 @@
+"""What the policy adds to a report, computed again: reasons, reason codes, segments, decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from glprune.audit.checks.policy import ancestors
+from glprune.audit.findings import Found, off
+from glprune.schema.report import (
+    DecisionChange,
+    Feature,
+    Policy,
+    ProtectedAttribute,
+    ReasonCode,
+    Report,
+    Segments,
+)
+
+DERIVED = "derived_from "
+
+
+def ordered_away(feature: Feature) -> bool:
+    """Whether a field is removed because a rule says so, and no stage of the search removed it."""
+    said = feature.reason or ""
+    return feature.status == "removed" and (said == "must_drop" or said.startswith(DERIVED))
+
+
+def policy_figures(report: Report) -> Iterator[Found]:
+    """What the report says of its policy and does not follow from its fields and tables."""
+    policy = report.policy or Policy()
+    keep, drop = set(policy.must_keep), set(policy.must_drop)
+    for n, feature in enumerate(report.features):
+        yield from _reason(f"/features/{n}/reason", feature, policy, keep, drop)
+    if report.policy is None:
+        for name in ("segments", "reason_codes", "proxies"):
+            if getattr(report, name) is not None:
+                yield f"/{name}", "is given, but there is no policy"
+    yield from _codes(report)
+    if report.segments is not None:
+        yield from _segments(report, report.segments)
+    if report.proxies is not None:
+        made = report.proxies.performed
+        if made != (report.proxies.digest is not None) or made == (report.proxies.reason is not None):
+            yield "/proxies", "has either been made and has a digest, or has a reason why not"
+
+
+def _reason(where: str, feature: Feature, policy: Policy, keep: set[str], drop: set[str]) -> Iterator[Found]:
+    said, lineage = feature.reason, ancestors(feature, policy)
+    own = {feature.name, *feature.columns}
+    if feature.status == "kept":
+        if said not in (None, "must_keep") or (said and not own & keep):
+            yield where, f"says {said!r}, but the field is kept and must_keep has {policy.must_keep}"
+    elif said == "must_drop":
+        if not own & drop:
+            yield where, f"says {said!r}, which does not list {feature.name!r}"
+    elif said is not None and said.startswith(DERIVED):
+        parent = said.removeprefix(DERIVED)
+        if parent not in lineage or not lineage.keys() & drop:
+            yield where, f"says {said!r}, but derived_from leads to no field that must go that way"
+
+
+def _codes(report: Report) -> Iterator[Found]:
+    codes = report.reason_codes
+    if codes is None:
+        return
+    status = {f.name: f.status for f in report.features}
+    parts: dict[str, list[ReasonCode]] = {
+        "retired": codes.retired,
+        "to_review": codes.to_review,
+        "unchanged": codes.unchanged,
+    }
+    for part, found in parts.items():
+        for n, code in enumerate(found):
+            where = f"/reason_codes/{part}/{n}"
+            cited = [("removed", name) for name in code.removed] + [("kept", name) for name in code.kept]
+            for stated, name in cited:
+                if status.get(name) != stated:
+                    yield where, f"says {name!r} is {stated}, but the field is {status.get(name, 'unknown')}"
+            belongs = "unchanged" if not code.removed else "to_review" if code.kept else "retired"
+            if part != belongs:
+                yield where, f"{code.code!r} belongs under {belongs}"
+
+
+def _segments(report: Report, record: Segments) -> Iterator[Found]:
+    status = {f.name: f.status for f in report.features}
+    rows = next((m.rows for m in report.performance), None)
+    if record.decisions is not None:
+        yield from _decisions("/segments/decisions", record.decisions)
+        if record.decisions.rows != rows:
+            yield "/segments/decisions/rows", f"says {record.decisions.rows}, but {rows} rows were tested"
+    for n, attribute in enumerate(record.attributes):
+        where = f"/segments/attributes/{n}"
+        if attribute.status != status.get(attribute.name, attribute.status):
+            yield f"{where}/status", f"says {attribute.status}, but the field is {status[attribute.name]}"
+        yield from _attribute(where, attribute, record, rows)
+
+
+def _attribute(
+    where: str, attribute: ProtectedAttribute, record: Segments, rows: int | None
+) -> Iterator[Found]:
+    if sum(s.rows for s in attribute.segments) > (rows or 0):
+        yield where, f"has more rows than the {rows} that were tested"
+    for n, segment in enumerate(attribute.segments):
+        place = f"{where}/segments/{n}"
+        if segment.suppressed != (segment.rows < record.min_rows):
+            yield f"{place}/suppressed", f"{segment.rows} rows, and {record.min_rows} are the fewest"
+        if segment.suppressed and (segment.metrics or segment.decisions):
+            yield place, "is suppressed and has figures"
+        for m, metric in enumerate(segment.metrics):
+            if metric.original is None or metric.final is None:
+                continue
+            found = metric.final - metric.original
+            yield from off(f"{place}/metrics/{m}/difference", metric.difference, found, "it is")
+        if segment.decisions is not None:
+            yield from _decisions(f"{place}/decisions", segment.decisions)
+            if segment.decisions.rows != segment.rows:
+                yield f"{place}/decisions/rows", f"says {segment.decisions.rows}, not {segment.rows}"
+    yield from _flips(where, attribute, record)
+
+
+def _flips(where: str, attribute: ProtectedAttribute, record: Segments) -> Iterator[Found]:
+    """No part of the rows has more flipped decisions than all of them."""
+    parts = [s.decisions for s in attribute.segments if s.decisions is not None]
+    if record.decisions is not None and sum(d.flipped for d in parts) > record.decisions.flipped:
+        yield where, f"has more flipped decisions than the {record.decisions.flipped} of all rows"
+
+
+def _decisions(where: str, change: DecisionChange) -> Iterator[Found]:
+    if change.flipped > change.rows:
+        yield f"{where}/flipped", f"says {change.flipped} of {change.rows} rows"
+    adverse, favourable = change.to_adverse, change.to_favourable
+    before, after = change.adverse_original, change.adverse_final
+    if adverse is None or favourable is None or before is None or after is None:
+        return
+    if adverse + favourable > change.flipped:
+        yield f"{where}/flipped", f"says {change.flipped}, but {adverse} + {favourable} changed sides"
+    if before + adverse - favourable != after:
+        expected = before + adverse - favourable
+        yield f"{where}/adverse_final", f"says {after}, but {before} + {adverse} - {favourable} is {expected}"

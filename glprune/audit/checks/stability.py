@@ -1,0 +1,68 @@
+"""The figures of stability, computed again from the kept digits of every resample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from glprune.audit.findings import Found, differs, off
+from glprune.report.stability_index import Supports, false_bound, jaccard, nogueira, stable
+from glprune.schema.report import Report, Stability
+
+_FEWEST = 10  # resamples of an interval
+
+
+def stability_figures(report: Report) -> Iterator[Found]:
+    """What the report says of stability and its digits do not give."""
+    record, fields = report.stability, len(report.features)
+    if record is None:
+        for n, feature in enumerate(report.features):
+            if feature.kept_in is not None or feature.kept_share is not None:
+                yield f"/features/{n}/kept_in", "is given, but no resamples are"
+        return
+    digits = [record.removable, *(r.kept for r in record.resamples)]
+    if len(record.resamples) < 2 or any(len(d) != fields for d in digits):
+        yield "/stability/resamples", f"are not two or more, each of {fields} digits"
+        return
+    yield from _counts(report, record)
+    yield from _indices(record)
+
+
+def _counts(report: Report, record: Stability) -> Iterator[Found]:
+    total = len(record.resamples)
+    kept = sum(f.status == "kept" for f in report.features)
+    if record.limit != kept:
+        yield "/stability/limit", f"says {record.limit}, but {kept} fields are kept"
+    for n, feature in enumerate(report.features):
+        free = record.removable[n] == "1"
+        found = sum(r.kept[n] == "1" for r in record.resamples) if free else None
+        yield from differs(f"/features/{n}/kept_in", feature.kept_in, found, "the digits give")
+        share = None if found is None else found / total
+        yield from differs(f"/features/{n}/kept_share", feature.kept_share, share, "the digits give")
+
+
+def _indices(record: Stability) -> Iterator[Found]:
+    free = [digit == "1" for digit in record.removable]
+    supports: Supports = np.array([[digit == "1" for digit in r.kept] for r in record.resamples])[:, free]
+    if not any(free):
+        yield "/stability/removable", "no field can be removed"
+        return
+    index = nogueira(supports)
+    interval = index if len(record.resamples) >= _FEWEST else None
+    stated = record.nogueira_interval
+    pairs: list[tuple[str, float | None, float | None]] = [
+        ("stable", record.stable, stable(supports, record.threshold)),
+        ("mean_kept", record.mean_kept, float(supports.sum(axis=1).mean())),
+        ("jaccard", record.jaccard, jaccard(supports)),
+        ("nogueira", record.nogueira, index.value if index else None),
+        ("nogueira_interval/low", stated.low if stated else None, interval.low if interval else None),
+        ("nogueira_interval/high", stated.high if stated else None, interval.high if interval else None),
+        (
+            "false_bound",
+            record.false_bound,
+            false_bound(supports, record.threshold) if record.pairs else None,
+        ),
+    ]
+    for key, said, found in pairs:
+        yield from off(f"/stability/{key}", said, found, "the digits give")

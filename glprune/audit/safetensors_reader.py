@@ -1,0 +1,49 @@
+"""Read a safetensors file strictly, as NumPy arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from glprune.schema.strict_json import StrictError, read_json
+
+Array = NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """The tensors of a file.
+
+    Attributes:
+        arrays: Name -> values.
+        aliases: Another name of a tensor that is in the file once -> its name there.
+    """
+
+    arrays: dict[str, Array]
+    aliases: dict[str, str]
+
+    def name(self, wanted: str) -> str:
+        """The name under which a tensor is in the file."""
+        return wanted if wanted in self.arrays else self.aliases.get(wanted, wanted)
+
+
+def read_tensors(raw: bytes) -> Tensors:
+    """Read a safetensors file.
+
+    Raises:
+        StrictError: It is none, or its header has more than one reading.
+    """
+    size = int.from_bytes(raw[:8], "little")
+    if len(raw) < 8 or size > len(raw) - 8:
+        raise StrictError("is truncated or no safetensors file")
+    header = read_json(raw[8 : 8 + size])
+    try:
+        arrays = load(raw)
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise StrictError(f"is no safetensors file of plain numbers ({str(error)[:100]})") from None
+    metadata = header.get("__metadata__", {}) if isinstance(header, dict) else {}
+    return Tensors(dict(arrays), {k: v for k, v in metadata.items() if v in arrays})

@@ -1,0 +1,5 @@
+"""``python -m glprune.cli``."""
+
+from glprune.cli.main import main
+
+main()

@@ -1,0 +1,156 @@
+"""What the auditor's commands print; names from a bundle are shown, never interpreted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from glprune._escaping import plain
+from glprune.audit.findings import Check, Verdict
+
+_COLOURS = {"passed": "green", "failed": "bold red", "incomplete": "yellow", "skipped": "dim"}
+_HEADINGS = {
+    "trust": "Trust: who says so",
+    "recomputation": "Recomputation: what the files say",
+    "policy": "Policy: what is allowed",
+}
+_SHOWN = 20
+_ENDS = 100  # points of a path at either end
+
+
+def print_verdict(console: Console, verdict: Verdict) -> None:
+    """The verdict, every check with its findings, and what was not checked, last."""
+    colour = {0: "green", 1: "bold red", 3: "yellow", 4: "bold red"}[verdict.exit_code]
+    signature = f" ({verdict.signature})"
+    console.print(
+        Text.assemble((verdict.result, colour), f"{signature}: {plain(verdict.bundle)}"), soft_wrap=True
+    )
+    if verdict.model:
+        console.print(Text(f"model.onnx sha256:{verdict.model}"), soft_wrap=True)
+    for kind, heading in _HEADINGS.items():
+        console.print()
+        console.print(_table(heading, [c for c in verdict.checks if c.subject.kind == kind]))
+    for check in verdict.checks:
+        for finding in check.findings[:_SHOWN]:
+            console.print(Text(f"{check.id} {plain(str(finding))}", style="red"), soft_wrap=True)
+        if len(check.findings) > _SHOWN:
+            console.print(
+                Text(f"{check.id} and {len(check.findings) - _SHOWN} more findings (--json has all)")
+            )
+    console.print("\nNot checked:")
+    for sentence in verdict.not_checked:
+        console.print(Text(f"- {plain(sentence)}"), soft_wrap=True)
+
+
+def _table(heading: str, checks: list[Check]) -> Table:
+    table = Table(
+        title=heading, title_justify="left", title_style="bold", box=None, pad_edge=False, show_header=False
+    )
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for check in checks:
+        said = check.subject.proves if check.status == "passed" else plain(check.note)
+        if check.status == "passed" and check.note:
+            said = f"{said} ({plain(check.note)})"
+        if check.status == "failed":
+            said = f"{len(check.findings)} findings below"
+        table.add_row(
+            check.id, check.subject.title, Text(check.status, style=_COLOURS[check.status]), Text(said)
+        )
+    return table
+
+
+def print_comparison(console: Console, found: dict[str, Any]) -> None:
+    """What changed between two bundles."""
+    fields = found["fields"]
+    for key in ("gained", "lost", "new_in_data", "gone_from_data"):
+        names = ", ".join(fields[key]) or "none"
+        _line(console, f"fields {key.replace('_', ' ')}: {names}")
+    table = Table("figure", box=None, pad_edge=False, header_style="bold")
+    for name in ("old", "new"):
+        table.add_column(name, justify="right")
+    for name, values in found["metrics"].items():
+        table.add_row(
+            Text(plain(name)), *("-" if values[k] is None else f"{values[k]:.4f}" for k in ("old", "new"))
+        )
+    for name, pair in found["size"].items():
+        table.add_row(name.removesuffix("_after").replace("_", " "), *(f"{v:,}" for v in pair))
+    for name, pair in found["hidden"].items():
+        table.add_row(Text(f"units of {plain(name)}"), *("-" if v is None else f"{v:,}" for v in pair))
+    console.print(table)
+    for key, (old, new) in found["changed"].items():
+        _line(console, f"{key}: {_shown(old)} -> {_shown(new)}")
+    for key, sentences in found["warnings"].items():
+        for sentence in sentences:
+            _line(console, f"warning {key}: {sentence}")
+
+
+def print_story(console: Console, story: dict[str, Any]) -> None:
+    """One field's story."""
+    made = {0: "all columns", 1: "column"}.get(len(story["columns"]), "columns")
+    _line(
+        console,
+        f"{story['field']}: {story['status']} ({made} {', '.join(story['columns'])} of {story['input']})",
+    )
+    if story["status"] == "removed" and story["exit"]["stage"] is not None:
+        _line(console, f"left in stage {story['exit']['stage']} at lambda {story['exit']['lambda']:.4g}")
+    if story["positions"] is not None:
+        _line(console, f"read at positions {story['positions']} of the shipped input")
+    norms = story["norms"]
+    shipped = "removed" if norms["shipped"] is None else f"{norms['shipped']:.4g}"
+    _line(
+        console,
+        f"group of {story['group_size']} weights, norm {norms['original']:.4g} in the trained network, "
+        f"{norms['selected']:.4g} at the chosen point, {shipped} as shipped; penalty weight "
+        f"{story['penalty_weight']:.4g}",
+    )
+    if story["stability"]:
+        kept = story["stability"]
+        _line(console, f"kept in {kept['kept_in']} of {kept['of']} resamples")
+    if story["drop_cost"]:
+        cost = story["drop_cost"]
+        without = cost["reason"] if cost["test_without"] is None else f"{cost['test_without']:.4f}"
+        _line(
+            console,
+            f"{cost['metric']} on the test split {cost['test_with']:.4f}; without the field {without}",
+        )
+    for name, share in story["baselines"].items():
+        _line(console, f"kept by {name}: {share}")
+    for key, value in (story["policy"] or {}).items():
+        if value:
+            _line(console, f"policy, {key.replace('_', ' ')}: {', '.join(value)}")
+    for warning in story["warnings"]:
+        _line(console, f"warning: {warning}")
+    points = story["path"]
+    left_out = max(0, len(points) - 2 * _ENDS)
+    if points:
+        console.print(_path([*points[:_ENDS], *points[_ENDS + left_out :]]))
+    if left_out:
+        _line(console, f"{left_out:,} points between the first and last {_ENDS} left out (--json has all)")
+
+
+def _path(points: list[dict[str, Any]]) -> Table:
+    table = Table("stage", box=None, pad_edge=False, header_style="bold")
+    for name in ("lambda", "norm", "KKT, zero groups"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for p in points:
+        chosen = "chosen" if p["selected"] else ""
+        table.add_row(
+            str(p["stage"]), f"{p['lambda']:.4g}", f"{p['norm']:.4g}", f"{p['kkt_zero']:.1e}", chosen
+        )
+    return table
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 90 else text[:87] + "..."
+
+
+def _line(console: Console, text: str) -> None:
+    console.print(Text(plain(text)), soft_wrap=True)

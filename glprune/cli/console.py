@@ -1,0 +1,186 @@
+"""What the command prints: bars on a terminal, plain lines in a log, nothing where quiet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from glprune._escaping import plain
+from glprune.inspection import Inspection, SetFacts
+from glprune.report.html import compared
+from glprune.report.sentences import file_sentence, headline, label
+from glprune.runtime.events import Event, Note, PartDone, PointDone, Stage
+from glprune.schema.report import PathPoint, Report
+
+
+class Teller:
+    """Tell a run's events on a console.
+
+    Args:
+        console: Where to write; a console that is not a terminal gets plain lines.
+        quiet: Tell notes only.
+    """
+
+    def __init__(self, console: Console, quiet: bool = False) -> None:
+        self.console, self.quiet = console, quiet
+        self.progress: Progress | None = None
+        self.task: TaskID | None = None
+
+    def __enter__(self) -> Teller:
+        if self.console.is_terminal and not self.quiet:
+            self.progress = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[detail]}", markup=False),
+                TimeElapsedColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self.progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Tell one event."""
+        if isinstance(event, Note):
+            _print(self.console, f"note: {event.text}")
+        elif not self.quiet and self.progress is not None:
+            self._advance(self.progress, event)
+        elif not self.quiet:
+            _print(self.console, _line(event))
+
+    def _advance(self, progress: Progress, event: Stage | PointDone | PartDone) -> None:
+        if isinstance(event, Stage):
+            if self.task is not None:
+                progress.remove_task(self.task)
+            self.task = progress.add_task(event.name, total=None, detail=plain(event.detail))
+        elif self.task is not None and isinstance(event, PartDone):
+            progress.update(self.task, total=event.of, completed=event.done, detail=_part(event))
+        elif self.task is not None and isinstance(event, PointDone):
+            progress.update(
+                self.task, total=max(event.of, event.index), completed=event.index, detail=_point(event.point)
+            )
+
+
+def _print(console: Console, text: str) -> None:
+    console.print(plain(text), markup=False, highlight=False, soft_wrap=True)
+
+
+def _line(event: Stage | PointDone | PartDone) -> str:
+    if isinstance(event, Stage):
+        return f"{event.name}: {event.detail}" if event.detail else event.name
+    if isinstance(event, PartDone):
+        return f"  {_part(event)}"
+    return f"  point {event.index}: {_point(event.point)}"
+
+
+def _part(event: PartDone) -> str:
+    return f"{event.done} of {event.of} {event.what}"
+
+
+def _point(point: PathPoint) -> str:
+    return (
+        f"lambda {point.lam:.3g}, {point.fields} fields, {point.hidden} hidden, metric {point.metric:.4f}, "
+        f"KKT {point.kkt_zero:.1e} (zero groups), {point.kkt_active:.1e} (others)"
+    )
+
+
+def print_report(console: Console, report: Report, bundle: str) -> None:
+    """The findings of a run and where the bundle lies."""
+    for sentence in headline(report):
+        console.print(plain(sentence), markup=False, highlight=False)
+    what = "agreement" if report.task == "distillation" else "metric"
+    table = Table(f"{what} on the test split", box=None, pad_edge=False, header_style="bold")
+    for name in ("original", "zeroed", "shipped"):
+        table.add_column(name, justify="right")
+    for metric in report.performance:
+        row = (f"{v:.4f}" for v in (metric.original, metric.zeroed, metric.final))
+        table.add_row(label(metric.name), *row)
+    console.print(table)
+    _print_compared(console, report)
+    for warning in report.warnings:
+        console.print(plain(f"warning: {warning}"), markup=False, highlight=False)
+    console.print(plain(file_sentence(report)), markup=False, highlight=False)
+    _print(console, f"bundle: {bundle}")
+
+
+def _print_compared(console: Console, report: Report) -> None:
+    """The simpler selections beside the shipped one, where they were measured."""
+    rows = compared(report)
+    if not rows:
+        return
+    table = Table("selection, on the test split", box=None, pad_edge=False, header_style="bold")
+    for metric in report.performance:
+        table.add_column(label(metric.name), justify="right")
+    for row in rows:
+        table.add_row(row.label, *row.test)
+    console.print(table)
+    for note in report.baselines.notes if report.baselines else ():
+        console.print(plain(f"note: {note}"), markup=False, highlight=False)
+
+
+def print_inspection(console: Console, inspection: Inspection) -> None:
+    """What a run would group, cut, refuse and cost."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("units of", "kind", "groups", "units", "strength", "removal", "read by / because"):
+        table.add_column(name, justify="right" if name in ("groups", "units", "strength") else "left")
+    for facts in inspection.sets:
+        strength = "-" if facts.strength is None else f"{facts.strength:g}"
+        counts = (f"{facts.groups:,}", f"{facts.units:,}")
+        table.add_row(plain(facts.name), facts.kind, *counts, strength, *map(plain, _removal(facts)))
+    console.print(table, markup=False)
+    proved = sum(facts.refused is None for facts in inspection.sets)
+    alike = sum(facts.planner == "both" for facts in inspection.sets)
+    console.print(
+        f"{proved} of {len(inspection.sets)} plans hold on random weights; torch-pruning's own plan is the "
+        f"same for {alike} of them",
+        markup=False,
+        highlight=False,
+    )
+    rows = ", ".join(f"{name} {count:,}" for name, count in inspection.rows.items())
+    lines = [
+        f"parameters {inspection.parameters:,}, multiply-accumulates for one row {inspection.macs:,}",
+        f"rows: {rows}",
+        f"lambda_max {inspection.lambda_max:.4g}",
+        f"cost: about {inspection.seconds:.0f} s for {inspection.points} points of "
+        f"{inspection.seconds_per_point:.1f} s, measured on one epoch",
+    ]
+    for line in lines:
+        console.print(line, markup=False, highlight=False)
+    for note in inspection.notes:
+        console.print(plain(f"note: {note}"), markup=False, highlight=False)
+
+
+def _removal(facts: SetFacts) -> tuple[str, str]:
+    """How a set is removed, and the tensors that read it or the reason why it stays."""
+    if facts.refused:
+        return "refused", facts.refused
+    how = f"inexact: {facts.inexact}" if facts.inexact else facts.removal
+    sizes = f" (sizes: {', '.join(facts.attributes)})" if facts.attributes else ""
+    return how, ", ".join(facts.readers) + sizes
+
+
+def as_json(inspection: Inspection) -> dict[str, Any]:
+    """An inspection as JSON values."""
+    names = ("name", "columns", "weights", "norm")
+    return {
+        "sets": [
+            vars(facts) | {"readers": list(facts.readers), "attributes": list(facts.attributes)}
+            for facts in inspection.sets
+        ],
+        "fields": [dict(zip(names, field, strict=True)) for field in inspection.fields],
+        "parameters": inspection.parameters,
+        "macs": inspection.macs,
+        "rows": inspection.rows,
+        "lambda_max": inspection.lambda_max,
+        "points": inspection.points,
+        "seconds_per_point": inspection.seconds_per_point,
+        "seconds": inspection.seconds,
+        "notes": list(inspection.notes),
+    }

@@ -1,0 +1,200 @@
+"""Protected attributes: columns by whose values a model is looked at, whether it reads them or not."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from glprune.data.tables import EXACT, refuse_past_exact
+from glprune.errors import DataError, RecipeError, did_you_mean
+from glprune.schema.recipe import Recipe
+
+if TYPE_CHECKING:
+    from glprune.data.tables import Table
+
+MISSING = "missing"
+_FEW_VALUES, _MANY_VALUES = 6, 50
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A protected attribute of every row.
+
+    Attributes:
+        name: A column of the file, or a one-hot field.
+        values: Split -> values, shape (rows,): float64 with NaN where empty, or places in ``labels``.
+        columns: The columns it lies in.
+        labels: The texts it takes, sorted; None where its values are numbers.
+    """
+
+    name: str
+    values: Mapping[str, NDArray[Any]]
+    columns: tuple[str, ...]
+    labels: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Rows divided by an attribute.
+
+    Attributes:
+        labels: Names of the segments, in order.
+        by: How they were made, in words.
+        number: Split -> the segment of each row, shape (rows,), int64.
+    """
+
+    labels: tuple[str, ...]
+    by: str
+    number: Mapping[str, NDArray[np.int64]]
+
+
+def read_protected(
+    recipe: Recipe,
+    tables: Mapping[str, Table],
+    fields: Mapping[str, Sequence[str]],
+    chosen: Mapping[str, NDArray[np.bool_]],
+) -> tuple[Attribute, ...]:
+    """Read the attributes the recipe's policy names.
+
+    Args:
+        recipe: The recipe.
+        tables: ``file``, or one for each split.
+        fields: The network's fields and their columns.
+        chosen: Split -> which rows of its table it has.
+
+    Raises:
+        RecipeError: There is no such column or field, or bins are given for text.
+        DataError: A field is not one-hot, or text has too many values.
+    """
+    if recipe.policy is None:
+        return ()
+    found = []
+    for name in recipe.policy.protected:
+        columns = {key: _column(recipe, table, name, fields) for key, table in tables.items()}
+        texts = [labels for labels, _ in columns.values() if labels is not None]
+        if texts and len(texts) < len(columns):
+            raise DataError(f"{recipe.where('policy', 'protected')}: {name!r} is text in one file only.")
+        labels = tuple(sorted({label for own in texts for label in own})) if texts else None
+        whole = {key: _renumbered(own, values, labels) for key, (own, values) in columns.items()}
+        values = {s: whole["file" if "file" in whole else s][rows] for s, rows in chosen.items()}
+        taken = (name,) if name in next(iter(tables.values())).names else tuple(fields[name])
+        attribute = Attribute(name, values, taken, labels)
+        _check_values(recipe, attribute)
+        found.append(attribute)
+    return tuple(found)
+
+
+def _renumbered(
+    own: Sequence[str] | None, values: NDArray[Any], labels: Sequence[str] | None
+) -> NDArray[Any]:
+    """A table's values, texts counted among those of all tables."""
+    if own is None or labels is None:
+        return values
+    place = {label: n for n, label in enumerate(labels)}
+    return np.array([place[label] for label in own], dtype=np.int32)[values]
+
+
+def _column(
+    recipe: Recipe, table: Table, name: str, fields: Mapping[str, Sequence[str]]
+) -> tuple[list[str] | None, NDArray[Any]]:
+    """A column's or a one-hot field's texts, none where it holds numbers, and each row's place or value."""
+    if name not in table.names:
+        if name not in fields:
+            guess = did_you_mean(name, [*table.names, *fields])
+            raise RecipeError(f"{recipe.where('policy', 'protected')}: no column or field {name!r}.{guess}")
+        return _one_hot(table, name, fields[name])
+    column = table.column(name)
+    kind = column.type
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        if pa.types.is_integer(kind):
+            refuse_past_exact(table, name, column, "write them as text")
+        return None, column.cast(pa.float64(), safe=False).to_numpy().astype(np.float64)
+    found = pc.unique(column).to_pylist()
+    numbers = pc.index_in(column, pa.array(found, kind)).combine_chunks().to_numpy()
+    return [MISSING if v is None else str(v) for v in found], numbers
+
+
+def _one_hot(table: Table, name: str, columns: Sequence[str]) -> tuple[list[str], NDArray[np.int32]]:
+    """The parts of a one-hot field, and which of them each row has."""
+    number = np.empty(table.rows, dtype=np.int32)
+    row = 0
+    for batch in table.batches(columns):
+        values = [c.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False) for c in batch.columns]
+        hot = np.stack(values, axis=1) != 0
+        several = np.flatnonzero(hot.sum(axis=1) > 1)
+        if len(several):
+            raise DataError(
+                f"{table.path}: field {name!r} is not one-hot: {table.place(row + int(several[0]))} has "
+                "several columns that are not 0; name a column under policy.protected instead."
+            )
+        number[row : row + len(hot)] = np.where(hot.any(axis=1), hot.argmax(axis=1), len(columns))
+        row += len(hot)
+    return [*(c.removeprefix(f"{name}=") for c in columns), "none of its columns"], number
+
+
+def _check_values(recipe: Recipe, attribute: Attribute) -> None:
+    bins = recipe.policy.bins if recipe.policy else {}
+    if attribute.labels is None:
+        return
+    if attribute.name in bins:
+        raise RecipeError(
+            f"{recipe.where('policy', 'bins', attribute.name)}: its values are text, which has no "
+            "edges; remove it."
+        )
+    if len(attribute.labels) > _MANY_VALUES:
+        raise DataError(
+            f"{recipe.where('policy', 'protected')}: {attribute.name!r} has {len(attribute.labels)} values; "
+            f"name a column of at most {_MANY_VALUES}."
+        )
+
+
+def segmented(attribute: Attribute, bins: Sequence[float] | None) -> Segmentation:
+    """Divide rows by the values of an attribute, or by ranges of numbers.
+
+    Args:
+        attribute: The attribute.
+        bins: Ascending edges; None takes the values, or quartiles where there are many numbers.
+    """
+    if attribute.labels is not None:
+        taken = np.unique(np.concatenate([np.unique(v) for v in attribute.values.values()]))
+        number = {s: np.searchsorted(taken, v) for s, v in attribute.values.items()}
+        return Segmentation(tuple(attribute.labels[n] for n in taken.tolist()), "values", number)
+    distinct = np.unique(np.concatenate([v[np.isfinite(v)] for v in attribute.values.values()]))
+    if bins is None and len(distinct) <= _FEW_VALUES:
+        number = {s: np.searchsorted(distinct, v) for s, v in attribute.values.items()}
+        return _with_missing(_texts(distinct.tolist()), "values", number, attribute)
+    by = "edges of the recipe"
+    if bins is None:
+        train = attribute.values["train"]
+        known = train[np.isfinite(train)]
+        bins = np.unique(np.quantile(known if len(known) else distinct, [0.25, 0.5, 0.75])).tolist()
+        by = "quartiles of the training rows"
+    edges = _texts([float(edge) for edge in bins])
+    middle = [f"{a} to below {b}" for a, b in itertools.pairwise(edges)]
+    labels = [f"below {edges[0]}", *middle, f"{edges[-1]} and above"]
+    number = {s: np.searchsorted(bins, v, side="right") for s, v in attribute.values.items()}
+    return _with_missing(labels, by, number, attribute)
+
+
+def _texts(values: Sequence[float]) -> list[str]:
+    """Distinct numbers in few digits, and in all where they would look alike."""
+    short = [f"{v:.0f}" if v.is_integer() and abs(v) < EXACT else f"{v:g}" for v in values]
+    return short if len(set(short)) == len(short) else [repr(v) for v in values]
+
+
+def _with_missing(
+    labels: list[str], by: str, number: Mapping[str, NDArray[np.int64]], attribute: Attribute
+) -> Segmentation:
+    """Give rows without a number a segment of their own, where there are any."""
+    empty = {s: ~np.isfinite(v) for s, v in attribute.values.items()}
+    if any(e.any() for e in empty.values()):
+        labels = [*labels, MISSING]
+    own = {s: np.where(empty[s], len(labels) - 1, n).astype(np.int64) for s, n in number.items()}
+    return Segmentation(tuple(labels), by, own)

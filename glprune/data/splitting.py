@@ -1,0 +1,100 @@
+"""Which rows are train, valid and test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glprune.data.splits import SPLITS
+from glprune.data.tables import Table
+from glprune.data.targets import dictionary
+from glprune.errors import DataError
+from glprune.schema.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of one split.
+
+    Attributes:
+        table: The table they are in.
+        chosen: Which of its rows, bool, shape (table.rows,).
+        target: Their targets, shape (rows, ...).
+    """
+
+    table: Table
+    chosen: NDArray[np.bool_]
+    target: NDArray[Any]
+
+
+def divide(
+    recipe: Recipe,
+    tables: Mapping[str, Table],
+    targets: Mapping[str, NDArray[Any]],
+    classes: tuple[str, ...] | None,
+) -> dict[str, Part]:
+    """Divide the rows of one table, or take each split's own.
+
+    Args:
+        recipe: The recipe.
+        tables: ``file``, or one for each split.
+        targets: The targets of each, shape (table.rows, ...).
+        classes: Names of the classes.
+
+    Raises:
+        DataError: A split has too few rows or one class only, or the split column other values.
+    """
+    if "file" in tables:
+        table, target = tables["file"], targets["file"]
+        number = _split_numbers(recipe, table, target)
+        masks = {name: number == n for n, name in enumerate(SPLITS)}
+        parts = {name: Part(table, chosen, target[chosen]) for name, chosen in masks.items()}
+    else:
+        parts = {s: Part(t, np.ones(t.rows, dtype=np.bool_), targets[s]) for s, t in tables.items()}
+    _check_parts(recipe, parts, classes)
+    return parts
+
+
+def _split_numbers(recipe: Recipe, table: Table, target: NDArray[Any]) -> NDArray[np.uint8]:
+    """The number of every row's split."""
+    spec = recipe.data.split
+    if spec is not None and spec.column is not None:
+        values, indices = dictionary(table.column(spec.column))
+        names = [str(v) for v in values]
+        strange = sorted(set(names) - set(SPLITS))
+        if strange:
+            raise DataError(
+                f"{table.path}: split column {spec.column!r} holds {strange[0]!r}; use train, valid and test."
+            )
+        return np.array([SPLITS.index(name) for name in names], dtype=np.uint8)[indices]
+    shares = spec.shares if spec is not None else (0.6, 0.2, 0.2)
+    by_class = recipe.task in ("binary", "multiclass") and (spec is None or spec.stratify is not False)
+    rng = np.random.default_rng(recipe.seed)
+    strata = (
+        (np.flatnonzero(target == c) for c in np.unique(target)) if by_class else [np.arange(len(target))]
+    )
+    number = np.empty(len(target), dtype=np.uint8)
+    for rows in strata:
+        mixed = rng.permutation(rows)
+        ends = np.rint(np.cumsum(shares) * len(mixed)).astype(int)
+        for split, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+            number[mixed[start:end]] = split
+    return number
+
+
+def _check_parts(recipe: Recipe, parts: Mapping[str, Part], classes: tuple[str, ...] | None) -> None:
+    for name, part in parts.items():
+        if len(part.target) < 2:
+            raise DataError(
+                f"{recipe.where('data')}: the {name} split has {len(part.target)} rows; it needs at least 2."
+            )
+        if classes is not None and bool((part.target == part.target[0]).all()):
+            only = classes[int(part.target[0])]
+            raise DataError(
+                f"{recipe.where('data')}: the {name} split holds class {only!r} only; "
+                "nothing can be measured."
+            )

@@ -1,0 +1,1 @@
+"""What is measured beside the shipped model: baselines, stability, drop costs, segments; and the report's records."""

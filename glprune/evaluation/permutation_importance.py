@@ -1,0 +1,94 @@
+"""Permutation importance of the input fields: what the selection metric loses when a field says nothing.
+
+References:
+    Breiman (2001), "Random forests", Machine Learning 45, 5-32, section 10; Fisher, Rudin and
+    Dominici (2019), "All models are wrong, but many are useful", J. Mach. Learn. Res. 20(177).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from glprune.data.splits import Split, TensorSplit, everything
+from glprune.data.streaming import StreamedSplit
+from glprune.errors import DataError
+from glprune.model.task import gain
+from glprune.pruning.groups import GroupSet
+from glprune.search.job import Job, validate
+
+
+def permutation_importance(job: Job, groups: GroupSet, repeats: int) -> Tensor:
+    """Drop of the selection metric on the validation split when a field's columns are permuted together.
+
+    A field keeps its values and loses its rows: its columns are taken from the rows in a random
+    order. Every field meets the same orders, so that fields differ by what they are worth alone.
+
+    Args:
+        job: The job of the trained network.
+        groups: The fields of one input.
+        repeats: Number of random orders.
+
+    Returns:
+        Mean drop over the orders, shape (n_fields,), float64, in the units of the metric; below 0
+        where the network does better without the field.
+
+    Raises:
+        DataError: The rows of the split cannot be laid together.
+    """
+    split = held(job.data.valid)
+    generator = torch.Generator().manual_seed(job.recipe.seed)
+    orders = [torch.randperm(split.rows, generator=generator) for _ in range(repeats)]
+    reference = _metric(job, split)
+    drops = [_mean_drop(job, split, groups, field, orders, reference) for field in range(len(groups.labels))]
+    return torch.tensor(drops, dtype=torch.float64)
+
+
+def held(split: Split) -> TensorSplit:
+    """A split in memory, as one batch.
+
+    Raises:
+        DataError: Its batches differ in shape, or it is streamed.
+    """
+    if isinstance(split, TensorSplit):
+        return split
+    if isinstance(split, StreamedSplit):
+        raise DataError(
+            "the rows of the validation split would be held in memory, which data.stream is to spare"
+        )
+    batches, targets = zip(*split.batches(None, None), strict=True)
+    try:
+        return TensorSplit(tuple(torch.cat(x) for x in zip(*batches, strict=True)), torch.cat(targets))
+    except RuntimeError as error:
+        raise DataError(
+            "rows of the validation split differ in shape from batch to batch, so that no field can be "
+            "permuted over all of them; let the loader pad to one length"
+        ) from error
+
+
+def _metric(job: Job, split: Split) -> float:
+    return validate(replace(job, data=replace(job.data, valid=split)), job.network, everything)
+
+
+def _mean_drop(
+    job: Job,
+    split: TensorSplit,
+    groups: GroupSet,
+    field: int,
+    orders: Sequence[Tensor],
+    reference: float,
+) -> float:
+    place, columns = groups.units.source, torch.nonzero(groups.group == field).flatten()
+    assert place is not None  # the groups are those of an input
+    axis = job.axes[place]
+    assert axis is not None  # which has an axis, since it has groups
+    x = split.inputs[place]
+    total = 0.0
+    for order in orders:
+        shuffled = x.index_copy(axis, columns, x.index_select(axis, columns)[order])
+        inputs = (*split.inputs[:place], shuffled, *split.inputs[place + 1 :])
+        total += gain(job.metric, _metric(job, replace(split, inputs=inputs)), reference)
+    return total / len(orders)

@@ -1,0 +1,85 @@
+"""What the report says of the recipe's policy: rules, reasons, retired reason codes, warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from glprune.evaluation.segments import attribute_status
+from glprune.schema.report import Policy, Proxies, ReasonCode, ReasonCodes
+from glprune.search.job import Job
+from glprune.search.policy import MUST_KEEP, listed
+
+NO_PROXIES = "Whether kept fields carry the information of removed ones (proxies)."
+NO_SEGMENTS = "Performance by segment, calibration, and confidence intervals of the metrics."
+_LINEAR_PROXIES = (
+    "Whether kept fields carry the information of removed fields that are not protected, or not linearly."
+)
+_NO_INTERVALS = (
+    "Calibration, and confidence intervals of the metrics and of the differences between segments."
+)
+
+
+def make_policy(job: Job) -> Policy | None:
+    """The recipe's rules on fields as written; None where there are none."""
+    spec = job.recipe.policy
+    if spec is None:
+        return None
+    return Policy(
+        must_drop=spec.must_drop,
+        must_keep=spec.must_keep,
+        protected=spec.protected,
+        derived_from={name: listed(names) for name, names in spec.derived_from.items()},
+    )
+
+
+def reason(job: Job, field: str, kept: bool) -> str | None:
+    """Why a field is removed, or that the policy keeps it."""
+    if kept:
+        return MUST_KEEP if field in job.rules.required else None
+    return job.rules.forbidden.get(field, "penalty")
+
+
+def make_reason_codes(job: Job, kept: Sequence[bool]) -> ReasonCodes | None:
+    """Reasons sorted by what is left of the fields they cite; None where the recipe lists none."""
+    if not job.rules.codes:
+        return None
+    stays = {f.name for f, k in zip(job.data.fields, kept, strict=True) if k}
+    codes = [
+        ReasonCode(
+            code=code, removed=[f for f in fields if f not in stays], kept=[f for f in fields if f in stays]
+        )
+        for code, fields in job.rules.codes.items()
+    ]
+    return ReasonCodes(
+        retired=[c for c in codes if not c.kept],
+        to_review=[c for c in codes if c.kept and c.removed],
+        unchanged=[c for c in codes if not c.removed],
+    )
+
+
+def policy_warnings(job: Job, kept: Sequence[bool]) -> list[str]:
+    """What the user should know of fields that had to go and of protected ones that stayed."""
+    found = [
+        f"{a.name} is protected and the shipped model reads it."
+        for a in job.data.protected
+        if attribute_status(job, a, kept) == "kept"
+    ]
+    gone = ", ".join(job.rules.forbidden)
+    if gone and job.task.kind == "distillation":
+        found.append(f"The shipped model follows the original network, which reads what must go: {gone}.")
+    elif gone and job.recipe.refit.distill:
+        found.append(
+            f"The refit followed the original network's predictions (refit.distill: "
+            f"{job.recipe.refit.distill:g}), which depend on what must go: {gone}; set refit.distill: 0."
+        )
+    return found
+
+
+def not_measured(job: Job, proxies: Proxies | None, sentences: Sequence[str]) -> list[str]:
+    """What was not measured, less what the policy had measured."""
+    changed = {}
+    if job.data.protected:
+        changed[NO_SEGMENTS] = _NO_INTERVALS
+    if proxies is not None and proxies.performed:
+        changed[NO_PROXIES] = _LINEAR_PROXIES
+    return [changed.get(sentence, sentence) for sentence in sentences]

@@ -1,0 +1,1 @@
+"""Write ONNX files, run them with ONNX Runtime and measure them."""

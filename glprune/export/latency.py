@@ -1,0 +1,55 @@
+"""Latency of ONNX files, measured side by side."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from glprune.data.splits import Inputs, Narrowing, first_rows
+from glprune.export.onnx_export import export_onnx
+from glprune.export.onnx_runtime import OnnxFile, latency
+from glprune.pruning.removal import Removed
+from glprune.schema.report import Latency
+from glprune.search.job import Job
+
+
+class Stopwatch:
+    """Latency of networks of other widths, as ONNX files beside the original's.
+
+    Args:
+        job: The job whose network is the original.
+        batch: Rows of one call.
+        folder: An empty folder for the files.
+    """
+
+    def __init__(self, job: Job, batch: int, folder: Path) -> None:
+        self.job, self.batch, self.folder = job, batch, folder
+        self.inputs = first_rows(job.data.test, batch)
+        self.threads = job.recipe.threads
+
+    @functools.cached_property
+    def original(self) -> OnnxFile:
+        """The original's file."""
+        return self._file(self.job.network, self.inputs, "original.onnx")
+
+    def __call__(self, network: nn.Module, columns: tuple[Tensor, ...]) -> tuple[float, float]:
+        """Latency of a network in ms, and as a share of the original's, run in turn."""
+        slim = Narrowing(columns, self.job.axes)(self.inputs)
+        file = self._file(network, slim, "slim.onnx")
+        times = latency(self.original, file, self.inputs, slim, self.batch, self.threads)
+        return times.slim_ms, 1.0 / times.speedup
+
+    def against(self, first: Removed, second: Removed) -> Latency:
+        """Latency of two slim networks, run in turn; the second one's speed-up over the first."""
+        before, after = (Narrowing(r.columns, self.job.axes)(self.inputs) for r in (first, second))
+        one = self._file(first.network, before, "first.onnx")
+        other = self._file(second.network, after, "second.onnx")
+        return latency(one, other, before, after, self.batch, self.threads)
+
+    def _file(self, network: nn.Module, inputs: Inputs, name: str) -> OnnxFile:
+        names, outputs, spec = self.job.input_names, self.job.outputs.names, self.job.recipe.export
+        path = self.folder / name
+        export_onnx(network, inputs, names, outputs, path, opset=spec.opset, dynamic=spec.dynamic)
+        return OnnxFile(path, self.threads)

@@ -1,0 +1,1 @@
+"""CI systems: annotations, job summaries, metrics and gates."""

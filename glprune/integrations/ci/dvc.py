@@ -1,0 +1,55 @@
+"""DVC: ``metrics.json`` for ``dvc metrics show``; ``path.csv`` and ``fields.csv`` for ``dvc plots``."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+from glprune.schema.report import Report
+
+_POINT = ("stage", "lam", "fields", "columns", "hidden", "metric", "refit_metric", "loss", "penalty")
+
+
+def metrics(report: Report) -> dict[str, Any]:
+    """Nested numbers; DVC joins the keys with points."""
+    size = report.size
+    return {
+        "test": {metric.name: metric.final for metric in report.performance},
+        "original": {metric.name: metric.original for metric in report.performance},
+        "fields": {
+            "kept": sum(f.status == "kept" for f in report.features),
+            "removed": sum(f.status == "removed" for f in report.features),
+        },
+        "hidden": {
+            "before": sum(layer.before for layer in report.hidden),
+            "after": sum(layer.after for layer in report.hidden),
+        },
+        "parameters": {"before": size.parameters_before, "after": size.parameters_after},
+        "onnx_bytes": {"before": size.onnx_bytes_before, "after": size.onnx_bytes_after},
+        "removal_difference": report.removal.difference,
+        "warnings": len(report.warnings),
+    }
+
+
+def path_csv(report: Report) -> str:
+    """The regularisation path, a row for each point in order."""
+    rows = [
+        [step, *(getattr(point, key) for key in _POINT), int(point.selected)]
+        for step, point in enumerate(report.path, 1)
+    ]
+    return _csv(["step", *_POINT, "selected"], rows)
+
+
+def fields_csv(report: Report) -> str:
+    """The fields with what became of them, a row each."""
+    rows = [[f.name, f.status, f.reason or "", f.norm_original, f.norm_final or 0.0] for f in report.features]
+    return _csv(["field", "status", "reason", "norm_original", "norm_final"], rows)
+
+
+def _csv(head: list[str], rows: list[list[Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows(["" if value is None else value for value in row] for row in rows)
+    return text.getvalue()

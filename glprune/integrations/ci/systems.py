@@ -1,0 +1,144 @@
+"""Which pipeline this is, and what is written for it.
+
+Everything is written beside the bundle, in ``<bundle>.ci``: the bundle itself is sealed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Literal, TextIO, cast
+
+from glprune.errors import GlpruneError, UsageError
+from glprune.integrations.ci import dvc, github, gitlab
+from glprune.integrations.ci.outcome import Case, Figure, Outcome, Remark
+from glprune.report.markdown import render_markdown
+from glprune.report.sentences import headline
+from glprune.schema.report import Report
+
+System = Literal["github", "gitlab", "dvc"]
+CHOICES = ("auto", "github", "gitlab", "dvc", "none")
+_MARKS: tuple[tuple[System, str], ...] = (
+    ("github", "GITHUB_ACTIONS"),
+    ("gitlab", "GITLAB_CI"),
+    ("dvc", "DVC_STAGE"),
+)
+
+
+def systems(choice: str, environment: Mapping[str, str] = os.environ) -> tuple[System, ...]:
+    """The pipelines to write for; ``auto`` finds all this process is in by their variables."""
+    if choice == "none":
+        return ()
+    if choice != "auto":
+        return (cast(System, choice),)
+    return tuple(system for system, variable in _MARKS if environment.get(variable))
+
+
+def folder_of(bundle: Path) -> Path:
+    """Where the files for pipelines go: ``<bundle>.ci``."""
+    return bundle.with_name(bundle.name + ".ci")
+
+
+@contextlib.contextmanager
+def shown(where: tuple[System, ...], step: str, bundle: Path) -> Iterator[None]:
+    """Let nothing that is printed be a workflow command, and tell the pipeline of an error.
+
+    An error that is told as an annotation is not told a second time: the process ends with its code.
+    """
+    if not where:
+        yield
+        return
+    stderr = sys.stderr
+    try:
+        with contextlib.ExitStack() as around:
+            if "github" in where:
+                around.enter_context(_harmless())
+            yield
+    except GlpruneError as error:
+        tell(where, failed(step, error), bundle, stderr)
+        if "github" not in where:
+            raise
+        raise SystemExit(error.exit_code) from None
+
+
+def tell(where: tuple[System, ...], outcome: Outcome, bundle: Path, stream: TextIO | None = None) -> None:
+    """Write what a command has to say in each pipeline's notation.
+
+    Raises:
+        UsageError: The folder beside the bundle cannot be written.
+    """
+    if "github" in where:
+        for line in github.workflow_commands(outcome.remarks):
+            print(line, file=stream or sys.stderr, flush=True)
+        github.append_summary(outcome.summary, os.environ)
+    if "gitlab" in where:
+        _write(bundle, f"{outcome.step}-junit.xml", gitlab.junit(outcome.step, outcome.cases))
+        if outcome.figures:
+            _write(bundle, "metrics.txt", gitlab.openmetrics(outcome.figures))
+
+
+def tell_run(where: tuple[System, ...], report: Report, bundle: Path) -> None:
+    """Write what a run found: annotations and summary, reports, metrics and plots."""
+    tell(where, _of_run(report), bundle)
+    if "dvc" in where:
+        _write(bundle, "metrics.json", json.dumps(dvc.metrics(report), indent=2) + "\n")
+        _write(bundle, "path.csv", dvc.path_csv(report))
+        _write(bundle, "fields.csv", dvc.fields_csv(report))
+
+
+def failed(step: str, error: GlpruneError) -> Outcome:
+    """What is to be said of a command that could not do its work."""
+    message = " ".join(str(error).split())
+    place = re.match(r"(?P<file>[^:\s][^:]*\.ya?ml):(?P<line>\d+): ", message)
+    file, line = (place["file"], int(place["line"])) if place else ("", 0)
+    return Outcome(
+        step,
+        (Remark("error", f"glprune {step}", message, file, line),),
+        (Case(f"glprune {step}", failure=message),),
+    )
+
+
+def _of_run(report: Report) -> Outcome:
+    found = [Remark("notice", report.title or "glprune", sentence) for sentence in headline(report)]
+    warned = [Remark("warning", report.title or "glprune", warning) for warning in report.warnings]
+    cases = [
+        Case(f"removal agrees to {report.removal.tolerance:g}"),
+        Case(f"ONNX Runtime agrees with PyTorch on {report.export.rows} rows"),
+    ]
+    return Outcome("run", (*warned, *found), tuple(cases), tuple(_figures(report)), render_markdown(report))
+
+
+def _figures(report: Report) -> Iterator[Figure]:
+    for metric in report.performance:
+        for model, value in (("original", metric.original), ("shipped", metric.final)):
+            yield Figure("metric", value, {"name": metric.name, "model": model, "split": "test"})
+    kept = sum(f.status == "kept" for f in report.features)
+    yield Figure("fields", kept, {"status": "kept"})
+    yield Figure("fields", len(report.features) - kept, {"status": "removed"})
+    yield Figure("parameters", report.size.parameters_before, {"model": "original"})
+    yield Figure("parameters", report.size.parameters_after, {"model": "shipped"})
+    yield Figure("onnx_bytes", report.size.onnx_bytes_before, {"model": "original"})
+    yield Figure("onnx_bytes", report.size.onnx_bytes_after, {"model": "shipped"})
+    for time in report.latency:
+        yield Figure("latency_milliseconds", time.slim_ms, {"batch": str(time.batch), "model": "shipped"})
+
+
+def _write(bundle: Path, name: str, text: str) -> None:
+    folder = folder_of(bundle)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{folder / name}: cannot be written ({error.strerror}).") from None
+
+
+@contextlib.contextmanager
+def _harmless() -> Iterator[None]:
+    out, err = cast(TextIO, github.Harmless(sys.stdout)), cast(TextIO, github.Harmless(sys.stderr))
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        yield

@@ -1,0 +1,294 @@
+"""Group LASSO on a network's inputs as a feature selector of scikit-learn (extra ``glprune[sklearn]``)."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from glprune.data.records import Data, Field, InputColumns, Standardization
+from glprune.data.splits import TensorSplit, everything
+from glprune.errors import GlpruneError, ModelError
+from glprune.model.loading import Network
+from glprune.runtime.determinism import reproducible
+from glprune.runtime.events import silent
+from glprune.schema.recipe import Recipe, RefitSpec
+from glprune.search.job import Job, kept_fields
+from glprune.search.path_point import path_record
+from glprune.search.prepare import assemble
+from glprune.search.search import Chosen, search
+from glprune.training.refit import refit
+
+try:
+    from sklearn.base import BaseEstimator, clone
+    from sklearn.feature_selection import SelectorMixin
+    from sklearn.model_selection import train_test_split
+    from sklearn.utils import check_random_state
+    from sklearn.utils.multiclass import check_classification_targets, type_of_target
+    from sklearn.utils.validation import check_is_fitted, validate_data
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "glprune.integrations.sklearn needs scikit-learn: pip install 'glprune[sklearn]'.", name=error.name
+    ) from error
+_TASKS = {"binary": "binary", "multiclass": "multiclass", "continuous": "regression"}
+_FEWEST = 5  # rows: fewer cannot be divided into training and validation rows
+
+
+class GroupLassoPruner(SelectorMixin, BaseEstimator):
+    """Select the columns a network needs, and cut the others out of it.
+
+    It walks the regularisation path of the group LASSO as ``glprune run`` does, by the same code: groups are
+    proved, zeros are exact, every cut is measured. Nothing is written; the slim network is an attribute.
+
+    Args:
+        network: One of: a trained ``torch.nn.Module``; an estimator with a ``module_`` once fitted, as
+            skorch's (fitted on ``X`` and ``y`` where it is not yet); a function ``(n_features, n_outputs)``
+            that makes an untrained network, which is then trained.
+        max_features: Groups to keep at most: a number, or a share of them. Where none of the three targets
+            is given, half of the groups.
+        max_drop: Instead: how much the task's metric on the validation rows may lose (AUROC for two classes,
+            accuracy for several, R squared for values).
+        lam: Instead: exactly this strength of the penalty.
+        groups: Name -> columns, by name or number, that live and die together; the others stand alone.
+        task: ``auto`` (by ``y``), ``binary``, ``multiclass`` or ``regression``.
+        output: What the network returns for classes, ``logits`` or ``probabilities``.
+        standardize: Put the training rows' ``(x - mean) / std`` before the network.
+        validation_fraction: Share of the rows that choose the point of the path.
+        penalty: Keys of a recipe's section ``penalty``, such as ``{"hidden": {"strength": 0.3}}``.
+        train: Keys of a recipe's section ``train``, such as ``{"epochs": 3}``.
+        refit: Keys of a recipe's section ``refit``.
+        pretrain: As ``refit``, for the training of a network made by a function.
+        random_state: Seed of the division of the rows and of every training.
+
+    Attributes:
+        support_: Which columns stay, bool, shape (n_features_in_,).
+        network_: The slim network, in evaluation mode; it takes ``transform(X)`` as float32.
+        path_: The points of the path, :class:`glprune.schema.report.PathPoint`.
+        kkt_zero_: Largest relative violation of the optimality conditions over zero groups, where selected.
+        difference_: Largest relative difference of outputs that a cut made.
+        classes_: The classes, where there are any.
+
+    Example:
+        >>> from torch import nn
+        >>> def network(n_features, n_outputs):
+        ...     return nn.Sequential(nn.Linear(n_features, 8), nn.ReLU(), nn.Linear(8, n_outputs))
+        >>> selector = GroupLassoPruner(network, max_features=2)
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        *,
+        max_features: int | float | None = None,
+        max_drop: float | None = None,
+        lam: float | None = None,
+        groups: Mapping[str, Sequence[int | str]] | None = None,
+        task: str = "auto",
+        output: str = "logits",
+        standardize: bool = False,
+        validation_fraction: float = 0.2,
+        penalty: Mapping[str, Any] | None = None,
+        train: Mapping[str, Any] | None = None,
+        refit: Mapping[str, Any] | None = None,
+        pretrain: Mapping[str, Any] | None = None,
+        random_state: Any = None,
+    ) -> None:
+        self.network = network
+        self.max_features = max_features
+        self.max_drop = max_drop
+        self.lam = lam
+        self.groups = groups
+        self.task = task
+        self.output = output
+        self.standardize = standardize
+        self.validation_fraction = validation_fraction
+        self.penalty = penalty
+        self.train = train
+        self.refit = refit
+        self.pretrain = pretrain
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: ArrayLike) -> Self:  # noqa: N803 - scikit-learn's name
+        """Select columns.
+
+        Args:
+            X: Numbers, shape (n_rows, n_features): an array, or a frame of pandas or polars.
+            y: Labels or values, shape (n_rows,).
+
+        Raises:
+            ValueError: Data, network and parameters do not fit each other, or no network meets the target.
+        """
+        rows, target = validate_data(
+            self, X, y, dtype=np.float32, ensure_min_features=2, ensure_min_samples=_FEWEST
+        )
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        task, goal = self._target(target)
+        try:
+            with reproducible(seed, 1):
+                job = self._job(rows, goal, task, seed)
+                chosen = search(job, silent)
+        except GlpruneError as error:
+            raise ValueError(str(error)) from error
+        self._keep(job, chosen)
+        return self
+
+    def __sklearn_tags__(self) -> Any:
+        """What scikit-learn may expect."""
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        return tags
+
+    def _get_support_mask(self) -> NDArray[np.bool_]:
+        check_is_fitted(self)
+        return self.support_
+
+    def _target(self, y: NDArray[Any]) -> tuple[str, Tensor]:
+        """The task and the target as its loss takes it."""
+        found = type_of_target(y, input_name="y")
+        task = _TASKS.get(found, found) if self.task == "auto" else self.task
+        if task == "regression":
+            return task, torch.from_numpy(np.asarray(y, dtype=np.float32))
+        check_classification_targets(y)
+        self.classes_, numbers = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError("y holds one class only; nothing can be selected for it.")
+        return task, torch.from_numpy(numbers.astype(np.int64))
+
+    def _job(self, rows: NDArray[np.float32], goal: Tensor, task: str, seed: int) -> Job:
+        """The job of a run, in memory."""
+        data = self._data(rows, goal, task, seed)
+        recipe = self._recipe(task, seed, len(data.fields))
+        module, trained = self._module(rows, goal, task)
+        digest = hashlib.sha256(b"".join(t.numpy().tobytes() for t in module.state_dict().values()))
+        job = assemble(recipe, data, Network(module, f"sha256:{digest.hexdigest()}", "state_dict"))
+        if trained:
+            return job
+        spec = RefitSpec.model_validate(dict(self.pretrain or {}))
+        start = refit(
+            job.network, everything, job.task, data.train, data.valid, spec, seed, job.network, job.metric
+        )
+        return replace(job, network=start.network)
+
+    def _module(self, rows: NDArray[np.float32], goal: Tensor, task: str) -> tuple[nn.Module, bool]:
+        """A copy of the network, and whether it is trained."""
+        given, trained = self.network, True
+        if not isinstance(given, nn.Module) and hasattr(given, "fit"):
+            if not hasattr(given, "module_"):
+                labels = goal[:, None] if task == "regression" else goal
+                given = clone(given).fit(rows, labels.numpy())
+            given = given.module_
+        elif not isinstance(given, nn.Module) and callable(given):
+            given, trained = given(rows.shape[1], len(self.classes_) if task == "multiclass" else 1), False
+        if not isinstance(given, nn.Module):
+            raise ModelError(
+                f"network gave {type(given).__name__}; pass a torch.nn.Module, an estimator with module_, or "
+                "a function (n_features, n_outputs) that makes a module."
+            )
+        return copy.deepcopy(given).float().cpu().eval(), trained
+
+    def _recipe(self, task: str, seed: int, fields: int) -> Recipe:
+        """The recipe that says the same; its factory and loader are never called."""
+        targets: dict[str, Any] = {}
+        if self.max_features is not None:
+            share = isinstance(self.max_features, float)
+            targets["max_features"] = math.ceil(self.max_features * fields) if share else self.max_features
+        if self.lam is not None:
+            targets["lambda"] = float(self.lam)
+        if self.max_drop is not None:
+            metric = {"binary": "auroc", "multiclass": "accuracy"}.get(task, "r2")
+            targets["max_drop"] = {"metric": metric, "amount": float(self.max_drop)}
+        in_memory = "glprune.integrations.sklearn:GroupLassoPruner"
+        sections = {name: dict(getattr(self, name) or {}) for name in ("penalty", "train", "refit")}
+        return Recipe.model_validate(
+            {
+                "task": task,
+                "model": {"factory": in_memory, "output": self.output},
+                "data": {"loader": in_memory},
+                "target": targets or {"max_features": math.ceil(fields / 2)},
+                "seed": seed,
+                **sections,
+            }
+        )
+
+    def _data(self, rows: NDArray[np.float32], goal: Tensor, task: str, seed: int) -> Data:
+        """Rows divided, columns in their groups."""
+        train, valid = _divided(goal.numpy(), task, self.validation_fraction, seed)
+        names = [str(n) for n in getattr(self, "feature_names_in_", [f"x{i}" for i in range(rows.shape[1])])]
+        train_rows, valid_rows = (
+            TensorSplit((torch.from_numpy(rows[own]),), goal[torch.from_numpy(own)]) for own in (train, valid)
+        )
+        return Data(
+            source="memory",
+            inputs=(InputColumns("features", -1, tuple(names)),),
+            fields=_fields(names, self.groups or {}),
+            classes=None if task == "regression" else tuple(map(str, self.classes_)),
+            standardization=(_moments(rows[train]) if self.standardize else None,),
+            digests={"rows": f"sha256:{hashlib.sha256(rows.tobytes()).hexdigest()}"},
+            notes=(),
+            train=train_rows,
+            valid=valid_rows,
+            test=valid_rows,  # nothing is claimed of rows that nobody saw
+        )
+
+    def _keep(self, job: Job, chosen: Chosen) -> None:
+        """Keep what was found."""
+        self.support_ = np.zeros(len(job.data.features), dtype=bool)
+        for field, kept in zip(job.data.fields, kept_fields(job.data, chosen.removed), strict=True):
+            self.support_[list(field.columns)] = kept
+        self.network_ = chosen.fitted.network.eval()
+        self.path_ = [
+            path_record(point, number, run.job, job, point is run.selected)
+            for number, run in enumerate(chosen.stages, 1)
+            for point in run.points
+        ]
+        self.kkt_zero_ = max(point.kkt_zero for point in self.path_ if point.selected)
+        self.difference_ = chosen.removed.difference
+
+
+def _divided(
+    goal: NDArray[Any], task: str, share: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Numbers of training and validation rows, ascending; classes keep their shares where there is room."""
+    numbers = np.arange(len(goal))
+    counts = np.unique(goal, return_counts=True)[1] if task != "regression" else np.array([])
+    held = max(1, math.ceil(share * len(goal)))
+    room = len(counts) > 0 and counts.min() > 1 and held >= len(counts)
+    parts = train_test_split(numbers, test_size=share, random_state=seed, stratify=goal if room else None)
+    return np.sort(parts[0]), np.sort(parts[1])
+
+
+def _moments(rows: NDArray[np.float32]) -> Standardization:
+    """Mean and standard deviation; a column that does not vary is only shifted."""
+    values = torch.from_numpy(rows).double()
+    std = values.std(dim=0, correction=0)
+    return Standardization(values.mean(dim=0), torch.where(std > 0, std, 1.0))
+
+
+def _fields(names: Sequence[str], groups: Mapping[str, Sequence[int | str]]) -> tuple[Field, ...]:
+    """The groups and the columns that stand alone, by their first column.
+
+    Raises:
+        ValueError: A group names a column that is none, or one that another group has.
+    """
+    place = {name: number for number, name in enumerate(names)}
+    owner: dict[int, str] = {}
+    for group, members in groups.items():
+        for member in members:
+            number = place.get(member, -1) if isinstance(member, str) else int(member)
+            if not 0 <= number < len(names):
+                raise ValueError(f"groups: {group!r} names {member!r}, which is no column.")
+            if number in owner:
+                raise ValueError(f"groups: {member!r} is in {owner[number]!r} and in {group!r}.")
+            owner[number] = group
+    columns: dict[str, list[int]] = {}
+    for number, name in enumerate(names):
+        columns.setdefault(owner.get(number, name), []).append(number)
+    return tuple(Field(name, tuple(own)) for name, own in columns.items())

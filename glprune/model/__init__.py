@@ -1,0 +1,1 @@
+"""The trained network: loading it, its task and outputs, its predictions and its size."""

@@ -1,0 +1,233 @@
+"""Load a trained network: a factory from the recipe and weights from a file, without running code."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from glprune._files import fault
+from glprune._imports import describe, load_callable
+from glprune._plugins import load_plugin
+from glprune.errors import GlpruneError, ModelError
+from glprune.schema.recipe import Recipe
+
+_PICKLE, _ZIP = b"\x80", b"PK\x03\x04"
+Format = Literal["state_dict", "safetensors", "pickle", "plugin"]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A loaded network.
+
+    Attributes:
+        module: In evaluation mode, float32, on the CPU.
+        sha256: Digest of the weights' file.
+        format: How the file was read.
+    """
+
+    module: nn.Module
+    sha256: str
+    format: Format
+
+
+def load_network(recipe: Recipe, path: Path, *, trust_pickle: bool = False) -> Network:
+    """Build the recipe's network and load its weights.
+
+    Args:
+        recipe: Names the factory.
+        path: ``.safetensors``, or a state dict written by ``torch.save``.
+        trust_pickle: Allow a fully pickled module, which runs code when it is read.
+
+    Raises:
+        ModelError: The file or the factory cannot be used; tensors are named.
+        RecipeError: The factory cannot be imported.
+    """
+    why = fault(path)
+    if why is not None:
+        raise ModelError(f"{path} {why}; give the trained weights (.pt or .safetensors).")
+    content, form = (
+        _read(path, trust_pickle) if recipe.model.loader is None else (_asked(recipe, path), "plugin")
+    )
+    if isinstance(content, nn.Module):
+        module: nn.Module = content
+    else:
+        module = _build(recipe)
+        _load(module, _without_prefix(content), path, recipe.model.factory)
+    _check_finite(module, path)
+    with path.open("rb") as stream:
+        digest = "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
+    return Network(module.float().cpu().eval(), digest, form)
+
+
+def _asked(recipe: Recipe, path: Path) -> Mapping[str, Tensor] | nn.Module:
+    """What the recipe's loader plugin makes of the file."""
+    where = recipe.where("model", "loader")
+    plugin = load_plugin("glprune.loaders", str(recipe.model.loader), where, recipe.allowed)
+    content = plugin(path)
+    return content if isinstance(content, nn.Module) else _state(content, path)
+
+
+def _read(path: Path, trust_pickle: bool) -> tuple[Mapping[str, Tensor] | nn.Module, Format]:
+    if path.suffix.lower() == ".safetensors":
+        try:
+            return safetensors.torch.load_file(path), "safetensors"
+        except (safetensors.SafetensorError, OSError, LookupError, ValueError) as error:
+            raise ModelError(f"{path}: not a safetensors file ({_first(error)}).") from error
+    _check_container(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of other pickle protocols: those are refused
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if not trust_pickle:
+            raise ModelError(
+                f"{path} is a pickle of more than tensors, and reading a pickle runs code of whoever made "
+                "it; save torch.save(model.state_dict(), path) instead, or pass --trust-pickle."
+            ) from error
+        content = _unpickle(path)
+        return content if isinstance(content, nn.Module) else _state(content, path), "pickle"
+    except Exception as error:  # torch.load raises RuntimeError, EOFError, KeyError, ... on broken files
+        raise ModelError(f"{path}: not a file torch.save wrote ({_first(error)}).") from error
+    return _state(content, path), "state_dict"
+
+
+def _check_container(path: Path) -> None:
+    """Refuse what torch.save did not write, before anything in it is unpickled or unpacked."""
+    with path.open("rb") as stream:
+        head = stream.read(len(_ZIP))
+    if head[:1] != _PICKLE and head != _ZIP:
+        raise ModelError(f"{path}: not a file torch.save wrote; save torch.save(model.state_dict(), path).")
+    if head != _ZIP:
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
+        raise ModelError(f"{path}: truncated or no file torch.save wrote ({_first(error)}).") from error
+    names = [PurePosixPath(m.filename) for m in members]
+    if any(name.name == "constants.pkl" for name in names):
+        raise ModelError(
+            f"{path} is a TorchScript archive, which holds code; save model.state_dict() instead."
+        )
+    times = Counter(names)
+    odd = next((n for n in names if n.is_absolute() or ".." in n.parts or times[n] > 1), None)
+    if odd is not None:
+        raise ModelError(
+            f"{path}: member {str(odd)[:80]!r} leaves the archive or is there twice; save it anew."
+        )
+    total = sum(m.file_size for m in members)
+    if total > path.stat().st_size:
+        raise ModelError(f"{path}: unpacks to {total:,} bytes, more than it has; write it with torch.save.")
+
+
+def _unpickle(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False)
+    except (Exception, SystemExit) as error:  # unpickling runs code that may raise anything
+        raise ModelError(f"{path}: the pickle cannot be read ({describe(error)}).") from error
+
+
+def _state(content: Any, path: Path) -> Mapping[str, Tensor]:
+    """Find the state dict in what was saved, also under 'state_dict' or 'model'."""
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(content, dict) and isinstance(dict.get(content, key), dict):
+            content = dict.get(content, key)
+    if not isinstance(content, dict) or not content:
+        raise ModelError(
+            f"{path}: holds {type(content).__name__}, not a state dict; save model.state_dict()."
+        )
+    state = dict(dict.items(content))  # here and below: attributes from a file may hide methods
+    strange = [str(k) for k, v in state.items() if not isinstance(v, Tensor)]
+    if strange:
+        raise ModelError(f"{path}: {_listed(strange)} not a tensor; save model.state_dict() alone.")
+    unnamed = [repr(k) for k in state if not isinstance(k, str)]
+    if unnamed:
+        raise ModelError(f"{path}: {_listed(unnamed)} not a name of a tensor; save model.state_dict().")
+    state = {name: Tensor.detach(tensor) for name, tensor in state.items()}
+    undense = [k for k, v in state.items() if v.layout != torch.strided or v.is_quantized or v.is_meta]
+    if undense:
+        raise ModelError(
+            f"{path}: {_listed(undense)} sparse, quantised or without values; save dense tensors."
+        )
+    return state
+
+
+def _without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Drop the ``module.`` that DataParallel puts before every name."""
+    wrapped = all(name.startswith("module.") for name in state)
+    return {name.removeprefix("module.") if wrapped else name: tensor for name, tensor in state.items()}
+
+
+def _build(recipe: Recipe) -> nn.Module:
+    spec = recipe.model
+    where = recipe.where("model", "factory")
+    factory = load_callable(spec.factory, recipe.folder, where, recipe.allowed)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            module = factory(**spec.arguments)
+    except GlpruneError:
+        raise
+    except (Exception, SystemExit) as error:  # the user's factory may raise anything
+        raise ModelError(f"{where}: {spec.factory} failed ({describe(error)}).") from error
+    if not isinstance(module, nn.Module):
+        raise ModelError(f"{where}: {spec.factory} returned {type(module).__name__}, not a torch.nn.Module.")
+    return module
+
+
+def _load(module: nn.Module, state: Mapping[str, Tensor], path: Path, factory: str) -> None:
+    own = module.state_dict()
+    missing = [name for name in own if name not in state]
+    unexpected = [name for name in state if name not in own]
+    shaped = [
+        f"{name} {tuple(state[name].shape)} for {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    complex_ = [n for n, tensor in own.items() if n in state and state[n].is_complex() > tensor.is_complex()]
+    problems = [
+        f"{what} {_listed(names)}"
+        for what, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("wrongly shaped", shaped),
+            ("complex", complex_),
+        )
+        if names
+    ]
+    if problems:
+        raise ModelError(f"{path} does not fit {factory}: {'; '.join(problems)}.")
+    try:
+        module.load_state_dict(dict(state))
+    except RuntimeError as error:
+        raise ModelError(f"{path} does not fit {factory} ({_first(error)}).") from error
+
+
+def _check_finite(module: nn.Module, path: Path) -> None:
+    bad = [
+        f"{name} ({int((~torch.isfinite(t)).sum())} of {t.numel()})"
+        for name, t in module.state_dict().items()
+        if t.is_floating_point() and not bool(torch.isfinite(t).all())
+    ]
+    if bad:
+        raise ModelError(f"{path}: NaN or Inf in {_listed(bad)}; train again or mend the weights.")
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
+
+
+def _first(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

@@ -1,0 +1,140 @@
+"""What a network returns, as a flat tuple of tensors: tuples, mappings and dataclasses alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from glprune.errors import ModelError, RecipeError
+from glprune.schema.recipe import Recipe
+
+PREDICTION = "prediction"
+Outputs = Tensor | Sequence[Tensor]
+
+
+def named_leaves(output: Any) -> list[tuple[str | None, Tensor]]:
+    """The tensors in what a network returned, each with its key where a mapping holds it.
+
+    None is dropped, since networks use it for what they did not compute.
+
+    Raises:
+        ModelError: Something else than tensors is returned.
+    """
+    found: list[tuple[str | None, Tensor]] = []
+    for path, leaf in pytree.tree_flatten_with_path(_as_mapping(output))[0]:
+        key = str(path[-1].key) if path and isinstance(path[-1], pytree.MappingKey) else None
+        plain = _as_mapping(leaf)
+        if isinstance(leaf, Tensor):
+            found.append((key, leaf))
+        elif plain is not leaf:
+            found += named_leaves(plain)
+        elif leaf is not None:
+            raise ModelError(
+                f"The network returns {type(leaf).__name__} beside its tensors; wrap it in a module that "
+                "returns tensors alone."
+            )
+    if not found:
+        raise ModelError("The network returns no tensor; wrap it in a module that returns its prediction.")
+    return found
+
+
+def leaves(output: Any) -> tuple[Tensor, ...]:
+    """The tensors in what a network returned, in order."""
+    if isinstance(output, Tensor):
+        return (output,)
+    return tuple(tensor for _, tensor in named_leaves(output))
+
+
+def flatten_outputs_(network: nn.Module) -> None:
+    """Make a network return a tuple of its tensors; a hook leaves the names of its weights alone."""
+    network.register_forward_hook(_flat)
+
+
+def _flat(module: nn.Module, inputs: Any, output: Any) -> tuple[Tensor, ...]:
+    return leaves(output)
+
+
+def _as_mapping(value: Any) -> Any:
+    """A dataclass as a mapping of its fields, which pytree flattens; anything else as it is."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputNames:
+    """The outputs of a network.
+
+    Attributes:
+        names: The name of each in the ONNX file.
+        predicted: Number of the one the task is about; None where it is about all.
+    """
+
+    names: tuple[str, ...]
+    predicted: int | None
+
+
+def name_outputs(recipe: Recipe, found: Sequence[tuple[str | None, Tensor]], rows: int) -> OutputNames:
+    """Name the outputs as the recipe says and find the one the task is about.
+
+    Args:
+        recipe: The recipe.
+        found: The outputs as :func:`named_leaves` gives them.
+        rows: Rows of the batch they came from.
+
+    Raises:
+        RecipeError: The recipe names outputs the network does not have.
+        ModelError: An output does not begin with the rows.
+    """
+    keys = [key for key, _ in found]
+    given = recipe.model.outputs
+    if given is not None and len(given) != len(found):
+        raise RecipeError(
+            f"{recipe.where('model', 'outputs')} lists {len(given)} names; the network returns "
+            f"{_listed(keys)}."
+        )
+    predicted = None if recipe.task == "distillation" else _predicted(recipe, keys)
+    single = 0 if len(found) == 1 else predicted
+    names = list(given) if given is not None else _names(keys, single, [s.name for s in recipe.model.inputs])
+    for name, (_, tensor) in zip(names, found, strict=True):
+        if tensor.ndim == 0 or len(tensor) != rows:
+            raise ModelError(
+                f"Output {name!r} has shape {tuple(tensor.shape)} for {rows} rows; every output begins with "
+                "the rows: wrap the network in a module that returns such."
+            )
+    return OutputNames(tuple(names), predicted)
+
+
+def _predicted(recipe: Recipe, keys: Sequence[str | None]) -> int:
+    wanted = recipe.model.prediction
+    known: list[str | int | None] = [*(recipe.model.outputs or ()), *keys]
+    if wanted is None:
+        return 0
+    if isinstance(wanted, int) and wanted < len(keys):
+        return wanted
+    if wanted in known:
+        return known.index(wanted) % len(keys)
+    raise RecipeError(
+        f"{recipe.where('model', 'prediction')}: no output {wanted!r}; the network returns {_listed(keys)}."
+    )
+
+
+def _names(keys: Sequence[str | None], single: int | None, taken: Sequence[str]) -> list[str]:
+    names: list[str] = []
+    for number, key in enumerate(keys):
+        plain = re.sub(r"\W", "_", key or "")
+        if number == single:
+            plain = PREDICTION
+        used = {*names, *taken, *([PREDICTION] if single is not None and number != single else [])}
+        names.append(plain if plain and not plain[0].isdigit() and plain not in used else f"output_{number}")
+    return names
+
+
+def _listed(keys: Sequence[str | None]) -> str:
+    shown = ", ".join(f"{number}" + (f" ({key})" if key else "") for number, key in enumerate(keys))
+    return f"{len(keys)} output{'s' if len(keys) != 1 else ''}: {shown}"

@@ -1,0 +1,227 @@
+"""What the network is for: its loss, its predictions and its metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchmetrics.functional import classification, regression
+
+from glprune.errors import DataError, ModelError
+from glprune.model.outputs import Outputs, leaves
+from glprune.schema.recipe import HIGHER_IS_BETTER, METRICS
+
+Kind = Literal["binary", "multiclass", "regression", "distillation"]
+Output = Literal["logits", "probabilities"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Loss and metrics of one kind of prediction.
+
+    Of all that a network returns, ``view`` takes what the task is about, and loss and metrics see
+    that alone. Classes are brought to one form first: log-probabilities of shape (n, n_classes) (a
+    binary network may have one output, the positive class, or two); values have shape (n,).
+    Distillation is about every output: rows are flattened, shape (n, n_values).
+
+    Attributes:
+        kind: ``binary``, ``multiclass``, ``regression`` or ``distillation``.
+        output: What the network returns for classes, ``logits`` or ``probabilities``.
+        classes: Number of classes; 0 where there are none.
+        width: Columns of the network's output; a binary network has one or two.
+        prediction: Number of the output the task is about.
+        scales: For distillation, what each output is divided by; 0 leaves it out.
+    """
+
+    kind: Kind
+    output: Output
+    classes: int
+    width: int = 1
+    prediction: int = 0
+    scales: tuple[float, ...] = ()
+
+    def fitted(self, output: Tensor) -> Task:
+        """Take the width from an output; refuse one of another shape than the task needs.
+
+        Raises:
+            ModelError: The network's output is not of shape (n,), (n, 1) or (n, n_classes).
+        """
+        if self.kind == "distillation":
+            return self
+        wanted = [self.classes] if self.kind == "multiclass" else [1, *([2] if self.kind == "binary" else [])]
+        width = 1 if output.ndim == 1 else output.shape[-1]
+        if output.ndim > 2 or width not in wanted:
+            raise ModelError(
+                f"The network returns shape {tuple(output.shape)}; a {self.kind} task"
+                f"{f' of {self.classes} classes' if self.kind == 'multiclass' else ''} needs "
+                f"(rows, {' or '.join(map(str, wanted))})."
+            )
+        if self.kind != "regression" and self.output == "probabilities" and not _are_probabilities(output):
+            raise ModelError("The network's outputs leave [0, 1]; set model.output: logits in the recipe.")
+        return replace(self, width=width)
+
+    def view(self, outputs: Outputs) -> Tensor:
+        """What loss and metrics see of a network's outputs, the rows first."""
+        found = leaves(outputs)
+        if self.kind != "distillation":
+            return found[self.prediction]
+        scaled = [y.reshape(len(y), -1) / s for y, s in zip(found, self.scales, strict=True) if s > 0]
+        return torch.cat(scaled, dim=1)
+
+    def log_probabilities(self, output: Tensor) -> Tensor:
+        """Log-probabilities of the classes, shape (n, n_classes)."""
+        if self.kind == "binary" and (output.ndim == 1 or output.shape[-1] == 1):
+            flat = output.reshape(-1)
+            if self.output == "logits":
+                pair = [functional.logsigmoid(-flat), functional.logsigmoid(flat)]
+            else:
+                pair = [_log(1 - flat), _log(flat)]
+            return torch.stack(pair, dim=1)
+        return functional.log_softmax(output, dim=-1) if self.output == "logits" else _log(output)
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Mean cross-entropy, or mean squared error; a scalar."""
+        if self.kind == "distillation":
+            return functional.mse_loss(output, target)
+        if self.kind == "regression":
+            return functional.mse_loss(output.reshape(-1), target)
+        return functional.nll_loss(self.log_probabilities(output), target)
+
+    def distillation_loss(self, output: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        """Mean divergence from the teacher's softened prediction; a scalar.
+
+        References:
+            Hinton, Vinyals and Dean (2015), "Distilling the knowledge in a neural network",
+            section 2; the factor ``temperature**2`` keeps gradients of one size.
+        """
+        if self.kind == "regression":
+            return functional.mse_loss(output.reshape(-1), teacher.reshape(-1))
+        student = functional.log_softmax(self.log_probabilities(output) / temperature, dim=-1)
+        softened = functional.log_softmax(self.log_probabilities(teacher) / temperature, dim=-1)
+        divergence = functional.kl_div(student, softened, reduction="batchmean", log_target=True)
+        return divergence * temperature**2
+
+    def metric(self, name: str, output: Tensor, target: Tensor) -> float:
+        """One metric over all rows.
+
+        Args:
+            name: A name of ``METRICS[kind]``.
+            output: A view of the outputs, shape (n,), (n, 1), (n, n_classes) or (n, n_values).
+            target: Class numbers int64 or values float32, shape (n,); (n, n_values) for distillation.
+        """
+        if self.kind == "distillation":
+            return float(_AGREEMENT[name](output.double(), target.double()))
+        if self.kind == "regression":
+            return float(_REGRESSION[name](output.reshape(-1).double(), target.double()))
+        logs = self.log_probabilities(output.double())
+        if name == "log_loss":
+            return float(functional.nll_loss(logs, target))
+        if name == "accuracy":
+            return float((logs.argmax(dim=-1) == target).double().mean())
+        # ranks are what AUROC sees; a logit keeps ties apart where a probability would round to 1
+        margin = logs[:, 1] - logs[:, 0]
+        ranks = torch.unique(margin, return_inverse=True)[1].double()
+        return float(classification.binary_auroc((ranks + 1) / (ranks.max() + 2), target))
+
+    def metrics(self, output: Tensor, target: Tensor) -> dict[str, float]:
+        """Every metric of the task over all rows."""
+        return {name: self.metric(name, output, target) for name in METRICS[self.kind]}
+
+    @property
+    def default_metric(self) -> str:
+        """The metric used where the recipe names none."""
+        return METRICS[self.kind][0]
+
+
+def gain(metric: str, before: float, after: float) -> float:
+    """By how much ``after`` is better than ``before``; negative where it is worse."""
+    return after - before if HIGHER_IS_BETTER[metric] else before - after
+
+
+def _rmse(output: Tensor, target: Tensor) -> Tensor:
+    return regression.mean_squared_error(output, target, squared=False)
+
+
+def explained(output: Tensor, target: Tensor) -> Tensor:
+    """Share of the variance of ``target`` that ``output`` explains, over all columns; (n,) or (n, k) both.
+
+    Columns are pooled, so that one that never varies divides nothing by zero. Not finite where none varies.
+    """
+    total = (target - target.mean(dim=0)).square().sum()
+    return 1 - (target - output).square().sum() / total
+
+
+# torchmetrics takes sums of squares below 1e-4 for zero in r2, whatever the target's unit
+_REGRESSION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "r2": explained,
+    "rmse": _rmse,
+    "mae": regression.mean_absolute_error,
+}
+
+
+def _rmse_of_all(output: Tensor, target: Tensor) -> Tensor:
+    return (target - output).square().mean().sqrt()
+
+
+def _cosine(output: Tensor, target: Tensor) -> Tensor:
+    return functional.cosine_similarity(output, target, dim=1).mean()
+
+
+_AGREEMENT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "r2": explained,
+    "rmse": _rmse_of_all,
+    "cosine": _cosine,
+}
+
+
+def joined(
+    batches: Iterable[tuple[Sequence[Tensor], Tensor]], rows: int
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Outputs and targets of many batches as one, in order.
+
+    They are copied into their place one by one: small tensors that stay, between large ones that go, would
+    leave the heap full of holes as large as the rows themselves.
+
+    Args:
+        batches: Outputs and target of each batch.
+        rows: Number of rows of all batches.
+
+    Raises:
+        ModelError: An output changes its shape from batch to batch.
+        DataError: The batches hold another number of rows.
+    """
+    whole: list[Tensor] = []
+    start = 0
+    for outputs, target in batches:
+        parts = (*outputs, target)
+        whole = whole or [x.new_empty((rows, *x.shape[1:])) for x in parts]
+        if any(x.shape[1:] != y.shape[1:] for x, y in zip(parts, whole, strict=True)):
+            raise ModelError(
+                "The network's outputs change their shape from batch to batch; let the loader pad to one "
+                "length."
+            )
+        end = start + len(target)
+        if end <= rows:
+            for x, y in zip(parts, whole, strict=True):
+                y[start:end] = x
+        start = end
+        if end > rows:
+            break
+    if start != rows:
+        raise DataError(
+            f"The data hold {rows} rows at first and {start} later; let the loader yield the same."
+        )
+    *joint, targets = whole
+    return tuple(joint), targets
+
+
+def _log(probability: Tensor) -> Tensor:
+    return probability.clamp(min=torch.finfo(probability.dtype).tiny).log()
+
+
+def _are_probabilities(output: Tensor) -> bool:
+    return bool(((output >= 0) & (output <= 1)).all())

@@ -1,0 +1,162 @@
+"""Groups: which weights live and die together, and the arithmetic on them.
+
+A group is all weights leaving a unit, in every layer that reads it: an input field (one
+column, or several joined by domain knowledge) or a hidden neuron. Groups never overlap, so
+the proximal operator of their penalty is separable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from glprune.pruning.units import Kind, Slot, UnitSet
+
+State = Mapping[str, Tensor]
+_LEAST_SIZE = 1e-4  # of the largest: a group that is zero already has a large weight, not an infinite one
+
+
+@dataclass(frozen=True)
+class GroupSet:
+    """The groups of one unit set.
+
+    Attributes:
+        units: Where the units lie.
+        labels: Field names, or unit numbers, shape (n_groups,).
+        group: The group of each unit, shape (n_units,), int64.
+    """
+
+    units: UnitSet
+    labels: tuple[str, ...]
+    group: Tensor
+
+    @property
+    def name(self) -> str:
+        """Name of the input or layer."""
+        return self.units.name
+
+    @property
+    def kind(self) -> Kind:
+        """``input`` or ``hidden``."""
+        return self.units.kind
+
+    def owner(self, slot: Slot) -> Tensor:
+        """The group of each position of ``slot``, shape of ``slot.unit``; -1 is nobody's."""
+        return torch.where(slot.unit >= 0, self.group[slot.unit.clamp(min=0)], -1)
+
+    def units_of(self, groups: Tensor) -> Tensor:
+        """The units whose group is marked; ``groups`` is bool, shape (n_groups,)."""
+        return torch.nonzero(groups[self.group]).flatten()
+
+
+def input_groups(units: UnitSet, fields: Sequence[tuple[str, Sequence[int]]]) -> GroupSet:
+    """Group the columns of an input by field.
+
+    Args:
+        units: The unit set of the input.
+        fields: Name and columns of each field; every column in exactly one.
+    """
+    group = torch.empty(units.count, dtype=torch.int64)
+    for number, (_, columns) in enumerate(fields):
+        group[list(columns)] = number
+    return GroupSet(units, tuple(name for name, _ in fields), group)
+
+
+def hidden_groups(units: UnitSet) -> GroupSet:
+    """Make every unit of a layer a group of its own."""
+    return GroupSet(units, tuple(map(str, range(units.count))), torch.arange(units.count))
+
+
+def sliced(groups: GroupSet, kept: Mapping[tuple[str, int], Tensor]) -> GroupSet:
+    """The groups that are left of a set once tensors were sliced, where they lie now.
+
+    Args:
+        groups: Groups of the network before.
+        kept: ``(tensor, dim) -> positions`` that stayed.
+    """
+    slots = []
+    for slot in groups.units.slots:
+        positions = kept.get((slot.tensor, slot.dim))
+        slots.append(slot if positions is None else replace(slot, unit=slot.unit[positions]))
+    if not slots:
+        return groups
+    left = torch.unique(torch.cat([s.unit for s in slots]))
+    left = left[left >= 0]
+    place = torch.full((groups.units.count + 1,), -1)  # the last is for positions of nobody
+    place[left] = torch.arange(len(left))
+    units = replace(groups.units, count=len(left), slots=tuple(replace(s, unit=place[s.unit]) for s in slots))
+    names, group = torch.unique(groups.group[left], return_inverse=True)
+    return GroupSet(units, tuple(groups.labels[n] for n in names.tolist()), group)
+
+
+def _sum_by_owner(values: Tensor, dim: int, owner: Tensor, count: int) -> Tensor:
+    """Sum ``values`` over all but ``dim`` and add up by owner; owner -1 is dropped."""
+    others = [d for d in range(values.ndim) if d != dim % values.ndim]
+    along = values.sum(dim=others) if others else values
+    total = torch.zeros(count + 1, dtype=values.dtype)
+    return total.index_add_(0, torch.where(owner < 0, count, owner), along)[:count]
+
+
+def group_norms(state: State, groups: GroupSet) -> Tensor:
+    """L2 norms of the weights leaving each group, shape (n_groups,), float64."""
+    total = torch.zeros(len(groups.labels), dtype=torch.float64)
+    for slot in groups.units.readers:
+        squares = state[slot.tensor].detach().double().square()
+        total += _sum_by_owner(squares, slot.dim, groups.owner(slot), len(groups.labels))
+    return total.sqrt()
+
+
+def group_sizes(state: State, groups: GroupSet) -> Tensor:
+    """Number of weights leaving each group, p_g, shape (n_groups,), int64."""
+    total = torch.zeros(len(groups.labels), dtype=torch.float64)
+    for slot in groups.units.readers:
+        ones = torch.ones(state[slot.tensor].shape, dtype=torch.float64)
+        total += _sum_by_owner(ones, slot.dim, groups.owner(slot), len(groups.labels))
+    return total.long()
+
+
+def penalty_weights(state: State, groups: GroupSet, strength: float, adaptive: bool = False) -> Tensor:
+    """Weight of each group in the penalty, shape (n_groups,), float64.
+
+    ``strength * sqrt(p_g)``; adaptive ones are divided by the root mean square of the group's weights
+    now, so that a group shrinks relative to what it was and weak ones go first.
+
+    Args:
+        state: The trained network's tensors.
+        groups: The groups.
+        strength: Factor of all of them.
+        adaptive: Divide by the trained size of the weights.
+
+    References:
+        Yuan and Lin (2006), J. R. Stat. Soc. B 68(1), 49-67; adaptive: Wang and Leng (2008), "A note
+        on adaptive group lasso", Comput. Stat. Data Anal. 52, 5277-5286.
+    """
+    root = group_sizes(state, groups).double().sqrt()
+    if not adaptive:
+        return strength * root
+    size = group_norms(state, groups) / root.clamp(min=1.0)
+    if not bool(size.any()):  # a set that is zero altogether has no weak groups
+        return strength * root
+    least = size.max() * _LEAST_SIZE
+    return strength * root / torch.maximum(size, least)
+
+
+def support(state: State, groups: GroupSet) -> Tensor:
+    """Mark the groups with any non-zero weight, bool, shape (n_groups,); all of a refused set."""
+    if groups.units.refused:
+        return torch.ones(len(groups.labels), dtype=torch.bool)
+    alive = torch.zeros(len(groups.labels), dtype=torch.float64)
+    for slot in groups.units.readers:
+        used = (state[slot.tensor].detach() != 0).double()
+        alive += _sum_by_owner(used, slot.dim, groups.owner(slot), len(groups.labels))
+    return alive > 0
+
+
+def zero_units_(state: State, units: UnitSet, marked: Tensor) -> None:
+    """Set the weights leaving the marked units to zero, in place; ``marked`` is bool (n_units,)."""
+    for slot in units.readers:
+        hit = (slot.unit >= 0) & marked[slot.unit.clamp(min=0)]
+        state[slot.tensor].data.index_fill_(slot.dim, torch.nonzero(hit).flatten(), 0.0)

@@ -1,0 +1,211 @@
+"""Which weights belong to which unit: drafted from a trace, proved on numbers, compared with torch-pruning.
+
+Every set is proved by :mod:`glprune.pruning.verification` before anything is trained or cut; sets whose proof
+fails are refused with the reason. torch-pruning's own plan is laid beside each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from glprune.data.splits import Inputs
+from glprune.errors import ModelError
+from glprune.pruning.candidates import Draft, draft_units
+from glprune.pruning.dependency_graph import dependency_plans
+from glprune.pruning.trace import trace
+from glprune.pruning.units import Kind, Slot, UnitSet
+from glprune.pruning.verification import Prover, first_line, random_twin
+
+
+def plan_units(
+    network: nn.Module,
+    inputs: Inputs,
+    axes: Sequence[int | None],
+    names: Sequence[str],
+    allow_inexact: bool = False,
+) -> list[UnitSet]:
+    """Find every set of units of a network, the weights that belong to each unit, and prove them.
+
+    Args:
+        network: The network, in evaluation mode; it is copied, never changed.
+        inputs: Example inputs, each (batch, ...), batch at least 2.
+        axes: The axis of each input that holds its features; None where it has none.
+        names: The name of each input.
+        allow_inexact: Plan units mixed by LayerNorm, RMSNorm, softmax or a mean too; their index
+            map is proved with that operation held neutral, and ``inexact`` names it.
+
+    Returns:
+        Unit sets, inputs first, then layers as they run. Sets that cannot be cut carry the
+        reason in ``refused``. Output units are left out: they are the prediction.
+
+    Raises:
+        ModelError: The network does not run while its operations are watched.
+    """
+    twin, probe, _ = random_twin(network, inputs)
+    try:
+        seen = trace(twin, probe, axes)
+    except Exception as error:  # scripted or compiled networks need not run under a dispatch mode
+        raise ModelError(
+            f"The network cannot be traced ({first_line(error)}); give the plain torch.nn.Module, neither "
+            "scripted nor compiled."
+        ) from error
+    prover = Prover(network, inputs, axes, frozenset(seen.mixing))
+    planner = _Planner(network, prover, allow_inexact)
+    sets = [s for cluster in _clusters(network, draft_units(seen, names)) for s in planner.planned(cluster)]
+    sets = planner.confirmed(sets)
+    seconds = dependency_plans(network, inputs, axes, names)
+    return [replace(s, planner="both") if _alike(s, seconds.get(s.name)) else s for s in sets]
+
+
+class _Planner:
+    """Chooses, for each draft, the first candidate that holds."""
+
+    def __init__(self, network: nn.Module, prover: Prover, allow_inexact: bool) -> None:
+        self.prover, self.allow_inexact = prover, allow_inexact
+        self.frozen = {name for name, p in network.named_parameters() if not p.requires_grad}
+        self.buffers = {name for name, _ in network.named_buffers()}
+        self.readers: dict[str, tuple[int, Tensor]] = {}
+        self.clusters: list[list[UnitSet]] = []
+
+    def planned(self, cluster: Sequence[Draft]) -> list[UnitSet]:
+        """Prove a cluster of drafts that are cut together; refused sets carry the reason."""
+        reason = next((d.refused for d in cluster if d.refused), None)
+        if len(cluster) > 1 and reason is None and len({d.count for d in cluster}) > 1:
+            reason = "its layers and directions do not hold the same units"
+        if reason is not None:
+            return [
+                _refused(d, d.refused or f"held in one width with a layer of which {reason}") for d in cluster
+            ]
+        failure = "no layer reads these units through weights of its own"
+        for candidate in self._candidates(cluster):
+            failure = self._conflict(candidate) or ""
+            proved = failure or self.prover.first(candidate)
+            if isinstance(proved, str):
+                failure = proved
+                continue
+            if cluster[0].source is not None and (late := self.prover.rest(proved)):
+                failure = late
+                continue
+            self._accept(proved)
+            return proved
+        mixed = next((f"{d.mixed} mixes the units" for d in cluster if d.mixed), None)
+        return [_refused(d, mixed or failure) for d in cluster]
+
+    def confirmed(self, sets: Sequence[UnitSet]) -> list[UnitSet]:
+        """Prove all accepted sets together on every separating subset; one by one if that fails."""
+        if self.prover.holds(self.clusters):
+            return list(sets)
+        failures: dict[str, str] = {}
+        for cluster in self.clusters:
+            failure = self.prover.rest(cluster)
+            failures |= {s.name: failure for s in cluster if failure}
+        if not failures:  # each holds alone: keep those that hold with all before them
+            kept: list[list[UnitSet]] = []
+            for cluster in self.clusters:
+                if self.prover.holds([*kept, cluster]):
+                    kept.append(cluster)
+                else:
+                    failures |= {
+                        s.name: "cutting them together with other units changes outputs" for s in cluster
+                    }
+        return [replace(s, slots=(), refused=failures[s.name]) if s.name in failures else s for s in sets]
+
+    def _candidates(self, cluster: Sequence[Draft]) -> Iterator[list[UnitSet]]:
+        mixed = [d.mixed for d in cluster if d.mixed]
+        if not mixed:
+            yield [_unit_set(d, d.slots) for d in cluster]
+        if cluster[0].source is not None:
+            for slots in (cluster[0].slots, cluster[0].scales):
+                yield [replace(_unit_set(cluster[0], slots), removal="constant")]
+        if mixed and self.allow_inexact:
+            yield [replace(_unit_set(d, d.slots), inexact=mixed[0]) for d in cluster]
+
+    def _conflict(self, sets: Sequence[UnitSet]) -> str | None:
+        """Say why the penalty cannot act on these units."""
+        if not all(s.readers for s in sets):
+            return "no layer reads these units through weights of its own"
+        mine: dict[str, tuple[int, Tensor]] = dict(self.readers)
+        for slot in (slot for s in sets for slot in s.readers):
+            if slot.tensor in self.buffers:
+                return f"{slot.tensor!r}, which reads them, is a buffer and not trained"
+            if slot.tensor in self.frozen:
+                return f"{slot.tensor!r} is frozen (requires_grad=False)"
+            dim, taken = mine.get(slot.tensor, (slot.dim, torch.zeros(len(slot.unit), dtype=torch.bool)))
+            if dim != slot.dim:
+                return f"{slot.tensor!r} is tied: units leave it along two dimensions"
+            if bool((taken & (slot.unit >= 0)).any()):
+                return f"the weights of {slot.tensor!r} that leave them belong to other units already"
+            mine[slot.tensor] = dim, taken | (slot.unit >= 0)
+        return None
+
+    def _accept(self, sets: Sequence[UnitSet]) -> None:
+        self.clusters.append(list(sets))
+        for slot in (slot for s in sets for slot in s.readers):
+            _, taken = self.readers.get(
+                slot.tensor, (slot.dim, torch.zeros(len(slot.unit), dtype=torch.bool))
+            )
+            self.readers[slot.tensor] = slot.dim, taken | (slot.unit >= 0)
+
+
+def _unit_set(draft: Draft, slots: tuple[Slot, ...]) -> UnitSet:
+    kind: Kind = "hidden" if draft.source is None else "input"
+    return UnitSet(draft.name, kind, draft.count, slots, source=draft.source, family=draft.family)
+
+
+def _refused(draft: Draft, reason: str) -> UnitSet:
+    return replace(_unit_set(draft, ()), refused=reason)
+
+
+def _clusters(network: nn.Module, drafts: Sequence[Draft]) -> list[list[Draft]]:
+    """Put layers and directions of one recurrent module together; every other draft is alone."""
+    several = {
+        name
+        for name, m in network.named_modules()
+        if isinstance(m, nn.RNNBase) and (m.num_layers > 1 or m.bidirectional)
+    }
+    missing = _missing(network, several, drafts)
+    clusters: dict[str, list[Draft]] = {}
+    for number, draft in enumerate(drafts):
+        homes = sorted(
+            {
+                path
+                for path, _, leaf in (
+                    slot.tensor.rpartition(".") for slot in draft.slots if slot.role == "reader"
+                )
+                if path in several and leaf.startswith("weight_hh")
+            }
+        )
+        family = homes[0] if homes else None
+        if family in missing and not draft.refused:
+            draft = replace(draft, refused=f"held in one width with the outputs of {missing[family]!r}")
+        clusters.setdefault(family if family is not None else f"#{number}", []).append(
+            replace(draft, family=family)
+        )
+    return list(clusters.values())
+
+
+def _missing(network: nn.Module, several: Collection[str], drafts: Sequence[Draft]) -> dict[str, str]:
+    """Recurrent modules of which a layer has no draft, as where its units are the output."""
+    drafted = {slot.tensor for d in drafts for slot in d.slots if slot.role == "reader"}
+    names = (name for name, _ in network.named_parameters())
+    absent = (
+        (n.rpartition(".")[0], n)
+        for n in names
+        if n.rpartition(".")[2].startswith("weight_hh") and n not in drafted
+    )
+    return {path: name for path, name in absent if path in several}
+
+
+def _alike(units: UnitSet, second: UnitSet | None) -> bool:
+    """Tell whether torch-pruning gives every position of every parameter to the same unit."""
+    if second is None or units.refused or second.refused or units.count != second.count:
+        return False
+    theirs = {(slot.tensor, slot.dim): slot for slot in second.slots}
+    mine = {(slot.tensor, slot.dim): slot for slot in units.slots}
+    return all(key in mine and torch.equal(mine[key].unit, slot.unit) for key, slot in theirs.items()) and {
+        (s.tensor, s.dim) for s in units.readers
+    } == {(s.tensor, s.dim) for s in second.readers}

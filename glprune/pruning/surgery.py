@@ -1,0 +1,255 @@
+"""The only physical surgery: keep some positions of tensors, sizes in attributes, columns of inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glprune.data.splits import Inputs
+from glprune.pruning.units import UnitSet
+
+# module attribute -> (tensor, dimension) whose size it repeats
+_ATTRIBUTES: dict[str, tuple[str, int]] = {
+    "in_features": ("weight", 1),
+    "out_features": ("weight", 0),
+    "num_features": ("running_mean", 0),
+    "embedding_dim": ("weight", 1),
+    "num_parameters": ("weight", 0),
+    "input_size": ("weight_ih_l0", 1),
+    "hidden_size": ("weight_hh_l0", 1),
+}
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Feeds constants for the removed columns of an input whose network is written for all of them.
+
+    A forward pre-hook of the network: it takes the kept columns and gives the network its full
+    width, so that removal is exact for slices and sizes the forward holds fixed.
+
+    Attributes:
+        place: Number of the input.
+        axis: Its feature axis.
+        kept: Kept columns, int64.
+        values: One value for each original column; those of kept columns are not used.
+    """
+
+    place: int
+    axis: int
+    kept: Tensor
+    values: Tensor
+
+    def __call__(self, module: nn.Module, inputs: Inputs) -> Inputs:
+        """Widen one of the inputs."""
+        x = inputs[self.place]
+        axis = self.axis % x.ndim
+        removed = _others(self.kept, self.values.numel())
+        shape = list(x.shape)
+        shape[axis] = len(removed)
+        line = [1] * x.ndim
+        line[axis] = -1
+        constants = self.values[removed].to(x.dtype).view(line).expand(shape)
+        order = torch.argsort(torch.cat([self.kept, removed]))
+        full = torch.cat([x, constants], dim=axis).index_select(axis, order)
+        return (*inputs[: self.place], full, *inputs[self.place + 1 :])
+
+    def after(self, first: Padding) -> Padding:
+        """This padding of an input that ``first`` narrowed already, as one."""
+        values = first.values.clone()
+        values[first.kept] = self.values
+        return Padding(self.place, self.axis, first.kept[self.kept], values)
+
+
+@dataclass(frozen=True)
+class Surgery:
+    """Everything that turns the dense network into the slim one.
+
+    Attributes:
+        kept: ``(tensor, dim) -> positions`` that stay, int64, in the dense network's numbering.
+        attributes: ``(module path, attribute) -> value``, for sizes a forward reads.
+        padding: Input number -> its padding.
+    """
+
+    kept: Mapping[tuple[str, int], Tensor] = field(default_factory=dict)
+    attributes: Mapping[tuple[str, str], Any] = field(default_factory=dict)
+    padding: Mapping[int, Padding] = field(default_factory=dict)
+
+    def apply_(self, network: nn.Module) -> None:
+        """Cut a dense network, in place."""
+        slice_(network, self.kept)
+        for (path, name), value in self.attributes.items():
+            setattr(network.get_submodule(path), name, value)
+        for padding in self.padding.values():
+            network.register_forward_pre_hook(padding, prepend=True)
+
+    def joined(self, other: Surgery) -> Surgery:
+        """Both surgeries of one dense network."""
+        kept = dict(self.kept)
+        for key, positions in other.kept.items():
+            kept[key] = positions if key not in kept else kept[key][torch.isin(kept[key], positions)]
+        return Surgery(kept, {**self.attributes, **other.attributes}, {**self.padding, **other.padding})
+
+    def followed_by(self, second: Surgery) -> Surgery:
+        """This surgery, then one of the slim network it gave, in the dense network's numbering."""
+        kept = dict(self.kept)
+        for key, positions in second.kept.items():
+            kept[key] = self.kept[key][positions] if key in self.kept else positions
+        padding = dict(self.padding)
+        for place, later in second.padding.items():
+            padding[place] = later.after(padding[place]) if place in padding else later
+        return Surgery(kept, {**self.attributes, **second.attributes}, padding)
+
+
+def plan(
+    network: nn.Module, choices: Iterable[tuple[UnitSet, Tensor]], inputs: Inputs, axes: Sequence[int | None]
+) -> Surgery:
+    """Turn chosen units into a surgery.
+
+    Args:
+        network: The dense network; its attributes are read.
+        choices: Unit sets and the units of each to keep, int64.
+        inputs: Example inputs: a removed column that is fed a constant is fed the first row's value.
+        axes: The feature axis of each input.
+    """
+    whole = Surgery()
+    for units, keep in choices:
+        alive = torch.zeros(units.count, dtype=torch.bool)
+        alive[keep] = True
+        kept = {
+            (s.tensor, s.dim): torch.nonzero((s.unit < 0) | alive[s.unit.clamp(min=0)]).flatten()
+            for s in (units.slots if units.removal == "cut" else ())
+        }
+        attributes = {
+            (a.module, a.name): _resized(
+                network.get_submodule(a.module), a.name, a.per_unit, units.count, len(keep)
+            )
+            for a in units.attributes
+        }
+        padding = {}
+        if units.removal == "constant" and units.source is not None and len(keep) < units.count:
+            axis = axes[units.source]
+            assert axis is not None  # an input without a feature axis has no units
+            padding[units.source] = _padding(units.source, inputs[units.source], axis, keep)
+        whole = whole.joined(Surgery(kept, attributes, padding))
+    return whole
+
+
+def _padding(place: int, x: Tensor, axis: int, keep: Tensor) -> Padding:
+    """Constants that the network has met: the first row's values, the first along every other axis."""
+    row = x.movedim(axis, -1)
+    while row.ndim > 1:
+        row = row[0]
+    return Padding(place, axis, keep, row.clone())
+
+
+def _resized(module: nn.Module, name: str, per_unit: int, count: int, left: int) -> Any:
+    """An attribute's value once ``left`` of ``count`` units stay."""
+    value = getattr(module, name)
+    old, new = per_unit * count, per_unit * left
+    if isinstance(value, tuple | list):
+        return type(value)(new if v == old else v for v in value)
+    return new
+
+
+def slice_(network: nn.Module, kept: Mapping[tuple[str, int], Tensor]) -> None:
+    """Keep only the given positions along tensor dimensions, in place.
+
+    Tied tensors stay tied, ``requires_grad`` stays as it was, and size attributes of the
+    layers follow their tensors.
+
+    Args:
+        network: The network to cut.
+        kept: ``(tensor name, dim) -> positions``, int64.
+    """
+    before = {
+        module: module.num_channels // module.num_groups
+        for module in network.modules()
+        if isinstance(module, nn.GroupNorm)
+    }
+    places = _places(network)
+    for (name, dim), positions in kept.items():
+        old = _get(network, name)
+        data = old.detach().index_select(dim, positions).contiguous()
+        new = nn.Parameter(data, old.requires_grad) if isinstance(old, nn.Parameter) else data
+        for alias in places[id(old)]:
+            _set(network, alias, new)
+        places[id(new)] = places[id(old)]
+    for module in network.modules():
+        _sync(module)
+    for module, per_group in before.items():
+        if module.weight is not None:
+            module.num_channels = module.weight.shape[0]
+            module.num_groups = max(1, module.num_channels // per_group)
+
+
+def all_columns(inputs: Inputs, axes: Sequence[int | None]) -> tuple[Tensor, ...]:
+    """Every position along each input's feature axis; none where it has no such axis."""
+    return tuple(
+        torch.arange(0 if axis is None else x.shape[axis]) for x, axis in zip(inputs, axes, strict=True)
+    )
+
+
+def _others(kept: Tensor, size: int) -> Tensor:
+    out = torch.ones(size, dtype=torch.bool)
+    out[kept] = False
+    return torch.nonzero(out).flatten()
+
+
+def _places(network: nn.Module) -> dict[int, list[str]]:
+    """All names of every tensor, by identity, so that ties survive the cut."""
+    places: dict[int, list[str]] = {}
+    for named in (network.named_parameters, network.named_buffers):
+        for name, tensor in named(remove_duplicate=False):
+            places.setdefault(id(tensor), []).append(name)
+    return places
+
+
+def _get(network: nn.Module, name: str) -> Tensor:
+    path, _, leaf = name.rpartition(".")
+    return getattr(network.get_submodule(path), leaf)
+
+
+def _set(network: nn.Module, name: str, tensor: Any) -> None:
+    path, _, leaf = name.rpartition(".")
+    module = network.get_submodule(path)
+    if isinstance(tensor, nn.Parameter) and leaf in module._parameters:
+        module._parameters[leaf] = tensor  # parametrised modules refuse plain assignment of other shapes
+        if isinstance(module, nn.RNNBase):
+            setattr(module, leaf, tensor)  # which keeps its flat list of weights in step
+        return
+    setattr(module, leaf, tensor)
+
+
+def _sync(module: nn.Module) -> None:
+    """Make a layer's size attributes say what its tensors say."""
+    weight = getattr(module, "weight", None)
+    if isinstance(module, nn.modules.conv._ConvNd) and isinstance(weight, Tensor):
+        first, second = weight.shape[:2]
+        transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+        if module.groups > 1:  # depthwise: each group reads one channel
+            own = module.out_channels // module.groups
+            module.groups = first // (1 if transposed else own)
+            module.in_channels, module.out_channels = module.groups, module.groups * own
+        elif transposed:
+            module.in_channels, module.out_channels = first, second
+        else:
+            module.in_channels, module.out_channels = second, first
+        return
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm) and isinstance(weight, Tensor):
+        module.normalized_shape = tuple(weight.shape)
+        return
+    if isinstance(module, nn.LSTM) and module.proj_size:
+        module.proj_size, module.hidden_size = getattr(module, "weight_hr_l0").shape  # noqa: B009
+        module.input_size = getattr(module, "weight_ih_l0").shape[1]  # noqa: B009
+        return
+    if isinstance(module, nn.RNNCellBase):
+        module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
+        return
+    for attribute, (tensor_name, dim) in _ATTRIBUTES.items():
+        tensor = getattr(module, tensor_name, None)
+        if hasattr(module, attribute) and isinstance(tensor, Tensor) and tensor.ndim > dim:
+            setattr(module, attribute, tensor.shape[dim])

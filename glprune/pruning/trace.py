@@ -1,0 +1,54 @@
+"""Follow units through a network: from the weights that make them to the weights that read them.
+
+The network runs once on an example while every tensor operation is watched. Each tensor carries
+label planes: arrays of its own shape that say which unit every element belongs to, one plane for
+each independent way of dividing it into units (features and embedding dimensions, say). Views and
+concatenations move labels as they move values, so slices, reshapes and permutations need no rule
+of their own; elementwise operations join the units they pair; a contraction with a weight ends a
+unit at the weight's positions, which become its reader, and begins the units of its output.
+Operations that mix units are noted by name. Nothing here is trusted: :mod:`glprune.pruning.verification` tests
+every plan on numbers.
+
+Positions of weights and input columns are nodes; joined nodes are found as connected components.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from glprune.data.splits import Inputs
+from glprune.pruning.labels import tensors
+from glprune.pruning.tracer import Trace, Watcher
+from glprune.pruning.tracing_rules import rule_for
+
+
+def trace(network: nn.Module, inputs: Inputs, axes: Sequence[int | None]) -> Trace:
+    """Run a network once and follow its units.
+
+    Args:
+        network: The network, in evaluation mode; it is not changed.
+        inputs: Example inputs, each (batch, ...), batch at least 2.
+        axes: The axis of each input that holds its features; None where it has none.
+    """
+    watcher = Watcher(network, inputs, axes, rule_for)
+    with torch.no_grad(), _plain_operations(), watcher.layers(), watcher:
+        outputs = network(*inputs)
+    watcher.finish(tensors(outputs))
+    return watcher.trace
+
+
+@contextlib.contextmanager
+def _plain_operations() -> Iterator[None]:
+    """Run attention as matrix products and softmax instead of fused kernels."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)

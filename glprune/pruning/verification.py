@@ -1,0 +1,397 @@
+"""Proof of plans on numbers: random weights in double precision, units perturbed, zeroed and cut.
+
+A plan from :mod:`glprune.pruning.planner` is not trusted. For subsets of units that set any two units
+apart, on a copy with random weights: perturbing the units changes the outputs; once the weights
+leaving them are zero, perturbing them changes nothing; and cutting them changes nothing either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from glprune.data.splits import Inputs, select
+from glprune.pruning.groups import zero_units_
+from glprune.pruning.surgery import all_columns, plan
+from glprune.pruning.tracer import is_reduction
+from glprune.pruning.units import Attribute, UnitSet
+
+TOLERANCE = 1e-5  # relative, in float32
+_DOUBLE_TOLERANCE = 1e-9
+_PROBE_ROWS = 8
+_SMALL_ROW = 4096  # numbers in a row of all inputs; larger ones are probed on fewer rows
+_MOST_ATTRIBUTES = 3
+_MOST_REPAIRS = 40
+Marked = tuple[UnitSet, Tensor]  # a unit set and its marked units, bool (n_units,)
+
+
+def difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    """Largest ``|a - b| / max(1, max|a|)`` over outputs; infinite where shapes or NaNs differ."""
+    worst = 0.0
+    if len(a) != len(b):
+        return float("inf")
+    for x, y in zip(a, b, strict=True):
+        if x.shape != y.shape:
+            return float("inf")
+        if x.numel():
+            gap = float((x.double() - y.double()).abs().max() / x.double().abs().max().clamp(min=1.0))
+            worst = max(worst, gap if gap == gap else float("inf"))
+    return worst
+
+
+def outputs(network: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """All output tensors of a network, without gradients."""
+    with torch.no_grad():
+        return [y.detach() for y in pytree.tree_leaves(network(*inputs)) if isinstance(y, Tensor)]
+
+
+class Prover:
+    """Proves unit sets of one network.
+
+    Args:
+        network: The network; it is copied, never changed.
+        inputs: Example inputs, each (batch, ...), batch at least 2.
+        axes: The feature axis of each input, or None.
+        neutral: Numbers of the reductions that mix units, for sets whose cut may be inexact.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        inputs: Inputs,
+        axes: Sequence[int | None],
+        neutral: frozenset[int] = frozenset(),
+    ) -> None:
+        self.axes = tuple(axes)
+        self.twin, self.probe, self.tolerance = random_twin(network, inputs)
+        self.whole = outputs(self.twin, self.probe)
+        self.neutral = neutral
+
+    def rest(self, sets: Sequence[UnitSet]) -> str | None:
+        """Prove sets that are cut together on every separating subset; the reason where that fails."""
+        for marks in self._subsets(sets):
+            failure = self.failure(marks)
+            if failure:
+                return failure
+        return None
+
+    def holds(self, clusters: Sequence[Sequence[UnitSet]]) -> bool:
+        """Prove all clusters at once: every subset of each is zeroed and cut together with the others'."""
+        queues = [self._subsets(cluster) for cluster in clusters]
+        for number in range(max((len(q) for q in queues), default=0)):
+            marks = [mark for queue in queues if number < len(queue) for mark in queue[number]]
+            if self.failure(marks):
+                return False
+        return True
+
+    def first(self, sets: Sequence[UnitSet]) -> list[UnitSet] | str:
+        """Prove sets that are cut together on one half of their units.
+
+        Where the forward no longer runs, attributes that it may read its widths from are tried.
+
+        Returns:
+            The sets with the attributes that follow their widths, or the reason why the plan
+            does not hold.
+        """
+        if not self._alive(sets):
+            return "zeroing these units changes no output, so that nothing can be proved of them"
+        marks = self._subsets(sets)[0]
+        failure = self.failure(marks)
+        if failure is None:
+            return list(sets)
+        if not failure.startswith(_RUNS):
+            return failure
+        pinned = _pinned(self.twin, sets)
+        if pinned is not None:
+            return pinned
+        for attributes in _repairs(self.twin, sets):
+            repaired = [replace(s, attributes=attributes if n == 0 else ()) for n, s in enumerate(sets)]
+            again = [(s, mark) for s, (_, mark) in zip(repaired, marks, strict=True)]
+            if self._runs(again) and self.failure(again) is None:
+                return repaired
+        return failure
+
+    def _runs(self, marks: Sequence[Marked]) -> bool:
+        """Tell whether the network runs at all with the marked units cut."""
+        slim = _copied(self.twin, ())
+        choices = [(units, torch.nonzero(~marked).flatten()) for units, marked in marks]
+        columns = _columns(choices, self.probe, self.axes)
+        return not isinstance(difference_after(slim, choices, self.probe, self.axes, [], columns), str)
+
+    def _alive(self, sets: Sequence[UnitSet]) -> bool:
+        """Tell whether the units matter to the outputs at all."""
+        zeroed = _copied(self.twin, [slot.tensor for units in sets for slot in units.readers])
+        for units in sets:
+            zero_units_(dict(zeroed.state_dict()), units, torch.ones(units.count, dtype=torch.bool))
+        return difference(self.whole, outputs(zeroed, self.probe)) > self.tolerance
+
+    def failure(self, marks: Sequence[Marked]) -> str | None:
+        """Say why cutting the marked units by plan is not the same as zeroing them; None where it is."""
+        inexact = any(units.inexact for units, _ in marks)
+        with _neutral(self.neutral, inexact):
+            return self._failure(marks)
+
+    def _failure(self, marks: Sequence[Marked]) -> str | None:
+        tensors = [slot.tensor for units, _ in marks for slot in units.slots]
+        zeroed = _copied(self.twin, tensors)
+        for units, marked in marks:
+            zero_units_(dict(zeroed.state_dict()), units, marked)
+        reference = outputs(zeroed, self.probe)
+        moved = _copied(zeroed, tensors)
+        probe = _perturb(moved, marks, self.probe, self.axes)
+        if difference(reference, outputs(moved, probe)) > self.tolerance:
+            return f"{_mixer(self.twin, marks)}: the units reach the output past the weights that read them"
+        choices = [(units, torch.nonzero(~marked).flatten()) for units, marked in marks]
+        columns = _columns(choices, self.probe, self.axes)
+        gap = difference_after(zeroed, choices, self.probe, self.axes, reference, columns)
+        if isinstance(gap, str):
+            return gap
+        if gap > self.tolerance:
+            return f"{_mixer(self.twin, marks)}: zeroed units change outputs when cut"
+        return None
+
+    def _subsets(self, sets: Sequence[UnitSet]) -> list[list[Marked]]:
+        """Separating subsets; sets of one cluster have equal counts and are marked alike."""
+        return [[(s, subset) for s in sets] for subset in separating_subsets(sets[0].count)]
+
+
+def _copied(network: nn.Module, tensors: Collection[str]) -> nn.Module:
+    """Copy a network's modules and the named tensors; the rest is shared, since only those are written."""
+    own = set(tensors)
+    shared = {id(t): t for name, t in network.state_dict(keep_vars=True).items() if name not in own}
+    return copy.deepcopy(network, shared)
+
+
+def _columns(
+    choices: Sequence[tuple[UnitSet, Tensor]], inputs: Inputs, axes: Sequence[int | None]
+) -> list[Tensor]:
+    """Kept columns of every input."""
+    columns = list(all_columns(inputs, axes))
+    for units, keep in choices:
+        if units.source is not None:
+            columns[units.source] = keep
+    return columns
+
+
+_RUNS = "the network no longer runs after the cut"
+
+
+def difference_after(
+    network: nn.Module,
+    choices: Sequence[tuple[UnitSet, Tensor]],
+    inputs: Inputs,
+    axes: Sequence[int | None],
+    reference: Sequence[Tensor],
+    columns: Sequence[Tensor],
+) -> float | str:
+    """Cut ``network`` in place and compare with ``reference``; a sentence where it no longer runs.
+
+    Args:
+        network: The network to cut.
+        choices: Unit sets and the units of each to keep.
+        inputs: Full inputs.
+        axes: The feature axis of each input, or None.
+        reference: Outputs before the cut.
+        columns: Kept columns of each input.
+    """
+    try:
+        plan(network, choices, inputs, axes).apply_(network)
+        return difference(reference, outputs(network, select(inputs, axes, columns)))
+    except Exception as error:  # the user's forward may raise anything once a width changes
+        return f"{_RUNS} ({first_line(error)})"
+
+
+def separating_subsets(count: int) -> list[Tensor]:
+    """Non-empty, non-full subsets of units such that any two units are apart in one."""
+    numbers = torch.arange(count)
+    bits = [(numbers >> bit) & 1 == 1 for bit in range(max(1, (count - 1).bit_length()))]
+    return [s for bit in bits for s in (bit, ~bit) if 0 < int(s.sum()) < count]
+
+
+def random_twin(network: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, float]:
+    """Copy a network with random weights, in double precision where its forward allows it.
+
+    Returns:
+        The copy, example inputs in its precision, and the tolerance that precision deserves.
+    """
+    larger = sum(x[0].numel() for x in inputs) / _SMALL_ROW
+    rows = _PROBE_ROWS if larger <= 1 else max(2, int(_PROBE_ROWS / (2 * larger)))
+    probe = tuple(x[:rows] for x in inputs)
+    wide = tuple(x.double() if x.is_floating_point() else x for x in probe)
+    for strength in (1.0, 0.1, 0.0):
+        twin = _shaken(network, strength)
+        double = _in_double(twin, wide)
+        if double is not None:
+            if strength == 0 or _calm(double, wide):
+                return double, wide, _DOUBLE_TOLERANCE
+        elif _finite(outputs(twin, probe)):
+            return twin, probe, TOLERANCE
+    return twin, probe, TOLERANCE
+
+
+def _in_double(network: nn.Module, inputs: Inputs) -> nn.Module | None:
+    """A copy in double precision; None where its forward fixes float32 or gives no finite numbers."""
+    twin = copy.deepcopy(network).double()
+    try:
+        found = outputs(twin, inputs)
+    except RuntimeError:
+        return None
+    floats = [y for y in found if y.is_floating_point()]
+    return twin if _finite(found) and all(y.dtype == torch.float64 for y in floats) else None
+
+
+def _calm(network: nn.Module, inputs: Inputs) -> bool:
+    """Tell whether round-off stays round-off: random recurrent weights can amplify it without bound."""
+    nudged = copy.deepcopy(network)
+    for parameter in nudged.parameters():
+        parameter.data.mul_(1 + 1e-14)
+    return difference(outputs(network, inputs), outputs(nudged, inputs)) <= _DOUBLE_TOLERANCE / 100
+
+
+def _finite(tensors: Sequence[Tensor]) -> bool:
+    floats = [t for t in tensors if t.is_floating_point()]
+    return bool(floats) and all(bool(torch.isfinite(t).all()) for t in floats)
+
+
+def _shaken(network: nn.Module, strength: float) -> nn.Module:
+    generator = torch.Generator().manual_seed(0)
+    twin = copy.deepcopy(network).eval()
+    for parameter in twin.parameters():
+        if parameter.is_floating_point():
+            scale = parameter.detach().double().square().mean().sqrt().clamp(min=1e-2) * strength
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * scale
+            parameter.data = (parameter.data.double() + noise).to(parameter.dtype)
+    for name, buffer in twin.named_buffers():
+        if buffer.is_floating_point():
+            factor = 1 + strength * torch.rand(buffer.shape, generator=generator, dtype=torch.float64)
+            shift = strength * torch.randn(buffer.shape, generator=generator, dtype=torch.float64) / 10
+            moved = buffer.double() * factor + (shift if name.endswith("running_mean") else 0.0)
+            buffer.copy_(moved.to(buffer.dtype))
+    return twin
+
+
+@torch.no_grad()
+def _perturb(
+    network: nn.Module, marks: Sequence[Marked], inputs: Inputs, axes: Sequence[int | None]
+) -> Inputs:
+    """Change what makes the marked units: their carriers' positions, in place, and input columns."""
+    state = dict(network.state_dict())
+    moved = list(inputs)
+    for units, marked in marks:
+        for slot in units.slots:
+            tensor = state[slot.tensor]
+            hit = torch.nonzero((slot.unit >= 0) & marked[slot.unit.clamp(min=0)]).flatten()
+            if slot.role == "carrier" and tensor.is_floating_point() and units.removal == "cut":
+                tensor.index_copy_(slot.dim, hit, tensor.index_select(slot.dim, hit) * 1.5 + 0.25)
+        if units.source is not None:
+            x, axis = moved[units.source], axes[units.source]
+            assert axis is not None  # an input without a feature axis has no units
+            hit = torch.nonzero(marked).flatten()
+            part = x.index_select(axis, hit)
+            changed = part * 1.5 + 0.25 if x.is_floating_point() else part.roll(1, 0)
+            moved[units.source] = x.index_copy(axis % x.ndim, hit, changed)
+    return tuple(moved)
+
+
+def _mixer(network: nn.Module, marks: Sequence[Marked]) -> str:
+    """Name the layer among the units' carriers that mixes units, if there is one."""
+    for units, _ in marks:
+        for slot in units.slots:
+            path = slot.tensor.rpartition(".")[0]
+            layer = network.get_submodule(path)
+            if isinstance(layer, nn.LayerNorm | nn.GroupNorm):
+                return f"{type(layer).__name__} {path!r} mixes the units"
+    return "an operation between the layers mixes the units"
+
+
+def _pinned(network: nn.Module, sets: Sequence[UnitSet]) -> str | None:
+    """Name a layer whose own code fixes the width, where it is a well-known one."""
+    for slot in (slot for s in sets for slot in s.slots):
+        path = slot.tensor.rpartition(".")[0]
+        for place in (path, path.rpartition(".")[0]):
+            if isinstance(network.get_submodule(place), nn.MultiheadAttention):
+                return f"MultiheadAttention {place!r} ties the width of its heads to the width of its input"
+    return None
+
+
+def _repairs(network: nn.Module, sets: Sequence[UnitSet]) -> Iterator[tuple[Attribute, ...]]:
+    """Sets of attributes, small ones first, that may hold the width of the units or their number."""
+    count = sets[0].count
+    widths = {count} | {int((slot.unit >= 0).sum()) for s in sets for slot in s.slots}
+    paths: dict[str, None] = {}
+    for slot in (slot for s in sets for slot in s.slots):
+        path = slot.tensor.rpartition(".")[0]
+        while True:
+            paths[path] = None
+            for name, child in network.get_submodule(path).named_children():
+                if not any(True for _ in child.parameters()):  # such as Unflatten
+                    paths[f"{path}.{name}".lstrip(".")] = None
+            if not path:
+                break
+            path = path.rpartition(".")[0]
+    found = [
+        Attribute(path, name, width // count)
+        for path in paths
+        for name, value in vars(network.get_submodule(path)).items()
+        for width in widths
+        if width % count == 0 and name not in ("training",) and _holds(value, width)
+    ]
+    sizes = range(1, min(_MOST_ATTRIBUTES, len(found)) + 1)
+    combinations = itertools.chain.from_iterable(itertools.combinations(found, size) for size in sizes)
+    return itertools.islice(combinations, _MOST_REPAIRS)
+
+
+def _holds(value: Any, width: int) -> bool:
+    if isinstance(value, tuple | list):
+        return width > 1 and any(type(v) is int and v == width for v in value)
+    return type(value) is int and value == width
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextlib.contextmanager
+def _neutral(mixing: frozenset[int], wanted: bool) -> Iterator[None]:
+    """Run with statistics over units held constant, so that an index map can be proved past them."""
+    if not wanted:
+        yield
+        return
+    with _Neutral(mixing):
+        yield
+
+
+class _Neutral(TorchDispatchMode):
+    """LayerNorm and RMSNorm as their affine part, softmax as a sigmoid, mixing reductions as ones."""
+
+    def __init__(self, mixing: frozenset[int]) -> None:
+        super().__init__()
+        self.mixing = mixing
+        self.reductions = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        out = func(*args, **(kwargs or {}))
+        if name in ("native_layer_norm", "_fused_rms_norm"):
+            weight, bias = args[2], args[3] if name == "native_layer_norm" else None
+            scaled = args[0] if weight is None else args[0] * weight
+            return (scaled.clone() if bias is None else scaled + bias, *out[1:])
+        if name == "_softmax":
+            return args[0].sigmoid()
+        if is_reduction(name):
+            self.reductions += 1
+            if self.reductions in self.mixing:
+                return pytree.tree_map(torch.ones_like, out)
+        return out

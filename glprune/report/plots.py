@@ -1,0 +1,203 @@
+"""The report's pictures: figures for notebooks, and static SVG, the same bytes for the same numbers."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+
+from glprune._escaping import visible
+from glprune.report.path_lines import Traces, drawn_points, traces
+from glprune.schema.report import Feature, PathPoint
+
+# blue and orange of Okabe and Ito (2008), told apart by every common colour vision
+KEPT, REMOVED, INK = "#0072b2", "#d55e00", "#3a3f44"
+_STYLE: Any = {
+    "svg.hashsalt": "glprune",
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.edgecolor": "#b8bec4",
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
+}
+_MANY = 40
+
+
+def norm_bars(features: Sequence[Feature]) -> str:
+    """Horizontal bars of the norms of kept fields in the shipped network, largest first."""
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 1.0 + 0.24 * len(features)))
+        axes = figure.add_subplot()
+        names = [_short(f.name) for f in features][::-1]
+        values = [f.norm_final or 0.0 for f in features][::-1]
+        axes.barh(range(len(values)), values, color=KEPT, height=0.62)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(-0.6, len(names) - 0.4)
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel("group norm in the shipped network")
+        return _svg(figure)
+
+
+def path_lines(points: Sequence[PathPoint], features: Sequence[Feature]) -> str:
+    """:func:`path_figure` as SVG."""
+    with rc_context(_STYLE):
+        return _svg(path_figure(points, features))
+
+
+def path_figure(points: Sequence[PathPoint], features: Sequence[Feature]) -> Figure:
+    """Group norms of the fields along the path; selected points are marked. See :mod:`glprune.report.path_lines`."""
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 3.6))
+        axes = figure.add_subplot()
+        axes.plot([], [], color=KEPT, label="kept")
+        axes.plot([], [], color=REMOVED, label="removed")
+        drawn = drawn_points(points, len(features))
+        places = [_places(points)[n] for n in drawn]
+        for lines in traces(points, features):
+            _draw(axes, places, lines, many=len(features) > _MANY)
+        _finish(axes, points)
+        axes.set_ylabel("group norm")
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False, loc="upper right")
+        return figure
+
+
+def _draw(axes: Axes, places: Sequence[float], lines: Traces, many: bool) -> None:
+    """A collection of lines, or of points where the path has a single one, and the band of all others."""
+    kept = lines.status == "kept"
+    color, zorder = (KEPT, 2) if kept else (REMOVED, 1)
+    alpha = 0.5 if many else 0.9
+    norms = [[_round(v) for v in norms] for norms in lines.norms.tolist()]
+    if len(places) == 1:
+        flat = [norm for (norm,) in norms]
+        axes.plot([*places] * len(flat), flat, "o", color=color, alpha=alpha, zorder=zorder)
+    else:
+        drawn = LineCollection(
+            [list(zip(places, own, strict=True)) for own in norms],
+            colors=color,
+            linewidths=0.4 if many else 1.2,
+            alpha=alpha,
+            zorder=zorder,
+            capstyle="projecting",
+            joinstyle="round",
+        )
+        axes.add_collection(drawn)
+        axes.autoscale_view()
+    if lines.band is not None:
+        low, high = ([_round(v) for v in side] for side in lines.band.tolist())
+        label = f"{lines.status}: the {lines.others:,} with smaller norms"
+        style: Any = {"color": color, "alpha": 0.25, "zorder": zorder - 0.5, "label": label}
+        if len(places) == 1:
+            axes.vlines(places, low, high, linewidth=6, **style)
+        else:
+            axes.fill_between(places, low, high, linewidth=0, **style)
+
+
+def path_metric(points: Sequence[PathPoint], metric: str, reference: float) -> str:
+    """:func:`metric_figure` as SVG."""
+    with rc_context(_STYLE):
+        return _svg(metric_figure(points, metric, reference))
+
+
+def metric_figure(points: Sequence[PathPoint], metric: str, reference: float) -> Figure:
+    """Fields left and the validation metric along the path, with refits as diamonds."""
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 3.0))
+        axes = figure.add_subplot()
+        places = _places(points)
+        axes.plot(places, [p.fields for p in points], color="#8a9097", drawstyle="steps-post", linewidth=1.4)
+        axes.set_ylabel("fields left (grey)")
+        axes.set_ylim(bottom=0)
+        other = axes.twinx()
+        other.plot(places, [p.metric for p in points], color=KEPT, marker=".", linewidth=1.2)
+        refitted = [
+            (x, p.refit_metric) for x, p in zip(places, points, strict=True) if p.refit_metric is not None
+        ]
+        other.plot(
+            [x for x, _ in refitted],
+            [y for _, y in refitted],
+            linestyle="none",
+            marker="D",
+            color=REMOVED,
+            markersize=4,
+        )
+        other.axhline(reference, color=KEPT, linewidth=0.8, linestyle=":")
+        other.set_ylabel(f"{metric} (blue; refitted: orange)")
+        other.spines["right"].set_visible(True)
+        _finish(axes, points)
+        return figure
+
+
+def _places(points: Sequence[PathPoint]) -> list[float]:
+    """Where points stand on the axis: at their lambda, or one after another over several stages."""
+    if len({p.stage for p in points}) > 1:
+        return [float(n) for n in range(1, len(points) + 1)]
+    return [p.lam for p in points]
+
+
+def _finish(axes: Axes, points: Sequence[PathPoint]) -> None:
+    places = _places(points)
+    selected = [(x, p) for x, p in zip(places, points, strict=True) if p.selected]
+    if len({p.stage for p in points}) > 1:
+        axes.set_xlabel("points, stage after stage; lambda grows within each (dashed: a stage's choice)")
+    else:
+        _scale(axes, places)
+        axes.set_xlabel("lambda (strength of the penalty)")
+    for x, point in selected:
+        axes.axvline(x, color=INK, linewidth=0.7, linestyle="--", alpha=0.8)
+        axes.annotate(
+            f" {point.lam:.2g}",
+            (x, 1.0),
+            xycoords=("data", "axes fraction"),
+            va="bottom",
+            ha="center",
+            fontsize=7,
+            annotation_clip=False,
+        )
+
+
+def _scale(axes: Axes, lams: Sequence[float]) -> None:
+    if len(lams) > 1 and max(lams) > 0:
+        if min(lams) > 0:
+            axes.set_xscale("log")
+        else:
+            axes.set_xscale("symlog", linthresh=min(v for v in lams if v > 0))
+
+
+def _svg(figure: Figure) -> str:
+    """Render a figure as an inline SVG element without metadata or outside names."""
+    stream = io.StringIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # text stays text: the reader has fonts
+        figure.tight_layout()
+        FigureCanvasSVG(figure).print_svg(
+            stream, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+        )
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # tenths of a point are enough for a line, and more than halve the file
+    text = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d)\d+", r"\1", path[0]), text)
+    return re.sub(r"\n\s*", "\n", text)
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def _short(name: str) -> str:
+    shown = visible(name if len(name) <= 32 else name[:31] + "…")
+    return shown.replace("$", r"\$")

@@ -1,0 +1,1 @@
+"""Processes, checkpoints, the output folder, determinism and progress events."""

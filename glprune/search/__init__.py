@@ -1,0 +1,1 @@
+"""The search for the groups to remove: stages of regularization paths, targets and refits."""

@@ -1,0 +1,80 @@
+"""One solved lambda of a regularisation path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from glprune.runtime.checkpoint import Record
+from glprune.schema.report import PathPoint
+from glprune.search.job import Job
+
+_MANY_FIELDS = 1000
+State = dict[str, Tensor]
+
+
+@dataclass(eq=False)
+class Point:
+    """One solved lambda: its measurements and the weights to start again from.
+
+    Attributes:
+        lam: The lambda.
+        loss: Mean training loss.
+        penalty: The penalty.
+        kkt_zero: Largest KKT residual over zero groups.
+        kkt_active: Largest KKT residual over non-zero groups.
+        fields: Number of input fields with a non-zero group.
+        columns: Number of input columns in those fields.
+        hidden: Number of hidden units with a non-zero group.
+        norms: Group norms of all input fields, float64.
+        alive: For every group set, which groups are not zero, bool, shape (n_groups,).
+        metric: The selection metric on the validation split.
+        state: A copy of the network's tensors; empty once it is no longer needed.
+        refit_metric: The metric after a refit, once one was made.
+        halvings: How often the step size was halved on the way to it, since numbers were not finite.
+        record: Where the run's journal keeps it.
+    """
+
+    lam: float
+    loss: float
+    penalty: float
+    kkt_zero: float
+    kkt_active: float
+    fields: int
+    columns: int
+    hidden: int
+    norms: tuple[float, ...]
+    alive: tuple[Tensor, ...]
+    metric: float
+    state: State
+    refit_metric: float | None = None
+    halvings: int = 0
+    record: Record | None = field(default=None, repr=False)
+
+
+Size = Callable[[Point], float]
+
+
+def path_record(point: Point, stage: int, job: Job, original: Job, selected: bool = False) -> PathPoint:
+    """A point of the path as the report states it, norms in the order of all fields."""
+    fields = original.data.fields
+    norms = dict(zip((f.name for f in job.data.fields), point.norms, strict=True))
+    told = selected or len(fields) <= _MANY_FIELDS
+    return PathPoint(
+        stage=stage,
+        lam=point.lam,
+        objective=point.loss + point.penalty,
+        loss=point.loss,
+        penalty=point.penalty,
+        kkt_zero=point.kkt_zero,
+        kkt_active=point.kkt_active,
+        fields=point.fields,
+        columns=point.columns,
+        hidden=point.hidden,
+        metric=point.metric,
+        refit_metric=point.refit_metric,
+        norms=[norms.get(f.name, 0.0) for f in fields] if told else [],
+        selected=selected,
+    )

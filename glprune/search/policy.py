@@ -1,0 +1,203 @@
+"""The rules of ``policy`` in a recipe, resolved against the fields a network has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from glprune.data.records import Data
+from glprune.errors import RecipeError, did_you_mean
+from glprune.schema.recipe import PolicySpec, Recipe
+
+MUST_DROP, MUST_KEEP = "must_drop", "must_keep"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What becomes of a network's fields whatever the penalty says.
+
+    Attributes:
+        forbidden: Field to be dropped -> why: ``must_drop`` or ``derived_from <name>``.
+        required: Fields that stay and are not penalised.
+        codes: Reason code -> the fields it cites.
+        adverse: Numbers of the classes that are adverse; None where nothing is said of that.
+    """
+
+    forbidden: Mapping[str, str]
+    required: frozenset[str]
+    codes: Mapping[str, tuple[str, ...]]
+    adverse: frozenset[int] | None
+
+    def free(self, field: str) -> bool:
+        """Whether the penalty decides over a field."""
+        return field not in self.forbidden and field not in self.required
+
+    def rank(self, field: str) -> int:
+        """What any selection goes by first: 0 to be dropped, 1 free, 2 to be kept."""
+        return 2 if field in self.required else int(field not in self.forbidden)
+
+    def sentences(self) -> list[str]:
+        """What was decided, for the user."""
+        dropped = [f"{name} ({why.replace('_', ' ', 1)})" for name, why in self.forbidden.items()]
+        found = {"dropped": dropped, "kept": sorted(self.required)}
+        return [
+            f"The policy has fields {verb}: {', '.join(names)}." for verb, names in found.items() if names
+        ]
+
+
+NO_RULES = Rules({}, frozenset(), {}, None)
+
+
+def resolve(recipe: Recipe, data: Data) -> Rules:
+    """Find the fields that must go, with all that is derived from them, and those that must stay.
+
+    A column stands for its field: its columns live and die together.
+
+    Raises:
+        RecipeError: A name is unknown, rules contradict each other, or a field is derived from itself.
+    """
+    spec = recipe.policy
+    if spec is None:
+        return NO_RULES
+    names = _Names(recipe, spec, data)
+    names.check()
+    parents = _parents(recipe, spec, names.owner)
+    dropped = {names.owner.get(name, name): name for name in spec.must_drop}
+    forbidden = {
+        field.name: why for field in data.fields if (why := _why(field.name, dropped, parents)) is not None
+    }
+    required = [names.owner[name] for name in spec.must_keep]
+    _check_conflicts(recipe, spec, required, forbidden)
+    _check_choice(recipe, data, frozenset(required), forbidden)
+    codes: dict[str, tuple[str, ...]] = {}
+    for name, cited in spec.reason_codes.items():
+        for code in listed(cited):
+            codes[code] = tuple(dict.fromkeys((*codes.get(code, ()), names.owner[name])))
+    return Rules(forbidden, frozenset(required), codes, _adverse(recipe, spec, data))
+
+
+def _adverse(recipe: Recipe, spec: PolicySpec, data: Data) -> frozenset[int] | None:
+    """The numbers of the classes that are adverse."""
+    if spec.adverse is None:
+        return None
+    classes, where = list(data.classes or ()), recipe.where("policy", "adverse")
+    unknown = next((str(c) for c in spec.adverse if str(c) not in classes), None)
+    if unknown is not None:
+        raise RecipeError(f"{where}: no class {unknown!r}; the classes are {', '.join(classes)}.")
+    found = frozenset(classes.index(str(c)) for c in spec.adverse)
+    if len(found) == len(classes):
+        raise RecipeError(f"{where} lists every class; leave out those that are not adverse.")
+    return found
+
+
+def listed(names: str | Sequence[str]) -> list[str]:
+    """A name or a list of names as a list."""
+    return [names] if isinstance(names, str) else list(names)
+
+
+class _Names:
+    """The names a policy may use; ``owner`` maps fields and their columns to the field."""
+
+    def __init__(self, recipe: Recipe, spec: PolicySpec, data: Data) -> None:
+        self.recipe, self.spec, self.outside = recipe, spec, set(data.outside)
+        self.owner = {data.features[c]: field.name for field in data.fields for c in field.columns}
+        self.owner |= {field.name: field.name for field in data.fields}
+
+    def check(self) -> None:
+        """Refuse names of nothing: fields, columns of the file, or what the policy itself speaks of twice."""
+        spec = self.spec
+        seen = {*self.owner, *self.outside}
+        ancestors = {name for names in spec.derived_from.values() for name in listed(names)}
+        self._all(spec.must_keep, set(self.owner), "must_keep")
+        self._all(spec.reason_codes, set(self.owner), "reason_codes")
+        self._all(spec.must_drop, seen | ancestors | set(spec.derived_from), "must_drop")
+        self._all(spec.derived_from, seen | ancestors, "derived_from")
+        known = {*seen, *spec.must_drop, *spec.derived_from}
+        for name, names in spec.derived_from.items():
+            self._all(listed(names), known, "derived_from", name)
+
+    def _all(self, names: Iterable[str], known: set[str], *keys: str) -> None:
+        for name in names:
+            if name not in known:
+                where = self.recipe.where("policy", *keys)
+                raise RecipeError(f"{where}: no field or column {name!r}.{did_you_mean(name, sorted(known))}")
+
+
+def _parents(recipe: Recipe, spec: PolicySpec, owner: Mapping[str, str]) -> dict[str, list[str]]:
+    """Field -> the fields it is derived from, columns replaced by their fields."""
+    parents: dict[str, list[str]] = {}
+    for name, names in spec.derived_from.items():
+        child = owner.get(name, name)
+        # a column is derived from its own field by nature
+        found = [owner.get(a, a) for a in listed(names) if a == name or owner.get(a, a) != child]
+        parents[child] = [*parents.get(child, []), *found]
+    circle = next(_circles(parents), None)
+    if circle is not None:
+        raise RecipeError(
+            f"{recipe.where('policy', 'derived_from', circle[0])}: {' <- '.join(circle)} is a circle; "
+            "remove one of them."
+        )
+    return parents
+
+
+def _circles(parents: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
+    """Ways from a name back to itself."""
+    for start in parents:
+        trails, seen = [[start]], set[str]()
+        while trails:
+            trail = trails.pop()
+            for parent in parents.get(trail[-1], ()):
+                if parent == start:
+                    yield [*trail, parent]
+                elif parent not in seen:
+                    seen.add(parent)
+                    trails.append([*trail, parent])
+
+
+def _why(field: str, dropped: Mapping[str, str], parents: Mapping[str, Sequence[str]]) -> str | None:
+    """Why a field must go: by its own name, or by the nearest ancestor that must."""
+    if field in dropped:
+        return MUST_DROP
+    waiting, seen = list(parents.get(field, ())), set[str]()
+    while waiting:
+        name = waiting.pop(0)
+        if name in dropped:
+            return f"derived_from {dropped[name]}"
+        if name not in seen:
+            seen.add(name)
+            waiting += parents.get(name, ())
+    return None
+
+
+def _check_conflicts(
+    recipe: Recipe, spec: PolicySpec, required: Sequence[str], forbidden: Mapping[str, str]
+) -> None:
+    where = recipe.where("policy", "must_keep")
+    for name, field in zip(spec.must_keep, required, strict=True):
+        if field in forbidden:
+            why = forbidden[field]
+            also = (
+                "is in must_drop too" if why == MUST_DROP else f"is {why.replace('_', ' ', 1)}, in must_drop"
+            )
+            raise RecipeError(f"{where}: {name!r} {also}; remove it from one of them.")
+    most, count = recipe.target.max_features, len(set(required))
+    if most is not None and count > most:
+        raise RecipeError(
+            f"{where} lists {count} fields, more than target.max_features: {most}; raise that, or keep fewer."
+        )
+
+
+def _check_choice(recipe: Recipe, data: Data, required: frozenset[str], forbidden: Mapping[str, str]) -> None:
+    """Refuse rules that leave an input without a column, or nothing to choose."""
+    for part, span in zip(data.inputs, data.spans, strict=True):
+        own = [field.name for field in data.fields if field.columns[0] in span]
+        if own and all(name in forbidden for name in own):
+            raise RecipeError(
+                f"{recipe.where('policy', 'must_drop')}: every field of input {part.name!r} goes, and an "
+                "input needs one; leave the input out of the network instead."
+            )
+    if recipe.penalty.hidden is None and all(f.name in forbidden or f.name in required for f in data.fields):
+        raise RecipeError(
+            f"{recipe.where('policy', 'must_keep')}: with must_drop every field is decided and nothing is "
+            "left to choose; leave must_keep out, and set target: {lambda: 0} to drop no other."
+        )

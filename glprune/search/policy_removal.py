@@ -1,0 +1,70 @@
+"""Cut the fields a policy forbids out of the trained network, before any path and certified as any cut."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from glprune.errors import ModelError
+from glprune.pruning.groups import group_norms, zero_units_
+from glprune.pruning.removal import Removed, remove
+from glprune.search.job import Job
+
+
+def without_forbidden(job: Job) -> Removed | None:
+    """Zero the weights leaving every forbidden field in a copy of the trained network and cut the field.
+
+    Args:
+        job: The job of the trained network.
+
+    Returns:
+        The slim network and the evidence; None where nothing is forbidden.
+
+    Raises:
+        ModelError: A forbidden field cannot be cut, or one to be kept is not read by the trained network.
+    """
+    _check_required(job)
+    if not job.rules.forbidden:
+        return None
+    zeroed = copy.deepcopy(job.network)
+    for groups in job.input_groups:
+        gone = torch.tensor([label in job.rules.forbidden for label in groups.labels])
+        zero_units_(zeroed.state_dict(), groups.units, gone[groups.group])
+    removed = remove(zeroed, job.input_groups, job.probe, job.axes)
+    check_rules(job, removed)
+    return removed
+
+
+def check_rules(job: Job, removed: Removed) -> None:
+    """Refuse a network that reads a forbidden field, or has lost one that was to be kept.
+
+    Raises:
+        ModelError: It is so; the message says what stood in the way.
+    """
+    pairs = zip(job.data.spans, removed.columns, strict=True)
+    columns = {span[c] for span, own in pairs for c in own.tolist()}
+    reasons = "; ".join(f"{r.name}: {r.reason}" for r in removed.refused) or "its input needs a column"
+    for field in job.data.fields:
+        left = columns.intersection(field.columns)
+        if field.name in job.rules.forbidden and left:
+            raise ModelError(
+                f"{job.recipe.where('policy', 'must_drop')}: {field.name!r} cannot be cut out of the network "
+                f"({reasons}); nothing was released."
+            )
+        if field.name in job.rules.required and len(left) < len(field.columns):
+            raise ModelError(
+                f"{job.recipe.where('policy', 'must_keep')}: the hidden units that read {field.name!r} are "
+                "gone; keep more of them, or take it off the list."
+            )
+
+
+def _check_required(job: Job) -> None:
+    for groups in job.input_groups:
+        norms = group_norms(job.network.state_dict(), groups).tolist()
+        for label, norm in zip(groups.labels, norms, strict=True):
+            if label in job.rules.required and norm == 0 and not groups.units.refused:
+                raise ModelError(
+                    f"{job.recipe.where('policy', 'must_keep')}: the trained network does not read "
+                    f"{label!r}, all weights leaving it are zero; take it off the list."
+                )

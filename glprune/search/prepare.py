@@ -1,0 +1,211 @@
+"""Read recipe, data and network, check them against each other and find the groups."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from glprune.data.loading import load_data
+from glprune.data.records import Data
+from glprune.data.splits import Inputs, first_rows
+from glprune.data.synthetic import random_like
+from glprune.errors import DataError, GlpruneError, ModelError, RecipeError
+from glprune.export.exporters import BATCH
+from glprune.export.plugin_hooks import load_exporters
+from glprune.model.counting import macs
+from glprune.model.diagnostics import all_finite, finite_rows, first_fault
+from glprune.model.loading import Network, load_network
+from glprune.model.outputs import flatten_outputs_, leaves, name_outputs, named_leaves
+from glprune.model.standardize import Scaled, Standardize
+from glprune.model.task import Task
+from glprune.runtime.events import Listener, Note, Stage
+from glprune.runtime.process_pool import available_cores
+from glprune.schema.recipe import Recipe
+from glprune.search.job import (
+    PROBE_ROWS,
+    Job,
+    find_groups,
+)
+from glprune.search.policy import NO_RULES, Rules, resolve
+from glprune.training.distillation import taught
+from glprune.training.epochs import batch_size
+from glprune.training.penalty_plugin import load_penalty
+
+_CHECKED_ROWS = 1024
+_LARGE = 2e7  # multiply-accumulates of a step from which on a second thread makes it 1.4 times as fast
+
+
+def prepare(recipe: Recipe, model: Path, trust_pickle: bool, listener: Listener) -> Job:
+    """Read data and network, run the network once, find its groups and prove them.
+
+    Args:
+        recipe: The recipe.
+        model: The trained weights.
+        trust_pickle: Allow a fully pickled module.
+        listener: Told the stages and what the user should know of the data.
+
+    Raises:
+        GlpruneError: Whatever is wrong with recipe, data or model, in one line.
+    """
+    make_penalty = load_penalty(recipe)
+    load_exporters(recipe)  # better missing now than after hours
+    listener(Stage("data", "reading and checking"))
+    data = load_data(recipe)
+    rules = resolve(recipe, data)
+    for note in (*data.notes, *rules.sentences()):
+        listener(Note(note))
+    listener(Stage("model", "loading the network and proving its groups"))
+    job = assemble(recipe, data, load_network(recipe, model, trust_pickle=trust_pickle), rules)
+    if len(job.fixed_inputs) < len(job.input_groups):
+        for sentence in job.fixed_inputs:
+            listener(Note(sentence))
+    for sentence in _idle_cores(job):
+        listener(Note(sentence))
+    return replace(job, make_penalty=make_penalty)
+
+
+def assemble(recipe: Recipe, data: Data, loaded: Network, rules: Rules = NO_RULES) -> Job:
+    """The job of data and a network already in memory: runs it on every row, finds its groups, proves them.
+
+    Raises:
+        GlpruneError: Whatever is wrong with data or model, in one line.
+    """
+    network = _with_scaling(loaded.module, data)
+    real = first_rows(data.test, PROBE_ROWS)
+    _check_dynamic_axes(recipe, real)
+    output = _try_forward(network, real, data)
+    found = named_leaves(output)
+    if not isinstance(output, Tensor):
+        flatten_outputs_(loaded.module)
+    outputs = name_outputs(recipe, found, len(real[0]))
+    task = Task(recipe.task, recipe.model.output, len(data.classes or ()), prediction=outputs.predicted or 0)
+    task = task.fitted(found[task.prediction][1])
+    _check_rows(network, data, recipe)
+    if recipe.task == "distillation":
+        data, task = taught(data, network, task)
+    probe = _probe(network, real, [spec.axis for spec in recipe.model.inputs], recipe.seed)
+    groups = find_groups(network, recipe, data, probe)
+    return Job(recipe, data, loaded, network, task, groups, probe, outputs, rules)
+
+
+def _check_dynamic_axes(recipe: Recipe, rows: Inputs) -> None:
+    """Refuse axes of any length that the inputs do not have, or whose length is fixed or no other's."""
+    lengths: dict[str, tuple[str, int]] = {}
+    for spec, x in zip(recipe.model.inputs, rows, strict=True):
+        taken = {0: "counts the rows and is of any length anyway"}
+        if spec.axis is not None:
+            taken[spec.axis % x.ndim] = "holds the features, whose number is fixed"
+        for axis, label in recipe.export.dynamic.get(spec.name, {}).items():
+            where = recipe.where("export", "dynamic_axes", spec.name, str(axis))
+            if not -x.ndim <= axis < x.ndim:
+                has = ", ".join(map(str, range(1, x.ndim)))
+                raise RecipeError(
+                    f"{where}: input {spec.name!r} has no axis {axis}; "
+                    + (f"besides the rows it has {has}." if has else "it has rows alone; remove the key.")
+                )
+            place = axis % x.ndim
+            if place in taken:
+                raise RecipeError(f"{where}: axis {axis} of {spec.name!r} {taken[place]}; remove it.")
+            if label == BATCH:
+                raise RecipeError(f"{where}: {BATCH!r} is the number of rows; give the axis another label.")
+            taken[place] = "is named twice"
+            known = lengths.setdefault(label, (f"axis {axis} of {spec.name!r}", x.shape[place]))
+            if known[1] != x.shape[place]:
+                raise RecipeError(
+                    f"{where}: axis {axis} of {spec.name!r} is {x.shape[place]} long and {known[0]}, also "
+                    f"{label!r}, {known[1]}; equal labels are equal lengths, give it another."
+                )
+
+
+def _idle_cores(job: Job) -> list[str]:
+    """What the user should know where one thread is slow and the machine has more cores."""
+    size = batch_size(job.recipe.train.batch_size, job.data.train)
+    products = macs(job.network, first_rows(job.data.train, 1)) * (size or 1)
+    if job.recipe.threads > 1 or products < _LARGE or available_cores() < 2:
+        return []
+    return [
+        f"A step computes {products:.1e} multiply-accumulates with one thread; threads: {available_cores()} "
+        "in the recipe would be faster here. Results go with that number, not with the machine's cores."
+    ]
+
+
+def _with_scaling(network: nn.Module, data: Data) -> nn.Module:
+    """The network behind the standardisation the recipe asks for."""
+    if not any(data.standardization):
+        return network
+    layers = [Standardize(s.mean, s.std) if s is not None else None for s in data.standardization]
+    for layer, part in zip(layers, data.inputs, strict=True):
+        if layer is not None:
+            _check_scales(layer, part.columns)
+    return Scaled(layers, network).train(network.training)
+
+
+def _check_scales(layer: Standardize, columns: Sequence[str]) -> None:
+    """Refuse columns whose spread single precision cannot hold."""
+    tiny = torch.finfo(torch.float32).tiny
+    lost = torch.nonzero(~((layer.std >= tiny) & torch.isfinite(layer.std))).flatten().tolist()
+    if lost:
+        raise DataError(
+            f"column {columns[lost[0]]!r} has a standard deviation of {float(layer.std[lost[0]]):.1g} on the "
+            "training rows, which float32 cannot divide by; multiply the column by a constant."
+        )
+
+
+def _check_rows(network: nn.Module, data: Data, recipe: Recipe) -> None:
+    """Run every row once: a code may be past the end of a table, a value too large for a layer."""
+    for name, split in (("train", data.train), ("valid", data.valid), ("test", data.test)):
+        ends, rows = [], 0
+        for inputs, target in split.batches(_CHECKED_ROWS, None):
+            _try_forward(network, inputs, data, f"{name} split", rows + 1)
+            rows += len(target)
+            if target.ndim == 1:
+                ends += [target.min(), target.max()]
+        if ends:
+            _check_range(
+                float(min(ends)), float(max(ends)), data, f"{recipe.where('data')}: the {name} split"
+            )
+
+
+def _check_range(low: float, high: float, data: Data, split: str) -> None:
+    """Refuse targets that nothing can be measured against."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise DataError(f"{split} has targets that float32 does not hold; scale the target.")
+    if low == high:
+        only = f"class {data.classes[int(low)]!r}" if data.classes is not None else f"the target {low:g}"
+        raise DataError(f"{split} holds {only} only; nothing can be measured.")
+
+
+def _try_forward(
+    network: nn.Module, inputs: Inputs, data: Data, split: str = "data", first_row: int = 1
+) -> object:
+    try:
+        with torch.no_grad():
+            output = network(*inputs)
+    except GlpruneError:
+        raise
+    except Exception as error:  # the user's forward may raise anything
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
+        raise ModelError(
+            f"The network does not run on the data, {len(data.features)} columns, input shape {shapes} "
+            f"({first}); compare data.features and model.inputs with what the network was trained on."
+        ) from error
+    if not all_finite(y for y in leaves(output) if y.is_floating_point()):
+        raise ModelError(
+            f"The network returns NaN or Inf on the {split}: {first_fault(network, inputs, first_row)}; "
+            "check the scale of the columns and data.standardize."
+        )
+    return output
+
+
+def _probe(network: nn.Module, real: Inputs, axes: Sequence[int | None], seed: int) -> Inputs:
+    """Real rows and random ones around them, of those the ones on which the network's outputs are finite."""
+    noise = random_like(real, axes, PROBE_ROWS, seed)
+    with torch.no_grad():
+        sound = finite_rows(leaves(network(*noise)))
+    return tuple(torch.cat([x, z[sound]]) for x, z in zip(real, noise, strict=True))

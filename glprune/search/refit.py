@@ -1,0 +1,93 @@
+"""The refit as the recipe states it, on a network some of whose groups were removed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+from torch import nn
+
+from glprune.data.splits import Inputs, Narrowing, everything, narrowed
+from glprune.pruning.removal import Removed
+from glprune.schema.recipe import RefitSpec
+from glprune.search.job import Job, validate
+from glprune.search.serialization import keep_refit, recall_refit
+from glprune.training.refit import RefitResult, refit
+
+_FOLLOWED = 0.5  # share of the refit's loss that follows the original network, where nothing is said
+
+
+def refitted(job: Job, removed: Removed, spec: RefitSpec | None = None) -> tuple[RefitResult, float]:
+    """Refit a slim network, from the weights ``refit.start`` names; of two starts the better one stays.
+
+    Args:
+        job: The job of the network it was cut from.
+        removed: What was cut.
+        spec: How; as the recipe says where it is not given.
+
+    Returns:
+        The refit and the selection metric on the validation split after it.
+
+    Raises:
+        ModelError: The loss is not finite.
+    """
+    how = spec or job.recipe.refit
+    how = how.model_copy(update={"distill": followed(job, removed)})
+    narrow = Narrowing(removed.columns, job.axes)
+    asked = {"epochs": how.epochs, "columns": [len(own) for own in removed.columns]}
+    record = job.journal.recall("refit", asked)
+    if record is not None:
+        kept = recall_refit(record.facts, job.journal.weights(record), removed.network)
+        return kept, record.facts["metric"]
+    best, metric = _best_refit(job, removed, how, narrow)
+    facts, tensors = keep_refit(best)
+    job.journal.keep("refit", asked, facts | {"metric": metric}, tensors)
+    return best, metric
+
+
+def _best_refit(job: Job, removed: Removed, how: RefitSpec, narrow: Narrowing) -> tuple[RefitResult, float]:
+    taken: Callable[[Inputs], Inputs]
+    recipe, train, valid, taken = job.recipe, job.data.train, job.data.valid, narrow
+    if not how.distill:  # a teacher would need all columns
+        train, valid, taken = narrowed(train, narrow), narrowed(valid, narrow), everything
+    results = [
+        refit(
+            start,
+            taken,
+            job.task,
+            train,
+            valid,
+            how,
+            recipe.seed,
+            job.network,
+            job.metric,
+            recipe.train.precision,
+        )
+        for start in _starts(job, removed, how)
+    ]
+    best = max(results, key=lambda result: result.score)
+    return best, validate(job, best.network, narrow)
+
+
+def followed(job: Job, removed: Removed) -> float:
+    """Share of the refit's loss that follows the original network.
+
+    By default a half where the slim network reads all that the original reads, and there are labels: what
+    the original makes of a column that was removed would be noise to it.
+    """
+    asked = job.recipe.refit.distill
+    if asked is not None:
+        return asked
+    spans = (len(span) for span, axis in zip(job.data.spans, job.axes, strict=True) if axis is not None)
+    whole = sum(spans) == sum(len(own) for own in removed.columns)
+    return _FOLLOWED if whole and job.task.kind != "distillation" else 0.0
+
+
+def _starts(job: Job, removed: Removed, spec: RefitSpec) -> list[nn.Module]:
+    """The weights of the path, the trained ones on what is left, or both."""
+    starts = [removed.network] if spec.start != "trained" or spec.epochs == 0 else []
+    if spec.start != "path" and spec.epochs:
+        trained = copy.deepcopy(job.network)
+        removed.surgery.apply_(trained)
+        starts.append(trained)
+    return starts

@@ -1,0 +1,266 @@
+"""One stage of a search: a path over the network it stands on, the cut at the chosen point, and a refit."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from glprune.data.splits import everything
+from glprune.errors import TargetError
+from glprune.export.latency import Stopwatch
+from glprune.model.counting import parameters
+from glprune.pruning.groups import sliced
+from glprune.pruning.removal import Removed, followed_by, remove
+from glprune.pruning.units import Kind
+from glprune.runtime import process_group
+from glprune.runtime.events import Listener, PointDone, Stage
+from glprune.schema.recipe import AUTO_MULTIPLE, FASTER, RefitSpec
+from glprune.schema.report import Latency, Widths
+from glprune.search.job import Job, continued, validate
+from glprune.search.path import RegularisationPath
+from glprune.search.path_point import Point, path_record
+from glprune.search.refit import refitted
+from glprune.search.serialization import Kept, keep_points, keep_refit, recall_points, recall_refit
+from glprune.search.targets import Pick
+from glprune.training.objective import Objective
+from glprune.training.refit import RefitResult
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The network a stage begins with.
+
+    Attributes:
+        original: The job of the original network.
+        job: The job of this one.
+        removed: Everything cut so far, in the numbering of the original network.
+        stages: Stages that led here.
+    """
+
+    original: Job
+    job: Job
+    removed: Removed | None = None
+    stages: int = 0
+
+    @classmethod
+    def on(cls, original: Job, network: nn.Module, removed: Removed, stages: int) -> Standing:
+        """Stand on a network with what was removed from the original one."""
+        groups = [sliced(g, removed.surgery.kept) for g in original.groups]
+        return cls(original, continued(original, network, removed.columns, groups), removed, stages)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a stage is to do; it pickles.
+
+    Attributes:
+        kinds: Kinds of groups under the penalty.
+        rule: What its point is chosen by, in words.
+        pick: Runs the path and chooses.
+        spec: The refit after the cut.
+        balance: Factor on the strength of input groups.
+        costs: Factor on the strength of each unit set, by its name; 1 where there is none.
+    """
+
+    kinds: tuple[Kind, ...]
+    rule: str
+    pick: Pick
+    spec: RefitSpec
+    balance: float = 1.0
+    costs: Mapping[str, float] = field(default_factory=dict)
+
+    def key(self, number: int) -> dict[str, Any]:
+        """What the journal knows a stage by."""
+        return {"number": number, "rule": self.rule, "balance": self.balance, "epochs": self.spec.epochs}
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """One path and the network it led to.
+
+    Attributes:
+        job: The network it began with, its groups and its data.
+        asked: What it was to do.
+        points: The path, by growing lambda.
+        selected: The chosen point.
+        cut: What this stage cut.
+        removed: Everything cut so far, in the numbering of the original network.
+        fitted: The refit.
+        metric: The selection metric on the validation split after it.
+        widths: What the clock said of hidden widths, where it was asked.
+    """
+
+    job: Job
+    asked: Asked
+    points: list[Point]
+    selected: Point
+    cut: Removed
+    removed: Removed
+    fitted: RefitResult
+    metric: float
+    widths: Widths | None = None
+
+
+def attempt(standing: Standing, asked: Asked, listener: Listener) -> StageRun | None:
+    """Run one path, cut at its chosen point and refit; nothing is changed here.
+
+    Returns:
+        None where the path has no point that will do.
+
+    Raises:
+        TargetError: The path cannot meet the target.
+    """
+    number, journal = standing.stages + 1, standing.original.journal
+    listener(Stage(f"path {number}", f"training along growing lambda, {asked.rule}"))
+    place, key = journal.place, asked.key(number)
+    record = journal.recall("stage", key)
+    if record is not None:
+        return recalled(standing, asked, record.facts, journal.weights(record))
+    try:
+        run, points = carry_out(standing, asked, listener)
+    except TargetError as error:
+        journal.keep("stage", key, {"failed": str(error)}, since=place)
+        raise
+    journal.keep("stage", key, *kept(run), since=place)
+    for point in points:
+        point.state = {}
+    return run
+
+
+def carry_out(standing: Standing, asked: Asked, listener: Listener) -> tuple[StageRun | None, list[Point]]:
+    """:func:`attempt` without a journal; the points of the path still have their weights."""
+    path = _path(standing, asked, listener)
+    point = asked.pick(path, standing.job)
+    run = None if point is None else _cut_at(standing, asked, point, path.points, listener)
+    return run, path.points
+
+
+def kept(run: StageRun | None) -> Kept:
+    """A stage as the journal keeps it: points, of which the selected one has its weights, and the refit."""
+    if run is None:
+        return {}, {}
+    points = [p if p is run.selected else replace(p, state={}) for p in run.points]
+    facts, tensors = keep_points(points)
+    refit, own = keep_refit(run.fitted)
+    chosen = {"selected": run.points.index(run.selected), "refit": refit, "metric": run.metric}
+    chosen["widths"] = run.widths.model_dump() if run.widths else None
+    return facts | chosen, tensors | own
+
+
+def recalled(
+    standing: Standing, asked: Asked, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> StageRun | None:
+    """A stage that was done before, or elsewhere; its cut is made and certified again.
+
+    Raises:
+        TargetError: It had failed.
+    """
+    if "failed" in facts:
+        raise TargetError(facts["failed"])
+    if not facts:
+        return None
+    points = recall_points(facts, tensors)
+    selected = points[facts["selected"]]
+    widths = Widths.model_validate(facts["widths"]) if facts["widths"] else None
+    target = standing.original.recipe.target
+    multiple = 1 if target.multiple == "auto" else target.multiple
+    cut, removed = _removals(standing, selected, widths.multiple if widths else multiple)
+    selected.state = {}
+    fitted = recall_refit(facts["refit"], tensors, removed.network)
+    metric = facts["metric"]
+    return StageRun(standing.job, asked, points, selected, cut, removed, fitted, metric, widths)
+
+
+def _path(standing: Standing, asked: Asked, listener: Listener) -> RegularisationPath:
+    job, original = standing.job, standing.original
+    recipe, number = original.recipe, standing.stages + 1
+    network = copy.deepcopy(job.network)
+    penalised = [
+        (g, w * asked.costs.get(g.name, 1.0) * (asked.balance if g.kind == "input" else 1.0))
+        for g, w in job.penalised(asked.kinds)
+    ]
+    objective = Objective(
+        network, job.task, job.data.train, penalised, recipe.train.bound, recipe.penalty, job.make_penalty
+    )
+
+    def done(point: Point) -> None:
+        record = path_record(point, number, job, original)
+        listener(PointDone(len(path.points), recipe.train.points, record))
+
+    def measure() -> float:
+        return validate(job, network, everything)
+
+    path = RegularisationPath(
+        objective, job.groups, recipe.train, recipe.seed, measure, done, original.journal
+    )
+    return path
+
+
+def _cut_at(
+    standing: Standing, asked: Asked, point: Point, points: list[Point], listener: Listener
+) -> StageRun:
+    number = standing.stages + 1
+    listener(Stage(f"cut {number}", "cutting zero groups, comparing outputs at every cut"))
+    cut, removed, widths = _fitting(standing, point, listener)
+    listener(Stage(f"refit {number}", "training the slim network without penalty"))
+    fitted, metric = refitted(standing.original, removed, asked.spec)
+    point.refit_metric = metric
+    return StageRun(standing.job, asked, points, point, cut, removed, fitted, metric, widths)
+
+
+def _fitting(standing: Standing, point: Point, listener: Listener) -> tuple[Removed, Removed, Widths | None]:
+    """The removals of a point, with the hidden widths the recipe asks for or the clock prefers."""
+    original = standing.original
+    target = original.recipe.target
+    if target.multiple != "auto":
+        return *_removals(standing, point, target.multiple), None
+    exact, rounded = (_removals(standing, point, m) for m in (1, AUTO_MULTIPLE))
+    if parameters(exact[0].network) == parameters(rounded[0].network):
+        return *exact, None
+    listener(Stage(f"widths {standing.stages + 1}", f"timing widths that are multiples of {AUTO_MULTIPLE}"))
+    widths = _timed(standing, exact[1], rounded[1])
+    return *(exact if widths.multiple == 1 else rounded), widths
+
+
+def _timed(standing: Standing, exact: Removed, rounded: Removed) -> Widths:
+    """What the clock says of two removals, or said before the run was stopped."""
+    original = standing.original
+
+    def measure() -> Widths:
+        with tempfile.TemporaryDirectory(prefix="glprune-") as folder:
+            watch = Stopwatch(original, original.recipe.target.batch, Path(folder))
+            return _widths(watch.against(exact, rounded))
+
+    journal, asked = original.journal, {"number": standing.stages + 1}
+    record = journal.recall("widths", asked)
+    if record is None:
+        record = journal.keep("widths", asked, process_group.measured(measure).model_dump(mode="json"))
+    return Widths.model_validate(record.facts)
+
+
+def _removals(standing: Standing, point: Point, multiple: int) -> tuple[Removed, Removed]:
+    """What a point cuts out of the network the search stands on, and everything cut so far."""
+    job = standing.job
+    zeroed = copy.deepcopy(job.network)
+    zeroed.load_state_dict(point.state)
+    cut = remove(zeroed, job.groups, job.probe, job.axes, multiple=multiple)
+    return cut, followed_by(standing.removed, cut) if standing.removed is not None else cut
+
+
+def _widths(times: Latency) -> Widths:
+    """The widths the clock prefers; rounded ones have more weights and must be faster beyond its noise."""
+    return Widths(
+        multiple=AUTO_MULTIPLE if times.speedup > 1 + FASTER else 1,
+        tried=AUTO_MULTIPLE,
+        batch=times.batch,
+        runs=times.runs,
+        exact_ms=times.original_ms,
+        rounded_ms=times.slim_ms,
+        speedup=times.speedup,
+    )

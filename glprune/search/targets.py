@@ -1,0 +1,140 @@
+"""What a target counts, how much of it there is, and the point of a path that meets it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from glprune.pruning.groups import support
+from glprune.pruning.removal import kept_units
+from glprune.pruning.units import Kind
+from glprune.search.budget import MEASURES, measured
+from glprune.search.job import Job
+from glprune.search.path import RegularisationPath, at_lambda, at_most, towards
+from glprune.search.path_point import Point, Size
+
+Counted = Literal["fields", "hidden", "parameters", "macs"]
+Pick = Callable[[RegularisationPath, Job], Point | None]
+WORDS: Mapping[Counted, str] = {
+    "fields": "input fields",
+    "hidden": "hidden units",
+    "parameters": "parameters",
+    "macs": "multiply-accumulates for one row",
+}
+
+
+@dataclass(frozen=True)
+class Goal:
+    """At most so much of something.
+
+    Attributes:
+        counted: What is counted.
+        limit: How much of it may stay.
+        kinds: Kinds of groups under the penalty.
+        name: The target's key, for messages.
+        slack: Share of the limit by which a point may stay below it without a search for a larger one.
+    """
+
+    counted: Counted
+    limit: float
+    kinds: tuple[Kind, ...]
+    name: str
+    slack: float = 0.0
+
+    @property
+    def least(self) -> float:
+        """The size from which on a larger one is not searched for."""
+        return (1 - self.slack) * self.limit
+
+
+@dataclass(frozen=True)
+class Exactly:
+    """Pick the point of one lambda."""
+
+    lam: float
+
+    def __call__(self, path: RegularisationPath, job: Job) -> Point:
+        """Run the path up to it."""
+        return at_lambda(path, self.lam)
+
+
+@dataclass(frozen=True)
+class Approach:
+    """Pick the smallest point above the goal, on a path that stops at a limit before it.
+
+    Attributes:
+        goal: The goal of the last path.
+        now: The size this path begins with.
+        limit: Where it may stop.
+    """
+
+    goal: Goal
+    now: float
+    limit: float
+
+    def __call__(self, path: RegularisationPath, job: Job) -> Point | None:
+        """Run the path; None where no point will do."""
+        size = size_of(self.goal.counted, job, path)
+        return towards(path, size, self.now, self.limit, self.goal.least)
+
+
+@dataclass(frozen=True)
+class Arrive:
+    """Pick the largest point within the goal.
+
+    Attributes:
+        goal: The goal.
+        lost: Supports that will not do.
+    """
+
+    goal: Goal
+    lost: Collection[bytes] = ()
+
+    def __call__(self, path: RegularisationPath, job: Job) -> Point | None:
+        """Run the path; None where the point it arrives at will not do."""
+        size, goal = size_of(self.goal.counted, job, path), self.goal
+        point = at_most(path, size, goal.limit, goal.name, goal.slack)
+        return None if support_of(point) in self.lost else point
+
+
+def absolute(asked: str | float, whole: float) -> float:
+    """A budget as a number: itself, or a percentage of the whole."""
+    return float(asked[:-1]) / 100 * whole if isinstance(asked, str) else float(asked)
+
+
+def size_of(counted: Counted, job: Job, path: RegularisationPath) -> Size:
+    """What a point of a path keeps."""
+    if counted == "fields":
+        return path.fields_kept
+    multiple = job.recipe.target.counted_multiple
+    if counted == "hidden":
+        return lambda point: sum(
+            len(k) for u, k in kept_units(job.groups, point.alive, multiple) if u.kind == "hidden"
+        )
+    known: dict[bytes, int] = {}  # by what is alive: a point would keep its weights
+
+    def size(point: Point) -> int:
+        key = support_of(point)
+        if key not in known:
+            known[key] = measured(job, point.alive, MEASURES[counted], multiple)
+        return known[key]
+
+    return size
+
+
+def support_of(point: Point) -> bytes:
+    """The groups alive at a point, to compare points by."""
+    return torch.cat(point.alive).numpy().tobytes()
+
+
+def size_now(job: Job, counted: Counted) -> float:
+    """What the network of a job has."""
+    if counted == "fields":
+        return len(job.data.fields)
+    if counted == "hidden":
+        return sum(g.units.count for g in job.groups if g.kind == "hidden" and not g.units.refused)
+    alive = [support(job.network.state_dict(), g) for g in job.groups]
+    return measured(job, alive, MEASURES[counted], job.recipe.target.counted_multiple)

@@ -1,0 +1,120 @@
+"""A run's job and shipped network made again in another process; what they come from pickles, they do not."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from glprune.data.splits import Selectable, Split, TensorSplit
+from glprune.errors import DataError
+from glprune.pruning.removal import Removed
+from glprune.pruning.surgery import Surgery
+from glprune.runtime.events import silent
+from glprune.schema.recipe import Recipe
+from glprune.search.job import Job
+from glprune.search.prepare import prepare
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """A job and its shipped network.
+
+    Attributes:
+        job: The job of the original network.
+        network: The shipped network, with the original's dropout rates: a refit scales them itself.
+        surgery: What turns the original network into it.
+        columns: The columns it takes, positions along each input's feature axis.
+    """
+
+    job: Job
+    network: nn.Module
+    surgery: Surgery
+    columns: tuple[Tensor, ...]
+
+    @functools.cached_property
+    def rows(self) -> Selectable:
+        """The training rows, to be drawn from."""
+        return selectable(self.job.data.train, self.job.recipe.seed)
+
+
+@dataclass(frozen=True)
+class RebuildJob:
+    """Makes the same job in another process.
+
+    Attributes:
+        recipe: The recipe.
+        model: The trained weights.
+        trust_pickle: Allow a fully pickled module.
+    """
+
+    recipe: Recipe
+    model: Path
+    trust_pickle: bool
+
+    def __call__(self) -> Job:
+        """Prepare the job with the process seeded as :func:`glprune.run` seeds its own."""
+        torch.manual_seed(self.recipe.seed)
+        torch.use_deterministic_algorithms(True)
+        return prepare(self.recipe, self.model, self.trust_pickle, silent)
+
+
+@dataclass(frozen=True)
+class Rebuild:
+    """Makes the same job and shipped network in another process.
+
+    Attributes:
+        job: Makes the job.
+        surgery: What turned the network into the shipped one.
+        columns: The columns that one takes.
+        state: Its tensors.
+    """
+
+    job: RebuildJob
+    surgery: Surgery
+    columns: tuple[Tensor, ...]
+    state: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, job: RebuildJob, removed: Removed, network: nn.Module) -> Rebuild:
+        """Of a run: what makes its job, what it removed and the network it ships."""
+        state = {name: tensor.detach() for name, tensor in network.state_dict().items()}
+        return cls(job, removed.surgery, removed.columns, state)
+
+    def __call__(self) -> Rebuilt:
+        """Prepare the job and cut its network."""
+        job = self.job()
+        network = slim_network(job, self.surgery, self.state)
+        return Rebuilt(job, network, self.surgery, self.columns)
+
+
+def slim_network(job: Job, surgery: Surgery, state: Mapping[str, Tensor]) -> nn.Module:
+    """What a surgery makes of a copy of the job's network, with the tensors given, in evaluation mode."""
+    network = copy.deepcopy(job.network)
+    surgery.apply_(network)
+    network.load_state_dict(state)
+    return network.eval()
+
+
+def selectable(split: Split, seed: int) -> Selectable:
+    """A split whose rows can be chosen; those of a loader are held in memory, in one order for one seed.
+
+    Raises:
+        DataError: Batches of a loader differ in shape.
+    """
+    if isinstance(split, Selectable):
+        return split
+    batches = list(split.batches(None, torch.Generator().manual_seed(seed)))
+    try:
+        inputs = zip(*(x for x, _ in batches), strict=True)
+        return TensorSplit(tuple(map(torch.cat, inputs)), torch.cat([y for _, y in batches]))
+    except RuntimeError as error:
+        raise DataError(
+            "data.loader: the training batches differ in shape, and stability holds their rows in memory; "
+            "let the loader pad to one length, or set stability: null."
+        ) from error

@@ -1,0 +1,129 @@
+"""Data without labels: the target is what the original network returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from glprune.data.records import Data
+from glprune.data.splits import Inputs, Selectable, Split, TensorSplit
+from glprune.errors import ModelError
+from glprune.model.outputs import leaves
+from glprune.model.task import Task
+
+_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class TaughtSplit:
+    """A streamed split whose targets the original network computes anew for every batch.
+
+    Attributes:
+        split: The inputs.
+        teach: Targets of a batch of inputs, shape (rows, n).
+    """
+
+    split: Split
+    teach: Callable[[Inputs], Tensor]
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return self.split.rows
+
+    def batches(self, size: int | None, generator: torch.Generator | None) -> Iterator[tuple[Inputs, Tensor]]:
+        """Yield the split's batches with targets."""
+        for inputs, _ in self.split.batches(size, generator):
+            yield inputs, self.teach(inputs)
+
+
+@dataclass(frozen=True)
+class TaughtRows(TaughtSplit):
+    """Such a split whose rows can be chosen by their numbers.
+
+    Attributes:
+        split: The inputs, with targets of no columns.
+    """
+
+    split: Selectable
+
+    @property
+    def target(self) -> Tensor:
+        """Shape (rows, 0): the real ones are never in memory together."""
+        return self.split.target
+
+    def take(self, rows: NDArray[np.int64]) -> TaughtRows:
+        """The split of some rows."""
+        return replace(self, split=self.split.take(rows))
+
+
+def taught(data: Data, network: nn.Module, task: Task) -> tuple[Data, Task]:
+    """Give every split the original network's outputs as targets.
+
+    Args:
+        data: Data without targets.
+        network: The original network, in evaluation mode.
+        task: The task, without scales.
+
+    Returns:
+        The data, targets of shape (rows, n), and the task with the scale of every output.
+
+    Raises:
+        ModelError: No output varies over the training rows.
+    """
+    scaled = replace(task, scales=_scales(data.train, network))
+
+    @torch.no_grad()
+    def teach(inputs: Inputs) -> Tensor:
+        return scaled.view(network(*inputs))
+
+    train, valid, test = (_taught(split, teach) for split in (data.train, data.valid, data.test))
+    return replace(data, train=train, valid=valid, test=test), scaled
+
+
+def _taught(split: Split, teach: Callable[[Inputs], Tensor]) -> Split:
+    """Targets once where the inputs are in memory, else on the fly."""
+    if isinstance(split, TensorSplit):
+        return replace(split, target=torch.cat([teach(x) for x, _ in split.batches(_CHUNK, None)]))
+    return TaughtRows(split, teach) if isinstance(split, Selectable) else TaughtSplit(split, teach)
+
+
+@torch.no_grad()
+def _scales(train: Split, network: nn.Module) -> tuple[float, ...]:
+    """What each output is divided by so that all weigh alike: its spread over the training rows.
+
+    The spread is the root of the mean variance of the output's values. Wide outputs have more values
+    in a row, so each is weighed by its share of them too. 0.0 marks outputs that are not followed:
+    whole numbers, and those that never vary.
+    """
+    count = 0
+    sums: list[Tensor] = []
+    squares: list[Tensor] = []
+    whole: list[bool] = []
+    for inputs, _ in train.batches(_CHUNK, None):
+        outputs = leaves(network(*inputs))
+        flat = [y.reshape(len(y), -1).double() for y in outputs]
+        if not sums:
+            sums, squares = ([torch.zeros(y.shape[1], dtype=torch.float64) for y in flat] for _ in range(2))
+            whole = [not y.is_floating_point() for y in outputs]
+        if any(y.shape[1] != s.numel() for y, s in zip(flat, sums, strict=True)):
+            raise ModelError("The network's outputs change their size from batch to batch; pad the inputs.")
+        count += len(inputs[0])
+        sums = [s + y.sum(0) for s, y in zip(sums, flat, strict=True)]
+        squares = [s + y.square().sum(0) for s, y in zip(squares, flat, strict=True)]
+    spreads = [
+        0.0 if skip else float((q / count - (s / count).square()).clamp(min=0).mean().sqrt())
+        for s, q, skip in zip(sums, squares, whole, strict=True)
+    ]
+    if max(spreads) == 0:
+        raise ModelError(
+            "The network's output is the same for all training rows; there is nothing to follow."
+        )
+    followed = [s.numel() for s, spread in zip(sums, spreads, strict=True) if spread > 0]
+    share = sum(followed) / len(followed)
+    return tuple(spread * (s.numel() / share) ** 0.5 for s, spread in zip(sums, spreads, strict=True))

@@ -1,0 +1,282 @@
+"""Penalties on groups of weights: their values, proximal operators and optimality conditions.
+
+Every penalty is ``lam * sum_g (e_g * ||w_g||_1 + f_g(||w_g||))``: a function of the group's norm
+and, for the sparse group LASSO alone, an L1 term on its elements. Its convex part is not smooth and
+has a proximal operator, in a metric that is scalar on each group elementwise soft-thresholding, then
+block soft-thresholding. What a concave penalty is less than that is smooth and goes with the loss.
+
+References:
+    Yuan and Lin (2006), "Model selection and estimation in regression with grouped
+    variables", J. R. Stat. Soc. B 68(1), 49-67.
+    Simon, Friedman, Hastie and Tibshirani (2013), "A sparse-group lasso", J. Comput. Graph.
+    Stat. 22(2), 231-245.
+    Huang, Breheny and Ma (2012), "A selective review of group selection in high-dimensional
+    models", Stat. Sci. 27(4), 481-499.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from glprune.training.blocks import Blocks
+
+_BISECTIONS = 60
+_TINY = torch.finfo(torch.float32).tiny
+_LEAST_NORM = 0.1  # of the mean of its set: a group that is all but zero still has a knot above zero
+
+
+def block_soft_threshold(norms: Tensor, threshold: Tensor, out: Tensor | None = None) -> Tensor:
+    """Proximal operator of the group LASSO, on group norms.
+
+    Solves ``argmin_u 0.5 * (u - norms)**2 + threshold * u`` over ``u >= 0``. Works on norms,
+    so a group that is already zero stays zero and nothing is divided.
+
+    Args:
+        norms: Group norms, shape (n_groups,), >= 0.
+        threshold: ``step * lam * weight``, shape (n_groups,), >= 0, in the units of norms.
+        out: Where the result is written; a new tensor if None.
+
+    Returns:
+        New norms, shape (n_groups,); exactly 0.0 at or below the threshold.
+
+    References:
+        Yuan and Lin (2006), equation 2.4.
+    """
+    return torch.sub(norms, threshold, out=out).clamp_(min=0.0)
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """A penalty on groups, separable over them.
+
+    Attributes:
+        weights: Factor of lambda for each group, shape (n_groups,); 0 is not penalised.
+    """
+
+    weights: Tensor
+
+    @property
+    def elements(self) -> Tensor | None:
+        """``e_g``, the factor of lambda for each element, shape (n_groups,); None: no such term."""
+        return None
+
+    @property
+    def whole(self) -> Tensor:
+        """The factor of lambda for each group's norm in the convex part, shape (n_groups,)."""
+        return self.weights
+
+    def height(self, norms: Tensor) -> Tensor:
+        """``f_g`` at some norms, shape (n_groups,)."""
+        return self.whole * norms
+
+    def slope(self, norms: Tensor) -> Tensor:
+        """The derivative of ``f_g`` at some norms, at 0 from the right, shape (n_groups,)."""
+        return self.whole.to(norms.dtype)
+
+    def value(self, blocks: Blocks, lam: float) -> float:
+        """The penalty at the present weights."""
+        values = _doubles(blocks)
+        total = self.height(blocks.dot(values).sqrt())
+        if self.elements is not None:
+            total = total + self.elements * blocks.dot(values, [v.sign() for v in values])
+        return lam * float(total.sum())
+
+    def smooth_value(self, blocks: Blocks, lam: float) -> float:
+        """What the penalty is less than its convex part, at the present weights; <= 0."""
+        return 0.0
+
+    def add_smooth_gradient_(self, blocks: Blocks, lam: float) -> None:
+        """Add the gradient of :meth:`smooth_value` to ``.grad``, in place."""
+
+    def prox_(self, blocks: Blocks, strength: Tensor, radius: Tensor | None = None) -> Tensor:
+        """Apply the convex part's proximal operator to the present weights, then project into a ball.
+
+        Args:
+            blocks: Parameters split into groups, changed in place.
+            strength: ``step * lam`` of each group, shape (n_groups,).
+            radius: Largest norm allowed, shape (n_groups,); infinity is no bound, None none for any group.
+
+        Returns:
+            The factor on each group's norm, shape (n_groups,), in [0, 1]; NaN where the norm is not finite.
+        """
+        if self.elements is not None:
+            thresholds = blocks.spread(strength * self.elements)
+            for values, by in zip(blocks.values, thresholds, strict=True):
+                values.copy_(_soft(values, by))
+        norms = blocks.norms()
+        threshold = strength * self.whole
+        shrunk = block_soft_threshold(norms, threshold, out=threshold)
+        if radius is not None:
+            shrunk = torch.minimum(shrunk, radius)
+        factors = shrunk.div_(norms.clamp_(min=_TINY))  # zero stays zero
+        blocks.scale_(factors)
+        return factors
+
+    def residuals(self, blocks: Blocks, lam: float) -> tuple[float, float]:
+        """How far the present weights are from the penalised problem's optimality (KKT) conditions.
+
+        A zero group is optimal when ``||S(grad_g, lam * e_g)|| <= lam * slope_g(0)``, S being the soft
+        threshold; a non-zero one when minus its gradient is a subgradient of the penalty: residuals are
+        distances from that set. Both are divided by ``lam * weight_g``, so 0 is optimal and 1 is off by
+        the whole penalty.
+
+        Args:
+            blocks: Parameters split into groups, the gradients of the unpenalised loss in ``.grad``.
+            lam: Strength of the penalty; at 0 both residuals are gradient norms instead.
+
+        Returns:
+            The largest residual over zero groups and over non-zero groups; 0.0 where there is none.
+        """
+        # the residual is a small difference of large terms: double precision throughout
+        values, gradients = _doubles(blocks), [g.double() for g in blocks.gradients]
+        norms = blocks.dot(values).sqrt()
+        elements = torch.zeros_like(norms) if self.elements is None else lam * self.elements
+        along = lam * self.slope(norms) / norms.where(norms > 0, 1.0)
+        parts = zip(gradients, values, blocks.spread(elements), blocks.spread(along), strict=True)
+        distance = blocks.dot([_distance(g, v, e, a) for g, v, e, a in parts]).sqrt()
+        outside = (distance - lam * self.slope(norms)).clamp(min=0.0)
+        unit = lam * self.weights.double() if lam > 0 else torch.ones_like(norms)
+        zero, on = norms == 0, self.weights > 0
+        return _largest((outside / unit)[on & zero]), _largest((distance / unit)[on & ~zero])
+
+    def zero_lambda(self, blocks: Blocks) -> Tensor:
+        """The lambda from which on a zero group is stationary, given the gradients in ``.grad``.
+
+        Returns:
+            Shape (n_groups,); infinity or NaN for groups that are not penalised.
+        """
+        return blocks.dot(blocks.gradients).sqrt() / self.whole
+
+
+@dataclass(frozen=True)
+class GroupLasso(Penalty):
+    """``lam * sum_g weight_g * ||w_g||`` (Yuan and Lin, 2006)."""
+
+
+@dataclass(frozen=True)
+class GroupMCP(Penalty):
+    """The minimax concave penalty on norms: its pull is that of the group LASSO at zero, none at a knot.
+
+    ``lam * sum_g weight_g * (u - u**2 / (2 * knot_g))`` with ``u = ||w_g||`` up to the knot, constant
+    beyond: the MCP of Huang, Breheny and Ma (2012) with ``gamma_g = knot_g / (lam * weight_g)``.
+
+    What it is less than the group LASSO is smooth and goes with the loss. The proximal operator of the
+    whole (firm thresholding) expands distances, and with momentum the iterates cycle: beside a momentum
+    of m they are stable only where ``step * lam * weight_g < (1 - m) * knot_g``.
+
+    Attributes:
+        knots: Norm from which on a group is not penalised further, shape (n_groups,), > 0.
+
+    References:
+        Yao and Kwok (2018), "Efficient learning with a family of nonconvex regularizers by
+        redistributing nonconvexity", J. Mach. Learn. Res. 18(179).
+    """
+
+    knots: Tensor
+
+    def height(self, norms: Tensor) -> Tensor:
+        """See :meth:`Penalty.height`."""
+        inside = torch.minimum(norms, self.knots.to(norms.dtype))
+        return self.weights * (inside - inside.square() / (2 * self.knots))
+
+    def slope(self, norms: Tensor) -> Tensor:
+        """See :meth:`Penalty.slope`."""
+        return self.weights * (1 - norms / self.knots).clamp(min=0.0)
+
+    def smooth_value(self, blocks: Blocks, lam: float) -> float:
+        """See :meth:`Penalty.smooth_value`."""
+        norms = blocks.dot(_doubles(blocks)).sqrt()
+        return lam * float((self.height(norms) - self.weights * norms).sum())
+
+    def add_smooth_gradient_(self, blocks: Blocks, lam: float) -> None:
+        """See :meth:`Penalty.add_smooth_gradient_`."""
+        factors = blocks.spread(-lam * self.weights / torch.maximum(blocks.norms(), self.knots))
+        for parameter, by in zip(blocks.parameters, factors, strict=True):
+            pull = by * parameter.detach()
+            parameter.grad = pull if parameter.grad is None else parameter.grad + pull
+
+
+@dataclass(frozen=True)
+class SparseGroupLasso(Penalty):
+    """``lam * sum_g (a * e_g * ||w_g||_1 + (1 - a) * weight_g * ||w_g||)``, ``e_g = weight_g / sqrt(p_g)``.
+
+    With one weight per element that is the group's weight over the root of its size p_g, strengths and
+    adaptive weights act on both terms alike (Simon et al., 2013).
+
+    Attributes:
+        share: a, between 0 (group LASSO) and 1 (LASSO).
+        sizes: Number of weights of each group, shape (n_groups,).
+    """
+
+    share: float
+    sizes: Tensor
+
+    @property
+    def elements(self) -> Tensor:
+        """See :attr:`Penalty.elements`."""
+        return self.share * self.weights / self.sizes.sqrt()
+
+    @property
+    def whole(self) -> Tensor:
+        """See :attr:`Penalty.whole`."""
+        return (1 - self.share) * self.weights
+
+    def zero_lambda(self, blocks: Blocks) -> Tensor:
+        """The root of ``||S(grad_g, lam * e_g)|| = lam * (1 - a) * weight_g``, by bisection of all groups."""
+        gradients = [g.double() for g in blocks.gradients]
+        high = blocks.dot(gradients).sqrt() / self.whole
+        low = torch.zeros_like(high)
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            thresholds = blocks.spread(middle * self.elements)
+            left = blocks.dot([_soft(g, t) for g, t in zip(gradients, thresholds, strict=True)]).sqrt()
+            below = left > middle * self.whole
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return high
+
+
+def knots(norms: Tensor, sets: Sequence[int], concavity: float) -> Tensor:
+    """Knots of the group MCP on the scale of the trained network.
+
+    ``concavity`` times the group's trained norm, or times a tenth of the mean of its set where that is
+    more: a loss's curvature differs between layers by orders of magnitude and nobody knows it, while a
+    group's own norm is on the right scale. At that norm a group feels the share
+    ``1 - 1 / concavity`` of the penalty's pull.
+
+    Args:
+        norms: Trained norms, shape (n_groups,).
+        sets: Numbers of groups of the penalised sets, which come first.
+        concavity: > 1. At 1 and below the trained network is stationary at every lambda.
+
+    Returns:
+        Shape (n_groups,), > 0; infinity, which is the group LASSO, for groups of no set and for sets that are
+        zero altogether.
+    """
+    own = norms[: sum(sets)]
+    least = torch.cat([part.mean().expand(len(part)) for part in own.split(list(sets))]) * _LEAST_NORM
+    found = torch.full_like(norms, torch.inf)
+    found[: len(own)] = concavity * torch.maximum(own, least)
+    return found.where(found > 0, torch.inf)
+
+
+def _soft(values: Tensor, thresholds: Tensor) -> Tensor:
+    """Elementwise soft threshold, exactly 0.0 at or below it."""
+    return values - torch.minimum(torch.maximum(values, -thresholds), thresholds)
+
+
+def _distance(gradient: Tensor, value: Tensor, element: Tensor, along: Tensor) -> Tensor:
+    """Elementwise distance of minus the gradient from the subgradients of the penalty."""
+    smooth = gradient + along * value + element * value.sign()
+    return torch.where(value == 0, _soft(gradient, element), smooth)
+
+
+def _doubles(blocks: Blocks) -> list[Tensor]:
+    return [v.double() for v in blocks.values]
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.max()) if values.numel() else 0.0

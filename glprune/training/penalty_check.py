@@ -1,0 +1,214 @@
+"""Certify a penalty on numbers: its proximal operator, its optimality conditions and what is smooth of it.
+
+A run says that its zeros are exact and its residuals mean something. For glprune's own penalties tests say
+so; a penalty from a plugin is held to the same here, on random weights, before anything is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from glprune.training.blocks import Block, Blocks
+from glprune.training.penalties import Penalty
+
+Make = Callable[[Tensor, Blocks], Penalty]
+_TOLERANCE = 1e-3  # of the terms compared: single precision leaves a hundredth of it
+_LAM = 0.7
+_STRENGTHS = (0.02, 0.2, 1.0)
+_COLUMNS = 8  # penalised groups; behind them one that is not
+
+
+class _Trial:
+    """Random weights in groups and a penalty on them."""
+
+    def __init__(self, make: Make, seed: int) -> None:
+        draw = torch.Generator().manual_seed(seed)
+        self.draw = draw
+        shapes = [(6, _COLUMNS), (5, _COLUMNS), (4, 3)]
+        parameters = [nn.Parameter(torch.randn(shape, generator=draw)) for shape in shapes]
+        for parameter in parameters[:2]:
+            parameter.data *= torch.logspace(-1.5, 0.5, _COLUMNS)
+            parameter.data[:, 0] = 0.0
+        columns = torch.arange(_COLUMNS)
+        owners = [columns, columns, torch.full((4,), _COLUMNS)]
+        self.blocks = Blocks(
+            [Block(p, d, o) for p, d, o in zip(parameters, (1, 1, 0), owners, strict=True)], _COLUMNS + 1
+        )
+        weights = 0.5 + torch.rand(_COLUMNS + 1, generator=draw)
+        weights[-1] = 0.0
+        self.weights = weights
+        self.penalty = make(weights, self.blocks)
+
+    def now(self) -> list[Tensor]:
+        return [v.clone() for v in self.blocks.values]
+
+    def put(self, values: list[Tensor]) -> None:
+        for own, new in zip(self.blocks.values, values, strict=True):
+            own.copy_(new)
+
+    def convex(self, values: list[Tensor]) -> float:
+        """The penalty's convex part somewhere, at lambda 1."""
+        before = self.now()
+        self.put(values)
+        found = self.penalty.value(self.blocks, 1.0) - self.penalty.smooth_value(self.blocks, 1.0)
+        self.put(before)
+        return found
+
+    def set_gradients(self, values: list[Tensor]) -> None:
+        for parameter, value in zip(self.blocks.parameters, values, strict=True):
+            parameter.grad = value.clone()
+
+    def elsewhere(self, u: list[Tensor], v: list[Tensor]) -> Iterator[list[Tensor]]:
+        """Points to hold a minimum against, near and far."""
+        yield v
+        for factor in (0.0, 0.5, 0.97, 1.03, 2.0):
+            yield [factor * x for x in u]
+        for group in range(_COLUMNS):
+            keep = torch.ones(self.blocks.count)
+            keep[group] = 0.0
+            yield [x * k for x, k in zip(u, self.blocks.spread(keep), strict=True)]
+        for size in (0.01, 0.1, 1.0):
+            for _ in range(8):
+                yield [x + size * torch.randn(x.shape, generator=self.draw) for x in u]
+
+
+def faults(make: Make) -> list[str]:
+    """What is wrong with a penalty, in words; empty where it may be trusted.
+
+    Args:
+        make: Makes the penalty from weights, shape (n_groups,), and blocks.
+    """
+    found: list[str] = []
+    for seed in range(2):
+        trial = _Trial(make, seed)
+        if not isinstance(trial.penalty, Penalty):
+            return [f"it is {type(trial.penalty).__name__}, not a glprune.training.penalties.Penalty"]
+        if not torch.equal(trial.penalty.weights, trial.weights):
+            return ["its weights are not those it was given"]
+        start = trial.now()
+        for scale in _STRENGTHS:
+            trial.put(start)
+            found += _prox_faults(trial, scale) or _kkt_faults(trial, start, scale)
+        trial.put(start)
+        found += _edge_faults(trial, start)
+        trial.put(start)
+        found += _smooth_faults(trial)
+        if found:
+            break
+    return found
+
+
+def _strength(trial: _Trial, scale: float) -> Tensor:
+    """Another step size for each group."""
+    return scale * (0.5 + torch.rand(trial.blocks.count, generator=trial.draw))
+
+
+def _prox_faults(trial: _Trial, scale: float) -> list[str]:
+    """``h(z) >= h(u) + <(v - u) / strength, z - u>`` for all z says that u is the prox at v of a convex h."""
+    blocks, v = trial.blocks, trial.now()
+    strength = _strength(trial, scale)
+    factors = trial.penalty.prox_(blocks, strength.clone())
+    u = trial.now()
+    if not (len(factors) == blocks.count and bool(((factors >= 0) & (factors <= 1)).all())):
+        return ["prox_ does not return factors between 0 and 1, one for each group"]
+    if not torch.equal(u[-1], v[-1]):
+        return ["prox_ changes a group whose weight is 0"]
+    divided = blocks.spread(strength)
+    pull = [(a - b).double() / s for a, b, s in zip(v, u, divided, strict=True)]
+    height = trial.convex(u)
+    for z in trial.elsewhere(u, v):
+        inner = sum(float((p * (a - b).double()).sum()) for p, a, b in zip(pull, z, u, strict=True))
+        there = trial.convex(z)
+        if not there >= height + inner - _TOLERANCE * (abs(there) + abs(height) + abs(inner)):
+            return [
+                "prox_ is not the proximal operator of the convex part of its value: a random point is "
+                f"better by {height + inner - there:.2g}"
+            ]
+    return []
+
+
+def _kkt_faults(trial: _Trial, v: list[Tensor], scale: float) -> list[str]:
+    """At the prox's answer the conditions hold for the gradient that led there, and for no other."""
+    blocks, penalty = trial.blocks, trial.penalty
+    trial.put(v)
+    step = _strength(trial, scale)
+    penalty.prox_(blocks, step * _LAM)
+    u = trial.now()
+    blocks_step = blocks.spread(step)
+    trial.set_gradients([torch.zeros_like(x) for x in u])
+    penalty.add_smooth_gradient_(blocks, _LAM)
+    smooth = [g.clone() for g in blocks.gradients]
+    gradient = [(a - b) / s - m for a, b, s, m in zip(u, v, blocks_step, smooth, strict=True)]
+    trial.set_gradients(gradient)
+    zero, active = penalty.residuals(blocks, _LAM)
+    if not max(zero, active) <= 20 * _TOLERANCE:
+        return [f"residuals are {max(zero, active):.2g} at a solution, where they should be 0"]
+    norms = blocks.norms()
+    if not bool((norms[:_COLUMNS] > 0).any()):
+        return []
+    along = 0.5 * _LAM * trial.weights / norms.clamp(min=1e-30)
+    off = [g + x * a for g, x, a in zip(gradient, u, blocks.spread(along), strict=True)]
+    trial.set_gradients(off)
+    _, active = penalty.residuals(blocks, _LAM)
+    if not abs(active - 0.5) <= 0.05:
+        return [f"residuals are {active:.2g} where a gradient is off by half the penalty, and should be 0.5"]
+    return []
+
+
+def _edge_faults(trial: _Trial, v: list[Tensor]) -> list[str]:
+    """Zeros are exact, begin where zero_lambda says, bounds hold, and what is not finite is told."""
+    blocks, penalty = trial.blocks, trial.penalty
+    penalty.prox_(blocks, torch.full((blocks.count,), 1e6))
+    if bool((blocks.norms()[:_COLUMNS] != 0).any()):
+        return ["prox_ leaves a group that is not exactly 0 however strong the penalty is"]
+    trial.put(v)
+    penalty.prox_(blocks, torch.full((blocks.count,), 1e-3), torch.full((blocks.count,), 0.01))
+    if bool((blocks.norms() > 0.01 * (1 + _TOLERANCE)).any()):
+        return ["prox_ leaves a group outside its ball"]
+    trial.put(v)
+    blocks.values[0][0, 1] = torch.nan
+    factors = penalty.prox_(blocks, torch.full((blocks.count,), 1e-3))
+    if not bool(factors[1].isnan()):
+        return ["prox_ does not return NaN for a group that is not finite"]
+    trial.put(v)
+    return _zero_lambda_faults(trial, v)
+
+
+def _zero_lambda_faults(trial: _Trial, v: list[Tensor]) -> list[str]:
+    """Minus a gradient, shrunk with strength lambda, is zero from ``zero_lambda`` on and not below."""
+    blocks, penalty = trial.blocks, trial.penalty
+    trial.put([torch.zeros_like(x) for x in v])
+    trial.set_gradients(v)
+    least = penalty.zero_lambda(blocks).float()
+    pulled = torch.arange(1, _COLUMNS)  # the first has no gradient
+    for factor, gone in ((1.01, True), (0.99, False)):
+        trial.put([-x for x in v])
+        penalty.prox_(blocks, torch.where(least.isfinite(), factor * least, 0.0))
+        if not bool(((blocks.norms()[pulled] == 0) == gone).all()):
+            return ["zero_lambda is not the strength from which on prox_ gives zero"]
+    trial.put([torch.zeros_like(x) for x in v])
+    top = float(least[pulled].max())
+    above, below = (penalty.residuals(blocks, factor * top)[0] for factor in (1.01, 0.9))
+    return [] if above <= _TOLERANCE < below else ["residuals of zero groups do not end at zero_lambda"]
+
+
+def _smooth_faults(trial: _Trial) -> list[str]:
+    """The gradient of the smooth part is what differences of its values say."""
+    blocks, penalty, w = trial.blocks, trial.penalty, trial.now()
+    trial.set_gradients([torch.zeros_like(x) for x in w])
+    penalty.add_smooth_gradient_(blocks, _LAM)
+    gradient = [g.clone() for g in blocks.gradients]
+    for _ in range(4):
+        way = [torch.randn(x.shape, generator=trial.draw) for x in w]
+        ends = []
+        for sign in (1.0, -1.0):
+            trial.put([x + sign * 1e-3 * d for x, d in zip(w, way, strict=True)])
+            ends.append(penalty.smooth_value(blocks, _LAM))
+        slope = sum(float((g * d).sum()) for g, d in zip(gradient, way, strict=True))
+        if not abs((ends[0] - ends[1]) / 2e-3 - slope) <= 0.02 * (1 + abs(slope)):
+            return ["add_smooth_gradient_ is not the gradient of smooth_value"]
+    trial.put(w)
+    return []

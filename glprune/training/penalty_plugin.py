@@ -1,0 +1,48 @@
+"""Load a penalty that another package provides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from glprune._imports import describe
+from glprune._plugins import PluginError, load_plugin
+from glprune.errors import GlpruneError
+from glprune.schema.recipe import Recipe
+from glprune.training.blocks import Blocks
+from glprune.training.penalties import Penalty
+from glprune.training.penalty_check import faults
+
+MakePenalty = Callable[[Tensor, Blocks], Penalty]
+
+
+def load_penalty(recipe: Recipe) -> MakePenalty | None:
+    """The recipe's penalty plugin, held to what a penalty must be on random numbers; None where it has none.
+
+    Raises:
+        RecipeError: See :func:`load_plugin`.
+        PluginError: Its prox is no prox, its residuals are none, or it raises.
+    """
+    spec = recipe.penalty
+    if spec.plugin is None:
+        return None
+    plugin = load_plugin("glprune.penalties", spec.plugin, recipe.where("penalty", "plugin"), recipe.allowed)
+
+    def make(weights: Tensor, blocks: Blocks) -> Penalty:
+        made = plugin(weights, blocks, **spec.arguments)
+        if not isinstance(made, Penalty):
+            raise PluginError(
+                f"{plugin.says} gave {type(made).__name__}, not a glprune.training.penalties.Penalty."
+            )
+        return made
+
+    try:
+        found = faults(make)
+    except GlpruneError:
+        raise
+    except Exception as error:  # its methods may raise anything
+        raise PluginError(f"{plugin.says} failed ({describe(error)}).") from error
+    if found:
+        raise PluginError(f"{plugin.says} is refused, since its zeros could not be certified: {found[0]}.")
+    return make
