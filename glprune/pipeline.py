@@ -134,7 +134,7 @@ def run(
             return _assist(rules, Path(model), folder, trust_pickle, members)
         with working(folder, overwrite, resume) as space:
             report = _fill(rules, Path(model), trust_pickle, space, members, clock)
-        members.agreed(report.model_dump(mode="json", by_alias=True))
+        members.broadcast_object(report.model_dump(mode="json", by_alias=True))
     result = Result(folder, report)
     run_exporters(rules, result)
     run_reporters(told, result)
@@ -156,7 +156,7 @@ def _fill(
     _export_original(job, stage)
     identity = _identity(job, members)
     journal = space.journal(identity)
-    members.agreed(identity)
+    members.broadcast_object(identity)
     clock.seconds = journal.seconds
     job = replace(job, journal=journal)
     shared = _shared(job, members)
@@ -196,7 +196,7 @@ def _assist(
     """Search beside the first process, which alone writes, and hear its report."""
     job = prepare(rules, model, trust_pickle, silent)
     own = _identity(job, members)
-    first = members.agreed(own)
+    first = members.broadcast_object(own)
     # what another processor computes is compared by its results
     unlike = [name for name, value in own.items() if value != first[name] and name != _PROCESSOR]
     if unlike:
@@ -205,7 +205,7 @@ def _assist(
         )
     with process_group.together(members):
         search(_shared(job, members), silent)
-    return Result(folder, Report.model_validate(members.agreed(None)))
+    return Result(folder, Report.model_validate(members.broadcast_object(None)))
 
 
 def _shared(job: Job, members: process_group.Crew) -> Job:

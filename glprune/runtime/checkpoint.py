@@ -318,7 +318,7 @@ class SharedJournal(Journal):
     def recall(self, name: str, asked: Mapping[str, Any]) -> Record | None:
         """What the first process recalls."""
         record = self._own.recall(name, asked)
-        sent = self._crew.agreed(None if record is None else (record.facts, self._own.weights(record)))
+        sent = self._crew.broadcast_object(None if record is None else (record.facts, self._own.weights(record)))
         if sent is None or self._crew.first:
             return record
         return Record(name, dict(asked), sent[0], sent[1])
@@ -337,7 +337,7 @@ class SharedJournal(Journal):
             ModelError: This process came to another one.
         """
         own = repr(sorted(facts.items())), tensors_digest(tensors or {})
-        if self._crew.agreed(own) != own:
+        if self._crew.broadcast_object(own) != own:
             raise ModelError(
                 f"weights are not those of process 0 after the same step ({name}); run all processes on one "
                 "kind of machine with the same versions."

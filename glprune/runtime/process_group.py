@@ -88,7 +88,7 @@ class Crew:
         """Whether the first process tells why this one ends."""
         return self.links is not None and self.links.board.told
 
-    def agreed(self, value: _Value) -> _Value:
+    def broadcast_object(self, value: _Value) -> _Value:
         """The first process's value, in every process."""
         if self.links is None:
             return value
@@ -267,8 +267,8 @@ def measured(measure: Callable[[], _Value]) -> _Value:
     """What the first process measures, where processes would differ, as clocks do."""
     members = _working[-1]
     if members.first:
-        return members.agreed(measure())
-    return members.agreed(cast(_Value, None))
+        return members.broadcast_object(measure())
+    return members.broadcast_object(cast(_Value, None))
 
 
 def _summed(parameters: Sequence[nn.Parameter], numbers: Sequence[float], rows: int = 1) -> Tensor:
