@@ -30,12 +30,12 @@ from table import aligned
 from torch import Tensor, nn
 from torch.nn import functional
 
-from glprune.data import Narrowing
+from glprune.data import ColumnSelection
 from glprune.export.int8 import gap, quantize
 from glprune.export.onnx_export import export_onnx
 from glprune.export.onnx_runtime import OnnxFile
 from glprune.model.counting import macs, parameters
-from glprune.model.standardize import Scaled, scaled
+from glprune.model.standardize import StandardizedNetwork, with_standardization
 from glprune.pruning.groups import zero_units_
 from glprune.pruning.removal import remove
 from glprune.schema.recipe import AUTO_MULTIPLE
@@ -175,7 +175,7 @@ def slimmed(network: nn.Module, subject: Subject, x: Tensor, multiple: int = 1) 
         marked[order[max(1, round(KEPT * g.units.count)) :]] = True
         zero_units_(network.state_dict(), g.units, marked)
     removed = remove(network, groups, (x[:16],), (subject.axis,), multiple=multiple)
-    return removed.network.eval(), Narrowing(removed.columns, (subject.axis,))((x,))[0]
+    return removed.network.eval(), ColumnSelection(removed.columns, (subject.axis,))((x,))[0]
 
 
 def graph_of_mlp(network: nn.Module, path: Path) -> None:
@@ -274,7 +274,7 @@ def measure(name: str, subject: Subject, seconds: float, folder: Path) -> Record
     network, x = subject.build().eval(), torch.randn(max(BATCHES), *subject.row)
     if subject.scaled:
         mean, std = torch.randn(subject.row), torch.rand(subject.row) + 0.5
-        network = scaled(network, mean, std).eval()
+        network = with_standardization(network, mean, std).eval()
     paths = {kind: folder / f"{kind}.onnx" for kind in ("original", "slim", "plain", "graph")}
     _export(network, x, paths["original"])
     whole = macs(network, (x,))
@@ -284,7 +284,7 @@ def measure(name: str, subject: Subject, seconds: float, folder: Path) -> Record
     _export(rounded, narrow, folder / "multiples of 8.onnx")
     _export(slim, narrow, paths["slim"])
     if subject.scaled:
-        assert isinstance(slim, Scaled)
+        assert isinstance(slim, StandardizedNetwork)
         columns = slim.get_submodule("standardize")
         plain = nn.Sequential(By(columns.mean, columns.std), subject.by_hand(slim.network)).eval()
     else:

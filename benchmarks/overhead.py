@@ -24,7 +24,7 @@ from glprune.runtime.events import Event, Stage, silent
 from glprune.schema.recipe import PenaltySpec, RefitSpec, TargetSpec, TrainSpec
 from glprune.search.job import Job
 from glprune.search.prepare import prepare
-from glprune.training.refit import rows_of_an_epoch
+from glprune.training.refit import rows_per_epoch
 
 HERE = Path(__file__).parent
 OPERATOR_GOAL = 0.05  # of a plain training step
@@ -92,7 +92,7 @@ def fine_tune(job: Job) -> float:
     network.train()
     start = time.process_time()
     for _ in range(spec.epochs):
-        for inputs, target in rows_of_an_epoch(job.data.train, spec.batch_size, generator):
+        for inputs, target in rows_per_epoch(job.data.train, spec.batch_size, generator):
             step(job, network, optimizer, inputs, target)
     return time.process_time() - start
 

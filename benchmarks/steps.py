@@ -18,9 +18,9 @@ from glprune.model.task import Task
 from glprune.pruning.groups import GroupSet, hidden_groups, input_groups, penalty_weights
 from glprune.pruning.planner import plan_units
 from glprune.schema.recipe import PenaltySpec
-from glprune.training.blocks import Blocks
+from glprune.training.blocks import ParameterGroups
 from glprune.training.objective import Objective
-from glprune.training.proximal import ProximalAdam, Regulariser
+from glprune.training.proximal import BoundedPenalty, ProximalAdam
 
 CLASSES = 10
 LAMBDA = 1e-5  # small: groups that leave would make the later steps cheaper
@@ -119,11 +119,11 @@ SUBJECTS = {
 class Clocked:
     """A regulariser that keeps the processor time of its last proximal operator."""
 
-    def __init__(self, inner: Regulariser) -> None:
+    def __init__(self, inner: BoundedPenalty) -> None:
         self.inner, self.seconds = inner, 0.0
         self.penalty, self.weights = inner.penalty, inner.weights
 
-    def prox_(self, blocks: Blocks, strength: Tensor) -> Tensor:
+    def prox_(self, blocks: ParameterGroups, strength: Tensor) -> Tensor:
         start = time.thread_time()
         factors = self.inner.prox_(blocks, strength)
         self.seconds = time.thread_time() - start

@@ -88,9 +88,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results" / "sums.json")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    with process_group.joined() as members, process_group.together(members):
+    with process_group.init_process_group() as members, process_group.use_process_group(members):
         found = [{"network": name} | timed(SUBJECTS[name], given.steps) for name in given.networks]
-    if not members.first:
+    if not members.is_main:
         return
     content = {"steps": found, "processes": members.size, "machine": machine(), "versions": versions()}
     given.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -7,12 +7,12 @@ import unicodedata
 _INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
-def plain(text: str) -> str:
+def escape_for_terminal(text: str) -> str:
     """Text for a terminal: whatever cannot be printed, escape sequences above all, is spelled out."""
     return text if text.isprintable() else "".join(c if c.isprintable() else _spelled(c) for c in text)
 
 
-def visible(text: str, keep: str = "") -> str:
+def escape_for_page(text: str, keep: str = "") -> str:
     """Text for a page: control characters, marks of writing direction and half characters are spelled out.
 
     Args:

@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 
 
-def fault(path: Path) -> str | None:
+def unreadable_reason(path: Path) -> str | None:
     """Why a path cannot be read as a plain file, to follow its name in a message; None where it can."""
     try:
         kind = path.stat().st_mode

@@ -18,7 +18,7 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def subject(names: Sequence[str]) -> str:
+def name_list(names: Sequence[str]) -> str:
     """The first names of a list and how many more there are, with their verb: ``'a', 'b' are``."""
     shown = ", ".join(repr(n) for n in names[:3])
     if len(names) == 1:
@@ -64,7 +64,7 @@ class TargetError(GlpruneError):
     exit_code = 5
 
 
-class StoppedError(GlpruneError):
+class PeerFailedError(GlpruneError):
     """Another process of the run ended, by no fault of the recipe, model or data; what was done is kept.
 
     Args:
@@ -77,16 +77,16 @@ class StoppedError(GlpruneError):
         self.exit_code = code
 
 
-class Terminated(KeyboardInterrupt):
+class SigtermInterrupt(KeyboardInterrupt):
     """SIGTERM, which ends a run as Ctrl-C does."""
 
 
-def sentence(error: BaseException) -> str | None:
+def user_message(error: BaseException) -> str | None:
     """What the command says of an error that has causes outside the program; None of a bug."""
     if isinstance(error, GlpruneError):
         return str(error)
     if isinstance(error, KeyboardInterrupt):
-        return "terminated" if isinstance(error, Terminated) else "interrupted"
+        return "terminated" if isinstance(error, SigtermInterrupt) else "interrupted"
     if isinstance(error, MemoryError):
         return "not enough memory"
     if isinstance(error, OSError):
@@ -100,5 +100,5 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, GlpruneError):
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        return 143 if isinstance(error, Terminated) else 130
+        return 143 if isinstance(error, SigtermInterrupt) else 130
     return 2 if isinstance(error, OSError) else 1

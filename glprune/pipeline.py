@@ -21,18 +21,18 @@ from torch import Tensor
 
 from glprune._plugins import packages
 from glprune._version import __version__
-from glprune.data.sharding import SharedSplit
-from glprune.data.splits import Narrowing, everything, first_rows
+from glprune.data.sharding import ShardedSplit
+from glprune.data.splits import ColumnSelection, first_rows, identity
 from glprune.errors import ModelError, NonFiniteError, UsageError
 from glprune.evaluation.baselines import measure_baselines
 from glprune.evaluation.drop_cost import measure_drop_costs
 from glprune.evaluation.proxies import measure_proxies
-from glprune.evaluation.report_builder import Measured, Outcome, make_report
+from glprune.evaluation.report_builder import RunResults, TestMeasurements, make_report
 from glprune.evaluation.segments import measure_segments
 from glprune.evaluation.stability import check_rows, measure_stability
-from glprune.export.golden import tensors_in_model, write_contract, write_golden
+from glprune.export.golden import tensors_in_model, write_golden, write_input_schema
 from glprune.export.int8 import quantized
-from glprune.export.metadata import Names, file_metadata, offered_names
+from glprune.export.metadata import Names, file_metadata, name_encodings
 from glprune.export.onnx_runtime import EXPORT_TOLERANCE, OnnxFile, latency
 from glprune.export.plugin_hooks import load_reporters, run_exporters, run_reporters
 from glprune.export.shipped_model import file_columns, on_test_rows, write_onnx, write_shipped
@@ -47,19 +47,19 @@ from glprune.export.slim_network import (
 )
 from glprune.model.counting import macs, parameters
 from glprune.model.prediction import predict
-from glprune.model.standardize import Scaled
-from glprune.model.task import explained
-from glprune.pruning.removal import Removed
+from glprune.model.standardize import StandardizedNetwork
+from glprune.model.task import r2_score
+from glprune.pruning.removal import RemovalResult
 from glprune.report.html import render_html
 from glprune.report.markdown import render_markdown
 from glprune.result import Result
 from glprune.runtime import process_group
-from glprune.runtime.checkpoint import SharedJournal, tensors_digest
+from glprune.runtime.checkpoint import DistributedCheckpoint, tensors_digest
 from glprune.runtime.determinism import reproducible
-from glprune.runtime.events import Event, Listener, Note, Stage, silent
-from glprune.runtime.output_folder import Workspace, working
-from glprune.runtime.process_pool import Fan
-from glprune.runtime.worker_pool import fan_out, several
+from glprune.runtime.events import Event, Listener, Notice, Stage, silent
+from glprune.runtime.output_folder import OutputFolder, open_output_folder
+from glprune.runtime.process_pool import WorkerPool
+from glprune.runtime.worker_pool import is_parallel, make_worker_pool
 from glprune.schema import bundle as bundles
 from glprune.schema.manifest import write_manifest
 from glprune.schema.plan import InputPlan, Plan
@@ -79,7 +79,7 @@ from glprune.search.job import Job, kept_fields
 from glprune.search.policy_removal import check_rules
 from glprune.search.prepare import prepare
 from glprune.search.search import search
-from glprune.search.worker_setup import Rebuild, RebuildJob
+from glprune.search.worker_setup import JobFactory, WorkerContextFactory
 from glprune.training.refit import RefitResult
 
 LATENCY_BATCHES = (1, 256)
@@ -129,11 +129,15 @@ def run(
     folder = Path(out) if out is not None else default_folder(rules)
     told = load_reporters(reporters, rules.allowed)
     clock = _Clock(on_event or silent)
-    with reproducible(rules.seed, rules.threads), clock.naming(), process_group.joined() as members:
-        if not members.first:
-            return _assist(rules, Path(model), folder, trust_pickle, members)
-        with working(folder, overwrite, resume) as space:
-            report = _fill(rules, Path(model), trust_pickle, space, members, clock)
+    with (
+        reproducible(rules.seed, rules.threads),
+        clock.naming(),
+        process_group.init_process_group() as members,
+    ):
+        if not members.is_main:
+            return _run_secondary_rank(rules, Path(model), folder, trust_pickle, members)
+        with open_output_folder(folder, overwrite, resume) as space:
+            report = _write_bundle(rules, Path(model), trust_pickle, space, members, clock)
         members.broadcast_object(report.model_dump(mode="json", by_alias=True))
     result = Result(folder, report)
     run_exporters(rules, result)
@@ -141,12 +145,12 @@ def run(
     return result
 
 
-def _fill(
+def _write_bundle(
     rules: Recipe,
     model: Path,
     trust_pickle: bool,
-    space: Workspace,
-    members: process_group.Crew,
+    space: OutputFolder,
+    members: process_group.ProcessGroup,
     clock: _Clock,
 ) -> Report:
     """Make every file of the bundle."""
@@ -155,15 +159,15 @@ def _fill(
     check_rows(job)
     _export_original(job, stage)
     identity = _identity(job, members)
-    journal = space.journal(identity)
+    journal = space.checkpoint_log(identity)
     members.broadcast_object(identity)
     clock.seconds = journal.seconds
     job = replace(job, journal=journal)
     shared = _shared(job, members)
-    if isinstance(shared.data.train, SharedSplit) and (text := shared.data.train.note()):
-        clock(Note(text))
-    again = RebuildJob(job.recipe, model, trust_pickle)
-    with process_group.together(members):
+    if isinstance(shared.data.train, ShardedSplit) and (text := shared.data.train.note()):
+        clock(Notice(text))
+    again = JobFactory(job.recipe, model, trust_pickle)
+    with process_group.use_process_group(members):
         chosen = search(shared, clock, _workers(job, again, members))
     removed, fitted = chosen.removed, chosen.fitted
     check_rules(job, removed)
@@ -176,22 +180,24 @@ def _fill(
     int8 = _quantized(job, removed, stage, clock)
     proxies = measure_proxies(job, removed, kept_fields(job.data, removed), stage, clock)
     baselines = measure_baselines(job, chosen, stage, clock)
-    rebuild = Rebuild.of(again, removed, fitted.network)
-    stability, costs = _firmness(job, removed, rebuild, stage, clock)
+    rebuild = WorkerContextFactory.of(again, removed, fitted.network)
+    stability, costs = _stability_and_drop_cost(job, removed, rebuild, stage, clock)
     clock(Stage("report", "writing the report"))
-    outcome = Outcome(job, chosen, measured, baselines, stability, costs, proxies, int8, stage, clock.seconds)
+    outcome = RunResults(
+        job, chosen, measured, baselines, stability, costs, proxies, int8, stage, clock.seconds
+    )
     report = make_report(outcome)
     bundles.write_json(stage / bundles.REPORT, report.model_dump(mode="json", by_alias=True))
     (stage / bundles.PAGE).write_text(render_html(report), encoding="utf-8")
     (stage / bundles.SUMMARY).write_text(render_markdown(report), encoding="utf-8")
-    write_contract(report, plan, stage)
+    write_input_schema(report, plan, stage)
     bundles.write_json(stage / bundles.SCHEMA, report_schema())
     write_manifest(stage)
     return report
 
 
-def _assist(
-    rules: Recipe, model: Path, folder: Path, trust_pickle: bool, members: process_group.Crew
+def _run_secondary_rank(
+    rules: Recipe, model: Path, folder: Path, trust_pickle: bool, members: process_group.ProcessGroup
 ) -> Result:
     """Search beside the first process, which alone writes, and hear its report."""
     job = prepare(rules, model, trust_pickle, silent)
@@ -203,17 +209,19 @@ def _assist(
         raise UsageError(
             f"it has another {' and another '.join(unlike)} than process 0; give all processes the same."
         )
-    with process_group.together(members):
+    with process_group.use_process_group(members):
         search(_shared(job, members), silent)
     return Result(folder, Report.model_validate(members.broadcast_object(None)))
 
 
-def _shared(job: Job, members: process_group.Crew) -> Job:
+def _shared(job: Job, members: process_group.ProcessGroup) -> Job:
     """The job with this process's part of the training rows, and one journal for all processes."""
     if members.size == 1:
         return job
-    train = SharedSplit(job.data.train, members)
-    return replace(job, data=replace(job.data, train=train), journal=SharedJournal(job.journal, members))
+    train = ShardedSplit(job.data.train, members)
+    return replace(
+        job, data=replace(job.data, train=train), journal=DistributedCheckpoint(job.journal, members)
+    )
 
 
 def default_folder(recipe: Recipe) -> Path:
@@ -221,10 +229,10 @@ def default_folder(recipe: Recipe) -> Path:
     return Path("glprune-out") / (recipe.source.stem if recipe.source else "run")
 
 
-def _identity(job: Job, members: process_group.Crew) -> dict[str, str]:
+def _identity(job: Job, members: process_group.ProcessGroup) -> dict[str, str]:
     """What a run's result is a function of; its names go on from "the stopped run had another"."""
     return {
-        "recipe": hashlib.sha256(_bearing(job.recipe).to_yaml().encode()).hexdigest(),
+        "recipe": hashlib.sha256(_result_relevant(job.recipe).to_yaml().encode()).hexdigest(),
         "model": tensors_digest(job.network.state_dict()),
         "data set": json.dumps(dict(job.data.digests), sort_keys=True),
         "set of plugins": json.dumps(packages(job.recipe.plugins), sort_keys=True),
@@ -236,7 +244,7 @@ def _identity(job: Job, members: process_group.Crew) -> dict[str, str]:
     }
 
 
-def _bearing(recipe: Recipe) -> Recipe:
+def _result_relevant(recipe: Recipe) -> Recipe:
     """A recipe without what has no bearing on results."""
     return recipe.model_copy(update={"workers": WorkersSpec()})
 
@@ -272,30 +280,30 @@ def _export_original(job: Job, folder: Path) -> None:
         write_onnx(job, job.network, first_rows(job.data.test, 4), folder / _ORIGINAL)
 
 
-def _export(job: Job, removed: Removed, fitted: RefitResult, folder: Path) -> tuple[str, Names]:
+def _export(job: Job, removed: RemovalResult, fitted: RefitResult, folder: Path) -> tuple[str, Names]:
     """Write the zeroed slim and the shipped network.
 
     Returns:
         The last one's exporter, and how it gives the names of its columns.
     """
     full = first_rows(job.data.test, 4)
-    write_onnx(job, removed.network, Narrowing(removed.columns, job.axes)(full), folder / _ZEROED)
-    ways = offered_names(job)
+    write_onnx(job, removed.network, ColumnSelection(removed.columns, job.axes)(full), folder / _ZEROED)
+    ways = name_encodings(job)
     metadata = [file_metadata(job, removed, names) for names in ways]
     exported = write_shipped(job, removed, fitted.network, folder / bundles.ONNX, metadata)
     return exported.exporter, ways[exported.choice]
 
 
 def _measure(
-    job: Job, removed: Removed, fitted: RefitResult, exporter: str, names: Names, folder: Path
-) -> Measured:
+    job: Job, removed: RemovalResult, fitted: RefitResult, exporter: str, names: Names, folder: Path
+) -> TestMeasurements:
     threads = job.recipe.threads
-    slim_columns = Narrowing(removed.columns, job.axes)
+    slim_columns = ColumnSelection(removed.columns, job.axes)
     shipped_columns = file_columns(job, removed)
     original = OnnxFile(folder / _ORIGINAL, threads)
     zeroed = OnnxFile(folder / _ZEROED, threads)
     final = OnnxFile(folder / bundles.ONNX, threads)
-    before, target = predict(original, job.data.test, everything)
+    before, target = predict(original, job.data.test, identity)
     between, _ = predict(zeroed, job.data.test, slim_columns)
     after, _, gap = on_test_rows(job, removed, fitted.network, final)
     if not gap <= EXPORT_TOLERANCE:
@@ -307,7 +315,7 @@ def _measure(
     for number, whose in enumerate(("original network", "slim network before the refit", "slim network")):
         _check_finite(values[number], whose)
     full = first_rows(job.data.test, max(LATENCY_BATCHES))
-    measured = Measured(
+    measured = TestMeasurements(
         metrics=[
             Metric(
                 name=name,
@@ -335,7 +343,7 @@ def _measure(
     return measured
 
 
-def _quantized(job: Job, removed: Removed, folder: Path, clock: _Clock) -> Quantized | None:
+def _quantized(job: Job, removed: RemovalResult, folder: Path, clock: _Clock) -> Quantized | None:
     """The file in 8-bit integers, where the recipe asks for one."""
     if job.recipe.export.quantize is None:
         return None
@@ -360,7 +368,7 @@ def _agreement(job: Job, before: Sequence[Tensor], after: Sequence[Tensor]) -> l
     for number, (name, old, new) in enumerate(zip(job.outputs.names, before, after, strict=True)):
         if number == job.outputs.predicted:
             continue
-        share = explained(*(y.reshape(len(y), -1).double() for y in (new, old)))
+        share = r2_score(*(y.reshape(len(y), -1).double() for y in (new, old)))
         records.append(
             Agreement(
                 name=name,
@@ -372,25 +380,25 @@ def _agreement(job: Job, before: Sequence[Tensor], after: Sequence[Tensor]) -> l
     return records
 
 
-def _size(job: Job, removed: Removed, fitted: RefitResult, folder: Path) -> Size:
+def _size(job: Job, removed: RemovalResult, fitted: RefitResult, folder: Path) -> Size:
     full = first_rows(job.data.test, 1)
     return Size(
         parameters_before=parameters(job.network),
         parameters_after=parameters(fitted.network),
         macs_before=macs(job.network, full),
-        macs_after=macs(fitted.network, Narrowing(removed.columns, job.axes)(full)),
+        macs_after=macs(fitted.network, ColumnSelection(removed.columns, job.axes)(full)),
         onnx_bytes_before=(folder / _ORIGINAL).stat().st_size,
         onnx_bytes_after=(folder / bundles.ONNX).stat().st_size,
     )
 
 
-def _write_plan(job: Job, removed: Removed, fitted: RefitResult, folder: Path) -> Plan:
+def _write_plan(job: Job, removed: RemovalResult, fitted: RefitResult, folder: Path) -> Plan:
     save_weights(fitted.network, folder / bundles.WEIGHTS)
     spec, sets = job.recipe.model, {g.name: g for g in job.input_groups}
     plan = Plan(
         factory=spec.factory,
         arguments=dict(spec.arguments),
-        standardize=isinstance(job.network, Scaled),
+        standardize=isinstance(job.network, StandardizedNetwork),
         inputs=[
             InputPlan(
                 name=part.name,
@@ -398,7 +406,7 @@ def _write_plan(job: Job, removed: Removed, fitted: RefitResult, folder: Path) -
                 dtype=dtype_name(x),
                 size=len(part.columns),
                 kept=kept.tolist(),
-                columns=list(part.columns) if part.axis is None else _named(part.columns, kept),
+                columns=list(part.columns) if part.axis is None else _metric_list(part.columns, kept),
                 constants=make_constants(removed.surgery, place),
                 readers=make_readers(sets.get(part.name), removed.surgery),
             )
@@ -416,15 +424,15 @@ def _write_plan(job: Job, removed: Removed, fitted: RefitResult, folder: Path) -
     return plan
 
 
-def _firmness(
-    job: Job, removed: Removed, rebuild: Rebuild, folder: Path, listener: Listener
+def _stability_and_drop_cost(
+    job: Job, removed: RemovalResult, rebuild: WorkerContextFactory, folder: Path, listener: Listener
 ) -> tuple[Stability | None, DropCosts | None]:
     """How firm the choice of fields is, as far as the recipe asks, measured in other processes."""
     spec = job.recipe.stability
     if spec is None:
         return None, None
     kept = kept_fields(job.data, removed)
-    with fan_out(rebuild, job.recipe.workers, _engine(job)) as workers:
+    with make_worker_pool(rebuild, job.recipe.workers, _engine(job)) as workers:
         stability = measure_stability(job, spec, kept, workers, listener)
         file = folder / bundles.ONNX
         costs = measure_drop_costs(job, removed, file, kept, workers, listener) if spec.drop_cost else None
@@ -435,16 +443,18 @@ def _engine(job: Job) -> str:
     return job.recipe.where("workers", "engine")
 
 
-def _workers(job: Job, again: RebuildJob, members: process_group.Crew) -> Callable[[], Fan[Job]] | None:
+def _workers(
+    job: Job, again: JobFactory, members: process_group.ProcessGroup
+) -> Callable[[], WorkerPool[Job]] | None:
     """What starts processes for paths side by side; None where they would bring nothing."""
     recipe = job.recipe
     timed = recipe.target.multiple == "auto"  # the clock is read at the end of a path
-    if members.size > 1 or timed or not several(recipe.workers, recipe.threads):
+    if members.size > 1 or timed or not is_parallel(recipe.workers, recipe.threads):
         return None
     most = len(recipe.penalty.balances)
-    return functools.partial(fan_out, again, recipe.workers, _engine(job), recipe.threads, most)
+    return functools.partial(make_worker_pool, again, recipe.workers, _engine(job), recipe.threads, most)
 
 
-def _named(columns: Sequence[str], positions: Tensor) -> list[str]:
+def _metric_list(columns: Sequence[str], positions: Tensor) -> list[str]:
     """The names at some positions."""
     return [columns[p] for p in positions.tolist()]

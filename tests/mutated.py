@@ -13,7 +13,7 @@ from typing import Any
 
 from glprune.audit.diff import compare
 from glprune.audit.explain import explain
-from glprune.audit.verify import Demands, read_report, verify
+from glprune.audit.verify import VerificationOptions, read_report, verify
 from glprune.errors import GlpruneError
 from glprune.report.html import render_html
 from glprune.report.markdown import render_markdown
@@ -218,7 +218,7 @@ def check_verify(bundle: Path) -> int:
         The exit code.
     """
     try:
-        verdict = verify(bundle, Demands(), seconds=30, isolated=False)
+        verdict = verify(bundle, VerificationOptions(), seconds=30, isolated=False)
     except GlpruneError as error:
         one_line(error)
         return error.exit_code

@@ -6,7 +6,7 @@ import pytest
 
 import glprune
 from glprune.errors import TargetError
-from glprune.runtime.events import PartDone, Stage
+from glprune.runtime.events import Progress, Stage
 from glprune.schema.recipe_loading import load_recipe
 from glprune.search import search
 from tests.networks import write_planted
@@ -47,7 +47,7 @@ def alone(folder):
     """Of paths one after another: so short that no other process is started."""
     told = []
     bundle = run(folder, folder / "alone", on_event=told.append)
-    assert not any(isinstance(e, PartDone) for e in told)
+    assert not any(isinstance(e, Progress) for e in told)
     return facts(bundle)
 
 
@@ -63,7 +63,7 @@ def test_paths_side_by_side_are_those_one_after_another(folder, alone, tmp_path,
         pytest.importorskip("ray")
     told = []
     bundle = run(folder, tmp_path / "out", f"workers.engine={engine}", on_event=told.append)
-    parts = [e for e in told if isinstance(e, PartDone)]
+    parts = [e for e in told if isinstance(e, Progress)]
     stages = {e.detail.split(",")[0] for e in told if isinstance(e, Stage)}
     assert [(e.what, e.done, e.of) for e in parts] == 2 * [("paths", n, 3) for n in (1, 2, 3)]
     assert "3 paths side by side" in stages
@@ -75,19 +75,19 @@ def test_paths_that_were_done_elsewhere_stay_done(folder, alone, tmp_path, worth
     done = []
 
     def stop(event):
-        if isinstance(event, PartDone) and event.done == 2:
+        if isinstance(event, Progress) and event.done == 2:
             raise KeyboardInterrupt
 
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         run(folder, out, "workers.processes=1", on_event=stop)  # one, so that they come in order
     assert facts(run(folder, out, resume=True, on_event=done.append)) == alone
-    counts = [e.done for e in done if isinstance(e, PartDone)]
+    counts = [e.done for e in done if isinstance(e, Progress)]
     assert counts == [3, 1, 2, 3]  # the last of the first stage, and the second stage
 
 
 def test_one_path_that_fails_leaves_the_others(folder, tmp_path, monkeypatch):
-    real = search.attempt
+    real = search.run_stage
 
     def failing(standing, asked, listener):
         if asked.balance != 3.0:

@@ -12,7 +12,7 @@ from torch import nn
 
 from glprune.pruning.groups import zero_units_
 from glprune.pruning.planner import plan_units
-from glprune.pruning.removal import Removed, difference, outputs, remove
+from glprune.pruning.removal import RemovalResult, difference, outputs, remove
 from glprune.pruning.units import UnitSet
 from tests.architectures import ARCHITECTURES, Architecture, Inputs
 from tests.zeroing import cuttable, dead_units, grouped
@@ -54,7 +54,7 @@ def zeroed(network: nn.Module, sets: list[UnitSet], seed: int) -> tuple[nn.Modul
     return twin, dead_units(twin, sets)
 
 
-def narrowed(architecture: Architecture, inputs: Inputs, removed: Removed) -> Inputs:
+def narrowed(architecture: Architecture, inputs: Inputs, removed: RemovalResult) -> Inputs:
     return tuple(
         x if axis is None else x.index_select(axis, columns)
         for x, axis, columns in zip(inputs, architecture.axes, removed.columns, strict=True)

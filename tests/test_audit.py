@@ -18,17 +18,17 @@ from onnx import TensorProto, helper, numpy_helper
 
 from glprune.audit import signing
 from glprune.audit.checks import rendering
-from glprune.audit.checks.consistency import check_figures
-from glprune.audit.checks.execution import check_running
+from glprune.audit.checks.consistency import check_consistency
+from glprune.audit.checks.execution import check_execution
 from glprune.audit.checks.graph import Expected, check_graph
 from glprune.audit.diff import compare
 from glprune.audit.explain import explain
 from glprune.audit.onnx_reader import parse
-from glprune.audit.verify import Demands, open_bundle, read_report, verify
+from glprune.audit.verify import VerificationOptions, open_bundle, read_report, verify
 from glprune.cli.main import main
 from glprune.errors import UsageError
 from glprune.evaluation.stability import _record
-from glprune.export.onnx_export import Select, export_onnx
+from glprune.export.onnx_export import ColumnSelector, export_onnx
 from glprune.pruning.removal import remove
 from glprune.pruning.verification import outputs
 from glprune.schema import bundle as bundles
@@ -68,7 +68,7 @@ def people(tmp_path_factory):
 def quick(request, monkeypatch):
     """One process and no pictures, which take most of the time, but in the tests about them."""
     if "whole" not in request.keywords:
-        here = functools.partial(check_running, isolated=False)
+        here = functools.partial(check_execution, isolated=False)
         monkeypatch.setattr(verifying, "check_running", lambda *a: here(*a[:4]))
         monkeypatch.setattr(rendering, "_cannot_draw", lambda report: "not drawn here")
 
@@ -112,7 +112,7 @@ def test_the_graph_rules_raise_no_alarm_on_exports_of_other_architectures(name, 
     names = [
         f"out_{n}" for n in range(len(outputs(removed.network, narrowed(architecture, inputs, removed))))
     ]
-    wide = Select(removed.network, removed.columns, architecture.axes).eval()
+    wide = ColumnSelector(removed.network, removed.columns, architecture.axes).eval()
     export_onnx(wide, inputs, architecture.names, names, tmp_path / "m.onnx", opset=18)
     raw = (tmp_path / "m.onnx").read_bytes()
     expected = [
@@ -383,17 +383,21 @@ def test_the_expected_model_is_given_by_digest_or_file(audited, slim):
 
 def test_a_bundle_follows_one_of_the_same_original_and_no_later_one(audited):
     assert (
-        verify(audited["other"], Demands(previous=read_report(audited["slim"])), isolated=False).exit_code
+        verify(
+            audited["other"], VerificationOptions(previous=read_report(audited["slim"])), isolated=False
+        ).exit_code
         == 0
     )
     late = read_report(audited["slim"])
     late = late.model_copy(
         update={"timing": late.timing.model_copy(update={"generated_at": "2998-01-01T00:00:00+00:00"})}
     )
-    back = verify(audited["other"], Demands(previous=late), isolated=False)
+    back = verify(audited["other"], VerificationOptions(previous=late), isolated=False)
     assert failed(back) == {"C14"}
     assert "rollback" in told(back)
-    foreign = verify(audited["other"], Demands(previous=read_report(audited["mixed"])), isolated=False)
+    foreign = verify(
+        audited["other"], VerificationOptions(previous=read_report(audited["mixed"])), isolated=False
+    )
     assert failed(foreign) == {"C14"}
     assert "original" in told(foreign)
 
@@ -521,7 +525,7 @@ def test_a_model_that_never_ends_is_stopped_and_left_incomplete(audited):
     model = onnx.load_from_string((audited["slim"] / bundles.ONNX).read_bytes())
     endless(model)
     golden = (audited["slim"] / bundles.GOLDEN).read_bytes()
-    (c9, c10), _ = check_running(model.SerializeToString(), golden, [], seconds=4)
+    (c9, c10), _ = check_execution(model.SerializeToString(), golden, [], seconds=4)
     assert (c9.status, c10.status) == ("incomplete", "skipped")
     assert "stopped after 4 s" in c9.note
 
@@ -563,7 +567,7 @@ def test_a_picture_that_was_redrawn_is_caught_where_matplotlib_is_the_same(slim)
     (slim / bundles.PAGE).write_text(
         text[: path.end() - 1] + str((int(text[path.end() - 1]) + 1) % 10) + text[path.end() :]
     )
-    check, skipped = rendering.check_page(read_report(slim.folder), *both(slim))
+    check, skipped = rendering.check_rendering(read_report(slim.folder), *both(slim))
     assert check.status == "failed"
     assert "picture" in str(check.findings[0])
     assert skipped is None
@@ -573,12 +577,12 @@ def test_a_picture_that_was_redrawn_is_caught_where_matplotlib_is_the_same(slim)
 def test_another_version_leaves_the_page_incomplete_and_another_matplotlib_the_pictures(slim, monkeypatch):
     raw, report = both(slim), read_report(slim.folder)
     drawn = report.run.versions | {"matplotlib": "0.1"}
-    check, skipped = rendering.check_page(
+    check, skipped = rendering.check_rendering(
         report.model_copy(update={"run": report.run.model_copy(update={"versions": drawn})}), *raw
     )
     assert "drawn by matplotlib 0.1" in skipped
     monkeypatch.setattr(rendering, "__version__", "9.9")
-    check, _ = rendering.check_page(report, *raw)
+    check, _ = rendering.check_rendering(report, *raw)
     assert check.status == "incomplete"
     assert "9.9" in check.note
 
@@ -608,7 +612,7 @@ def resampled(report):
 def test_every_figure_of_stability_follows_from_its_digits(path, audited):
     report = resampled(read_report(audited["slim"]))
     opened = open_bundle(audited["slim"])
-    assert check_figures(report, opened.recipe, opened.files.contents) == []
+    assert check_consistency(report, opened.recipe, opened.files.contents) == []
     record = report.model_dump(mode="json", by_alias=True)
     place = record["features"][0] if path == "kept_in" else record["stability"]
     *parents, last = path.split("/")
@@ -616,7 +620,7 @@ def test_every_figure_of_stability_follows_from_its_digits(path, audited):
         place = place[key]
     place[last] += 1
     changed = Report.model_validate(record)
-    found = check_figures(changed, opened.recipe, opened.files.contents)
+    found = check_consistency(changed, opened.recipe, opened.files.contents)
     assert any(path in f.where for f in found)
 
 
@@ -676,10 +680,10 @@ def compared(report):
 def test_figures_of_baselines_and_drop_costs_follow_from_their_tables(place, change, audited):
     opened = open_bundle(audited["slim"])
     record = compared(read_report(audited["slim"]))
-    clean = check_figures(Report.model_validate(record), opened.recipe, opened.files.contents)
+    clean = check_consistency(Report.model_validate(record), opened.recipe, opened.files.contents)
     assert clean == []
     change(record)
-    found = check_figures(Report.model_validate(record), opened.recipe, opened.files.contents)
+    found = check_consistency(Report.model_validate(record), opened.recipe, opened.files.contents)
     assert any(place in f.where for f in found), found
 
 

@@ -18,7 +18,7 @@ from safetensors.numpy import load, save
 from glprune.audit import signing
 from glprune.audit.checks import rendering
 from glprune.audit.checks.execution import measure
-from glprune.audit.verify import Demands, read_report, verify
+from glprune.audit.verify import VerificationOptions, read_report, verify
 from glprune.schema import bundle as bundles
 from glprune.schema.manifest import make_manifest
 from tests.audited import copied, follow, resign, seal
@@ -727,7 +727,7 @@ def test_a_change_without_a_new_signature_is_caught_by_hash_or_list(name, audite
     copy = copied(audited[base], tmp_path / "bundle")
     resign(copy, keys["producer"])
     change(copy)
-    verdict = verify(copy.folder, Demands(trust=keys["trust"]), isolated=False)
+    verdict = verify(copy.folder, VerificationOptions(trust=keys["trust"]), isolated=False)
     assert verdict.exit_code == 1, told(verdict)
     assert failed(verdict) & {"C1", "C2"}, told(verdict)
     assert "C3" not in failed(verdict)  # the signature itself is of the manifest, which nobody touched
@@ -741,7 +741,7 @@ def test_a_change_the_producer_seals_anew_is_caught_by_recomputation(name, audit
     if name not in AS_THEY_ARE:
         follow(copy)
     seal(copy, keys["producer"])
-    verdict = verify(copy.folder, Demands(trust=keys["trust"]), isolated=False)
+    verdict = verify(copy.folder, VerificationOptions(trust=keys["trust"]), isolated=False)
     assert verdict.exit_code == 1, told(verdict)
     assert failed(verdict) >= expected, told(verdict)
     assert "C3" not in failed(verdict)
@@ -761,7 +761,7 @@ def test_an_old_report_beside_a_new_model_is_caught(sealed, audited, keys, tmp_p
     if sealed:
         follow(copy)
         seal(copy, keys["producer"])
-    verdict = verify(copy.folder, Demands(trust=keys["trust"]), isolated=False)
+    verdict = verify(copy.folder, VerificationOptions(trust=keys["trust"]), isolated=False)
     assert verdict.exit_code == 1
     assert failed(verdict) >= ({"C5", "C7", "C8"} if sealed else {"C2"}), told(verdict)
 
@@ -802,9 +802,9 @@ def test_what_only_the_auditors_own_knowledge_can_catch(name, audited, keys, tmp
     CEILING[name](copy)
     follow(copy)
     seal(copy, keys["producer"])
-    trusting = verify(copy.folder, Demands(trust=keys["trust"]), isolated=False)
+    trusting = verify(copy.folder, VerificationOptions(trust=keys["trust"]), isolated=False)
     assert trusting.exit_code == 0, told(trusting)
-    knowing = Demands(
+    knowing = VerificationOptions(
         trust=keys["trust"], model=bundles.digest(before / bundles.ONNX), previous=read_report(before)
     )
     verdict = verify(copy.folder, knowing, isolated=False)
@@ -851,7 +851,7 @@ def test_a_changed_manifest_is_caught_signed_or_not(name, sealed, audited, keys,
     change(copy)
     if sealed:
         resign(copy, keys["producer"])
-    verdict = verify(copy.folder, Demands(trust=keys["trust"]), isolated=False)
+    verdict = verify(copy.folder, VerificationOptions(trust=keys["trust"]), isolated=False)
     assert verdict.exit_code == 1
     assert expected in failed(verdict), told(verdict)
     assert ("C3" in failed(verdict)) != sealed
@@ -902,7 +902,7 @@ def test_trust_comes_from_the_caller_alone(change, audited, keys, tmp_path):
     copy = copied(audited["slim"], tmp_path / "bundle")
     resign(copy, keys["producer"])
     change(copy, keys)
-    verdict = verify(copy.folder, Demands(trust=keys["trust"]), isolated=False)
+    verdict = verify(copy.folder, VerificationOptions(trust=keys["trust"]), isolated=False)
     assert verdict.exit_code == 1
     assert failed(verdict) == {"C3"}, told(verdict)
 
@@ -912,7 +912,7 @@ def test_the_public_key_beside_a_forged_bundle_is_an_extra_file(audited, keys, t
     signing.make_key(tmp_path / "forger")
     seal(copy, signing.read_private_key(tmp_path / "forger"))
     shutil.copy(tmp_path / "forger.pub", copy / bundles.SIGNATURES / "producer.pub")
-    verdict = verify(copy.folder, Demands(trust=keys["trust"]), isolated=False)
+    verdict = verify(copy.folder, VerificationOptions(trust=keys["trust"]), isolated=False)
     assert failed(verdict) >= {"C1", "C3"}
 
 

@@ -15,11 +15,11 @@ from sklearn.metrics import roc_auc_score
 import glprune
 from glprune.data import LoaderSplit, load_data
 from glprune.evaluation import baselines
-from glprune.evaluation.permutation_importance import held, permutation_importance
+from glprune.evaluation.permutation_importance import permutation_importance, support_of_importance
 from glprune.pruning.groups import group_norms
 from glprune.report.html import render_html
 from glprune.report.sentences import headline
-from glprune.runtime.events import PartDone, silent
+from glprune.runtime.events import Progress, silent
 from glprune.schema.recipe import InputSpec
 from glprune.schema.recipe_loading import load_recipe
 from glprune.schema.report import Report, report_schema
@@ -361,7 +361,7 @@ def test_a_file_that_computes_something_else_is_not_compared(folder, monkeypatch
 
 def test_progress_is_told(result, told):
     selections = sum(len(b.runs) for b in result.report.baselines.results)
-    parts = [(e.done, e.of) for e in told if isinstance(e, PartDone)]
+    parts = [(e.done, e.of) for e in told if isinstance(e, Progress)]
     assert parts == [(n, selections) for n in range(1, selections + 1)]
 
 
@@ -461,7 +461,7 @@ def test_columns_of_a_field_are_permuted_together(tmp_path):
 def test_batches_of_a_loader_are_laid_together():
     batches = [(torch.randn(n, 2), torch.arange(n).float()) for n in (3, 4)]
     split = LoaderSplit(batches, (InputSpec(),), "regression", 7, "train")
-    whole = held(split)
+    whole = support_of_importance(split)
     assert whole.rows == 7
     torch.testing.assert_close(whole.inputs[0], torch.cat([x for x, _ in batches]))
 

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from glprune.training import blocks as blocks_module
-from glprune.training.blocks import Block, Blocks
+from glprune.training.blocks import ParameterGroup, ParameterGroups
 from glprune.training.penalties import GroupLasso
-from glprune.training.proximal import ProximalAdam, Regulariser
+from glprune.training.proximal import BoundedPenalty, ProximalAdam
 
 SHAPES = {
     "matrix by columns": ((7, 5), 1),
@@ -33,8 +33,8 @@ def blocks_of(layout):
     for (shape, dim), owner in zip(SHAPES.values(), owners, strict=True):
         parameter = nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64))
         parameter.grad = torch.randn(shape, generator=generator, dtype=torch.float64)
-        made.append(Block(parameter, dim, owner))
-    return Blocks(made, 4 if layout == "shared" else sum(lengths))
+        made.append(ParameterGroup(parameter, dim, owner))
+    return ParameterGroups(made, 4 if layout == "shared" else sum(lengths))
 
 
 def by_element(blocks, of):
@@ -89,7 +89,7 @@ def test_steps_of_proximal_adam_are_those_of_its_definition(blocks):
     floor = (lam * weights).square() / sizes
     floor[1] = floor[floor > 0].mean()
     moments, second = [torch.zeros_like(v) for v in at], torch.zeros_like(weights)
-    optimizer = ProximalAdam(blocks, [], Regulariser(GroupLasso(weights), radius), lam, lr)
+    optimizer = ProximalAdam(blocks, [], BoundedPenalty(GroupLasso(weights), radius), lam, lr)
     squares = by_element(blocks, lambda p: p.grad * p.grad)
     for number in range(1, 4):
         optimizer.step()

@@ -14,7 +14,7 @@ import torch
 import glprune
 from glprune.data import load_data
 from glprune.runtime.determinism import reproducible
-from glprune.runtime.events import Note
+from glprune.runtime.events import Notice
 from glprune.schema.recipe_loading import load_recipe
 from tests.networks import fit_binary
 
@@ -133,6 +133,8 @@ def test_a_large_network_on_one_of_several_cores_is_said_to_be_slow(
         on_event=notes.append,
     )
     said = [
-        n.text for n in notes if isinstance(n, Note) and "threads: 4 in the recipe would be faster" in n.text
+        n.text
+        for n in notes
+        if isinstance(n, Notice) and "threads: 4 in the recipe would be faster" in n.text
     ]
     assert len(said) == told

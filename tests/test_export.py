@@ -10,9 +10,9 @@ from glprune.errors import ModelError
 from glprune.export import exporters
 from glprune.export import onnx_export as module
 from glprune.export.diagnosis import failing_layer
-from glprune.export.onnx_export import Select, export_onnx
+from glprune.export.onnx_export import ColumnSelector, export_onnx
 from glprune.export.onnx_runtime import OnnxFile
-from glprune.model.standardize import scaled
+from glprune.model.standardize import with_standardization
 from glprune.schema.bundle import size_limit
 
 
@@ -99,7 +99,9 @@ class TwoInputs(nn.Module):
 
 
 def test_select_gathers_the_inputs_with_an_axis_and_passes_the_others(tmp_path):
-    network = Select(TwoInputs(), (torch.tensor([0, 2]), torch.empty(0, dtype=torch.int64)), (-1, None))
+    network = ColumnSelector(
+        TwoInputs(), (torch.tensor([0, 2]), torch.empty(0, dtype=torch.int64)), (-1, None)
+    )
     a, ids = torch.randn(4, 3), torch.randint(0, 9, (4, 5))
     export(
         network, (a, ids), tmp_path / "m.onnx", ("sum", "next"), ("a", "ids"), dynamic={"ids": {1: "length"}}
@@ -114,7 +116,7 @@ def test_select_gathers_the_inputs_with_an_axis_and_passes_the_others(tmp_path):
 def test_an_auditor_finds_thousands_of_kept_columns_in_a_gather(tmp_path, exporter, monkeypatch):
     monkeypatch.setattr(module, "_EXPORTERS", [e for e in module._EXPORTERS if e[0] == exporter])
     kept = torch.arange(0, 18_000, 2)
-    network = Select(nn.Linear(9000, 2), (kept,), (1,))
+    network = ColumnSelector(nn.Linear(9000, 2), (kept,), (1,))
     export(network, (torch.randn(4, 18_000),), tmp_path / "m.onnx")
     raw = (tmp_path / "m.onnx").read_bytes()
     expected = Expected("x", 1, 18_000, tuple(kept.tolist()))
@@ -188,7 +190,7 @@ def convolutions():
 
 def scaled_perceptron():
     inner = nn.Sequential(nn.Linear(300, 61), nn.ReLU(), nn.Linear(61, 17), nn.ReLU(), nn.Linear(17, 2))
-    return scaled(inner, torch.randn(300), torch.rand(300) + 1), (300,)
+    return with_standardization(inner, torch.randn(300), torch.rand(300) + 1), (300,)
 
 
 SLIM = {
@@ -222,7 +224,7 @@ def test_a_terse_graph_computes_the_same_to_the_bit(name, exporter, tmp_path, mo
     if name == "selection":
         kept = torch.arange(3, 60, 2)
         inner = nn.Sequential(nn.Linear(len(kept), 4), nn.Tanh(), nn.Linear(4, 1))
-        network, example = Select(inner, (kept,), (1,)), torch.randn(4, 80)
+        network, example = ColumnSelector(inner, (kept,), (1,)), torch.randn(4, 80)
     elif name == "bags":
         network, example = Trimmed(), torch.randint(0, 9, (4, 5))
     else:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from glprune.model.standardize import scaled
+from glprune.model.standardize import with_standardization
 from glprune.pruning.dependency_graph import dependency_plans
 from glprune.pruning.planner import plan_units
 from tests.networks import Recurrent, ResidualNorm, WideAndDeep, convolution, mlp
@@ -50,7 +50,7 @@ def test_a_channel_owns_all_its_positions_after_flatten():
 
 
 def test_batchnorm_and_standardisation_are_cut_along():
-    network = scaled(mlp(norm=True), torch.zeros(6), torch.ones(6))
+    network = with_standardization(mlp(norm=True), torch.zeros(6), torch.ones(6))
     carriers = {
         slot.tensor for slot in sets_of(network, torch.randn(3, 6))["x"].slots if slot.role == "carrier"
     }

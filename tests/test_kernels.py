@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from glprune.training.blocks import Block, Blocks, _products
+from glprune.training.blocks import ParameterGroup, ParameterGroups, _products
 from glprune.training.penalties import GroupLasso, GroupMCP, SparseGroupLasso
-from glprune.training.proximal import ProximalAdam, ProximalSGD, Regulariser
+from glprune.training.proximal import BoundedPenalty, ProximalAdam, ProximalSGD
 
 FEW, MANY = 10, 10_000
 SHARED = 17  # operations of a proximal operator at most, whatever the layers
@@ -38,7 +38,7 @@ def layers(groups, count, dim, width=8, shared=False):
     torch.manual_seed(0)
     shape = (width, groups) if dim else (groups, width)
     blocks = [
-        Block(
+        ParameterGroup(
             nn.Parameter(torch.randn(shape)),
             dim,
             torch.arange(groups) + (0 if shared else n * groups),
@@ -58,8 +58,8 @@ def counted(run):
 
 def prox_operations(kind, groups, count, dim, **options):
     made, total = layers(groups, count, dim, **options)
-    blocks, weights = Blocks(made, total), torch.ones(total)
-    regulariser = Regulariser(KINDS[kind](blocks, weights), torch.full_like(weights, 3.0))
+    blocks, weights = ParameterGroups(made, total), torch.ones(total)
+    regulariser = BoundedPenalty(KINDS[kind](blocks, weights), torch.full_like(weights, 3.0))
     strength = torch.full_like(weights, 0.5)
     return counted(lambda: regulariser.prox_(blocks, strength))
 
@@ -95,9 +95,9 @@ def test_operations_of_a_whole_step_do_not_grow_with_groups(kind, optimizer):
     counts = []
     for groups in (FEW, MANY):
         made, total = layers(groups, 3, 1)
-        blocks = Blocks(made, total)
+        blocks = ParameterGroups(made, total)
         penalty = KINDS[kind](blocks, torch.ones(total))
-        stepper = optimizer(blocks, [], Regulariser(penalty, None), 0.1, 1e-3)
+        stepper = optimizer(blocks, [], BoundedPenalty(penalty, None), 0.1, 1e-3)
         counts.append(counted(stepper.step))
     assert counts[0] == counts[1]
     assert 0 < counts[0] <= SHARED + UPDATE[0] + 3 * (EACH[kind] + UPDATE[1])

@@ -4,7 +4,7 @@ from torch import nn
 
 from glprune.errors import DataError, ModelError
 from glprune.model.counting import macs
-from glprune.model.task import joined
+from glprune.model.task import concat_batches
 
 
 @pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
@@ -24,7 +24,7 @@ def batches(*sizes, width=2):
 
 
 def test_outputs_of_batches_are_joined_in_order():
-    (first, second), target = joined(batches(3, 1), 4)
+    (first, second), target = concat_batches(batches(3, 1), 4)
     assert first[:, 0].tolist() == [3, 3, 3, 1]
     assert second.tolist() == [0, 1, 2, 0]
     assert second.dtype == torch.int64
@@ -33,7 +33,7 @@ def test_outputs_of_batches_are_joined_in_order():
 
 def test_batches_of_another_shape_or_another_number_of_rows_are_refused():
     with pytest.raises(ModelError, match="change their shape from batch to batch"):
-        joined([*batches(3), *batches(1, width=3)], 4)
+        concat_batches([*batches(3), *batches(1, width=3)], 4)
     for rows in (3, 5):
         with pytest.raises(DataError, match=f"hold {rows} rows at first and 4 later"):
-            joined(batches(3, 1), rows)
+            concat_batches(batches(3, 1), rows)

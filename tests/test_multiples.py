@@ -7,13 +7,13 @@ from torch import nn
 
 import glprune
 from glprune import pipeline
-from glprune.audit.checks.consistency import check_figures
+from glprune.audit.checks.consistency import check_consistency
 from glprune.audit.verify import verify
 from glprune.errors import RecipeError
 from glprune.pruning.groups import hidden_groups, input_groups, support, zero_units_
 from glprune.pruning.planner import plan_units
-from glprune.pruning.removal import _step, kept_units, remove, shaped
-from glprune.pruning.units import Slot, UnitSet
+from glprune.pruning.removal import _step, cut_uncertified, kept_units, remove
+from glprune.pruning.units import TensorAxis, UnitSet
 from glprune.runtime.events import Stage
 from glprune.schema.recipe_loading import load_recipe
 from glprune.schema.report import Latency
@@ -92,7 +92,7 @@ def test_widths_are_multiples_or_whole_inputs_are_gone_and_outputs_stay(name, mu
 def test_what_is_counted_is_what_a_removal_keeps(name):
     network, groups, x, axis = thinned(name, kept=5)
     alive = [support(network.state_dict(), g) for g in groups]
-    slim, columns = shaped(network, groups, alive, (x,), (axis,), 4)
+    slim, columns = cut_uncertified(network, groups, alive, (x,), (axis,), 4)
     removed = remove(network, groups, (x,), (axis,), multiple=4)
     assert [p.shape for p in slim.parameters()] == [p.shape for p in removed.network.parameters()]
     assert torch.equal(columns[0], removed.columns[0])
@@ -108,7 +108,9 @@ def test_the_zero_units_that_stay_have_zero_weights_behind_them():
 
 
 def test_heads_are_counted_by_the_width_they_add():
-    heads = UnitSet("heads", "hidden", 4, (Slot("w", 0, torch.arange(4).repeat_interleave(6), "carrier"),))
+    heads = UnitSet(
+        "heads", "hidden", 4, (TensorAxis("w", 0, torch.arange(4).repeat_interleave(6), "carrier"),)
+    )
     assert [_step(heads, m) for m in (1, 4, 6, 8)] == [1, 2, 1, 4]
 
 
@@ -154,7 +156,7 @@ def fixed_clock(speedup):
 
 @pytest.mark.parametrize(("speedup", "multiple"), [(1.2, 8), (1.01, 1)])
 def test_auto_keeps_the_widths_that_are_faster_and_says_by_how_much(folder, monkeypatch, speedup, multiple):
-    monkeypatch.setattr(search.Stopwatch, "against", fixed_clock(speedup))
+    monkeypatch.setattr(search.LatencyMeter, "against", fixed_clock(speedup))
     changes = [*HIDDEN, "target.multiple=auto", "target.batch=7", "train.stages=1", "target.max_hidden=14"]
     result = run(folder, f"auto{multiple}", *changes)
     widths = result.report.widths
@@ -168,7 +170,7 @@ def test_auto_keeps_the_widths_that_are_faster_and_says_by_how_much(folder, monk
     assert f"{speedup:.2f} times as fast at batch 7" in said
     assert verify(result.bundle, isolated=False).exit_code == 0
     wrong = result.report.model_copy(update={"widths": widths.model_copy(update={"multiple": 9 - multiple})})
-    assert any(f.where == "/widths/multiple" for f in check_figures(wrong, None, {}))
+    assert any(f.where == "/widths/multiple" for f in check_consistency(wrong, None, {}))
 
 
 @pytest.mark.parametrize("stop", ["refit 1", "export"])
@@ -182,10 +184,10 @@ def test_a_run_that_goes_on_keeps_the_widths_the_clock_chose(folder, tmp_path, m
     changes = [*HIDDEN, "target.multiple=auto", "train.stages=1", "target.max_hidden=14"]
     arguments = load_recipe(folder / "plain.yaml", changes), folder / "plain.pt", tmp_path / "out"
     monkeypatch.setattr(pipeline, "LATENCY_BATCHES", (1,))
-    monkeypatch.setattr(search.Stopwatch, "against", fixed_clock(1.2))
+    monkeypatch.setattr(search.LatencyMeter, "against", fixed_clock(1.2))
     with pytest.raises(KeyboardInterrupt):
         glprune.run(*arguments, on_event=listen)
-    monkeypatch.setattr(search.Stopwatch, "against", fixed_clock(0.8))
+    monkeypatch.setattr(search.LatencyMeter, "against", fixed_clock(0.8))
     report = glprune.run(*arguments, resume=True).report
     assert (report.widths.multiple, report.widths.speedup) == (8, 1.2)
     assert report.hidden[0].after == 8

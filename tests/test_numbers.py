@@ -10,7 +10,7 @@ from torch import nn
 from glprune.data.synthetic import random_like
 from glprune.errors import DataError, ModelError, NonFiniteError
 from glprune.model.diagnostics import all_finite
-from glprune.model.standardize import scaled
+from glprune.model.standardize import with_standardization
 from glprune.model.task import Task
 from glprune.pruning.groups import input_groups
 from glprune.pruning.planner import plan_units
@@ -131,7 +131,7 @@ def test_a_loss_that_overflows_alone_says_how_large_outputs_and_targets_are():
 
 def test_names_are_the_users_behind_a_standardisation_layer():
     x, y = rows()
-    net = scaled(network(Exponential()), torch.zeros(4), torch.full((4,), 1e-4))
+    net = with_standardization(network(Exponential()), torch.zeros(4), torch.full((4,), 1e-4))
     with pytest.raises(NonFiniteError, match=r"layer '1' \(Exponential\)"):
         solver(net, x, y).solve(0.01)
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import glprune
-from glprune.data.splits import select
+from glprune.data.splits import select_columns
 from glprune.pruning.groups import zero_units_
 from glprune.pruning.removal import remove
 from glprune.pruning.verification import difference, outputs
@@ -80,7 +80,7 @@ def test_every_layer_is_planned_and_half_of_all_units_go_without_a_trace(package
     assert not removed.refused
     assert removed.difference <= 1e-5
     fresh = tuple(torch.randn(5, *x.shape[1:]) for x in probe)
-    slim = outputs(removed.network, select(fresh, job.axes, removed.columns))
+    slim = outputs(removed.network, select_columns(fresh, job.axes, removed.columns))
     assert difference(outputs(dense, fresh), slim) <= 1e-5
 
 

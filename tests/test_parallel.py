@@ -11,9 +11,9 @@ import torch
 
 import glprune
 from glprune.data import StreamedSplit, TensorSplit, load_data
-from glprune.data.sharding import SharedSplit
+from glprune.data.sharding import ShardedSplit
 from glprune.runtime import process_group
-from glprune.runtime.process_group import Crew
+from glprune.runtime.process_group import ProcessGroup
 from glprune.schema.bundle import digest
 from glprune.schema.recipe_loading import load_recipe
 from tests.networks import write_planted
@@ -169,7 +169,7 @@ def test_accelerate_starts_them_too_and_the_first_alone_writes(both, folder, tmp
 @pytest.mark.parametrize("size", [None, 1, 4, 7])
 def test_parts_of_a_batch_are_together_the_batch(size):
     rows = TensorSplit((torch.arange(22.0).reshape(11, 2),), torch.arange(11))
-    parts = [SharedSplit(rows, Crew(rank, 3)) for rank in range(3)]
+    parts = [ShardedSplit(rows, ProcessGroup(rank, 3)) for rank in range(3)]
     assert {part.rows for part in parts} == {11}
     for seed in (None, 5):
         generators = [None if seed is None else torch.Generator().manual_seed(seed) for _ in range(4)]
@@ -187,7 +187,7 @@ def test_each_process_reads_row_groups_of_its_own_as_often_as_the_others(folder,
     assert isinstance(streamed, StreamedSplit)
     shares = [
         list(
-            SharedSplit(streamed, Crew(rank, 3)).batches(
+            ShardedSplit(streamed, ProcessGroup(rank, 3)).batches(
                 30, torch.Generator().manual_seed(0) if generated else None
             )
         )
@@ -209,12 +209,12 @@ def test_one_process_sums_nothing():
         process_group.sum_gradients_(layer.parameters(), 4.0),
     )
     assert (layer.weight.grad.tolist(), losses) == ([[1, 1]], (2.0, 4.0))
-    assert (process_group.total(3.0), process_group.measured(lambda: "x")) == (3.0, "x")
+    assert (process_group.all_reduce_scalar(3.0), process_group.measure_on_rank0(lambda: "x")) == (3.0, "x")
 
 
 def test_row_groups_that_do_not_go_round_leave_processes_with_batches_of_no_rows(folder):
     streamed = load_data(load_recipe(folder / "recipe.yaml", ["data.stream={}"])).train
-    shares = [SharedSplit(streamed, Crew(rank, 10)) for rank in range(10)]
+    shares = [ShardedSplit(streamed, ProcessGroup(rank, 10)) for rank in range(10)]
     batches = [list(share.batches(60, torch.Generator().manual_seed(0))) for share in shares]
     assert len({len(own) for own in batches}) == 1
     assert [sum(len(y) for _, y in own) > 0 for own in batches] == [True] * 8 + [False] * 2
@@ -222,5 +222,5 @@ def test_row_groups_that_do_not_go_round_leave_processes_with_batches_of_no_rows
         (8, torch.float32, torch.int64)
     }
     assert shares[0].note().startswith("2 of 10 processes have no row group to read and wait")
-    assert SharedSplit(streamed, Crew(0, 8)).note() is None
-    assert SharedSplit(TensorSplit((torch.ones(1, 1),), torch.ones(1)), Crew(0, 8)).note() is None
+    assert ShardedSplit(streamed, ProcessGroup(0, 8)).note() is None
+    assert ShardedSplit(TensorSplit((torch.ones(1, 1),), torch.ones(1)), ProcessGroup(0, 8)).note() is None

@@ -15,10 +15,10 @@ import torch.distributed as dist
 
 import glprune
 from glprune.audit.verify import verify
-from glprune.errors import DataError, GlpruneError, StoppedError, TargetError, UsageError
+from glprune.errors import DataError, GlpruneError, PeerFailedError, TargetError, UsageError
 from glprune.runtime import failure
-from glprune.runtime.failure import Board
-from glprune.runtime.launcher import Place, doubt, place
+from glprune.runtime.failure import FailureStore
+from glprune.runtime.launcher import ProcessInfo, launcher_warning, process_info
 from glprune.schema.bundle import digest
 from glprune.search import search
 from tests.networks import write_planted
@@ -146,7 +146,7 @@ def found(folder):
 
 
 def test_the_support_is_that_of_one_process_whatever_the_recipe_asks_beside(folder, found, monkeypatch):
-    monkeypatch.setattr(search.Stopwatch, "against", fixed_clock(1.2))
+    monkeypatch.setattr(search.LatencyMeter, "against", fixed_clock(1.2))
     one = glprune.run(folder / "recipe.yaml", folder / "model.pt", folder / "one").report
     assert [process["nothing"] for process in found] == [
         [0, [], ["whole"], silent] for silent in (False, True)
@@ -215,52 +215,54 @@ def test_stopped_processes_go_on_to_what_undisturbed_ones_find(folder, found):
         (GlpruneError("odd"), GlpruneError, 1, "process 1: odd"),
         (
             OSError(28, "No space left on device", "/t"),
-            StoppedError,
+            PeerFailedError,
             2,
             "process 1: /t: No space left on device",
         ),
-        (MemoryError(), StoppedError, 1, "process 1: not enough memory"),
-        (KeyError("k"), StoppedError, 1, "process 1: KeyError: 'k'"),
-        (KeyboardInterrupt(), StoppedError, 130, "process 1: interrupted"),
+        (MemoryError(), PeerFailedError, 1, "process 1: not enough memory"),
+        (KeyError("k"), PeerFailedError, 1, "process 1: KeyError: 'k'"),
+        (KeyboardInterrupt(), PeerFailedError, 130, "process 1: interrupted"),
     ],
 )
 def test_the_first_word_is_the_error_that_others_raise(error, kind, code, text):
     store = dist.HashStore()
-    first, second = (Board(store, rank, 2) for rank in range(2))
-    second.post(error)
-    second.post(DataError("afterwards"))
-    heard = first.heard(RuntimeError("broken"))
+    first, second = (FailureStore(store, rank, 2) for rank in range(2))
+    second.publish(error)
+    second.publish(DataError("afterwards"))
+    heard = first.received(RuntimeError("broken"))
     assert (type(heard), heard.exit_code, str(heard)) == (kind, code, text)
 
 
 def test_nobody_waits_for_ever_for_a_process_that_is_lost(monkeypatch):
     monkeypatch.setattr(failure, "_FOR_THE_FIRST", 0.01)
     store = dist.HashStore()
-    board = Board(store, 1, 2)
-    heard = board.heard(RuntimeError("[a/pair.cc:553] Connection closed by peer [::1]:7. This is typically"))
+    board = FailureStore(store, 1, 2)
+    heard = board.received(
+        RuntimeError("[a/pair.cc:553] Connection closed by peer [::1]:7. This is typically")
+    )
     assert str(heard).startswith("another process was lost: Connection closed by peer [::1]:7 (killed, ")
-    board.part(failed=True)
+    board.leave(failed=True)
     assert not board.told
-    Board(store, 0, 2).part(failed=False)
-    board.part(failed=True)
+    FailureStore(store, 0, 2).leave(failed=False)
+    board.leave(failed=True)
     assert board.told
 
 
 ENVIRONMENTS = [
-    ({}, Place()),
-    ({"WORLD_SIZE": "1", "RANK": "0"}, Place()),
-    ({"WORLD_SIZE": "2", "RANK": "1", "OMPI_COMM_WORLD_SIZE": "8"}, Place(1, 2, "env://", "0")),
-    ({"WORLD_SIZE": "2", "RANK": "1", "TORCHELASTIC_RESTART_COUNT": "3"}, Place(1, 2, "env://", "3")),
-    ({"PMI_SIZE": "2", "PMI_RANK": "1", "MPI_LOCALNRANKS": "2"}, Place(1, 2, "tcp://127.0.0.1:29500")),
+    ({}, ProcessInfo()),
+    ({"WORLD_SIZE": "1", "RANK": "0"}, ProcessInfo()),
+    ({"WORLD_SIZE": "2", "RANK": "1", "OMPI_COMM_WORLD_SIZE": "8"}, ProcessInfo(1, 2, "env://", "0")),
+    ({"WORLD_SIZE": "2", "RANK": "1", "TORCHELASTIC_RESTART_COUNT": "3"}, ProcessInfo(1, 2, "env://", "3")),
+    ({"PMI_SIZE": "2", "PMI_RANK": "1", "MPI_LOCALNRANKS": "2"}, ProcessInfo(1, 2, "tcp://127.0.0.1:29500")),
     (
         {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
         | {"MASTER_ADDR": "a", "MASTER_PORT": "7"},
-        Place(3, 4, "tcp://a:7"),
+        ProcessInfo(3, 4, "tcp://a:7"),
     ),
     (
         {"MV2_COMM_WORLD_SIZE": "2", "MV2_COMM_WORLD_RANK": "0", "MV2_COMM_WORLD_LOCAL_SIZE": "2"}
         | {"PMIX_NAMESPACE": "x"},
-        Place(0, 2, f"tcp://127.0.0.1:{29500 + zlib.crc32(b'x') % 1000}"),
+        ProcessInfo(0, 2, f"tcp://127.0.0.1:{29500 + zlib.crc32(b'x') % 1000}"),
     ),
 ]
 
@@ -278,7 +280,7 @@ def bare(monkeypatch):
 @pytest.mark.parametrize(("environment", "expected"), ENVIRONMENTS)
 def test_launchers_are_understood(bare, environment, expected):
     bare(environment)
-    assert place() == expected
+    assert process_info() == expected
 
 
 @pytest.mark.parametrize(
@@ -295,11 +297,11 @@ def test_launchers_are_understood(bare, environment, expected):
 def test_half_an_environment_is_refused(bare, environment, message):
     bare(environment)
     with pytest.raises(UsageError, match=message):
-        place()
+        process_info()
 
 
 def test_one_process_where_accelerate_was_asked_for_two_is_told(bare):
     bare({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"})
-    assert "started one" in doubt()
+    assert "started one" in launcher_warning()
     bare({"WORLD_SIZE": "2"})
-    assert doubt() is None
+    assert launcher_warning() is None

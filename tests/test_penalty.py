@@ -9,9 +9,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from glprune.pruning.groups import input_groups, penalty_weights
-from glprune.pruning.units import Slot, UnitSet
-from glprune.training.blocks import Block, Blocks
-from glprune.training.penalties import GroupLasso, GroupMCP, SparseGroupLasso, block_soft_threshold, knots
+from glprune.pruning.units import TensorAxis, UnitSet
+from glprune.training.blocks import ParameterGroup, ParameterGroups
+from glprune.training.penalties import (
+    GroupLasso,
+    GroupMCP,
+    SparseGroupLasso,
+    block_soft_threshold,
+    mcp_thresholds,
+)
 
 floats = st.floats(0, 10, allow_nan=False, width=32)
 vectors = st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=6)
@@ -21,7 +27,7 @@ INFINITE = torch.tensor([torch.inf])
 def one_group(values):
     """A single group, in double precision."""
     parameter = nn.Parameter(torch.tensor(values, dtype=torch.float64)[:, None])
-    return Blocks([Block(parameter, 1, torch.zeros(1, dtype=torch.int64))], 1)
+    return ParameterGroups([ParameterGroup(parameter, 1, torch.zeros(1, dtype=torch.int64))], 1)
 
 
 def columns(values, gradient=None):
@@ -29,7 +35,9 @@ def columns(values, gradient=None):
     parameter = nn.Parameter(torch.as_tensor(values).double().clone())
     if gradient is not None:
         parameter.grad = torch.as_tensor(gradient).double()
-    return Blocks([Block(parameter, 1, torch.arange(parameter.shape[1]))], parameter.shape[1])
+    return ParameterGroups(
+        [ParameterGroup(parameter, 1, torch.arange(parameter.shape[1]))], parameter.shape[1]
+    )
 
 
 def penalties(weight, size, knot=2.0, share=0.3, count=1):
@@ -247,9 +255,9 @@ def test_groups_of_weight_zero_have_no_residual_and_are_projected_only():
 
 def test_knots_are_multiples_of_the_trained_norms():
     norms = torch.tensor([1.0, 3.0, 0.0, 0.0, 0.0, 7.0])
-    assert knots(norms, [3, 2], 2.0)[:2].tolist() == [2.0, 6.0]
-    assert knots(norms, [3, 2], 2.0)[2].item() == pytest.approx(2 * 0.1 * 4 / 3)
-    assert torch.isinf(knots(norms, [3, 2], 2.0)[3:]).all()
+    assert mcp_thresholds(norms, [3, 2], 2.0)[:2].tolist() == [2.0, 6.0]
+    assert mcp_thresholds(norms, [3, 2], 2.0)[2].item() == pytest.approx(2 * 0.1 * 4 / 3)
+    assert torch.isinf(mcp_thresholds(norms, [3, 2], 2.0)[3:]).all()
 
 
 def test_adaptive_weights_are_the_size_over_the_trained_norm():
@@ -257,7 +265,7 @@ def test_adaptive_weights_are_the_size_over_the_trained_norm():
     network = nn.Linear(4, 3, bias=False)
     with torch.no_grad():
         network.weight.copy_(torch.tensor([1.0, 2.0, 4.0, 0.0]).expand(3, 4))
-    units = UnitSet("x", "input", 4, (Slot("weight", 1, torch.arange(4), "reader"),), source=0)
+    units = UnitSet("x", "input", 4, (TensorAxis("weight", 1, torch.arange(4), "reader"),), source=0)
     groups = input_groups(units, [(str(i), (i,)) for i in range(4)])
     plain = penalty_weights(network.state_dict(), groups, 2.0)
     adaptive = penalty_weights(network.state_dict(), groups, 2.0, adaptive=True)

@@ -15,7 +15,7 @@ from glprune.cli.main import main
 from glprune.errors import UsageError
 from glprune.integrations.ci import dvc, github, gitlab, systems
 from glprune.integrations.ci.gate import Limits, judge
-from glprune.integrations.ci.outcome import Case, Figure, Remark
+from glprune.integrations.ci.outcome import Annotation, Metric, TestCase
 from glprune.schema import bundle as bundles
 from glprune.schema.report import Latency, Report
 from tests.audited import copied
@@ -78,7 +78,7 @@ def obeyed(text):
 
 
 def test_workflow_commands_are_escaped_as_the_runner_reads_them():
-    remark = Remark("error", "a,b:c", "50% of\nit::x", "r.yaml", 3)
+    remark = Annotation("error", "a,b:c", "50% of\nit::x", "r.yaml", 3)
     assert github.workflow_commands([remark]) == [
         "::error title=a%2Cb%3Ac,file=r.yaml,line=3::50%25 of%0Ait::x"
     ]
@@ -86,7 +86,7 @@ def test_workflow_commands_are_escaped_as_the_runner_reads_them():
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_name_is_one_annotation_and_no_second_command(name):
-    lines = github.workflow_commands([Remark("warning", name, name, name, 1)])
+    lines = github.workflow_commands([Annotation("warning", name, name, name, 1)])
     assert len(lines) == 1
     assert len(lines[0].splitlines()) == 1
     assert lines[0].startswith("::warning title=")
@@ -96,7 +96,7 @@ def test_a_hostile_name_is_one_annotation_and_no_second_command(name):
 
 def test_annotations_beyond_ten_of_a_level_are_counted():
     lines = github.workflow_commands(
-        [Remark("warning", "t", str(n)) for n in range(14)] + [Remark("error", "t", "e")]
+        [Annotation("warning", "t", str(n)) for n in range(14)] + [Annotation("error", "t", "e")]
     )
     assert sum(line.startswith("::warning") for line in lines) == 10
     assert sum(line.startswith("::error") for line in lines) == 1
@@ -104,13 +104,13 @@ def test_annotations_beyond_ten_of_a_level_are_counted():
 
 
 def test_nothing_that_is_printed_in_github_is_a_command(slim, capsys):
-    with systems.shown(("github",), "run", slim):
+    with systems.ci_context(("github",), "run", slim):
         for name in HOSTILE:
             print(name)
             print(name, file=sys.stderr)
     printed = capsys.readouterr()
     assert obeyed(printed.out + printed.err) == []
-    with systems.shown(("gitlab",), "run", slim):
+    with systems.ci_context(("gitlab",), "run", slim):
         print(HOSTILE[0])
     assert capsys.readouterr().out.strip() == HOSTILE[0]
 
@@ -131,7 +131,7 @@ def test_a_run_with_hostile_names_gives_github_nothing_but_its_annotations(
 ):
     summary = tmp_path / "summary.md"
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
-    systems.tell_run(("github",), named(report_of(slim), HOSTILE), slim)
+    systems.publish_run(("github",), named(report_of(slim), HOSTILE), slim)
     lines = capsys.readouterr().err.splitlines()
     assert all(line.startswith(("::warning title=", "::notice title=")) for line in lines)
     assert sum(line.startswith("::warning") for line in lines) == len(HOSTILE)
@@ -145,7 +145,7 @@ def test_a_run_with_hostile_names_gives_github_nothing_but_its_annotations(
 @pytest.mark.parametrize("name", [*HOSTILE, '"]]><x a="1">&', "\x00\x1b[31m\ufffe"])
 def test_junit_is_xml_whatever_names_say(name):
     suite = ET.fromstring(
-        gitlab.junit("gate", [Case("good"), Case(name, failure=name), Case("s", skipped="w")])
+        gitlab.junit("gate", [TestCase("good"), TestCase(name, failure=name), TestCase("s", skipped="w")])
     )[0]
     assert [suite.get(k) for k in ("tests", "failures", "skipped")] == ["3", "1", "1"]
     assert [[child.tag for child in case] for case in suite] == [[], ["failure"], ["skipped"]]
@@ -153,7 +153,7 @@ def test_junit_is_xml_whatever_names_say(name):
 
 def test_openmetrics_escapes_labels_and_groups_families():
     text = gitlab.openmetrics(
-        [Figure("m", 0.5, {"name": 'a"b\\c\nd'}), Figure("n", 2, {}), Figure("m", 1.0, {"name": "x"})]
+        [Metric("m", 0.5, {"name": 'a"b\\c\nd'}), Metric("n", 2, {}), Metric("m", 1.0, {"name": "x"})]
     )
     assert text.splitlines() == [
         "# TYPE glprune_m gauge",
@@ -168,7 +168,7 @@ def test_openmetrics_escapes_labels_and_groups_families():
 def test_a_run_leaves_gitlabs_reports_beside_the_bundle(slim):
     report = report_of(slim)
     before = bundles.digest(slim / bundles.MANIFEST)
-    systems.tell_run(("gitlab",), report, slim)
+    systems.publish_run(("gitlab",), report, slim)
     folder = slim.with_name("slim.ci")
     assert ET.parse(folder / "run-junit.xml").getroot()[0].get("failures") == "0"
     shipped = next(m for m in report.performance if m.name == "auroc").final
@@ -183,7 +183,7 @@ def test_a_run_leaves_gitlabs_reports_beside_the_bundle(slim):
 
 def test_dvc_gets_nested_numbers_and_a_row_for_each_point(slim):
     report = named(report_of(slim), HOSTILE)
-    systems.tell_run(("dvc",), report, slim)
+    systems.publish_run(("dvc",), report, slim)
     folder = slim.with_name("slim.ci")
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics == dvc.metrics(report)
@@ -199,7 +199,7 @@ def test_dvc_gets_nested_numbers_and_a_row_for_each_point(slim):
 def test_the_example_of_dvc_names_files_and_columns_that_a_run_writes(slim):
     from ruamel.yaml import YAML
 
-    systems.tell_run(("dvc",), report_of(slim), slim)
+    systems.publish_run(("dvc",), report_of(slim), slim)
     written = {}
     for path in slim.with_name("slim.ci").glob("*.csv"):
         written[f"pruned.ci/{path.name}"] = set(path.read_text().splitlines()[0].split(","))

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from glprune.errors import ModelError
-from glprune.pruning.candidates import draft_units
+from glprune.pruning.candidates import find_candidates
 from glprune.pruning.planner import plan_units
-from glprune.pruning.surgery import Padding, Surgery
+from glprune.pruning.surgery import ConstantFill, PruningPlan
 from glprune.pruning.trace import trace
-from glprune.pruning.verification import Prover, random_twin
+from glprune.pruning.verification import EquivalenceChecker, random_copy
 from tests.architectures import ARCHITECTURES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -48,8 +48,8 @@ def test_no_architecture_of_the_zoo_meets_an_operation_beyond_its_rule():
         torch.manual_seed(0)
         network = architecture.build()
         inputs = architecture.inputs(torch.Generator().manual_seed(1), 4)
-        twin, probe, _ = random_twin(network, inputs)
-        drafts = draft_units(trace(twin, probe, architecture.axes), architecture.names)
+        twin, probe, _ = random_copy(network, inputs)
+        drafts = find_candidates(trace(twin, probe, architecture.axes), architecture.names)
         assert not [d.refused for d in drafts if d.refused and "beyond its rule" in d.refused]
 
 
@@ -94,7 +94,7 @@ def test_writes_into_slices_keep_their_units():
         return m.b(h)
 
     network = Net(forward, a=nn.Linear(5, 4), b=nn.Linear(9, 2))
-    seen = {d.name: d for d in draft_units(trace(network.eval(), (torch.randn(3, 5),), (-1,)), ["x0"])}
+    seen = {d.name: d for d in find_candidates(trace(network.eval(), (torch.randn(3, 5),), (-1,)), ["x0"])}
     units = {s.tensor: s.unit.tolist() for s in seen["a"].slots if s.role == "reader"}
     assert units == {"b.weight": [-1] * 5 + [0, 1, 2, 3]}
     columns = {s.tensor: s.unit.tolist() for s in seen["x0"].slots if s.role == "reader"}
@@ -182,16 +182,16 @@ def test_perturbation_catches_a_reader_that_was_missed():
     x = torch.randn(6, 5)
     good = sets_of(network, x)["a"]
     bad = type(good)("a", "hidden", 4, tuple(s for s in good.slots if s.tensor != "c.weight"))
-    prover = Prover(network, (x,), (-1,))
-    assert prover.rest([good]) is None
-    assert "past the weights that read them" in (prover.rest([bad]) or "")
+    prover = EquivalenceChecker(network, (x,), (-1,))
+    assert prover.check_each([good]) is None
+    assert "past the weights that read them" in (prover.check_each([bad]) or "")
 
 
 def test_paddings_of_an_input_narrowed_twice_are_one():
     values = torch.arange(6.0)
-    first = Padding(0, -1, torch.tensor([0, 2, 3, 5]), values)
-    second = Padding(0, -1, torch.tensor([1, 3]), torch.tensor([9.0, 8.0, 7.0, 6.0]))
-    both = Surgery(padding={0: first}).followed_by(Surgery(padding={0: second})).padding[0]
+    first = ConstantFill(0, -1, torch.tensor([0, 2, 3, 5]), values)
+    second = ConstantFill(0, -1, torch.tensor([1, 3]), torch.tensor([9.0, 8.0, 7.0, 6.0]))
+    both = PruningPlan(padding={0: first}).then(PruningPlan(padding={0: second})).padding[0]
     x = torch.randn(4, 2)
     assert both.kept.tolist() == [2, 5]
     one_by_one = first(nn.Identity(), second(nn.Identity(), (x,)))[0]

@@ -13,13 +13,13 @@ import torch
 import glprune
 from glprune._imports import load_callable
 from glprune._plugins import PluginError, load_plugin
-from glprune.audit.verify import Demands, verify
+from glprune.audit.verify import VerificationOptions, verify
 from glprune.cli.main import main
 from glprune.errors import RecipeError, UsageError
 from glprune.export.plugin_hooks import run_reporters
 from glprune.schema.recipe_loading import load_recipe
-from glprune.training.penalties import GroupLasso, GroupMCP, SparseGroupLasso, knots
-from glprune.training.penalty_check import faults
+from glprune.training.penalties import GroupLasso, GroupMCP, SparseGroupLasso, mcp_thresholds
+from glprune.training.penalty_check import violations
 from tests.audited import copied
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "plugin"
@@ -121,7 +121,7 @@ def test_a_third_partys_package_takes_part_from_the_loader_to_the_reporter(plugg
     assert "group_elastic_net" in (out / "report.html").read_text()
     assert (problem / "out.columns" / "columns.txt").read_text().split() == kept
     assert (problem / "runs.txt").read_text() == "recipe: removed c, d, e\n"
-    assert verify(out, Demands()).exit_code in (0, 3)
+    assert verify(out, VerificationOptions()).exit_code in (0, 3)
 
 
 def test_a_plugin_is_held_to_what_allow_factory_names(plugged, problem):
@@ -189,12 +189,12 @@ def test_a_reporter_that_changes_the_bundle_is_told(audited, site, tmp_path):
         lambda w, b: GroupLasso(w),
         lambda w, b: SparseGroupLasso(w, 0.05, b.sizes),
         lambda w, b: SparseGroupLasso(w, 0.95, b.sizes),
-        lambda w, b: GroupMCP(w, knots(b.norms(), [8], 1.2)),
+        lambda w, b: GroupMCP(w, mcp_thresholds(b.norms(), [8], 1.2)),
     ],
     ids=["group LASSO", "sparse", "nearly LASSO", "MCP"],
 )
 def test_our_own_penalties_pass_what_a_plugin_must(make):
-    assert faults(make) == []
+    assert violations(make) == []
 
 
 @dataclass(frozen=True)
@@ -287,15 +287,15 @@ class HidesNan(GroupLasso):
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_a_penalty_whose_zeros_could_not_be_certified_is_refused(kind, said):
-    found = faults(lambda weights, blocks: kind(weights))
+    found = violations(lambda weights, blocks: kind(weights))
     assert found
     assert said in found[0]
 
 
 def test_a_wrong_smooth_part_and_what_is_no_penalty_are_refused():
-    assert faults(lambda w, b: WrongSmooth(w, knots(b.norms(), [8], 1.2)))
-    assert "not a glprune.training.penalties.Penalty" in faults(lambda w, b: "penalty")[0]
-    assert "weights" in faults(lambda w, b: GroupLasso(2 * w))[0]
+    assert violations(lambda w, b: WrongSmooth(w, mcp_thresholds(b.norms(), [8], 1.2)))
+    assert "not a glprune.training.penalties.Penalty" in violations(lambda w, b: "penalty")[0]
+    assert "weights" in violations(lambda w, b: GroupLasso(2 * w))[0]
 
 
 def test_a_wrong_penalty_of_a_plugin_stops_a_run_before_the_data_is_read(plugged, problem, site):

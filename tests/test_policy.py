@@ -19,7 +19,7 @@ from glprune.evaluation.proxies import auc, cross_validated, logistic, ridge
 from glprune.evaluation.segments import decide
 from glprune.model.task import Task
 from glprune.pruning.groups import input_groups
-from glprune.pruning.units import Slot, UnitSet
+from glprune.pruning.units import TensorAxis, UnitSet
 from glprune.report.html import render_html
 from glprune.schema import bundle as bundles
 from glprune.schema.recipe import PenaltySpec
@@ -313,7 +313,7 @@ def test_lambda_max_leaves_out_what_is_not_penalised(kind):
     torch.manual_seed(0)
     network, x = mlp(inputs=4), torch.randn(60, 4)
     data = split(x, x[:, 0] - 2 * x[:, 1])
-    units = UnitSet("x", "input", 4, (Slot("0.weight", 1, torch.arange(4), "reader"),), None)
+    units = UnitSet("x", "input", 4, (TensorAxis("0.weight", 1, torch.arange(4), "reader"),), None)
     groups = input_groups(units, [(str(n), [n]) for n in range(4)])
     weights = torch.tensor([0.0, 1.0, 1.0, 1.0], dtype=torch.float64)
     task = Task("regression", "logits", 0)

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 import glprune
 from glprune.report.html import render_html
 from glprune.report.regulations import Regulations, regulations
-from glprune.report.sections import sections, served
+from glprune.report.sections import evidence_for, sections
 from glprune.schema.report import report_schema
 from tests.test_render import report
 
@@ -66,7 +66,7 @@ def test_the_page_names_every_rule_its_date_and_its_sources():
 
 def test_evidence_that_a_report_does_not_hold_is_named_as_absent():
     made = report(["a", "b", "c"])
-    by_id = {s.rule.id: s for s in served(made, list(sections(made).values()))}
+    by_id = {s.rule.id: s for s in evidence_for(made, list(sections(made).values()))}
     credit = by_id["us-reg-b"]
     assert credit.absent == ["/policy", "/reason_codes", "/segments/decisions", "/proxies"]
     assert [s.id for s in credit.sections] == ["removed", "kept"]

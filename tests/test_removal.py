@@ -9,7 +9,7 @@ from glprune.pruning.planner import plan_units
 from glprune.pruning.removal import remove
 from glprune.pruning.surgery import slice_
 from glprune.pruning.units import UnitSet
-from glprune.pruning.verification import TOLERANCE, Prover, difference, outputs
+from glprune.pruning.verification import TOLERANCE, EquivalenceChecker, difference, outputs
 from tests.networks import ResidualNorm, WideAndDeep, convolution, mlp
 
 
@@ -18,7 +18,7 @@ def planned(network, example, axis):
 
 
 def failure_of(network, units, x):
-    return Prover(network, (x,), (-1,)).rest([units])
+    return EquivalenceChecker(network, (x,), (-1,)).check_each([units])
 
 
 def readers_of(sets, name):

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 import pytest
 
 from glprune.report.html import render_html
-from glprune.report.path_lines import MOST, traces
+from glprune.report.path_lines import MOST, path_lines
 from glprune.report.plots import path_figure
 from glprune.report.sentences import banner, headline, number, penalty_sentence
 from glprune.schema.report import (
@@ -20,13 +20,13 @@ from glprune.schema.report import (
     Output,
     PathPoint,
     PenaltyFacts,
-    Refusal,
     Removal,
     Report,
     Run,
     SearchStage,
     Selection,
     Size,
+    Skipped,
     SplitFacts,
     Timing,
 )
@@ -110,7 +110,7 @@ def report(names, removed=2, slower=False, points=5, lam=None):
             rows=512,
             difference=1e-7,
             cuts=[Cut(name="x", kind="input", units=removed, difference=1e-7)],
-            refused=[Refusal(name="1", units=3, reason="LayerNorm 'n' mixes the units")],
+            refused=[Skipped(name="1", units=3, reason="LayerNorm 'n' mixes the units")],
         ),
         refit=None,
         performance=[
@@ -225,7 +225,7 @@ def test_a_path_of_one_point_renders(lam):
 
 def test_of_no_field_no_line_is_drawn():
     bare = report(["a"]).path[0].model_copy(update={"norms": []})
-    assert traces([bare], []) == []
+    assert path_lines([bare], []) == []
 
 
 def test_of_thousands_of_fields_the_largest_have_lines_the_rest_a_band_and_the_caption_says_so():
@@ -233,7 +233,7 @@ def test_of_thousands_of_fields_the_largest_have_lines_the_rest_a_band_and_the_c
     height = {n: float(n) for n in range(5 * MOST)}
     first, *rest = many.path
     path = [first.model_copy(update={"norms": [*height.values()], "selected": True}), *rest]
-    removed, kept = traces(path, many.features)
+    removed, kept = path_lines(path, many.features)
     assert removed.norms[:, 0].tolist() == [float(n) for n in range(3 * MOST, 4 * MOST)]
     assert removed.others == 3 * MOST
     assert removed.band.tolist() == [[0.0, 0.0], [3 * MOST - 1.0, 0.0]]

@@ -18,9 +18,9 @@ import torch
 
 import glprune
 from glprune.runtime import checkpoint as journals
-from glprune.runtime.checkpoint import Journal, checkpoints
-from glprune.runtime.events import PartDone, PointDone, Stage
-from glprune.runtime.output_folder import unfinished
+from glprune.runtime.checkpoint import CheckpointLog, checkpoints
+from glprune.runtime.events import PointDone, Progress, Stage
+from glprune.runtime.output_folder import unfinished_path
 from glprune.schema.bundle import digest
 from glprune.schema.recipe_loading import load_recipe
 from glprune.search import refit as search_refit
@@ -94,7 +94,7 @@ def stop(folder, out, kind=PointDone, number=4, error=Killed, *overrides, **opti
 
 
 def steps(out):
-    return len(json.loads(checkpoints(unfinished(out))[-1].read_text())["content"]["records"])
+    return len(json.loads(checkpoints(unfinished_path(out))[-1].read_text())["content"]["records"])
 
 
 def test_a_run_killed_again_and_again_ends_where_an_undisturbed_one_does(
@@ -102,7 +102,7 @@ def test_a_run_killed_again_and_again_ends_where_an_undisturbed_one_does(
 ):
     """Killed right after some steps were kept, from one to five, until nothing is left to do."""
     lengths = random.Random(0)
-    whole = Journal.keep
+    whole = CheckpointLog.save_step
 
     def keep(self, *arguments, **options):
         record = whole(self, *arguments, **options)
@@ -111,7 +111,7 @@ def test_a_run_killed_again_and_again_ends_where_an_undisturbed_one_does(
             raise Killed
         return record
 
-    monkeypatch.setattr(Journal, "keep", keep)
+    monkeypatch.setattr(CheckpointLog, "keep", keep)
     kills = 0
     while True:
         left = [lengths.randint(1, 5)]
@@ -119,7 +119,7 @@ def test_a_run_killed_again_and_again_ends_where_an_undisturbed_one_does(
             result = run(folder, tmp_path / "out", resume=True)
         except Killed:
             kills += 1
-            assert len(checkpoints(unfinished(tmp_path / "out"))) <= 2
+            assert len(checkpoints(unfinished_path(tmp_path / "out"))) <= 2
             assert os.listdir(tmp_path) == ["out.unfinished"]
         else:
             break
@@ -156,14 +156,14 @@ def test_resamples_and_drop_costs_that_were_done_stay_done(folder, tmp_path, eve
     firm = ("stability={resamples: 4, drop_cost: true}", "workers.processes=1")
     whole = facts(run(folder, tmp_path / "whole", *firm).bundle)
     out, told = tmp_path / "out", []
-    stop(folder, out, PartDone, 2, Killed, *firm)
+    stop(folder, out, Progress, 2, Killed, *firm)
     more = (firm[0], "workers.processes=2")  # the number of processes has no bearing on the result
     done = run(
         folder,
         out,
         *more,
         resume=True,
-        on_event=lambda e: told.append(e) if isinstance(e, PartDone) else None,
+        on_event=lambda e: told.append(e) if isinstance(e, Progress) else None,
     )
     got = facts(done.bundle)
     resamples = [e.done for e in told if e.what == "resamples"]
@@ -188,16 +188,16 @@ def flip(path):
 
 
 def newest(out):
-    return checkpoints(unfinished(out))[-1]
+    return checkpoints(unfinished_path(out))[-1]
 
 
 def newest_tensors(out):
     """The tensors that only the newest checkpoint names."""
     old, new = (
         {r["file"] for r in json.loads(p.read_text())["content"]["records"]}
-        for p in checkpoints(unfinished(out))
+        for p in checkpoints(unfinished_path(out))
     )
-    return unfinished(out) / "tensors" / f"{(new - old).pop()}.safetensors"
+    return unfinished_path(out) / "tensors" / f"{(new - old).pop()}.safetensors"
 
 
 @pytest.mark.parametrize("harm", [cut_short, flip, Path.unlink, lambda p: p.write_bytes(b"")])
@@ -207,7 +207,7 @@ def test_where_a_checkpoint_is_corrupt_the_one_before_it_serves(folder, tmp_path
     stop(folder, out, number=3)
     before = steps(out)
     harm(victim(out))
-    assert Journal(unfinished(out), {}).resume() == before - 1
+    assert CheckpointLog(unfinished_path(out), {}).resume() == before - 1
 
 
 def test_a_run_goes_on_from_an_older_checkpoint_and_without_any_begins_anew(
@@ -217,7 +217,7 @@ def test_a_run_goes_on_from_an_older_checkpoint_and_without_any_begins_anew(
     stop(folder, out, number=3)
     flip(newest_tensors(out))
     stop(folder, out, number=4, resume=True)
-    for path in checkpoints(unfinished(out)):
+    for path in checkpoints(unfinished_path(out)):
         flip(path)
     told = []
     assert facts(run(folder, out, resume=True, on_event=told.append).bundle) == undisturbed
@@ -225,37 +225,37 @@ def test_a_run_goes_on_from_an_older_checkpoint_and_without_any_begins_anew(
 
 
 def test_tensors_are_written_once_and_let_go_when_no_checkpoint_names_them(tmp_path, every_step):
-    journal = Journal(tmp_path, {"recipe": "a"})
-    first = journal.keep(
+    journal = CheckpointLog(tmp_path, {"recipe": "a"})
+    first = journal.save_step(
         "point", {"lam": 1.0}, {"loss": 0.1}, {"state/w": torch.ones(3), "norms": torch.zeros(2)}
     )
-    journal.keep("point", {"lam": 2.0}, {"loss": float("inf")}, {"state/w": torch.ones(3) * 2})
-    journal.let_go(first, "state/")
+    journal.save_step("point", {"lam": 2.0}, {"loss": float("inf")}, {"state/w": torch.ones(3) * 2})
+    journal.drop_tensors(first, "state/")
     for _ in range(2):
         journal.save()
     assert len(checkpoints(tmp_path)) == 2
     assert len(list((tmp_path / "tensors").iterdir())) == 2
-    again = Journal(tmp_path, {"recipe": "a"})
+    again = CheckpointLog(tmp_path, {"recipe": "a"})
     assert again.resume() == 2
-    assert again.recall("point", {"lam": 3.0}) is None
-    one, two = again.recall("point", {"lam": 1.0}), again.recall("point", {"lam": 2.0})
+    assert again.load_step("point", {"lam": 3.0}) is None
+    one, two = again.load_step("point", {"lam": 1.0}), again.load_step("point", {"lam": 2.0})
     assert set(again.weights(one)) == {"norms"}
-    assert two.facts == {"loss": float("inf")}
+    assert two.values == {"loss": float("inf")}
     assert again.weights(two)["state/w"].tolist() == [2, 2, 2]
-    assert again.recall("point", {"lam": 2.0}) is None
+    assert again.load_step("point", {"lam": 2.0}) is None
     with pytest.raises(glprune.UsageError, match="the stopped run had another recipe"):
-        Journal(tmp_path, {"recipe": "b"}).resume()
+        CheckpointLog(tmp_path, {"recipe": "b"}).resume()
 
 
 def test_a_journal_that_went_another_way_forgets_what_lies_behind(tmp_path, every_step):
-    journal = Journal(tmp_path, {})
+    journal = CheckpointLog(tmp_path, {})
     for lam in (1.0, 2.0, 3.0):
-        journal.keep("point", {"lam": lam}, {})
-    again = Journal(tmp_path, {})
+        journal.save_step("point", {"lam": lam}, {})
+    again = CheckpointLog(tmp_path, {})
     again.resume()
-    assert again.recall("point", {"lam": 1.0}) is not None
-    again.keep("point", {"lam": 2.5}, {})
-    last = Journal(tmp_path, {})
+    assert again.load_step("point", {"lam": 1.0}) is not None
+    again.save_step("point", {"lam": 2.5}, {})
+    last = CheckpointLog(tmp_path, {})
     assert last.resume() == 2
 
 
@@ -343,7 +343,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(folder, undisturbed, tmp_path
         run(folder, out)
     assert "cannot be written (File too large); make room" in str(caught.value)
     assert not out.exists()
-    kept = unfinished(out).exists()
+    kept = unfinished_path(out).exists()
     assert kept == str(caught.value).endswith("go on with --resume.")
     assert facts(run(folder, out, resume=True).bundle) == undisturbed
 
@@ -396,7 +396,7 @@ def test_a_signal_saves_says_how_to_go_on_and_that_works(folder, undisturbed, tm
     assert "Traceback" not in rest
     last = rest.splitlines()[-1]
     assert last.startswith(
-        f"glprune: {word}; what was done is kept in {unfinished(out)}. To go on: glprune run "
+        f"glprune: {word}; what was done is kept in {unfinished_path(out)}. To go on: glprune run "
     )
     again = shlex.split(last.partition("To go on: ")[2])
     done = subprocess.run([sys.executable, "-m", "glprune.cli", *again[1:], "--quiet"], check=False)

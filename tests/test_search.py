@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import glprune
-from glprune.data import Narrowing
+from glprune.data import ColumnSelection
 from glprune.data.splits import first_rows
 from glprune.schema.recipe_loading import load_recipe
 from glprune.search import refit, search
-from glprune.search.budget import MEASURES, measured, unit_costs
-from glprune.search.targets import absolute
+from glprune.search.budget import MEASURES, size_of_support, unit_costs
+from glprune.search.targets import resolve_budget
 
 NETWORK = """
 from torch import nn
@@ -119,7 +119,7 @@ def test_what_lost_too_much_is_not_refitted_again(folder, monkeypatch):
     def refitted(job, removed, spec=None):
         if spec is None:
             seen.append(tuple(removed.columns[0].tolist()))
-        return refit.refitted(job, removed, spec)
+        return refit.refit_or_resume(job, removed, spec)
 
     monkeypatch.setattr(search, "refitted", refitted)
     with pytest.raises(glprune.TargetError, match="no network tried keeps"):
@@ -136,7 +136,7 @@ def test_what_lost_too_much_is_not_refitted_again(folder, monkeypatch):
 @pytest.mark.parametrize("budget", ["40%", 200])
 def test_a_budget_of_macs_is_kept_by_the_file(folder, budget):
     result = run(folder, f"macs{budget}".strip("%"), f"target={{macs: {budget}}}")
-    limit = absolute(budget, 10 * 24 + 24 * 16 + 16)
+    limit = resolve_budget(budget, 10 * 24 + 24 * 16 + 16)
     assert result.report.size.macs_after == macs_of(result) <= limit
     assert macs_of(result) > 0.5 * limit
 
@@ -207,7 +207,7 @@ def test_a_latency_is_met_by_the_clock_that_is_read(folder, monkeypatch, slower)
 
         def __call__(self, network, columns):
             self.calls += 1
-            inputs = Narrowing(columns, self.job.axes)(first_rows(self.job.data.test, 1))
+            inputs = ColumnSelection(columns, self.job.axes)(first_rows(self.job.data.test, 1))
             share = self.count(network, inputs) / self.whole
             if self.calls > search._CLOCKINGS + 1:
                 share *= slower
@@ -252,19 +252,19 @@ def test_costs_are_those_of_cutting_one_unit(folder):
     assert found / found[0] == pytest.approx([1.0, 26 / 16, 25.0])
     assert found.mean() == pytest.approx(1.0)
     alive = [torch.arange(len(g.labels)) < 2 for g in job.groups]
-    assert measured(job, alive, MEASURES["macs"]) == 2 * 2 + 2 * 2 + 2
+    assert size_of_support(job, alive, MEASURES["macs"]) == 2 * 2 + 2 * 2 + 2
 
 
 def test_batchnorm_statistics_are_means_over_the_training_rows_after_a_refit(folder):
     """Re-estimated statistics are the mean over batches, whatever the running ones had become."""
     from glprune.data import TensorSplit
     from glprune.schema.recipe import RefitSpec
-    from glprune.training.refit import _reestimated
+    from glprune.training.refit import _update_batchnorm
 
     network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
     x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
     split = TensorSplit((x,), torch.zeros(64))
-    fresh = _reestimated(network, lambda inputs: inputs, split, RefitSpec(batch_size=16))
+    fresh = _update_batchnorm(network, lambda inputs: inputs, split, RefitSpec(batch_size=16))
     batches = network[0](x).detach().split(16)
     torch.testing.assert_close(fresh[1].running_mean, torch.stack([b.mean(0) for b in batches]).mean(0))
     torch.testing.assert_close(fresh[1].running_var, torch.stack([b.var(0) for b in batches]).mean(0))

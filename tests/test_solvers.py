@@ -10,7 +10,7 @@ from torch import nn
 from glprune.model.task import Task
 from glprune.pruning.groups import input_groups, penalty_weights
 from glprune.pruning.planner import plan_units
-from glprune.runtime.checkpoint import Journal
+from glprune.runtime.checkpoint import CheckpointLog
 from glprune.schema.recipe import PenaltySpec, TrainSpec
 from glprune.search.path import RegularisationPath
 from glprune.training.objective import Objective, lambda_max
@@ -377,7 +377,7 @@ def test_full_batch_steps_are_asked_every_fifth_time_and_measuring_between_them_
 def test_more_steps_for_zero_groups_that_are_not_optimal_end_as_soon_as_they_are(monkeypatch):
     network, objective = linear_objective("regression", *problem("regression"))
     spec = to_the_end(optimizer="sgd", lr=1e-2, epochs=20, polish=50, batch_size="all")
-    path = RegularisationPath(objective, objective.sets, spec, 0, float, lambda _: None, Journal())
+    path = RegularisationPath(objective, objective.sets, spec, 0, float, lambda _: None, CheckpointLog())
     point = path.solve(0.1 * path.largest)
     passes, measured = [], []
     gradient, optimality = objective.gradient, objective.optimality
@@ -389,12 +389,12 @@ def test_more_steps_for_zero_groups_that_are_not_optimal_end_as_soon_as_they_are
 
     monkeypatch.setattr(objective, "gradient", lambda *a: passes.append(a) or gradient(*a))
     monkeypatch.setattr(objective, "optimality", first_seems_not_optimal)
-    settled = path.settle(point, lambda p: p.fields, 1, 9)
+    settled = path.polish_to_size(point, lambda p: p.fields, 1, 9)
     assert len(passes) == 50 + 1 + 5 + 1  # all steps and a look, then five and a look
     assert path.points == [settled]
     assert settled.kkt_zero <= 0.02
     assert 1 <= settled.fields <= 9
     assert all(torch.equal(network.state_dict()[name], t) for name, t in settled.state.items())
-    again = path.settle(settled, lambda p: p.fields, 10, 10)  # of these data one of the ten is noise
+    again = path.polish_to_size(settled, lambda p: p.fields, 10, 10)  # of these data one of the ten is noise
     assert again is settled
     assert path.points == [settled]

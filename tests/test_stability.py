@@ -15,16 +15,16 @@ from jsonschema import Draft202012Validator
 
 import glprune
 from glprune.data import LoaderSplit
-from glprune.evaluation.stability import draw, measure_stability
+from glprune.evaluation.stability import draw_resample, measure_stability
 from glprune.report.stability_index import false_bound, jaccard, nogueira, stable
-from glprune.runtime.checkpoint import Journal, checkpoints
+from glprune.runtime.checkpoint import CheckpointLog, checkpoints
 from glprune.schema import bundle as bundles
 from glprune.schema.recipe import InputSpec, StabilitySpec
 from glprune.schema.recipe_loading import load_recipe
 from glprune.schema.report import Report, Resample, report_schema
 from glprune.search.policy import NO_RULES
-from glprune.search.worker_setup import selectable
-from glprune.training.distillation import TaughtSplit
+from glprune.search.worker_setup import indexable_split
+from glprune.training.distillation import TeacherSplit
 from tests.networks import fit_binary
 
 FIELDS = [f"f{i}" for i in range(9)]
@@ -102,20 +102,20 @@ def test_the_bound_on_falsely_kept_fields_is_left_out_where_it_says_nothing():
 def test_halves_come_in_complementary_pairs_and_keep_the_shares_of_the_classes():
     labels = np.array([0] * 61 + [1] * 20 + [2] * 8)
     for number in range(0, 6, 2):
-        first, second = (draw(labels, 0.5, 7, n) for n in (number, number + 1))
+        first, second = (draw_resample(labels, 0.5, 7, n) for n in (number, number + 1))
         assert sorted([*first, *second]) == list(range(89))
         for half in (first, second):
             counts = np.bincount(labels[half], minlength=3)
             assert (abs(counts - np.array([30.5, 10, 4])) <= 1).all()
-    assert not np.array_equal(draw(labels, 0.5, 7, 0), draw(labels, 0.5, 7, 2))
-    np.testing.assert_array_equal(draw(labels, 0.5, 7, 3), draw(labels, 0.5, 7, 3))
-    assert not np.array_equal(draw(labels, 0.5, 7, 3), draw(labels, 0.5, 8, 3))
+    assert not np.array_equal(draw_resample(labels, 0.5, 7, 0), draw_resample(labels, 0.5, 7, 2))
+    np.testing.assert_array_equal(draw_resample(labels, 0.5, 7, 3), draw_resample(labels, 0.5, 7, 3))
+    assert not np.array_equal(draw_resample(labels, 0.5, 7, 3), draw_resample(labels, 0.5, 8, 3))
 
 
 @pytest.mark.parametrize(("share", "rows"), [(0.1, 10), (0.3, 30), (0.8, 80), (1.0, 100)])
 def test_another_share_is_drawn_anew_each_time(share, rows):
     labels = np.array([0] * 90 + [1] * 10)
-    first, second = (draw(labels, share, 0, n) for n in (0, 1))
+    first, second = (draw_resample(labels, share, 0, n) for n in (0, 1))
     assert len(first) == len(second) == rows
     assert len(set(first)) == rows
     assert abs(int(labels[first].sum()) - rows / 10) <= 1
@@ -126,12 +126,12 @@ def test_rows_of_a_shuffling_loader_are_held_in_one_order():
     rows = torch.utils.data.TensorDataset(torch.randn(50, 3), torch.arange(50) % 2)
     loader = torch.utils.data.DataLoader(rows, batch_size=8, shuffle=True)
     split = LoaderSplit(loader, (InputSpec(),), "binary", 50, "train")
-    first, second = selectable(split, 3), selectable(split, 3)
+    first, second = indexable_split(split, 3), indexable_split(split, 3)
     assert first.rows == 50
     torch.testing.assert_close(first.inputs[0], second.inputs[0], rtol=0, atol=0)
-    taught = selectable(TaughtSplit(split, lambda inputs: 2 * inputs[0]), 3)
+    taught = indexable_split(TeacherSplit(split, lambda inputs: 2 * inputs[0]), 3)
     torch.testing.assert_close(taught.target, 2 * first.inputs[0])
-    assert selectable(first, 3) is first
+    assert indexable_split(first, 3) is first
 
 
 def test_batches_that_do_not_fit_together_are_refused_in_one_line():
@@ -139,7 +139,7 @@ def test_batches_that_do_not_fit_together_are_refused_in_one_line():
         [(torch.zeros(2, n), torch.zeros(2)) for n in (3, 4)], (InputSpec(),), "regression", 4, "train"
     )
     with pytest.raises(glprune.DataError, match="pad to one length"):
-        selectable(ragged, 0)
+        indexable_split(ragged, 0)
 
 
 # --- recipes ---------------------------------------------------------------------------------
@@ -284,9 +284,9 @@ def test_a_report_without_the_measurement_says_so(result):
 
 
 def test_progress_is_told_and_no_scratch_file_is_left(result, told):
-    from glprune.runtime.events import PartDone
+    from glprune.runtime.events import Progress
 
-    parts = [e for e in told if isinstance(e, PartDone)]
+    parts = [e for e in told if isinstance(e, Progress)]
     assert [e.done for e in parts if e.what == "resamples"] == list(range(1, 7))
     assert [e.done for e in parts if e.what == "refits"] == [1, 2, 3, 4]
     assert {path.name for path in result.bundle.iterdir()} == {*bundles.FILES, bundles.MANIFEST}
@@ -357,7 +357,7 @@ def test_too_few_rows_are_refused_before_anything_is_trained(folder):
 
 UNITS = SimpleNamespace(refused=None)
 FOUR = SimpleNamespace(
-    journal=Journal(),
+    journal=CheckpointLog(),
     rules=NO_RULES,
     input_groups=[SimpleNamespace(units=UNITS, labels=("a", "b", "c", "d"))],
 )

@@ -12,17 +12,17 @@ import torch
 
 import glprune
 from glprune.audit.verify import verify
-from glprune.data import Narrowing, Selectable, StreamedSplit, TensorSplit, load_data, narrowed
-from glprune.data.splits import _Narrowed
+from glprune.data import ColumnSelection, IndexableSplit, StreamedSplit, TensorSplit, load_data, view_columns
+from glprune.data.splits import _ColumnView
 from glprune.data.streaming import read_ahead
 from glprune.data.tables import _ShardReader, open_table
 from glprune.errors import DataError, GlpruneError, RecipeError
-from glprune.evaluation.permutation_importance import held
+from glprune.evaluation.permutation_importance import support_of_importance
 from glprune.evaluation.stability import check_rows, measure_stability
 from glprune.runtime.events import silent
 from glprune.schema.recipe_loading import load_recipe
 from glprune.search.prepare import prepare
-from glprune.search.worker_setup import Rebuilt, selectable
+from glprune.search.worker_setup import WorkerContext, indexable_split
 from tests.networks import fit_binary
 
 ROWS, SHARD, GROUP = 900, 250, 70
@@ -170,7 +170,7 @@ def test_some_rows_of_a_split_are_a_split(shards):
     memory, streamed = pair(shards, SIX)
     rows = np.arange(3, memory.train.rows, 5)
     mine, theirs = memory.train.take(rows), streamed.train.take(rows)
-    assert isinstance(theirs, Selectable)
+    assert isinstance(theirs, IndexableSplit)
     same_batches(mine.batches(10, None), theirs.batches(10, None))
     assert sorted(every_row(theirs)) == mine.inputs[0][:, -1].tolist()
 
@@ -451,7 +451,7 @@ def test_a_streamed_run_leaves_a_bundle_that_verifies(trained, monkeypatch):
 
     asked.clear()
     # every column is read, and some are left out
-    monkeypatch.setattr(StreamedSplit, "narrowed", lambda split, narrow: _Narrowed(split, narrow))
+    monkeypatch.setattr(StreamedSplit, "narrowed", lambda split, narrow: _ColumnView(split, narrow))
     glprune.run(trained / "recipe.yaml", trained / "model.pt", trained / "again")
     assert tuple(given.columns) not in asked
     assert (trained / "again" / "model.onnx").read_bytes() == (trained / "out" / "model.onnx").read_bytes()
@@ -476,8 +476,8 @@ def load_pieces(folder):
 @pytest.mark.parametrize("generator", [None, 5])
 def test_a_split_of_some_columns_reads_those_alone_in_the_same_order(shards, monkeypatch, generator):
     _, streamed = pair(shards, "file: shards", inputs=TWO)
-    narrow = Narrowing((torch.tensor([0, 2]), torch.tensor([1])), (-1, 1))
-    lean, cut = narrowed(streamed.train, narrow), _Narrowed(streamed.train, narrow)
+    narrow = ColumnSelection((torch.tensor([0, 2]), torch.tensor([1])), (-1, 1))
+    lean, cut = view_columns(streamed.train, narrow), _ColumnView(streamed.train, narrow)
     assert isinstance(lean, StreamedSplit)
     asked = watched(monkeypatch)
 
@@ -487,7 +487,7 @@ def test_a_split_of_some_columns_reads_those_alone_in_the_same_order(shards, mon
     same_batches(passed(cut), passed(lean))
     pieces = len(load_pieces(shards))
     assert asked == {("x0", "x1", "x2", "k", "x3"): pieces, ("x0", "x2", "x3"): pieces}
-    again = narrowed(lean, Narrowing((torch.tensor([1]), torch.tensor([0])), (-1, 1)))
+    again = view_columns(lean, ColumnSelection((torch.tensor([1]), torch.tensor([0])), (-1, 1)))
     asked.clear()
     same_batches((((x[:, 1:], k), y) for (x, k), y in passed(lean)), passed(again))
     assert asked == {("x0", "x2", "x3"): pieces, ("x2", "x3"): pieces}
@@ -498,10 +498,10 @@ def test_an_input_that_passes_whole_keeps_its_columns(shards):
         ", inputs: [{name: u, columns: [x0, x1, x2]}, {name: v, columns: [k, x3], dtype: int, axis: null}]"
     )
     _, streamed = pair(shards, "file: shards", inputs=whole)
-    narrow = Narrowing((torch.tensor([2]), torch.empty(0, dtype=torch.int64)), (-1, None))
-    lean = narrowed(streamed.valid, narrow)
+    narrow = ColumnSelection((torch.tensor([2]), torch.empty(0, dtype=torch.int64)), (-1, None))
+    lean = view_columns(streamed.valid, narrow)
     assert lean.plan.columns == (("x2",), ("k", "x3"))
-    same_batches(_Narrowed(streamed.valid, narrow).batches(16, None), lean.batches(16, None))
+    same_batches(_ColumnView(streamed.valid, narrow).batches(16, None), lean.batches(16, None))
 
 
 def test_row_groups_without_rows_of_the_split_are_not_read(tmp_path, monkeypatch):
@@ -539,7 +539,7 @@ def test_resamples_are_streamed_too(trained):
     (trained / "parts.yaml").write_text(RUN + "stability: {resamples: 2}\n")
     job = prepare(load_recipe(trained / "parts.yaml"), trained / "model.pt", False, silent)
     check_rows(job)
-    here = Here(Rebuilt(job, job.network, None, ()))
+    here = Here(WorkerContext(job, job.network, None, ()))
     assert here.rebuilt.rows is job.data.train
     found = measure_stability(job, job.recipe.stability, [True] * 3 + [False] * 3, here, silent)
     assert [part.rows for part in found.resamples] == [270, 270]
@@ -556,14 +556,14 @@ def test_targets_without_labels_are_made_batch_by_batch(trained):
         assert torch.equal(target, job.task.view(job.network(*inputs)))
     some = job.data.train.take(np.arange(0, 540, 2))
     assert torch.equal(next(some.batches(4, None))[1], target[::2])
-    assert isinstance(some, Selectable)
-    assert selectable(some, 0) is some
+    assert isinstance(some, IndexableSplit)
+    assert indexable_split(some, 0) is some
 
 
 def test_permutations_of_streamed_rows_are_refused(shards):
     _, streamed = pair(shards, SIX)
     with pytest.raises(DataError, match=r"held in memory, which data.stream is to spare"):
-        held(streamed.valid)
+        support_of_importance(streamed.valid)
 
 
 def test_inspection_of_a_streamed_recipe(trained):

@@ -18,7 +18,7 @@ from torch import nn
 
 import glprune
 import glprune.audit.verify
-from glprune._escaping import plain, visible
+from glprune._escaping import escape_for_page, escape_for_terminal
 from glprune.cli.main import main
 from glprune.errors import ModelError, RecipeError
 from glprune.schema.recipe_loading import load_recipe
@@ -127,9 +127,9 @@ def test_a_recipe_for_hostile_names_loads_back_to_them(hostile):
 
 
 def test_what_cannot_be_seen_is_spelled_out():
-    assert plain("a\x1b\u202e\U000e0001\n") == "a\\u001b\\u202e\\U000e0001\\u000a"
-    assert visible("größe 字 🙂\n", keep="\n") == "größe 字 🙂\n"
-    assert visible("a\u200b\ud800") == "a\\u200b\\ud800"
+    assert escape_for_terminal("a\x1b\u202e\U000e0001\n") == "a\\u001b\\u202e\\U000e0001\\u000a"
+    assert escape_for_page("größe 字 🙂\n", keep="\n") == "größe 字 🙂\n"
+    assert escape_for_page("a\u200b\ud800") == "a\\u200b\\ud800"
 
 
 def test_a_terminal_without_the_letters_gets_them_spelled(hostile, monkeypatch):

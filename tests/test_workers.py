@@ -10,8 +10,8 @@ import pytest
 
 import glprune
 from glprune.errors import GlpruneError, TargetError
-from glprune.runtime.process_pool import Workers
-from glprune.runtime.worker_pool import fan_out, several
+from glprune.runtime.process_pool import ProcessPool
+from glprune.runtime.worker_pool import is_parallel, make_worker_pool
 from glprune.schema.recipe import WorkersSpec
 
 SCRIPT = """
@@ -34,7 +34,7 @@ def test_a_script_without_a_main_guard_is_not_run_again_and_outcomes_keep_their_
 
 def test_an_error_stops_the_work_and_reaches_the_caller():
     told = []
-    with pytest.raises(ZeroDivisionError), Workers(functools.partial(int, 12), 1) as workers:
+    with pytest.raises(ZeroDivisionError), ProcessPool(functools.partial(int, 12), 1) as workers:
         workers.map(operator.floordiv, [1, 0, *[1] * 50], lambda place, outcome: told.append(outcome))
     assert told in ([12], [])
 
@@ -42,7 +42,7 @@ def test_an_error_stops_the_work_and_reaches_the_caller():
 def test_a_process_that_dies_is_told_in_one_line():
     with (
         pytest.raises(GlpruneError, match=r"killed.*workers\.processes") as caught,
-        Workers(functools.partial(os._exit, 9), 1) as workers,
+        ProcessPool(functools.partial(os._exit, 9), 1) as workers,
     ):
         workers.map(operator.add, [1], lambda place, outcome: None)
     assert "\n" not in str(caught.value)
@@ -55,7 +55,7 @@ def refuse(state, item):
 @pytest.mark.with_ray
 def test_ray_gives_the_same_outcomes_in_order_and_errors_as_they_were_raised():
     ray = pytest.importorskip("ray")
-    with fan_out(
+    with make_worker_pool(
         functools.partial(int, 12), WorkersSpec(engine="ray", processes=2), "recipe.yaml:1: workers.engine"
     ) as workers:
         told = []
@@ -83,12 +83,12 @@ def ending(state, item):
 def test_the_engine_is_the_recipes_or_ray_where_it_is_installed(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     auto, local, on_ray = (WorkersSpec(engine=e, processes=1) for e in ("auto", "local", "ray"))
-    assert isinstance(fan_out(int, local, "x"), Workers)
+    assert isinstance(make_worker_pool(int, local, "x"), ProcessPool)
     with monkeypatch.context() as patch:
         patch.setattr("glprune.runtime.worker_pool.ray_installed", lambda: False)
-        assert isinstance(fan_out(int, auto, "x"), Workers)
+        assert isinstance(make_worker_pool(int, auto, "x"), ProcessPool)
         with pytest.raises(glprune.RecipeError, match=r"^recipe.yaml:3: .*glprune\[ray\]"):
-            fan_out(int, on_ray, "recipe.yaml:3: workers.engine")
+            make_worker_pool(int, on_ray, "recipe.yaml:3: workers.engine")
     ray = pytest.importorskip("ray")
     asked = []
 
@@ -97,14 +97,14 @@ def test_the_engine_is_the_recipes_or_ray_where_it_is_installed(monkeypatch):
         raise RuntimeError("no room for a raylet\nat all")
 
     monkeypatch.setattr(ray, "init", start)
-    assert isinstance(fan_out(int, auto, "x"), Workers)  # Ray was tried, and does not start here
+    assert isinstance(make_worker_pool(int, auto, "x"), ProcessPool)  # Ray was tried, and does not start here
     assert asked[0]["num_cpus"] == 1
     with pytest.raises(GlpruneError, match=r"^Ray cannot be joined \(no room.*set workers.engine: local.$"):
-        fan_out(int, on_ray, "x")
+        make_worker_pool(int, on_ray, "x")
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.setattr(ray, "init", unreachable)
     with pytest.raises(GlpruneError, match=r"Ray cannot be joined at 127\.0\.0\.1:1 .*engine: local"):
-        fan_out(int, auto, "x")
+        make_worker_pool(int, auto, "x")
 
 
 @pytest.mark.parametrize(
@@ -114,4 +114,4 @@ def test_the_engine_is_the_recipes_or_ray_where_it_is_installed(monkeypatch):
 def test_more_than_one_worker_needs_cores_or_the_recipes_word(spec, threads, expected, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("glprune.runtime.worker_pool.available_cores", lambda: 4)
-    assert several(WorkersSpec(**spec), threads) is expected
+    assert is_parallel(WorkersSpec(**spec), threads) is expected

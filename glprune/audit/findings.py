@@ -40,7 +40,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Subject:
+class CheckInfo:
     """What a check is about.
 
     Attributes:
@@ -56,86 +56,86 @@ class Subject:
     not_proved: str
 
 
-SUBJECTS: dict[str, Subject] = {
-    "C1": Subject(
+SUBJECTS: dict[str, CheckInfo] = {
+    "C1": CheckInfo(
         "recomputation",
         "files",
         "the folder holds exactly the files of the manifest, plain files of a bearable size",
         "that they say the truth",
     ),
-    "C2": Subject(
+    "C2": CheckInfo(
         "recomputation",
         "hashes",
         "every file is the one the manifest and the report name",
         "who wrote them: that is C3",
     ),
-    "C3": Subject(
+    "C3": CheckInfo(
         "trust",
         "signatures",
         "holders of the keys given by --trust signed this manifest",
         "that they were right",
     ),
-    "C4": Subject(
+    "C4": CheckInfo(
         "recomputation",
         "formats",
         "every JSON file has one reading (no duplicate key, no NaN) and fits its schema",
         "its contents",
     ),
-    "C5": Subject(
+    "C5": CheckInfo(
         "recomputation",
         "figures",
         "every count, status and sum of the report follows from its own tables, plan, weights and recipe",
         "metrics, norms along the path and latencies: they are the producer's measurements",
     ),
-    "C6": Subject(
+    "C6": CheckInfo(
         "recomputation",
         "graph",
         "no path leads from a removed column to an output; no hidden data, code or second model is inside",
         "what the serving code feeds to the file",
     ),
-    "C7": Subject(
+    "C7": CheckInfo(
         "recomputation",
         "names",
         "report, plan, contract and ONNX file list the same columns in the same order",
         "that upstream systems fill them in this order",
     ),
-    "C8": Subject(
+    "C8": CheckInfo(
         "recomputation",
         "weights",
         "the shipped weights have the stated shapes, counts and group norms",
         "that model.onnx was made from those tensors that are not in it bit for bit",
     ),
-    "C9": Subject(
+    "C9": CheckInfo(
         "recomputation",
         "golden",
         "the model gives the recorded outputs on the recorded rows, in two runtimes where both can run it",
         "anything, where model and rows were both made anew by their producer",
     ),
-    "C10": Subject(
+    "C10": CheckInfo(
         "recomputation",
         "probes",
         "NaN, Inf and 3e38 in removed columns change no bit of the outputs",
         "inputs that were not tried: C6 covers those",
     ),
-    "C11": Subject(
+    "C11": CheckInfo(
         "policy",
         "policy",
         "no kept column is, or is derived from, a field that must go; none that must stay is gone",
         "proxies: other kept columns may carry the same information",
     ),
-    "C12": Subject(
+    "C12": CheckInfo(
         "recomputation",
         "page",
         "report.html and report.md say what report.json says",
         "the pictures, where matplotlib or its version differs",
     ),
-    "C13": Subject(
+    "C13": CheckInfo(
         "trust",
         "people",
         "times are in order and no one signed in two roles with one key",
         "the clocks of the signers",
     ),
-    "C14": Subject(
+    "C14": CheckInfo(
         "trust",
         "lineage",
         "the model is the expected one; the bundle follows the previous one",
@@ -168,12 +168,12 @@ class Check:
     note: str = ""
 
     @property
-    def subject(self) -> Subject:
+    def info(self) -> CheckInfo:
         """What the check is about."""
         return SUBJECTS[self.id]
 
 
-def judged(check: str, findings: Sequence[Finding], note: str = "") -> Check:
+def make_check(check: str, findings: Sequence[Finding], note: str = "") -> Check:
     """A check that ran: passed where it found nothing."""
     return Check(check, "failed" if findings else "passed", tuple(findings), note)
 
@@ -199,7 +199,7 @@ class Verdict:
     @property
     def exit_code(self) -> int:
         """0 verified, 1 failed, 3 incomplete, 4 policy violated."""
-        failed = {c.subject.kind for c in self.checks if c.status == "failed"}
+        failed = {c.info.kind for c in self.checks if c.status == "failed"}
         if failed - {"policy"}:
             return 1
         if failed:
@@ -230,28 +230,28 @@ def _checks(verdict: Verdict, kind: str) -> list[dict[str, Any]]:
     return [
         {
             "id": check.id,
-            "title": check.subject.title,
+            "title": check.info.title,
             "status": check.status,
             "note": check.note,
             "findings": [vars(finding) for finding in check.findings],
-            "proves": check.subject.proves,
-            "does_not_prove": check.subject.not_proved,
+            "proves": check.info.proves,
+            "does_not_prove": check.info.not_proved,
         }
         for check in verdict.checks
-        if check.subject.kind == kind
+        if check.info.kind == kind
     ]
 
 
-def differs(where: str, stated: object, found: object, why: str) -> Iterator[Found]:
+def check_equal(where: str, stated: object, found: object, why: str) -> Iterator[Found]:
     """Tell that a value is another than the one found."""
     if stated != found:
         yield where, f"says {stated}, but {why} {found}"
 
 
-def off(where: str, stated: float | None, found: float | None, why: str) -> Iterator[Found]:
+def check_close(where: str, stated: float | None, found: float | None, why: str) -> Iterator[Found]:
     """The same for numbers, but for round-off."""
     close = (
         stated is not None and found is not None and abs(stated - found) <= _ROUND_OFF * max(1.0, abs(found))
     )
     if not close:
-        yield from differs(where, stated, found, why)
+        yield from check_equal(where, stated, found, why)

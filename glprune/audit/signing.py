@@ -20,7 +20,7 @@ from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import VerificationError
 from securesystemslib.signer import CryptoSigner, SSlibKey
 
-from glprune._files import fault
+from glprune._files import unreadable_reason
 from glprune.audit.findings import Finding
 from glprune.errors import UsageError
 from glprune.schema import bundle as bundles
@@ -39,7 +39,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class Said(_Strict):
+class CountersignaturePredicate(_Strict):
     """What a countersigner says."""
 
     role: str
@@ -53,7 +53,7 @@ class Countersignature(_Strict):
     type_: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")
     subject: list[Subject]
     predicate_type: Literal["urn:glprune:countersignature:1"] = Field(alias="predicateType")
-    predicate: Said
+    predicate: CountersignaturePredicate
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Signature:
     role: str
     claimed: tuple[str, ...]
     trusted: tuple[str, ...]
-    said: Said | None
+    said: CountersignaturePredicate | None
 
 
 def make_key(path: Path) -> Path:
@@ -139,7 +139,7 @@ def read_private_key(path: Path) -> CryptoSigner:
 
 
 def _read_key(path: Path) -> bytes:
-    why = fault(path)
+    why = unreadable_reason(path)
     if why is not None:
         raise UsageError(f"{path} {why}; name a PEM file.")
     with path.open("rb") as stream:
@@ -238,7 +238,7 @@ def _envelope(value: Any) -> Envelope:
     return envelope
 
 
-def _said(payload: bytes, role: str, manifest: bytes) -> Said:
+def _said(payload: bytes, role: str, manifest: bytes) -> CountersignaturePredicate:
     try:
         statement = Countersignature.model_validate(read_json(payload))
     except ValidationError as error:

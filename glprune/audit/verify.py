@@ -17,21 +17,21 @@ from glprune._version import __version__
 from glprune.audit import signing
 from glprune.audit.bundle_files import Files, check_closed, read_files
 from glprune.audit.checks import lineage
-from glprune.audit.checks.consistency import check_figures
-from glprune.audit.checks.execution import Int8, Removed, check_running
+from glprune.audit.checks.consistency import check_consistency
+from glprune.audit.checks.execution import Int8, Removed, check_execution
 from glprune.audit.checks.graph import Expected, check_graph, control_flow, reaching
 from glprune.audit.checks.hashes import check_digests, check_hashes, check_proxies
 from glprune.audit.checks.int8 import check_int8
 from glprune.audit.checks.names import check_names
 from glprune.audit.checks.policy import check_policy, protected_kept
-from glprune.audit.checks.rendering import check_page
+from glprune.audit.checks.rendering import check_rendering
 from glprune.audit.checks.weights import check_shared, check_weights
-from glprune.audit.findings import NOT_CHECKED, Check, Finding, UnreadableError, Verdict, judged
+from glprune.audit.findings import NOT_CHECKED, Check, Finding, UnreadableError, Verdict, make_check
 from glprune.audit.onnx_reader import NotOnnxError, input_shapes, parse
 from glprune.audit.safetensors_reader import Tensors, read_tensors
 from glprune.errors import RecipeError
 from glprune.schema import bundle as bundles
-from glprune.schema.input_schema import Contract
+from glprune.schema.input_schema import InputSchema
 from glprune.schema.manifest import Manifest, sha256
 from glprune.schema.plan import Plan
 from glprune.schema.recipe import Recipe
@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Demands:
+class VerificationOptions:
     """What the auditor brings along; nothing of it is read from the bundle.
 
     Attributes:
@@ -67,7 +67,7 @@ class Demands:
 
 
 @dataclass
-class Opened:
+class ParsedBundle:
     """The files of a bundle as far as they have one reading.
 
     Attributes:
@@ -80,7 +80,7 @@ class Opened:
     manifest: Manifest | None = None
     report: Report | None = None
     plan: Plan | None = None
-    contract: Contract | None = None
+    contract: InputSchema | None = None
     proxies: ProxyAnalysis | None = None
     recipe: Recipe | None = None
     weights: Tensors | None = None
@@ -92,17 +92,17 @@ class Opened:
         return self.files.contents.get(name)
 
 
-def open_bundle(folder: Path) -> Opened:
+def open_bundle(folder: Path) -> ParsedBundle:
     """Read a bundle strictly.
 
     Raises:
         UnreadableError: It is no bundle, or of a schema this version does not know.
     """
-    opened = Opened(read_files(folder))
+    opened = ParsedBundle(read_files(folder))
     opened.manifest = _record(opened, bundles.MANIFEST, Manifest)
     opened.report = _record(opened, bundles.REPORT, Report)
     opened.plan = _record(opened, bundles.PLAN, Plan)
-    opened.contract = _record(opened, bundles.CONTRACT, Contract)
+    opened.contract = _record(opened, bundles.CONTRACT, InputSchema)
     opened.proxies = _record(opened, bundles.PROXIES, ProxyAnalysis)
     opened.recipe = _read(opened, bundles.RECIPE, _recipe)
     opened.weights = _read(opened, bundles.WEIGHTS, read_tensors)
@@ -112,7 +112,7 @@ def open_bundle(folder: Path) -> Opened:
     return opened
 
 
-def whole(opened: Opened) -> list[Finding]:
+def integrity_findings(opened: ParsedBundle) -> list[Finding]:
     """What stands against signing a bundle: files that are missing, changed or unreadable."""
     if opened.manifest is None:
         return opened.files.findings or opened.findings
@@ -135,7 +135,7 @@ def read_report(folder: Path) -> Report:
     return opened.report
 
 
-def _read(opened: Opened, name: str, reader: Callable[[bytes], T]) -> T | None:
+def _read(opened: ParsedBundle, name: str, reader: Callable[[bytes], T]) -> T | None:
     raw = opened.raw(name)
     if raw is None:
         return None
@@ -146,7 +146,7 @@ def _read(opened: Opened, name: str, reader: Callable[[bytes], T]) -> T | None:
         return None
 
 
-def _record(opened: Opened, name: str, kind: type[M]) -> M | None:
+def _record(opened: ParsedBundle, name: str, kind: type[M]) -> M | None:
     """Read a JSON file as a record; of an unknown schema nothing can be said."""
     value: Any = _read(opened, name, read_json)
     if value is None:
@@ -194,7 +194,7 @@ def _recipe(raw: bytes) -> Recipe:
 _published = functools.cache(report_schema)
 
 
-def _schema(opened: Opened) -> None:
+def _schema(opened: ParsedBundle) -> None:
     """The shipped schema is the one this version publishes, where the same version wrote it."""
     value = _read(opened, bundles.SCHEMA, read_json)
     same = opened.report is not None and opened.report.run.versions.get("glprune") == __version__
@@ -203,7 +203,11 @@ def _schema(opened: Opened) -> None:
 
 
 def verify(
-    folder: Path, demands: Demands | None = None, *, seconds: float = SECONDS, isolated: bool = True
+    folder: Path,
+    demands: VerificationOptions | None = None,
+    *,
+    seconds: float = SECONDS,
+    isolated: bool = True,
 ) -> Verdict:
     """Prove what a bundle's report says from its files alone, or say what does not hold.
 
@@ -216,15 +220,18 @@ def verify(
     Raises:
         UnreadableError: It is no bundle, or of a schema this version does not know.
     """
-    demands = demands or Demands()
+    demands = demands or VerificationOptions()
     opened = open_bundle(folder)
     files, report = opened.files, opened.report
     listed = [s.name for s in opened.manifest.subject] if opened.manifest else []
     closed = check_closed(files, listed) if opened.manifest else []
-    checks = [judged("C1", [*files.findings, *closed], f"{len(files.contents)} files")]
+    checks = [make_check("C1", [*files.findings, *closed], f"{len(files.contents)} files")]
     checks.append(_hashes(opened))
     signatures, trusted, signed = _signatures(opened, demands)
-    checks += [trusted, judged("C4", opened.findings, "strict JSON, report, plan, contract, recipe, weights")]
+    checks += [
+        trusted,
+        make_check("C4", opened.findings, "strict JSON, report, plan, contract, recipe, weights"),
+    ]
     skipped: list[str | None] = []
     if report is None:
         checks += [
@@ -242,7 +249,7 @@ def verify(
             *ran,
             _guarded("C11", lambda: _policy(report, demands)),
             page,
-            judged(
+            make_check(
                 "C13",
                 signing.check_people(signatures, report.timing.generated_at),
                 f"{len(signatures)} signatures",
@@ -263,30 +270,32 @@ def _guarded(check: str, run: Callable[[], Check]) -> Check:
         return run()
     except Exception as error:
         what = f"contradicts itself so far that the check cannot be made ({type(error).__name__}: {error})"
-        return judged(check, [Finding(bundles.REPORT, "", what[:300])])
+        return make_check(check, [Finding(bundles.REPORT, "", what[:300])])
 
 
-def _figures(opened: Opened, report: Report) -> Check:
-    found = check_figures(report, opened.recipe, opened.files.contents)
-    return judged("C5", found, "every table of the report")
+def _figures(opened: ParsedBundle, report: Report) -> Check:
+    found = check_consistency(report, opened.recipe, opened.files.contents)
+    return make_check("C5", found, "every table of the report")
 
 
-def _names(opened: Opened, report: Report) -> Check:
+def _names(opened: ParsedBundle, report: Report) -> Check:
     found = check_names(report, opened.plan, opened.contract, opened.recipe, opened.model)
-    return judged("C7", found, f"{len(report.features)} fields")
+    return make_check("C7", found, f"{len(report.features)} fields")
 
 
-def _hashes(opened: Opened) -> Check:
+def _hashes(opened: ParsedBundle) -> Check:
     if opened.manifest is None:
         return Check("C2", "incomplete", note=f"{bundles.MANIFEST} has no reading")
     findings = check_hashes(opened.manifest, opened.files.contents)
     if opened.report is not None:
         findings += check_digests(opened.report.digests.outputs, opened.files.contents)
         findings += check_proxies(opened.report.proxies, opened.proxies, opened.files.contents)
-    return judged("C2", findings, f"{len(opened.manifest.subject)} SHA-256")
+    return make_check("C2", findings, f"{len(opened.manifest.subject)} SHA-256")
 
 
-def _signatures(opened: Opened, demands: Demands) -> tuple[list[signing.Signature], Check, str]:
+def _signatures(
+    opened: ParsedBundle, demands: VerificationOptions
+) -> tuple[list[signing.Signature], Check, str]:
     """The signatures, C3, and the state of them in words."""
     files, manifest = opened.files.signatures, opened.raw(bundles.MANIFEST) or b""
     found, findings = signing.read_signatures(files, manifest, demands.trust)
@@ -297,13 +306,13 @@ def _signatures(opened: Opened, demands: Demands) -> tuple[list[signing.Signatur
     if demands.trust and files and not names:
         state = "signed by nobody trusted"
     if findings or demands.trust:
-        return found, judged("C3", findings, state), state
+        return found, make_check("C3", findings, state), state
     if files:
         return found, Check("C3", "incomplete", note="signed; name the keys you trust with --trust"), state
     return found, Check("C3", "skipped", note="unsigned"), state
 
 
-def _graph(opened: Opened, report: Report) -> Check:
+def _graph(opened: ParsedBundle, report: Report) -> Check:
     raw, model = opened.raw(bundles.ONNX), opened.model
     if raw is None or model is None or opened.plan is None:
         return Check("C6", "incomplete", note=f"{bundles.ONNX} or {bundles.PLAN} has no reading")
@@ -320,7 +329,7 @@ def _graph(opened: Opened, report: Report) -> Check:
     note = f"{len(model.graph.node)} nodes; inputs that reach an output: {', '.join(reach)}"
     note += f"; {columns} of {total} columns" if total else ""
     flow = control_flow(model)
-    return judged("C6", findings, f"{note}; control flow: {', '.join(flow)}" if flow else note)
+    return make_check("C6", findings, f"{note}; control flow: {', '.join(flow)}" if flow else note)
 
 
 def _expected(report: Report, plan: Plan) -> list[Expected]:
@@ -335,18 +344,18 @@ def _expected(report: Report, plan: Plan) -> list[Expected]:
     return found
 
 
-def _weights(opened: Opened, report: Report) -> Check:
+def _weights(opened: ParsedBundle, report: Report) -> Check:
     if opened.plan is None or opened.weights is None:
         return Check("C8", "incomplete", note=f"{bundles.WEIGHTS} or {bundles.PLAN} has no reading")
     findings = check_weights(report, opened.plan, opened.weights)
     if opened.model is not None:
         findings += check_shared(opened.plan, opened.weights, opened.model)
     held, total = len(opened.plan.in_model), len(opened.weights.arrays)
-    return judged("C8", findings, f"{held} of {total} tensors are in {bundles.ONNX} bit for bit")
+    return make_check("C8", findings, f"{held} of {total} tensors are in {bundles.ONNX} bit for bit")
 
 
 def _running(
-    opened: Opened, report: Report, graph: Check, seconds: float, isolated: bool
+    opened: ParsedBundle, report: Report, graph: Check, seconds: float, isolated: bool
 ) -> tuple[list[Check], str | None]:
     """C9 and C10; a model whose graph is refused is not run."""
     model, golden = opened.raw(bundles.ONNX), opened.raw(bundles.GOLDEN)
@@ -356,14 +365,14 @@ def _running(
     try:
         read_tensors(golden)
     except StrictError as error:
-        failed = judged("C9", [Finding(bundles.GOLDEN, "", str(error))])
+        failed = make_check("C9", [Finding(bundles.GOLDEN, "", str(error))])
         return [failed, Check("C10", "incomplete", note="it runs on the golden rows")], None
     int8 = opened.raw(bundles.INT8)
     other = Int8(int8, report.quantized.golden_difference) if int8 and report.quantized else None
-    return check_running(model, golden, _removed(opened, report), seconds, isolated, other)
+    return check_execution(model, golden, _removed(opened, report), seconds, isolated, other)
 
 
-def _removed(opened: Opened, report: Report) -> list[Removed]:
+def _removed(opened: ParsedBundle, report: Report) -> list[Removed]:
     """The columns the file takes and must not read."""
     if report.export.signature != "original" or opened.plan is None or opened.model is None:
         return []
@@ -376,7 +385,7 @@ def _removed(opened: Opened, report: Report) -> list[Removed]:
     return found
 
 
-def _policy(report: Report, demands: Demands) -> Check:
+def _policy(report: Report, demands: VerificationOptions) -> Check:
     """C11, under the bundle's rules and the auditor's own."""
     rules = [(report.policy, bundles.REPORT)] if report.policy is not None else []
     rules += [demands.policy] if demands.policy is not None else []
@@ -385,10 +394,10 @@ def _policy(report: Report, demands: Demands) -> Check:
     findings = [f for policy, source in rules for f in check_policy(report, policy, source)]
     kept = sorted({name for policy, _ in rules for name in protected_kept(report, policy)})
     note = f"rules of {' and '.join(source for _, source in rules)}"
-    return judged("C11", findings, f"{note}; protected and kept: {', '.join(kept)}" if kept else note)
+    return make_check("C11", findings, f"{note}; protected and kept: {', '.join(kept)}" if kept else note)
 
 
-def _withheld(opened: Opened, report: Report) -> str | None:
+def _withheld(opened: ParsedBundle, report: Report) -> str | None:
     """What the report says of proxies and the bundle does not show."""
     made = report.proxies is not None and report.proxies.performed
     if not made or opened.raw(bundles.PROXIES) is not None:
@@ -396,7 +405,7 @@ def _withheld(opened: Opened, report: Report) -> str | None:
     return f"{bundles.PROXIES}, the analysis of proxies: it was made and is withheld."
 
 
-def _page(opened: Opened, report: Report) -> tuple[Check, str | None]:
+def _page(opened: ParsedBundle, report: Report) -> tuple[Check, str | None]:
     raw, summary, skipped = opened.raw(bundles.PAGE), opened.raw(bundles.SUMMARY), None
     if raw is None or summary is None:
         missing = bundles.PAGE if raw is None else bundles.SUMMARY
@@ -404,17 +413,17 @@ def _page(opened: Opened, report: Report) -> tuple[Check, str | None]:
 
     def run() -> Check:
         nonlocal skipped
-        check, skipped = check_page(report, raw, summary)
+        check, skipped = check_rendering(report, raw, summary)
         return check
 
     return _guarded("C12", run), skipped
 
 
-def _lineage(report: Report, demands: Demands) -> Check:
+def _lineage(report: Report, demands: VerificationOptions) -> Check:
     findings = lineage.check_expected(report, demands.model, demands.original)
     if demands.previous is not None:
         findings += lineage.check_previous(report, demands.previous)
     given = [demands.model, demands.original, demands.previous]
     if all(x is None for x in given):
         return Check("C14", "skipped", note="no --expect-model, --expect-original or --previous")
-    return judged("C14", findings, f"{sum(x is not None for x in given)} expectations")
+    return make_check("C14", findings, f"{sum(x is not None for x in given)} expectations")

@@ -63,13 +63,13 @@ def verify(
     from glprune.audit import findings, signing
     from glprune.audit.checks import lineage
     from glprune.audit.checks.policy import read_policy
-    from glprune.audit.verify import Demands, read_report
+    from glprune.audit.verify import VerificationOptions, read_report
     from glprune.audit.verify import verify as run_verify
     from glprune.cli.audit_console import print_verdict
 
     if roles and not trust:
         raise UsageError("--require-role needs --trust: a role counts where you trust the key.")
-    demands = Demands(
+    demands = VerificationOptions(
         trust=[signing.read_public_key(path) for path in trust],
         roles=roles,
         policy=(read_policy(policy), str(policy)) if policy is not None else None,
@@ -127,11 +127,11 @@ def _whole(bundle: Path) -> bytes:
     Raises:
         UsageError: A file is missing, changed or unreadable.
     """
-    from glprune.audit.verify import open_bundle, whole
+    from glprune.audit.verify import integrity_findings, open_bundle
     from glprune.schema import bundle as bundles
 
     opened = open_bundle(bundle)
-    findings = whole(opened)
+    findings = integrity_findings(opened)
     if findings:
         raise UsageError(
             f"{bundle} is not signed: {findings[0]}; `glprune verify` names all that does not hold."

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from glprune._escaping import plain
+from glprune._escaping import escape_for_terminal
 from glprune.audit.findings import Check, Verdict
 
 _COLOURS = {"passed": "green", "failed": "bold red", "incomplete": "yellow", "skipped": "dim"}
@@ -26,23 +26,26 @@ def print_verdict(console: Console, verdict: Verdict) -> None:
     colour = {0: "green", 1: "bold red", 3: "yellow", 4: "bold red"}[verdict.exit_code]
     signature = f" ({verdict.signature})"
     console.print(
-        Text.assemble((verdict.result, colour), f"{signature}: {plain(verdict.bundle)}"), soft_wrap=True
+        Text.assemble((verdict.result, colour), f"{signature}: {escape_for_terminal(verdict.bundle)}"),
+        soft_wrap=True,
     )
     if verdict.model:
         console.print(Text(f"model.onnx sha256:{verdict.model}"), soft_wrap=True)
     for kind, heading in _HEADINGS.items():
         console.print()
-        console.print(_table(heading, [c for c in verdict.checks if c.subject.kind == kind]))
+        console.print(_table(heading, [c for c in verdict.checks if c.info.kind == kind]))
     for check in verdict.checks:
         for finding in check.findings[:_SHOWN]:
-            console.print(Text(f"{check.id} {plain(str(finding))}", style="red"), soft_wrap=True)
+            console.print(
+                Text(f"{check.id} {escape_for_terminal(str(finding))}", style="red"), soft_wrap=True
+            )
         if len(check.findings) > _SHOWN:
             console.print(
                 Text(f"{check.id} and {len(check.findings) - _SHOWN} more findings (--json has all)")
             )
     console.print("\nNot checked:")
     for sentence in verdict.not_checked:
-        console.print(Text(f"- {plain(sentence)}"), soft_wrap=True)
+        console.print(Text(f"- {escape_for_terminal(sentence)}"), soft_wrap=True)
 
 
 def _table(heading: str, checks: list[Check]) -> Table:
@@ -54,13 +57,13 @@ def _table(heading: str, checks: list[Check]) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for check in checks:
-        said = check.subject.proves if check.status == "passed" else plain(check.note)
+        said = check.info.proves if check.status == "passed" else escape_for_terminal(check.note)
         if check.status == "passed" and check.note:
-            said = f"{said} ({plain(check.note)})"
+            said = f"{said} ({escape_for_terminal(check.note)})"
         if check.status == "failed":
             said = f"{len(check.findings)} findings below"
         table.add_row(
-            check.id, check.subject.title, Text(check.status, style=_COLOURS[check.status]), Text(said)
+            check.id, check.info.title, Text(check.status, style=_COLOURS[check.status]), Text(said)
         )
     return table
 
@@ -76,12 +79,15 @@ def print_comparison(console: Console, found: dict[str, Any]) -> None:
         table.add_column(name, justify="right")
     for name, values in found["metrics"].items():
         table.add_row(
-            Text(plain(name)), *("-" if values[k] is None else f"{values[k]:.4f}" for k in ("old", "new"))
+            Text(escape_for_terminal(name)),
+            *("-" if values[k] is None else f"{values[k]:.4f}" for k in ("old", "new")),
         )
     for name, pair in found["size"].items():
         table.add_row(name.removesuffix("_after").replace("_", " "), *(f"{v:,}" for v in pair))
     for name, pair in found["hidden"].items():
-        table.add_row(Text(f"units of {plain(name)}"), *("-" if v is None else f"{v:,}" for v in pair))
+        table.add_row(
+            Text(f"units of {escape_for_terminal(name)}"), *("-" if v is None else f"{v:,}" for v in pair)
+        )
     console.print(table)
     for key, (old, new) in found["changed"].items():
         _line(console, f"{key}: {_shown(old)} -> {_shown(new)}")
@@ -153,4 +159,4 @@ def _shown(value: object) -> str:
 
 
 def _line(console: Console, text: str) -> None:
-    console.print(Text(plain(text)), soft_wrap=True)
+    console.print(Text(escape_for_terminal(text)), soft_wrap=True)

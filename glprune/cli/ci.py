@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from glprune._escaping import plain
+from glprune._escaping import escape_for_terminal
 
 _GATE_EPILOG = (
     "Exit codes: 0 all gates passed; 1 one failed, or a file is not as sealed; 2 usage, such as a field the "
@@ -81,19 +81,19 @@ def gate(
 ) -> None:
     """Stop a pipeline where BUNDLE breaks a limit."""
     from glprune.integrations.ci.gate import Limits, as_outcome, as_record, judge
-    from glprune.integrations.ci.systems import shown, systems, tell
+    from glprune.integrations.ci.systems import ci_context, publish, systems
 
     limits = Limits(dict(max_drop), must_drop, must_keep, max_features, min_stability, max_latency_ratio)
     where = systems(ci)
-    with shown(where, "gate", bundle):
+    with ci_context(where, "gate", bundle):
         decision = judge(bundle, limits)
         if as_json:
             click.echo(json.dumps(as_record(decision), indent=2))
         else:
             for found in decision.gates:
-                click.echo(plain(f"{found.status}: {found.name}: {found.text}"))
+                click.echo(escape_for_terminal(f"{found.status}: {found.name}: {found.text}"))
             click.echo(decision.result)
-    tell(where, as_outcome(decision), bundle)
+    publish(where, as_outcome(decision), bundle)
     sys.exit(decision.exit_code)
 
 
@@ -101,11 +101,11 @@ def gate(
 @click.argument("recipes", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="RECIPE...")
 def check(recipes: Sequence[Path]) -> None:
     """Check recipes without their data and models; prints one line for each mistake."""
-    from glprune.schema.recipe_loading import mistakes
+    from glprune.schema.recipe_loading import recipe_errors
 
-    found = [mistake for recipe in recipes for mistake in mistakes(recipe)]
+    found = [mistake for recipe in recipes for mistake in recipe_errors(recipe)]
     for mistake in found:
-        click.echo(plain(" ".join(mistake.split())), err=True)
+        click.echo(escape_for_terminal(" ".join(mistake.split())), err=True)
     sys.exit(2 if found else 0)
 
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from glprune._escaping import plain
+from glprune._escaping import escape_for_terminal
 from glprune.inspection import Inspection, SetFacts
 from glprune.report.html import compared
 from glprune.report.sentences import file_sentence, headline, label
-from glprune.runtime.events import Event, Note, PartDone, PointDone, Stage
+from glprune.runtime.events import Event, Notice, PointDone, Progress, Stage
 from glprune.schema.report import PathPoint, Report
 
 
-class Teller:
+class ProgressReporter:
     """Tell a run's events on a console.
 
     Args:
@@ -26,12 +27,12 @@ class Teller:
 
     def __init__(self, console: Console, quiet: bool = False) -> None:
         self.console, self.quiet = console, quiet
-        self.progress: Progress | None = None
+        self.progress: bars.Progress | None = None
         self.task: TaskID | None = None
 
-    def __enter__(self) -> Teller:
+    def __enter__(self) -> ProgressReporter:
         if self.console.is_terminal and not self.quiet:
-            self.progress = Progress(
+            self.progress = bars.Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
                 TextColumn("{task.fields[detail]}", markup=False),
@@ -48,19 +49,19 @@ class Teller:
 
     def __call__(self, event: Event) -> None:
         """Tell one event."""
-        if isinstance(event, Note):
+        if isinstance(event, Notice):
             _print(self.console, f"note: {event.text}")
         elif not self.quiet and self.progress is not None:
             self._advance(self.progress, event)
         elif not self.quiet:
             _print(self.console, _line(event))
 
-    def _advance(self, progress: Progress, event: Stage | PointDone | PartDone) -> None:
+    def _advance(self, progress: bars.Progress, event: Stage | PointDone | Progress) -> None:
         if isinstance(event, Stage):
             if self.task is not None:
                 progress.remove_task(self.task)
-            self.task = progress.add_task(event.name, total=None, detail=plain(event.detail))
-        elif self.task is not None and isinstance(event, PartDone):
+            self.task = progress.add_task(event.name, total=None, detail=escape_for_terminal(event.detail))
+        elif self.task is not None and isinstance(event, Progress):
             progress.update(self.task, total=event.of, completed=event.done, detail=_part(event))
         elif self.task is not None and isinstance(event, PointDone):
             progress.update(
@@ -69,18 +70,18 @@ class Teller:
 
 
 def _print(console: Console, text: str) -> None:
-    console.print(plain(text), markup=False, highlight=False, soft_wrap=True)
+    console.print(escape_for_terminal(text), markup=False, highlight=False, soft_wrap=True)
 
 
-def _line(event: Stage | PointDone | PartDone) -> str:
+def _line(event: Stage | PointDone | Progress) -> str:
     if isinstance(event, Stage):
         return f"{event.name}: {event.detail}" if event.detail else event.name
-    if isinstance(event, PartDone):
+    if isinstance(event, Progress):
         return f"  {_part(event)}"
     return f"  point {event.index}: {_point(event.point)}"
 
 
-def _part(event: PartDone) -> str:
+def _part(event: Progress) -> str:
     return f"{event.done} of {event.of} {event.what}"
 
 
@@ -94,7 +95,7 @@ def _point(point: PathPoint) -> str:
 def print_report(console: Console, report: Report, bundle: str) -> None:
     """The findings of a run and where the bundle lies."""
     for sentence in headline(report):
-        console.print(plain(sentence), markup=False, highlight=False)
+        console.print(escape_for_terminal(sentence), markup=False, highlight=False)
     what = "agreement" if report.task == "distillation" else "metric"
     table = Table(f"{what} on the test split", box=None, pad_edge=False, header_style="bold")
     for name in ("original", "zeroed", "shipped"):
@@ -105,8 +106,8 @@ def print_report(console: Console, report: Report, bundle: str) -> None:
     console.print(table)
     _print_compared(console, report)
     for warning in report.warnings:
-        console.print(plain(f"warning: {warning}"), markup=False, highlight=False)
-    console.print(plain(file_sentence(report)), markup=False, highlight=False)
+        console.print(escape_for_terminal(f"warning: {warning}"), markup=False, highlight=False)
+    console.print(escape_for_terminal(file_sentence(report)), markup=False, highlight=False)
     _print(console, f"bundle: {bundle}")
 
 
@@ -122,7 +123,7 @@ def _print_compared(console: Console, report: Report) -> None:
         table.add_row(row.label, *row.test)
     console.print(table)
     for note in report.baselines.notes if report.baselines else ():
-        console.print(plain(f"note: {note}"), markup=False, highlight=False)
+        console.print(escape_for_terminal(f"note: {note}"), markup=False, highlight=False)
 
 
 def print_inspection(console: Console, inspection: Inspection) -> None:
@@ -133,7 +134,13 @@ def print_inspection(console: Console, inspection: Inspection) -> None:
     for facts in inspection.sets:
         strength = "-" if facts.strength is None else f"{facts.strength:g}"
         counts = (f"{facts.groups:,}", f"{facts.units:,}")
-        table.add_row(plain(facts.name), facts.kind, *counts, strength, *map(plain, _removal(facts)))
+        table.add_row(
+            escape_for_terminal(facts.name),
+            facts.kind,
+            *counts,
+            strength,
+            *map(escape_for_terminal, _removal(facts)),
+        )
     console.print(table, markup=False)
     proved = sum(facts.refused is None for facts in inspection.sets)
     alike = sum(facts.planner == "both" for facts in inspection.sets)
@@ -154,7 +161,7 @@ def print_inspection(console: Console, inspection: Inspection) -> None:
     for line in lines:
         console.print(line, markup=False, highlight=False)
     for note in inspection.notes:
-        console.print(plain(f"note: {note}"), markup=False, highlight=False)
+        console.print(escape_for_terminal(f"note: {note}"), markup=False, highlight=False)
 
 
 def _removal(facts: SetFacts) -> tuple[str, str]:

@@ -17,15 +17,22 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from glprune._escaping import plain
+from glprune._escaping import escape_for_terminal
 from glprune._version import __version__
 from glprune.cli.audit import COMMANDS
 from glprune.cli.ci import COMMANDS as PIPELINE_COMMANDS
 from glprune.cli.ci import ci_option
-from glprune.errors import GlpruneError, StoppedError, Terminated, UsageError, exit_code, sentence
+from glprune.errors import (
+    GlpruneError,
+    PeerFailedError,
+    SigtermInterrupt,
+    UsageError,
+    exit_code,
+    user_message,
+)
 
 if TYPE_CHECKING:
-    from glprune.runtime.process_group import Crew
+    from glprune.runtime.process_group import ProcessGroup
 
 _EPILOG = (
     "Exit codes: 0 done; 2 usage, recipe or output folder; 3 model; 4 data; 5 target not reachable; "
@@ -70,42 +77,42 @@ class _Group(click.Group):
         except Exception as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO):
                 _drop_output()
-            text = sentence(error)
+            text = user_message(error)
             if text is None:
                 raise
             _fail(text, exit_code(error))
 
 
 @contextlib.contextmanager
-def _ending(out: Path) -> Iterator[Crew]:
+def _ending(out: Path) -> Iterator[ProcessGroup]:
     """Join the processes of a launcher; say once why a run was stopped and what became of its work."""
-    from glprune.runtime.process_group import ALONE, joined
+    from glprune.runtime.process_group import ALONE, init_process_group
 
     members = ALONE
     try:
-        with _signals(), joined() as members:
+        with _signals(), init_process_group() as members:
             yield members
     except (KeyboardInterrupt, GlpruneError, OSError, MemoryError) as error:
-        if members.silent:
+        if members.reported_by_main:
             sys.exit(exit_code(error))
-        if not isinstance(error, KeyboardInterrupt | StoppedError):
+        if not isinstance(error, KeyboardInterrupt | PeerFailedError):
             raise
-        _fail(f"{sentence(error)}; {_what_is_kept(out, members)}", exit_code(error))
+        _fail(f"{user_message(error)}; {_what_is_kept(out, members)}", exit_code(error))
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
     """Let SIGTERM end a run as Ctrl-C does; each of several processes hears one signal, however many come."""
-    from glprune.runtime.launcher import place
+    from glprune.runtime.launcher import process_info
 
-    several = place().size > 1
+    several = process_info().size > 1
     heard = (signal.SIGTERM, signal.SIGINT) if several else (signal.SIGTERM,)
     before = {number: signal.getsignal(number) for number in heard}
 
     def stop(number: int, frame: object) -> NoReturn:
         if several:
             deafen()
-        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        raise SigtermInterrupt if number == signal.SIGTERM else KeyboardInterrupt
 
     def deafen() -> None:
         for number in heard:
@@ -126,16 +133,16 @@ def _signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _what_is_kept(out: Path, members: Crew) -> str:
-    from glprune.runtime.output_folder import can_go_on, unfinished
+def _what_is_kept(out: Path, members: ProcessGroup) -> str:
+    from glprune.runtime.output_folder import is_resumable, unfinished_path
 
-    if not can_go_on(out):
+    if not is_resumable(out):
         return "nothing was written"
     needless = {"--resume"} if out.exists() else {"--resume", "--overwrite"}
     again = shlex.join(["glprune", *(a for a in sys.argv[1:] if a not in needless), "--resume"])
     if members.size > 1:
         again = f"as many processes, each {again}"
-    return f"what was done is kept in {unfinished(out)}. To go on: {again}"
+    return f"what was done is kept in {unfinished_path(out)}. To go on: {again}"
 
 
 def _drop_output() -> None:
@@ -151,7 +158,7 @@ def _usage(error: click.ClickException) -> str:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    line = plain(" ".join(message.split()))
+    line = escape_for_terminal(" ".join(message.split()))
     click.echo(f"glprune: {line if len(line) <= _LONGEST else line[:_LONGEST] + '...'}", err=True)
     sys.exit(code)
 
@@ -215,26 +222,26 @@ def run(
     quiet: bool,
 ) -> None:
     """Prune MODEL (.pt or .safetensors) as RECIPE says and leave a bundle."""
-    from glprune.cli.console import Teller, print_report
-    from glprune.integrations.ci.systems import shown, systems, tell_run
+    from glprune.cli.console import ProgressReporter, print_report
+    from glprune.integrations.ci.systems import ci_context, publish_run, systems
     from glprune.pipeline import run as run_pipeline
-    from glprune.runtime.events import Note
-    from glprune.runtime.launcher import doubt, named_first
+    from glprune.runtime.events import Notice
+    from glprune.runtime.launcher import is_main_process, launcher_warning
 
     if (mlflow_model or mlflow_alias) and not mlflow:
         raise UsageError("--mlflow-model and --mlflow-alias need --mlflow.")
-    where = systems(ci) if named_first() else ()
+    where = systems(ci) if is_main_process() else ()
     folder = out or Path("glprune-out") / recipe.stem
     with contextlib.ExitStack() as around:
-        around.enter_context(shown(where, "run", folder))
+        around.enter_context(ci_context(where, "run", folder))
         members = around.enter_context(_ending(folder))
         loaded = _load(recipe, overrides, allow_factory)
         log = around.enter_context(
-            _tracked(mlflow and members.first, folder.name, mlflow_model, mlflow_alias)
+            _tracked(mlflow and members.is_main, folder.name, mlflow_model, mlflow_alias)
         )
-        with Teller(_console(stderr=True), quiet) as teller:
-            if text := doubt():
-                teller(Note(text))
+        with ProgressReporter(_console(stderr=True), quiet) as teller:
+            if text := launcher_warning():
+                teller(Notice(text))
             result = run_pipeline(
                 loaded,
                 model,
@@ -245,7 +252,7 @@ def run(
                 reporters=reporters,
                 on_event=teller,
             )
-        if not members.first:
+        if not members.is_main:
             return
         log(result)
         if as_json:
@@ -254,7 +261,7 @@ def run(
         elif not quiet:
             print_report(_console(), result.report, str(result.bundle))
     if where:
-        tell_run(where, result.report, result.bundle)
+        publish_run(where, result.report, result.bundle)
 
 
 @contextlib.contextmanager

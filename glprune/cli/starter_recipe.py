@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from glprune._escaping import plain
+from glprune._escaping import escape_for_terminal
 from glprune.data.tables import Table, open_table
 from glprune.data.validation import is_numeric, numbers
 from glprune.errors import DataError
@@ -53,7 +53,7 @@ def starter_recipe(data: Path, folder: Path) -> str:
         loader=PackageLoader("glprune.cli"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     # JSON text is YAML text, with every quote and escape in place
-    environment.filters["yaml"] = lambda value: plain(json.dumps(value, ensure_ascii=False))
+    environment.filters["yaml"] = lambda value: escape_for_terminal(json.dumps(value, ensure_ascii=False))
     template = environment.get_template("starter.yaml.j2")
     path = Path(os.path.relpath(data.resolve(), folder.resolve())).as_posix()
     return template.render(path=path, rows=table.rows, g=_guess(table))

@@ -11,7 +11,7 @@ from __future__ import annotations
 from glprune.data.dataloader import LoaderSplit
 from glprune.data.loading import load_data
 from glprune.data.records import Data, Field, InputColumns, Standardization
-from glprune.data.splits import Inputs, Narrowing, Selectable, Split, TensorSplit, narrowed
+from glprune.data.splits import ColumnSelection, IndexableSplit, Inputs, Split, TensorSplit, view_columns
 from glprune.data.streaming import StreamedSplit
 
 __all__ = [
@@ -20,12 +20,12 @@ __all__ = [
     "InputColumns",
     "Inputs",
     "LoaderSplit",
-    "Narrowing",
-    "Selectable",
+    "ColumnSelection",
+    "IndexableSplit",
     "Split",
     "Standardization",
     "StreamedSplit",
     "TensorSplit",
     "load_data",
-    "narrowed",
+    "view_columns",
 ]

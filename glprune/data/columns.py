@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 
 from glprune.data.records import Field, InputColumns
-from glprune.errors import RecipeError, did_you_mean, subject
+from glprune.errors import RecipeError, did_you_mean, name_list
 from glprune.schema.recipe import InputSpec, Recipe
 
 Names = Mapping[str, object]  # in order, and looked up often
@@ -57,7 +57,7 @@ def file_inputs(recipe: Recipe, columns: Sequence[str]) -> tuple[InputColumns, .
     idle = [c for c in chosen if c not in owner] if recipe.data.features is not None else []
     if idle:
         raise RecipeError(
-            f"{recipe.where('data', 'features')}: column {subject(idle)} in no input's columns; "
+            f"{recipe.where('data', 'features')}: column {name_list(idle)} in no input's columns; "
             "add to model.inputs, or remove here."
         )
     return tuple(inputs)

@@ -14,11 +14,19 @@ from glprune.data.dataloader import load_loader
 from glprune.data.protected import read_protected
 from glprune.data.records import Data, InputColumns
 from glprune.data.splits import SPLITS, Split, TensorSplit
-from glprune.data.splitting import Part, divide
+from glprune.data.splitting import Part, split_rows
 from glprune.data.streaming import StreamedSplit, plan_stream, stream_note
 from glprune.data.tables import Table, open_table
 from glprune.data.targets import read_targets
-from glprune.data.validation import TYPES, ColumnFacts, Dtype, Moments, check_columns, constant_notes, tiles
+from glprune.data.validation import (
+    TYPES,
+    ColumnChecker,
+    Dtype,
+    RunningMoments,
+    blocks,
+    check_columns,
+    constant_notes,
+)
 from glprune.schema.recipe import Recipe
 
 
@@ -52,7 +60,7 @@ def load_files(recipe: Recipe) -> Data:
     for table in tables.values():
         check_columns(table, [name for part in inputs for name in part.columns])
     classes, targets = read_targets(recipe, tables)
-    parts = divide(recipe, tables, targets, classes)
+    parts = split_rows(recipe, tables, targets, classes)
     dtypes = _dtypes(recipe)
     kept = {s: _Kept(part, inputs, dtypes) for s, part in parts.items()} if plan is None else {}
     moments = _read_rows(recipe, tables, inputs, parts, kept)
@@ -64,7 +72,8 @@ def load_files(recipe: Recipe) -> Data:
     if plan is not None:
         notes.append(stream_note(plan, tables))
     splits: dict[str, Split] = {
-        s: kept[s].split() if plan is None else StreamedSplit.of(part, plan) for s, part in parts.items()
+        s: kept[s].split() if plan is None else StreamedSplit.from_plan(part, plan)
+        for s, part in parts.items()
     }
     features = [name for part in inputs for name in part.features]
     members = {field.name: [features[c] for c in field.columns] for field in fields}
@@ -116,7 +125,7 @@ def _read_rows(
     inputs: Sequence[InputColumns],
     parts: Mapping[str, Part],
     kept: Mapping[str, _Kept],
-) -> list[Moments]:
+) -> list[RunningMoments]:
     """Pass over all inputs: check every value, keep rows where asked to, measure the training rows.
 
     Returns:
@@ -125,13 +134,13 @@ def _read_rows(
     Raises:
         DataError: A value is not finite, or no code where codes are asked for.
     """
-    moments = [Moments(own.columns) for own in inputs]
+    moments = [RunningMoments(own.columns) for own in inputs]
     for table in tables.values():
         here = {split: part for split, part in parts.items() if part.table is table}
         for number, (own, dtype) in enumerate(zip(inputs, _dtypes(recipe), strict=True)):
-            facts, read = ColumnFacts(own.columns, dtype), table.reader()
+            facts, read = ColumnChecker(own.columns, dtype), table.reader()
             for piece in table.pieces:
-                for tile in tiles(read, piece, own.columns, dtype):
+                for tile in blocks(read, piece, own.columns, dtype):
                     values = facts.check(tile)
                     if facts.flawed:
                         continue  # the rest is read for what else is wrong

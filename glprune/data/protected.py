@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from glprune.data.tables import EXACT, refuse_past_exact
+from glprune.data.tables import EXACT, refuse_inexact
 from glprune.errors import DataError, RecipeError, did_you_mean
 from glprune.schema.recipe import Recipe
 
@@ -114,7 +114,7 @@ def _column(
     kind = column.type
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         if pa.types.is_integer(kind):
-            refuse_past_exact(table, name, column, "write them as text")
+            refuse_inexact(table, name, column, "write them as text")
         return None, column.cast(pa.float64(), safe=False).to_numpy().astype(np.float64)
     found = pc.unique(column).to_pylist()
     numbers = pc.index_in(column, pa.array(found, kind)).combine_chunks().to_numpy()
@@ -169,7 +169,7 @@ def segmented(attribute: Attribute, bins: Sequence[float] | None) -> Segmentatio
     distinct = np.unique(np.concatenate([v[np.isfinite(v)] for v in attribute.values.values()]))
     if bins is None and len(distinct) <= _FEW_VALUES:
         number = {s: np.searchsorted(distinct, v) for s, v in attribute.values.items()}
-        return _with_missing(_texts(distinct.tolist()), "values", number, attribute)
+        return _label_missing(_texts(distinct.tolist()), "values", number, attribute)
     by = "edges of the recipe"
     if bins is None:
         train = attribute.values["train"]
@@ -180,7 +180,7 @@ def segmented(attribute: Attribute, bins: Sequence[float] | None) -> Segmentatio
     middle = [f"{a} to below {b}" for a, b in itertools.pairwise(edges)]
     labels = [f"below {edges[0]}", *middle, f"{edges[-1]} and above"]
     number = {s: np.searchsorted(bins, v, side="right") for s, v in attribute.values.items()}
-    return _with_missing(labels, by, number, attribute)
+    return _label_missing(labels, by, number, attribute)
 
 
 def _texts(values: Sequence[float]) -> list[str]:
@@ -189,7 +189,7 @@ def _texts(values: Sequence[float]) -> list[str]:
     return short if len(set(short)) == len(short) else [repr(v) for v in values]
 
 
-def _with_missing(
+def _label_missing(
     labels: list[str], by: str, number: Mapping[str, NDArray[np.int64]], attribute: Attribute
 ) -> Segmentation:
     """Give rows without a number a segment of their own, where there are any."""

@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from glprune.data.splits import Inputs, Narrowing, Split, narrowed
+from glprune.data.splits import ColumnSelection, Inputs, Split, view_columns
 from glprune.data.streaming import StreamedSplit
-from glprune.runtime.process_group import Crew
+from glprune.runtime.process_group import ProcessGroup
 
 _MEND = "write the files with smaller row groups or start fewer processes"
 
 
 @dataclass(frozen=True)
-class SharedSplit:
+class ShardedSplit:
     """One process's part of the training rows.
 
     Of a split in memory each batch is shared out, row by row, so that the processes together take the batches
@@ -30,16 +30,16 @@ class SharedSplit:
     """
 
     whole: Split
-    crew: Crew
+    crew: ProcessGroup
 
     @property
     def rows(self) -> int:
         """Number of rows of all processes."""
         return self.whole.rows
 
-    def narrowed(self, narrow: Narrowing) -> SharedSplit:
+    def narrowed(self, narrow: ColumnSelection) -> ShardedSplit:
         """The same parts of the kept columns."""
-        return replace(self, whole=narrowed(self.whole, narrow))
+        return replace(self, whole=view_columns(self.whole, narrow))
 
     def batches(self, size: int | None, generator: torch.Generator | None) -> Iterator[tuple[Inputs, Tensor]]:
         """Yield this process's part of each batch; every process gets as many, some of no rows."""

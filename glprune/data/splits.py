@@ -15,7 +15,7 @@ SPLITS = ("train", "valid", "test")
 Inputs = tuple[Tensor, ...]
 
 
-def select(inputs: Inputs, axes: Sequence[int | None], columns: Sequence[Tensor]) -> Inputs:
+def select_columns(inputs: Inputs, axes: Sequence[int | None], columns: Sequence[Tensor]) -> Inputs:
     """Take the kept columns of every input; an input without a feature axis passes whole."""
     return tuple(
         x if axis is None else x.index_select(axis, kept)
@@ -37,7 +37,7 @@ class Split(Protocol):
 
 
 @runtime_checkable
-class Selectable(Split, Protocol):
+class IndexableSplit(Split, Protocol):
     """A split whose targets are in memory and whose rows can be chosen by their numbers."""
 
     @property
@@ -51,7 +51,7 @@ class Selectable(Split, Protocol):
 
 
 @dataclass(frozen=True)
-class Narrowing:
+class ColumnSelection:
     """The kept columns of full inputs.
 
     Attributes:
@@ -64,29 +64,31 @@ class Narrowing:
 
     def __call__(self, inputs: Inputs) -> Inputs:
         """Take the kept columns out of a full batch."""
-        return select(inputs, self.axes, self.columns)
+        return select_columns(inputs, self.axes, self.columns)
 
 
 @runtime_checkable
-class Narrowable(Split, Protocol):
+class SupportsColumnSelection(Split, Protocol):
     """A split that can do without columns nobody wants."""
 
-    def narrowed(self, narrow: Narrowing) -> Split:
+    def narrowed(self, narrow: ColumnSelection) -> Split:
         """The same rows, in the same order, of the kept columns."""
         ...
 
 
-def narrowed(split: Split, narrow: Narrowing) -> Split:
+def view_columns(split: Split, narrow: ColumnSelection) -> Split:
     """A split of the kept columns: cut out once in memory, alone read of files, else cut of every batch."""
-    return split.narrowed(narrow) if isinstance(split, Narrowable) else _Narrowed(split, narrow)
+    return (
+        split.narrowed(narrow) if isinstance(split, SupportsColumnSelection) else _ColumnView(split, narrow)
+    )
 
 
 @dataclass(frozen=True)
-class _Narrowed:
+class _ColumnView:
     """A split seen through the kept columns."""
 
     split: Split
-    narrow: Narrowing
+    narrow: ColumnSelection
 
     @property
     def rows(self) -> int:
@@ -127,7 +129,7 @@ class TensorSplit:
         """The split of some rows."""
         return TensorSplit(tuple(x[rows] for x in self.inputs), self.target[rows])
 
-    def narrowed(self, narrow: Narrowing) -> TensorSplit:
+    def view_columns(self, narrow: ColumnSelection) -> TensorSplit:
         """The same rows of the kept columns."""
         return TensorSplit(narrow(self.inputs), self.target)
 
@@ -138,6 +140,6 @@ def first_rows(split: Split, rows: int) -> Inputs:
     return inputs
 
 
-def everything(inputs: Inputs) -> Inputs:
+def identity(inputs: Inputs) -> Inputs:
     """Take all columns of a batch."""
     return inputs

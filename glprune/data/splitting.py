@@ -31,7 +31,7 @@ class Part:
     target: NDArray[Any]
 
 
-def divide(
+def split_rows(
     recipe: Recipe,
     tables: Mapping[str, Table],
     targets: Mapping[str, NDArray[Any]],

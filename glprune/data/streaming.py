@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from glprune.data.records import InputColumns
-from glprune.data.splits import Inputs, Narrowing
+from glprune.data.splits import ColumnSelection, Inputs
 from glprune.data.splitting import Part
-from glprune.data.tables import ParquetTable, Piece, Reader, Table, rows_at_once
-from glprune.data.validation import COLUMNS_AT_ONCE, TYPES, Dtype, coded, numbers, tiles
+from glprune.data.tables import ParquetTable, Reader, RowGroup, Table, rows_at_once
+from glprune.data.validation import COLUMNS_AT_ONCE, TYPES, Dtype, blocks, coded, numbers
 from glprune.errors import RecipeError
 from glprune.schema.recipe import Recipe
 
@@ -118,7 +118,7 @@ class StreamedSplit:
     target: Tensor
 
     @classmethod
-    def of(cls, part: Part, plan: StreamPlan) -> StreamedSplit:
+    def from_plan(cls, part: Part, plan: StreamPlan) -> StreamedSplit:
         """The split of a part; class numbers take four bytes a row."""
         target = part.target if part.target.dtype == np.float32 else part.target.astype(np.int32)
         return cls(part.table, plan, part.chosen, torch.from_numpy(target))
@@ -134,7 +134,7 @@ class StreamedSplit:
         chosen[np.flatnonzero(self.chosen)[rows]] = True
         return replace(self, chosen=chosen, target=self.target[torch.from_numpy(rows)])
 
-    def narrowed(self, narrow: Narrowing) -> StreamedSplit:
+    def narrowed(self, narrow: ColumnSelection) -> StreamedSplit:
         """The same rows in the same blocks, of which the kept columns alone are read."""
         kept = zip(self.plan.columns, narrow.axes, narrow.columns, strict=True)
         columns = tuple(
@@ -175,7 +175,7 @@ class StreamedSplit:
                 )
 
     @functools.cached_property
-    def _places(self) -> list[tuple[Piece, int]]:
+    def _places(self) -> list[tuple[RowGroup, int]]:
         """Every piece with rows of this split, and the number of its first one in the split."""
         counts = [int(np.count_nonzero(self.chosen[piece.span])) for piece in self.table.pieces]
         starts = [0, *np.cumsum(counts).tolist()]
@@ -209,7 +209,7 @@ class StreamedSplit:
         arrays.append(np.empty((rows, *target.shape[1:]), target.dtype))
         return _Block(arrays, rows, None if random is None else random.permutation(rows))
 
-    def _slices(self, read: Reader, piece: Piece) -> Iterator[tuple[NDArray[Any], ...]]:
+    def _slices(self, read: Reader, piece: RowGroup) -> Iterator[tuple[NDArray[Any], ...]]:
         """Yield the inputs of a piece's rows that are of this split, some rows at a time."""
         row = piece.start
         for values in self._values(read, piece):
@@ -217,7 +217,7 @@ class StreamedSplit:
             row += len(chosen)
             yield values if chosen.all() else tuple(x[chosen] for x in values)
 
-    def _values(self, read: Reader, piece: Piece) -> Iterator[tuple[NDArray[Any], ...]]:
+    def _values(self, read: Reader, piece: RowGroup) -> Iterator[tuple[NDArray[Any], ...]]:
         plan = self.plan
         if len(plan.every) > COLUMNS_AT_ONCE and piece.rows <= plan.block_rows:
             yield tuple(
@@ -232,10 +232,10 @@ class StreamedSplit:
             )
 
 
-def _assembled(read: Reader, piece: Piece, columns: Sequence[str], dtype: Dtype) -> NDArray[Any]:
+def _assembled(read: Reader, piece: RowGroup, columns: Sequence[str], dtype: Dtype) -> NDArray[Any]:
     """An input's values in a piece, read some columns at a time: a reader holds buffers for each."""
     whole = np.empty((piece.rows, len(columns)), TYPES[dtype])
-    for tile in tiles(read, piece, columns, dtype):
+    for tile in blocks(read, piece, columns, dtype):
         rows, width = tile.values.shape
         start = tile.row - piece.start
         whole[start : start + rows, tile.column : tile.column + width] = coded(tile.values, dtype)

@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
-from glprune._files import fault
-from glprune.errors import DataError, did_you_mean, subject
+from glprune._files import unreadable_reason
+from glprune.errors import DataError, did_you_mean, name_list
 
 EXACT = 2**53
 """Up to here float64 holds every whole number."""
@@ -28,7 +28,7 @@ _BUFFER = 1 << 16  # of one column's bytes; without it a reader holds a whole ro
 
 
 @dataclass(frozen=True)
-class Piece:
+class RowGroup:
     """Rows that are read together: a row group of a Parquet file, or a whole CSV file.
 
     Attributes:
@@ -49,7 +49,7 @@ class Piece:
         return slice(self.start, self.start + self.rows)
 
 
-Reader = Callable[[Piece, Sequence[str]], Iterator[pa.RecordBatch]]
+Reader = Callable[[RowGroup, Sequence[str]], Iterator[pa.RecordBatch]]
 
 
 class Table(ABC):
@@ -63,7 +63,7 @@ class Table(ABC):
 
     path: Path
     schema: pa.Schema
-    pieces: tuple[Piece, ...]
+    pieces: tuple[RowGroup, ...]
 
     @property
     def names(self) -> list[str]:
@@ -114,7 +114,7 @@ def open_table(path: Path) -> Table:
     Raises:
         DataError: It is missing, empty, truncated, ragged, not UTF-8 or of another kind.
     """
-    why = fault(path)
+    why = unreadable_reason(path)
     if why is not None and not os.path.isdir(path):
         raise DataError(f"{path} {why}; name a file or a folder of Parquet, relative to the recipe.")
     kind = path.suffix.lower()
@@ -140,7 +140,7 @@ class CsvTable(Table):
             self._table = pa.csv.read_csv(path)
             _check_distinct(self._table.column_names, path)
         self.path, self.schema = path, self._table.schema
-        self.pieces = (Piece(0, 0, 0, self._table.num_rows),)
+        self.pieces = (RowGroup(0, 0, 0, self._table.num_rows),)
 
     def reader(self) -> Reader:
         """What yields all rows."""
@@ -233,11 +233,11 @@ def _check_alike(schema: pa.Schema, first: pa.Schema, file: Path, before: Sequen
     if known - found:
         missing = sorted(known - found)
         raise DataError(
-            f"{file}: column {subject(missing)} missing, which {name} has."
+            f"{file}: column {name_list(missing)} missing, which {name} has."
             f"{did_you_mean(missing[0], schema.names)}"
         )
     if found - known:
-        raise DataError(f"{file}: column {subject(sorted(found - known))} not in {name}.")
+        raise DataError(f"{file}: column {name_list(sorted(found - known))} not in {name}.")
     other = next((n for n in first.names if schema.field(n).type != first.field(n).type), None)
     if other is not None:
         raise DataError(
@@ -246,12 +246,12 @@ def _check_alike(schema: pa.Schema, first: pa.Schema, file: Path, before: Sequen
         )
 
 
-def _pieces(shards: Sequence[_Shard]) -> Iterator[Piece]:
+def _pieces(shards: Sequence[_Shard]) -> Iterator[RowGroup]:
     for number, shard in enumerate(shards):
         starts = itertools.accumulate(shard.groups, initial=shard.start)
         for group, (start, rows) in enumerate(zip(starts, shard.groups, strict=False)):
             if rows:
-                yield Piece(number, group, start, rows)
+                yield RowGroup(number, group, start, rows)
 
 
 class _ShardReader:
@@ -260,7 +260,7 @@ class _ShardReader:
     def __init__(self, shards: Sequence[_Shard]) -> None:
         self._shards, self._number, self._file = shards, -1, None
 
-    def __call__(self, piece: Piece, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    def __call__(self, piece: RowGroup, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         names = list(columns)
         with _readable(self._shards[piece.shard].path):
             # threads of Arrow would hold buffers for every column each
@@ -284,7 +284,7 @@ class _ShardReader:
 def _check_distinct(names: Sequence[str], path: Path) -> None:
     if len(set(names)) < len(names):
         double = sorted(name for name, count in Counter(names).items() if count > 1)
-        raise DataError(f"{path}: column {subject(double)} there twice; rename one.")
+        raise DataError(f"{path}: column {name_list(double)} there twice; rename one.")
 
 
 def _stamp(file: Path) -> tuple[int, int]:
@@ -309,7 +309,7 @@ def _readable(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: cannot be read ({first}).") from error
 
 
-def first_past(column: pa.Array | pa.ChunkedArray) -> int | None:
+def first_inexact(column: pa.Array | pa.ChunkedArray) -> int | None:
     """The row of a column's first number beyond what its type, or float64, counts to; None where none is."""
     if pa.types.is_integer(column.type) and column.type.bit_width < 64:
         return None
@@ -328,7 +328,7 @@ def _digits(kind: pa.DataType) -> int:
     return {pa.float16(): 11, pa.float32(): 24}.get(kind, 53)
 
 
-def past_exact(table: Table, name: str, row: int, value: pa.Scalar, mend: str) -> str:
+def inexact_message(table: Table, name: str, row: int, value: pa.Scalar, mend: str) -> str:
     """What is wrong with a number that is merged with its neighbours."""
     return (
         f"{table.path}: column {name!r} holds {value.as_py()} in {table.place(row)}; past "
@@ -336,12 +336,12 @@ def past_exact(table: Table, name: str, row: int, value: pa.Scalar, mend: str) -
     )
 
 
-def refuse_past_exact(table: Table, name: str, column: pa.ChunkedArray, mend: str) -> None:
+def refuse_inexact(table: Table, name: str, column: pa.ChunkedArray, mend: str) -> None:
     """Refuse a column of whole or floating-point numbers with one that is merged with its neighbours.
 
     Raises:
         DataError: With its row and the mend.
     """
-    row = first_past(column)
+    row = first_inexact(column)
     if row is not None:
-        raise DataError(past_exact(table, name, row, column[row], mend))
+        raise DataError(inexact_message(table, name, row, column[row], mend))

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from glprune.data.tables import Table, refuse_past_exact
+from glprune.data.tables import Table, refuse_inexact
 from glprune.data.validation import is_numeric
 from glprune.errors import DataError, did_you_mean
 from glprune.schema.recipe import Recipe
@@ -34,7 +34,7 @@ def read_targets(
     for key, column in raw.items():
         if recipe.task != "regression" and pa.types.is_floating(column.type):
             mend = "write the classes as whole numbers below 2^63 or as text"
-            refuse_past_exact(tables[key], str(recipe.data.target), column, mend)
+            refuse_inexact(tables[key], str(recipe.data.target), column, mend)
     classes = _classes(recipe, raw, next(iter(tables.values())))
     return classes, {key: _encode(recipe, raw.pop(key), classes, tables[key]) for key in tables}
 
@@ -79,7 +79,7 @@ def _encode(
         if not is_numeric(column.type):
             raise DataError(f"{table.path}: target {name!r} is not numeric; a regression target must be.")
         if pa.types.is_integer(column.type):
-            refuse_past_exact(table, str(name), column, "scale the target")
+            refuse_inexact(table, str(name), column, "scale the target")
         values = column.cast(pa.float64(), safe=False).to_numpy()
         finite = np.isfinite(values)
         if not finite.all():

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from glprune.data.records import Standardization
-from glprune.data.tables import Piece, Reader, Table, first_past, past_exact
-from glprune.errors import DataError, did_you_mean, subject
+from glprune.data.tables import Reader, RowGroup, Table, first_inexact, inexact_message
+from glprune.errors import DataError, did_you_mean, name_list
 from glprune.schema.recipe import Recipe
 
 Dtype = Literal["float", "int"]
@@ -42,7 +42,7 @@ def check_columns(table: Table, columns: Sequence[str]) -> None:
     missing = sorted(set(columns) - set(table.names))
     if missing:
         raise DataError(
-            f"{table.path}: column {subject(missing)} missing.{did_you_mean(missing[0], table.names)}"
+            f"{table.path}: column {name_list(missing)} missing.{did_you_mean(missing[0], table.names)}"
         )
     kinds = dict(zip(table.schema.names, table.schema.types, strict=True))
     bad = [name for name in columns if not is_numeric(kinds[name])]
@@ -50,13 +50,13 @@ def check_columns(table: Table, columns: Sequence[str]) -> None:
         values = (v for batch in table.batches(bad[:1]) for v in batch[0] if v.is_valid)
         example = next((v.as_py() for v in values), None)
         raise DataError(
-            f"{table.path}: column {subject(bad)} not numeric (first value {example!r}); "
+            f"{table.path}: column {name_list(bad)} not numeric (first value {example!r}); "
             "encode as numbers, or list under data.exclude."
         )
 
 
 @dataclass(frozen=True)
-class Tile:
+class Block:
     """Some rows of some columns of an input.
 
     Attributes:
@@ -72,12 +72,12 @@ class Tile:
     batch: pa.RecordBatch
 
 
-def tiles(read: Reader, piece: Piece, columns: Sequence[str], dtype: Dtype) -> Iterator[Tile]:
+def blocks(read: Reader, piece: RowGroup, columns: Sequence[str], dtype: Dtype) -> Iterator[Block]:
     """Yield a piece in tiles, some columns after others."""
     for start in range(0, len(columns), COLUMNS_AT_ONCE):
         row = piece.start
         for batch in read(piece, columns[start : start + COLUMNS_AT_ONCE]):
-            yield Tile(row, start, numbers(batch, dtype), batch)
+            yield Block(row, start, numbers(batch, dtype), batch)
             row += batch.num_rows
 
 
@@ -114,7 +114,7 @@ def coded(values: NDArray[Any], dtype: Dtype) -> NDArray[Any]:
     return values if dtype == "float" else values.astype(np.int64, copy=False)
 
 
-class ColumnFacts:
+class ColumnChecker:
     """The defects a pass over the columns of one input finds; every tile is shown once.
 
     Args:
@@ -130,7 +130,7 @@ class ColumnFacts:
         self._past: tuple[int, int, pa.Scalar] | None = None
         self.flawed = False
 
-    def check(self, tile: Tile) -> NDArray[Any]:
+    def check(self, tile: Block) -> NDArray[Any]:
         """Note the defects of a tile; its values as the network takes them, where there are none."""
         self._check_exact(tile)
         if tile.values.dtype.kind == "f":
@@ -141,7 +141,7 @@ class ColumnFacts:
                 self._check_codes(tile)
         return tile.values if self.flawed else coded(tile.values, self.dtype)
 
-    def _note(self, tile: Tile, finite: NDArray[np.bool_]) -> None:
+    def _note(self, tile: Block, finite: NDArray[np.bool_]) -> None:
         """Count what is not finite, and remember the first row of each column."""
         span = slice(tile.column, tile.column + finite.shape[1])
         counts = (~finite).sum(axis=0)
@@ -150,18 +150,18 @@ class ColumnFacts:
         self._defects[span] += counts
         self.flawed = True
 
-    def _check_exact(self, tile: Tile) -> None:
+    def _check_exact(self, tile: Block) -> None:
         """Remember the first number of the first column that was merged with its neighbours, or will be."""
         suspected = pa.types.is_integer if self.dtype == "float" else pa.types.is_floating
         for number, column in enumerate(tile.batch.columns):
-            row = first_past(column) if suspected(column.type) else None
+            row = first_inexact(column) if suspected(column.type) else None
             if row is not None and np.isfinite(tile.values[row, number]):
                 found = (tile.column + number, tile.row + row, column[row])
                 self._past = min(self._past or found, found, key=lambda place: place[:2])
                 self.flawed = True
                 return
 
-    def _check_codes(self, tile: Tile) -> None:
+    def _check_codes(self, tile: Block) -> None:
         """Remember the first value of the first column that is no whole number."""
         for number in range(tile.batch.num_columns):
             if whole(tile.batch.select([number])) is None:
@@ -183,7 +183,7 @@ class ColumnFacts:
         if wrong:
             names, first = [self.columns[w] for w in wrong], wrong[0]
             raise DataError(
-                f"{table.path}: column {subject(names)} not finite: {self._defects[first]} empty, NaN or Inf "
+                f"{table.path}: column {name_list(names)} not finite: {self._defects[first]} empty, NaN or Inf "
                 f"in {names[0]!r}, first in {table.place(int(self._first[first]))}; fill or drop them."
             )
         if self._uncoded is not None:
@@ -195,10 +195,10 @@ class ColumnFacts:
         if self._past is not None:
             column, row, value = self._past
             mend = _SCALE if self.dtype == "float" else _WHOLE
-            raise DataError(past_exact(table, self.columns[column], row, value, mend))
+            raise DataError(inexact_message(table, self.columns[column], row, value, mend))
 
 
-class Moments:
+class RunningMoments:
     """Extremes, mean and spread of columns, gathered tile by tile.
 
     References:
@@ -236,7 +236,7 @@ class Moments:
         return Standardization(torch.from_numpy(self._mean.copy()), torch.from_numpy(std))
 
 
-def constant_notes(recipe: Recipe, moments: Moments, dtype: Dtype) -> list[str]:
+def constant_notes(recipe: Recipe, moments: RunningMoments, dtype: Dtype) -> list[str]:
     """What the user should know of columns that never vary on the training rows.
 
     Raises:
@@ -247,7 +247,7 @@ def constant_notes(recipe: Recipe, moments: Moments, dtype: Dtype) -> list[str]:
         return []
     if recipe.data.standardize == "train" and dtype == "float":
         raise DataError(
-            f"column {subject(constant)} constant on the training rows, so it cannot be standardised; "
+            f"column {name_list(constant)} constant on the training rows, so it cannot be standardised; "
             "list under data.exclude."
         )
-    return [f"column {subject(constant)} constant on the training rows."]
+    return [f"column {name_list(constant)} constant on the training rows."]

@@ -29,13 +29,13 @@ from glprune.evaluation.permutation_importance import permutation_importance
 from glprune.export.onnx_runtime import EXPORT_TOLERANCE, OnnxFile
 from glprune.export.shipped_model import on_test_rows, write_shipped
 from glprune.pruning.groups import GroupSet, group_norms, sliced, support, zero_units_
-from glprune.pruning.removal import Removed, followed_by, remove
+from glprune.pruning.removal import RemovalResult, remove, then
 from glprune.pruning.units import Kind
-from glprune.runtime.events import Listener, PartDone, Stage
+from glprune.runtime.events import Listener, Progress, Stage
 from glprune.schema.report import Baseline, BaselineRun, Baselines, Spread
-from glprune.search.job import Job, continued, kept_fields
-from glprune.search.refit import refitted
-from glprune.search.search import Chosen
+from glprune.search.job import Job, kept_fields, narrowed_job
+from glprune.search.refit import refit_or_resume
+from glprune.search.search import SearchResult
 
 RANDOM_DRAWS = 5
 PERMUTATIONS = 5
@@ -54,12 +54,12 @@ class _Shipped:
         staged: Whether hidden units were cut after the inputs, from the refitted network.
     """
 
-    removed: Removed
+    removed: RemovalResult
     sizes: Sizes
     staged: bool
 
 
-def measure_baselines(job: Job, chosen: Chosen, folder: Path, listener: Listener) -> Baselines | None:
+def measure_baselines(job: Job, chosen: SearchResult, folder: Path, listener: Listener) -> Baselines | None:
     """Select in simpler ways, and cut, refit, export and measure each selection.
 
     Args:
@@ -108,11 +108,11 @@ def _runs(
             else:
                 runs.setdefault(name, []).append(run)
                 notes += [f"{name}: {difference}." for difference in unlike]
-            listener(PartDone("selections measured", done, len(tasks)))
+            listener(Progress("selections measured", done, len(tasks)))
     return runs, list(dict.fromkeys(notes))
 
 
-def _sizes(job: Job, removed: Removed) -> Sizes:
+def _sizes(job: Job, removed: RemovalResult) -> Sizes:
     """How many fields of every input and units of every layer are left."""
     kept = iter(kept_fields(job.data, removed))
     sizes: dict[tuple[Kind, str], int] = {}
@@ -205,22 +205,22 @@ def _measured(job: Job, shipped: _Shipped, ranking: Ranking, folder: Path) -> tu
         valid=valid,
         test=test,
     )
-    return run, _unlike(sizes, shipped.sizes)
+    return run, _differences(sizes, shipped.sizes)
 
 
-def _slim(job: Job, shipped: _Shipped, ranking: Ranking) -> tuple[Removed, nn.Module, float]:
+def _slim(job: Job, shipped: _Shipped, ranking: Ranking) -> tuple[RemovalResult, nn.Module, float]:
     """The network of a selection, refitted, and its metric on the validation split."""
     if not shipped.staged:
         return _cut_weakest(job, shipped.sizes, ranking, ("input", "hidden"))
     first, network, _ = _cut_weakest(job, shipped.sizes, ranking, ("input",))
-    after = continued(job, network, first.columns, [sliced(g, first.surgery.kept) for g in job.groups])
+    after = narrowed_job(job, network, first.columns, [sliced(g, first.surgery.kept) for g in job.groups])
     second, network, valid = _cut_weakest(after, shipped.sizes, ranking, ("hidden",))
-    return followed_by(first, second), network, valid
+    return then(first, second), network, valid
 
 
 def _cut_weakest(
     job: Job, sizes: Sizes, ranking: Ranking, kinds: Sequence[Kind]
-) -> tuple[Removed, nn.Module, float]:
+) -> tuple[RemovalResult, nn.Module, float]:
     zeroed = copy.deepcopy(job.network)
     for groups in job.groups:
         keep = sizes.get((groups.kind, groups.name), len(groups.labels))
@@ -228,7 +228,7 @@ def _cut_weakest(
             gone = _weakest(job, groups, ranking(job, groups), keep)
             zero_units_(zeroed.state_dict(), groups.units, gone[groups.group])
     removed = remove(zeroed, job.groups, job.probe, job.axes)
-    fitted, valid = refitted(job, removed)
+    fitted, valid = refit_or_resume(job, removed)
     return removed, fitted.network, valid
 
 
@@ -249,7 +249,7 @@ def _weakest(job: Job, groups: GroupSet, score: Tensor, keep: int) -> Tensor:
     return gone
 
 
-def _units(groups: GroupSet, removed: Removed) -> set[int]:
+def _units(groups: GroupSet, removed: RemovalResult) -> set[int]:
     """The hidden units that are left of a layer, in the trained network's numbering."""
     if groups.kind == "input":
         return set()
@@ -261,7 +261,7 @@ def _units(groups: GroupSet, removed: Removed) -> set[int]:
     return set(range(groups.units.count)) - gone
 
 
-def _unlike(found: Sizes, wanted: Sizes) -> list[str]:
+def _differences(found: Sizes, wanted: Sizes) -> list[str]:
     """The inputs and layers a selection keeps more or less of than the shipped model."""
     words: dict[Kind, str] = {"input": "fields of input", "hidden": "units of layer"}
     return [

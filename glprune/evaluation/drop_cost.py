@@ -12,31 +12,31 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from glprune.data.splits import Narrowing
+from glprune.data.splits import ColumnSelection
 from glprune.errors import ModelError, NonFiniteError
 from glprune.export.onnx_runtime import EXPORT_TOLERANCE, OnnxFile
 from glprune.export.shipped_model import file_columns, on_test_rows, write_shipped
 from glprune.model.prediction import predict
 from glprune.pruning.groups import GroupSet, sliced, zero_units_
-from glprune.pruning.removal import Removed
-from glprune.pruning.surgery import Surgery, plan, slice_
+from glprune.pruning.removal import RemovalResult
+from glprune.pruning.surgery import PruningPlan, plan_pruning, slice_
 from glprune.pruning.units import UnitSet
 from glprune.pruning.verification import TOLERANCE, difference, outputs
-from glprune.runtime.events import Listener, PartDone, Stage
-from glprune.runtime.process_pool import Fan, map_kept
+from glprune.runtime.events import Listener, Progress, Stage
+from glprune.runtime.process_pool import WorkerPool, map_with_checkpoint
 from glprune.schema.recipe import HIGHER_IS_BETTER
 from glprune.schema.report import DropCost, DropCosts
 from glprune.search.job import Job
-from glprune.search.refit import refitted
-from glprune.search.worker_setup import Rebuilt
+from glprune.search.refit import refit_or_resume
+from glprune.search.worker_setup import WorkerContext
 
 
 def measure_drop_costs(
     job: Job,
-    removed: Removed,
+    removed: RemovalResult,
     file: Path,
     kept: Sequence[bool],
-    workers: Fan[Rebuilt],
+    workers: WorkerPool[WorkerContext],
     listener: Listener,
 ) -> DropCosts:
     """Drop every kept field in turn, in parallel, each from the shipped network.
@@ -55,12 +55,12 @@ def measure_drop_costs(
     names = [f.name for f, stays in zip(job.data.fields, kept, strict=True) if stays]
     listener(Stage("drop cost", f"each of {len(names)} fields cut, the network refitted without it"))
     with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
-        again, *costs = map_kept(
+        again, *costs = map_with_checkpoint(
             workers,
             functools.partial(_without, Path(scratch)),
             [None, *names],
-            lambda done: listener(PartDone("refits", done, len(names) + 1)),
-            job.journal.open("drop costs", {"fields": names}),
+            lambda done: listener(Progress("refits", done, len(names) + 1)),
+            job.journal.open_step("drop costs", {"fields": names}),
             job.journal,
             TypeAdapter(DropCost),
         )
@@ -82,10 +82,10 @@ def measure_drop_costs(
     )
 
 
-def _without(scratch: Path, shipped: Rebuilt, name: str | None) -> DropCost:
+def _without(scratch: Path, shipped: WorkerContext, name: str | None) -> DropCost:
     """Refit and measure the shipped network without a field, or with all of them where none is named."""
     if name is None:
-        whole = Removed(
+        whole = RemovalResult(
             shipped.network, shipped.surgery, shipped.columns, (), (), 0.0, len(shipped.job.probe[0])
         )
         return _measured(scratch, shipped.job, "", whole)
@@ -98,7 +98,7 @@ def _without(scratch: Path, shipped: Rebuilt, name: str | None) -> DropCost:
     return _measured(scratch, shipped.job, name, cut)
 
 
-def _obstacle(shipped: Rebuilt, units: UnitSet, marked: Tensor) -> str | None:
+def _obstacle(shipped: WorkerContext, units: UnitSet, marked: Tensor) -> str | None:
     """Why columns cannot be dropped; None where they can. ``marked`` is bool (n_units,)."""
     if units.refused or units.source is None:
         return units.refused
@@ -109,7 +109,7 @@ def _obstacle(shipped: Rebuilt, units: UnitSet, marked: Tensor) -> str | None:
     return None
 
 
-def _cut(shipped: Rebuilt, groups: GroupSet, name: str) -> Removed | str:
+def _cut(shipped: WorkerContext, groups: GroupSet, name: str) -> RemovalResult | str:
     """Zero the weights leaving a field and cut it, or say by how much that changes outputs."""
     job, units = shipped.job, groups.units
     zeroed = copy.deepcopy(shipped.network)
@@ -118,18 +118,18 @@ def _cut(shipped: Rebuilt, groups: GroupSet, name: str) -> Removed | str:
     gone = groups.group == groups.labels.index(name)
     columns = tuple(own[~gone[own]] if n == units.source else own for n, own in enumerate(shipped.columns))
     keep = next(own for n, own in enumerate(columns) if n == units.source)
-    surgery = shipped.surgery.joined(plan(job.network, [(units, keep)], job.probe, job.axes))
+    surgery = shipped.surgery.merge(plan_pruning(job.network, [(units, keep)], job.probe, job.axes))
     network = copy.deepcopy(job.network)
     surgery.apply_(network)
     network.load_state_dict(_narrowed(zeroed, shipped.surgery, surgery))
-    before = outputs(zeroed, Narrowing(shipped.columns, job.axes)(job.probe))
-    gap = difference(before, outputs(network, Narrowing(columns, job.axes)(job.probe)))
+    before = outputs(zeroed, ColumnSelection(shipped.columns, job.axes)(job.probe))
+    gap = difference(before, outputs(network, ColumnSelection(columns, job.axes)(job.probe)))
     if gap > TOLERANCE and not units.inexact:
         return f"the cut changes outputs by {gap:.1e}"
-    return Removed(network, surgery, columns, (), (), gap, len(job.probe[0]))
+    return RemovalResult(network, surgery, columns, (), (), gap, len(job.probe[0]))
 
 
-def _narrowed(network: nn.Module, now: Surgery, wanted: Surgery) -> dict[str, Tensor]:
+def _narrowed(network: nn.Module, now: PruningPlan, wanted: PruningPlan) -> dict[str, Tensor]:
     """The tensors of a network cut by ``now``, cut further to what ``wanted`` keeps."""
     narrower = copy.deepcopy(network)
     places = {}
@@ -140,10 +140,10 @@ def _narrowed(network: nn.Module, now: Surgery, wanted: Surgery) -> dict[str, Te
     return narrower.state_dict()
 
 
-def _measured(scratch: Path, job: Job, name: str, removed: Removed) -> DropCost:
+def _measured(scratch: Path, job: Job, name: str, removed: RemovalResult) -> DropCost:
     """Refit as the recipe says and take the metric from the ONNX file through ONNX Runtime."""
     try:
-        fitted, _ = refitted(job, removed)
+        fitted, _ = refit_or_resume(job, removed)
     except NonFiniteError as error:
         raise NonFiniteError(f"drop cost of {name!r}: {error}") from None
     # on another machine the caller's folder need not be

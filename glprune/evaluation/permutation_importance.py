@@ -13,10 +13,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from glprune.data.splits import Split, TensorSplit, everything
+from glprune.data.splits import Split, TensorSplit, identity
 from glprune.data.streaming import StreamedSplit
 from glprune.errors import DataError
-from glprune.model.task import gain
+from glprune.model.task import improvement
 from glprune.pruning.groups import GroupSet
 from glprune.search.job import Job, validate
 
@@ -39,7 +39,7 @@ def permutation_importance(job: Job, groups: GroupSet, repeats: int) -> Tensor:
     Raises:
         DataError: The rows of the split cannot be laid together.
     """
-    split = held(job.data.valid)
+    split = support_of_importance(job.data.valid)
     generator = torch.Generator().manual_seed(job.recipe.seed)
     orders = [torch.randperm(split.rows, generator=generator) for _ in range(repeats)]
     reference = _metric(job, split)
@@ -47,7 +47,7 @@ def permutation_importance(job: Job, groups: GroupSet, repeats: int) -> Tensor:
     return torch.tensor(drops, dtype=torch.float64)
 
 
-def held(split: Split) -> TensorSplit:
+def support_of_importance(split: Split) -> TensorSplit:
     """A split in memory, as one batch.
 
     Raises:
@@ -70,7 +70,7 @@ def held(split: Split) -> TensorSplit:
 
 
 def _metric(job: Job, split: Split) -> float:
-    return validate(replace(job, data=replace(job.data, valid=split)), job.network, everything)
+    return validate(replace(job, data=replace(job.data, valid=split)), job.network, identity)
 
 
 def _mean_drop(
@@ -90,5 +90,5 @@ def _mean_drop(
     for order in orders:
         shuffled = x.index_copy(axis, columns, x.index_select(axis, columns)[order])
         inputs = (*split.inputs[:place], shuffled, *split.inputs[place + 1 :])
-        total += gain(job.metric, _metric(job, replace(split, inputs=inputs)), reference)
+        total += improvement(job.metric, _metric(job, replace(split, inputs=inputs)), reference)
     return total / len(orders)

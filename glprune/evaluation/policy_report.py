@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from glprune.evaluation.segments import attribute_status
 from glprune.schema.report import Policy, Proxies, ReasonCode, ReasonCodes
 from glprune.search.job import Job
-from glprune.search.policy import MUST_KEEP, listed
+from glprune.search.policy import MUST_KEEP, listed_names
 
 NO_PROXIES = "Whether kept fields carry the information of removed ones (proxies)."
 NO_SEGMENTS = "Performance by segment, calibration, and confidence intervals of the metrics."
@@ -28,7 +28,7 @@ def make_policy(job: Job) -> Policy | None:
         must_drop=spec.must_drop,
         must_keep=spec.must_keep,
         protected=spec.protected,
-        derived_from={name: listed(names) for name, names in spec.derived_from.items()},
+        derived_from={name: listed_names(names) for name, names in spec.derived_from.items()},
     )
 
 

@@ -23,12 +23,12 @@ from scipy.special import expit
 from scipy.stats import rankdata
 
 from glprune.data.protected import Attribute, segmented
-from glprune.data.splits import everything
+from glprune.data.splits import identity
 from glprune.evaluation.segments import attribute_status
 from glprune.export.onnx_runtime import OnnxFile
 from glprune.export.shipped_model import file_columns
 from glprune.model.prediction import predict
-from glprune.pruning.removal import Removed
+from glprune.pruning.removal import RemovalResult
 from glprune.runtime.events import Listener, Stage
 from glprune.schema import bundle as bundles
 from glprune.schema.report import Prediction, Proxies, ProxyAnalysis, ProxyAttribute, ProxySource
@@ -52,7 +52,7 @@ _LIMITS = [
 
 
 def measure_proxies(
-    job: Job, removed: Removed, kept: Sequence[bool], folder: Path, listener: Listener
+    job: Job, removed: RemovalResult, kept: Sequence[bool], folder: Path, listener: Listener
 ) -> Proxies | None:
     """Predict every protected attribute and write the figures to ``proxy.json``, if the recipe asks for it.
 
@@ -93,13 +93,13 @@ def _inputs(job: Job) -> Floats:
     """Every feature of every row, train, valid and test, shape (rows, n_columns)."""
     parts = []
     for split in (job.data.train, job.data.valid, job.data.test):
-        found, _ = predict(lambda inputs: inputs, split, everything)
+        found, _ = predict(lambda inputs: inputs, split, identity)
         taken = [x for x, part in zip(found, job.data.inputs, strict=True) if part.axis is not None]
         parts.append(torch.cat([x.double() for x in taken], dim=1))
     return torch.cat(parts).numpy()
 
 
-def _score(job: Job, removed: Removed, file: Path) -> Floats:
+def _score(job: Job, removed: RemovalResult, file: Path) -> Floats:
     """What the shipped file returns for the test rows; log-odds or log-probabilities of classes."""
     outputs, _ = predict(OnnxFile(file, job.recipe.threads), job.data.test, file_columns(job, removed))
     view = job.task.view(outputs).double()

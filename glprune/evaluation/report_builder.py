@@ -15,7 +15,7 @@ from torch import Tensor
 
 from glprune._plugins import packages
 from glprune._version import __version__
-from glprune.data.splits import Selectable, Split
+from glprune.data.splits import IndexableSplit, Split
 from glprune.evaluation.policy_report import (
     NO_PROXIES,
     NO_SEGMENTS,
@@ -26,7 +26,7 @@ from glprune.evaluation.policy_report import (
     reason,
 )
 from glprune.export.signature import _output, shipped_inputs
-from glprune.model.task import gain
+from glprune.model.task import improvement
 from glprune.pruning.groups import GroupSet, State, group_norms, group_sizes, sliced
 from glprune.pruning.verification import TOLERANCE
 from glprune.schema import bundle as bundles
@@ -39,9 +39,9 @@ from glprune.schema.report import (
     DropCosts,
     Export,
     Feature,
-    Halvings,
     HiddenLayer,
     Latency,
+    LrHalvings,
     Metric,
     PathPoint,
     PenaltyFacts,
@@ -61,9 +61,9 @@ from glprune.schema.report import (
 )
 from glprune.search.job import Job, kept_fields
 from glprune.search.path_point import path_record
-from glprune.search.refit import followed
-from glprune.search.search import Chosen
-from glprune.search.stage import StageRun
+from glprune.search.refit import distill_share
+from glprune.search.search import SearchResult
+from glprune.search.stage import StageResult
 
 # above this share of the penalty an optimality condition is reported as not met
 _KKT_TOLERANCE = 0.05
@@ -95,7 +95,7 @@ _WITHOUT_LABELS = ("Whether the original network or the shipped one is right: th
 
 
 @dataclass(frozen=True)
-class Measured:
+class TestMeasurements:
     """What was taken from the ONNX files through ONNX Runtime.
 
     Attributes:
@@ -122,7 +122,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunResults:
     """Everything a run found out.
 
     Attributes:
@@ -139,8 +139,8 @@ class Outcome:
     """
 
     job: Job
-    chosen: Chosen
-    measured: Measured
+    chosen: SearchResult
+    measured: TestMeasurements
     baselines: Baselines | None
     stability: Stability | None
     drop_costs: DropCosts | None
@@ -150,7 +150,7 @@ class Outcome:
     seconds: dict[str, float]
 
 
-def make_report(outcome: Outcome) -> Report:
+def make_report(outcome: RunResults) -> Report:
     """Make the report of a run; every figure is taken from the records, none is computed anew."""
     job, chosen, recipe = outcome.job, outcome.chosen, outcome.job.recipe
     return Report(
@@ -201,7 +201,7 @@ def make_report(outcome: Outcome) -> Report:
     )
 
 
-def _not_measured(outcome: Outcome) -> list[str]:
+def _not_measured(outcome: RunResults) -> list[str]:
     labels = _WITHOUT_LABELS if outcome.job.task.kind == "distillation" else ()
     left = _STABILITY if outcome.stability is None else _RETRAINING
     sentences = [*labels, *(left if sentence == _STABILITY else sentence for sentence in NOT_MEASURED)]
@@ -218,7 +218,7 @@ def _penalty(spec: PenaltySpec) -> PenaltyFacts:
     )
 
 
-def _path(outcome: Outcome) -> list[PathPoint]:
+def _path(outcome: RunResults) -> list[PathPoint]:
     job = outcome.job
     return [
         path_record(point, number, run.job, job, point is run.selected)
@@ -227,7 +227,7 @@ def _path(outcome: Outcome) -> list[PathPoint]:
     ]
 
 
-def _stage(number: int, run: StageRun) -> SearchStage:
+def _stage(number: int, run: StageResult) -> SearchStage:
     return SearchStage(
         number=number,
         penalised=list(run.asked.kinds),
@@ -240,12 +240,12 @@ def _stage(number: int, run: StageRun) -> SearchStage:
     )
 
 
-def _last_of_inputs(chosen: Chosen) -> StageRun:
+def _last_of_inputs(chosen: SearchResult) -> StageResult:
     """The last stage whose path had inputs under the penalty, else the last of all."""
     return next((run for run in reversed(chosen.stages) if "input" in run.asked.kinds), chosen.stages[-1])
 
 
-def _digests(outcome: Outcome) -> Digests:
+def _digests(outcome: RunResults) -> Digests:
     recipe = outcome.job.recipe
     files = [*bundles.MADE_BEFORE_THE_REPORT, *([bundles.INT8] if outcome.quantized else [])]
     digests = {name: bundles.digest(outcome.folder / name) for name in files}
@@ -287,7 +287,7 @@ def _split(split: Split, job: Job) -> SplitFacts:
     if job.task.kind == "distillation":
         return SplitFacts(rows=split.rows, target={})
     classes = job.data.classes
-    target = split.target if isinstance(split, Selectable) else _targets(split)
+    target = split.target if isinstance(split, IndexableSplit) else _targets(split)
     if classes is None:
         facts = {"mean": float(target.double().mean()), "std": float(target.double().std(unbiased=False))}
     else:
@@ -301,7 +301,7 @@ def _targets(split: Split) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Exit:
+class _RemovalPoint:
     """Where a field's penalty ended: its last stage's weight and norm, and what removed it."""
 
     penalty: float
@@ -310,9 +310,9 @@ class _Exit:
     lam: float | None
 
 
-def _exits(outcome: Outcome) -> dict[str, _Exit]:
+def _removal_points(outcome: RunResults) -> dict[str, _RemovalPoint]:
     """By field, over the stages that had it under the penalty."""
-    found: dict[str, _Exit] = {}
+    found: dict[str, _RemovalPoint] = {}
     for number, run in enumerate(outcome.chosen.stages, 1):
         if "input" not in run.asked.kinds:
             continue
@@ -326,7 +326,7 @@ def _exits(outcome: Outcome) -> dict[str, _Exit]:
         ):
             first = next((p.lam for p, n in zip(run.points, path, strict=True) if n == 0), None)
             gone = norm == 0 and not stays
-            found[name] = _Exit(weight, norm, number if gone else None, first if gone else None)
+            found[name] = _RemovalPoint(weight, norm, number if gone else None, first if gone else None)
     return found
 
 
@@ -339,9 +339,9 @@ def _norms(state: State, sets: Sequence[GroupSet]) -> dict[str, float]:
     }
 
 
-def _features(outcome: Outcome) -> list[Feature]:
+def _features(outcome: RunResults) -> list[Feature]:
     job, removed = outcome.job, outcome.chosen.removed
-    place, exits = _shipped_places(outcome), _exits(outcome)
+    place, exits = _shipped_places(outcome), _removal_points(outcome)
     state = dict(job.network.state_dict())
     left = [sliced(g, removed.surgery.kept) for g in job.input_groups]
     original = _norms(state, job.input_groups)
@@ -357,7 +357,7 @@ def _features(outcome: Outcome) -> list[Feature]:
     for field, stays in zip(job.data.fields, kept_fields(job.data, removed), strict=True):
         name = field.name
         never = 0.0 if name in job.rules.forbidden else original[name]
-        left_at = exits.get(name, _Exit(0.0, never, None, None))
+        left_at = exits.get(name, _RemovalPoint(0.0, never, None, None))
         records.append(
             Feature(
                 name=name,
@@ -380,7 +380,7 @@ def _features(outcome: Outcome) -> list[Feature]:
     return records
 
 
-def _kept_in(outcome: Outcome) -> tuple[dict[str, int], int]:
+def _kept_in(outcome: RunResults) -> tuple[dict[str, int], int]:
     """In how many resamples each field that can be removed was kept, and their number."""
     record = outcome.stability
     if record is None:
@@ -391,7 +391,7 @@ def _kept_in(outcome: Outcome) -> tuple[dict[str, int], int]:
     return counts, len(record.resamples)
 
 
-def _shipped_places(outcome: Outcome) -> dict[int, int]:
+def _shipped_places(outcome: RunResults) -> dict[int, int]:
     """Where each column of the shipped file stands in its input."""
     job, removed = outcome.job, outcome.chosen.removed
     if job.recipe.export.signature == "original":
@@ -403,7 +403,7 @@ def _shipped_places(outcome: Outcome) -> dict[int, int]:
     }
 
 
-def _hidden(outcome: Outcome) -> list[HiddenLayer]:
+def _hidden(outcome: RunResults) -> list[HiddenLayer]:
     cut: dict[str, int] = {}
     for c in (c for c in outcome.chosen.removed.cuts if c.kind == "hidden"):
         cut[c.name] = cut.get(c.name, 0) + c.units
@@ -448,25 +448,25 @@ def _rule(job: Job) -> str:
     return f"at most {target.max_hidden} hidden units: {_DENSEST}"
 
 
-def _refit(outcome: Outcome) -> Refit | None:
+def _refit(outcome: RunResults) -> Refit | None:
     spec = outcome.job.recipe.refit
     if spec.epochs == 0:
         return None
     return Refit(
         epochs=outcome.chosen.fitted.epochs,
         best_epoch=outcome.chosen.fitted.best_epoch,
-        distill=followed(outcome.job, outcome.chosen.removed),
+        distill=distill_share(outcome.job, outcome.chosen.removed),
         metric=outcome.chosen.refit_metric,
     )
 
 
-def _halvings(chosen: Chosen) -> Halvings | None:
+def _halvings(chosen: SearchResult) -> LrHalvings | None:
     path = sum(point.halvings for run in chosen.stages for point in run.points)
     refit = sum(run.fitted.halvings for run in chosen.stages)
-    return Halvings(path=path, refit=refit) if path + refit else None
+    return LrHalvings(path=path, refit=refit) if path + refit else None
 
 
-def _export(outcome: Outcome) -> Export:
+def _export(outcome: RunResults) -> Export:
     job, spec = outcome.job, outcome.job.recipe.export
     return Export(
         file=bundles.ONNX,
@@ -482,7 +482,7 @@ def _export(outcome: Outcome) -> Export:
     )
 
 
-def _warnings(outcome: Outcome) -> list[str]:
+def _warnings(outcome: RunResults) -> list[str]:
     removed = outcome.chosen.removed
     kkt_zero = max(run.selected.kkt_zero for run in outcome.chosen.stages)
     job = outcome.job
@@ -499,8 +499,8 @@ def _warnings(outcome: Outcome) -> list[str]:
         if c.inexact
     ]
     warnings += _idle_inputs(outcome)
-    warnings += _doubtful_fields(outcome)
-    warnings += _halved(_halvings(outcome.chosen))
+    warnings += _unstable_features(outcome)
+    warnings += _halving_warnings(_halvings(outcome.chosen))
     warnings += policy_warnings(job, kept_fields(job.data, removed))
     if kkt_zero > _KKT_TOLERANCE:
         warnings.append(
@@ -513,7 +513,7 @@ def _warnings(outcome: Outcome) -> list[str]:
         if not a.trained_for and a.max_change > TOLERANCE
     ]
     for metric in outcome.measured.metrics if job.task.kind != "distillation" else ():
-        if metric.name == outcome.job.metric and gain(metric.name, metric.original, metric.final) < 0:
+        if metric.name == outcome.job.metric and improvement(metric.name, metric.original, metric.final) < 0:
             warnings.append(
                 f"{metric.name} on the test split is worse than the original network's: "
                 f"{metric.final:.4f} against {metric.original:.4f}."
@@ -521,7 +521,7 @@ def _warnings(outcome: Outcome) -> list[str]:
     return warnings
 
 
-def _halved(count: Halvings | None) -> list[str]:
+def _halving_warnings(count: LrHalvings | None) -> list[str]:
     if count is None:
         return []
     return [
@@ -530,7 +530,7 @@ def _halved(count: Halvings | None) -> list[str]:
     ]
 
 
-def _doubtful_fields(outcome: Outcome) -> list[str]:
+def _unstable_features(outcome: RunResults) -> list[str]:
     """Fields that most resamples decided otherwise than the run."""
     job = outcome.job
     kept = kept_fields(job.data, outcome.chosen.removed)
@@ -556,7 +556,7 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:_NAMED]) + more
 
 
-def _idle_inputs(outcome: Outcome) -> list[str]:
+def _idle_inputs(outcome: RunResults) -> list[str]:
     """Inputs all of whose groups became zero: one column is kept, since an input cannot be empty."""
     run = _last_of_inputs(outcome.chosen)
     norms = iter(run.selected.norms)

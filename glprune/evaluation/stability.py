@@ -16,22 +16,22 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from glprune.data.splits import Selectable
+from glprune.data.splits import IndexableSplit
 from glprune.errors import DataError, NonFiniteError, TargetError
 from glprune.report.stability_index import Supports, false_bound, jaccard, nogueira, stable
-from glprune.runtime.events import Listener, Note, PartDone, Stage, silent
-from glprune.runtime.process_pool import Fan, map_kept
+from glprune.runtime.events import Listener, Notice, Progress, Stage, silent
+from glprune.runtime.process_pool import WorkerPool, map_with_checkpoint
 from glprune.schema.recipe import Recipe, StabilitySpec, TargetSpec
 from glprune.schema.report import Interval, Resample, Stability
 from glprune.search.job import Job, kept_fields
 from glprune.search.search import search
-from glprune.search.worker_setup import Rebuilt, selectable
+from glprune.search.worker_setup import WorkerContext, indexable_split
 
 _OUTCOME: TypeAdapter[Resample | str] = TypeAdapter(Resample | str)
 _FEWEST = 10  # choices that a normal approximation can be made of
 
 
-def draw(labels: NDArray[np.int64], share: float, seed: int, number: int) -> NDArray[np.int64]:
+def draw_resample(labels: NDArray[np.int64], share: float, seed: int, number: int) -> NDArray[np.int64]:
     """Rows of one part, drawn without replacement, every label by its share.
 
     With ``share`` 0.5 parts 2k and 2k + 1 are complementary halves of one random division.
@@ -63,7 +63,7 @@ def check_rows(job: Job) -> None:
     spec = job.recipe.stability
     if spec is None or spec.resamples == 0:
         return
-    rows = selectable(job.data.train, job.recipe.seed).rows
+    rows = indexable_split(job.data.train, job.recipe.seed).rows
     if int(rows * spec.share) < 2:
         raise DataError(
             f"{job.recipe.where('stability', 'share')}: {spec.share:g} of {rows} training rows leaves fewer "
@@ -72,7 +72,11 @@ def check_rows(job: Job) -> None:
 
 
 def measure_stability(
-    job: Job, spec: StabilitySpec, kept: Sequence[bool], workers: Fan[Rebuilt], listener: Listener
+    job: Job,
+    spec: StabilitySpec,
+    kept: Sequence[bool],
+    workers: WorkerPool[WorkerContext],
+    listener: Listener,
 ) -> Stability | None:
     """Search again on random parts of the training rows, in parallel, and compare the kept fields.
 
@@ -94,15 +98,15 @@ def measure_stability(
         return None
     free = _removable(job)
     if all(stays for stays, chosen in zip(kept, free, strict=True) if chosen):
-        listener(Note("No field was removed, so there is no choice whose stability could be measured."))
+        listener(Notice("No field was removed, so there is no choice whose stability could be measured."))
         return None
     listener(Stage("stability", f"searching again on {spec.resamples} random parts of the training rows"))
-    found = map_kept(
+    found = map_with_checkpoint(
         workers,
         functools.partial(_search_part, sum(kept)),
         range(spec.resamples),
-        lambda done: listener(PartDone("resamples", done, spec.resamples)),
-        job.journal.open("resamples", {"limit": sum(kept)}),
+        lambda done: listener(Progress("resamples", done, spec.resamples)),
+        job.journal.open_step("resamples", {"limit": sum(kept)}),
         job.journal,
         _OUTCOME,
     )
@@ -113,14 +117,14 @@ def measure_stability(
     return _record(spec, sum(kept), free, parts, failures)
 
 
-def _search_part(limit: int, rebuilt: Rebuilt, number: int) -> Resample | str:
+def _search_part(limit: int, rebuilt: WorkerContext, number: int) -> Resample | str:
     """Search on one part for a network of at most ``limit`` fields, or say why none was found."""
     job, recipe, spec = rebuilt.job, rebuilt.job.recipe, rebuilt.job.recipe.stability
     assert spec is not None  # nobody asks for a part without it
-    rows = draw(_labels(job, rebuilt.rows), spec.share, recipe.seed, number)
+    rows = draw_resample(_labels(job, rebuilt.rows), spec.share, recipe.seed, number)
     part = rebuilt.rows.take(rows)
     seed = recipe.seed if spec.seeds == "recipe" else _own_seed(recipe.seed, number)
-    own = replace(job, recipe=_sought(recipe, limit, seed), data=replace(job.data, train=part))
+    own = replace(job, recipe=_search_resample(recipe, limit, seed), data=replace(job.data, train=part))
     try:
         chosen = search(own, silent)
     except (TargetError, NonFiniteError) as error:  # of its own rows, such as fields that leave together
@@ -135,7 +139,7 @@ def _search_part(limit: int, rebuilt: Rebuilt, number: int) -> Resample | str:
     )
 
 
-def _sought(recipe: Recipe, limit: int, seed: int) -> Recipe:
+def _search_resample(recipe: Recipe, limit: int, seed: int) -> Recipe:
     """The recipe of a search for fields alone: no refit after the last path, which chose them already."""
     changes: dict[str, object] = {
         "target": TargetSpec(max_features=limit),
@@ -149,7 +153,7 @@ def _sought(recipe: Recipe, limit: int, seed: int) -> Recipe:
     return recipe.model_copy(update=changes)
 
 
-def _labels(job: Job, rows: Selectable) -> NDArray[np.int64]:
+def _labels(job: Job, rows: IndexableSplit) -> NDArray[np.int64]:
     """Classes are strata; values are not."""
     by_class = job.task.kind in ("binary", "multiclass")
     return rows.target.numpy() if by_class else np.zeros(rows.rows, dtype=np.int64)

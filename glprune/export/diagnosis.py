@@ -21,7 +21,7 @@ from glprune.export.exporters import (
 
 
 @dataclass(frozen=True)
-class Culprit:
+class FailedLayer:
     """The layer that cannot be exported.
 
     Attributes:
@@ -33,7 +33,7 @@ class Culprit:
     reasons: tuple[str, ...]
 
 
-def failing_layer(network: nn.Module, example: Inputs, opset: int) -> Culprit | None:
+def failing_layer(network: nn.Module, example: Inputs, opset: int) -> FailedLayer | None:
     """Find the deepest layer that cannot be exported by itself; None where every layer can.
 
     Layers are exported alone, on the inputs they get in one forward pass, from the outermost
@@ -52,7 +52,7 @@ def failing_layer(network: nn.Module, example: Inputs, opset: int) -> Culprit | 
             reasons = _failures_alone(child, *calls[child], opset)
             if reasons:
                 shown = name.removeprefix("network.")
-                found = Culprit(f'layer "{shown}" ({type(child).__name__})', reasons), name, child
+                found = FailedLayer(f'layer "{shown}" ({type(child).__name__})', reasons), name, child
                 break
         if found is None:
             break

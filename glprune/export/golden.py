@@ -13,15 +13,15 @@ from glprune.data.splits import first_rows
 from glprune.data.synthetic import synthetic
 from glprune.export.onnx_runtime import OnnxFile
 from glprune.export.shipped_model import file_columns
-from glprune.pruning.removal import Removed
+from glprune.pruning.removal import RemovalResult
 from glprune.schema import bundle as bundles
-from glprune.schema.input_schema import make_contract
+from glprune.schema.input_schema import make_input_schema
 from glprune.schema.plan import Plan
 from glprune.schema.report import Report
 from glprune.search.job import PROBE_ROWS, Job
 
 
-def write_golden(job: Job, removed: Removed, folder: Path) -> None:
+def write_golden(job: Job, removed: RemovalResult, folder: Path) -> None:
     """Run the shipped file on synthetic rows and keep inputs and outputs as ``golden.safetensors``.
 
     Args:
@@ -47,8 +47,8 @@ def tensors_in_model(folder: Path) -> list[str]:
     return shared(read_tensors(weights), parse(model))
 
 
-def write_contract(report: Report, plan: Plan, folder: Path) -> None:
+def write_input_schema(report: Report, plan: Plan, folder: Path) -> None:
     """Write ``input_schema.json`` from the report, the plan and the shapes of the shipped file."""
     shapes = input_shapes(parse((folder / bundles.ONNX).read_bytes()))
-    contract = make_contract(report, plan, shapes)
+    contract = make_input_schema(report, plan, shapes)
     bundles.write_json(folder / bundles.CONTRACT, contract.model_dump(mode="json", by_alias=True))

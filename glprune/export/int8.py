@@ -33,9 +33,9 @@ from glprune.errors import ModelError
 from glprune.export.exporters import first_line
 from glprune.export.onnx_runtime import OnnxFile, latency
 from glprune.export.shipped_model import file_columns
-from glprune.export.shrink import clean
+from glprune.export.shrink import strip_exporter_metadata
 from glprune.model.prediction import predict
-from glprune.pruning.removal import Removed
+from glprune.pruning.removal import RemovalResult
 from glprune.schema import bundle as bundles
 from glprune.schema.recipe import HIGHER_IS_BETTER, METRICS
 from glprune.schema.report import Quantized, QuantizedLatency, QuantizedMetric
@@ -69,7 +69,7 @@ def write_int8(source: Path, target: Path, rows: Sequence[dict[str, Any]]) -> Me
             quantize(source, made, method, rows)
             found = onnx.load(made)
         metadata = {p.key: p.value for p in model.metadata_props} | {PROPERTY: f"int8, {method}"}
-        clean(found, metadata, next(o.version for o in model.opset_import if not o.domain))
+        strip_exporter_metadata(found, metadata, next(o.version for o in model.opset_import if not o.domain))
         onnx.checker.check_model(found, full_check=True)
     except Exception as error:  # the quantiser raises whatever it meets
         raise ModelError(
@@ -113,7 +113,7 @@ class _Rows(quantization.CalibrationDataReader):
         return next(self.left, None)
 
 
-def quantized(job: Job, removed: Removed, folder: Path, batches: Sequence[int]) -> Quantized:
+def quantized(job: Job, removed: RemovalResult, folder: Path, batches: Sequence[int]) -> Quantized:
     """Write and measure the 8-bit file of a bundle.
 
     Args:
@@ -159,7 +159,7 @@ def gap(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
     return max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-6)) for a, b in pairs)
 
 
-def _training_rows(job: Job, removed: Removed) -> list[dict[str, Any]]:
+def _training_rows(job: Job, removed: RemovalResult) -> list[dict[str, Any]]:
     """The first training rows as a shuffle by the seed gives them, as the file takes them."""
     narrow, found, rows = file_columns(job, removed), [], 0
     generator = torch.Generator().manual_seed(job.recipe.seed)

@@ -7,15 +7,15 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from glprune.data.splits import Inputs, Narrowing, first_rows
+from glprune.data.splits import ColumnSelection, Inputs, first_rows
 from glprune.export.onnx_export import export_onnx
 from glprune.export.onnx_runtime import OnnxFile, latency
-from glprune.pruning.removal import Removed
+from glprune.pruning.removal import RemovalResult
 from glprune.schema.report import Latency
 from glprune.search.job import Job
 
 
-class Stopwatch:
+class LatencyMeter:
     """Latency of networks of other widths, as ONNX files beside the original's.
 
     Args:
@@ -36,14 +36,14 @@ class Stopwatch:
 
     def __call__(self, network: nn.Module, columns: tuple[Tensor, ...]) -> tuple[float, float]:
         """Latency of a network in ms, and as a share of the original's, run in turn."""
-        slim = Narrowing(columns, self.job.axes)(self.inputs)
+        slim = ColumnSelection(columns, self.job.axes)(self.inputs)
         file = self._file(network, slim, "slim.onnx")
         times = latency(self.original, file, self.inputs, slim, self.batch, self.threads)
         return times.slim_ms, 1.0 / times.speedup
 
-    def against(self, first: Removed, second: Removed) -> Latency:
+    def against(self, first: RemovalResult, second: RemovalResult) -> Latency:
         """Latency of two slim networks, run in turn; the second one's speed-up over the first."""
-        before, after = (Narrowing(r.columns, self.job.axes)(self.inputs) for r in (first, second))
+        before, after = (ColumnSelection(r.columns, self.job.axes)(self.inputs) for r in (first, second))
         one = self._file(first.network, before, "first.onnx")
         other = self._file(second.network, after, "second.onnx")
         return latency(one, other, before, after, self.batch, self.threads)

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from glprune._version import __version__
 from glprune.export.signature import output_meaning, shipped_inputs
-from glprune.pruning.removal import Removed
+from glprune.pruning.removal import RemovalResult
 from glprune.schema.report import Input
 from glprune.search.job import Job
 
@@ -27,12 +27,12 @@ Names = Literal["all", "digest"]
 _OFFERED: dict[str, tuple[Names, ...]] = {"auto": ("all", "digest"), "all": ("all",), "digest": ("digest",)}
 
 
-def offered_names(job: Job) -> tuple[Names, ...]:
+def name_encodings(job: Job) -> tuple[Names, ...]:
     """How the file may give the names of its columns, the preferred way first."""
     return _OFFERED[job.recipe.export.names]
 
 
-def file_metadata(job: Job, removed: Removed, names: Names) -> dict[str, str]:
+def file_metadata(job: Job, removed: RemovalResult, names: Names) -> dict[str, str]:
     """The metadata of the shipped file.
 
     Args:

@@ -24,12 +24,12 @@ from glprune.export.exporters import (
     first_line,
 )
 from glprune.export.onnx_runtime import EXPORT_TOLERANCE, OnnxFile
-from glprune.export.shrink import clean, terse
+from glprune.export.shrink import shrink, strip_exporter_metadata
 from glprune.model.outputs import leaves
 from glprune.pruning.verification import difference
 
 
-class Select(nn.Module):
+class ColumnSelector(nn.Module):
     """A slim network behind the original signature: kept columns are gathered first.
 
     ``index_select`` exports to a plain Gather with a constant index, which an auditor can read;
@@ -68,7 +68,7 @@ def export_onnx(
     metadata: Sequence[Mapping[str, str]] = ({},),
     limit: int | None = None,
     dynamic: DynamicAxes | None = None,
-) -> Exported:
+) -> ExportResult:
     """Export a network with a dynamic batch axis to one file without external data.
 
     The TorchDynamo exporter is tried first, then the TorchScript one. What exporters add about
@@ -94,7 +94,7 @@ def export_onnx(
     axes = [_labelled(x, (dynamic or {}).get(name, {})) for x, name in zip(example, names, strict=True)]
     job = _Job(network, example, tuple(names), tuple(outputs), tuple(axes), opset)
     failures: list[str] = []
-    found: list[tuple[bytes, Exported]] = []
+    found: list[tuple[bytes, ExportResult]] = []
     for exporter, export in _EXPORTERS:
         try:
             export(job, path)
@@ -110,7 +110,7 @@ def export_onnx(
                 raise  # the disk's, not the network's
             failures.append(f"{exporter}: {first_line(error)}")
             continue
-        found.append((raw, Exported(exporter, choice)))
+        found.append((raw, ExportResult(exporter, choice)))
         if limit is None or len(raw) <= limit:
             break
     if found:
@@ -124,7 +124,7 @@ def export_onnx(
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportResult:
     """How a file was written.
 
     Attributes:
@@ -152,7 +152,7 @@ def _written(
     """A checked file as bytes, and the metadata chosen for it; see :func:`export_onnx`."""
     tried = []
     for shape, choice in _shapes(model, len(metadata)):
-        clean(shape, metadata[choice], opset)
+        strip_exporter_metadata(shape, metadata[choice], opset)
         # deterministic bytes: protobuf's default map order is not used by ONNX messages
         raw = shape.SerializeToString(deterministic=True)
         tried.append((raw, choice))
@@ -166,7 +166,7 @@ def _written(
 def _shapes(model: onnx.ModelProto, choices: int) -> Iterator[tuple[onnx.ModelProto, int]]:
     """The graph as it is and in fewer bytes with each of the metadata, made when it is asked for."""
     yield model, 0
-    lean = terse(model)
+    lean = shrink(model)
     yield lean, 0
     for choice in range(1, choices):
         yield model, choice

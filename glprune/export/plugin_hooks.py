@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from glprune._plugins import Plugin, PluginError, load_plugin
-from glprune.audit.verify import open_bundle, whole
+from glprune.audit.verify import integrity_findings, open_bundle
 from glprune.errors import GlpruneError, UsageError
 from glprune.result import Result
 from glprune.schema.recipe import Recipe
@@ -60,6 +60,6 @@ def _guarded(plugin: Plugin, result: Result, *given: Any) -> None:
         plugin(*given)
     except GlpruneError as error:
         raise PluginError(f"{error} The bundle is written: {result.bundle}.") from error
-    found = whole(open_bundle(result.bundle))
+    found = integrity_findings(open_bundle(result.bundle))
     if found:
         raise PluginError(f"{plugin.says} changed the bundle ({found[0]}); make it anew with --overwrite.")

@@ -7,15 +7,15 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from glprune.data.splits import Inputs, Narrowing, everything, first_rows
-from glprune.export.onnx_export import Exported, Select, export_onnx
+from glprune.data.splits import ColumnSelection, Inputs, first_rows, identity
+from glprune.export.onnx_export import ColumnSelector, ExportResult, export_onnx
 from glprune.export.onnx_runtime import OnnxFile
 from glprune.model.counting import parameters
 from glprune.model.prediction import predict
-from glprune.pruning.removal import Removed
+from glprune.pruning.removal import RemovalResult
 from glprune.pruning.verification import difference
 from glprune.schema import bundle as bundles
-from glprune.search.job import Job, caller
+from glprune.search.job import Job, as_function
 
 
 def write_onnx(
@@ -25,7 +25,7 @@ def write_onnx(
     path: Path,
     metadata: Sequence[Mapping[str, str]] = ({},),
     limit: int | None = None,
-) -> Exported:
+) -> ExportResult:
     """Write a network as the recipe's ``export`` says; see :func:`glprune.export.onnx_export.export_onnx`.
 
     Args:
@@ -53,8 +53,12 @@ def write_onnx(
 
 
 def write_shipped(
-    job: Job, removed: Removed, network: nn.Module, path: Path, metadata: Sequence[Mapping[str, str]] = ()
-) -> Exported:
+    job: Job,
+    removed: RemovalResult,
+    network: nn.Module,
+    path: Path,
+    metadata: Sequence[Mapping[str, str]] = (),
+) -> ExportResult:
     """Write a refitted slim network under the recipe's signature.
 
     A file that says something of itself is kept within :func:`glprune.schema.bundle.size_limit`, where that can be.
@@ -64,20 +68,20 @@ def write_shipped(
     """
     limit = bundles.size_limit(parameters(network)) if metadata else None
     if job.recipe.export.signature == "original":
-        network = Select(network, removed.columns, job.axes).eval()
+        network = ColumnSelector(network, removed.columns, job.axes).eval()
     example = file_columns(job, removed)(first_rows(job.data.test, 4))
     return write_onnx(job, network, example, path, metadata or ({},), limit)
 
 
-def file_columns(job: Job, removed: Removed) -> Callable[[Inputs], Inputs]:
+def file_columns(job: Job, removed: RemovalResult) -> Callable[[Inputs], Inputs]:
     """Take the columns the shipped file has inputs for out of a full batch."""
     if job.recipe.export.signature == "original":
-        return everything
-    return Narrowing(removed.columns, job.axes)
+        return identity
+    return ColumnSelection(removed.columns, job.axes)
 
 
 def on_test_rows(
-    job: Job, removed: Removed, network: nn.Module, file: OnnxFile
+    job: Job, removed: RemovalResult, network: nn.Module, file: OnnxFile
 ) -> tuple[tuple[Tensor, ...], Tensor, float]:
     """Run a shipped file on the test split.
 
@@ -91,5 +95,5 @@ def on_test_rows(
         Its outputs, the targets, and the largest relative difference to PyTorch's outputs.
     """
     found, target = predict(file, job.data.test, file_columns(job, removed))
-    expected, _ = predict(caller(network), job.data.test, Narrowing(removed.columns, job.axes))
+    expected, _ = predict(as_function(network), job.data.test, ColumnSelection(removed.columns, job.axes))
     return found, target, difference(expected, found)

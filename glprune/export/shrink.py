@@ -17,7 +17,7 @@ from glprune.export.exporters import (
 )
 
 
-def clean(model: onnx.ModelProto, metadata: Mapping[str, str], opset: int) -> None:
+def strip_exporter_metadata(model: onnx.ModelProto, metadata: Mapping[str, str], opset: int) -> None:
     """Strip what the exporter says of the machine and of shapes in between, and write our metadata."""
     found = {o.domain: o.version for o in model.opset_import}
     if found.get("") != opset or set(found) - {""}:
@@ -30,7 +30,7 @@ def clean(model: onnx.ModelProto, metadata: Mapping[str, str], opset: int) -> No
     onnx.helper.set_model_props(model, dict(sorted(metadata.items())))
 
 
-def terse(model: onnx.ModelProto) -> onnx.ModelProto:
+def shrink(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same graph in fewer bytes: every constant and common value once, short names between nodes.
 
     Inputs, outputs and parameters keep their names, nodes have none.

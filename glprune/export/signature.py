@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from glprune.pruning.removal import Removed
+from glprune.pruning.removal import RemovalResult
 from glprune.schema.report import (
     DType,
     Input,
@@ -16,7 +16,7 @@ from glprune.schema.report import (
 from glprune.search.job import Job
 
 
-def shipped_inputs(job: Job, removed: Removed) -> list[Input]:
+def shipped_inputs(job: Job, removed: RemovalResult) -> list[Input]:
     """The inputs of the shipped file."""
     whole = job.recipe.export.signature == "original"
     return [

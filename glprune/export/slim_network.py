@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from glprune._imports import describe, load_callable
 from glprune.errors import ModelError
-from glprune.model.standardize import Scaled, Standardize
+from glprune.model.standardize import Standardize, StandardizedNetwork
 from glprune.pruning.groups import GroupSet
-from glprune.pruning.surgery import Padding, Surgery
+from glprune.pruning.surgery import ConstantFill, PruningPlan
 from glprune.schema.bundle import PLAN, WEIGHTS
 from glprune.schema.plan import AttributePlan, Axis, InputPlan, Plan, Reader
 
 
-def make_axes(network: nn.Module, surgery: Surgery) -> list[Axis]:
+def make_axes(network: nn.Module, surgery: PruningPlan) -> list[Axis]:
     """Describe kept positions for the plan, in the numbering of the original network."""
     state = network.state_dict()
     return [
@@ -30,7 +30,7 @@ def make_axes(network: nn.Module, surgery: Surgery) -> list[Axis]:
     ]
 
 
-def make_readers(groups: GroupSet | None, surgery: Surgery) -> list[Reader]:
+def make_readers(groups: GroupSet | None, surgery: PruningPlan) -> list[Reader]:
     """Where the weights leaving an input's columns lie once the tensors were sliced; None has no columns."""
     readers = []
     for slot in groups.units.readers if groups is not None else ():
@@ -46,7 +46,7 @@ def make_buffers(network: nn.Module) -> list[str]:
     return sorted(set(network.state_dict()) - parameters)
 
 
-def make_attributes(surgery: Surgery) -> list[AttributePlan]:
+def make_attributes(surgery: PruningPlan) -> list[AttributePlan]:
     """Describe the module attributes that follow the widths."""
     return [
         AttributePlan(module=path, name=name, value=list(value) if isinstance(value, tuple | list) else value)
@@ -54,21 +54,21 @@ def make_attributes(surgery: Surgery) -> list[AttributePlan]:
     ]
 
 
-def make_constants(surgery: Surgery, place: int) -> list[float] | None:
+def make_constants(surgery: PruningPlan, place: int) -> list[float] | None:
     """What the removed columns of an input are fed inside the network; None where they are cut."""
     padding = surgery.padding.get(place)
     return None if padding is None else padding.values.double().tolist()
 
 
-def _surgery(plan: Plan) -> Surgery:
-    return Surgery(
+def _surgery(plan: Plan) -> PruningPlan:
+    return PruningPlan(
         kept={(a.tensor, a.dim): torch.tensor(a.kept, dtype=torch.int64) for a in plan.axes},
         attributes={
             (a.module, a.name): tuple(a.value) if isinstance(a.value, list) else a.value
             for a in plan.attributes
         },
         padding={
-            place: Padding(place, part.axis, torch.tensor(part.kept, dtype=torch.int64), _values(part))
+            place: ConstantFill(place, part.axis, torch.tensor(part.kept, dtype=torch.int64), _values(part))
             for place, part in enumerate(plan.inputs)
             if part.constants is not None and part.axis is not None
         },
@@ -115,7 +115,7 @@ def load(
     except (Exception, SystemExit) as error:  # somebody else's code may raise anything
         raise ModelError(f"{folder / PLAN}: its factory failed ({describe(error)}).") from error
     if plan.standardize:
-        network = Scaled([_unscaled(part) for part in plan.inputs], network)
+        network = StandardizedNetwork([_without_standardization(part) for part in plan.inputs], network)
     _check_axes(network, plan.axes)
     try:
         _surgery(plan).apply_(network)
@@ -128,7 +128,7 @@ def load(
     return network.eval()
 
 
-def _unscaled(part: InputPlan) -> Standardize | None:
+def _without_standardization(part: InputPlan) -> Standardize | None:
     """The standardisation layer of an input, its figures to be loaded; None for inputs that have none."""
     return Standardize(torch.zeros(part.size), torch.ones(part.size)) if part.dtype == "float32" else None
 

@@ -15,16 +15,16 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from glprune.data.records import Data, Field, InputColumns, Standardization
-from glprune.data.splits import TensorSplit, everything
+from glprune.data.splits import TensorSplit, identity
 from glprune.errors import GlpruneError, ModelError
-from glprune.model.loading import Network
+from glprune.model.loading import LoadedNetwork
 from glprune.runtime.determinism import reproducible
 from glprune.runtime.events import silent
 from glprune.schema.recipe import Recipe, RefitSpec
 from glprune.search.job import Job, kept_fields
 from glprune.search.path_point import path_record
-from glprune.search.prepare import assemble
-from glprune.search.search import Chosen, search
+from glprune.search.prepare import build_job
+from glprune.search.search import SearchResult, search
 from glprune.training.refit import refit
 
 try:
@@ -168,12 +168,12 @@ class GroupLassoPruner(SelectorMixin, BaseEstimator):
         recipe = self._recipe(task, seed, len(data.fields))
         module, trained = self._module(rows, goal, task)
         digest = hashlib.sha256(b"".join(t.numpy().tobytes() for t in module.state_dict().values()))
-        job = assemble(recipe, data, Network(module, f"sha256:{digest.hexdigest()}", "state_dict"))
+        job = build_job(recipe, data, LoadedNetwork(module, f"sha256:{digest.hexdigest()}", "state_dict"))
         if trained:
             return job
         spec = RefitSpec.model_validate(dict(self.pretrain or {}))
         start = refit(
-            job.network, everything, job.task, data.train, data.valid, spec, seed, job.network, job.metric
+            job.network, identity, job.task, data.train, data.valid, spec, seed, job.network, job.metric
         )
         return replace(job, network=start.network)
 
@@ -238,7 +238,7 @@ class GroupLassoPruner(SelectorMixin, BaseEstimator):
             test=valid_rows,  # nothing is claimed of rows that nobody saw
         )
 
-    def _keep(self, job: Job, chosen: Chosen) -> None:
+    def _keep(self, job: Job, chosen: SearchResult) -> None:
         """Keep what was found."""
         self.support_ = np.zeros(len(job.data.features), dtype=bool)
         for field, kept in zip(job.data.fields, kept_fields(job.data, chosen.removed), strict=True):

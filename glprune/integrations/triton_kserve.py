@@ -16,7 +16,7 @@ import onnx
 from onnx import ModelProto, TensorProto
 
 from glprune.audit.onnx_reader import parse
-from glprune.audit.verify import open_bundle, whole
+from glprune.audit.verify import integrity_findings, open_bundle
 from glprune.errors import GlpruneError, UsageError
 from glprune.schema import bundle as bundles
 
@@ -141,7 +141,7 @@ def v2_request(model: ModelProto) -> dict[str, object]:
 def _whole(bundle: Path) -> dict[str, bytes]:
     """The files of a bundle that are what its manifest says."""
     opened = open_bundle(bundle)
-    findings = whole(opened)
+    findings = integrity_findings(opened)
     if findings:
         raise UsageError(
             f"{bundle} is not served: {findings[0]}; `glprune verify` names all that does not hold."

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from glprune.data.splits import Inputs
 from glprune.errors import DataError, GlpruneError, NonFiniteError
 from glprune.model.outputs import leaves
-from glprune.model.standardize import Scaled
+from glprune.model.standardize import StandardizedNetwork
 
 _NAMED_ROWS = 3
 
@@ -41,7 +41,9 @@ def all_finite(tensors: Iterable[Tensor | None]) -> bool:
     found = [t.detach() for t in tensors if t is not None]
     # one pass over each; a norm may overflow where no element does
     return (
-        not found or math.isfinite(torch.stack(torch._foreach_norm(found)).sum()) or not any(map(_odd, found))
+        not found
+        or math.isfinite(torch.stack(torch._foreach_norm(found)).sum())
+        or not any(map(_has_nonfinite, found))
     )
 
 
@@ -50,7 +52,7 @@ def finite_rows(outputs: Sequence[Tensor]) -> Tensor:
     return torch.stack([torch.isfinite(y).reshape(len(y), -1).all(dim=1) for y in outputs]).all(dim=0)
 
 
-def fault(batch: Batch, where: str, mend: str) -> GlpruneError | None:
+def explain_nonfinite(batch: Batch, where: str, mend: str) -> GlpruneError | None:
     """The error of a training whose loss, gradient or weights are not finite; the batch is run once more.
 
     Args:
@@ -65,10 +67,10 @@ def fault(batch: Batch, where: str, mend: str) -> GlpruneError | None:
     if not len(batch.inputs[0]):
         return None
     for number, x in enumerate(batch.inputs, 1):
-        if _odd(x):
+        if _has_nonfinite(x):
             rows = _in_rows(batch, [x])
             return DataError(f"{where}: input {number} holds NaN or Inf{rows}; mend the data.")
-    if _odd(batch.target):
+    if _has_nonfinite(batch.target):
         return DataError(
             f"{where}: the target is NaN or Inf{_in_rows(batch, [batch.target])}; mend the data."
         )
@@ -84,8 +86,8 @@ def first_fault(network: nn.Module, inputs: Inputs, first_row: int) -> str:
 
 def _cause(batch: Batch) -> str | None:
     parameters = dict(batch.network.named_parameters())
-    bad_gradients = [n for n, p in parameters.items() if p.grad is not None and _odd(p.grad)]
-    bad_weights = [n for n, p in parameters.items() if _odd(p)]
+    bad_gradients = [n for n, p in parameters.items() if p.grad is not None and _has_nonfinite(p.grad)]
+    bad_weights = [n for n, p in parameters.items() if _has_nonfinite(p)]
     layer, order = _first_layer(batch)
     if bad_gradients:  # gradients go from the last layer to the first
         last = max(bad_gradients, key=lambda name: order.get(name.rpartition(".")[0], -1))
@@ -112,7 +114,7 @@ def _first_layer(batch: Batch) -> tuple[str | None, dict[str, int]]:
     def hook(name: str) -> Callable[[nn.Module, object, object], None]:
         def look(module: nn.Module, inputs: object, output: object) -> None:
             order[name] = len(order)
-            odd = [y for y in _tensors(output) if _odd(y)]
+            odd = [y for y in _tensors(output) if _has_nonfinite(y)]
             if odd and not found:
                 named = f"layer {_named(batch.network, name)!r}" if name else "the network"
                 found.append(
@@ -150,8 +152,8 @@ def _in_rows(batch: Batch, tensors: Sequence[Tensor]) -> str:
 
 def _named(network: nn.Module, name: str) -> str:
     """A name as the user gave it: without the standardisation layer around the network."""
-    return name.removeprefix("network.") if isinstance(network, Scaled) else name
+    return name.removeprefix("network.") if isinstance(network, StandardizedNetwork) else name
 
 
-def _odd(tensor: Tensor) -> bool:
+def _has_nonfinite(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from glprune._files import fault
+from glprune._files import unreadable_reason
 from glprune._imports import describe, load_callable
 from glprune._plugins import load_plugin
 from glprune.errors import GlpruneError, ModelError
@@ -28,7 +28,7 @@ Format = Literal["state_dict", "safetensors", "pickle", "plugin"]
 
 
 @dataclass(frozen=True)
-class Network:
+class LoadedNetwork:
     """A loaded network.
 
     Attributes:
@@ -42,7 +42,7 @@ class Network:
     format: Format
 
 
-def load_network(recipe: Recipe, path: Path, *, trust_pickle: bool = False) -> Network:
+def load_network(recipe: Recipe, path: Path, *, trust_pickle: bool = False) -> LoadedNetwork:
     """Build the recipe's network and load its weights.
 
     Args:
@@ -54,7 +54,7 @@ def load_network(recipe: Recipe, path: Path, *, trust_pickle: bool = False) -> N
         ModelError: The file or the factory cannot be used; tensors are named.
         RecipeError: The factory cannot be imported.
     """
-    why = fault(path)
+    why = unreadable_reason(path)
     if why is not None:
         raise ModelError(f"{path} {why}; give the trained weights (.pt or .safetensors).")
     content, form = (
@@ -68,7 +68,7 @@ def load_network(recipe: Recipe, path: Path, *, trust_pickle: bool = False) -> N
     _check_finite(module, path)
     with path.open("rb") as stream:
         digest = "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
-    return Network(module.float().cpu().eval(), digest, form)
+    return LoadedNetwork(module.float().cpu().eval(), digest, form)
 
 
 def _asked(recipe: Recipe, path: Path) -> Mapping[str, Tensor] | nn.Module:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from glprune.data.splits import Inputs, Narrowing, Split
+from glprune.data.splits import ColumnSelection, Inputs, Split
 from glprune.data.streaming import StreamedSplit
-from glprune.model.task import joined
+from glprune.model.task import concat_batches
 
 _CHUNK = 1024
 
@@ -24,7 +24,7 @@ def predict(
         split: The rows.
         narrow: Takes the model's columns out of a full batch.
     """
-    if isinstance(split, StreamedSplit) and isinstance(narrow, Narrowing):
+    if isinstance(split, StreamedSplit) and isinstance(narrow, ColumnSelection):
         split, narrow = split.narrowed(narrow), lambda inputs: inputs
     with torch.no_grad():
-        return joined(((model(narrow(x)), y) for x, y in split.batches(_CHUNK, None)), split.rows)
+        return concat_batches(((model(narrow(x)), y) for x, y in split.batches(_CHUNK, None)), split.rows)

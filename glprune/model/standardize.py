@@ -30,7 +30,7 @@ class Standardize(nn.Module):
         return (x - self.mean) / self.std
 
 
-class Scaled(nn.Module):
+class StandardizedNetwork(nn.Module):
     """A network behind its standardisation layers, so that the exported file takes raw columns.
 
     Args:
@@ -52,6 +52,6 @@ class Scaled(nn.Module):
         return self.network(*(layer(x) for layer, x in zip(layers, inputs, strict=True)))
 
 
-def scaled(network: nn.Module, mean: Tensor, std: Tensor) -> Scaled:
+def with_standardization(network: nn.Module, mean: Tensor, std: Tensor) -> StandardizedNetwork:
     """Put a standardisation layer in front of a network of one input, keeping its train/eval mode."""
-    return Scaled([Standardize(mean, std)], network).train(network.training)
+    return StandardizedNetwork([Standardize(mean, std)], network).train(network.training)

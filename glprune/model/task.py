@@ -137,7 +137,7 @@ class Task:
         return METRICS[self.kind][0]
 
 
-def gain(metric: str, before: float, after: float) -> float:
+def improvement(metric: str, before: float, after: float) -> float:
     """By how much ``after`` is better than ``before``; negative where it is worse."""
     return after - before if HIGHER_IS_BETTER[metric] else before - after
 
@@ -146,7 +146,7 @@ def _rmse(output: Tensor, target: Tensor) -> Tensor:
     return regression.mean_squared_error(output, target, squared=False)
 
 
-def explained(output: Tensor, target: Tensor) -> Tensor:
+def r2_score(output: Tensor, target: Tensor) -> Tensor:
     """Share of the variance of ``target`` that ``output`` explains, over all columns; (n,) or (n, k) both.
 
     Columns are pooled, so that one that never varies divides nothing by zero. Not finite where none varies.
@@ -157,7 +157,7 @@ def explained(output: Tensor, target: Tensor) -> Tensor:
 
 # torchmetrics takes sums of squares below 1e-4 for zero in r2, whatever the target's unit
 _REGRESSION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "r2": explained,
+    "r2": r2_score,
     "rmse": _rmse,
     "mae": regression.mean_absolute_error,
 }
@@ -172,13 +172,13 @@ def _cosine(output: Tensor, target: Tensor) -> Tensor:
 
 
 _AGREEMENT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "r2": explained,
+    "r2": r2_score,
     "rmse": _rmse_of_all,
     "cosine": _cosine,
 }
 
 
-def joined(
+def concat_batches(
     batches: Iterable[tuple[Sequence[Tensor], Tensor]], rows: int
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Outputs and targets of many batches as one, in order.

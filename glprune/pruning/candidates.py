@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from glprune.pruning.tracer import Axis, Claim, Trace
-from glprune.pruning.units import Role, Slot
+from glprune.pruning.tracer import Axis, Trace, WeightUse
+from glprune.pruning.units import Role, TensorAxis
 
 
 @dataclass(frozen=True)
-class Draft:
+class Candidate:
     """A unit set as traced, before any proof.
 
     Attributes:
@@ -33,14 +33,14 @@ class Draft:
     name: str
     source: int | None
     count: int
-    slots: tuple[Slot, ...]
-    scales: tuple[Slot, ...]
+    slots: tuple[TensorAxis, ...]
+    scales: tuple[TensorAxis, ...]
     refused: str | None
     mixed: str | None
     family: str | None = None
 
 
-def draft_units(seen: Trace, names: Sequence[str]) -> list[Draft]:
+def find_candidates(seen: Trace, names: Sequence[str]) -> list[Candidate]:
     """Draft the unit sets of a traced network, inputs first, then layers as they run.
 
     Args:
@@ -58,7 +58,7 @@ def draft_units(seen: Trace, names: Sequence[str]) -> list[Draft]:
             own = {c: None for c in own if c not in taken}
         taken |= set(own)
         if own:
-            made.append(_draft(seen, classes, root, {c: n for n, c in enumerate(own)}, names))
+            made.append(_candidate(seen, classes, root, {c: n for n, c in enumerate(own)}, names))
     return _distinct([draft for draft in made if draft is not None])
 
 
@@ -74,7 +74,7 @@ class _Classes:
         ones = np.ones(len(a), dtype=np.int8)
         _, self.of = connected_components(coo_array((ones, (a, b)), shape=(size, size)), directed=False)
 
-    def place(self, claim: Claim) -> NDArray[np.int64]:
+    def place(self, claim: WeightUse) -> NDArray[np.int64]:
         """The node of each claimed cell within the claim's plane."""
         return claim.cells + self.nodes * claim.plane
 
@@ -89,9 +89,9 @@ class _Classes:
         return float(np.isin(wanted, np.concatenate(hit)).mean()) if hit else 0.0
 
 
-def _draft(
+def _candidate(
     seen: Trace, classes: _Classes, root: Axis, units: Mapping[int, int], names: Sequence[str]
-) -> Draft | None:
+) -> Candidate | None:
     wanted = np.array(list(units))
     outputs = classes.share(seen, "output", wanted)
     if root.source is None and outputs == 1.0:
@@ -102,7 +102,7 @@ def _draft(
     if not any(s.role == "reader" for s in reads):
         reads = factors
     mixed = classes.marked(seen, "mixed", wanted)
-    return Draft(
+    return Candidate(
         name=names[root.source] if root.source is not None else _name(root.tensor),
         source=root.source,
         count=root.size if refused else len(units),
@@ -146,7 +146,7 @@ def _meets(classes: _Classes, root: Axis, wanted: NDArray[np.int64]) -> bool:
     return bool(np.isin(classes.of[_range(root)], wanted).any())
 
 
-def _distinct(drafts: Sequence[Draft]) -> list[Draft]:
+def _distinct(drafts: Sequence[Candidate]) -> list[Candidate]:
     """Give a set whose name is taken, as of a weight with units along two dimensions, a number."""
     seen: dict[str, int] = {}
     named = []
@@ -158,8 +158,8 @@ def _distinct(drafts: Sequence[Draft]) -> list[Draft]:
 
 
 def _slots(
-    seen: Trace, classes: _Classes, units: Mapping[int, int], reads: Callable[[Claim], bool]
-) -> tuple[Slot, ...]:
+    seen: Trace, classes: _Classes, units: Mapping[int, int], reads: Callable[[WeightUse], bool]
+) -> tuple[TensorAxis, ...]:
     """Every position whose class is a unit; readers where a claim that ``reads`` says so."""
     unit = np.full(classes.of.max() + 1, -1)
     unit[list(units)] = list(units.values())
@@ -182,7 +182,7 @@ def _slots(
         positions = owner[_range(axis)]
         if axis.source is None and (positions >= 0).any():
             role: Role = "reader" if place in reading else "carrier"
-            slots.append(Slot(axis.tensor, axis.dim, torch.from_numpy(positions.copy()), role))
+            slots.append(TensorAxis(axis.tensor, axis.dim, torch.from_numpy(positions.copy()), role))
     return tuple(slots)
 
 

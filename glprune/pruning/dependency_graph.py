@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from glprune.data.splits import Inputs
-from glprune.pruning.units import Kind, Role, Slot, UnitSet
+from glprune.pruning.units import Kind, Role, TensorAxis, UnitSet
 
 Side = Literal["out", "in", "through"]
 # a module of the graph, which side of it is cut, and (positions, units) along that side
@@ -37,7 +37,7 @@ class _RefusedError(Exception):
     """A unit set cannot be planned; the message names the operation."""
 
 
-class _TooLate(BaseException):  # past every `except Exception` on the way
+class _DeadlineExceeded(BaseException):  # past every `except Exception` on the way
     """torch-pruning took too long."""
 
 
@@ -195,7 +195,7 @@ class _Planner:
         except _RefusedError as refusal:
             raise _RefusedError(f"layer {self.names[module]!r}: {refusal}") from None
 
-    def _slots(self, members: list[_Member], count: int) -> tuple[Slot, ...]:
+    def _slots(self, members: list[_Member], count: int) -> tuple[TensorAxis, ...]:
         owners: dict[tuple[str, int, Role], Tensor] = {}
         for module, side, (positions, units) in members:
             if module not in self.names:
@@ -208,7 +208,7 @@ class _Planner:
                     _claim(owner, positions, units, key[0])
         if not any(role == "reader" for _, _, role in owners):
             raise _RefusedError("no layer reads these units through weights of its own")
-        return tuple(Slot(tensor, dim, owner, role) for (tensor, dim, role), owner in owners.items())
+        return tuple(TensorAxis(tensor, dim, owner, role) for (tensor, dim, role), owner in owners.items())
 
 
 def dependency_plans(
@@ -241,7 +241,10 @@ def dependency_plans(
         with _deadline(seconds):
             planner = _Planner(model, inputs, axes)
             planned = [planner.unit_set(name, kind, root) for name, kind, root in planner.roots()]
-    except (Exception, _TooLate):  # torch-pruning has no error class of its own; its plan is only compared
+    except (
+        Exception,
+        _DeadlineExceeded,
+    ):  # torch-pruning has no error class of its own; its plan is only compared
         return {}
     named = [
         replace(u, name=names[int(u.name)]) if u.kind == "input" else u for u in planned if u is not None
@@ -281,7 +284,7 @@ def _deadline(seconds: float) -> Iterator[None]:
 
     def look(*_: object) -> None:
         if time.monotonic() > end:
-            raise _TooLate
+            raise _DeadlineExceeded
 
     sys.setprofile(look)
     try:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from glprune.pruning.units import Kind, Slot, UnitSet
+from glprune.pruning.units import Kind, TensorAxis, UnitSet
 
 State = Mapping[str, Tensor]
 _LEAST_SIZE = 1e-4  # of the largest: a group that is zero already has a large weight, not an infinite one
@@ -43,7 +43,7 @@ class GroupSet:
         """``input`` or ``hidden``."""
         return self.units.kind
 
-    def owner(self, slot: Slot) -> Tensor:
+    def owner(self, slot: TensorAxis) -> Tensor:
         """The group of each position of ``slot``, shape of ``slot.unit``; -1 is nobody's."""
         return torch.where(slot.unit >= 0, self.group[slot.unit.clamp(min=0)], -1)
 

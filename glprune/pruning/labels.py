@@ -69,7 +69,7 @@ def line(ids: Ids, dim: int) -> Ids:
     return ids.movedim(dim, 0).reshape(ids.shape[dim], -1)[:, 0]
 
 
-def settled(ids: Ids, dims: Sequence[int]) -> Ids | None:
+def reduce_label(ids: Ids, dims: Sequence[int]) -> Ids | None:
     """The one label along some dimensions, of size 1 there; None where several units lie along them.
 
     Positions of nobody, such as padding, do not count.
@@ -80,7 +80,7 @@ def settled(ids: Ids, dims: Sequence[int]) -> Ids | None:
     return top if bool(((ids == top) | (ids == 0)).all()) else None
 
 
-def wide(ids: Ids, like: Tensor) -> Ids:
+def broadcast_channels(ids: Ids, like: Tensor) -> Ids:
     """Labels of (batch, channels) spread over ``like``, (batch, channels, ...)."""
     return ids.view(*ids.shape, *[1] * (like.ndim - 2)).expand(like.shape)
 
@@ -101,7 +101,7 @@ def pairs(a: Ids, b: Ids) -> NDArray[np.int64]:
     return np.unique(both, axis=1) if both.size else both
 
 
-def same_division(a: Ids, b: Ids) -> bool:
+def same_partition(a: Ids, b: Ids) -> bool:
     """Tell whether one plane's units are made of the other's, where both have units."""
     if not set(varying(a)) & set(varying(b)):
         return not varying(a) and not varying(b)

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from glprune.data.splits import Inputs
 from glprune.errors import ModelError
-from glprune.pruning.candidates import Draft, draft_units
+from glprune.pruning.candidates import Candidate, find_candidates
 from glprune.pruning.dependency_graph import dependency_plans
 from glprune.pruning.trace import trace
-from glprune.pruning.units import Kind, Slot, UnitSet
-from glprune.pruning.verification import Prover, first_line, random_twin
+from glprune.pruning.units import Kind, TensorAxis, UnitSet
+from glprune.pruning.verification import EquivalenceChecker, first_line, random_copy
 
 
 def plan_units(
@@ -45,7 +45,7 @@ def plan_units(
     Raises:
         ModelError: The network does not run while its operations are watched.
     """
-    twin, probe, _ = random_twin(network, inputs)
+    twin, probe, _ = random_copy(network, inputs)
     try:
         seen = trace(twin, probe, axes)
     except Exception as error:  # scripted or compiled networks need not run under a dispatch mode
@@ -53,25 +53,27 @@ def plan_units(
             f"The network cannot be traced ({first_line(error)}); give the plain torch.nn.Module, neither "
             "scripted nor compiled."
         ) from error
-    prover = Prover(network, inputs, axes, frozenset(seen.mixing))
+    prover = EquivalenceChecker(network, inputs, axes, frozenset(seen.mixing))
     planner = _Planner(network, prover, allow_inexact)
-    sets = [s for cluster in _clusters(network, draft_units(seen, names)) for s in planner.planned(cluster)]
+    sets = [
+        s for cluster in _clusters(network, find_candidates(seen, names)) for s in planner.planned(cluster)
+    ]
     sets = planner.confirmed(sets)
     seconds = dependency_plans(network, inputs, axes, names)
-    return [replace(s, planner="both") if _alike(s, seconds.get(s.name)) else s for s in sets]
+    return [replace(s, planner="both") if _equal_plans(s, seconds.get(s.name)) else s for s in sets]
 
 
 class _Planner:
     """Chooses, for each draft, the first candidate that holds."""
 
-    def __init__(self, network: nn.Module, prover: Prover, allow_inexact: bool) -> None:
+    def __init__(self, network: nn.Module, prover: EquivalenceChecker, allow_inexact: bool) -> None:
         self.prover, self.allow_inexact = prover, allow_inexact
         self.frozen = {name for name, p in network.named_parameters() if not p.requires_grad}
         self.buffers = {name for name, _ in network.named_buffers()}
         self.readers: dict[str, tuple[int, Tensor]] = {}
         self.clusters: list[list[UnitSet]] = []
 
-    def planned(self, cluster: Sequence[Draft]) -> list[UnitSet]:
+    def planned(self, cluster: Sequence[Candidate]) -> list[UnitSet]:
         """Prove a cluster of drafts that are cut together; refused sets carry the reason."""
         reason = next((d.refused for d in cluster if d.refused), None)
         if len(cluster) > 1 and reason is None and len({d.count for d in cluster}) > 1:
@@ -83,11 +85,11 @@ class _Planner:
         failure = "no layer reads these units through weights of its own"
         for candidate in self._candidates(cluster):
             failure = self._conflict(candidate) or ""
-            proved = failure or self.prover.first(candidate)
+            proved = failure or self.prover.check_half(candidate)
             if isinstance(proved, str):
                 failure = proved
                 continue
-            if cluster[0].source is not None and (late := self.prover.rest(proved)):
+            if cluster[0].source is not None and (late := self.prover.check_each(proved)):
                 failure = late
                 continue
             self._accept(proved)
@@ -97,16 +99,16 @@ class _Planner:
 
     def confirmed(self, sets: Sequence[UnitSet]) -> list[UnitSet]:
         """Prove all accepted sets together on every separating subset; one by one if that fails."""
-        if self.prover.holds(self.clusters):
+        if self.prover.check_together(self.clusters):
             return list(sets)
         failures: dict[str, str] = {}
         for cluster in self.clusters:
-            failure = self.prover.rest(cluster)
+            failure = self.prover.check_each(cluster)
             failures |= {s.name: failure for s in cluster if failure}
         if not failures:  # each holds alone: keep those that hold with all before them
             kept: list[list[UnitSet]] = []
             for cluster in self.clusters:
-                if self.prover.holds([*kept, cluster]):
+                if self.prover.check_together([*kept, cluster]):
                     kept.append(cluster)
                 else:
                     failures |= {
@@ -114,7 +116,7 @@ class _Planner:
                     }
         return [replace(s, slots=(), refused=failures[s.name]) if s.name in failures else s for s in sets]
 
-    def _candidates(self, cluster: Sequence[Draft]) -> Iterator[list[UnitSet]]:
+    def _candidates(self, cluster: Sequence[Candidate]) -> Iterator[list[UnitSet]]:
         mixed = [d.mixed for d in cluster if d.mixed]
         if not mixed:
             yield [_unit_set(d, d.slots) for d in cluster]
@@ -151,16 +153,16 @@ class _Planner:
             self.readers[slot.tensor] = slot.dim, taken | (slot.unit >= 0)
 
 
-def _unit_set(draft: Draft, slots: tuple[Slot, ...]) -> UnitSet:
+def _unit_set(draft: Candidate, slots: tuple[TensorAxis, ...]) -> UnitSet:
     kind: Kind = "hidden" if draft.source is None else "input"
     return UnitSet(draft.name, kind, draft.count, slots, source=draft.source, family=draft.family)
 
 
-def _refused(draft: Draft, reason: str) -> UnitSet:
+def _refused(draft: Candidate, reason: str) -> UnitSet:
     return replace(_unit_set(draft, ()), refused=reason)
 
 
-def _clusters(network: nn.Module, drafts: Sequence[Draft]) -> list[list[Draft]]:
+def _clusters(network: nn.Module, drafts: Sequence[Candidate]) -> list[list[Candidate]]:
     """Put layers and directions of one recurrent module together; every other draft is alone."""
     several = {
         name
@@ -168,7 +170,7 @@ def _clusters(network: nn.Module, drafts: Sequence[Draft]) -> list[list[Draft]]:
         if isinstance(m, nn.RNNBase) and (m.num_layers > 1 or m.bidirectional)
     }
     missing = _missing(network, several, drafts)
-    clusters: dict[str, list[Draft]] = {}
+    clusters: dict[str, list[Candidate]] = {}
     for number, draft in enumerate(drafts):
         homes = sorted(
             {
@@ -188,7 +190,7 @@ def _clusters(network: nn.Module, drafts: Sequence[Draft]) -> list[list[Draft]]:
     return list(clusters.values())
 
 
-def _missing(network: nn.Module, several: Collection[str], drafts: Sequence[Draft]) -> dict[str, str]:
+def _missing(network: nn.Module, several: Collection[str], drafts: Sequence[Candidate]) -> dict[str, str]:
     """Recurrent modules of which a layer has no draft, as where its units are the output."""
     drafted = {slot.tensor for d in drafts for slot in d.slots if slot.role == "reader"}
     names = (name for name, _ in network.named_parameters())
@@ -200,7 +202,7 @@ def _missing(network: nn.Module, several: Collection[str], drafts: Sequence[Draf
     return {path: name for path, name in absent if path in several}
 
 
-def _alike(units: UnitSet, second: UnitSet | None) -> bool:
+def _equal_plans(units: UnitSet, second: UnitSet | None) -> bool:
     """Tell whether torch-pruning gives every position of every parameter to the same unit."""
     if second is None or units.refused or second.refused or units.count != second.count:
         return False

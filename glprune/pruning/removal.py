@@ -14,20 +14,20 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from glprune.data.splits import Inputs, select
+from glprune.data.splits import Inputs, select_columns
 from glprune.errors import NonFiniteError
 from glprune.model.diagnostics import finite_rows
 from glprune.pruning.groups import GroupSet, support
-from glprune.pruning.surgery import Surgery, all_columns, plan
+from glprune.pruning.surgery import PruningPlan, all_columns, plan_pruning
 from glprune.pruning.units import UnitSet
 from glprune.pruning.verification import TOLERANCE, difference, difference_after, outputs
-from glprune.schema.report import Cut, Refusal
+from glprune.schema.report import Cut, Skipped
 
 _SMALL_BATCHES = (1, 3)
 
 
 @dataclass(frozen=True)
-class Removed:
+class RemovalResult:
     """The outcome of a removal.
 
     Attributes:
@@ -41,16 +41,16 @@ class Removed:
     """
 
     network: nn.Module
-    surgery: Surgery
+    surgery: PruningPlan
     columns: tuple[Tensor, ...]
     cuts: tuple[Cut, ...]
-    refused: tuple[Refusal, ...]
+    refused: tuple[Skipped, ...]
     difference: float
     rows: int
 
 
 @dataclass
-class _Cutting:
+class _RemovalState:
     """A removal at work: what was chosen so far."""
 
     network: nn.Module
@@ -69,7 +69,7 @@ def remove(
     axes: Sequence[int | None],
     tolerance: float = TOLERANCE,
     multiple: int = 1,
-) -> Removed:
+) -> RemovalResult:
     """Cut every unit whose group is exactly zero, certifying each cut.
 
     Args:
@@ -97,27 +97,29 @@ def remove(
                 "The network with zeroed groups returns NaN or Inf on all rows; lower train.lr."
             )
         reference = outputs(network, inputs)
-    work = _Cutting(network, inputs, tuple(axes), reference, list(all_columns(inputs, axes)), network)
+    work = _RemovalState(network, inputs, tuple(axes), reference, list(all_columns(inputs, axes)), network)
     refused = [
-        Refusal(name=g.name, units=g.units.count, reason=g.units.refused) for g in groups if g.units.refused
+        Skipped(name=g.name, units=g.units.count, reason=g.units.refused) for g in groups if g.units.refused
     ]
     cuts: list[Cut] = []
     # cuts that may change outputs come last, so that the others are held against the zeroed network
     for family in sorted(_families(groups), key=lambda f: any(g.units.inexact for g in f)):
         made = _cut(work, family, tolerance, multiple)
         cuts += [c for c in made if isinstance(c, Cut)]
-        refused += [c for c in made if isinstance(c, Refusal)]
+        refused += [c for c in made if isinstance(c, Skipped)]
     slim = work.slim if work.choices else copy.deepcopy(network)
     final = _small_batches(network, slim, work)
-    surgery = plan(network, work.choices, inputs, axes)
-    return Removed(slim, surgery, tuple(work.columns), tuple(cuts), tuple(refused), final, len(inputs[0]))
+    surgery = plan_pruning(network, work.choices, inputs, axes)
+    return RemovalResult(
+        slim, surgery, tuple(work.columns), tuple(cuts), tuple(refused), final, len(inputs[0])
+    )
 
 
-def followed_by(first: Removed, second: Removed) -> Removed:
+def then(first: RemovalResult, second: RemovalResult) -> RemovalResult:
     """Two removals in a row as one, in the numbering of the first one's network."""
-    return Removed(
+    return RemovalResult(
         network=second.network,
-        surgery=first.surgery.followed_by(second.surgery),
+        surgery=first.surgery.then(second.surgery),
         columns=tuple(a[b] if len(a) else a for a, b in zip(first.columns, second.columns, strict=True)),
         cuts=(*first.cuts, *second.cuts),
         refused=tuple({r.name: r for r in (*first.refused, *second.refused)}.values()),
@@ -126,7 +128,7 @@ def followed_by(first: Removed, second: Removed) -> Removed:
     )
 
 
-def shaped(
+def cut_uncertified(
     network: nn.Module,
     groups: Sequence[GroupSet],
     alive: Sequence[Tensor],
@@ -152,7 +154,7 @@ def shaped(
         if units.source is not None:
             columns[units.source] = keep
     slim = copy.deepcopy(network)
-    plan(network, choices, inputs, axes).apply_(slim)
+    plan_pruning(network, choices, inputs, axes).apply_(slim)
     return slim, tuple(columns)
 
 
@@ -184,7 +186,9 @@ def _families(groups: Sequence[GroupSet]) -> list[list[GroupSet]]:
     return list(families.values())
 
 
-def _cut(work: _Cutting, family: Sequence[GroupSet], tolerance: float, multiple: int) -> list[Cut | Refusal]:
+def _cut(
+    work: _RemovalState, family: Sequence[GroupSet], tolerance: float, multiple: int
+) -> list[Cut | Skipped]:
     """Cut one family where that is lossless."""
     state = dict(work.network.state_dict())
     dead = [~support(state, g)[g.group] for g in family]
@@ -201,11 +205,11 @@ def _cut(work: _Cutting, family: Sequence[GroupSet], tolerance: float, multiple:
     inexact = any(units.inexact for units, _ in choices)
     if isinstance(gap, str) or (gap > tolerance and not inexact) or gap == float("inf"):
         reason = gap if isinstance(gap, str) else f"the cut changes outputs by {gap:.1e}"
-        return [Refusal(name=u.name, units=u.count - len(k), reason=reason) for u, k in choices]
+        return [Skipped(name=u.name, units=u.count - len(k), reason=reason) for u, k in choices]
     work.choices += choices
     work.slim, work.columns = trial, columns
     if inexact:  # the next cut answers for its own change alone
-        work.reference = outputs(trial, select(work.inputs, work.axes, columns))
+        work.reference = outputs(trial, select_columns(work.inputs, work.axes, columns))
     return [
         Cut(
             name=u.name,
@@ -219,10 +223,10 @@ def _cut(work: _Cutting, family: Sequence[GroupSet], tolerance: float, multiple:
     ]
 
 
-def _small_batches(network: nn.Module, slim: nn.Module, work: _Cutting) -> float:
+def _small_batches(network: nn.Module, slim: nn.Module, work: _RemovalState) -> float:
     """Largest difference over all rows and over small batches, where the dense network takes them."""
     worst = difference(
-        outputs(network, work.inputs), outputs(slim, select(work.inputs, work.axes, work.columns))
+        outputs(network, work.inputs), outputs(slim, select_columns(work.inputs, work.axes, work.columns))
     )
     for rows in _SMALL_BATCHES:
         few = tuple(x[:rows] for x in work.inputs)
@@ -230,7 +234,7 @@ def _small_batches(network: nn.Module, slim: nn.Module, work: _Cutting) -> float
             expected = outputs(network, few)
         except Exception:  # a forward written for larger batches says nothing of the cut
             continue
-        worst = max(worst, difference(expected, outputs(slim, select(few, work.axes, work.columns))))
+        worst = max(worst, difference(expected, outputs(slim, select_columns(few, work.axes, work.columns))))
     return worst
 
 

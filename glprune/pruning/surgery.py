@@ -25,7 +25,7 @@ _ATTRIBUTES: dict[str, tuple[str, int]] = {
 
 
 @dataclass(frozen=True)
-class Padding:
+class ConstantFill:
     """Feeds constants for the removed columns of an input whose network is written for all of them.
 
     A forward pre-hook of the network: it takes the kept columns and gives the network its full
@@ -57,15 +57,15 @@ class Padding:
         full = torch.cat([x, constants], dim=axis).index_select(axis, order)
         return (*inputs[: self.place], full, *inputs[self.place + 1 :])
 
-    def after(self, first: Padding) -> Padding:
+    def then(self, first: ConstantFill) -> ConstantFill:
         """This padding of an input that ``first`` narrowed already, as one."""
         values = first.values.clone()
         values[first.kept] = self.values
-        return Padding(self.place, self.axis, first.kept[self.kept], values)
+        return ConstantFill(self.place, self.axis, first.kept[self.kept], values)
 
 
 @dataclass(frozen=True)
-class Surgery:
+class PruningPlan:
     """Everything that turns the dense network into the slim one.
 
     Attributes:
@@ -76,7 +76,7 @@ class Surgery:
 
     kept: Mapping[tuple[str, int], Tensor] = field(default_factory=dict)
     attributes: Mapping[tuple[str, str], Any] = field(default_factory=dict)
-    padding: Mapping[int, Padding] = field(default_factory=dict)
+    padding: Mapping[int, ConstantFill] = field(default_factory=dict)
 
     def apply_(self, network: nn.Module) -> None:
         """Cut a dense network, in place."""
@@ -86,27 +86,27 @@ class Surgery:
         for padding in self.padding.values():
             network.register_forward_pre_hook(padding, prepend=True)
 
-    def joined(self, other: Surgery) -> Surgery:
+    def merge(self, other: PruningPlan) -> PruningPlan:
         """Both surgeries of one dense network."""
         kept = dict(self.kept)
         for key, positions in other.kept.items():
             kept[key] = positions if key not in kept else kept[key][torch.isin(kept[key], positions)]
-        return Surgery(kept, {**self.attributes, **other.attributes}, {**self.padding, **other.padding})
+        return PruningPlan(kept, {**self.attributes, **other.attributes}, {**self.padding, **other.padding})
 
-    def followed_by(self, second: Surgery) -> Surgery:
+    def then(self, second: PruningPlan) -> PruningPlan:
         """This surgery, then one of the slim network it gave, in the dense network's numbering."""
         kept = dict(self.kept)
         for key, positions in second.kept.items():
             kept[key] = self.kept[key][positions] if key in self.kept else positions
         padding = dict(self.padding)
         for place, later in second.padding.items():
-            padding[place] = later.after(padding[place]) if place in padding else later
-        return Surgery(kept, {**self.attributes, **second.attributes}, padding)
+            padding[place] = later.then(padding[place]) if place in padding else later
+        return PruningPlan(kept, {**self.attributes, **second.attributes}, padding)
 
 
-def plan(
+def plan_pruning(
     network: nn.Module, choices: Iterable[tuple[UnitSet, Tensor]], inputs: Inputs, axes: Sequence[int | None]
-) -> Surgery:
+) -> PruningPlan:
     """Turn chosen units into a surgery.
 
     Args:
@@ -115,7 +115,7 @@ def plan(
         inputs: Example inputs: a removed column that is fed a constant is fed the first row's value.
         axes: The feature axis of each input.
     """
-    whole = Surgery()
+    whole = PruningPlan()
     for units, keep in choices:
         alive = torch.zeros(units.count, dtype=torch.bool)
         alive[keep] = True
@@ -124,7 +124,7 @@ def plan(
             for s in (units.slots if units.removal == "cut" else ())
         }
         attributes = {
-            (a.module, a.name): _resized(
+            (a.module, a.name): _resized_attributes(
                 network.get_submodule(a.module), a.name, a.per_unit, units.count, len(keep)
             )
             for a in units.attributes
@@ -134,19 +134,19 @@ def plan(
             axis = axes[units.source]
             assert axis is not None  # an input without a feature axis has no units
             padding[units.source] = _padding(units.source, inputs[units.source], axis, keep)
-        whole = whole.joined(Surgery(kept, attributes, padding))
+        whole = whole.merge(PruningPlan(kept, attributes, padding))
     return whole
 
 
-def _padding(place: int, x: Tensor, axis: int, keep: Tensor) -> Padding:
+def _padding(place: int, x: Tensor, axis: int, keep: Tensor) -> ConstantFill:
     """Constants that the network has met: the first row's values, the first along every other axis."""
     row = x.movedim(axis, -1)
     while row.ndim > 1:
         row = row[0]
-    return Padding(place, axis, keep, row.clone())
+    return ConstantFill(place, axis, keep, row.clone())
 
 
-def _resized(module: nn.Module, name: str, per_unit: int, count: int, left: int) -> Any:
+def _resized_attributes(module: nn.Module, name: str, per_unit: int, count: int, left: int) -> Any:
     """An attribute's value once ``left`` of ``count`` units stay."""
     value = getattr(module, name)
     old, new = per_unit * count, per_unit * left

@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from glprune.data.splits import Inputs
 from glprune.pruning.labels import tensors
-from glprune.pruning.tracer import Trace, Watcher
+from glprune.pruning.tracer import Trace, Tracer
 from glprune.pruning.tracing_rules import rule_for
 
 
@@ -35,7 +35,7 @@ def trace(network: nn.Module, inputs: Inputs, axes: Sequence[int | None]) -> Tra
         inputs: Example inputs, each (batch, ...), batch at least 2.
         axes: The axis of each input that holds its features; None where it has none.
     """
-    watcher = Watcher(network, inputs, axes, rule_for)
+    watcher = Tracer(network, inputs, axes, rule_for)
     with torch.no_grad(), _plain_operations(), watcher.layers(), watcher:
         outputs = network(*inputs)
     watcher.finish(tensors(outputs))

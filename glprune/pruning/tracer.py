@@ -50,7 +50,7 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Claim:
+class WeightUse:
     """Positions of a weight met units of the stream in one operation.
 
     Attributes:
@@ -69,7 +69,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Mark:
+class Annotation:
     """Something that is true of some nodes, with the operation it comes from.
 
     Attributes:
@@ -99,8 +99,8 @@ class Trace:
 
     axes: list[Axis]
     pairs: list[NDArray[np.int64]] = field(default_factory=list)
-    claims: list[Claim] = field(default_factory=list)
-    marks: list[Mark] = field(default_factory=list)
+    claims: list[WeightUse] = field(default_factory=list)
+    marks: list[Annotation] = field(default_factory=list)
     roots: dict[Axis, None] = field(default_factory=dict)
     mixing: set[int] = field(default_factory=set)
 
@@ -111,7 +111,7 @@ class Trace:
 
 
 @dataclass(frozen=True)
-class Call:
+class OpCall:
     """One tensor operation as it ran."""
 
     name: str
@@ -120,7 +120,7 @@ class Call:
     kwargs: dict[str, Any]
     out: Any
 
-    def again(self, first: Any) -> Any:
+    def repeat(self, first: Any) -> Any:
         """The same operation on another first argument."""
         return self.func(first, *self.args[1:], **self.kwargs)
 
@@ -134,7 +134,7 @@ class Call:
         return None
 
 
-class Watcher(TorchDispatchMode):
+class Tracer(TorchDispatchMode):
     """Labels every tensor of one run.
 
     Args:
@@ -200,14 +200,14 @@ class Watcher(TorchDispatchMode):
     def finish(self, outputs: Sequence[Tensor]) -> None:
         """Note which units the outputs hold."""
         for y in outputs:
-            for ids in self.of(y).planes:
+            for ids in self.labels_of(y).planes:
                 self.mark(ids, "output", "the network's output")
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        known = [self.of(t) for t in tensors((args, kwargs))]
+        known = [self.labels_of(t) for t in tensors((args, kwargs))]
         self.reductions += is_reduction(func.overloadpacket.__name__)
         out = func(*args, **kwargs)
         if any(k.planes or not k.weight for k in known if k is not CONSTANT):
@@ -219,7 +219,7 @@ class Watcher(TorchDispatchMode):
 
     # --- labels ------------------------------------------------------------------------------
 
-    def of(self, tensor: Tensor) -> Labels:
+    def labels_of(self, tensor: Tensor) -> Labels:
         """The labels of a tensor."""
         found = self.labels.get(id(tensor))
         written = self.written.get(storage(tensor)) if self.written else None
@@ -252,11 +252,11 @@ class Watcher(TorchDispatchMode):
 
     def _label(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         name = func.overloadpacket.__name__.rstrip("_")
-        call = Call(name, func, args, kwargs, out)
+        call = OpCall(name, func, args, kwargs, out)
         try:
             self.rule_for(name, torch.Tag.pointwise in func.tags)(self, call)
         except Exception as error:  # arguments a rule was not written for: their units stay
-            self.lose(call, f"{name} in {self.where()} is beyond its rule ({type(error).__name__})")
+            self.refuse_units(call, f"{name} in {self.where()} is beyond its rule ({type(error).__name__})")
 
     def _share(self, tensor: Tensor) -> None:
         """Note a write in place; what other views of the memory held stays where it was."""
@@ -270,12 +270,12 @@ class Watcher(TorchDispatchMode):
             self.labels[id(tensor)] = after
             self._write(tensor)
 
-    def lose(self, call: Call, reason: str) -> None:
+    def refuse_units(self, call: OpCall, reason: str) -> None:
         """Refuse all units that enter an operation; its outputs hold none."""
         entering = tensors((call.args, call.kwargs))
-        weight = all(self.of(t).weight for t in entering)
+        weight = all(self.labels_of(t).weight for t in entering)
         for tensor in entering:
-            for ids in self.of(tensor).planes:
+            for ids in self.labels_of(tensor).planes:
                 self.mark(ids, "refused", reason)
         for y in tensors(call.out):
             self.set(y, [], weight)
@@ -290,7 +290,7 @@ class Watcher(TorchDispatchMode):
         """Note something of all units of a plane; see :class:`Mark`."""
         found = nodes(ids)
         if found.size:
-            self.trace.marks.append(Mark(found, kind, reason))
+            self.trace.marks.append(Annotation(found, kind, reason))
         if kind == "mixed":
             self.mixed |= set(found.tolist())
 
@@ -311,7 +311,7 @@ class Watcher(TorchDispatchMode):
         """Note that positions of a weight met units; see :class:`Claim`. False where none did."""
         met = pairs(cells, ids)
         if met.size:
-            self.trace.claims.append(Claim(met[0], met[1], role, scales, plane))
+            self.trace.claims.append(WeightUse(met[0], met[1], role, scales, plane))
         return bool(met.size)
 
     def begin(self, ids: Ids) -> None:
@@ -320,4 +320,4 @@ class Watcher(TorchDispatchMode):
             self.trace.roots.setdefault(self.trace.axes[int(place)])
 
 
-RuleFor = Callable[[str, bool], Callable[[Watcher, Call], None]]
+RuleFor = Callable[[str, bool], Callable[[Tracer, OpCall], None]]

@@ -18,52 +18,52 @@ from glprune.pruning.labels import (
     CONSTANT,
     Ids,
     Labels,
+    broadcast_channels,
     compact,
     line,
     nodes,
-    same_division,
-    settled,
+    reduce_label,
+    same_partition,
     tensors,
     varying,
-    wide,
 )
-from glprune.pruning.tracer import REDUCTIONS, Call, Watcher
+from glprune.pruning.tracer import REDUCTIONS, OpCall, Tracer
 
 
-def _unknown(w: Watcher, call: Call) -> None:
-    w.lose(call, f"{call.name} in {w.where()} has no rule")
+def _unknown(w: Tracer, call: OpCall) -> None:
+    w.refuse_units(call, f"{call.name} in {w.where()} has no rule")
 
 
-def _constant(w: Watcher, call: Call) -> None:
+def _constant(w: Tracer, call: OpCall) -> None:
     """Outputs that do not depend on values."""
 
 
-def _move(w: Watcher, call: Call) -> None:
+def _move(w: Tracer, call: OpCall) -> None:
     """Views, slices, permutations: labels move as values do."""
     first = call.args[0]
-    labels = w.of(first)
+    labels = w.labels_of(first)
     for tensor in tensors((call.args[1:], call.kwargs)):
-        for ids in w.of(tensor).planes:
-            if not w.of(tensor).weight:
+        for ids in w.labels_of(tensor).planes:
+            if not w.labels_of(tensor).weight:
                 w.mark(ids, "refused", f"units choose positions by {call.name} in {w.where()}")
     if call.name in ("view", "_unsafe_view", "view_copy"):  # labels need not be contiguous where values are
         moved = [[ids.reshape(call.out.shape)] for ids in labels.planes]
     else:
-        moved = [tensors(call.again(ids.view_as(ids))) for ids in labels.planes]
+        moved = [tensors(call.repeat(ids.view_as(ids))) for ids in labels.planes]
     for number, y in enumerate(tensors(call.out)):
         w.set(y, [m[number] for m in moved], labels.weight)
 
 
-def _pad(w: Watcher, call: Call) -> None:
-    labels = w.of(call.args[0])
+def _pad(w: Tracer, call: OpCall) -> None:
+    labels = w.labels_of(call.args[0])
     moved = [torch.constant_pad_nd(ids, list(call.args[1]), 0.0) for ids in labels.planes]
     w.set(call.out, moved, labels.weight)
 
 
-def _cat(w: Watcher, call: Call) -> None:
+def _cat(w: Tracer, call: OpCall) -> None:
     """Concatenation and stacking: planes that vary along the same dimensions continue each other."""
     parts = list(call.args[0])
-    labels = [w.of(t) for t in parts]
+    labels = [w.labels_of(t) for t in parts]
     rows: list[dict[int, Ids]] = []
     for place, part in enumerate(labels):
         for ids in part.planes:
@@ -76,20 +76,20 @@ def _cat(w: Watcher, call: Call) -> None:
         [row.get(place, torch.zeros(t.shape, dtype=torch.float64)) for place, t in enumerate(parts)]
         for row in rows
     ]
-    w.set(call.out, [call.again(ids) for ids in filled], all(part.weight for part in labels))
+    w.set(call.out, [call.repeat(ids) for ids in filled], all(part.weight for part in labels))
 
 
 def _continues(row: dict[int, Ids], ids: Ids) -> bool:
     return any(varying(other) == varying(ids) for other in row.values())
 
 
-def _pointwise(w: Watcher, call: Call) -> None:
+def _pointwise(w: Tracer, call: OpCall) -> None:
     """Elementwise operations: units that meet are one unit; weights that meet units are carriers."""
     if not isinstance(call.out, Tensor):
         _unknown(w, call)
         return
     shape = call.out.shape
-    operands = [w.of(t) for t in tensors((call.args, call.kwargs))]
+    operands = [w.labels_of(t) for t in tensors((call.args, call.kwargs))]
     spread = [
         Labels([p.broadcast_to(shape) for p in o.planes], o.weight) for o in operands if o is not CONSTANT
     ]
@@ -97,7 +97,7 @@ def _pointwise(w: Watcher, call: Call) -> None:
     w.set(call.out, *_meet(w, spread, scales))
 
 
-def _meet(w: Watcher, operands: Sequence[Labels], scales: bool) -> tuple[list[Ids], bool]:
+def _meet(w: Tracer, operands: Sequence[Labels], scales: bool) -> tuple[list[Ids], bool]:
     streams = [o for o in operands if not o.weight]
     planes = _united(w, [o.planes for o in streams or operands])
     if not streams:
@@ -107,7 +107,7 @@ def _meet(w: Watcher, operands: Sequence[Labels], scales: bool) -> tuple[list[Id
             met = [
                 w.claim(cells, ids, "carrier", scales, number)
                 for number, ids in enumerate(list(planes))
-                if same_division(cells, ids)
+                if same_partition(cells, ids)
             ]
             if not any(met):
                 planes.append(cells)
@@ -116,7 +116,7 @@ def _meet(w: Watcher, operands: Sequence[Labels], scales: bool) -> tuple[list[Id
     return planes, False
 
 
-def _united(w: Watcher, operands: Sequence[Sequence[Ids]]) -> list[Ids]:
+def _united(w: Tracer, operands: Sequence[Sequence[Ids]]) -> list[Ids]:
     """Join the planes of several operands where one divides as the other does."""
     planes: list[Ids] = []
     for operand in operands:
@@ -124,7 +124,7 @@ def _united(w: Watcher, operands: Sequence[Sequence[Ids]]) -> list[Ids]:
         for ids in operand:
             matched = False
             for place, other in enumerate(planes):
-                if same_division(other, ids):
+                if same_partition(other, ids):
                     w.join(other, ids)
                     planes[place] = compact(torch.where(other > 0, other, ids))
                     matched = True
@@ -134,7 +134,7 @@ def _united(w: Watcher, operands: Sequence[Sequence[Ids]]) -> list[Ids]:
     return planes
 
 
-def _contract(w: Watcher, a: Labels, b: Labels, name: str, shape: torch.Size) -> tuple[list[Ids], bool]:
+def _contract(w: Tracer, a: Labels, b: Labels, name: str, shape: torch.Size) -> tuple[list[Ids], bool]:
     """Matrix product of ``(..., m, k)`` and ``(..., k, n)``."""
     if a.weight and not b.weight:  # the transposed product, so that the weight stands on the right
         turned = torch.Size((*shape[:-2], shape[-1], shape[-2]))
@@ -167,7 +167,7 @@ def _turned(labels: Labels) -> Labels:
     return Labels([ids.mT for ids in labels.planes], labels.weight)
 
 
-def _tied_out(w: Watcher, ids: Ids, dim: int, name: str, shape: torch.Size) -> list[Ids]:
+def _tied_out(w: Tracer, ids: Ids, dim: int, name: str, shape: torch.Size) -> list[Ids]:
     """Units summed over become one; where a softmax mixed them before, they lose their trace."""
     if w.mixed & set(nodes(ids).tolist()):
         w.mark(ids, "mixed", f"{name} in {w.where()}")
@@ -175,7 +175,7 @@ def _tied_out(w: Watcher, ids: Ids, dim: int, name: str, shape: torch.Size) -> l
     return [w.tie(ids, dim, f"{name} in {w.where()}").expand(shape)]
 
 
-def _read(w: Watcher, stream: Sequence[Ids], cells: Sequence[Ids], name: str) -> None:
+def _read(w: Tracer, stream: Sequence[Ids], cells: Sequence[Ids], name: str) -> None:
     """Units of (..., m, k) end at the cells of (..., k, n)."""
     for cell in cells:
         if (cell.ndim - 1) in varying(cell):
@@ -188,28 +188,28 @@ def _read(w: Watcher, stream: Sequence[Ids], cells: Sequence[Ids], name: str) ->
             w.claim(across.expand(shape), ids.expand(shape), "reader", True, number)
 
 
-def _matmul(w: Watcher, call: Call) -> None:
+def _matmul(w: Tracer, call: OpCall) -> None:
     a, b = call.args[-2:] if call.name in ("mm", "bmm") else call.args[1:3]
-    product = _contract(w, w.of(a), w.of(b), call.name, call.out.shape)
+    product = _contract(w, w.labels_of(a), w.labels_of(b), call.name, call.out.shape)
     if call.name in ("mm", "bmm"):
         w.set(call.out, *product)
         return
-    added = w.of(call.args[0])
+    added = w.labels_of(call.args[0])
     spread = [p.broadcast_to(call.out.shape) for p in added.planes]
     w.set(call.out, *_meet(w, [Labels(*product), Labels(spread, added.weight)], False))
 
 
-def _convolution(w: Watcher, call: Call) -> None:
+def _convolution(w: Tracer, call: OpCall) -> None:
     x, weight, bias = call.args[:3]
     transposed, groups = bool(call.args[6]), int(call.args[8])
     planes = []
-    for ids in w.of(x).planes:
-        channels = settled(ids, range(2, x.ndim))
+    for ids in w.labels_of(x).planes:
+        channels = reduce_label(ids, range(2, x.ndim))
         if channels is None:
             w.mark(ids, "refused", f"convolution in {w.where()} runs over the units")
         elif 1 in varying(compact(channels)):
             planes.append(channels.flatten(1))
-    of_weight = w.of(weight).planes
+    of_weight = w.labels_of(weight).planes
     reads, makes = (0, 1) if transposed else (1, 0)
     cells = [line(p, reads) for p in of_weight if varying(p) == (reads,)]
     made = [line(p, makes) for p in of_weight if varying(p) == (makes,)]
@@ -238,18 +238,18 @@ def _convolution(w: Watcher, call: Call) -> None:
         for ids in [*planes, *made]:
             w.mark(ids, "refused", f"grouped convolution {w.where()}")
         out = []
-    full = [wide(ids, call.out) for ids in out]
+    full = [broadcast_channels(ids, call.out) for ids in out]
     if bias is not None:
-        added = [wide(p.expand(shape), call.out) for p in w.of(bias).planes]
+        added = [broadcast_channels(p.expand(shape), call.out) for p in w.labels_of(bias).planes]
         full, _ = _meet(w, [Labels(full, False), Labels(added, True)], False)
     w.set(call.out, full, False)
 
 
-def _normalised(w: Watcher, call: Call) -> None:
+def _normalised(w: Tracer, call: OpCall) -> None:
     """BatchNorm, LayerNorm, RMSNorm, GroupNorm: affine carriers; statistics may mix units."""
     x = call.args[0]
     y = tensors(call.out)[0]
-    planes = list(w.of(x).planes)
+    planes = list(w.labels_of(x).planes)
     if call.name == "native_group_norm":
         planes = [_norm_groups(w, ids, int(call.args[6])) for ids in planes]
     last = range(x.ndim - len(call.args[1]), x.ndim) if call.name in _LAYER_NORMS else ()
@@ -259,14 +259,14 @@ def _normalised(w: Watcher, call: Call) -> None:
             w.mark(ids, "mixed", where if "Norm" in where else f"{call.name} in {where}")
     spread = []
     for tensor in tensors((call.args[1:], call.kwargs)):
-        for ids in w.of(tensor).planes:
+        for ids in w.labels_of(tensor).planes:
             aligned = ids if last else ids.view(1, -1, *[1] * (x.ndim - 2))
             spread.append(aligned.broadcast_to(x.shape))
     result, _ = _meet(w, [Labels(planes, False), Labels(spread, True)], False)
     w.set(y, result, False)
 
 
-def _norm_groups(w: Watcher, ids: Ids, groups: int) -> Ids:
+def _norm_groups(w: Tracer, ids: Ids, groups: int) -> Ids:
     """Channels that share a norm's statistics are one unit."""
     channels = ids.unflatten(1, (groups, -1))
     top = channels.flatten(2).amax(2)
@@ -276,26 +276,26 @@ def _norm_groups(w: Watcher, ids: Ids, groups: int) -> Ids:
     return ids
 
 
-def _embedding(w: Watcher, call: Call) -> None:
+def _embedding(w: Tracer, call: OpCall) -> None:
     weight, index = call.args[:2]
-    planes = [p.unsqueeze(-1).expand(call.out.shape) for p in w.of(index).planes]
-    made = [line(p, 1).expand(call.out.shape) for p in w.of(weight).planes if varying(p) == (1,)]
+    planes = [p.unsqueeze(-1).expand(call.out.shape) for p in w.labels_of(index).planes]
+    made = [line(p, 1).expand(call.out.shape) for p in w.labels_of(weight).planes if varying(p) == (1,)]
     for ids in made:
         w.begin(ids)
     w.set(call.out, planes + made, False)
 
 
-def _reduction(w: Watcher, call: Call) -> None:
+def _reduction(w: Tracer, call: OpCall) -> None:
     """Sums, means, maxima over dimensions: exact where the units do not lie along them."""
     x = call.args[0]
-    labels = w.of(x)
+    labels = w.labels_of(x)
     dims = call.argument("dim")
     listed = range(x.ndim) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
     over = {d % x.ndim for d in listed} if x.ndim else set()
     keep = bool(call.argument("keepdim"))
     planes = []
     for ids in labels.planes:
-        left = settled(ids, sorted(over))
+        left = reduce_label(ids, sorted(over))
         if left is None and not labels.weight and set(varying(ids)) - over:
             left = _tied(w, ids, sorted(over), call.name)  # a sum within each head ties the head
         if left is not None:
@@ -307,16 +307,16 @@ def _reduction(w: Watcher, call: Call) -> None:
         w.set(y, [p.expand(y.shape) for p in planes], labels.weight)
 
 
-def _tied(w: Watcher, ids: Ids, dims: Sequence[int], name: str) -> Ids:
+def _tied(w: Tracer, ids: Ids, dims: Sequence[int], name: str) -> Ids:
     for dim in dims:
         ids = w.tie(ids, dim, f"{name} in {w.where()}")
     return ids
 
 
-def _along(w: Watcher, call: Call) -> None:
+def _along(w: Tracer, call: OpCall) -> None:
     """Softmax and running sums: the shape stays, positions along one dimension mix."""
     x = call.args[0]
-    labels = w.of(x)
+    labels = w.labels_of(x)
     dim = call.argument("dim")
     for ids in labels.planes:
         if dim is None or (int(dim) % x.ndim) in varying(ids):
@@ -326,15 +326,15 @@ def _along(w: Watcher, call: Call) -> None:
             w.set(y, labels.planes, labels.weight)
 
 
-def _spatial(w: Watcher, call: Call) -> None:
+def _spatial(w: Tracer, call: OpCall) -> None:
     """Pooling and upsampling: positions mix, channels do not."""
     x = call.args[0]
-    labels = w.of(x)
+    labels = w.labels_of(x)
     y = tensors(call.out)[0]
     first = 1 if "1d" in call.name else 3 if "3d" in call.name else 2
     planes = []
     for ids in labels.planes:
-        channels = settled(ids, range(x.ndim - first, x.ndim))
+        channels = reduce_label(ids, range(x.ndim - first, x.ndim))
         if channels is None:
             w.mark(ids, "refused", f"{call.name} in {w.where()} runs over the units")
         else:
@@ -342,41 +342,41 @@ def _spatial(w: Watcher, call: Call) -> None:
     w.set(y, planes, labels.weight)
 
 
-def _glu(w: Watcher, call: Call) -> None:
+def _glu(w: Tracer, call: OpCall) -> None:
     """Gated linear unit: the two halves meet element by element."""
     dim = int(call.argument("dim"))
-    labels = w.of(call.args[0])
+    labels = w.labels_of(call.args[0])
     halves = [list(p.chunk(2, dim)) for p in labels.planes]
     parts = [Labels([h[side] for h in halves], labels.weight) for side in (0, 1)]
     w.set(call.out, *_meet(w, parts, True))
 
 
-def _weight_norm(w: Watcher, call: Call) -> None:
+def _weight_norm(w: Tracer, call: OpCall) -> None:
     """Direction and length of a weight; the norm over zeroed columns is the norm without them."""
-    of = [w.of(t) for t in call.args[:2]]
+    of = [w.labels_of(t) for t in call.args[:2]]
     shape = call.args[0].shape
     planes = _united(w, [[p.broadcast_to(shape) for p in o.planes] for o in of])
     w.set(tensors(call.out)[0], planes, True)
 
 
-def _scatter(w: Watcher, call: Call) -> None:
+def _scatter(w: Tracer, call: OpCall) -> None:
     """One-hot encoding of labelled indices: every entry of the code belongs to the index's unit."""
     base, dim, index = call.args[0], int(call.args[1]), call.args[2]
-    if w.of(base).planes or any(dim % index.ndim in varying(p) for p in w.of(index).planes):
+    if w.labels_of(base).planes or any(dim % index.ndim in varying(p) for p in w.labels_of(index).planes):
         _unknown(w, call)
         return
-    planes = [p.select(dim, 0).unsqueeze(dim).expand(call.out.shape) for p in w.of(index).planes]
+    planes = [p.select(dim, 0).unsqueeze(dim).expand(call.out.shape) for p in w.labels_of(index).planes]
     w.set(call.out, planes, False)
 
 
-def _copy(w: Watcher, call: Call) -> None:
-    source = w.of(call.args[1])
+def _copy(w: Tracer, call: OpCall) -> None:
+    source = w.labels_of(call.args[1])
     w.set(call.out, [p.broadcast_to(call.out.shape) for p in source.planes], source.weight)
 
 
 _SCALING = {"mul", "div", "true_divide", "addcmul"}
 _LAYER_NORMS = {"native_layer_norm", "_fused_rms_norm"}
-Rule = Callable[[Watcher, Call], None]
+Rule = Callable[[Tracer, OpCall], None]
 # operations of each rule, by the names PyTorch's dispatcher gives them
 _NAMES: dict[Rule, str] = {
     _move: """

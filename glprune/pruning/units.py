@@ -13,7 +13,7 @@ Removal = Literal["cut", "constant"]
 
 
 @dataclass(frozen=True)
-class Slot:
+class TensorAxis:
     """Where units lie along one dimension of one tensor of the state dict.
 
     Attributes:
@@ -67,7 +67,7 @@ class UnitSet:
     name: str
     kind: Kind
     count: int
-    slots: tuple[Slot, ...]
+    slots: tuple[TensorAxis, ...]
     refused: str | None = None
     source: int | None = None
     inexact: str | None = None
@@ -77,6 +77,6 @@ class UnitSet:
     planner: Literal["trace", "both"] = "trace"
 
     @property
-    def readers(self) -> tuple[Slot, ...]:
+    def readers(self) -> tuple[TensorAxis, ...]:
         """The slots holding the weights that leave the units."""
         return tuple(slot for slot in self.slots if slot.role == "reader")

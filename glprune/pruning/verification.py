@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from glprune.data.splits import Inputs, select
+from glprune.data.splits import Inputs, select_columns
 from glprune.pruning.groups import zero_units_
-from glprune.pruning.surgery import all_columns, plan
+from glprune.pruning.surgery import all_columns, plan_pruning
 from glprune.pruning.tracer import is_reduction
 from glprune.pruning.units import Attribute, UnitSet
 
@@ -54,7 +54,7 @@ def outputs(network: nn.Module, inputs: Inputs) -> list[Tensor]:
         return [y.detach() for y in pytree.tree_leaves(network(*inputs)) if isinstance(y, Tensor)]
 
 
-class Prover:
+class EquivalenceChecker:
     """Proves unit sets of one network.
 
     Args:
@@ -72,28 +72,28 @@ class Prover:
         neutral: frozenset[int] = frozenset(),
     ) -> None:
         self.axes = tuple(axes)
-        self.twin, self.probe, self.tolerance = random_twin(network, inputs)
+        self.twin, self.probe, self.tolerance = random_copy(network, inputs)
         self.whole = outputs(self.twin, self.probe)
         self.neutral = neutral
 
-    def rest(self, sets: Sequence[UnitSet]) -> str | None:
+    def check_each(self, sets: Sequence[UnitSet]) -> str | None:
         """Prove sets that are cut together on every separating subset; the reason where that fails."""
         for marks in self._subsets(sets):
-            failure = self.failure(marks)
+            failure = self.mismatch(marks)
             if failure:
                 return failure
         return None
 
-    def holds(self, clusters: Sequence[Sequence[UnitSet]]) -> bool:
+    def check_together(self, clusters: Sequence[Sequence[UnitSet]]) -> bool:
         """Prove all clusters at once: every subset of each is zeroed and cut together with the others'."""
         queues = [self._subsets(cluster) for cluster in clusters]
         for number in range(max((len(q) for q in queues), default=0)):
             marks = [mark for queue in queues if number < len(queue) for mark in queue[number]]
-            if self.failure(marks):
+            if self.mismatch(marks):
                 return False
         return True
 
-    def first(self, sets: Sequence[UnitSet]) -> list[UnitSet] | str:
+    def check_half(self, sets: Sequence[UnitSet]) -> list[UnitSet] | str:
         """Prove sets that are cut together on one half of their units.
 
         Where the forward no longer runs, attributes that it may read its widths from are tried.
@@ -102,10 +102,10 @@ class Prover:
             The sets with the attributes that follow their widths, or the reason why the plan
             does not hold.
         """
-        if not self._alive(sets):
+        if not self._affects_output(sets):
             return "zeroing these units changes no output, so that nothing can be proved of them"
         marks = self._subsets(sets)[0]
-        failure = self.failure(marks)
+        failure = self.mismatch(marks)
         if failure is None:
             return list(sets)
         if not failure.startswith(_RUNS):
@@ -116,7 +116,7 @@ class Prover:
         for attributes in _repairs(self.twin, sets):
             repaired = [replace(s, attributes=attributes if n == 0 else ()) for n, s in enumerate(sets)]
             again = [(s, mark) for s, (_, mark) in zip(repaired, marks, strict=True)]
-            if self._runs(again) and self.failure(again) is None:
+            if self._runs(again) and self.mismatch(again) is None:
                 return repaired
         return failure
 
@@ -127,20 +127,20 @@ class Prover:
         columns = _columns(choices, self.probe, self.axes)
         return not isinstance(difference_after(slim, choices, self.probe, self.axes, [], columns), str)
 
-    def _alive(self, sets: Sequence[UnitSet]) -> bool:
+    def _affects_output(self, sets: Sequence[UnitSet]) -> bool:
         """Tell whether the units matter to the outputs at all."""
         zeroed = _copied(self.twin, [slot.tensor for units in sets for slot in units.readers])
         for units in sets:
             zero_units_(dict(zeroed.state_dict()), units, torch.ones(units.count, dtype=torch.bool))
         return difference(self.whole, outputs(zeroed, self.probe)) > self.tolerance
 
-    def failure(self, marks: Sequence[Marked]) -> str | None:
+    def mismatch(self, marks: Sequence[Marked]) -> str | None:
         """Say why cutting the marked units by plan is not the same as zeroing them; None where it is."""
         inexact = any(units.inexact for units, _ in marks)
         with _neutral(self.neutral, inexact):
-            return self._failure(marks)
+            return self._mismatch(marks)
 
-    def _failure(self, marks: Sequence[Marked]) -> str | None:
+    def _mismatch(self, marks: Sequence[Marked]) -> str | None:
         tensors = [slot.tensor for units, _ in marks for slot in units.slots]
         zeroed = _copied(self.twin, tensors)
         for units, marked in marks:
@@ -204,8 +204,8 @@ def difference_after(
         columns: Kept columns of each input.
     """
     try:
-        plan(network, choices, inputs, axes).apply_(network)
-        return difference(reference, outputs(network, select(inputs, axes, columns)))
+        plan_pruning(network, choices, inputs, axes).apply_(network)
+        return difference(reference, outputs(network, select_columns(inputs, axes, columns)))
     except Exception as error:  # the user's forward may raise anything once a width changes
         return f"{_RUNS} ({first_line(error)})"
 
@@ -217,7 +217,7 @@ def separating_subsets(count: int) -> list[Tensor]:
     return [s for bit in bits for s in (bit, ~bit) if 0 < int(s.sum()) < count]
 
 
-def random_twin(network: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, float]:
+def random_copy(network: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, float]:
     """Copy a network with random weights, in double precision where its forward allows it.
 
     Returns:
@@ -228,10 +228,10 @@ def random_twin(network: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, 
     probe = tuple(x[:rows] for x in inputs)
     wide = tuple(x.double() if x.is_floating_point() else x for x in probe)
     for strength in (1.0, 0.1, 0.0):
-        twin = _shaken(network, strength)
+        twin = _randomised(network, strength)
         double = _in_double(twin, wide)
         if double is not None:
-            if strength == 0 or _calm(double, wide):
+            if strength == 0 or _is_stable(double, wide):
                 return double, wide, _DOUBLE_TOLERANCE
         elif _finite(outputs(twin, probe)):
             return twin, probe, TOLERANCE
@@ -249,7 +249,7 @@ def _in_double(network: nn.Module, inputs: Inputs) -> nn.Module | None:
     return twin if _finite(found) and all(y.dtype == torch.float64 for y in floats) else None
 
 
-def _calm(network: nn.Module, inputs: Inputs) -> bool:
+def _is_stable(network: nn.Module, inputs: Inputs) -> bool:
     """Tell whether round-off stays round-off: random recurrent weights can amplify it without bound."""
     nudged = copy.deepcopy(network)
     for parameter in nudged.parameters():
@@ -262,7 +262,7 @@ def _finite(tensors: Sequence[Tensor]) -> bool:
     return bool(floats) and all(bool(torch.isfinite(t).all()) for t in floats)
 
 
-def _shaken(network: nn.Module, strength: float) -> nn.Module:
+def _randomised(network: nn.Module, strength: float) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
     twin = copy.deepcopy(network).eval()
     for parameter in twin.parameters():
@@ -343,14 +343,14 @@ def _repairs(network: nn.Module, sets: Sequence[UnitSet]) -> Iterator[tuple[Attr
         for path in paths
         for name, value in vars(network.get_submodule(path)).items()
         for width in widths
-        if width % count == 0 and name not in ("training",) and _holds(value, width)
+        if width % count == 0 and name not in ("training",) and _agree(value, width)
     ]
     sizes = range(1, min(_MOST_ATTRIBUTES, len(found)) + 1)
     combinations = itertools.chain.from_iterable(itertools.combinations(found, size) for size in sizes)
     return itertools.islice(combinations, _MOST_REPAIRS)
 
 
-def _holds(value: Any, width: int) -> bool:
+def _agree(value: Any, width: int) -> bool:
     if isinstance(value, tuple | list):
         return width > 1 and any(type(v) is int and v == width for v in value)
     return type(value) is int and value == width

@@ -12,10 +12,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from glprune._escaping import visible
+from glprune._escaping import escape_for_page
 from glprune.report.path_lines import caption
 from glprune.report.regulations import regulations
-from glprune.report.sections import sections, served
+from glprune.report.sections import evidence_for, sections
 from glprune.report.sentences import (
     WAYS,
     banner,
@@ -108,7 +108,7 @@ def _environment() -> Environment:
 
 def _shown(value: object) -> object:
     """Nothing on the page is invisible, or turns the text around it; pictures pass as they are."""
-    return visible(value, keep="\n\t") if type(value) is str else value
+    return escape_for_page(value, keep="\n\t") if type(value) is str else value
 
 
 def render_html(report: Report, pictures: bool = True) -> str:
@@ -195,7 +195,7 @@ def _view(report: Report, pictures: bool) -> dict[str, Any]:
     selection, shown = report.selection, sections(report)
     return {
         "sections": shown,
-        "served": served(report, list(shown.values())),
+        "served": evidence_for(report, list(shown.values())),
         "as_of": regulations().as_of,
         "banner": banner(report),
         "headline": headline(report),
@@ -206,7 +206,7 @@ def _view(report: Report, pictures: bool) -> dict[str, Any]:
         "many": _MANY,
         "size_rows": size_rows(report),
         "bars": Markup(plots.norm_bars(kept[:_MANY])),
-        "lines": Markup(plots.path_lines(report.path, report.features)),
+        "lines": Markup(plots.path_picture(report.path, report.features)),
         "lines_caption": caption(report.path, report.features),
         "metric_plot": Markup(plots.path_metric(report.path, label(selection.metric), selection.reference)),
         "paths": [(s, [p for p in report.path if p.stage == s.number]) for s in report.stages],

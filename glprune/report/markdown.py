@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from glprune._escaping import visible
+from glprune._escaping import escape_for_page
 from glprune.report.html import size_rows
 from glprune.report.sentences import headline, label, number
 from glprune.schema.report import Feature, Report
@@ -43,7 +43,7 @@ def code(name: str) -> str:
 
     What cannot be seen (line ends, marks of writing direction) is written as an escape.
     """
-    seen = visible(name)
+    seen = escape_for_page(name)
     if _SAFE_IN_CODE.fullmatch(seen):
         return f"`{seen}`"
     return f"<code>{''.join(c if c.isalnum() or c == ' ' else f'&#{ord(c)};' for c in seen)}</code>"
@@ -51,7 +51,7 @@ def code(name: str) -> str:
 
 def text(words: str) -> str:
     """Words as one line of plain text: no markup, HTML, link or mention comes of them."""
-    line = visible(" ".join(words.split()))
+    line = escape_for_page(" ".join(words.split()))
     line = re.sub(
         r"[\\`*{}\[\]<>&|~#!$^]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", lambda m: f"&#{ord(m[0])};", line
     )

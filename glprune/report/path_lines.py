@@ -18,7 +18,7 @@ _VERTICES = 15_000  # above, lines go from one chosen point to the next
 
 
 @dataclass(frozen=True)
-class Traces:
+class PathLines:
     """Group norms along the path of the fields of one status.
 
     Attributes:
@@ -40,7 +40,7 @@ def drawn_points(points: Sequence[PathPoint], fields: int) -> list[int]:
     return [n for n, p in enumerate(points) if p.norms and (p.selected or not thin)]
 
 
-def traces(points: Sequence[PathPoint], features: Sequence[Feature]) -> list[Traces]:
+def line_collections(points: Sequence[PathPoint], features: Sequence[Feature]) -> list[PathLines]:
     """The lines of removed and of kept fields; of more than 1,000, those whose norm is largest anywhere."""
     drawn = [points[n].norms for n in drawn_points(points, len(features))]
     if not drawn:
@@ -50,11 +50,11 @@ def traces(points: Sequence[PathPoint], features: Sequence[Feature]) -> list[Tra
     return [_traces("removed", norms[~kept]), _traces("kept", norms[kept])]
 
 
-def _traces(status: Status, norms: Norms) -> Traces:
+def _traces(status: Status, norms: Norms) -> PathLines:
     order = np.argsort(-norms.max(axis=1), kind="stable")
     shown, rest = np.sort(order[:MOST]), order[MOST:]
     band = np.stack([norms[rest].min(axis=0), norms[rest].max(axis=0)]) if len(rest) else None
-    return Traces(status, norms[shown], len(rest), band)
+    return PathLines(status, norms[shown], len(rest), band)
 
 
 def caption(points: Sequence[PathPoint], features: Sequence[Feature]) -> str:

@@ -14,8 +14,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from glprune._escaping import visible
-from glprune.report.path_lines import Traces, drawn_points, traces
+from glprune._escaping import escape_for_page
+from glprune.report.path_lines import PathLines, drawn_points, line_collections
 from glprune.schema.report import Feature, PathPoint
 
 # blue and orange of Okabe and Ito (2008), told apart by every common colour vision
@@ -51,7 +51,7 @@ def norm_bars(features: Sequence[Feature]) -> str:
         return _svg(figure)
 
 
-def path_lines(points: Sequence[PathPoint], features: Sequence[Feature]) -> str:
+def path_picture(points: Sequence[PathPoint], features: Sequence[Feature]) -> str:
     """:func:`path_figure` as SVG."""
     with rc_context(_STYLE):
         return _svg(path_figure(points, features))
@@ -66,7 +66,7 @@ def path_figure(points: Sequence[PathPoint], features: Sequence[Feature]) -> Fig
         axes.plot([], [], color=REMOVED, label="removed")
         drawn = drawn_points(points, len(features))
         places = [_places(points)[n] for n in drawn]
-        for lines in traces(points, features):
+        for lines in line_collections(points, features):
             _draw(axes, places, lines, many=len(features) > _MANY)
         _finish(axes, points)
         axes.set_ylabel("group norm")
@@ -75,7 +75,7 @@ def path_figure(points: Sequence[PathPoint], features: Sequence[Feature]) -> Fig
         return figure
 
 
-def _draw(axes: Axes, places: Sequence[float], lines: Traces, many: bool) -> None:
+def _draw(axes: Axes, places: Sequence[float], lines: PathLines, many: bool) -> None:
     """A collection of lines, or of points where the path has a single one, and the band of all others."""
     kept = lines.status == "kept"
     color, zorder = (KEPT, 2) if kept else (REMOVED, 1)
@@ -199,5 +199,5 @@ def _round(value: float) -> float:
 
 
 def _short(name: str) -> str:
-    shown = visible(name if len(name) <= 32 else name[:31] + "…")
+    shown = escape_for_page(name if len(name) <= 32 else name[:31] + "…")
     return shown.replace("$", r"\$")

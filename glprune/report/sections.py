@@ -67,7 +67,7 @@ def sections(report: Report) -> dict[str, Section]:
 
 
 @dataclass(frozen=True)
-class Served:
+class RuleEvidence:
     """One rule beside one report.
 
     Attributes:
@@ -83,15 +83,15 @@ class Served:
     absent: list[str]
 
 
-def served(report: Report, shown: Sequence[Section]) -> list[Served]:
+def evidence_for(report: Report, shown: Sequence[Section]) -> list[RuleEvidence]:
     """Every rule with the sections of this report that are evidence for it."""
     return [_served(report, shown, rule) for rule in regulations().rules]
 
 
-def _served(report: Report, shown: Sequence[Section], rule: Rule) -> Served:
+def _served(report: Report, shown: Sequence[Section], rule: Rule) -> RuleEvidence:
     held = [pointer for pointer in rule.evidence if _holds(report, pointer)]
     keys = {pointer.split("/")[1] for pointer in held}
-    return Served(
+    return RuleEvidence(
         rule,
         sections=[s for s in shown if keys & {*s.shows}],
         front=bool(keys - {key for s in shown for key in s.shows}),

@@ -17,7 +17,7 @@ from glprune.schema.report import (
     Size,
     Spread,
     Stability,
-    Widths,
+    WidthTiming,
 )
 
 _LABELS = {
@@ -193,7 +193,7 @@ def file_sentence(report: Report) -> str:
     )
 
 
-def _widths_sentence(widths: Widths) -> str:
+def _widths_sentence(widths: WidthTiming) -> str:
     rounded = f"rounded up to multiples of {widths.tried}"
     faster = f"{widths.speedup:.2f} times as fast at batch {widths.batch} before the refit"
     if widths.multiple > 1:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from glprune.errors import ModelError, UsageError
-from glprune.runtime.process_group import Crew
+from glprune.runtime.process_group import ProcessGroup
 
 _FORMAT = "glprune.checkpoint/1"
 _PATTERN = "checkpoint-*.json"
@@ -37,7 +37,7 @@ _SUFFIX = ".safetensors"
 
 
 @dataclass(eq=False)
-class Record:
+class Step:
     """The result of one step.
 
     Attributes:
@@ -49,13 +49,13 @@ class Record:
     """
 
     name: str
-    asked: Mapping[str, Any]
-    facts: dict[str, Any]
+    key: Mapping[str, Any]
+    values: dict[str, Any]
     tensors: dict[str, Tensor] = field(default_factory=dict)
     file: str | None = None
 
 
-class Journal:
+class CheckpointLog:
     """The results of a run's long steps, in order.
 
     Args:
@@ -66,7 +66,7 @@ class Journal:
     def __init__(self, folder: Path | None = None, identity: Mapping[str, Any] | None = None) -> None:
         self.folder, self.identity = folder, dict(identity or {})
         self.seconds: dict[str, float] = {}
-        self._records: list[Record] = []
+        self._records: list[Step] = []
         self._next = self._number = 0
         self._due = time.monotonic() + _SECONDS
 
@@ -78,33 +78,33 @@ class Journal:
         """
         assert self.folder is not None  # a journal without one is not resumed
         for path in reversed(checkpoints(self.folder)):
-            content = _sound(path)
+            content = _is_intact(path)
             if content is None:
                 continue
             self._check_identity(content["identity"])
-            self._records = [Record(**record) for record in content["records"]]
+            self._records = [Step(**record) for record in content["records"]]
             self.seconds = content["seconds"]
             break
-        self._number = max((_number(p) for p in checkpoints(self.folder)), default=0)
+        self._number = max((_checkpoint_number(p) for p in checkpoints(self.folder)), default=0)
         return len(self._records)
 
-    def recall(self, name: str, asked: Mapping[str, Any]) -> Record | None:
+    def load_step(self, name: str, asked: Mapping[str, Any]) -> Step | None:
         """The record of the next step if it was this one, asked for the same; else None: it is to be done."""
         if self._next < len(self._records):
             record = self._records[self._next]
-            if (record.name, record.asked) == (name, dict(asked)):
+            if (record.name, record.key) == (name, dict(asked)):
                 self._next += 1
                 return record
         return None
 
-    def keep(
+    def save_step(
         self,
         name: str,
         asked: Mapping[str, Any],
         facts: dict[str, Any],
         tensors: Mapping[str, Tensor] | None = None,
         since: int | None = None,
-    ) -> Record:
+    ) -> Step:
         """Keep the result of a step that was done, and write a checkpoint where one is due.
 
         Args:
@@ -114,7 +114,7 @@ class Journal:
             tensors: Its tensors; they must not change any more.
             since: A place (:attr:`place`): the steps done since were parts of this one and are dropped.
         """
-        record = Record(name, dict(asked), facts, dict(tensors or {}))
+        record = Step(name, dict(asked), facts, dict(tensors or {}))
         if self.folder is not None:
             # what lies behind was asked for by a run that went another way
             self._records[self._next if since is None else since :] = [record]
@@ -123,25 +123,25 @@ class Journal:
         return record
 
     @property
-    def place(self) -> int:
+    def step_folder(self) -> int:
         """How many steps lie behind."""
         return self._next
 
-    def weights(self, record: Record) -> dict[str, Tensor]:
+    def weights(self, record: Step) -> dict[str, Tensor]:
         """The tensors of a record; empty once they were let go."""
         if record.file is None or self.folder is None:
             return record.tensors
-        return safetensors.torch.load_file(_tensors(self.folder) / f"{record.file}{_SUFFIX}")
+        return safetensors.torch.load_file(_read_tensors(self.folder) / f"{record.file}{_SUFFIX}")
 
-    def let_go(self, record: Record, prefix: str) -> None:
+    def drop_tensors(self, record: Step, prefix: str) -> None:
         """Keep a record without the tensors of a prefix: nothing will start from them again."""
         if self.folder is not None:
             left = {n: t for n, t in self.weights(record).items() if not n.startswith(prefix)}
             record.tensors, record.file = left, None
 
-    def open(self, name: str, asked: Mapping[str, Any]) -> Record:
+    def open_step(self, name: str, asked: Mapping[str, Any]) -> Step:
         """The record of a step of many parts, whose facts the caller adds to as they are done."""
-        return self.recall(name, asked) or self.keep(name, asked, {})
+        return self.load_step(name, asked) or self.save_step(name, asked, {})
 
     def save_if_due(self) -> None:
         """Write a checkpoint if the last one is old enough."""
@@ -159,17 +159,17 @@ class Journal:
         start = time.monotonic()
         for record in self._records:
             if record.tensors:
-                record.file, record.tensors = _store(record.tensors, self.folder), {}
+                record.file, record.tensors = _write_tensors(record.tensors, self.folder), {}
         self._number += 1
-        write_durably(self.folder / _PATTERN.replace("*", f"{self._number:06d}"), _sealed(self._content()))
-        _tidy(self.folder)
+        write_durably(
+            self.folder / _PATTERN.replace("*", f"{self._number:06d}"), _with_digest(self._content())
+        )
+        _remove_old(self.folder)
         now = time.monotonic()
         self._due = now + max(_SECONDS, (now - start) / _SHARE)
 
     def _content(self) -> dict[str, Any]:
-        records = [
-            {"name": r.name, "asked": r.asked, "facts": r.facts, "file": r.file} for r in self._records
-        ]
+        records = [{"name": r.name, "asked": r.key, "facts": r.values, "file": r.file} for r in self._records]
         return {
             "format": _FORMAT,
             "identity": self.identity,
@@ -196,14 +196,14 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def packed(tensors: Mapping[str, Tensor]) -> bytes:
+def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:
     """Tensors as a safetensors file holds them."""
     return safetensors.torch.save({name: t.contiguous() for name, t in tensors.items()})
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first."""
-    return sorted(folder.glob(_PATTERN), key=_number)
+    return sorted(folder.glob(_PATTERN), key=_checkpoint_number)
 
 
 def write_durably(path: Path, content: bytes) -> None:
@@ -232,96 +232,98 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def _tensors(folder: Path) -> Path:
+def _read_tensors(folder: Path) -> Path:
     return folder / "tensors"
 
 
-def _number(path: Path) -> int:
+def _checkpoint_number(path: Path) -> int:
     digits = path.stem.rpartition("-")[2]
     return int(digits) if digits.isdecimal() else -1
 
 
-def _store(tensors: Mapping[str, Tensor], folder: Path) -> str:
+def _write_tensors(tensors: Mapping[str, Tensor], folder: Path) -> str:
     """Write tensors to a file called by its digest, unless it is there."""
-    content = packed(tensors)
+    content = pack_tensors(tensors)
     name = hashlib.sha256(content).hexdigest()
-    path = _tensors(folder) / f"{name}{_SUFFIX}"
-    if not _whole(folder, name):
+    path = _read_tensors(folder) / f"{name}{_SUFFIX}"
+    if not _is_complete(folder, name):
         path.parent.mkdir(exist_ok=True)
         write_durably(path, content)
     return name
 
 
-def _sealed(content: Mapping[str, Any]) -> bytes:
-    return json.dumps({"sha256": _seal(content), "content": content}).encode()
+def _with_digest(content: Mapping[str, Any]) -> bytes:
+    return json.dumps({"sha256": _digest_line(content), "content": content}).encode()
 
 
-def _seal(content: object) -> str:
+def _digest_line(content: object) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _opened(path: Path) -> dict[str, Any] | None:
+def _checked_content(path: Path) -> dict[str, Any] | None:
     """The content of a checkpoint file; None where it is not what was written."""
     try:
         found = json.loads(path.read_bytes())
         content = found["content"]
-        whole = found["sha256"] == _seal(content) and content["format"] == _FORMAT
+        whole = found["sha256"] == _digest_line(content) and content["format"] == _FORMAT
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return content if whole else None
 
 
-def _sound(path: Path) -> dict[str, Any] | None:
+def _is_intact(path: Path) -> dict[str, Any] | None:
     """The content of a checkpoint whose tensors are all as they were written, or None."""
-    content = _opened(path)
-    if content is None or not all(_whole(path.parent, name) for name in _files(content)):
+    content = _checked_content(path)
+    if content is None or not all(_is_complete(path.parent, name) for name in _tensor_files(content)):
         return None
     return content
 
 
-def _files(content: Mapping[str, Any]) -> Iterator[str]:
+def _tensor_files(content: Mapping[str, Any]) -> Iterator[str]:
     return (record["file"] for record in content["records"] if record["file"] is not None)
 
 
-def _whole(folder: Path, name: str) -> bool:
+def _is_complete(folder: Path, name: str) -> bool:
     try:
-        with (_tensors(folder) / f"{name}{_SUFFIX}").open("rb") as stream:
+        with (_read_tensors(folder) / f"{name}{_SUFFIX}").open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest() == name
     except OSError:
         return False
 
 
-def _tidy(folder: Path) -> None:
+def _remove_old(folder: Path) -> None:
     """Drop all but the last two checkpoints and the tensors neither of them names."""
     found = checkpoints(folder)
     for old in found[:-_KEPT]:
         old.unlink()
-    contents = filter(None, map(_opened, found[-_KEPT:]))
-    named = {name for content in contents for name in _files(content)}
-    for path in _tensors(folder).glob(f"*{_SUFFIX}"):
+    contents = filter(None, map(_checked_content, found[-_KEPT:]))
+    named = {name for content in contents for name in _tensor_files(content)}
+    for path in _read_tensors(folder).glob(f"*{_SUFFIX}"):
         if path.stem not in named:
             path.unlink()
 
 
-class SharedJournal(Journal):
+class DistributedCheckpoint(CheckpointLog):
     """The first process's journal, heard by all; what is kept must be the same in every process."""
 
-    def __init__(self, own: Journal, members: Crew) -> None:
+    def __init__(self, own: CheckpointLog, members: ProcessGroup) -> None:
         super().__init__()
         self._own, self._crew = own, members
 
     @property
     def place(self) -> int:
         """How many steps lie behind."""
-        return self._own.place
+        return self._own.step_folder
 
-    def recall(self, name: str, asked: Mapping[str, Any]) -> Record | None:
+    def recall(self, name: str, asked: Mapping[str, Any]) -> Step | None:
         """What the first process recalls."""
-        record = self._own.recall(name, asked)
-        sent = self._crew.broadcast_object(None if record is None else (record.facts, self._own.weights(record)))
-        if sent is None or self._crew.first:
+        record = self._own.load_step(name, asked)
+        sent = self._crew.broadcast_object(
+            None if record is None else (record.values, self._own.weights(record))
+        )
+        if sent is None or self._crew.is_main:
             return record
-        return Record(name, dict(asked), sent[0], sent[1])
+        return Step(name, dict(asked), sent[0], sent[1])
 
     def keep(
         self,
@@ -330,7 +332,7 @@ class SharedJournal(Journal):
         facts: dict[str, Any],
         tensors: Mapping[str, Tensor] | None = None,
         since: int | None = None,
-    ) -> Record:
+    ) -> Step:
         """Keep a result that all processes came to.
 
         Raises:
@@ -342,15 +344,15 @@ class SharedJournal(Journal):
                 f"weights are not those of process 0 after the same step ({name}); run all processes on one "
                 "kind of machine with the same versions."
             )
-        return self._own.keep(name, asked, facts, tensors, since)
+        return self._own.save_step(name, asked, facts, tensors, since)
 
-    def weights(self, record: Record) -> dict[str, Tensor]:
+    def weights(self, record: Step) -> dict[str, Tensor]:
         """The tensors of a record."""
         return self._own.weights(record)
 
-    def let_go(self, record: Record, prefix: str) -> None:
+    def let_go(self, record: Step, prefix: str) -> None:
         """As the first process's journal does."""
-        self._own.let_go(record, prefix)
+        self._own.drop_tensors(record, prefix)
 
     def save_if_due(self) -> None:
         """As the first process's journal does."""

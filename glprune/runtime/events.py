@@ -26,7 +26,7 @@ class PointDone:
 
 
 @dataclass(frozen=True)
-class PartDone:
+class Progress:
     """One of many like parts of a stage is finished, in whatever order; ``what`` names them."""
 
     what: str
@@ -35,13 +35,13 @@ class PartDone:
 
 
 @dataclass(frozen=True)
-class Note:
+class Notice:
     """Something the user should read, such as a column that is constant."""
 
     text: str
 
 
-Event = Stage | PointDone | PartDone | Note
+Event = Stage | PointDone | Progress | Notice
 Listener = Callable[[Event], None]
 
 

@@ -20,11 +20,11 @@ from glprune.errors import (
     DataError,
     GlpruneError,
     ModelError,
-    StoppedError,
+    PeerFailedError,
     TargetError,
     UsageError,
     exit_code,
-    sentence,
+    user_message,
 )
 
 _TEXT_OF_GLOO = re.compile(r"\.cc:\d+\] (.*?)(?:\. |\n|$)")
@@ -34,7 +34,7 @@ _KINDS = {kind.exit_code: kind for kind in (UsageError, ModelError, DataError, T
 
 
 @dataclass(frozen=True)
-class Word:
+class FailureRecord:
     """Why a process ended.
 
     Attributes:
@@ -50,7 +50,7 @@ class Word:
     stopped: bool
 
 
-class Board:
+class FailureStore:
     """Where the processes leave word for each other.
 
     Args:
@@ -66,41 +66,41 @@ class Board:
         self._store, self.rank, self.size = store, rank, size
         self.told = False
 
-    def post(self, error: BaseException) -> None:
+    def publish(self, error: BaseException) -> None:
         """Leave word of an error; the first word counts."""
-        own = isinstance(error, GlpruneError) and not isinstance(error, StoppedError)
-        word = Word(self.rank, sentence(error) or _named(error), exit_code(error), not own)
+        own = isinstance(error, GlpruneError) and not isinstance(error, PeerFailedError)
+        word = FailureRecord(self.rank, user_message(error) or _rank_list(error), exit_code(error), not own)
         with contextlib.suppress(RuntimeError):  # the store went with the process that held it
             self._store.compare_set("word", "", json.dumps(asdict(word)))
 
-    def heard(self, broken: RuntimeError) -> GlpruneError:
+    def received(self, broken: RuntimeError) -> GlpruneError:
         """What to raise where a connection broke: the error of the process that closed it.
 
         Args:
             broken: What gloo says of it.
         """
-        word = self._word()
+        word = self._record_of()
         if word is None:
-            return StoppedError(
-                f"another process was lost: {reason(broken)} (killed, out of memory, or its machine)"
+            return PeerFailedError(
+                f"another process was lost: {failure_reason(broken)} (killed, out of memory, or its machine)"
             )
         text = f"process {word.rank}: {word.text}"
-        return StoppedError(text, word.code) if word.stopped else _KINDS.get(word.code, GlpruneError)(text)
+        return PeerFailedError(text, word.code) if word.stopped else _KINDS.get(word.code, GlpruneError)(text)
 
-    def part(self, failed: bool) -> None:
+    def leave(self, failed: bool) -> None:
         """Leave: after an error together, the first process a moment before the others."""
-        others = [_left(rank) for rank in range(1, self.size)]
+        others = [_left_sentence(rank) for rank in range(1, self.size)]
         with contextlib.suppress(RuntimeError, KeyboardInterrupt):
             if failed and self.rank:
-                self.told = self._wait([_left(0)], _FOR_THE_FIRST)
-            self._store.set(_left(self.rank), "")
+                self.told = self._wait([_left_sentence(0)], _FOR_THE_FIRST)
+            self._store.set(_left_sentence(self.rank), "")
             if failed and not self.rank:
                 self._wait(others, _FOR_OTHERS)
 
-    def _word(self) -> Word | None:
+    def _record_of(self) -> FailureRecord | None:
         try:
             if self._store.check(["word"]):
-                return Word(**json.loads(self._store.get("word")))
+                return FailureRecord(**json.loads(self._store.get("word")))
         except RuntimeError:
             pass
         return None
@@ -114,15 +114,15 @@ class Board:
         return True
 
 
-def reason(error: Exception) -> str:
+def failure_reason(error: Exception) -> str:
     """What gloo or a store says, without the place in its source and its advice."""
     found = _TEXT_OF_GLOO.search(str(error))
     return found[1] if found else str(error).partition("\n")[0]
 
 
-def _left(rank: int) -> str:
+def _left_sentence(rank: int) -> str:
     return f"left/{rank}"
 
 
-def _named(error: BaseException) -> str:
+def _rank_list(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"

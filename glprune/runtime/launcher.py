@@ -25,7 +25,7 @@ _JOB = ("PMIX_NAMESPACE", "SLURM_JOB_ID", "PBS_JOBID")  # two jobs on a machine 
 
 
 @dataclass(frozen=True)
-class Place:
+class ProcessInfo:
     """One process among those of a run.
 
     Attributes:
@@ -37,11 +37,11 @@ class Place:
 
     rank: int = 0
     size: int = 1
-    meeting: str = "env://"
-    attempt: str = "0"
+    init_method: str = "env://"
+    restart_count: str = "0"
 
 
-def place() -> Place:
+def process_info() -> ProcessInfo:
     """This process's place; the only one where no launcher is named.
 
     Raises:
@@ -49,22 +49,24 @@ def place() -> Place:
     """
     for rank, size, local in _NAMES:
         if size in os.environ:
-            count = _number(size, size)
+            count = _integer_variable(size, size)
             if count < 2:
-                return Place()
-            number = _number(rank, size)
+                return ProcessInfo()
+            number = _integer_variable(rank, size)
             if size == "WORLD_SIZE":
-                return Place(number, count, attempt=os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-            return Place(number, count, _meeting(size, local))
-    return Place()
+                return ProcessInfo(
+                    number, count, restart_count=os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+                )
+            return ProcessInfo(number, count, _init_method(size, local))
+    return ProcessInfo()
 
 
-def named_first() -> bool:
+def is_main_process() -> bool:
     """Whether the environment names this process the first one, or none."""
-    return place().rank == 0
+    return process_info().rank == 0
 
 
-def doubt() -> str | None:
+def launcher_warning() -> str | None:
     """What a user should know who asked ``accelerate`` for several processes and got one."""
     asked = "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ
     if not asked or any(size in os.environ for _, size, _ in _NAMES):
@@ -75,7 +77,7 @@ def doubt() -> str | None:
     )
 
 
-def _number(name: str, size: str) -> int:
+def _integer_variable(name: str, size: str) -> int:
     text = os.environ.get(name)
     if text is None or not text.isdecimal():
         found = "is not set" if text is None else f"is {text!r}"
@@ -86,7 +88,7 @@ def _number(name: str, size: str) -> int:
     return int(text)
 
 
-def _meeting(size: str, local: str) -> str:
+def _init_method(size: str, local: str) -> str:
     """Where the processes of MPI meet: on their machine, or where ``MASTER_ADDR`` says."""
     address = os.environ.get("MASTER_ADDR")
     if address is None and os.environ.get(local) != os.environ[size]:

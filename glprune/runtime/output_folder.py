@@ -18,8 +18,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from glprune.errors import GlpruneError, StoppedError, UsageError
-from glprune.runtime.checkpoint import Journal, checkpoints, sync_folder
+from glprune.errors import GlpruneError, PeerFailedError, UsageError
+from glprune.runtime.checkpoint import CheckpointLog, checkpoints, sync_folder
 from glprune.schema.bundle import REPORT
 
 _SUFFIX = ".unfinished"
@@ -28,7 +28,7 @@ _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _UNWRITABLE = (*_FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 
 
-class Workspace:
+class OutputFolder:
     """What a run works with.
 
     Attributes:
@@ -37,22 +37,22 @@ class Workspace:
     """
 
     def __init__(self, out: Path, resume: bool) -> None:
-        self.folder, self.resume = unfinished(out), resume
+        self.folder, self.resume = unfinished_path(out), resume
         self.stage = self.folder / _STAGE
-        self._journal = Journal()
+        self._journal = CheckpointLog()
 
-    def journal(self, identity: Mapping[str, Any]) -> Journal:
+    def checkpoint_log(self, identity: Mapping[str, Any]) -> CheckpointLog:
         """The run's journal, which begins with what a stopped run has done where this one goes on from it.
 
         Raises:
             UsageError: The stopped run was another one.
         """
-        found = Journal(self.folder, identity)
+        found = CheckpointLog(self.folder, identity)
         if self.resume:
             try:
                 found.resume()
             except UsageError as error:
-                raise _KeptError(str(error)) from None
+                raise ResumableUsageError(str(error)) from None
         self._journal = found
         return found
 
@@ -61,14 +61,14 @@ class Workspace:
         self._journal.save()
 
 
-def unfinished(out: Path) -> Path:
+def unfinished_path(out: Path) -> Path:
     """Where a run works whose output is to be ``out``."""
     return out.with_name(out.name + _SUFFIX)
 
 
-def can_go_on(out: Path) -> bool:
+def is_resumable(out: Path) -> bool:
     """Whether a stopped run left anything to go on from."""
-    return bool(checkpoints(unfinished(out)))
+    return bool(checkpoints(unfinished_path(out)))
 
 
 def check_free(out: Path, overwrite: bool) -> None:
@@ -86,7 +86,7 @@ def check_free(out: Path, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def working(out: Path, overwrite: bool, resume: bool) -> Iterator[Workspace]:
+def open_output_folder(out: Path, overwrite: bool, resume: bool) -> Iterator[OutputFolder]:
     """Lock the output's place, give a workspace, and move the bundle into place when the block ends well.
 
     Args:
@@ -98,32 +98,32 @@ def working(out: Path, overwrite: bool, resume: bool) -> Iterator[Workspace]:
         UsageError: The place is taken, locked by another run, full, or cannot be written to.
     """
     check_free(out, overwrite)
-    space = Workspace(out, resume)
+    space = OutputFolder(out, resume)
     with _locked(space.folder, out):
         _restore(space.folder, out)
-        _check_stopped(out, overwrite, resume)
+        _check_unfinished(out, overwrite, resume)
         keep = True
         try:
-            with _told(out):
-                _emptied(space.stage)
+            with _error_in_words(out):
+                _empty(space.stage)
                 yield space
                 check_free(out, overwrite)
                 _sync(space.stage)
                 _replace(space.stage, out, space.folder)
             keep = False
-        except (KeyboardInterrupt, StoppedError):
+        except (KeyboardInterrupt, PeerFailedError):
             with contextlib.suppress(OSError):
                 space.save()
             raise
         except GlpruneError as error:
-            keep = isinstance(error, _KeptError)
+            keep = isinstance(error, ResumableUsageError)
             raise
         finally:
-            gone = space.stage if keep and can_go_on(out) else space.folder
+            gone = space.stage if keep and is_resumable(out) else space.folder
             shutil.rmtree(gone, ignore_errors=True)
 
 
-class _KeptError(UsageError):
+class ResumableUsageError(UsageError):
     """The run could not go on for reasons that lie outside of it; what it has done is kept."""
 
 
@@ -152,34 +152,36 @@ def _locked(folder: Path, out: Path) -> Iterator[None]:
         lock.release()
 
 
-def _check_stopped(out: Path, overwrite: bool, resume: bool) -> None:
+def _check_unfinished(out: Path, overwrite: bool, resume: bool) -> None:
     """Neither lose nor use what a stopped run has done without being told to."""
-    if resume or not can_go_on(out):
+    if resume or not is_resumable(out):
         return
     if not overwrite:
-        raise _KeptError(
-            f"{unfinished(out)} holds a run that was stopped; go on with --resume, or start anew with "
+        raise ResumableUsageError(
+            f"{unfinished_path(out)} holds a run that was stopped; go on with --resume, or start anew with "
             "--overwrite."
         )
-    for path in checkpoints(unfinished(out)):
+    for path in checkpoints(unfinished_path(out)):
         path.unlink()
 
 
 @contextlib.contextmanager
-def _told(out: Path) -> Iterator[None]:
+def _error_in_words(out: Path) -> Iterator[None]:
     """Say in one line that a file could not be written, whoever tried."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        reason = _unwritable(error)
+        reason = _not_writable(error)
         if reason is None:
             raise
         mend = "; make room" if reason[0] in _FULL else ""
-        on = " and go on with --resume" if can_go_on(out) else ""
-        raise _KeptError(f"{out}: cannot be written ({os.strerror(reason[0])}){mend}{on}.") from error
+        on = " and go on with --resume" if is_resumable(out) else ""
+        raise ResumableUsageError(
+            f"{out}: cannot be written ({os.strerror(reason[0])}){mend}{on}."
+        ) from error
 
 
-def _unwritable(error: Exception) -> tuple[int] | None:
+def _not_writable(error: Exception) -> tuple[int] | None:
     """The system's reason why a file could not be written; None where that was not it."""
     if isinstance(error, OSError):
         number = error.errno
@@ -189,7 +191,7 @@ def _unwritable(error: Exception) -> tuple[int] | None:
     return (number,) if number in _UNWRITABLE else None
 
 
-def _emptied(folder: Path) -> None:
+def _empty(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
 

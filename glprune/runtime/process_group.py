@@ -24,14 +24,14 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from glprune.errors import GlpruneError, NonFiniteError, UsageError
-from glprune.runtime.failure import Board, reason
-from glprune.runtime.launcher import Place, place
+from glprune.runtime.failure import FailureStore, failure_reason
+from glprune.runtime.launcher import ProcessInfo, process_info
 
 _Value = TypeVar("_Value")
 _PATIENCE = datetime.timedelta(days=7)  # the others wait while the first one exports and measures
 
 
-class Links:
+class Transport:
     """What connects a process with the others.
 
     Args:
@@ -39,7 +39,7 @@ class Links:
         board: For words about the end.
     """
 
-    def __init__(self, group: dist.ProcessGroup, board: Board) -> None:
+    def __init__(self, group: dist.ProcessGroup, board: FailureStore) -> None:
         self._group: dist.ProcessGroup | None = group
         self.board = board
 
@@ -49,7 +49,7 @@ class Links:
         try:
             yield self._group
         except RuntimeError as broken:
-            raise self.board.heard(broken) from broken
+            raise self.board.received(broken) from broken
 
     def close(self, error: BaseException | None) -> None:
         """Close the connections, which ends the sums in which others wait.
@@ -65,7 +65,7 @@ class Links:
 
 
 @dataclass(frozen=True)
-class Crew:
+class ProcessGroup:
     """The processes of a run.
 
     Attributes:
@@ -76,15 +76,15 @@ class Crew:
 
     rank: int = 0
     size: int = 1
-    links: Links | None = field(default=None, repr=False, compare=False)
+    links: Transport | None = field(default=None, repr=False, compare=False)
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes."""
         return self.rank == 0
 
     @property
-    def silent(self) -> bool:
+    def reported_by_main(self) -> bool:
         """Whether the first process tells why this one ends."""
         return self.links is not None and self.links.board.told
 
@@ -97,7 +97,7 @@ class Crew:
             dist.broadcast_object_list(box, group_src=0, group=group)
         return box[0]
 
-    def gathered(self, value: _Value) -> list[_Value]:
+    def all_gather(self, value: _Value) -> list[_Value]:
         """The values of all processes, in every process."""
         if self.links is None:
             return [value]
@@ -106,28 +106,28 @@ class Crew:
             dist.all_gather_object(found, value, group=group)
         return found
 
-    def sum_(self, tensor: Tensor) -> Tensor:
+    def all_reduce_(self, tensor: Tensor) -> Tensor:
         """Replace a tensor by its sum over the processes."""
         if self.links is not None:
             with self.links.group() as group:
                 dist.all_reduce(tensor, group=group)
         return tensor
 
-    def align_(self, tensor: Tensor) -> None:
+    def broadcast_(self, tensor: Tensor) -> None:
         """Replace a tensor by the first process's."""
         if self.links is not None:
             with self.links.group() as group:
                 dist.broadcast(tensor, group_src=0, group=group)
 
 
-ALONE = Crew()
-_joined: list[Crew] = []
-_working: list[Crew] = [ALONE]
+ALONE = ProcessGroup()
+_joined: list[ProcessGroup] = []
+_working: list[ProcessGroup] = [ALONE]
 _numbers = itertools.count()  # of joinings: what was left on an older board is not read again
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[Crew]:
+def init_process_group() -> Iterator[ProcessGroup]:
     """The processes that a launcher names in the environment, joined for a while.
 
     Where one of them raises an error, those that wait for it raise the same, or
@@ -136,11 +136,11 @@ def joined() -> Iterator[Crew]:
     Raises:
         UsageError: They do not come together.
     """
-    here = place()
+    here = process_info()
     if _joined or here.size < 2:
         yield _joined[-1] if _joined else ALONE
         return
-    with _linked(here) as members:
+    with _connect(here) as members:
         _joined.append(members)
         try:
             yield members
@@ -149,37 +149,37 @@ def joined() -> Iterator[Crew]:
 
 
 @contextlib.contextmanager
-def _linked(here: Place) -> Iterator[Crew]:
+def _connect(here: ProcessInfo) -> Iterator[ProcessGroup]:
     try:
         if (
             not dist.is_initialized()
         ):  # and left so: a next run's processes could meet in the store of this one
-            store, _, _ = next(rendezvous(here.meeting, here.rank, here.size))
-            own = dist.PrefixStore(f"attempt/{here.attempt}", store)
+            store, _, _ = next(rendezvous(here.init_method, here.rank, here.size))
+            own = dist.PrefixStore(f"attempt/{here.restart_count}", store)
             dist.init_process_group("gloo", store=own, rank=here.rank, world_size=here.size)
         group = dist.new_group(timeout=_PATIENCE, backend="gloo")
     except (RuntimeError, ValueError) as error:
         raise UsageError(
-            f"the {here.size} processes did not come together ({reason(error)}); MASTER_ADDR and MASTER_PORT "
+            f"the {here.size} processes did not come together ({failure_reason(error)}); MASTER_ADDR and MASTER_PORT "
             "are to name the first one's machine and a free port of it."
         ) from error
     store = dist.PrefixStore(f"glprune/{next(_numbers)}", dist.distributed_c10d._get_default_store())
-    links = Links(group, Board(store, here.rank, here.size))
+    links = Transport(group, FailureStore(store, here.rank, here.size))
     del group
     why: BaseException | None = None
     try:
-        yield Crew(here.rank, here.size, links)
+        yield ProcessGroup(here.rank, here.size, links)
     except BaseException as error:
-        links.board.post(error)
+        links.board.publish(error)
         why = error
         raise
     finally:
         links.close(why)
-        links.board.part(why is not None)
+        links.board.leave(why is not None)
 
 
 @contextlib.contextmanager
-def together(members: Crew) -> Iterator[None]:
+def use_process_group(members: ProcessGroup) -> Iterator[None]:
     """Sum over a crew for a while: all its processes train the same network on parts of the same batches."""
     _working.append(members)
     try:
@@ -203,11 +203,11 @@ def average_gradients_(parameters: Iterable[nn.Parameter], loss: float, rows: in
     if _working[-1].size == 1:
         return loss
     trained = [p for p in parameters if p.requires_grad]
-    flat = _summed(trained, (loss * rows, rows), rows)
+    flat = _all_reduce_flat_(trained, (loss * rows, rows), rows)
     if not math.isfinite(flat.sum()):
         return math.nan
     flat.div_(flat[-1].clone())
-    _put(trained, flat)
+    _copy_back_(trained, flat)
     return float(flat[-2])
 
 
@@ -224,11 +224,11 @@ def sum_gradients_(parameters: Iterable[nn.Parameter], loss: float) -> float:
     if _working[-1].size == 1:
         return loss
     trained = [p for p in parameters if p.requires_grad]
-    flat = _summed(trained, (loss,))
+    flat = _all_reduce_flat_(trained, (loss,))
     if not math.isfinite(flat.sum()):
         return math.nan
-    _put(trained, flat)
-    return total(loss)
+    _copy_back_(trained, flat)
+    return all_reduce_scalar(loss)
 
 
 def first_error(own: GlpruneError | None, where: str, mend: str) -> GlpruneError:
@@ -242,44 +242,44 @@ def first_error(own: GlpruneError | None, where: str, mend: str) -> GlpruneError
     members = _working[-1]
     if members.size == 1 and own is not None:
         return own
-    for rank, error in enumerate(members.gathered(own)):
+    for rank, error in enumerate(members.all_gather(own)):
         if error is not None:
             return type(error)(f"process {rank}: {error}")
     return NonFiniteError(f"{where}: the loss or a gradient over all rows is not finite; {mend}.")
 
 
 @torch.no_grad()
-def align_buffers_(network: nn.Module) -> None:
+def broadcast_buffers_(network: nn.Module) -> None:
     """Give every process the first one's buffers: statistics of batches that were of its own rows."""
     if _working[-1].size > 1:
         for buffer in network.buffers():
-            _working[-1].align_(buffer)
+            _working[-1].broadcast_(buffer)
 
 
-def total(value: float) -> float:
+def all_reduce_scalar(value: float) -> float:
     """The sum of a number over the processes."""
     if _working[-1].size == 1:
         return value
-    return float(_working[-1].sum_(torch.tensor([value], dtype=torch.float64)))
+    return float(_working[-1].all_reduce_(torch.tensor([value], dtype=torch.float64)))
 
 
-def measured(measure: Callable[[], _Value]) -> _Value:
+def measure_on_rank0(measure: Callable[[], _Value]) -> _Value:
     """What the first process measures, where processes would differ, as clocks do."""
     members = _working[-1]
-    if members.first:
+    if members.is_main:
         return members.broadcast_object(measure())
     return members.broadcast_object(cast(_Value, None))
 
 
-def _summed(parameters: Sequence[nn.Parameter], numbers: Sequence[float], rows: int = 1) -> Tensor:
+def _all_reduce_flat_(parameters: Sequence[nn.Parameter], numbers: Sequence[float], rows: int = 1) -> Tensor:
     """The sums over the processes of gradients, each times ``rows``, and of numbers, in one tensor."""
     parts = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
     flat = torch.cat([*parts, torch.tensor(numbers)])
     flat[: -len(numbers)].mul_(rows)
-    return _working[-1].sum_(flat)
+    return _working[-1].all_reduce_(flat)
 
 
-def _put(parameters: Sequence[nn.Parameter], flat: Tensor) -> None:
+def _copy_back_(parameters: Sequence[nn.Parameter], flat: Tensor) -> None:
     start = 0
     for p in parameters:
         p.grad = flat[start : start + p.numel()].view_as(p).to(p.dtype)

@@ -25,17 +25,17 @@ import torch
 from pydantic import TypeAdapter
 
 from glprune.errors import GlpruneError
-from glprune.runtime.checkpoint import Journal, Record
+from glprune.runtime.checkpoint import CheckpointLog, Step
 
 State = TypeVar("State")
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 
 
-class Fan(Protocol[State]):
+class WorkerPool(Protocol[State]):
     """Whatever works on many items side by side; :class:`Workers` here, :mod:`glprune.runtime.ray_pool` on Ray."""
 
-    def __enter__(self) -> Fan[State]:
+    def __enter__(self) -> WorkerPool[State]:
         """Begin."""
         ...
 
@@ -55,7 +55,7 @@ class Fan(Protocol[State]):
         ...
 
 
-class Workers(Generic[State]):
+class ProcessPool(Generic[State]):
     """Processes that each prepare once and then work on items; none is started before the first item.
 
     On leaving the context the processes end; where it is left by an error they are stopped at once.
@@ -68,9 +68,9 @@ class Workers(Generic[State]):
     def __init__(self, prepare: Callable[[], State], processes: int) -> None:
         self._context = _Context()
         payload = pickle.dumps(prepare)  # by value: torch shares the memory of tensors it is left to pass
-        self._pool = ProcessPoolExecutor(processes, self._context, _begin, (payload,))
+        self._pool = ProcessPoolExecutor(processes, self._context, _start_worker, (payload,))
 
-    def __enter__(self) -> Workers[State]:
+    def __enter__(self) -> ProcessPool[State]:
         return self
 
     def __exit__(
@@ -100,7 +100,7 @@ class Workers(Generic[State]):
             Exception: Whatever ``prepare`` or ``work`` raised first.
         """
         try:
-            futures = [self._pool.submit(_work, work, item) for item in items]
+            futures = [self._pool.submit(_run_item, work, item) for item in items]
             places = {future: place for place, future in enumerate(futures)}
             for future in as_completed(futures):
                 done(places[future], future.result())
@@ -111,13 +111,13 @@ class Workers(Generic[State]):
         return [future.result() for future in futures]
 
 
-def map_kept(
-    workers: Fan[State],
+def map_with_checkpoint(
+    workers: WorkerPool[State],
     work: Callable[[State, Item], Outcome],
     items: Sequence[Item],
     told: Callable[[int], None],
-    record: Record,
-    journal: Journal,
+    record: Step,
+    journal: CheckpointLog,
     kind: TypeAdapter[Outcome],
 ) -> list[Outcome]:
     """:meth:`Workers.map` of what a stopped run had not done yet.
@@ -131,7 +131,7 @@ def map_kept(
         journal: Keeps the record.
         kind: Brings outcomes to JSON values and back.
     """
-    known = record.facts
+    known = record.values
     left = [place for place in range(len(items)) if str(place) not in known]
 
     def done(place: int, outcome: Outcome) -> None:
@@ -152,7 +152,7 @@ class _Process(SpawnProcess):
     """A process that neither imports the caller's script nor sees Ctrl-C, which the caller answers."""
 
     def start(self) -> None:
-        with _without_script(), _uninterrupted():
+        with _without_main_script(), _ignore_interrupts():
             super().start()
 
 
@@ -170,7 +170,7 @@ class _Context(SpawnContext):
 
 
 @contextlib.contextmanager
-def _without_script() -> Iterator[None]:
+def _without_main_script() -> Iterator[None]:
     """Hide ``__main__``: a spawned process would run it again, and with it the run it calls."""
     script = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
@@ -181,7 +181,7 @@ def _without_script() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
+def _ignore_interrupts() -> Iterator[None]:
     """Block SIGINT, which a new process inherits from its first instruction; here it only waits."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -193,7 +193,7 @@ def _uninterrupted() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class Preparation(Generic[State]):
+class WorkerState(Generic[State]):
     """What a process prepares once, and the random state every item begins with.
 
     Args:
@@ -213,25 +213,25 @@ class Preparation(Generic[State]):
         return work(state, item)
 
 
-_prepared: list[Preparation[Any]] = []
+_prepared: list[WorkerState[Any]] = []
 
 
-def _begin(payload: bytes) -> None:
+def _start_worker(payload: bytes) -> None:
     """Set a process up."""
-    _prepared.append(Preparation(payload))
+    _prepared.append(WorkerState(payload))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGTERM, _exit_worker)
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_caller, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
+def _exit_worker(number: int, frame: FrameType | None) -> None:
     """Leave when told to, but give back what libraries hold: semaphores, processes of a DataLoader."""
     util._exit_function()  # type: ignore[attr-defined]
     os._exit(128 + number)
 
 
-def _end_with_caller() -> None:
+def _exit_with_parent() -> None:
     """Leave when the caller is gone, killed without a word: the pool itself would wait for ever."""
     caller = parent_process()
     assert caller is not None  # only a pool's process runs this
@@ -239,5 +239,5 @@ def _end_with_caller() -> None:
     os._exit(1)
 
 
-def _work(work: Callable[[Any, Any], Any], item: Any) -> Any:
+def _run_item(work: Callable[[Any, Any], Any], item: Any) -> Any:
     return _prepared[0].work(work, item)

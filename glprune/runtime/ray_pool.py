@@ -18,7 +18,7 @@ import torch
 from ray.exceptions import RayError, RayTaskError
 
 from glprune.errors import GlpruneError
-from glprune.runtime.process_pool import Preparation, available_cores
+from glprune.runtime.process_pool import WorkerState, available_cores
 
 State = TypeVar("State")
 Item = TypeVar("Item")
@@ -30,13 +30,13 @@ class _Actor:
 
     def __init__(self, payload: bytes) -> None:
         torch.set_num_threads(1)
-        self._preparation: Preparation[Any] = Preparation(payload)
+        self._preparation: WorkerState[Any] = WorkerState(payload)
 
     def work(self, work: Callable[[Any, Any], Any], item: Any) -> Any:
         return self._preparation.work(work, item)
 
 
-class RayWorkers(Generic[State]):
+class RayPool(Generic[State]):
     """:class:`glprune.runtime.process_pool.Workers` on a Ray cluster.
 
     That is the cluster joined already, else the one ``RAY_ADDRESS`` names, else one of this machine's cores.
@@ -61,7 +61,7 @@ class RayWorkers(Generic[State]):
     ) -> None:
         self._joined = not ray.is_initialized()
         if self._joined:
-            _join(threads * (processes or max(1, available_cores() // threads)))
+            _connect(threads * (processes or max(1, available_cores() // threads)))
         self._payload = pickle.dumps(prepare)
         cores = int(ray.cluster_resources().get("CPU", 1))
         offered = max(1, cores // threads)
@@ -69,7 +69,7 @@ class RayWorkers(Generic[State]):
         self._make: Any = ray.remote(num_cpus=min(threads, cores))(_Actor)
         self._actors: list[Any] = []
 
-    def __enter__(self) -> RayWorkers[State]:
+    def __enter__(self) -> RayPool[State]:
         return self
 
     def __exit__(
@@ -99,17 +99,17 @@ class RayWorkers(Generic[State]):
             (ready,), _ = ray.wait(list(busy), num_returns=1)
             place, actor = busy.pop(ready)
             idle.append(actor)
-            outcomes[place] = _outcome(ready)
+            outcomes[place] = _result_or_error(ready)
             done(place, outcomes[place])
         return [outcomes[place] for place in range(len(items))]
 
 
-def cluster_named() -> bool:
+def ray_address() -> bool:
     """Whether a cluster is joined already or named: no other will do."""
     return ray.is_initialized() or "RAY_ADDRESS" in os.environ
 
 
-def _join(cores: int) -> None:
+def _connect(cores: int) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     address = os.environ.get("RAY_ADDRESS")
     before = signal.getsignal(signal.SIGTERM)
@@ -129,7 +129,7 @@ def _join(cores: int) -> None:
             signal.signal(signal.SIGTERM, before)  # Ray takes it; the command says what became of the run
 
 
-def _outcome(ready: Any) -> Any:
+def _result_or_error(ready: Any) -> Any:
     """An outcome, or the error that was raised in its place."""
     try:
         return ray.get(ready)

@@ -8,15 +8,15 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from glprune.errors import GlpruneError, RecipeError
-from glprune.runtime.process_pool import Fan, Workers, available_cores
+from glprune.runtime.process_pool import ProcessPool, WorkerPool, available_cores
 from glprune.schema.recipe import WorkersSpec
 
 State = TypeVar("State")
 
 
-def fan_out(
+def make_worker_pool(
     prepare: Callable[[], State], spec: WorkersSpec, where: str, threads: int = 1, most: int | None = None
-) -> Fan[State]:
+) -> WorkerPool[State]:
     """Workers as a recipe asks for them.
 
     Args:
@@ -35,15 +35,15 @@ def fan_out(
     if spec.engine == "ray" and not installed:
         raise RecipeError(f"{where}: Ray is not installed; pip install 'glprune[ray]', or say local.")
     if installed and spec.engine != "local":
-        from glprune.runtime.ray_pool import RayWorkers, cluster_named
+        from glprune.runtime.ray_pool import RayPool, ray_address
 
         try:
-            return RayWorkers(prepare, spec.processes, threads, most)
+            return RayPool(prepare, spec.processes, threads, most)
         except GlpruneError:
-            if spec.engine == "ray" or cluster_named():
+            if spec.engine == "ray" or ray_address():
                 raise
     processes = spec.processes or max(1, available_cores() // threads)
-    return Workers(prepare, min(processes, most or processes))
+    return ProcessPool(prepare, min(processes, most or processes))
 
 
 def ray_installed() -> bool:
@@ -51,7 +51,7 @@ def ray_installed() -> bool:
     return importlib.util.find_spec("ray") is not None
 
 
-def several(spec: WorkersSpec, threads: int) -> bool:
+def is_parallel(spec: WorkersSpec, threads: int) -> bool:
     """Whether more than one worker of so many threads would be at work."""
     if spec.processes is not None:
         return spec.processes > 1

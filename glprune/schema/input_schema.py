@@ -30,7 +30,7 @@ class Column(Record):
     read: bool = Field(description="whether its value can reach an output")
 
 
-class ContractInput(Record):
+class SchemaInput(Record):
     """One input of the shipped file, to be filled in this order."""
 
     name: str
@@ -40,14 +40,14 @@ class ContractInput(Record):
     columns: list[Column]
 
 
-class ContractOutput(Record):
+class SchemaOutput(Record):
     """One output of the shipped file."""
 
     name: str
     meaning: str
 
 
-class Contract(Record):
+class InputSchema(Record):
     """All of ``input_schema.json``: a JSON Schema of a row, which ignores the keys it does not know."""
 
     dialect: Literal["https://json-schema.org/draft/2020-12/schema"] = Field(alias="$schema")
@@ -59,14 +59,14 @@ class Contract(Record):
     required: list[str] = Field(description="the properties that can reach an output")
     schema_: Literal["glprune.input/1"] = Field(alias="schema")
     signature: Literal["slim", "original"]
-    inputs: list[ContractInput]
-    outputs: list[ContractOutput]
+    inputs: list[SchemaInput]
+    outputs: list[SchemaOutput]
 
 
 Shape = list[int | str]
 
 
-def make_contract(report: Report, plan: Plan, shapes: Mapping[str, Shape]) -> Contract:
+def make_input_schema(report: Report, plan: Plan, shapes: Mapping[str, Shape]) -> InputSchema:
     """The contract that follows from a report, the plan and the shapes of the ONNX file's inputs."""
     reads = {part.name: set(part.columns) for part in plan.inputs}
     inputs = [
@@ -74,7 +74,7 @@ def make_contract(report: Report, plan: Plan, shapes: Mapping[str, Shape]) -> Co
         for given in report.export.inputs
     ]
     properties, required = _row(inputs)
-    return Contract.model_validate(
+    return InputSchema.model_validate(
         {
             "$schema": "https://json-schema.org/draft/2020-12/schema",
             "title": f"{report.title}: one row",
@@ -85,13 +85,13 @@ def make_contract(report: Report, plan: Plan, shapes: Mapping[str, Shape]) -> Co
             "signature": report.export.signature,
             "inputs": inputs,
             "outputs": [
-                ContractOutput(name=output.name, meaning=output.meaning) for output in report.export.outputs
+                SchemaOutput(name=output.name, meaning=output.meaning) for output in report.export.outputs
             ],
         }
     )
 
 
-def _row(inputs: Sequence[ContractInput]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+def _row(inputs: Sequence[SchemaInput]) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Properties of a row and those it must have: columns by name, and whole inputs where those are not flat.
 
     Where a name would stand for two things, every input goes by its own name.
@@ -120,8 +120,8 @@ def _nested(sizes: Sequence[int | str], dtype: DType) -> dict[str, Any]:
     return {"type": "array", "items": _nested(sizes[1:], dtype), **length}
 
 
-def _input(given: Input, shape: Shape, owners: Mapping[str, str], reads: set[str]) -> ContractInput:
-    return ContractInput(
+def _input(given: Input, shape: Shape, owners: Mapping[str, str], reads: set[str]) -> SchemaInput:
+    return SchemaInput(
         name=given.name,
         dtype=given.dtype,
         shape=shape,

@@ -47,7 +47,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
-def mistakes(path: str | Path) -> list[str]:
+def recipe_errors(path: str | Path) -> list[str]:
     """Every mistake of a recipe as ``file:line: what and how to mend it``; empty where it is right.
 
     No data and no model is read, and no PyTorch is needed.

@@ -49,7 +49,7 @@ class Run(Record):
     )
 
 
-class Halvings(Record):
+class LrHalvings(Record):
     """How often a step size was halved since a loss, a gradient or a weight was not finite."""
 
     path: int = Field(description="over the points of `path`")
@@ -209,7 +209,7 @@ class Cut(Record):
     )
 
 
-class Refusal(Record):
+class Skipped(Record):
     """Units that stayed, and the operation that forbids removing them."""
 
     name: str
@@ -224,7 +224,7 @@ class Removal(Record):
     rows: int
     difference: float = Field(description="zeroed dense against slim, same measure as in cuts")
     cuts: list[Cut]
-    refused: list[Refusal]
+    refused: list[Skipped]
 
 
 class Metric(Record):
@@ -262,7 +262,7 @@ class Latency(Record):
     speedup: float = Field(description="median of the pairwise ratios original / slim")
 
 
-class Widths(Record):
+class WidthTiming(Record):
     """Hidden widths as they came out against widths rounded up to multiples, before the last refit."""
 
     multiple: int = Field(description="of the shipped widths: 1, or `tried` where that was faster")
@@ -641,13 +641,13 @@ class Report(Record):
     drop_costs: DropCosts | None = Field(None, description="of each kept field, if measured")
     removal: Removal
     refit: Refit | None
-    halvings: Halvings | None = Field(None, description="of step sizes, if there were any")
+    halvings: LrHalvings | None = Field(None, description="of step sizes, if there were any")
     performance: list[Metric]
     agreement: list[Agreement] = Field(description="of each output, where the network has several")
     baselines: Baselines | None = Field(None, description="of simpler selections, if measured")
     size: Size
     latency: list[Latency]
-    widths: Widths | None = Field(None, description="where the recipe leaves them to the clock")
+    widths: WidthTiming | None = Field(None, description="where the recipe leaves them to the clock")
     export: Export
     quantized: Quantized | None = Field(None, description="of the file in 8-bit integers, if there is one")
     policy: Policy | None = Field(None, description="rules on fields, if the recipe has any")

@@ -28,7 +28,7 @@ from ruamel.yaml.events import (
 from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.reader import ReaderError
 
-from glprune._files import fault
+from glprune._files import unreadable_reason
 from glprune.errors import RecipeError
 
 MAX_BYTES = 1_000_000
@@ -44,7 +44,7 @@ def read_text(source: Path) -> str:
     Raises:
         RecipeError: It is missing, no plain file, longer than a megabyte or not UTF-8.
     """
-    why = fault(source)
+    why = unreadable_reason(source)
     if why is not None:
         raise RecipeError(f"{source} {why}; name a YAML file.")
     with source.open("rb") as stream:

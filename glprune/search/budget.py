@@ -7,17 +7,17 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from glprune.data.splits import Inputs, Narrowing, first_rows
+from glprune.data.splits import ColumnSelection, Inputs, first_rows
 from glprune.model.counting import macs, parameters
 from glprune.pruning.groups import GroupSet
-from glprune.pruning.removal import shaped
+from glprune.pruning.removal import cut_uncertified
 from glprune.search.job import Job
 
 Alive = Sequence[Tensor]
 Measure = Callable[[nn.Module, Inputs], int]
 
 
-def measured(job: Job, alive: Alive, measure: Measure, multiple: int = 1) -> int:
+def size_of_support(job: Job, alive: Alive, measure: Measure, multiple: int = 1) -> int:
     """Measure the network whose marked groups alone are left.
 
     Args:
@@ -26,8 +26,8 @@ def measured(job: Job, alive: Alive, measure: Measure, multiple: int = 1) -> int
         measure: Takes a network and one row of its inputs.
         multiple: Of hidden widths.
     """
-    network, columns = shaped(job.network, job.groups, alive, job.probe, job.axes, multiple)
-    return measure(network, Narrowing(columns, job.axes)(first_rows(job.data.test, 1)))
+    network, columns = cut_uncertified(job.network, job.groups, alive, job.probe, job.axes, multiple)
+    return measure(network, ColumnSelection(columns, job.axes)(first_rows(job.data.test, 1)))
 
 
 def count_parameters(network: nn.Module, inputs: Inputs) -> int:
@@ -38,7 +38,7 @@ def count_parameters(network: nn.Module, inputs: Inputs) -> int:
 MEASURES: dict[str, Measure] = {"parameters": count_parameters, "macs": macs}
 
 
-def all_alive(groups: Sequence[GroupSet]) -> list[Tensor]:
+def full_support(groups: Sequence[GroupSet]) -> list[Tensor]:
     """Marks of groups that all stay."""
     return [torch.ones(len(g.labels), dtype=torch.bool) for g in groups]
 
@@ -49,16 +49,16 @@ def unit_costs(job: Job, measure: Measure) -> dict[str, float]:
     Returns:
         Set name -> cost of a group for each weight leaving it, mean 1 over the sets.
     """
-    whole = measured(job, all_alive(job.groups), measure)
+    whole = size_of_support(job, full_support(job.groups), measure)
     found = {}
     for number, groups in enumerate(job.groups):
         if groups.units.refused or len(groups.labels) < 2:
             continue
-        alive = all_alive(job.groups)
+        alive = full_support(job.groups)
         alive[number][-1] = False
         units = int((groups.group == len(groups.labels) - 1).sum())
         found[groups.name] = (
-            max(0, whole - measured(job, alive, measure)) / units / _weights_of_a_unit(job, groups)
+            max(0, whole - size_of_support(job, alive, measure)) / units / _weights_of_a_unit(job, groups)
         )
     largest = max(found.values(), default=0.0)
     if largest == 0:
@@ -78,9 +78,9 @@ def _weights_of_a_unit(job: Job, groups: GroupSet) -> float:
     return max(1.0, total / groups.units.count)
 
 
-def uniform(job: Job, share: float, kinds: Sequence[str]) -> list[Tensor]:
+def uniform_support(job: Job, share: float, kinds: Sequence[str]) -> list[Tensor]:
     """Marks that leave the same share of every set of some kinds, at least one group of each."""
-    marks = all_alive(job.groups)
+    marks = full_support(job.groups)
     for alive, groups in zip(marks, job.groups, strict=True):
         if groups.kind in kinds and not groups.units.refused:
             alive[max(1, round(share * len(alive))) :] = False

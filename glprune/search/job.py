@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from glprune.data.records import Data, InputColumns
-from glprune.data.splits import Inputs, Narrowing, narrowed
+from glprune.data.splits import ColumnSelection, Inputs, view_columns
 from glprune.errors import ModelError, NonFiniteError, RecipeError
-from glprune.model.loading import Network
+from glprune.model.loading import LoadedNetwork
 from glprune.model.outputs import OutputNames, leaves
 from glprune.model.prediction import predict
-from glprune.model.standardize import Scaled
+from glprune.model.standardize import StandardizedNetwork
 from glprune.model.task import Task
 from glprune.pruning.groups import GroupSet, hidden_groups, input_groups, penalty_weights
 from glprune.pruning.planner import plan_units
-from glprune.pruning.removal import Removed
+from glprune.pruning.removal import RemovalResult
 from glprune.pruning.units import Kind, UnitSet
-from glprune.runtime.checkpoint import Journal
+from glprune.runtime.checkpoint import CheckpointLog
 from glprune.schema.recipe import Recipe
 from glprune.search.policy import NO_RULES, Rules
 from glprune.training.penalty_plugin import MakePenalty
@@ -51,14 +51,14 @@ class Job:
 
     recipe: Recipe
     data: Data
-    loaded: Network
+    loaded: LoadedNetwork
     network: nn.Module
     task: Task
     groups: list[GroupSet]
     probe: Inputs
     outputs: OutputNames
     rules: Rules = NO_RULES
-    journal: Journal = field(default_factory=Journal)
+    journal: CheckpointLog = field(default_factory=CheckpointLog)
     make_penalty: MakePenalty | None = None
 
     @property
@@ -151,7 +151,7 @@ class Job:
                 )
 
 
-def continued(job: Job, network: nn.Module, columns: tuple[Tensor, ...], groups: list[GroupSet]) -> Job:
+def narrowed_job(job: Job, network: nn.Module, columns: tuple[Tensor, ...], groups: list[GroupSet]) -> Job:
     """The job of a slim network: the same rows through the kept columns.
 
     Args:
@@ -161,7 +161,7 @@ def continued(job: Job, network: nn.Module, columns: tuple[Tensor, ...], groups:
         groups: What is left of the groups; found anew where the network feeds itself constants, whose
             tensors were not sliced.
     """
-    narrow = Narrowing(columns, job.axes)
+    narrow = ColumnSelection(columns, job.axes)
     kept = [span[c] for span, own in zip(job.data.spans, columns, strict=True) for c in own.tolist()]
     place = {old: new for new, old in enumerate(kept)}
     fields = [(f, [place[c] for c in f.columns if c in place]) for f in job.data.fields]
@@ -172,9 +172,9 @@ def continued(job: Job, network: nn.Module, columns: tuple[Tensor, ...], groups:
             for part, own in zip(job.data.inputs, columns, strict=True)
         ),
         fields=tuple(replace(f, columns=tuple(left)) for f, left in fields if left),
-        train=narrowed(job.data.train, narrow),
-        valid=narrowed(job.data.valid, narrow),
-        test=narrowed(job.data.test, narrow),
+        train=view_columns(job.data.train, narrow),
+        valid=view_columns(job.data.valid, narrow),
+        test=view_columns(job.data.test, narrow),
     )
     probe = narrow(job.probe)
     if any(g.units.removal == "constant" for g in groups):
@@ -189,7 +189,7 @@ def find_groups(network: nn.Module, recipe: Recipe, data: Data, probe: Inputs) -
     example = tuple(torch.cat([x[:4], x[-4:]]) for x in probe)
     planned = plan_units(network, example, axes, names, recipe.allow_inexact)
     sets = _with_every_input(planned, data)
-    if isinstance(network, Scaled):  # layers keep the names the user gave them
+    if isinstance(network, StandardizedNetwork):  # layers keep the names the user gave them
         sets = [
             replace(
                 s,
@@ -209,14 +209,14 @@ def _with_every_input(sets: list[UnitSet], data: Data) -> list[UnitSet]:
     """Put a refused set where the plan has none for an input with an axis; inputs come first, in order."""
     found = {s.name: s for s in sets if s.kind == "input"}
     inputs = [
-        found.get(part.name) or UnitSet(part.name, "input", len(part.features), (), _unplanned(part))
+        found.get(part.name) or UnitSet(part.name, "input", len(part.features), (), _why_unplanned(part))
         for part in data.inputs
         if part.axis is not None
     ]
     return [*inputs, *(s for s in sets if s.kind == "hidden")]
 
 
-def _unplanned(part: InputColumns) -> str:
+def _why_unplanned(part: InputColumns) -> str:
     """Why the plan has no set for an input."""
     if len(part.features) == 1:
         return "there is one only, and an input needs one"
@@ -245,12 +245,12 @@ def validate(job: Job, network: nn.Module, narrow: Callable[[Inputs], Inputs]) -
     return value
 
 
-def caller(network: nn.Module) -> Callable[[Inputs], tuple[Tensor, ...]]:
+def as_function(network: nn.Module) -> Callable[[Inputs], tuple[Tensor, ...]]:
     """A network as a function from the tuple of its inputs to the tuple of its outputs."""
     return lambda inputs: leaves(network(*inputs))
 
 
-def kept_fields(data: Data, removed: Removed) -> list[bool]:
+def kept_fields(data: Data, removed: RemovalResult) -> list[bool]:
     """Whether each field has a column that stayed, in their order."""
     columns = {span[c] for span, own in zip(data.spans, removed.columns, strict=True) for c in own.tolist()}
     return [not columns.isdisjoint(field.columns) for field in data.fields]

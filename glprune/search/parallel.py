@@ -17,22 +17,29 @@ import torch
 from torch import Tensor
 
 from glprune.errors import TargetError
-from glprune.pruning.removal import Removed
-from glprune.pruning.surgery import Surgery
-from glprune.runtime.checkpoint import Journal, packed
-from glprune.runtime.events import Listener, PartDone, Stage, silent
-from glprune.runtime.process_pool import Fan
+from glprune.pruning.removal import RemovalResult
+from glprune.pruning.surgery import PruningPlan
+from glprune.runtime.checkpoint import CheckpointLog, pack_tensors
+from glprune.runtime.events import Listener, Progress, Stage, silent
+from glprune.runtime.process_pool import WorkerPool
 from glprune.search.job import Job
 from glprune.search.serialization import Kept
-from glprune.search.stage import Asked, StageRun, Standing, carry_out, kept, recalled
+from glprune.search.stage import (
+    SearchState,
+    StageResult,
+    StageSpec,
+    from_record,
+    run_stage_uncached,
+    to_record,
+)
 from glprune.search.worker_setup import slim_network
 
 _Sent = tuple[dict[str, Any], bytes]  # facts, and tensors as safetensors has them: no memory is shared
 
 
-def attempts(
-    standing: Standing, asks: Sequence[Asked], workers: Fan[Job], listener: Listener
-) -> list[StageRun | TargetError | None]:
+def run_stages(
+    standing: SearchState, asks: Sequence[StageSpec], workers: WorkerPool[Job], listener: Listener
+) -> list[StageResult | TargetError | None]:
     """:func:`glprune.search.stage.attempt` of several paths at once.
 
     Args:
@@ -45,7 +52,7 @@ def attempts(
         For each what an attempt here would have returned, or raised.
     """
     number, journal = standing.stages + 1, standing.original.journal
-    come = {place: kept for place, kept in enumerate(_kept_before(asks, number, journal))}
+    come = {place: kept for place, kept in enumerate(_load_finished(asks, number, journal))}
     stored, left = len(come), list(range(len(come), len(asks)))
     if left:
         listener(Stage(f"path {number}", f"{len(left)} paths side by side, {asks[0].rule}"))
@@ -54,26 +61,26 @@ def attempts(
         nonlocal stored
         come[left[item]] = sent[0], safetensors.torch.load(sent[1])
         while stored in come:  # a run that goes on is handed them in this order
-            journal.keep("stage", asks[stored].key(number), *come[stored])
+            journal.save_step("stage", asks[stored].key(number), *come[stored])
             stored += 1
-        listener(PartDone("paths", len(come), len(asks)))
+        listener(Progress("paths", len(come), len(asks)))
 
-    start = pickle.dumps(_Start.of(standing))
-    workers.map(functools.partial(_elsewhere, start), [asks[place] for place in left], done)
-    return [_outcome(standing, asked, *come[place]) for place, asked in enumerate(asks)]
+    start = pickle.dumps(_StartState.of(standing))
+    workers.map(functools.partial(_run_in_worker, start), [asks[place] for place in left], done)
+    return [_to_result(standing, asked, *come[place]) for place, asked in enumerate(asks)]
 
 
-def _kept_before(asks: Sequence[Asked], number: int, journal: Journal) -> Iterator[Kept]:
+def _load_finished(asks: Sequence[StageSpec], number: int, journal: CheckpointLog) -> Iterator[Kept]:
     """What a run that was stopped had done of them: the first ones."""
     for asked in asks:
-        record = journal.recall("stage", asked.key(number))
+        record = journal.load_step("stage", asked.key(number))
         if record is None:
             return
-        yield record.facts, journal.weights(record)
+        yield record.values, journal.weights(record)
 
 
 @dataclass(frozen=True)
-class _Start:
+class _StartState:
     """A network to stand on, as it pickles.
 
     Attributes:
@@ -84,38 +91,38 @@ class _Start:
     """
 
     stages: int
-    surgery: Surgery | None
+    surgery: PruningPlan | None
     columns: tuple[Tensor, ...]
     state: dict[str, Tensor]
 
     @classmethod
-    def of(cls, standing: Standing) -> _Start:
+    def of(cls, standing: SearchState) -> _StartState:
         removed = standing.removed
         surgery, columns = (removed.surgery, removed.columns) if removed is not None else (None, ())
         return cls(standing.stages, surgery, columns, standing.job.network.state_dict())
 
-    def standing(self, original: Job) -> Standing:
+    def search_state(self, original: Job) -> SearchState:
         if self.surgery is None:
-            return Standing(original, original, None, self.stages)
+            return SearchState(original, original, None, self.stages)
         network = slim_network(original, self.surgery, self.state)
-        removed = Removed(network, self.surgery, self.columns, (), (), 0.0, len(original.probe[0]))
-        return Standing.on(original, network, removed, self.stages)
+        removed = RemovalResult(network, self.surgery, self.columns, (), (), 0.0, len(original.probe[0]))
+        return SearchState.advanced(original, network, removed, self.stages)
 
 
-def _elsewhere(start: bytes, job: Job, asked: Asked) -> _Sent:
+def _run_in_worker(start: bytes, job: Job, asked: StageSpec) -> _Sent:
     torch.set_num_threads(job.recipe.threads)  # results depend on their number
     try:
-        run, _ = carry_out(pickle.loads(start).standing(job), asked, silent)
+        run, _ = run_stage_uncached(pickle.loads(start).standing(job), asked, silent)
     except TargetError as error:
-        return {"failed": str(error)}, packed({})
-    facts, tensors = kept(run)
-    return facts, packed(tensors)
+        return {"failed": str(error)}, pack_tensors({})
+    facts, tensors = to_record(run)
+    return facts, pack_tensors(tensors)
 
 
-def _outcome(
-    standing: Standing, asked: Asked, facts: dict[str, Any], tensors: dict[str, Tensor]
-) -> StageRun | TargetError | None:
+def _to_result(
+    standing: SearchState, asked: StageSpec, facts: dict[str, Any], tensors: dict[str, Tensor]
+) -> StageResult | TargetError | None:
     try:
-        return recalled(standing, asked, facts, tensors)
+        return from_record(standing, asked, facts, tensors)
     except TargetError as error:
         return error

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 
 from glprune.errors import TargetError
 from glprune.pruning.groups import GroupSet, group_norms, support
-from glprune.runtime.checkpoint import Journal
+from glprune.runtime.checkpoint import CheckpointLog
 from glprune.schema.recipe import TrainSpec
 from glprune.search.path_point import Point, Size, State
-from glprune.search.serialization import STATE, keep_point, recall_point
+from glprune.search.serialization import STATE, load_point, save_point
 from glprune.training.objective import Objective, lambda_max
 from glprune.training.solver import PointSolver
 
@@ -51,7 +51,7 @@ class RegularisationPath:
         seed: int,
         metric: Callable[[], float],
         done: Callable[[Point], None],
-        journal: Journal,
+        journal: CheckpointLog,
     ) -> None:
         self.objective, self.groups, self.spec = objective, groups, spec
         self.solver = PointSolver(objective, spec, seed)
@@ -70,7 +70,7 @@ class RegularisationPath:
         """Solve one lambda, from ``start`` or from where the network stands."""
         if start is not None:
             self.objective.network.load_state_dict(start)
-        point = self._kept(
+        point = self._save_points(
             "point", lam, lambda: self._measure(lam, self.solver.solve(lam, polish=self.spec.epochs == 0))
         )
         self.points.append(point)
@@ -78,11 +78,11 @@ class RegularisationPath:
         self.done(point)
         return point
 
-    def close(self, point: Point) -> Point:
+    def polish(self, point: Point) -> Point:
         """Go on from a point by full-batch steps at its lambda, which tighten its KKT residuals."""
-        return self._closed(point, point.lam)
+        return self._polish(point, point.lam)
 
-    def settle(self, point: Point, size: Size, least: float, most: float) -> Point:
+    def polish_to_size(self, point: Point, size: Size, least: float, most: float) -> Point:
         """Close a point where that keeps its size, else at a lambda nearby.
 
         Full-batch steps may bring groups back or lose more: lambda is then raised or lowered a little.
@@ -101,13 +101,13 @@ class RegularisationPath:
         lam, start, dense, sparse = point.lam, point, 0.0, math.inf
 
         def fits(point: Point) -> bool:
-            return least <= size(point) <= most and not self.blind(point)
+            return least <= size(point) <= most and not self.reads_no_input(point)
 
         def will_do(point: Point) -> bool:
             return point.kkt_zero <= _OPTIMAL and fits(point)
 
         for _ in range(_SETTLINGS):
-            closed = self._closed(start, lam, None if start is point else will_do)
+            closed = self._polish(start, lam, None if start is point else will_do)
             if will_do(closed):
                 return closed
             self.points.remove(closed)
@@ -115,14 +115,14 @@ class RegularisationPath:
                 start = closed
             elif size(closed) > most:
                 dense = max(dense, lam)
-                lam = _between(lam, sparse, lam * _NUDGE)
+                lam = _bisect(lam, sparse, lam * _NUDGE)
             else:
                 sparse = min(sparse, lam)
-                lam = _between(dense, lam, lam / _NUDGE)
-        self.put(start, point)
+                lam = _bisect(dense, lam, lam / _NUDGE)
+        self.load_point(start, point)
         return start
 
-    def descend(self, point: Point, lam: float, size: Size, least: float, most: float) -> Point | None:
+    def step_to_size(self, point: Point, lam: float, size: Size, least: float, most: float) -> Point | None:
         """Go on from a point that is too large by single full-batch steps, until its size is within bounds.
 
         A step that loses too much is taken again at half its length, so that groups leave one by one.
@@ -140,22 +140,22 @@ class RegularisationPath:
             group is more than the bounds are apart, the largest such below them; None where there is none.
         """
         asked = {"lam": lam, "least": least, "most": most}
-        record = self.journal.recall("descent", asked)
+        record = self.journal.load_step("descent", asked)
         if record is None:
-            held = self._descended(point, lam, size, least, most)
-            facts, tensors = keep_point(held) if held else ({}, {})
-            self.journal.keep("descent", asked, facts, tensors)
+            held = self._step_to_size(point, lam, size, least, most)
+            facts, tensors = save_point(held) if held else ({}, {})
+            self.journal.save_step("descent", asked, facts, tensors)
             return held
-        return recall_point(record.facts, self.journal.weights(record)) if record.facts else None
+        return load_point(record.values, self.journal.weights(record)) if record.values else None
 
-    def _descended(self, point: Point, lam: float, size: Size, least: float, most: float) -> Point | None:
+    def _step_to_size(self, point: Point, lam: float, size: Size, least: float, most: float) -> Point | None:
         start, held, halvings = point, None, 0
         curvature: float | None = None
         for _ in range(_DESCENTS):
             self.objective.network.load_state_dict(start.state)
             curvature = self.solver.step(lam, curvature)
             found = self._measure(lam, point.halvings)
-            fits = size(found) <= most and not self.blind(found)
+            fits = size(found) <= most and not self.reads_no_input(found)
             optimal = found.kkt_zero <= _OPTIMAL
             if fits and optimal and (held is None or size(found) > size(held)):
                 held = found
@@ -168,7 +168,7 @@ class RegularisationPath:
                 halvings += 1
         return held
 
-    def _closed(self, point: Point, lam: float, will_do: Callable[[Point], bool] | None = None) -> Point:
+    def _polish(self, point: Point, lam: float, will_do: Callable[[Point], bool] | None = None) -> Point:
         """Take a closed point into the path in the place of the one it came from; the first that will do."""
         self.objective.network.load_state_dict(point.state)
 
@@ -184,11 +184,11 @@ class RegularisationPath:
             self.solver.polish(lam, enough if will_do is not None else None)
             return held[0] if held else self._measure(lam, point.halvings)
 
-        closed = self._kept("closing", lam, polish)
-        self.put(closed, point)
+        closed = self._save_points("closing", lam, polish)
+        self.load_point(closed, point)
         return closed
 
-    def put(self, point: Point, old: Point) -> None:
+    def load_point(self, point: Point, old: Point) -> None:
         """Take a point into the path, in the place of an old one where the path still has that."""
         self.points = sorted([*(p for p in self.points if p is not old), point], key=lambda p: p.lam)
 
@@ -209,16 +209,16 @@ class RegularisationPath:
         """The group sets of hidden units that can be cut."""
         return [g for g in self.groups if g.kind == "hidden" and not g.units.refused]
 
-    def blind(self, point: Point) -> bool:
+    def reads_no_input(self, point: Point) -> bool:
         """Whether the network reads none of its fields any more."""
         return bool(self.inputs) and point.fields == 0
 
-    def emptied(self, point: Point) -> bool:
+    def is_empty(self, point: Point) -> bool:
         """Whether no group under the penalty is left."""
         if all(s.kind == "hidden" for s in self.objective.sets):
             units = sum(len(s.labels) for s in self.objective.sets)
             return point.hidden <= sum(len(g.labels) for g in self.hidden) - units
-        pulled = sum(len(self.objective.pulled(s)) for s in self.objective.sets if s.kind == "input")
+        pulled = sum(len(self.objective.penalised_ids(s)) for s in self.objective.sets if s.kind == "input")
         return pulled > 0 and point.fields <= sum(len(g.labels) for g in self.inputs) - pulled
 
     def fields_kept(self, point: Point) -> int:
@@ -233,7 +233,7 @@ class RegularisationPath:
         idle = [not any(n) and not g.units.refused for n, g in zip(own, self.inputs, strict=True)]
         return point.fields + sum(idle)
 
-    def grow(self, enough: Callable[[Point], bool], overshoots: Callable[[Point], bool]) -> None:
+    def solve_grid(self, enough: Callable[[Point], bool], overshoots: Callable[[Point], bool]) -> None:
         """Solve the grid upwards until a point is enough or no group is left.
 
         A path whose first point already overshoots began too high: it is begun again lower,
@@ -243,36 +243,36 @@ class RegularisationPath:
             for lam in self.grid(scale):
                 point = self.solve(lam)
                 for old in self.points[:-2]:
-                    self._let_go(old)
-                if self.emptied(point) or enough(point):
+                    self._drop_states(old)
+                if self.is_empty(point) or enough(point):
                     break
             if not overshoots(self.points[0]) or scale == _LOWER**2:
                 return
             self.objective.network.load_state_dict(self.trained)
             self.points.clear()
 
-    def _kept(self, kind: str, lam: float, solve: Callable[[], Point]) -> Point:
+    def _save_points(self, kind: str, lam: float, solve: Callable[[], Point]) -> Point:
         """Solve and measure, or take over what a stopped run did; the network stands there either way."""
-        record = self.journal.recall(kind, {"lam": lam})
+        record = self.journal.load_step(kind, {"lam": lam})
         if record is None:
             point = solve()
-            facts, tensors = keep_point(point)
-            standing, generator = self.solver.standing()
-            record = self.journal.keep(kind, {"lam": lam}, facts | standing, tensors | generator)
+            facts, tensors = save_point(point)
+            standing, generator = self.solver.state_dict()
+            record = self.journal.save_step(kind, {"lam": lam}, facts | standing, tensors | generator)
         else:
             tensors = self.journal.weights(record)
-            point = recall_point(record.facts, tensors)
+            point = load_point(record.values, tensors)
             if point.state:  # else a later step of that run holds what is needed
                 self.objective.network.load_state_dict(point.state)
-                self.solver.stand(record.facts, tensors)
+                self.solver.load_state_dict(record.values, tensors)
         point.record = record
         return point
 
-    def _let_go(self, point: Point) -> None:
+    def _drop_states(self, point: Point) -> None:
         """Nothing will start from a point any more: its weights need not be held."""
         point.state = {}
         if point.record is not None:
-            self.journal.let_go(point.record, STATE)
+            self.journal.drop_tensors(point.record, STATE)
 
     def _measure(self, lam: float, halvings: int = 0) -> Point:
         loss, zero, active = self.objective.optimality(lam)
@@ -296,12 +296,12 @@ class RegularisationPath:
         )
 
 
-def _between(low: float, high: float, otherwise: float) -> float:
+def _bisect(low: float, high: float, otherwise: float) -> float:
     """The geometric mean of a bracket's ends where it has both."""
     return (low * high) ** 0.5 if 0 < low < high < math.inf else otherwise
 
 
-def at_lambda(path: RegularisationPath, lam: float) -> Point:
+def solve_at(path: RegularisationPath, lam: float) -> Point:
     """Run a path up to one lambda and return that point.
 
     Raises:
@@ -310,10 +310,14 @@ def at_lambda(path: RegularisationPath, lam: float) -> Point:
     for step in path.grid():
         if step >= lam or lam == 0:
             break
-        if path.blind(path.solve(step)):
+        if path.reads_no_input(path.solve(step)):
             break
-    point = path.points[-1] if path.points and path.blind(path.points[-1]) else path.close(path.solve(lam))
-    if path.blind(point):
+    point = (
+        path.points[-1]
+        if path.points and path.reads_no_input(path.points[-1])
+        else path.polish(path.solve(lam))
+    )
+    if path.reads_no_input(point):
         last = max((p.lam for p in path.points if p.fields), default=0.0)
         raise TargetError(
             f"target.lambda: {lam:g} removes every input (so does {point.lam:.3g}); "
@@ -322,7 +326,9 @@ def at_lambda(path: RegularisationPath, lam: float) -> Point:
     return point
 
 
-def towards(path: RegularisationPath, size: Size, now: float, limit: float, floor: float) -> Point | None:
+def solve_towards(
+    path: RegularisationPath, size: Size, now: float, limit: float, floor: float
+) -> Point | None:
     """Run a path until a point is no larger than ``limit`` and return its smallest point above ``floor``.
 
     Where the path jumps from hardly any group removed to below the floor, it is bisected a little.
@@ -337,28 +343,30 @@ def towards(path: RegularisationPath, size: Size, now: float, limit: float, floo
     Returns:
         None where every point removes nothing, goes below the floor or is far from optimal.
     """
-    path.grow(lambda point: size(point) <= limit, lambda point: size(point) < floor or path.blind(point))
+    path.solve_grid(
+        lambda point: size(point) <= limit, lambda point: size(point) < floor or path.reads_no_input(point)
+    )
     for _ in range(_STEPS_BACK):
-        above, below = _around(path, size, floor)
+        above, below = _refine_around(path, size, floor)
         if above is None or below is None or size(above) <= (now * limit) ** 0.5:
             break
         path.solve((above.lam * below.lam) ** 0.5, above.state)
-    best = _around(path, size, floor)[0]
+    best = _refine_around(path, size, floor)[0]
     if best is None or size(best) >= now:
         return None
-    settled = path.settle(best, size, floor, now - 1)
+    settled = path.polish_to_size(best, size, floor, now - 1)
     return settled if settled.kkt_zero <= _OPTIMAL else None  # a later stage goes the whole way
 
 
-def _around(path: RegularisationPath, size: Size, floor: float) -> tuple[Point | None, Point | None]:
+def _refine_around(path: RegularisationPath, size: Size, floor: float) -> tuple[Point | None, Point | None]:
     """The smallest point that is not below the floor, and the first one that is."""
-    held = [p for p in path.points if size(p) >= floor and not path.blind(p) and p.state]
-    lost = [p for p in path.points if size(p) < floor or path.blind(p)]
+    held = [p for p in path.points if size(p) >= floor and not path.reads_no_input(p) and p.state]
+    lost = [p for p in path.points if size(p) < floor or path.reads_no_input(p)]
     above = min(held, key=lambda p: (size(p), p.lam), default=None)
     return above, next((p for p in lost if above is None or p.lam > above.lam), None)
 
 
-def at_most(path: RegularisationPath, size: Size, limit: float, name: str, slack: float = 0.0) -> Point:
+def solve_at_most(path: RegularisationPath, size: Size, limit: float, name: str, slack: float = 0.0) -> Point:
     """Run a path and return its largest point of at most ``limit``, bisecting between points.
 
     Args:
@@ -372,7 +380,9 @@ def at_most(path: RegularisationPath, size: Size, limit: float, name: str, slack
         TargetError: The path cannot reach the limit, or the groups leave together.
     """
     least = (1 - slack) * limit
-    path.grow(lambda point: size(point) <= limit, lambda point: size(point) < least or path.blind(point))
+    path.solve_grid(
+        lambda point: size(point) <= limit, lambda point: size(point) < least or path.reads_no_input(point)
+    )
     below = next((p for p in path.points if size(p) <= limit), None)
     if below is None:
         fewest = min(size(p) for p in path.points)
@@ -380,11 +390,11 @@ def at_most(path: RegularisationPath, size: Size, limit: float, name: str, slack
             f"{name}: {limit:g} was not reached; the path ended at lambda "
             f"{path.points[-1].lam:.3g} with {fewest:g}. Raise train.points or the penalty's strength."
         )
-    above = _denser(path, below)
+    above = _previous_point(path, below)
     for _ in range(_BISECTIONS):
         if size(below) >= least or above is None or below.lam < _ALIKE * above.lam:
             break
-        middle = path.solve(_between(above.lam, below.lam, below.lam * _LOWER), above.state)
+        middle = path.solve(_bisect(above.lam, below.lam, below.lam * _LOWER), above.state)
         above, below = (above, middle) if size(middle) <= limit else (middle, below)
     fitting = [p for p in path.points if size(p) <= limit and p.state]
     best = max(fitting, key=lambda p: (size(p), p.metric))
@@ -394,17 +404,17 @@ def at_most(path: RegularisationPath, size: Size, limit: float, name: str, slack
             f"from {size(above) if above else 0:g} to none at lambda {best.lam:.4g}."
         )
     if above is not None and size(best) < least:
-        between = path.descend(above, best.lam, size, least, limit)
+        between = path.step_to_size(above, best.lam, size, least, limit)
         if between is not None and size(between) > size(best):
-            path.put(between, best)
+            path.load_point(between, best)
             return between
-    settled = path.settle(best, size, max(1, min(size(best), least)), limit)
+    settled = path.polish_to_size(best, size, max(1, min(size(best), least)), limit)
     if settled.kkt_zero > _OPTIMAL:  # better a few groups fewer than a point that is not a solution
-        settled = path.settle(settled, size, math.ceil(_FEWER * limit), limit)
+        settled = path.polish_to_size(settled, size, math.ceil(_FEWER * limit), limit)
     return settled
 
 
-def _denser(path: RegularisationPath, point: Point) -> Point | None:
+def _previous_point(path: RegularisationPath, point: Point) -> Point | None:
     """The point before another one, or the network the path began with."""
     before = [p for p in path.points if p.lam < point.lam and p.state]
     if before or point.lam == 0:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from glprune.runtime.checkpoint import Record
+from glprune.runtime.checkpoint import Step
 from glprune.schema.report import PathPoint
 from glprune.search.job import Job
 
@@ -51,7 +51,7 @@ class Point:
     state: State
     refit_metric: float | None = None
     halvings: int = 0
-    record: Record | None = field(default=None, repr=False)
+    record: Step | None = field(default=None, repr=False)
 
 
 Size = Callable[[Point], float]

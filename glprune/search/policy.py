@@ -64,14 +64,14 @@ def resolve(recipe: Recipe, data: Data) -> Rules:
     parents = _parents(recipe, spec, names.owner)
     dropped = {names.owner.get(name, name): name for name in spec.must_drop}
     forbidden = {
-        field.name: why for field in data.fields if (why := _why(field.name, dropped, parents)) is not None
+        field.name: why for field in data.fields if (why := _origin(field.name, dropped, parents)) is not None
     }
     required = [names.owner[name] for name in spec.must_keep]
     _check_conflicts(recipe, spec, required, forbidden)
     _check_choice(recipe, data, frozenset(required), forbidden)
     codes: dict[str, tuple[str, ...]] = {}
     for name, cited in spec.reason_codes.items():
-        for code in listed(cited):
+        for code in listed_names(cited):
             codes[code] = tuple(dict.fromkeys((*codes.get(code, ()), names.owner[name])))
     return Rules(forbidden, frozenset(required), codes, _adverse(recipe, spec, data))
 
@@ -90,7 +90,7 @@ def _adverse(recipe: Recipe, spec: PolicySpec, data: Data) -> frozenset[int] | N
     return found
 
 
-def listed(names: str | Sequence[str]) -> list[str]:
+def listed_names(names: str | Sequence[str]) -> list[str]:
     """A name or a list of names as a list."""
     return [names] if isinstance(names, str) else list(names)
 
@@ -107,14 +107,14 @@ class _Names:
         """Refuse names of nothing: fields, columns of the file, or what the policy itself speaks of twice."""
         spec = self.spec
         seen = {*self.owner, *self.outside}
-        ancestors = {name for names in spec.derived_from.values() for name in listed(names)}
+        ancestors = {name for names in spec.derived_from.values() for name in listed_names(names)}
         self._all(spec.must_keep, set(self.owner), "must_keep")
         self._all(spec.reason_codes, set(self.owner), "reason_codes")
         self._all(spec.must_drop, seen | ancestors | set(spec.derived_from), "must_drop")
         self._all(spec.derived_from, seen | ancestors, "derived_from")
         known = {*seen, *spec.must_drop, *spec.derived_from}
         for name, names in spec.derived_from.items():
-            self._all(listed(names), known, "derived_from", name)
+            self._all(listed_names(names), known, "derived_from", name)
 
     def _all(self, names: Iterable[str], known: set[str], *keys: str) -> None:
         for name in names:
@@ -129,9 +129,9 @@ def _parents(recipe: Recipe, spec: PolicySpec, owner: Mapping[str, str]) -> dict
     for name, names in spec.derived_from.items():
         child = owner.get(name, name)
         # a column is derived from its own field by nature
-        found = [owner.get(a, a) for a in listed(names) if a == name or owner.get(a, a) != child]
+        found = [owner.get(a, a) for a in listed_names(names) if a == name or owner.get(a, a) != child]
         parents[child] = [*parents.get(child, []), *found]
-    circle = next(_circles(parents), None)
+    circle = next(_cycles(parents), None)
     if circle is not None:
         raise RecipeError(
             f"{recipe.where('policy', 'derived_from', circle[0])}: {' <- '.join(circle)} is a circle; "
@@ -140,7 +140,7 @@ def _parents(recipe: Recipe, spec: PolicySpec, owner: Mapping[str, str]) -> dict
     return parents
 
 
-def _circles(parents: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
+def _cycles(parents: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
     """Ways from a name back to itself."""
     for start in parents:
         trails, seen = [[start]], set[str]()
@@ -154,7 +154,7 @@ def _circles(parents: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
                     trails.append([*trail, parent])
 
 
-def _why(field: str, dropped: Mapping[str, str], parents: Mapping[str, Sequence[str]]) -> str | None:
+def _origin(field: str, dropped: Mapping[str, str], parents: Mapping[str, Sequence[str]]) -> str | None:
     """Why a field must go: by its own name, or by the nearest ancestor that must."""
     if field in dropped:
         return MUST_DROP

@@ -8,11 +8,11 @@ import torch
 
 from glprune.errors import ModelError
 from glprune.pruning.groups import group_norms, zero_units_
-from glprune.pruning.removal import Removed, remove
+from glprune.pruning.removal import RemovalResult, remove
 from glprune.search.job import Job
 
 
-def without_forbidden(job: Job) -> Removed | None:
+def remove_forbidden(job: Job) -> RemovalResult | None:
     """Zero the weights leaving every forbidden field in a copy of the trained network and cut the field.
 
     Args:
@@ -36,7 +36,7 @@ def without_forbidden(job: Job) -> Removed | None:
     return removed
 
 
-def check_rules(job: Job, removed: Removed) -> None:
+def check_rules(job: Job, removed: RemovalResult) -> None:
     """Refuse a network that reads a forbidden field, or has lost one that was to be kept.
 
     Raises:

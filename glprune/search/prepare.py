@@ -19,11 +19,11 @@ from glprune.export.exporters import BATCH
 from glprune.export.plugin_hooks import load_exporters
 from glprune.model.counting import macs
 from glprune.model.diagnostics import all_finite, finite_rows, first_fault
-from glprune.model.loading import Network, load_network
+from glprune.model.loading import LoadedNetwork, load_network
 from glprune.model.outputs import flatten_outputs_, leaves, name_outputs, named_leaves
-from glprune.model.standardize import Scaled, Standardize
+from glprune.model.standardize import Standardize, StandardizedNetwork
 from glprune.model.task import Task
-from glprune.runtime.events import Listener, Note, Stage
+from glprune.runtime.events import Listener, Notice, Stage
 from glprune.runtime.process_pool import available_cores
 from glprune.schema.recipe import Recipe
 from glprune.search.job import (
@@ -32,7 +32,7 @@ from glprune.search.job import (
     find_groups,
 )
 from glprune.search.policy import NO_RULES, Rules, resolve
-from glprune.training.distillation import taught
+from glprune.training.distillation import with_teacher_targets
 from glprune.training.epochs import batch_size
 from glprune.training.penalty_plugin import load_penalty
 
@@ -58,24 +58,24 @@ def prepare(recipe: Recipe, model: Path, trust_pickle: bool, listener: Listener)
     data = load_data(recipe)
     rules = resolve(recipe, data)
     for note in (*data.notes, *rules.sentences()):
-        listener(Note(note))
+        listener(Notice(note))
     listener(Stage("model", "loading the network and proving its groups"))
-    job = assemble(recipe, data, load_network(recipe, model, trust_pickle=trust_pickle), rules)
+    job = build_job(recipe, data, load_network(recipe, model, trust_pickle=trust_pickle), rules)
     if len(job.fixed_inputs) < len(job.input_groups):
         for sentence in job.fixed_inputs:
-            listener(Note(sentence))
+            listener(Notice(sentence))
     for sentence in _idle_cores(job):
-        listener(Note(sentence))
+        listener(Notice(sentence))
     return replace(job, make_penalty=make_penalty)
 
 
-def assemble(recipe: Recipe, data: Data, loaded: Network, rules: Rules = NO_RULES) -> Job:
+def build_job(recipe: Recipe, data: Data, loaded: LoadedNetwork, rules: Rules = NO_RULES) -> Job:
     """The job of data and a network already in memory: runs it on every row, finds its groups, proves them.
 
     Raises:
         GlpruneError: Whatever is wrong with data or model, in one line.
     """
-    network = _with_scaling(loaded.module, data)
+    network = _with_standardization(loaded.module, data)
     real = first_rows(data.test, PROBE_ROWS)
     _check_dynamic_axes(recipe, real)
     output = _try_forward(network, real, data)
@@ -87,7 +87,7 @@ def assemble(recipe: Recipe, data: Data, loaded: Network, rules: Rules = NO_RULE
     task = task.fitted(found[task.prediction][1])
     _check_rows(network, data, recipe)
     if recipe.task == "distillation":
-        data, task = taught(data, network, task)
+        data, task = with_teacher_targets(data, network, task)
     probe = _probe(network, real, [spec.axis for spec in recipe.model.inputs], recipe.seed)
     groups = find_groups(network, recipe, data, probe)
     return Job(recipe, data, loaded, network, task, groups, probe, outputs, rules)
@@ -134,7 +134,7 @@ def _idle_cores(job: Job) -> list[str]:
     ]
 
 
-def _with_scaling(network: nn.Module, data: Data) -> nn.Module:
+def _with_standardization(network: nn.Module, data: Data) -> nn.Module:
     """The network behind the standardisation the recipe asks for."""
     if not any(data.standardization):
         return network
@@ -142,7 +142,7 @@ def _with_scaling(network: nn.Module, data: Data) -> nn.Module:
     for layer, part in zip(layers, data.inputs, strict=True):
         if layer is not None:
             _check_scales(layer, part.columns)
-    return Scaled(layers, network).train(network.training)
+    return StandardizedNetwork(layers, network).train(network.training)
 
 
 def _check_scales(layer: Standardize, columns: Sequence[str]) -> None:

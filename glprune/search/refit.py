@@ -7,17 +7,19 @@ from collections.abc import Callable
 
 from torch import nn
 
-from glprune.data.splits import Inputs, Narrowing, everything, narrowed
-from glprune.pruning.removal import Removed
+from glprune.data.splits import ColumnSelection, Inputs, identity, view_columns
+from glprune.pruning.removal import RemovalResult
 from glprune.schema.recipe import RefitSpec
 from glprune.search.job import Job, validate
-from glprune.search.serialization import keep_refit, recall_refit
+from glprune.search.serialization import load_refit, save_refit
 from glprune.training.refit import RefitResult, refit
 
 _FOLLOWED = 0.5  # share of the refit's loss that follows the original network, where nothing is said
 
 
-def refitted(job: Job, removed: Removed, spec: RefitSpec | None = None) -> tuple[RefitResult, float]:
+def refit_or_resume(
+    job: Job, removed: RemovalResult, spec: RefitSpec | None = None
+) -> tuple[RefitResult, float]:
     """Refit a slim network, from the weights ``refit.start`` names; of two starts the better one stays.
 
     Args:
@@ -32,24 +34,26 @@ def refitted(job: Job, removed: Removed, spec: RefitSpec | None = None) -> tuple
         ModelError: The loss is not finite.
     """
     how = spec or job.recipe.refit
-    how = how.model_copy(update={"distill": followed(job, removed)})
-    narrow = Narrowing(removed.columns, job.axes)
+    how = how.model_copy(update={"distill": distill_share(job, removed)})
+    narrow = ColumnSelection(removed.columns, job.axes)
     asked = {"epochs": how.epochs, "columns": [len(own) for own in removed.columns]}
-    record = job.journal.recall("refit", asked)
+    record = job.journal.load_step("refit", asked)
     if record is not None:
-        kept = recall_refit(record.facts, job.journal.weights(record), removed.network)
-        return kept, record.facts["metric"]
+        kept = load_refit(record.values, job.journal.weights(record), removed.network)
+        return kept, record.values["metric"]
     best, metric = _best_refit(job, removed, how, narrow)
-    facts, tensors = keep_refit(best)
-    job.journal.keep("refit", asked, facts | {"metric": metric}, tensors)
+    facts, tensors = save_refit(best)
+    job.journal.save_step("refit", asked, facts | {"metric": metric}, tensors)
     return best, metric
 
 
-def _best_refit(job: Job, removed: Removed, how: RefitSpec, narrow: Narrowing) -> tuple[RefitResult, float]:
+def _best_refit(
+    job: Job, removed: RemovalResult, how: RefitSpec, narrow: ColumnSelection
+) -> tuple[RefitResult, float]:
     taken: Callable[[Inputs], Inputs]
     recipe, train, valid, taken = job.recipe, job.data.train, job.data.valid, narrow
     if not how.distill:  # a teacher would need all columns
-        train, valid, taken = narrowed(train, narrow), narrowed(valid, narrow), everything
+        train, valid, taken = view_columns(train, narrow), view_columns(valid, narrow), identity
     results = [
         refit(
             start,
@@ -63,13 +67,13 @@ def _best_refit(job: Job, removed: Removed, how: RefitSpec, narrow: Narrowing) -
             job.metric,
             recipe.train.precision,
         )
-        for start in _starts(job, removed, how)
+        for start in _initial_weights(job, removed, how)
     ]
     best = max(results, key=lambda result: result.score)
     return best, validate(job, best.network, narrow)
 
 
-def followed(job: Job, removed: Removed) -> float:
+def distill_share(job: Job, removed: RemovalResult) -> float:
     """Share of the refit's loss that follows the original network.
 
     By default a half where the slim network reads all that the original reads, and there are labels: what
@@ -83,7 +87,7 @@ def followed(job: Job, removed: Removed) -> float:
     return _FOLLOWED if whole and job.task.kind != "distillation" else 0.0
 
 
-def _starts(job: Job, removed: Removed, spec: RefitSpec) -> list[nn.Module]:
+def _initial_weights(job: Job, removed: RemovalResult, spec: RefitSpec) -> list[nn.Module]:
     """The weights of the path, the trained ones on what is left, or both."""
     starts = [removed.network] if spec.start != "trained" or spec.epochs == 0 else []
     if spec.start != "path" and spec.epochs:

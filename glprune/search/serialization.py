@@ -30,41 +30,41 @@ STATE = "state/"
 _ALIVE, _NORMS = "alive/", "norms"
 
 
-def keep_point(point: Point) -> Kept:
+def save_point(point: Point) -> Kept:
     """A point with its weights."""
     facts = {name: getattr(point, name) for name in _SCALARS}
     marks = {f"{_ALIVE}{n}": alive for n, alive in enumerate(point.alive)}
     norms = torch.tensor(point.norms, dtype=torch.float64)
-    return facts, {_NORMS: norms, **marks, **_under(STATE, point.state)}
+    return facts, {_NORMS: norms, **marks, **_with_prefix(STATE, point.state)}
 
 
-def recall_point(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Point:
+def load_point(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Point:
     """The point that was kept."""
-    alive = _within(_ALIVE, tensors)
+    alive = _without_prefix(_ALIVE, tensors)
     return Point(
         **{name: facts[name] for name in _SCALARS},
         norms=tuple(tensors[_NORMS].tolist()),
         alive=tuple(alive[str(n)] for n in range(len(alive))),
-        state=_within(STATE, tensors),
+        state=_without_prefix(STATE, tensors),
     )
 
 
-def keep_points(points: list[Point]) -> Kept:
+def save_points(points: list[Point]) -> Kept:
     """Points one after the other."""
     facts, tensors = [], dict[str, Tensor]()
     for number, point in enumerate(points):
-        own, named = keep_point(point)
+        own, named = save_point(point)
         facts.append(own)
-        tensors |= _under(f"{number}/", named)
+        tensors |= _with_prefix(f"{number}/", named)
     return {"points": facts}, tensors
 
 
-def recall_points(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[Point]:
+def load_points(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[Point]:
     """The points that were kept."""
-    return [recall_point(own, _within(f"{n}/", tensors)) for n, own in enumerate(facts["points"])]
+    return [load_point(own, _without_prefix(f"{n}/", tensors)) for n, own in enumerate(facts["points"])]
 
 
-def keep_refit(fitted: RefitResult) -> Kept:
+def save_refit(fitted: RefitResult) -> Kept:
     """A refit and its network's tensors."""
     facts = {
         "epochs": fitted.epochs,
@@ -73,21 +73,21 @@ def keep_refit(fitted: RefitResult) -> Kept:
         "halvings": fitted.halvings,
     }
     state = {name: tensor.detach().clone() for name, tensor in fitted.network.state_dict().items()}
-    return facts, _under(STATE, state)
+    return facts, _with_prefix(STATE, state)
 
 
-def recall_refit(facts: Mapping[str, Any], tensors: Mapping[str, Tensor], slim: nn.Module) -> RefitResult:
+def load_refit(facts: Mapping[str, Any], tensors: Mapping[str, Tensor], slim: nn.Module) -> RefitResult:
     """The refit that was kept, of a slim network; the network is copied."""
     network = copy.deepcopy(slim)
-    network.load_state_dict(_within(STATE, tensors))
+    network.load_state_dict(_without_prefix(STATE, tensors))
     metric, loss = facts["score"]
     counts = (facts["epochs"], facts["best_epoch"], (metric, loss), facts["halvings"])
     return RefitResult(network.eval(), *counts)
 
 
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {prefix + name: tensor for name, tensor in tensors.items()}
 
 
-def _within(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

@@ -11,29 +11,29 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from glprune.data.splits import everything
+from glprune.data.splits import identity
 from glprune.errors import TargetError
-from glprune.export.latency import Stopwatch
+from glprune.export.latency import LatencyMeter
 from glprune.model.counting import parameters
 from glprune.pruning.groups import sliced
-from glprune.pruning.removal import Removed, followed_by, remove
+from glprune.pruning.removal import RemovalResult, remove, then
 from glprune.pruning.units import Kind
 from glprune.runtime import process_group
 from glprune.runtime.events import Listener, PointDone, Stage
 from glprune.schema.recipe import AUTO_MULTIPLE, FASTER, RefitSpec
-from glprune.schema.report import Latency, Widths
-from glprune.search.job import Job, continued, validate
+from glprune.schema.report import Latency, WidthTiming
+from glprune.search.job import Job, narrowed_job, validate
 from glprune.search.path import RegularisationPath
 from glprune.search.path_point import Point, path_record
-from glprune.search.refit import refitted
-from glprune.search.serialization import Kept, keep_points, keep_refit, recall_points, recall_refit
-from glprune.search.targets import Pick
+from glprune.search.refit import refit_or_resume
+from glprune.search.serialization import Kept, load_points, load_refit, save_points, save_refit
+from glprune.search.targets import PointSelector
 from glprune.training.objective import Objective
 from glprune.training.refit import RefitResult
 
 
 @dataclass(frozen=True)
-class Standing:
+class SearchState:
     """The network a stage begins with.
 
     Attributes:
@@ -45,18 +45,18 @@ class Standing:
 
     original: Job
     job: Job
-    removed: Removed | None = None
+    removed: RemovalResult | None = None
     stages: int = 0
 
     @classmethod
-    def on(cls, original: Job, network: nn.Module, removed: Removed, stages: int) -> Standing:
+    def advanced(cls, original: Job, network: nn.Module, removed: RemovalResult, stages: int) -> SearchState:
         """Stand on a network with what was removed from the original one."""
         groups = [sliced(g, removed.surgery.kept) for g in original.groups]
-        return cls(original, continued(original, network, removed.columns, groups), removed, stages)
+        return cls(original, narrowed_job(original, network, removed.columns, groups), removed, stages)
 
 
 @dataclass(frozen=True)
-class Asked:
+class StageSpec:
     """What a stage is to do; it pickles.
 
     Attributes:
@@ -70,7 +70,7 @@ class Asked:
 
     kinds: tuple[Kind, ...]
     rule: str
-    pick: Pick
+    selector: PointSelector
     spec: RefitSpec
     balance: float = 1.0
     costs: Mapping[str, float] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class StageRun:
+class StageResult:
     """One path and the network it led to.
 
     Attributes:
@@ -97,17 +97,17 @@ class StageRun:
     """
 
     job: Job
-    asked: Asked
+    asked: StageSpec
     points: list[Point]
     selected: Point
-    cut: Removed
-    removed: Removed
+    cut: RemovalResult
+    removed: RemovalResult
     fitted: RefitResult
     metric: float
-    widths: Widths | None = None
+    widths: WidthTiming | None = None
 
 
-def attempt(standing: Standing, asked: Asked, listener: Listener) -> StageRun | None:
+def run_stage(standing: SearchState, asked: StageSpec, listener: Listener) -> StageResult | None:
     """Run one path, cut at its chosen point and refit; nothing is changed here.
 
     Returns:
@@ -118,44 +118,46 @@ def attempt(standing: Standing, asked: Asked, listener: Listener) -> StageRun | 
     """
     number, journal = standing.stages + 1, standing.original.journal
     listener(Stage(f"path {number}", f"training along growing lambda, {asked.rule}"))
-    place, key = journal.place, asked.key(number)
-    record = journal.recall("stage", key)
+    place, key = journal.step_folder, asked.key(number)
+    record = journal.load_step("stage", key)
     if record is not None:
-        return recalled(standing, asked, record.facts, journal.weights(record))
+        return from_record(standing, asked, record.values, journal.weights(record))
     try:
-        run, points = carry_out(standing, asked, listener)
+        run, points = run_stage_uncached(standing, asked, listener)
     except TargetError as error:
-        journal.keep("stage", key, {"failed": str(error)}, since=place)
+        journal.save_step("stage", key, {"failed": str(error)}, since=place)
         raise
-    journal.keep("stage", key, *kept(run), since=place)
+    journal.save_step("stage", key, *to_record(run), since=place)
     for point in points:
         point.state = {}
     return run
 
 
-def carry_out(standing: Standing, asked: Asked, listener: Listener) -> tuple[StageRun | None, list[Point]]:
+def run_stage_uncached(
+    standing: SearchState, asked: StageSpec, listener: Listener
+) -> tuple[StageResult | None, list[Point]]:
     """:func:`attempt` without a journal; the points of the path still have their weights."""
-    path = _path(standing, asked, listener)
-    point = asked.pick(path, standing.job)
+    path = _solve_path(standing, asked, listener)
+    point = asked.selector(path, standing.job)
     run = None if point is None else _cut_at(standing, asked, point, path.points, listener)
     return run, path.points
 
 
-def kept(run: StageRun | None) -> Kept:
+def to_record(run: StageResult | None) -> Kept:
     """A stage as the journal keeps it: points, of which the selected one has its weights, and the refit."""
     if run is None:
         return {}, {}
     points = [p if p is run.selected else replace(p, state={}) for p in run.points]
-    facts, tensors = keep_points(points)
-    refit, own = keep_refit(run.fitted)
+    facts, tensors = save_points(points)
+    refit, own = save_refit(run.fitted)
     chosen = {"selected": run.points.index(run.selected), "refit": refit, "metric": run.metric}
     chosen["widths"] = run.widths.model_dump() if run.widths else None
     return facts | chosen, tensors | own
 
 
-def recalled(
-    standing: Standing, asked: Asked, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]
-) -> StageRun | None:
+def from_record(
+    standing: SearchState, asked: StageSpec, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> StageResult | None:
     """A stage that was done before, or elsewhere; its cut is made and certified again.
 
     Raises:
@@ -165,19 +167,19 @@ def recalled(
         raise TargetError(facts["failed"])
     if not facts:
         return None
-    points = recall_points(facts, tensors)
+    points = load_points(facts, tensors)
     selected = points[facts["selected"]]
-    widths = Widths.model_validate(facts["widths"]) if facts["widths"] else None
+    widths = WidthTiming.model_validate(facts["widths"]) if facts["widths"] else None
     target = standing.original.recipe.target
     multiple = 1 if target.multiple == "auto" else target.multiple
     cut, removed = _removals(standing, selected, widths.multiple if widths else multiple)
     selected.state = {}
-    fitted = recall_refit(facts["refit"], tensors, removed.network)
+    fitted = load_refit(facts["refit"], tensors, removed.network)
     metric = facts["metric"]
-    return StageRun(standing.job, asked, points, selected, cut, removed, fitted, metric, widths)
+    return StageResult(standing.job, asked, points, selected, cut, removed, fitted, metric, widths)
 
 
-def _path(standing: Standing, asked: Asked, listener: Listener) -> RegularisationPath:
+def _solve_path(standing: SearchState, asked: StageSpec, listener: Listener) -> RegularisationPath:
     job, original = standing.job, standing.original
     recipe, number = original.recipe, standing.stages + 1
     network = copy.deepcopy(job.network)
@@ -194,7 +196,7 @@ def _path(standing: Standing, asked: Asked, listener: Listener) -> Regularisatio
         listener(PointDone(len(path.points), recipe.train.points, record))
 
     def measure() -> float:
-        return validate(job, network, everything)
+        return validate(job, network, identity)
 
     path = RegularisationPath(
         objective, job.groups, recipe.train, recipe.seed, measure, done, original.journal
@@ -203,18 +205,20 @@ def _path(standing: Standing, asked: Asked, listener: Listener) -> Regularisatio
 
 
 def _cut_at(
-    standing: Standing, asked: Asked, point: Point, points: list[Point], listener: Listener
-) -> StageRun:
+    standing: SearchState, asked: StageSpec, point: Point, points: list[Point], listener: Listener
+) -> StageResult:
     number = standing.stages + 1
     listener(Stage(f"cut {number}", "cutting zero groups, comparing outputs at every cut"))
-    cut, removed, widths = _fitting(standing, point, listener)
+    cut, removed, widths = _largest_fitting(standing, point, listener)
     listener(Stage(f"refit {number}", "training the slim network without penalty"))
-    fitted, metric = refitted(standing.original, removed, asked.spec)
+    fitted, metric = refit_or_resume(standing.original, removed, asked.spec)
     point.refit_metric = metric
-    return StageRun(standing.job, asked, points, point, cut, removed, fitted, metric, widths)
+    return StageResult(standing.job, asked, points, point, cut, removed, fitted, metric, widths)
 
 
-def _fitting(standing: Standing, point: Point, listener: Listener) -> tuple[Removed, Removed, Widths | None]:
+def _largest_fitting(
+    standing: SearchState, point: Point, listener: Listener
+) -> tuple[RemovalResult, RemovalResult, WidthTiming | None]:
     """The removals of a point, with the hidden widths the recipe asks for or the clock prefers."""
     original = standing.original
     target = original.recipe.target
@@ -224,38 +228,40 @@ def _fitting(standing: Standing, point: Point, listener: Listener) -> tuple[Remo
     if parameters(exact[0].network) == parameters(rounded[0].network):
         return *exact, None
     listener(Stage(f"widths {standing.stages + 1}", f"timing widths that are multiples of {AUTO_MULTIPLE}"))
-    widths = _timed(standing, exact[1], rounded[1])
+    widths = _time_widths(standing, exact[1], rounded[1])
     return *(exact if widths.multiple == 1 else rounded), widths
 
 
-def _timed(standing: Standing, exact: Removed, rounded: Removed) -> Widths:
+def _time_widths(standing: SearchState, exact: RemovalResult, rounded: RemovalResult) -> WidthTiming:
     """What the clock says of two removals, or said before the run was stopped."""
     original = standing.original
 
-    def measure() -> Widths:
+    def measure() -> WidthTiming:
         with tempfile.TemporaryDirectory(prefix="glprune-") as folder:
-            watch = Stopwatch(original, original.recipe.target.batch, Path(folder))
-            return _widths(watch.against(exact, rounded))
+            watch = LatencyMeter(original, original.recipe.target.batch, Path(folder))
+            return _width_timing(watch.against(exact, rounded))
 
     journal, asked = original.journal, {"number": standing.stages + 1}
-    record = journal.recall("widths", asked)
+    record = journal.load_step("widths", asked)
     if record is None:
-        record = journal.keep("widths", asked, process_group.measured(measure).model_dump(mode="json"))
-    return Widths.model_validate(record.facts)
+        record = journal.save_step(
+            "widths", asked, process_group.measure_on_rank0(measure).model_dump(mode="json")
+        )
+    return WidthTiming.model_validate(record.values)
 
 
-def _removals(standing: Standing, point: Point, multiple: int) -> tuple[Removed, Removed]:
+def _removals(standing: SearchState, point: Point, multiple: int) -> tuple[RemovalResult, RemovalResult]:
     """What a point cuts out of the network the search stands on, and everything cut so far."""
     job = standing.job
     zeroed = copy.deepcopy(job.network)
     zeroed.load_state_dict(point.state)
     cut = remove(zeroed, job.groups, job.probe, job.axes, multiple=multiple)
-    return cut, followed_by(standing.removed, cut) if standing.removed is not None else cut
+    return cut, then(standing.removed, cut) if standing.removed is not None else cut
 
 
-def _widths(times: Latency) -> Widths:
+def _width_timing(times: Latency) -> WidthTiming:
     """The widths the clock prefers; rounded ones have more weights and must be faster beyond its noise."""
-    return Widths(
+    return WidthTiming(
         multiple=AUTO_MULTIPLE if times.speedup > 1 + FASTER else 1,
         tried=AUTO_MULTIPLE,
         batch=times.batch,

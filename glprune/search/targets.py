@@ -11,14 +11,14 @@ import torch
 from glprune.pruning.groups import support
 from glprune.pruning.removal import kept_units
 from glprune.pruning.units import Kind
-from glprune.search.budget import MEASURES, measured
+from glprune.search.budget import MEASURES, size_of_support
 from glprune.search.job import Job
-from glprune.search.path import RegularisationPath, at_lambda, at_most, towards
+from glprune.search.path import RegularisationPath, solve_at, solve_at_most, solve_towards
 from glprune.search.path_point import Point, Size
 
-Counted = Literal["fields", "hidden", "parameters", "macs"]
-Pick = Callable[[RegularisationPath, Job], Point | None]
-WORDS: Mapping[Counted, str] = {
+SizeMetric = Literal["fields", "hidden", "parameters", "macs"]
+PointSelector = Callable[[RegularisationPath, Job], Point | None]
+WORDS: Mapping[SizeMetric, str] = {
     "fields": "input fields",
     "hidden": "hidden units",
     "parameters": "parameters",
@@ -27,7 +27,7 @@ WORDS: Mapping[Counted, str] = {
 
 
 @dataclass(frozen=True)
-class Goal:
+class SizeTarget:
     """At most so much of something.
 
     Attributes:
@@ -38,7 +38,7 @@ class Goal:
         slack: Share of the limit by which a point may stay below it without a search for a larger one.
     """
 
-    counted: Counted
+    counted: SizeMetric
     limit: float
     kinds: tuple[Kind, ...]
     name: str
@@ -51,18 +51,18 @@ class Goal:
 
 
 @dataclass(frozen=True)
-class Exactly:
+class AtLambda:
     """Pick the point of one lambda."""
 
     lam: float
 
     def __call__(self, path: RegularisationPath, job: Job) -> Point:
         """Run the path up to it."""
-        return at_lambda(path, self.lam)
+        return solve_at(path, self.lam)
 
 
 @dataclass(frozen=True)
-class Approach:
+class SmallestAbove:
     """Pick the smallest point above the goal, on a path that stops at a limit before it.
 
     Attributes:
@@ -71,18 +71,18 @@ class Approach:
         limit: Where it may stop.
     """
 
-    goal: Goal
+    goal: SizeTarget
     now: float
     limit: float
 
     def __call__(self, path: RegularisationPath, job: Job) -> Point | None:
         """Run the path; None where no point will do."""
         size = size_of(self.goal.counted, job, path)
-        return towards(path, size, self.now, self.limit, self.goal.least)
+        return solve_towards(path, size, self.now, self.limit, self.goal.least)
 
 
 @dataclass(frozen=True)
-class Arrive:
+class LargestWithin:
     """Pick the largest point within the goal.
 
     Attributes:
@@ -90,22 +90,22 @@ class Arrive:
         lost: Supports that will not do.
     """
 
-    goal: Goal
+    goal: SizeTarget
     lost: Collection[bytes] = ()
 
     def __call__(self, path: RegularisationPath, job: Job) -> Point | None:
         """Run the path; None where the point it arrives at will not do."""
         size, goal = size_of(self.goal.counted, job, path), self.goal
-        point = at_most(path, size, goal.limit, goal.name, goal.slack)
-        return None if support_of(point) in self.lost else point
+        point = solve_at_most(path, size, goal.limit, goal.name, goal.slack)
+        return None if support_key(point) in self.lost else point
 
 
-def absolute(asked: str | float, whole: float) -> float:
+def resolve_budget(asked: str | float, whole: float) -> float:
     """A budget as a number: itself, or a percentage of the whole."""
     return float(asked[:-1]) / 100 * whole if isinstance(asked, str) else float(asked)
 
 
-def size_of(counted: Counted, job: Job, path: RegularisationPath) -> Size:
+def size_of(counted: SizeMetric, job: Job, path: RegularisationPath) -> Size:
     """What a point of a path keeps."""
     if counted == "fields":
         return path.fields_kept
@@ -117,24 +117,24 @@ def size_of(counted: Counted, job: Job, path: RegularisationPath) -> Size:
     known: dict[bytes, int] = {}  # by what is alive: a point would keep its weights
 
     def size(point: Point) -> int:
-        key = support_of(point)
+        key = support_key(point)
         if key not in known:
-            known[key] = measured(job, point.alive, MEASURES[counted], multiple)
+            known[key] = size_of_support(job, point.alive, MEASURES[counted], multiple)
         return known[key]
 
     return size
 
 
-def support_of(point: Point) -> bytes:
+def support_key(point: Point) -> bytes:
     """The groups alive at a point, to compare points by."""
     return torch.cat(point.alive).numpy().tobytes()
 
 
-def size_now(job: Job, counted: Counted) -> float:
+def current_size(job: Job, counted: SizeMetric) -> float:
     """What the network of a job has."""
     if counted == "fields":
         return len(job.data.fields)
     if counted == "hidden":
         return sum(g.units.count for g in job.groups if g.kind == "hidden" and not g.units.refused)
     alive = [support(job.network.state_dict(), g) for g in job.groups]
-    return measured(job, alive, MEASURES[counted], job.recipe.target.counted_multiple)
+    return size_of_support(job, alive, MEASURES[counted], job.recipe.target.counted_multiple)

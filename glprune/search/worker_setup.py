@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from glprune.data.splits import Selectable, Split, TensorSplit
+from glprune.data.splits import IndexableSplit, Split, TensorSplit
 from glprune.errors import DataError
-from glprune.pruning.removal import Removed
-from glprune.pruning.surgery import Surgery
+from glprune.pruning.removal import RemovalResult
+from glprune.pruning.surgery import PruningPlan
 from glprune.runtime.events import silent
 from glprune.schema.recipe import Recipe
 from glprune.search.job import Job
@@ -22,7 +22,7 @@ from glprune.search.prepare import prepare
 
 
 @dataclass(frozen=True)
-class Rebuilt:
+class WorkerContext:
     """A job and its shipped network.
 
     Attributes:
@@ -34,17 +34,17 @@ class Rebuilt:
 
     job: Job
     network: nn.Module
-    surgery: Surgery
+    surgery: PruningPlan
     columns: tuple[Tensor, ...]
 
     @functools.cached_property
-    def rows(self) -> Selectable:
+    def rows(self) -> IndexableSplit:
         """The training rows, to be drawn from."""
-        return selectable(self.job.data.train, self.job.recipe.seed)
+        return indexable_split(self.job.data.train, self.job.recipe.seed)
 
 
 @dataclass(frozen=True)
-class RebuildJob:
+class JobFactory:
     """Makes the same job in another process.
 
     Attributes:
@@ -65,7 +65,7 @@ class RebuildJob:
 
 
 @dataclass(frozen=True)
-class Rebuild:
+class WorkerContextFactory:
     """Makes the same job and shipped network in another process.
 
     Attributes:
@@ -75,25 +75,25 @@ class Rebuild:
         state: Its tensors.
     """
 
-    job: RebuildJob
-    surgery: Surgery
+    job: JobFactory
+    surgery: PruningPlan
     columns: tuple[Tensor, ...]
     state: dict[str, Tensor]
 
     @classmethod
-    def of(cls, job: RebuildJob, removed: Removed, network: nn.Module) -> Rebuild:
+    def of(cls, job: JobFactory, removed: RemovalResult, network: nn.Module) -> WorkerContextFactory:
         """Of a run: what makes its job, what it removed and the network it ships."""
         state = {name: tensor.detach() for name, tensor in network.state_dict().items()}
         return cls(job, removed.surgery, removed.columns, state)
 
-    def __call__(self) -> Rebuilt:
+    def __call__(self) -> WorkerContext:
         """Prepare the job and cut its network."""
         job = self.job()
         network = slim_network(job, self.surgery, self.state)
-        return Rebuilt(job, network, self.surgery, self.columns)
+        return WorkerContext(job, network, self.surgery, self.columns)
 
 
-def slim_network(job: Job, surgery: Surgery, state: Mapping[str, Tensor]) -> nn.Module:
+def slim_network(job: Job, surgery: PruningPlan, state: Mapping[str, Tensor]) -> nn.Module:
     """What a surgery makes of a copy of the job's network, with the tensors given, in evaluation mode."""
     network = copy.deepcopy(job.network)
     surgery.apply_(network)
@@ -101,13 +101,13 @@ def slim_network(job: Job, surgery: Surgery, state: Mapping[str, Tensor]) -> nn.
     return network.eval()
 
 
-def selectable(split: Split, seed: int) -> Selectable:
+def indexable_split(split: Split, seed: int) -> IndexableSplit:
     """A split whose rows can be chosen; those of a loader are held in memory, in one order for one seed.
 
     Raises:
         DataError: Batches of a loader differ in shape.
     """
-    if isinstance(split, Selectable):
+    if isinstance(split, IndexableSplit):
         return split
     batches = list(split.batches(None, torch.Generator().manual_seed(seed)))
     try:

@@ -12,7 +12,7 @@ _CACHED = 2**19  # products held at once: those of a larger tensor would leave t
 
 
 @dataclass(frozen=True)
-class Block:
+class ParameterGroup:
     """A parameter split along one dimension; ``owner`` numbers the group of each position."""
 
     parameter: torch.nn.Parameter
@@ -20,7 +20,7 @@ class Block:
     owner: Tensor
 
 
-class Blocks:
+class ParameterGroups:
     """Parameters split into numbered groups, for arithmetic over all groups at once.
 
     The number of tensor operations grows with the number of parameters, never with the
@@ -36,7 +36,7 @@ class Blocks:
         sizes: Number of weights of each group, at least 1, shape (count,).
     """
 
-    def __init__(self, blocks: Sequence[Block], count: int) -> None:
+    def __init__(self, blocks: Sequence[ParameterGroup], count: int) -> None:
         self.blocks = tuple(blocks)
         self.count = count
         self.parameters = [block.parameter for block in self.blocks]
@@ -69,7 +69,7 @@ class Blocks:
         """L2 norms of the groups, shape (count,)."""
         return self.dot(self.values).sqrt_()
 
-    def spread(self, values: Tensor) -> list[Tensor]:
+    def expand(self, values: Tensor) -> list[Tensor]:
         """Give every parameter the value of its groups, broadcastable to its shape."""
         parts = self._parts(values) if self._places else [values[block.owner] for block in self.blocks]
         shapes = zip(parts, self._shapes, strict=True)
@@ -77,7 +77,7 @@ class Blocks:
 
     def scale_(self, factors: Tensor) -> None:
         """Multiply every group by its factor, shape (count,)."""
-        torch._foreach_mul_(self.values, self.spread(factors))
+        torch._foreach_mul_(self.values, self.expand(factors))
 
     def _parts(self, values: Tensor) -> list[Tensor]:
         """Each parameter's part of a vector of shape (count,), not copied; only where groups are in turn."""
@@ -85,7 +85,7 @@ class Blocks:
         return [parts[place] for place in self._places]
 
 
-def _in_turn(blocks: Sequence[Block], count: int) -> list[int]:
+def _in_turn(blocks: Sequence[ParameterGroup], count: int) -> list[int]:
     """The order in which the blocks' positions are groups 0, 1, ...; empty where groups have several.
 
     With an order the sums by group are those of the blocks one after the other, and nothing is gathered.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from glprune.data.records import Data
-from glprune.data.splits import Inputs, Selectable, Split, TensorSplit
+from glprune.data.splits import IndexableSplit, Inputs, Split, TensorSplit
 from glprune.errors import ModelError
 from glprune.model.outputs import leaves
 from glprune.model.task import Task
@@ -20,7 +20,7 @@ _CHUNK = 1024
 
 
 @dataclass(frozen=True)
-class TaughtSplit:
+class TeacherSplit:
     """A streamed split whose targets the original network computes anew for every batch.
 
     Attributes:
@@ -43,26 +43,26 @@ class TaughtSplit:
 
 
 @dataclass(frozen=True)
-class TaughtRows(TaughtSplit):
+class IndexableTeacherSplit(TeacherSplit):
     """Such a split whose rows can be chosen by their numbers.
 
     Attributes:
         split: The inputs, with targets of no columns.
     """
 
-    split: Selectable
+    split: IndexableSplit
 
     @property
     def target(self) -> Tensor:
         """Shape (rows, 0): the real ones are never in memory together."""
         return self.split.target
 
-    def take(self, rows: NDArray[np.int64]) -> TaughtRows:
+    def take(self, rows: NDArray[np.int64]) -> IndexableTeacherSplit:
         """The split of some rows."""
         return replace(self, split=self.split.take(rows))
 
 
-def taught(data: Data, network: nn.Module, task: Task) -> tuple[Data, Task]:
+def with_teacher_targets(data: Data, network: nn.Module, task: Task) -> tuple[Data, Task]:
     """Give every split the original network's outputs as targets.
 
     Args:
@@ -82,15 +82,19 @@ def taught(data: Data, network: nn.Module, task: Task) -> tuple[Data, Task]:
     def teach(inputs: Inputs) -> Tensor:
         return scaled.view(network(*inputs))
 
-    train, valid, test = (_taught(split, teach) for split in (data.train, data.valid, data.test))
+    train, valid, test = (_teacher_split(split, teach) for split in (data.train, data.valid, data.test))
     return replace(data, train=train, valid=valid, test=test), scaled
 
 
-def _taught(split: Split, teach: Callable[[Inputs], Tensor]) -> Split:
+def _teacher_split(split: Split, teach: Callable[[Inputs], Tensor]) -> Split:
     """Targets once where the inputs are in memory, else on the fly."""
     if isinstance(split, TensorSplit):
         return replace(split, target=torch.cat([teach(x) for x, _ in split.batches(_CHUNK, None)]))
-    return TaughtRows(split, teach) if isinstance(split, Selectable) else TaughtSplit(split, teach)
+    return (
+        IndexableTeacherSplit(split, teach)
+        if isinstance(split, IndexableSplit)
+        else TeacherSplit(split, teach)
+    )
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from typing import TypeVar
 from glprune.data.splits import Split
 from glprune.errors import NonFiniteError
 
-LEAST_STEPS = 20  # of an epoch: with few rows, a step for each says nothing yet
+MIN_STEPS = 20  # of an epoch: with few rows, a step for each says nothing yet
 Outcome = TypeVar("Outcome")
 
 
@@ -45,7 +45,7 @@ def batch_size(size: int | str, split: Split) -> int | None:
     return split.rows if size == "all" else min(int(size), split.rows)
 
 
-def passes_of_an_epoch(size: int | str, split: Split) -> int:
+def passes_per_epoch(size: int | str, split: Split) -> int:
     """How often an epoch goes over the rows: once, or more where that would be few steps."""
     steps = math.ceil(split.rows / (batch_size(size, split) or split.rows))
-    return math.ceil(LEAST_STEPS / steps)
+    return math.ceil(MIN_STEPS / steps)

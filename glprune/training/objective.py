@@ -18,15 +18,15 @@ from torch import Tensor, nn
 
 from glprune.data.splits import Inputs, Split
 from glprune.errors import GlpruneError, ModelError
-from glprune.model.diagnostics import Batch, all_finite, fault
+from glprune.model.diagnostics import Batch, all_finite, explain_nonfinite
 from glprune.model.precision import Precision, forward
 from glprune.model.task import Task
 from glprune.pruning.groups import GroupSet
 from glprune.runtime import process_group
 from glprune.schema.recipe import PenaltySpec
-from glprune.training.blocks import Block, Blocks
-from glprune.training.penalties import GroupLasso, GroupMCP, Penalty, SparseGroupLasso, knots
-from glprune.training.proximal import Regulariser
+from glprune.training.blocks import ParameterGroup, ParameterGroups
+from glprune.training.penalties import GroupLasso, GroupMCP, Penalty, SparseGroupLasso, mcp_thresholds
+from glprune.training.proximal import BoundedPenalty
 
 CHUNK = 1024  # rows; of more, what convolutions hold between layers leaves the cache
 SCALES = "check the scale of columns and target, and data.standardize"
@@ -54,7 +54,7 @@ class Objective:
         penalised: Sequence[tuple[GroupSet, Tensor]],
         bound: bool = True,
         spec: PenaltySpec = PenaltySpec(),  # noqa: B008 - frozen
-        make: Callable[[Tensor, Blocks], Penalty] | None = None,
+        make: Callable[[Tensor, ParameterGroups], Penalty] | None = None,
     ) -> None:
         self.network, self.task, self.split = network, task, split
         self.sets = [groups for groups, _ in penalised]
@@ -62,9 +62,9 @@ class Objective:
         bounded = bound and not bool((weights > 0).all())
         radius = torch.where(weights > 0, torch.inf, self.blocks.norms()) if bounded else None
         made = make(weights, self.blocks) if make is not None else self._penalty(weights, spec)
-        self.regulariser = Regulariser(made, radius)
+        self.regulariser = BoundedPenalty(made, radius)
 
-    def pulled(self, groups: GroupSet) -> Tensor:
+    def penalised_ids(self, groups: GroupSet) -> Tensor:
         """Numbers of a penalised set's groups that have a weight, int64; 0 is no penalty."""
         start = 0
         for other in self.sets:
@@ -79,7 +79,7 @@ class Objective:
             return SparseGroupLasso(weights, spec.l1_share, self.blocks.sizes)
         if spec.kind == "group_mcp":
             sets = [len(s.labels) for s in self.sets]
-            return GroupMCP(weights, knots(self.blocks.norms(), sets, spec.knot))
+            return GroupMCP(weights, mcp_thresholds(self.blocks.norms(), sets, spec.knot))
         return GroupLasso(weights)
 
     def batch_loss(self, inputs: Inputs, target: Tensor, precision: Precision = "float32") -> Tensor:
@@ -110,7 +110,7 @@ class Objective:
             rows += len(target)
             if not math.isfinite(value) or not all_finite(p.grad for p in self.network.parameters()):
                 batch = self.batch(inputs, target, rows - len(target) + 1)
-                own = fault(batch, f"{where}, all rows, batch {number}", mend)
+                own = explain_nonfinite(batch, f"{where}, all rows, batch {number}", mend)
                 break
         total = process_group.sum_gradients_(self.network.parameters(), math.nan if own else total)
         if own is not None or not math.isfinite(total):
@@ -127,7 +127,7 @@ class Objective:
         """Mean loss over the split."""
         batches = self.split.batches(CHUNK, None)
         own = sum(float(self.batch_loss(x, y)) * len(y) for x, y in batches if len(y))
-        return process_group.total(own) / self.split.rows
+        return process_group.all_reduce_scalar(own) / self.split.rows
 
     def clear(self) -> None:
         """Drop all gradients."""
@@ -184,7 +184,7 @@ def lambda_max(objective: Objective) -> float:
 
 
 def _zero_point_lambda(objective: Objective, sets: Sequence[GroupSet]) -> float:
-    with _at_zero(objective, sets) as ids:
+    with _zeroed(objective, sets) as ids:
         objective.gradient("with all penalised groups at zero")
         found = objective.regulariser.penalty.zero_lambda(objective.blocks)[ids]
         objective.clear()
@@ -193,7 +193,7 @@ def _zero_point_lambda(objective: Objective, sets: Sequence[GroupSet]) -> float:
 
 def _lambda_of_weights(objective: Objective, sets: Sequence[GroupSet]) -> float:
     """Two stand-ins for a lambda_max that is zero; see :func:`lambda_max`."""
-    with _at_zero(objective, sets) as ids:
+    with _zeroed(objective, sets) as ids:
         without, spared = objective.loss(), objective.penalty(1.0)
     loss, whole = objective.gradient("at the trained weights"), objective.penalty(1.0)
     held = float(objective.regulariser.penalty.zero_lambda(objective.blocks)[ids].max())
@@ -202,10 +202,10 @@ def _lambda_of_weights(objective: Objective, sets: Sequence[GroupSet]) -> float:
 
 
 @contextlib.contextmanager
-def _at_zero(objective: Objective, sets: Sequence[GroupSet]) -> Iterator[Tensor]:
+def _zeroed(objective: Objective, sets: Sequence[GroupSet]) -> Iterator[Tensor]:
     """Set the penalised groups of some sets to zero for a while; yields their numbers."""
     kept = [p.detach().clone() for p in objective.blocks.parameters]
-    ids = torch.cat([objective.pulled(s) for s in sets])
+    ids = torch.cat([objective.penalised_ids(s) for s in sets])
     factor = torch.ones(objective.blocks.count)
     factor[ids] = 0.0
     objective.blocks.scale_(factor)
@@ -218,7 +218,7 @@ def _at_zero(objective: Objective, sets: Sequence[GroupSet]) -> Iterator[Tensor]
 
 def _partition(
     network: nn.Module, penalised: Sequence[tuple[GroupSet, Tensor]]
-) -> tuple[Blocks, list[nn.Parameter], Tensor]:
+) -> tuple[ParameterGroups, list[nn.Parameter], Tensor]:
     """Split a network's parameters into numbered groups and the free rest (vectors: biases, scales).
 
     Groups of the penalised sets come first, in order; then one group for each other weight
@@ -247,8 +247,8 @@ def _partition(
             owner = torch.where(owner < 0, count, owner)
             weights.append(torch.zeros(1))
             count += 1
-        blocks.append(Block(parameter, dim, owner))
-    return Blocks(blocks, count), free, torch.cat([w.float() for w in weights])
+        blocks.append(ParameterGroup(parameter, dim, owner))
+    return ParameterGroups(blocks, count), free, torch.cat([w.float() for w in weights])
 
 
 def _multiplies(name: str, parameter: nn.Parameter) -> bool:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from glprune.training.blocks import Blocks
+from glprune.training.blocks import ParameterGroups
 
 _BISECTIONS = 60
 _TINY = torch.finfo(torch.float32).tiny
@@ -60,39 +60,39 @@ class Penalty:
     weights: Tensor
 
     @property
-    def elements(self) -> Tensor | None:
+    def element_weights(self) -> Tensor | None:
         """``e_g``, the factor of lambda for each element, shape (n_groups,); None: no such term."""
         return None
 
     @property
-    def whole(self) -> Tensor:
+    def group_weights(self) -> Tensor:
         """The factor of lambda for each group's norm in the convex part, shape (n_groups,)."""
         return self.weights
 
-    def height(self, norms: Tensor) -> Tensor:
+    def value_of_norms(self, norms: Tensor) -> Tensor:
         """``f_g`` at some norms, shape (n_groups,)."""
-        return self.whole * norms
+        return self.group_weights * norms
 
-    def slope(self, norms: Tensor) -> Tensor:
+    def derivative(self, norms: Tensor) -> Tensor:
         """The derivative of ``f_g`` at some norms, at 0 from the right, shape (n_groups,)."""
-        return self.whole.to(norms.dtype)
+        return self.group_weights.to(norms.dtype)
 
-    def value(self, blocks: Blocks, lam: float) -> float:
+    def value(self, blocks: ParameterGroups, lam: float) -> float:
         """The penalty at the present weights."""
         values = _doubles(blocks)
-        total = self.height(blocks.dot(values).sqrt())
-        if self.elements is not None:
-            total = total + self.elements * blocks.dot(values, [v.sign() for v in values])
+        total = self.value_of_norms(blocks.dot(values).sqrt())
+        if self.element_weights is not None:
+            total = total + self.element_weights * blocks.dot(values, [v.sign() for v in values])
         return lam * float(total.sum())
 
-    def smooth_value(self, blocks: Blocks, lam: float) -> float:
+    def smooth_value(self, blocks: ParameterGroups, lam: float) -> float:
         """What the penalty is less than its convex part, at the present weights; <= 0."""
         return 0.0
 
-    def add_smooth_gradient_(self, blocks: Blocks, lam: float) -> None:
+    def add_smooth_gradient_(self, blocks: ParameterGroups, lam: float) -> None:
         """Add the gradient of :meth:`smooth_value` to ``.grad``, in place."""
 
-    def prox_(self, blocks: Blocks, strength: Tensor, radius: Tensor | None = None) -> Tensor:
+    def prox_(self, blocks: ParameterGroups, strength: Tensor, radius: Tensor | None = None) -> Tensor:
         """Apply the convex part's proximal operator to the present weights, then project into a ball.
 
         Args:
@@ -103,12 +103,12 @@ class Penalty:
         Returns:
             The factor on each group's norm, shape (n_groups,), in [0, 1]; NaN where the norm is not finite.
         """
-        if self.elements is not None:
-            thresholds = blocks.spread(strength * self.elements)
+        if self.element_weights is not None:
+            thresholds = blocks.expand(strength * self.element_weights)
             for values, by in zip(blocks.values, thresholds, strict=True):
                 values.copy_(_soft(values, by))
         norms = blocks.norms()
-        threshold = strength * self.whole
+        threshold = strength * self.group_weights
         shrunk = block_soft_threshold(norms, threshold, out=threshold)
         if radius is not None:
             shrunk = torch.minimum(shrunk, radius)
@@ -116,7 +116,7 @@ class Penalty:
         blocks.scale_(factors)
         return factors
 
-    def residuals(self, blocks: Blocks, lam: float) -> tuple[float, float]:
+    def residuals(self, blocks: ParameterGroups, lam: float) -> tuple[float, float]:
         """How far the present weights are from the penalised problem's optimality (KKT) conditions.
 
         A zero group is optimal when ``||S(grad_g, lam * e_g)|| <= lam * slope_g(0)``, S being the soft
@@ -134,22 +134,22 @@ class Penalty:
         # the residual is a small difference of large terms: double precision throughout
         values, gradients = _doubles(blocks), [g.double() for g in blocks.gradients]
         norms = blocks.dot(values).sqrt()
-        elements = torch.zeros_like(norms) if self.elements is None else lam * self.elements
-        along = lam * self.slope(norms) / norms.where(norms > 0, 1.0)
-        parts = zip(gradients, values, blocks.spread(elements), blocks.spread(along), strict=True)
+        elements = torch.zeros_like(norms) if self.element_weights is None else lam * self.element_weights
+        along = lam * self.derivative(norms) / norms.where(norms > 0, 1.0)
+        parts = zip(gradients, values, blocks.expand(elements), blocks.expand(along), strict=True)
         distance = blocks.dot([_distance(g, v, e, a) for g, v, e, a in parts]).sqrt()
-        outside = (distance - lam * self.slope(norms)).clamp(min=0.0)
+        outside = (distance - lam * self.derivative(norms)).clamp(min=0.0)
         unit = lam * self.weights.double() if lam > 0 else torch.ones_like(norms)
         zero, on = norms == 0, self.weights > 0
         return _largest((outside / unit)[on & zero]), _largest((distance / unit)[on & ~zero])
 
-    def zero_lambda(self, blocks: Blocks) -> Tensor:
+    def zero_lambda(self, blocks: ParameterGroups) -> Tensor:
         """The lambda from which on a zero group is stationary, given the gradients in ``.grad``.
 
         Returns:
             Shape (n_groups,); infinity or NaN for groups that are not penalised.
         """
-        return blocks.dot(blocks.gradients).sqrt() / self.whole
+        return blocks.dot(blocks.gradients).sqrt() / self.group_weights
 
 
 @dataclass(frozen=True)
@@ -187,14 +187,14 @@ class GroupMCP(Penalty):
         """See :meth:`Penalty.slope`."""
         return self.weights * (1 - norms / self.knots).clamp(min=0.0)
 
-    def smooth_value(self, blocks: Blocks, lam: float) -> float:
+    def smooth_value(self, blocks: ParameterGroups, lam: float) -> float:
         """See :meth:`Penalty.smooth_value`."""
         norms = blocks.dot(_doubles(blocks)).sqrt()
         return lam * float((self.height(norms) - self.weights * norms).sum())
 
-    def add_smooth_gradient_(self, blocks: Blocks, lam: float) -> None:
+    def add_smooth_gradient_(self, blocks: ParameterGroups, lam: float) -> None:
         """See :meth:`Penalty.add_smooth_gradient_`."""
-        factors = blocks.spread(-lam * self.weights / torch.maximum(blocks.norms(), self.knots))
+        factors = blocks.expand(-lam * self.weights / torch.maximum(blocks.norms(), self.knots))
         for parameter, by in zip(blocks.parameters, factors, strict=True):
             pull = by * parameter.detach()
             parameter.grad = pull if parameter.grad is None else parameter.grad + pull
@@ -225,21 +225,21 @@ class SparseGroupLasso(Penalty):
         """See :attr:`Penalty.whole`."""
         return (1 - self.share) * self.weights
 
-    def zero_lambda(self, blocks: Blocks) -> Tensor:
+    def zero_lambda(self, blocks: ParameterGroups) -> Tensor:
         """The root of ``||S(grad_g, lam * e_g)|| = lam * (1 - a) * weight_g``, by bisection of all groups."""
         gradients = [g.double() for g in blocks.gradients]
         high = blocks.dot(gradients).sqrt() / self.whole
         low = torch.zeros_like(high)
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
-            thresholds = blocks.spread(middle * self.elements)
+            thresholds = blocks.expand(middle * self.elements)
             left = blocks.dot([_soft(g, t) for g, t in zip(gradients, thresholds, strict=True)]).sqrt()
             below = left > middle * self.whole
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         return high
 
 
-def knots(norms: Tensor, sets: Sequence[int], concavity: float) -> Tensor:
+def mcp_thresholds(norms: Tensor, sets: Sequence[int], concavity: float) -> Tensor:
     """Knots of the group MCP on the scale of the trained network.
 
     ``concavity`` times the group's trained norm, or times a tenth of the mean of its set where that is
@@ -274,7 +274,7 @@ def _distance(gradient: Tensor, value: Tensor, element: Tensor, along: Tensor) -
     return torch.where(value == 0, _soft(gradient, element), smooth)
 
 
-def _doubles(blocks: Blocks) -> list[Tensor]:
+def _doubles(blocks: ParameterGroups) -> list[Tensor]:
     return [v.double() for v in blocks.values]
 
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from glprune.training.blocks import Block, Blocks
+from glprune.training.blocks import ParameterGroup, ParameterGroups
 from glprune.training.penalties import Penalty
 
-Make = Callable[[Tensor, Blocks], Penalty]
+Make = Callable[[Tensor, ParameterGroups], Penalty]
 _TOLERANCE = 1e-3  # of the terms compared: single precision leaves a hundredth of it
 _LAM = 0.7
 _STRENGTHS = (0.02, 0.2, 1.0)
@@ -34,34 +34,35 @@ class _Trial:
             parameter.data[:, 0] = 0.0
         columns = torch.arange(_COLUMNS)
         owners = [columns, columns, torch.full((4,), _COLUMNS)]
-        self.blocks = Blocks(
-            [Block(p, d, o) for p, d, o in zip(parameters, (1, 1, 0), owners, strict=True)], _COLUMNS + 1
+        self.blocks = ParameterGroups(
+            [ParameterGroup(p, d, o) for p, d, o in zip(parameters, (1, 1, 0), owners, strict=True)],
+            _COLUMNS + 1,
         )
         weights = 0.5 + torch.rand(_COLUMNS + 1, generator=draw)
         weights[-1] = 0.0
         self.weights = weights
         self.penalty = make(weights, self.blocks)
 
-    def now(self) -> list[Tensor]:
+    def current_weights(self) -> list[Tensor]:
         return [v.clone() for v in self.blocks.values]
 
-    def put(self, values: list[Tensor]) -> None:
+    def set_weights(self, values: list[Tensor]) -> None:
         for own, new in zip(self.blocks.values, values, strict=True):
             own.copy_(new)
 
     def convex(self, values: list[Tensor]) -> float:
         """The penalty's convex part somewhere, at lambda 1."""
-        before = self.now()
-        self.put(values)
+        before = self.current_weights()
+        self.set_weights(values)
         found = self.penalty.value(self.blocks, 1.0) - self.penalty.smooth_value(self.blocks, 1.0)
-        self.put(before)
+        self.set_weights(before)
         return found
 
     def set_gradients(self, values: list[Tensor]) -> None:
         for parameter, value in zip(self.blocks.parameters, values, strict=True):
             parameter.grad = value.clone()
 
-    def elsewhere(self, u: list[Tensor], v: list[Tensor]) -> Iterator[list[Tensor]]:
+    def at_other_point(self, u: list[Tensor], v: list[Tensor]) -> Iterator[list[Tensor]]:
         """Points to hold a minimum against, near and far."""
         yield v
         for factor in (0.0, 0.5, 0.97, 1.03, 2.0):
@@ -69,13 +70,13 @@ class _Trial:
         for group in range(_COLUMNS):
             keep = torch.ones(self.blocks.count)
             keep[group] = 0.0
-            yield [x * k for x, k in zip(u, self.blocks.spread(keep), strict=True)]
+            yield [x * k for x, k in zip(u, self.blocks.expand(keep), strict=True)]
         for size in (0.01, 0.1, 1.0):
             for _ in range(8):
                 yield [x + size * torch.randn(x.shape, generator=self.draw) for x in u]
 
 
-def faults(make: Make) -> list[str]:
+def violations(make: Make) -> list[str]:
     """What is wrong with a penalty, in words; empty where it may be trusted.
 
     Args:
@@ -88,14 +89,14 @@ def faults(make: Make) -> list[str]:
             return [f"it is {type(trial.penalty).__name__}, not a glprune.training.penalties.Penalty"]
         if not torch.equal(trial.penalty.weights, trial.weights):
             return ["its weights are not those it was given"]
-        start = trial.now()
+        start = trial.current_weights()
         for scale in _STRENGTHS:
-            trial.put(start)
-            found += _prox_faults(trial, scale) or _kkt_faults(trial, start, scale)
-        trial.put(start)
-        found += _edge_faults(trial, start)
-        trial.put(start)
-        found += _smooth_faults(trial)
+            trial.set_weights(start)
+            found += _prox_violations(trial, scale) or _kkt_violations(trial, start, scale)
+        trial.set_weights(start)
+        found += _edge_violations(trial, start)
+        trial.set_weights(start)
+        found += _smooth_violations(trial)
         if found:
             break
     return found
@@ -106,20 +107,20 @@ def _strength(trial: _Trial, scale: float) -> Tensor:
     return scale * (0.5 + torch.rand(trial.blocks.count, generator=trial.draw))
 
 
-def _prox_faults(trial: _Trial, scale: float) -> list[str]:
+def _prox_violations(trial: _Trial, scale: float) -> list[str]:
     """``h(z) >= h(u) + <(v - u) / strength, z - u>`` for all z says that u is the prox at v of a convex h."""
-    blocks, v = trial.blocks, trial.now()
+    blocks, v = trial.blocks, trial.current_weights()
     strength = _strength(trial, scale)
     factors = trial.penalty.prox_(blocks, strength.clone())
-    u = trial.now()
+    u = trial.current_weights()
     if not (len(factors) == blocks.count and bool(((factors >= 0) & (factors <= 1)).all())):
         return ["prox_ does not return factors between 0 and 1, one for each group"]
     if not torch.equal(u[-1], v[-1]):
         return ["prox_ changes a group whose weight is 0"]
-    divided = blocks.spread(strength)
+    divided = blocks.expand(strength)
     pull = [(a - b).double() / s for a, b, s in zip(v, u, divided, strict=True)]
     height = trial.convex(u)
-    for z in trial.elsewhere(u, v):
+    for z in trial.at_other_point(u, v):
         inner = sum(float((p * (a - b).double()).sum()) for p, a, b in zip(pull, z, u, strict=True))
         there = trial.convex(z)
         if not there >= height + inner - _TOLERANCE * (abs(there) + abs(height) + abs(inner)):
@@ -130,14 +131,14 @@ def _prox_faults(trial: _Trial, scale: float) -> list[str]:
     return []
 
 
-def _kkt_faults(trial: _Trial, v: list[Tensor], scale: float) -> list[str]:
+def _kkt_violations(trial: _Trial, v: list[Tensor], scale: float) -> list[str]:
     """At the prox's answer the conditions hold for the gradient that led there, and for no other."""
     blocks, penalty = trial.blocks, trial.penalty
-    trial.put(v)
+    trial.set_weights(v)
     step = _strength(trial, scale)
     penalty.prox_(blocks, step * _LAM)
-    u = trial.now()
-    blocks_step = blocks.spread(step)
+    u = trial.current_weights()
+    blocks_step = blocks.expand(step)
     trial.set_gradients([torch.zeros_like(x) for x in u])
     penalty.add_smooth_gradient_(blocks, _LAM)
     smooth = [g.clone() for g in blocks.gradients]
@@ -150,7 +151,7 @@ def _kkt_faults(trial: _Trial, v: list[Tensor], scale: float) -> list[str]:
     if not bool((norms[:_COLUMNS] > 0).any()):
         return []
     along = 0.5 * _LAM * trial.weights / norms.clamp(min=1e-30)
-    off = [g + x * a for g, x, a in zip(gradient, u, blocks.spread(along), strict=True)]
+    off = [g + x * a for g, x, a in zip(gradient, u, blocks.expand(along), strict=True)]
     trial.set_gradients(off)
     _, active = penalty.residuals(blocks, _LAM)
     if not abs(active - 0.5) <= 0.05:
@@ -158,46 +159,46 @@ def _kkt_faults(trial: _Trial, v: list[Tensor], scale: float) -> list[str]:
     return []
 
 
-def _edge_faults(trial: _Trial, v: list[Tensor]) -> list[str]:
+def _edge_violations(trial: _Trial, v: list[Tensor]) -> list[str]:
     """Zeros are exact, begin where zero_lambda says, bounds hold, and what is not finite is told."""
     blocks, penalty = trial.blocks, trial.penalty
     penalty.prox_(blocks, torch.full((blocks.count,), 1e6))
     if bool((blocks.norms()[:_COLUMNS] != 0).any()):
         return ["prox_ leaves a group that is not exactly 0 however strong the penalty is"]
-    trial.put(v)
+    trial.set_weights(v)
     penalty.prox_(blocks, torch.full((blocks.count,), 1e-3), torch.full((blocks.count,), 0.01))
     if bool((blocks.norms() > 0.01 * (1 + _TOLERANCE)).any()):
         return ["prox_ leaves a group outside its ball"]
-    trial.put(v)
+    trial.set_weights(v)
     blocks.values[0][0, 1] = torch.nan
     factors = penalty.prox_(blocks, torch.full((blocks.count,), 1e-3))
     if not bool(factors[1].isnan()):
         return ["prox_ does not return NaN for a group that is not finite"]
-    trial.put(v)
-    return _zero_lambda_faults(trial, v)
+    trial.set_weights(v)
+    return _zero_lambda_violations(trial, v)
 
 
-def _zero_lambda_faults(trial: _Trial, v: list[Tensor]) -> list[str]:
+def _zero_lambda_violations(trial: _Trial, v: list[Tensor]) -> list[str]:
     """Minus a gradient, shrunk with strength lambda, is zero from ``zero_lambda`` on and not below."""
     blocks, penalty = trial.blocks, trial.penalty
-    trial.put([torch.zeros_like(x) for x in v])
+    trial.set_weights([torch.zeros_like(x) for x in v])
     trial.set_gradients(v)
     least = penalty.zero_lambda(blocks).float()
     pulled = torch.arange(1, _COLUMNS)  # the first has no gradient
     for factor, gone in ((1.01, True), (0.99, False)):
-        trial.put([-x for x in v])
+        trial.set_weights([-x for x in v])
         penalty.prox_(blocks, torch.where(least.isfinite(), factor * least, 0.0))
         if not bool(((blocks.norms()[pulled] == 0) == gone).all()):
             return ["zero_lambda is not the strength from which on prox_ gives zero"]
-    trial.put([torch.zeros_like(x) for x in v])
+    trial.set_weights([torch.zeros_like(x) for x in v])
     top = float(least[pulled].max())
     above, below = (penalty.residuals(blocks, factor * top)[0] for factor in (1.01, 0.9))
     return [] if above <= _TOLERANCE < below else ["residuals of zero groups do not end at zero_lambda"]
 
 
-def _smooth_faults(trial: _Trial) -> list[str]:
+def _smooth_violations(trial: _Trial) -> list[str]:
     """The gradient of the smooth part is what differences of its values say."""
-    blocks, penalty, w = trial.blocks, trial.penalty, trial.now()
+    blocks, penalty, w = trial.blocks, trial.penalty, trial.current_weights()
     trial.set_gradients([torch.zeros_like(x) for x in w])
     penalty.add_smooth_gradient_(blocks, _LAM)
     gradient = [g.clone() for g in blocks.gradients]
@@ -205,10 +206,10 @@ def _smooth_faults(trial: _Trial) -> list[str]:
         way = [torch.randn(x.shape, generator=trial.draw) for x in w]
         ends = []
         for sign in (1.0, -1.0):
-            trial.put([x + sign * 1e-3 * d for x, d in zip(w, way, strict=True)])
+            trial.set_weights([x + sign * 1e-3 * d for x, d in zip(w, way, strict=True)])
             ends.append(penalty.smooth_value(blocks, _LAM))
         slope = sum(float((g * d).sum()) for g, d in zip(gradient, way, strict=True))
         if not abs((ends[0] - ends[1]) / 2e-3 - slope) <= 0.02 * (1 + abs(slope)):
             return ["add_smooth_gradient_ is not the gradient of smooth_value"]
-    trial.put(w)
+    trial.set_weights(w)
     return []

@@ -10,11 +10,11 @@ from glprune._imports import describe
 from glprune._plugins import PluginError, load_plugin
 from glprune.errors import GlpruneError
 from glprune.schema.recipe import Recipe
-from glprune.training.blocks import Blocks
+from glprune.training.blocks import ParameterGroups
 from glprune.training.penalties import Penalty
-from glprune.training.penalty_check import faults
+from glprune.training.penalty_check import violations
 
-MakePenalty = Callable[[Tensor, Blocks], Penalty]
+MakePenalty = Callable[[Tensor, ParameterGroups], Penalty]
 
 
 def load_penalty(recipe: Recipe) -> MakePenalty | None:
@@ -29,7 +29,7 @@ def load_penalty(recipe: Recipe) -> MakePenalty | None:
         return None
     plugin = load_plugin("glprune.penalties", spec.plugin, recipe.where("penalty", "plugin"), recipe.allowed)
 
-    def make(weights: Tensor, blocks: Blocks) -> Penalty:
+    def make(weights: Tensor, blocks: ParameterGroups) -> Penalty:
         made = plugin(weights, blocks, **spec.arguments)
         if not isinstance(made, Penalty):
             raise PluginError(
@@ -38,7 +38,7 @@ def load_penalty(recipe: Recipe) -> MakePenalty | None:
         return made
 
     try:
-        found = faults(make)
+        found = violations(make)
     except GlpruneError:
         raise
     except Exception as error:  # its methods may raise anything

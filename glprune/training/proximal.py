@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from glprune.errors import NonFiniteError
-from glprune.training.blocks import Blocks
+from glprune.training.blocks import ParameterGroups
 from glprune.training.penalties import Penalty
 
 _ASKED = 5
 
 
 @dataclass(frozen=True)
-class Regulariser:
+class BoundedPenalty:
     """What the proximal step does to each group.
 
     Attributes:
@@ -40,7 +40,7 @@ class Regulariser:
         """Penalty weights, shape (n_groups,); 0 is not penalised."""
         return self.penalty.weights
 
-    def prox_(self, blocks: Blocks, strength: Tensor) -> Tensor:
+    def prox_(self, blocks: ParameterGroups, strength: Tensor) -> Tensor:
         """Shrink the groups by ``strength = step * lam``, shape (n_groups,), then project into the ball.
 
         Returns:
@@ -61,7 +61,12 @@ class ProximalOptimizer:
     """
 
     def __init__(
-        self, blocks: Blocks, free: Iterable[Tensor], regulariser: Regulariser, lam: float, lr: float
+        self,
+        blocks: ParameterGroups,
+        free: Iterable[Tensor],
+        regulariser: BoundedPenalty,
+        lam: float,
+        lr: float,
     ) -> None:
         self.blocks, self.regulariser, self.lam, self.lr = blocks, regulariser, lam, lr
         self.free = list(free)
@@ -92,9 +97,9 @@ class ProximalSGD(ProximalOptimizer):
 
     def __init__(
         self,
-        blocks: Blocks,
+        blocks: ParameterGroups,
         free: Iterable[Tensor],
-        regulariser: Regulariser,
+        regulariser: BoundedPenalty,
         lam: float,
         lr: float,
         momentum: float = 0.9,
@@ -131,7 +136,12 @@ class ProximalAdam(ProximalOptimizer):
     eps = 1e-8
 
     def __init__(
-        self, blocks: Blocks, free: Iterable[Tensor], regulariser: Regulariser, lam: float, lr: float
+        self,
+        blocks: ParameterGroups,
+        free: Iterable[Tensor],
+        regulariser: BoundedPenalty,
+        lam: float,
+        lr: float,
     ) -> None:
         super().__init__(blocks, free, regulariser, lam, lr)
         self.first = [torch.zeros_like(p) for p in blocks.parameters]
@@ -155,14 +165,14 @@ class ProximalAdam(ProximalOptimizer):
         root = (self.second / (1 - beta2**self.steps)).add_(self.floor).sqrt_().add_(self.eps)
         size = root.reciprocal_().mul_(self.lr)
         gain = 1 / (1 - beta1**self.steps)
-        torch._foreach_addcmul_(self.blocks.values, self.first, self.blocks.spread(size), -gain)
+        torch._foreach_addcmul_(self.blocks.values, self.first, self.blocks.expand(size), -gain)
         return size
 
 
 def accelerated_steps(
-    blocks: Blocks,
+    blocks: ParameterGroups,
     free: list[Tensor],
-    regulariser: Regulariser,
+    regulariser: BoundedPenalty,
     lam: float,
     gradient: Callable[[], float],
     loss: Callable[[], float],
@@ -227,8 +237,8 @@ def accelerated_steps(
 
 
 def _backtrack(
-    blocks: Blocks,
-    regulariser: Regulariser,
+    blocks: ParameterGroups,
+    regulariser: BoundedPenalty,
     lam: float,
     loss: Callable[[], float],
     tensors: list[Tensor],
@@ -265,7 +275,7 @@ def _subtract(a: Sequence[Tensor], b: Sequence[Tensor], out: Sequence[Tensor]) -
         torch.sub(x, y, out=difference)
 
 
-def _inner(blocks: Blocks, a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+def _inner(blocks: ParameterGroups, a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
     """Inner product of two lists of tensors, those of the blocks first; sums over groups are in float64."""
     n = len(blocks.parameters)
     free = sum(float(torch.sum(x.double() * y.double())) for x, y in zip(a[n:], b[n:], strict=True))

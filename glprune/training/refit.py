@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from glprune.data.sharding import SharedSplit
+from glprune.data.sharding import ShardedSplit
 from glprune.data.splits import Inputs, Split
-from glprune.model.diagnostics import Batch, all_finite, fault
+from glprune.model.diagnostics import Batch, all_finite, explain_nonfinite
 from glprune.model.precision import Precision, forward
-from glprune.model.task import Task, gain, joined
+from glprune.model.task import Task, concat_batches, improvement
 from glprune.runtime import process_group
 from glprune.schema.recipe import RefitSpec
-from glprune.training.epochs import batch_size, passes_of_an_epoch, with_halving
+from glprune.training.epochs import batch_size, passes_per_epoch, with_halving
 from glprune.training.objective import CHUNK
 
 Score = tuple[float, float]
@@ -77,8 +77,8 @@ def refit(
         return _score(candidate, narrow, task, valid, metric)
 
     best, best_score = network, score(network)
-    if spec.epochs and _normalised(network):
-        fresh = _reestimated(network, narrow, train, spec)
+    if spec.epochs and _batchnorm_layers(network):
+        fresh = _update_batchnorm(network, narrow, train, spec)
         best, best_score = max((best, best_score), (fresh, score(fresh)), key=lambda pair: pair[1])
 
     def attempt(factor: float) -> RefitResult:
@@ -87,8 +87,8 @@ def refit(
 
     result, halvings = with_halving(attempt, spec.halvings)
     best, best_score = result.network, result.score
-    if result.best_epoch and _normalised(best):
-        fresh = _reestimated(best, narrow, train, spec)
+    if result.best_epoch and _batchnorm_layers(best):
+        fresh = _update_batchnorm(best, narrow, train, spec)
         best, best_score = max((best, best_score), (fresh, score(fresh)), key=lambda pair: pair[1])
     return replace(result, network=best.eval(), score=best_score, halvings=halvings)
 
@@ -118,9 +118,9 @@ def _refit_epochs(
         torch.manual_seed(seed)
         for epoch in range(1, spec.epochs + 1):
             student.train()
-            batches = rows_of_an_epoch(train, spec.batch_size, generator)
+            batches = rows_per_epoch(train, spec.batch_size, generator)
             for number, (x, target) in enumerate(batches, 1):
-                if process_group.total(len(target)) < 2:
+                if process_group.all_reduce_scalar(len(target)) < 2:
                     continue  # BatchNorm cannot train on one row
                 rows = len(target) if len(target) >= least else 0
                 loss = functools.partial(
@@ -129,9 +129,9 @@ def _refit_epochs(
                 if not _refit_step(optimizer, loss, parameters, rows):
                     where = f"refit, epoch {epoch}, batch {number}"
                     mend = f"lower refit.lr (now {spec.lr:g}) or allow refit.halvings"
-                    own = fault(Batch(student, narrow(x), target, loss), where, mend)
+                    own = explain_nonfinite(Batch(student, narrow(x), target, loss), where, mend)
                     raise process_group.first_error(own, where, mend)
-            process_group.align_buffers_(student)
+            process_group.broadcast_buffers_(student)
             now = score(student)
             if now > best_score:
                 best, best_score, best_epoch = copy.deepcopy(student), now, epoch
@@ -164,14 +164,14 @@ def _refit_step(
     return True
 
 
-def _normalised(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+def _batchnorm_layers(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     """The BatchNorm layers that hold running statistics."""
     kind = nn.modules.batchnorm._BatchNorm
     return [m for m in network.modules() if isinstance(m, kind) and m.track_running_stats]
 
 
 @torch.no_grad()
-def _reestimated(
+def _update_batchnorm(
     network: nn.Module, narrow: Callable[[Inputs], Inputs], train: Split, spec: RefitSpec
 ) -> nn.Module:
     """A copy whose BatchNorm statistics are means over the training rows, as its weights now are.
@@ -179,13 +179,13 @@ def _reestimated(
     Running statistics lag behind weights that move, and were those of another network before a cut.
     """
     fresh = copy.deepcopy(network).eval()
-    layers = _normalised(fresh)
+    layers = _batchnorm_layers(fresh)
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = None  # a plain mean over the batches
         layer.train()
-    whole = train.whole if isinstance(train, SharedSplit) else train
+    whole = train.whole if isinstance(train, ShardedSplit) else train
     for inputs, target in whole.batches(batch_size(spec.batch_size, whole), None):
         if len(target) > 1:
             fresh(*narrow(inputs))
@@ -194,11 +194,11 @@ def _reestimated(
     return fresh.eval()
 
 
-def rows_of_an_epoch(
+def rows_per_epoch(
     split: Split, size: int | str, generator: torch.Generator
 ) -> Iterator[tuple[Inputs, Tensor]]:
     """The batches of an epoch; see :func:`passes_of_an_epoch`."""
-    for _ in range(passes_of_an_epoch(size, split)):
+    for _ in range(passes_per_epoch(size, split)):
         yield from split.batches(batch_size(size, split), generator)
 
 
@@ -229,8 +229,8 @@ def _score(
     """The metric, signed so that more is better, and the negative loss."""
     network.eval()
     pairs = (((task.view(network(*narrow(x))),), y) for x, y in split.batches(CHUNK, None))
-    (output,), target = joined(pairs, split.rows)
-    return gain(metric, 0.0, task.metric(metric, output, target)), -float(task.loss(output, target))
+    (output,), target = concat_batches(pairs, split.rows)
+    return improvement(metric, 0.0, task.metric(metric, output, target)), -float(task.loss(output, target))
 
 
 def _scale_dropout(student: nn.Module, spec: RefitSpec, original: nn.Module) -> None:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from glprune.data.splits import Inputs
-from glprune.model.diagnostics import fault
+from glprune.model.diagnostics import explain_nonfinite
 from glprune.runtime import process_group
 from glprune.schema.recipe import TrainSpec
-from glprune.training.epochs import batch_size, passes_of_an_epoch, with_halving
+from glprune.training.epochs import batch_size, passes_per_epoch, with_halving
 from glprune.training.objective import Objective
 from glprune.training.proximal import ProximalAdam, ProximalOptimizer, ProximalSGD, accelerated_steps
 
@@ -27,11 +27,11 @@ class PointSolver:
         self.generator = torch.Generator().manual_seed(seed)
         self.curvature: float | None = None
 
-    def standing(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def state_dict(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What the next lambda depends on beside the weights, as JSON values and tensors."""
         return {"curvature": self.curvature}, {"generator": self.generator.get_state()}
 
-    def stand(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Go on from where :meth:`standing` was taken."""
         self.curvature = facts["curvature"]
         self.generator.set_state(tensors["generator"])
@@ -74,7 +74,7 @@ class PointSolver:
         optimizer = self._optimizer(lam)
         total = self.spec.epochs
         before, alive = float("inf"), -1
-        passes = passes_of_an_epoch(self.spec.batch_size, self.objective.split)
+        passes = passes_per_epoch(self.spec.batch_size, self.objective.split)
         for epoch in range(total):
             optimizer.lr = self.spec.lr * factor * _decay(epoch, total)
             for _ in range(passes):
@@ -96,10 +96,10 @@ class PointSolver:
             mean = process_group.average_gradients_(self.objective.network.parameters(), value, len(target))
             if not math.isfinite(mean) or not optimizer.step():
                 at = f"{where}, batch {number}"
-                own = fault(self.objective.batch(inputs, target), at, self._mend)
-                raise process_group.first_error(own, at, self._mend)
+                own = explain_nonfinite(self.objective.batch(inputs, target), at, self._restore)
+                raise process_group.first_error(own, at, self._restore)
             total += value * len(target)
-        return process_group.total(total) / self.objective.split.rows
+        return process_group.all_reduce_scalar(total) / self.objective.split.rows
 
     def _backward(self, inputs: Inputs, target: Tensor) -> float:
         """The mean loss of a batch, its gradient in ``.grad``; of no rows, 0 and none."""
@@ -112,7 +112,7 @@ class PointSolver:
         return value
 
     @property
-    def _mend(self) -> str:
+    def _restore(self) -> str:
         return f"lower train.lr (now {self.spec.lr:g}) or allow train.halvings"
 
     def _optimizer(self, lam: float) -> ProximalOptimizer:
@@ -145,7 +145,7 @@ class PointSolver:
             list(self.objective.free),
             self.objective.regulariser,
             lam,
-            functools.partial(self.objective.gradient, f"lambda {lam:.3g}", self._mend),
+            functools.partial(self.objective.gradient, f"lambda {lam:.3g}", self._restore),
             self.objective.loss,
             steps,
             curvature,

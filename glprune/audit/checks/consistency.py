@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from glprune.audit.checks.policy_records import ordered_away, policy_figures
-from glprune.audit.checks.stability import stability_figures
-from glprune.audit.findings import Finding, Found, differs, off
+from glprune.audit.checks.policy_records import check_policy_records, removed_by_policy
+from glprune.audit.checks.stability import check_stability
+from glprune.audit.findings import Finding, Found, check_close, check_equal
 from glprune.schema import bundle as bundles
 from glprune.schema.recipe import FASTER, HIGHER_IS_BETTER, METRICS, Recipe
 from glprune.schema.report import Baseline, Feature, PathPoint, Report, SearchStage, Spread
@@ -25,7 +25,7 @@ _RANGES = {"auroc": (0, 1), "accuracy": (0, 1), "log_loss": (0, None), "rmse": (
            "r2": (None, 1), "cosine": (-1, 1)}  # fmt: skip
 
 
-def check_figures(report: Report, recipe: Recipe | None, files: Mapping[str, bytes]) -> list[Finding]:
+def check_consistency(report: Report, recipe: Recipe | None, files: Mapping[str, bytes]) -> list[Finding]:
     """Everything that follows within the report, from the recipe and from the files' sizes.
 
     Args:
@@ -50,8 +50,8 @@ def check_figures(report: Report, recipe: Recipe | None, files: Mapping[str, byt
         _warnings(report),
         _baselines(report),
         _drop_costs(report),
-        stability_figures(report),
-        policy_figures(report),
+        check_stability(report),
+        check_policy_records(report),
         _digests(report),
         _recipe(report, recipe) if recipe is not None else (),
     )
@@ -120,13 +120,13 @@ def _exits(report: Report) -> Iterator[Found]:
                     f"{where}/status",
                     f"{feature.name!r} is removed; its norm on the path ends at {norm:.3g}",
                 )
-            unexplained = feature.stage_exit is None and not ordered_away(feature)
+            unexplained = feature.stage_exit is None and not removed_by_policy(feature)
             if unexplained and feature.norm_original != 0:
                 yield f"{where}/stage_exit", f"{feature.name!r} is removed and no stage removed it"
         elif norm == 0 and kept_of[feature.input] > 1 and feature.input not in refused:
             yield f"{where}/status", f"{feature.name!r} is kept; its norm on the path ends at 0"
         if norm is not None and feature.status == "kept":
-            yield from off(f"{where}/norm_selected", feature.norm_selected, norm, "the path ends at")
+            yield from check_close(f"{where}/norm_selected", feature.norm_selected, norm, "the path ends at")
         yield from _exit(report, n, feature)
 
 
@@ -142,7 +142,7 @@ def _exit(report: Report, n: int, feature: Feature) -> Iterator[Found]:
         yield f"/features/{n}/stage_exit", f"there is no stage {feature.stage_exit}"
     elif all(len(p.norms) == len(report.features) for p in points):
         first = next((p.lam for p in points if p.norms[n] == 0), None)
-        yield from differs(where, feature.lambda_exit, first, "on the path it is zero first at")
+        yield from check_equal(where, feature.lambda_exit, first, "on the path it is zero first at")
 
 
 def _path(report: Report) -> Iterator[Found]:
@@ -150,7 +150,9 @@ def _path(report: Report) -> Iterator[Found]:
     widths = [len(f.columns) for f in report.features]
     for n, point in enumerate(report.path):
         where = f"/path/{n}"
-        yield from off(f"{where}/objective", point.objective, point.loss + point.penalty, "loss + penalty is")
+        yield from check_close(
+            f"{where}/objective", point.objective, point.loss + point.penalty, "loss + penalty is"
+        )
         if point.norms and len(point.norms) != len(report.features):
             yield f"{where}/norms", f"{len(point.norms)} norms of {len(report.features)} fields"
         elif point.norms:
@@ -167,8 +169,10 @@ def _path(report: Report) -> Iterator[Found]:
 
 def _stages(report: Report) -> Iterator[Found]:
     numbers = [s.number for s in report.stages]
-    yield from differs("/stages", numbers, list(range(1, len(numbers) + 1)), "numbers should be")
-    yield from differs("/path", list(dict.fromkeys(p.stage for p in report.path)), numbers, "the stages are")
+    yield from check_equal("/stages", numbers, list(range(1, len(numbers) + 1)), "numbers should be")
+    yield from check_equal(
+        "/path", list(dict.fromkeys(p.stage for p in report.path)), numbers, "the stages are"
+    )
     for n, stage in enumerate(report.stages):
         chosen = [p for p in report.path if p.stage == stage.number and p.selected]
         if len(chosen) != 1:
@@ -177,8 +181,8 @@ def _stages(report: Report) -> Iterator[Found]:
         point = chosen[0]
         for key in ("lam", "fields", "hidden"):
             stated = getattr(stage, key)
-            yield from differs(f"/stages/{n}/{key}", stated, getattr(point, key), "its point says")
-        yield from differs(f"/stages/{n}/metric", stage.metric, point.refit_metric, "its refit gave")
+            yield from check_equal(f"/stages/{n}/{key}", stated, getattr(point, key), "its point says")
+        yield from check_equal(f"/stages/{n}/metric", stage.metric, point.refit_metric, "its refit gave")
 
 
 def _selection(report: Report) -> Iterator[Found]:
@@ -186,9 +190,13 @@ def _selection(report: Report) -> Iterator[Found]:
         yield "/stages", "there is none"
         return
     last = _last_of_inputs(report.stages) or report.stages[-1]
-    yield from differs("/selection/lam", report.selection.lam, last.lam, "the last stage over inputs chose")
+    yield from check_equal(
+        "/selection/lam", report.selection.lam, last.lam, "the last stage over inputs chose"
+    )
     if report.refit is not None:
-        yield from differs("/refit/metric", report.refit.metric, report.stages[-1].metric, "the stage says")
+        yield from check_equal(
+            "/refit/metric", report.refit.metric, report.stages[-1].metric, "the stage says"
+        )
         if not 0 <= report.refit.best_epoch <= report.refit.epochs:
             yield "/refit/best_epoch", f"{report.refit.best_epoch} of {report.refit.epochs} epochs"
     if report.selection.metric not in METRICS[report.task]:
@@ -204,8 +212,10 @@ def _hidden(report: Report) -> Iterator[Found]:
     yield from _twice("/hidden", [h.name for h in report.hidden])
     for n, layer in enumerate(report.hidden):
         found = layer.before - cut.pop(layer.name, 0)
-        yield from differs(f"/hidden/{n}/after", layer.after, found, "the cuts leave")
-        yield from differs(f"/hidden/{n}/refused", layer.refused, reasons.get(layer.name), "the removal says")
+        yield from check_equal(f"/hidden/{n}/after", layer.after, found, "the cuts leave")
+        yield from check_equal(
+            f"/hidden/{n}/refused", layer.refused, reasons.get(layer.name), "the removal says"
+        )
         if layer.after < 1:
             yield f"/hidden/{n}/after", "a layer cannot be empty"
     for name in cut:
@@ -240,13 +250,13 @@ def _removal(report: Report) -> Iterator[Found]:
 
 def _performance(report: Report) -> Iterator[Found]:
     names = [m.name for m in report.performance]
-    yield from differs("/performance", names, list(METRICS[report.task]), "the task has")
+    yield from check_equal("/performance", names, list(METRICS[report.task]), "the task has")
     test = report.data.splits.get("test")
     for n, metric in enumerate(report.performance):
         where = f"/performance/{n}"
         if test is not None:
-            yield from differs(f"{where}/rows", metric.rows, test.rows, "the test split has")
-        yield from differs(
+            yield from check_equal(f"{where}/rows", metric.rows, test.rows, "the test split has")
+        yield from check_equal(
             f"{where}/higher_is_better",
             metric.higher_is_better,
             HIGHER_IS_BETTER.get(metric.name, True),
@@ -258,7 +268,7 @@ def _performance(report: Report) -> Iterator[Found]:
             if (low is not None and value < low - 1e-6) or (high is not None and value > high + 1e-6):
                 yield f"{where}/{side}", f"{value} is no {metric.name}"
     if test is not None:
-        yield from differs("/export/rows", report.export.rows, test.rows, "the test split has")
+        yield from check_equal("/export/rows", report.export.rows, test.rows, "the test split has")
     if not 0 <= report.export.difference <= _EXPORT_TOLERANCE:
         yield "/export/difference", f"{report.export.difference} is above {_EXPORT_TOLERANCE}"
 
@@ -269,7 +279,7 @@ def _splits(report: Report) -> Iterator[Found]:
     for name, split in report.data.splits.items():
         classes = report.data.classes
         if classes is not None and report.task != "distillation":
-            yield from differs(
+            yield from check_equal(
                 f"/data/splits/{name}/target", sorted(split.target), sorted(classes), "classes are"
             )
             if abs(sum(split.target.values()) - 1) > 1e-6:
@@ -280,7 +290,7 @@ def _size(report: Report, files: Mapping[str, bytes]) -> Iterator[Found]:
     size = report.size
     if bundles.ONNX in files:
         found = len(files[bundles.ONNX])
-        yield from differs("/size/onnx_bytes_after", size.onnx_bytes_after, found, "the file has")
+        yield from check_equal("/size/onnx_bytes_after", size.onnx_bytes_after, found, "the file has")
     for key in ("parameters", "macs"):
         before, after = getattr(size, f"{key}_before"), getattr(size, f"{key}_after")
         if not 0 <= after <= before:
@@ -332,15 +342,17 @@ def _quantized(report: Report, recipe: Recipe | None, files: Mapping[str, bytes]
         if raw is not None:
             yield "/quantized", f"says nothing of {bundles.INT8}, which is in the folder"
         return
-    yield from differs("/quantized/file", found.file, bundles.INT8, "it is")
+    yield from check_equal("/quantized/file", found.file, bundles.INT8, "it is")
     if raw is not None:
-        yield from differs("/quantized/bytes", found.bytes, len(raw), "the file has")
+        yield from check_equal("/quantized/bytes", found.bytes, len(raw), "the file has")
     final = {m.name: m.final for m in report.performance}
     names = [m.name for m in found.metrics]
-    yield from differs("/quantized/metrics", names, [*final], "the performance has")
+    yield from check_equal("/quantized/metrics", names, [*final], "the performance has")
     for n, metric in enumerate(found.metrics):
         where = f"/quantized/metrics/{n}"
-        yield from off(f"{where}/float32", metric.float32, final.get(metric.name), "the performance says")
+        yield from check_close(
+            f"{where}/float32", metric.float32, final.get(metric.name), "the performance says"
+        )
         low, high = _RANGES[metric.name]
         if (low is not None and metric.int8 < low) or (high is not None and metric.int8 > high):
             yield f"{where}/int8", f"{metric.name} cannot be {metric.int8}"
@@ -384,12 +396,14 @@ def _baselines(report: Report) -> Iterator[Found]:
     if record is None:
         return
     kept = [f.name for f in report.features if f.status == "kept"]
-    yield from differs("/baselines/fields", record.fields, len(kept), "the features kept are")
+    yield from check_equal("/baselines/fields", record.fields, len(kept), "the features kept are")
     hidden = sum(h.after for h in report.hidden)
-    yield from differs("/baselines/hidden", record.hidden, hidden, "the layers keep")
-    yield from differs("/baselines/rows", record.rows, report.export.rows, "the test split has")
+    yield from check_equal("/baselines/hidden", record.hidden, hidden, "the layers keep")
+    yield from check_equal("/baselines/rows", record.rows, report.export.rows, "the test split has")
     if report.stages:
-        yield from differs("/baselines/valid", record.valid, report.stages[-1].metric, "the last stage says")
+        yield from check_equal(
+            "/baselines/valid", record.valid, report.stages[-1].metric, "the last stage says"
+        )
     for n, result in enumerate(record.results):
         yield from _baseline(result, f"/baselines/results/{n}", kept, [f.name for f in report.features])
 
@@ -398,9 +412,9 @@ def _baseline(result: Baseline, where: str, kept: Sequence[str], names: Sequence
     for n, run in enumerate(result.runs):
         chosen = set(run.kept)
         own = [name for name in names if name in chosen]
-        yield from differs(f"{where}/runs/{n}/kept", run.kept, own, "in the order of the fields it is")
+        yield from check_equal(f"{where}/runs/{n}/kept", run.kept, own, "in the order of the fields it is")
         common = len(chosen & set(kept))
-        yield from differs(f"{where}/runs/{n}/common", run.common, common, "the lists share")
+        yield from check_equal(f"{where}/runs/{n}/common", run.common, common, "the lists share")
     yield from _spread(result.valid, [run.valid for run in result.runs], f"{where}/valid")
     for n, spread in enumerate(result.test):
         values = [run.test[spread.name] for run in result.runs if spread.name in run.test]
@@ -411,9 +425,9 @@ def _spread(spread: Spread, values: Sequence[float], where: str) -> Iterator[Fou
     if not values:
         yield where, "no run has it"
         return
-    yield from off(f"{where}/mean", spread.mean, statistics.fmean(values), "its runs' is")
+    yield from check_close(f"{where}/mean", spread.mean, statistics.fmean(values), "its runs' is")
     deviation = statistics.stdev(values) if len(values) > 1 else None
-    yield from off(f"{where}/std", spread.std, deviation, "its runs' is")
+    yield from check_close(f"{where}/std", spread.std, deviation, "its runs' is")
 
 
 def _drop_costs(report: Report) -> Iterator[Found]:
@@ -421,12 +435,14 @@ def _drop_costs(report: Report) -> Iterator[Found]:
     if costs is None:
         return
     kept = [f.name for f in report.features if f.status == "kept"]
-    yield from differs("/drop_costs/fields", [c.field for c in costs.fields], kept, "the features kept are")
+    yield from check_equal(
+        "/drop_costs/fields", [c.field for c in costs.fields], kept, "the features kept are"
+    )
     test = next((m for m in report.performance if m.name == costs.metric), None)
     if test is None:
         yield "/drop_costs/metric", f"{costs.metric!r} is not among the metrics"
     else:
-        yield from off("/drop_costs/test", costs.test, test.final, "the performance says")
+        yield from check_close("/drop_costs/test", costs.test, test.final, "the performance says")
     for n, cost in enumerate(costs.fields):
         if (cost.valid is None) != (cost.reason is not None) or (cost.test is None) != (cost.valid is None):
             yield f"/drop_costs/fields/{n}", "has neither both figures nor a reason"
@@ -439,7 +455,7 @@ def _digests(report: Report) -> Iterator[Found]:
     for name, value in stated.items():
         if not _DIGEST.match(value):
             yield f"/digests/{name}", f"{value[:60]!r} is no SHA-256"
-    yield from differs(
+    yield from check_equal(
         "/digests/recipe_resolved",
         digests.recipe_resolved,
         digests.outputs.get(bundles.RECIPE),
@@ -461,7 +477,7 @@ def _recipe(report: Report, recipe: Recipe) -> Iterator[Found]:
         ("/export/inputs", [i.name for i in report.export.inputs], [s.name for s in recipe.model.inputs]),
     ]
     for where, stated, wanted in pairs:
-        yield from differs(where, stated, wanted, f"{bundles.RECIPE} says")
+        yield from check_equal(where, stated, wanted, f"{bundles.RECIPE} says")
     if not recipe.allow_inexact and any(c.inexact for c in report.removal.cuts):
         yield "/removal/cuts", "a cut is inexact, which the recipe forbids"
     yield from _target(report, recipe)

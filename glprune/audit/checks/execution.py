@@ -20,7 +20,7 @@ import numpy as np
 import onnxruntime as ort
 from onnx.reference import ReferenceEvaluator
 
-from glprune.audit.findings import Check, Finding, judged
+from glprune.audit.findings import Check, Finding, make_check
 from glprune.audit.onnx_reader import parse
 from glprune.audit.safetensors_reader import Array, read_tensors
 from glprune.schema import bundle as bundles
@@ -62,7 +62,7 @@ class Int8:
     difference: float
 
 
-def check_running(
+def check_execution(
     model: bytes,
     golden: bytes,
     removed: Sequence[Removed],
@@ -91,7 +91,7 @@ def check_running(
     # a model that fails on the golden rows is found out before its 8-bit file is run
     if "golden" in parts and (int8 is None or eight or findings):
         note = " and ".join(p["note"] for p in (parts["golden"], eight, reference) if p.get("note"))
-        c9 = judged("C9", [Finding(*f) for f in findings], note)
+        c9 = make_check("C9", [Finding(*f) for f in findings], note)
     else:
         c9 = Check("C9", "incomplete", note=parts.get("ended", {}).get("note", "did not run"))
     skipped = reference.get("skipped") or (
@@ -105,7 +105,7 @@ def _probed(parts: Mapping[str, Any], removed: Sequence[Removed]) -> Check:
         return Check("C10", "skipped", note="the file has no input for removed columns")
     if "probes" not in parts:
         return Check("C10", "incomplete", note=parts.get("ended", {}).get("note", "did not run"))
-    return judged("C10", [Finding(*f) for f in parts["probes"]["findings"]], parts["probes"]["note"])
+    return make_check("C10", [Finding(*f) for f in parts["probes"]["findings"]], parts["probes"]["note"])
 
 
 Part = tuple[str, dict[str, Any]]
@@ -166,7 +166,7 @@ def measure(
             "note": f"{rows} rows in ONNX Runtime {ort.__version__}",
         },
     )
-    other = _Eight(int8, feed, expected) if int8 is not None else None
+    other = _Int8Session(int8, feed, expected) if int8 is not None else None
     if other is not None:
         yield "int8", other.part
     if request:
@@ -179,7 +179,7 @@ def measure(
     yield "reference", _reference(model, feed, expected)
 
 
-class _Eight:
+class _Int8Session:
     """The 8-bit file on the golden rows."""
 
     def __init__(self, int8: Int8, feed: Mapping[str, Array], expected: Mapping[str, Array]) -> None:

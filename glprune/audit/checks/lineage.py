@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from glprune._files import fault
+from glprune._files import unreadable_reason
 from glprune.audit.findings import Finding
 from glprune.audit.signing import instant
 from glprune.errors import UsageError
@@ -25,7 +25,7 @@ def expected_digest(text: str) -> str:
     given = _HEX.match(text)
     if given is not None:
         return f"sha256:{given[2].lower()}"
-    why = fault(Path(text))
+    why = unreadable_reason(Path(text))
     if why is not None:
         raise UsageError(f"{text!r} is no SHA-256 and no file ({why}).")
     return bundles.digest(Path(text))

@@ -12,7 +12,7 @@ from onnx import ModelProto
 from glprune.audit.findings import Finding
 from glprune.audit.onnx_reader import dtype_of, input_shapes, properties
 from glprune.schema import bundle as bundles
-from glprune.schema.input_schema import Contract, make_contract
+from glprune.schema.input_schema import InputSchema, make_input_schema
 from glprune.schema.plan import InputPlan, Plan
 from glprune.schema.recipe import Recipe
 from glprune.schema.report import Feature, Input, Report
@@ -22,7 +22,7 @@ from glprune.schema.strict_json import StrictError, read_json
 def check_names(
     report: Report,
     plan: Plan | None,
-    contract: Contract | None,
+    contract: InputSchema | None,
     recipe: Recipe | None,
     model: ModelProto | None,
 ) -> list[Finding]:
@@ -198,13 +198,13 @@ def _short(value: object) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-def _contract(report: Report, plan: Plan, contract: Contract, model: ModelProto) -> Iterator[Finding]:
+def _contract(report: Report, plan: Plan, contract: InputSchema, model: ModelProto) -> Iterator[Finding]:
     shapes, axes = input_shapes(model), [i.axis for i in report.export.inputs]
     fits = all(i.name in shapes and shapes[i.name] for i in report.export.inputs)
     if not fits or {i.name for i in report.export.inputs} - {p.name for p in plan.inputs}:
         yield Finding(bundles.CONTRACT, "/inputs", "cannot be compared: the ONNX file lacks an input")
         return
-    expected = make_contract(report, plan, shapes)
+    expected = make_input_schema(report, plan, shapes)
     if contract == expected:
         return
     for n, (found, wanted) in enumerate(zip(contract.inputs, expected.inputs, strict=False)):

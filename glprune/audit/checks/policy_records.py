@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from glprune.audit.checks.policy import ancestors
-from glprune.audit.findings import Found, off
+from glprune.audit.findings import Found, check_close
 from glprune.schema.report import (
     DecisionChange,
     Feature,
@@ -19,13 +19,13 @@ from glprune.schema.report import (
 DERIVED = "derived_from "
 
 
-def ordered_away(feature: Feature) -> bool:
+def removed_by_policy(feature: Feature) -> bool:
     """Whether a field is removed because a rule says so, and no stage of the search removed it."""
     said = feature.reason or ""
     return feature.status == "removed" and (said == "must_drop" or said.startswith(DERIVED))
 
 
-def policy_figures(report: Report) -> Iterator[Found]:
+def check_policy_records(report: Report) -> Iterator[Found]:
     """What the report says of its policy and does not follow from its fields and tables."""
     policy = report.policy or Policy()
     keep, drop = set(policy.must_keep), set(policy.must_drop)
@@ -110,7 +110,7 @@ def _attribute(
             if metric.original is None or metric.final is None:
                 continue
             found = metric.final - metric.original
-            yield from off(f"{place}/metrics/{m}/difference", metric.difference, found, "it is")
+            yield from check_close(f"{place}/metrics/{m}/difference", metric.difference, found, "it is")
         if segment.decisions is not None:
             yield from _decisions(f"{place}/decisions", segment.decisions)
             if segment.decisions.rows != segment.rows:

@@ -6,7 +6,7 @@ import importlib.metadata
 import re
 
 from glprune._version import __version__
-from glprune.audit.findings import Check, Finding, judged
+from glprune.audit.findings import Check, Finding, make_check
 from glprune.report.html import can_draw, render_html
 from glprune.report.markdown import render_markdown
 from glprune.schema import bundle as bundles
@@ -20,7 +20,7 @@ _ACTIVE = re.compile(
 _STYLE = 'style type="text/css"'  # the one that matplotlib puts into each picture
 
 
-def check_page(report: Report, raw: bytes, summary: bytes) -> tuple[Check, str | None]:
+def check_rendering(report: Report, raw: bytes, summary: bytes) -> tuple[Check, str | None]:
     """Render both again and compare byte for byte, the page's pictures where they can be drawn alike.
 
     Args:
@@ -38,7 +38,7 @@ def check_page(report: Report, raw: bytes, summary: bytes) -> tuple[Check, str |
     try:
         page = raw.decode("utf-8")
     except UnicodeDecodeError:
-        return judged("C12", [*findings, Finding(bundles.PAGE, "", "is not UTF-8")]), None
+        return make_check("C12", [*findings, Finding(bundles.PAGE, "", "is not UTF-8")]), None
     findings += _lines(bundles.PAGE, _pictures(page)[0], _pictures(render_html(report, pictures=False))[0])
     for number, picture in enumerate(_pictures(page)[1], 1):
         fault = _active(picture)
@@ -49,7 +49,7 @@ def check_page(report: Report, raw: bytes, summary: bytes) -> tuple[Check, str |
     if reason is None and not findings and render_html(report) != page:
         findings.append(Finding(bundles.PAGE, "", "a picture is not the one the report's numbers give"))
     skipped = f"The pictures of report.html: {reason}." if reason else None
-    return judged("C12", findings, "text and tables" if reason else "byte for byte"), skipped
+    return make_check("C12", findings, "text and tables" if reason else "byte for byte"), skipped
 
 
 def _pictures(page: str) -> tuple[str, list[str]]:

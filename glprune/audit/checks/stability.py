@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from glprune.audit.findings import Found, differs, off
+from glprune.audit.findings import Found, check_close, check_equal
 from glprune.report.stability_index import Supports, false_bound, jaccard, nogueira, stable
 from glprune.schema.report import Report, Stability
 
 _FEWEST = 10  # resamples of an interval
 
 
-def stability_figures(report: Report) -> Iterator[Found]:
+def check_stability(report: Report) -> Iterator[Found]:
     """What the report says of stability and its digits do not give."""
     record, fields = report.stability, len(report.features)
     if record is None:
@@ -37,9 +37,9 @@ def _counts(report: Report, record: Stability) -> Iterator[Found]:
     for n, feature in enumerate(report.features):
         free = record.removable[n] == "1"
         found = sum(r.kept[n] == "1" for r in record.resamples) if free else None
-        yield from differs(f"/features/{n}/kept_in", feature.kept_in, found, "the digits give")
+        yield from check_equal(f"/features/{n}/kept_in", feature.kept_in, found, "the digits give")
         share = None if found is None else found / total
-        yield from differs(f"/features/{n}/kept_share", feature.kept_share, share, "the digits give")
+        yield from check_equal(f"/features/{n}/kept_share", feature.kept_share, share, "the digits give")
 
 
 def _indices(record: Stability) -> Iterator[Found]:
@@ -65,4 +65,4 @@ def _indices(record: Stability) -> Iterator[Found]:
         ),
     ]
     for key, said, found in pairs:
-        yield from off(f"/stability/{key}", said, found, "the digits give")
+        yield from check_close(f"/stability/{key}", said, found, "the digits give")

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from glprune.audit.checks.policy import ancestors, check_policy
-from glprune.audit.verify import open_bundle, whole
+from glprune.audit.verify import integrity_findings, open_bundle
 from glprune.errors import UsageError, did_you_mean
-from glprune.integrations.ci.outcome import Case, Outcome, Remark
+from glprune.integrations.ci.outcome import Annotation, Outcome, TestCase
 from glprune.schema.report import Feature, Policy, Report
 
 Status = Literal["passed", "failed", "not measured"]
@@ -82,7 +82,7 @@ def judge(bundle: Path, limits: Limits) -> Decision:
     if not limits:
         raise UsageError("no gate is given; see glprune gate --help.")
     opened = open_bundle(bundle)
-    findings = whole(opened)
+    findings = integrity_findings(opened)
     seal = (
         Gate("manifest", "failed", str(findings[0]))
         if findings
@@ -110,10 +110,10 @@ def as_outcome(decision: Decision) -> Outcome:
 
     levels: dict[Status, Literal["error", "warning"]] = {"failed": "error", "not measured": "warning"}
     remarks = [
-        Remark(levels[g.status], f"gate {g.name}", g.text) for g in decision.gates if g.status != "passed"
+        Annotation(levels[g.status], f"gate {g.name}", g.text) for g in decision.gates if g.status != "passed"
     ]
     cases = [
-        Case(
+        TestCase(
             g.name,
             failure=g.text if g.status == "failed" else None,
             skipped=g.text if g.status == "not measured" else None,

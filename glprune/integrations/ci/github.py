@@ -12,14 +12,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from glprune._escaping import visible
-from glprune.integrations.ci.outcome import Remark
+from glprune._escaping import escape_for_page
+from glprune.integrations.ci.outcome import Annotation
 
 _SUMMARY_LIMIT = 1024 * 1024  # bytes of one step's summary; more is refused whole
 _SHOWN = 10  # annotations of each level that a step shows
 
 
-class Harmless:
+class CommandEscapingStream:
     """A stream in which no line is a workflow command.
 
     The runner obeys lines that begin with ``::`` after blanks, and ``##[`` anywhere.
@@ -42,7 +42,7 @@ def harmless(text: str) -> str:
     return text.replace("::", ": :").replace("##[", "# #[")
 
 
-def workflow_commands(remarks: Iterable[Remark]) -> list[str]:
+def workflow_commands(remarks: Iterable[Annotation]) -> list[str]:
     """Workflow commands, one line each; at most ten of a level, and one that counts the rest."""
     lines: list[str] = []
     counts: dict[str, int] = {}
@@ -69,7 +69,7 @@ def append_summary(markdown: str, environment: Mapping[str, str]) -> bool:
     return True
 
 
-def _command(remark: Remark) -> str:
+def _command(remark: Annotation) -> str:
     properties = {"title": remark.title}
     if remark.file:
         properties["file"] = remark.file
@@ -80,7 +80,7 @@ def _command(remark: Remark) -> str:
 
 
 def _data(text: str) -> str:
-    escaped = visible(text, keep="\r\n").replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    escaped = escape_for_page(text, keep="\r\n").replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
     return escaped.replace("##[", "# #[")
 
 

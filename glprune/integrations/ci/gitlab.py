@@ -8,11 +8,11 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
 
-from glprune._escaping import plain
-from glprune.integrations.ci.outcome import Case, Figure
+from glprune._escaping import escape_for_terminal
+from glprune.integrations.ci.outcome import Metric, TestCase
 
 
-def junit(step: str, cases: Sequence[Case]) -> str:
+def junit(step: str, cases: Sequence[TestCase]) -> str:
     """A JUnit XML document of one suite."""
     suite = ET.Element(
         "testsuite",
@@ -23,17 +23,19 @@ def junit(step: str, cases: Sequence[Case]) -> str:
         errors="0",
     )
     for case in cases:
-        node = ET.SubElement(suite, "testcase", classname=f"glprune.{step}", name=plain(case.name))
+        node = ET.SubElement(
+            suite, "testcase", classname=f"glprune.{step}", name=escape_for_terminal(case.name)
+        )
         for kind, why in (("failure", case.failure), ("skipped", case.skipped)):
             if why is not None:
-                ET.SubElement(node, kind, message=plain(why)).text = plain(why)
+                ET.SubElement(node, kind, message=escape_for_terminal(why)).text = escape_for_terminal(why)
     root = ET.Element("testsuites", name="glprune")
     root.append(suite)
     ET.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
 
 
-def openmetrics(figures: Iterable[Figure]) -> str:
+def openmetrics(figures: Iterable[Metric]) -> str:
     """Figures as OpenMetrics text, all gauges; those of one name stand together."""
     families: dict[str, list[str]] = {}
     for figure in figures:
@@ -51,4 +53,4 @@ def openmetrics(figures: Iterable[Figure]) -> str:
 
 
 def _label(text: str) -> str:
-    return plain(text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n"))
+    return escape_for_terminal(text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n"))

@@ -9,7 +9,7 @@ Level = Literal["notice", "warning", "error"]
 
 
 @dataclass(frozen=True)
-class Remark:
+class Annotation:
     """One thing to be shown beside the change that was made.
 
     Attributes:
@@ -28,7 +28,7 @@ class Remark:
 
 
 @dataclass(frozen=True)
-class Case:
+class TestCase:
     """One thing that was tested.
 
     Attributes:
@@ -43,7 +43,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Figure:
+class Metric:
     """One number to be compared from run to run, such as ``metric`` of ``{"name": "auroc"}``."""
 
     name: str
@@ -64,7 +64,7 @@ class Outcome:
     """
 
     step: str
-    remarks: tuple[Remark, ...]
-    cases: tuple[Case, ...]
-    figures: tuple[Figure, ...] = ()
+    annotations: tuple[Annotation, ...]
+    cases: tuple[TestCase, ...]
+    metrics: tuple[Metric, ...] = ()
     summary: str = ""

@@ -16,7 +16,7 @@ from typing import Literal, TextIO, cast
 
 from glprune.errors import GlpruneError, UsageError
 from glprune.integrations.ci import dvc, github, gitlab
-from glprune.integrations.ci.outcome import Case, Figure, Outcome, Remark
+from glprune.integrations.ci.outcome import Annotation, Metric, Outcome, TestCase
 from glprune.report.markdown import render_markdown
 from glprune.report.sentences import headline
 from glprune.schema.report import Report
@@ -45,7 +45,7 @@ def folder_of(bundle: Path) -> Path:
 
 
 @contextlib.contextmanager
-def shown(where: tuple[System, ...], step: str, bundle: Path) -> Iterator[None]:
+def ci_context(where: tuple[System, ...], step: str, bundle: Path) -> Iterator[None]:
     """Let nothing that is printed be a workflow command, and tell the pipeline of an error.
 
     An error that is told as an annotation is not told a second time: the process ends with its code.
@@ -60,31 +60,31 @@ def shown(where: tuple[System, ...], step: str, bundle: Path) -> Iterator[None]:
                 around.enter_context(_harmless())
             yield
     except GlpruneError as error:
-        tell(where, failed(step, error), bundle, stderr)
+        publish(where, failed(step, error), bundle, stderr)
         if "github" not in where:
             raise
         raise SystemExit(error.exit_code) from None
 
 
-def tell(where: tuple[System, ...], outcome: Outcome, bundle: Path, stream: TextIO | None = None) -> None:
+def publish(where: tuple[System, ...], outcome: Outcome, bundle: Path, stream: TextIO | None = None) -> None:
     """Write what a command has to say in each pipeline's notation.
 
     Raises:
         UsageError: The folder beside the bundle cannot be written.
     """
     if "github" in where:
-        for line in github.workflow_commands(outcome.remarks):
+        for line in github.workflow_commands(outcome.annotations):
             print(line, file=stream or sys.stderr, flush=True)
         github.append_summary(outcome.summary, os.environ)
     if "gitlab" in where:
         _write(bundle, f"{outcome.step}-junit.xml", gitlab.junit(outcome.step, outcome.cases))
-        if outcome.figures:
-            _write(bundle, "metrics.txt", gitlab.openmetrics(outcome.figures))
+        if outcome.metrics:
+            _write(bundle, "metrics.txt", gitlab.openmetrics(outcome.metrics))
 
 
-def tell_run(where: tuple[System, ...], report: Report, bundle: Path) -> None:
+def publish_run(where: tuple[System, ...], report: Report, bundle: Path) -> None:
     """Write what a run found: annotations and summary, reports, metrics and plots."""
-    tell(where, _of_run(report), bundle)
+    publish(where, _of_run(report), bundle)
     if "dvc" in where:
         _write(bundle, "metrics.json", json.dumps(dvc.metrics(report), indent=2) + "\n")
         _write(bundle, "path.csv", dvc.path_csv(report))
@@ -98,34 +98,34 @@ def failed(step: str, error: GlpruneError) -> Outcome:
     file, line = (place["file"], int(place["line"])) if place else ("", 0)
     return Outcome(
         step,
-        (Remark("error", f"glprune {step}", message, file, line),),
-        (Case(f"glprune {step}", failure=message),),
+        (Annotation("error", f"glprune {step}", message, file, line),),
+        (TestCase(f"glprune {step}", failure=message),),
     )
 
 
 def _of_run(report: Report) -> Outcome:
-    found = [Remark("notice", report.title or "glprune", sentence) for sentence in headline(report)]
-    warned = [Remark("warning", report.title or "glprune", warning) for warning in report.warnings]
+    found = [Annotation("notice", report.title or "glprune", sentence) for sentence in headline(report)]
+    warned = [Annotation("warning", report.title or "glprune", warning) for warning in report.warnings]
     cases = [
-        Case(f"removal agrees to {report.removal.tolerance:g}"),
-        Case(f"ONNX Runtime agrees with PyTorch on {report.export.rows} rows"),
+        TestCase(f"removal agrees to {report.removal.tolerance:g}"),
+        TestCase(f"ONNX Runtime agrees with PyTorch on {report.export.rows} rows"),
     ]
     return Outcome("run", (*warned, *found), tuple(cases), tuple(_figures(report)), render_markdown(report))
 
 
-def _figures(report: Report) -> Iterator[Figure]:
+def _figures(report: Report) -> Iterator[Metric]:
     for metric in report.performance:
         for model, value in (("original", metric.original), ("shipped", metric.final)):
-            yield Figure("metric", value, {"name": metric.name, "model": model, "split": "test"})
+            yield Metric("metric", value, {"name": metric.name, "model": model, "split": "test"})
     kept = sum(f.status == "kept" for f in report.features)
-    yield Figure("fields", kept, {"status": "kept"})
-    yield Figure("fields", len(report.features) - kept, {"status": "removed"})
-    yield Figure("parameters", report.size.parameters_before, {"model": "original"})
-    yield Figure("parameters", report.size.parameters_after, {"model": "shipped"})
-    yield Figure("onnx_bytes", report.size.onnx_bytes_before, {"model": "original"})
-    yield Figure("onnx_bytes", report.size.onnx_bytes_after, {"model": "shipped"})
+    yield Metric("fields", kept, {"status": "kept"})
+    yield Metric("fields", len(report.features) - kept, {"status": "removed"})
+    yield Metric("parameters", report.size.parameters_before, {"model": "original"})
+    yield Metric("parameters", report.size.parameters_after, {"model": "shipped"})
+    yield Metric("onnx_bytes", report.size.onnx_bytes_before, {"model": "original"})
+    yield Metric("onnx_bytes", report.size.onnx_bytes_after, {"model": "shipped"})
     for time in report.latency:
-        yield Figure("latency_milliseconds", time.slim_ms, {"batch": str(time.batch), "model": "shipped"})
+        yield Metric("latency_milliseconds", time.slim_ms, {"batch": str(time.batch), "model": "shipped"})
 
 
 def _write(bundle: Path, name: str, text: str) -> None:
@@ -139,6 +139,9 @@ def _write(bundle: Path, name: str, text: str) -> None:
 
 @contextlib.contextmanager
 def _harmless() -> Iterator[None]:
-    out, err = cast(TextIO, github.Harmless(sys.stdout)), cast(TextIO, github.Harmless(sys.stderr))
+    out, err = (
+        cast(TextIO, github.CommandEscapingStream(sys.stdout)),
+        cast(TextIO, github.CommandEscapingStream(sys.stderr)),
+    )
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         yield
