@@ -71,7 +71,7 @@ class Inspection:
     """
 
     sets: tuple[SetFacts, ...]
-    fields: tuple[tuple[str, int, int, float], ...]
+    features: tuple[tuple[str, int, int, float], ...]
     parameters: int
     macs: int
     rows: dict[str, int]
@@ -117,9 +117,9 @@ def _inspected(rules: Recipe, model: Path, trust_pickle: bool, listener: Listene
     points = rules.train.points * rules.train.stages if rules.target.lam is None else rules.train.points
     return Inspection(
         sets=_sets(job),
-        fields=tuple(
+        features=tuple(
             (f.name, len(f.columns), size, norm)
-            for f, size, norm in zip(job.data.fields, sizes, norms, strict=True)
+            for f, size, norm in zip(job.data.features, sizes, norms, strict=True)
         ),
         parameters=parameters(job.network),
         macs=macs(job.network, first_rows(job.data.test, 1)),

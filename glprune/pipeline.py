@@ -75,7 +75,7 @@ from glprune.schema.report import (
     Stability,
     report_schema,
 )
-from glprune.search.job import Job, kept_fields
+from glprune.search.job import Job, kept_features
 from glprune.search.policy_removal import check_rules
 from glprune.search.prepare import prepare
 from glprune.search.search import search
@@ -169,7 +169,7 @@ def _write_bundle(
     again = JobFactory(job.recipe, model, trust_pickle)
     with process_group.use_process_group(members):
         chosen = search(shared, clock, _workers(job, again, members))
-    removed, fitted = chosen.removed, chosen.fitted
+    removed, fitted = chosen.removed, chosen.refit
     check_rules(job, removed)
     clock(Stage("export", "writing the network as ONNX"))
     exporter, names = _export(job, removed, fitted, stage)
@@ -178,7 +178,7 @@ def _write_bundle(
     plan = _write_plan(job, removed, fitted, stage)
     write_golden(job, removed, stage)
     int8 = _quantized(job, removed, stage, clock)
-    proxies = measure_proxies(job, removed, kept_fields(job.data, removed), stage, clock)
+    proxies = measure_proxies(job, removed, kept_features(job.data, removed), stage, clock)
     baselines = measure_baselines(job, chosen, stage, clock)
     rebuild = WorkerContextFactory.of(again, removed, fitted.network)
     stability, costs = _stability_and_drop_cost(job, removed, rebuild, stage, clock)
@@ -336,7 +336,7 @@ def _measure(
         rows=len(target),
         exporter=exporter,
         names=names,
-        segments=measure_segments(job, before, after, target, kept_fields(job.data, removed)),
+        segments=measure_segments(job, before, after, target, kept_features(job.data, removed)),
     )
     (folder / _ORIGINAL).unlink()
     (folder / _ZEROED).unlink()
@@ -407,15 +407,15 @@ def _write_plan(job: Job, removed: RemovalResult, fitted: RefitResult, folder: P
                 size=len(part.columns),
                 kept=kept.tolist(),
                 columns=list(part.columns) if part.axis is None else _metric_list(part.columns, kept),
-                constants=make_constants(removed.surgery, place),
-                readers=make_readers(sets.get(part.name), removed.surgery),
+                constants=make_constants(removed.plan, place),
+                readers=make_readers(sets.get(part.name), removed.plan),
             )
             for place, (part, kept, x) in enumerate(
                 zip(job.data.inputs, removed.columns, job.probe, strict=True)
             )
         ],
-        axes=make_axes(job.network, removed.surgery),
-        attributes=make_attributes(removed.surgery),
+        axes=make_axes(job.network, removed.plan),
+        attributes=make_attributes(removed.plan),
         buffers=make_buffers(fitted.network),
         in_model=tensors_in_model(folder),
     )
@@ -431,7 +431,7 @@ def _stability_and_drop_cost(
     spec = job.recipe.stability
     if spec is None:
         return None, None
-    kept = kept_fields(job.data, removed)
+    kept = kept_features(job.data, removed)
     with make_worker_pool(rebuild, job.recipe.workers, _engine(job)) as workers:
         stability = measure_stability(job, spec, kept, workers, listener)
         file = folder / bundles.ONNX

@@ -44,7 +44,7 @@ def test_columns_are_matched_by_name_in_files_of_other_order(tmp_path):
     data = load_data(
         recipe_of(tmp_path, "{train: train.parquet, valid: valid.parquet, test: test.parquet, target: y}")
     )
-    assert data.features == ("a", "b", "c")
+    assert data.columns == ("a", "b", "c")
     for part in (data.train, data.valid, data.test):
         np.testing.assert_array_equal(part.inputs[0][:, 0].numpy(), columns["a"].astype(np.float32))
         np.testing.assert_array_equal(part.inputs[0][:, 2].numpy(), columns["c"].astype(np.float32))
@@ -53,13 +53,13 @@ def test_columns_are_matched_by_name_in_files_of_other_order(tmp_path):
 def test_features_stand_in_the_order_of_the_recipe_and_patterns_in_file_order(tmp_path):
     save(tmp_path, {"p2": [1.0, 2] * 20, "z": [3.0, 5] * 20, "p1": [4.0, 7] * 20, "y": [0, 1] * 20})
     data = load_data(recipe_of(tmp_path, '{file: x.parquet, target: y, features: [z, "p*"]}'))
-    assert data.features == ("z", "p2", "p1")
+    assert data.columns == ("z", "p2", "p1")
 
 
 def test_a_field_joins_its_columns_by_name_or_pattern(tmp_path):
     save(tmp_path, frame())
     data = load_data(recipe_of(tmp_path, '{file: x.parquet, target: y, feature_groups: {ac: [a, "c*"]}}'))
-    assert [(f.name, f.columns) for f in data.fields] == [("ac", (0, 2)), ("b", (1,))]
+    assert [(f.name, f.columns) for f in data.features] == [("ac", (0, 2)), ("b", (1,))]
 
 
 def test_shares_are_stratified_disjoint_and_the_same_for_a_seed(tmp_path):
@@ -76,7 +76,7 @@ def test_shares_are_stratified_disjoint_and_the_same_for_a_seed(tmp_path):
 def test_a_split_column_decides_the_rows(tmp_path):
     save(tmp_path, frame() | {"s": ["train"] * 20 + ["valid"] * 10 + ["test"] * 10})
     data = load_data(recipe_of(tmp_path, "{file: x.parquet, target: y, split: {column: s}}"))
-    assert data.features == ("a", "b", "c")
+    assert data.columns == ("a", "b", "c")
     assert data.test.inputs[0][:, 2].tolist() == list(range(30, 40))
 
 
@@ -173,7 +173,7 @@ def test_broken_csv_is_one_line(tmp_path, content, fragment):
 def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
     lines = "a,b,y\n" + "\n".join(f"{i},{i * i},{i % 2}" for i in range(40))
     (tmp_path / "x.csv").write_bytes(b"\xef\xbb\xbf" + lines.encode())
-    assert load_data(recipe_of(tmp_path, "{file: x.csv, target: y}")).features == ("a", "b")
+    assert load_data(recipe_of(tmp_path, "{file: x.csv, target: y}")).columns == ("a", "b")
 
 
 def test_a_truncated_parquet_file_is_one_line(tmp_path):
@@ -198,7 +198,7 @@ def test_a_hundred_thousand_columns_load(tmp_path):
     table = pa.Table.from_arrays([*map(pa.array, matrix.T), pa.array([0, 1] * 20)], names=[*names, "y"])
     pa.parquet.write_table(table, tmp_path / "x.parquet", compression="none", use_dictionary=False)
     data = load_data(recipe_of(tmp_path, "{file: x.parquet, target: y}"))
-    assert len(data.features) == 100_000
+    assert len(data.columns) == 100_000
     assert data.train.inputs[0].shape == (24, 100_000)
 
 
@@ -221,7 +221,7 @@ def nan(split):
 def test_a_loader_streams_with_seeded_shuffling(tmp_path):
     (tmp_path / "l.py").write_text(LOADER)
     data = load_data(recipe_of(tmp_path, '{loader: "l.py:make", features: [p, q, r]}'))
-    assert data.features == ("p", "q", "r")
+    assert data.columns == ("p", "q", "r")
     assert (data.train.rows, data.classes) == (20, ("0", "1"))
 
     def order(seed):
@@ -294,9 +294,9 @@ def whole(rows=40):
 def test_columns_go_to_their_inputs_and_are_numbered_through(tmp_path):
     save(tmp_path, whole())
     data = load_data(several(tmp_path, TWO, "{file: x.parquet, target: y, feature_groups: {both: [a, c]}}"))
-    assert data.features == ("b", "c", "a")
+    assert data.columns == ("b", "c", "a")
     assert data.spans == (range(0, 1), range(1, 3))
-    assert [(f.name, f.columns) for f in data.fields] == [("b", (0,)), ("both", (1, 2))]
+    assert [(f.name, f.columns) for f in data.features] == [("b", (0,)), ("both", (1, 2))]
     u, v = data.train.inputs
     assert (u.dtype, v.dtype) == (torch.float32, torch.int64)
     assert set(v[:, 1].tolist()) == {1, 2}
@@ -370,7 +370,7 @@ def test_columns_of_an_input_without_an_axis_are_no_features(tmp_path):
     save(tmp_path, whole())
     inputs = "[{name: u, columns: [b]}, {name: v, columns: [c, a], dtype: int, axis: null}]"
     data = load_data(several(tmp_path, inputs, "{file: x.parquet, target: y}"))
-    assert data.features == ("b",)
+    assert data.columns == ("b",)
     assert data.inputs[1].columns == ("c", "a")
     assert data.spans[1] == range(1, 1)
 
@@ -420,7 +420,7 @@ THREE = "[{name: ids, axis: null, dtype: int}, {name: mask, axis: null}, {name: 
 def test_a_loader_yields_named_inputs_of_any_type(tmp_path, loader, task):
     (tmp_path / "l.py").write_text(SEVERAL)
     data = load_data(several(tmp_path, THREE, f'{{loader: "l.py:{loader}"}}', task))
-    assert data.features == ("x.0", "x.1")
+    assert data.columns == ("x.0", "x.1")
     (inputs, target) = next(data.train.batches(None, None))
     assert [x.dtype for x in inputs] == [torch.int64, torch.bool, torch.float32]
     assert target.shape == ((4, 0) if task == "distillation" else (4,))

@@ -139,7 +139,7 @@ def test_reported_metrics_are_those_of_the_file(result, folder):
 
     data = load_data(load_recipe(folder / "recipe.yaml"))
     session = ort.InferenceSession(result.bundle / "model.onnx")
-    columns = [data.features.index(n) for n in shipped(result)]
+    columns = [data.columns.index(n) for n in shipped(result)]
     rows = data.test.inputs[0].numpy()[:, columns]
     scores = session.run(None, {"features": rows})[0].ravel()
     auroc = next(m for m in result.report.performance if m.name == "auroc")

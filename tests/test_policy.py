@@ -299,7 +299,7 @@ def test_stability_baselines_and_drop_costs_follow_the_policy(folder, monkeypatc
         for run in baseline.runs:
             assert "title" not in run.kept
             assert "noise" in run.kept
-    costs = {c.field: c for c in report.drop_costs.fields}
+    costs = {c.feature: c for c in report.drop_costs.features}
     assert costs["noise"].reason == "policy.must_keep lists it"
     assert "title" not in costs
     assert report.proxies.performed is False

@@ -63,7 +63,7 @@ def report(names, removed=2, slower=False, points=5, lam=None):
             penalty=0.5,
             kkt_zero=0.0,
             kkt_active=0.01,
-            fields=len(names) - removed,
+            features=len(names) - removed,
             columns=len(names) - removed,
             hidden=10,
             metric=0.8,
@@ -100,7 +100,7 @@ def report(names, removed=2, slower=False, points=5, lam=None):
                 rule="r",
                 balance=1.0,
                 lam=lams[-1],
-                fields=len(names) - removed,
+                features=len(names) - removed,
                 hidden=10,
                 metric=0.81,
             )

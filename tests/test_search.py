@@ -77,7 +77,7 @@ def macs_of(result):
 def test_stages_lead_to_the_planted_fields_and_each_is_recorded(folder):
     report = run(folder, "fields").report
     assert [f.name for f in report.features if f.status == "kept"] == ["x0", "x1", "x2"]
-    counts = [s.fields for s in report.stages]
+    counts = [s.features for s in report.stages]
     assert counts == sorted(counts, reverse=True)
     assert counts[-1] == 3
     assert [s.number for s in report.stages] == list(range(1, len(counts) + 1))

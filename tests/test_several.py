@@ -322,7 +322,7 @@ def test_agreement_of_other_outputs_is_that_of_the_files(folder):
 
     data = load_data(load_recipe(folder / "Many.yaml"))
     rows = data.test.inputs[0]
-    columns = [data.features.index(n) for n in result.report.export.inputs[0].columns]
+    columns = [data.columns.index(n) for n in result.report.export.inputs[0].columns]
     with torch.no_grad():
         before = network_of("Many")(rows)["aux"].numpy()
     after = ort.InferenceSession(result.bundle / "model.onnx").run(
@@ -396,7 +396,7 @@ def test_agreement_without_labels_is_that_of_the_files(followed, folder):
     from glprune.data import load_data
 
     data = load_data(load_recipe(folder / "Many.yaml"))
-    columns = [data.features.index(n) for n in followed.report.export.inputs[0].columns]
+    columns = [data.columns.index(n) for n in followed.report.export.inputs[0].columns]
     session = ort.InferenceSession(followed.bundle / "model.onnx")
     rows = data.test.inputs[0]
     after = session.run(None, {"features": rows.numpy()[:, columns]})

@@ -389,12 +389,12 @@ def test_more_steps_for_zero_groups_that_are_not_optimal_end_as_soon_as_they_are
 
     monkeypatch.setattr(objective, "gradient", lambda *a: passes.append(a) or gradient(*a))
     monkeypatch.setattr(objective, "optimality", first_seems_not_optimal)
-    settled = path.polish_to_size(point, lambda p: p.fields, 1, 9)
+    settled = path.polish_to_size(point, lambda p: p.features, 1, 9)
     assert len(passes) == 50 + 1 + 5 + 1  # all steps and a look, then five and a look
     assert path.points == [settled]
     assert settled.kkt_zero <= 0.02
-    assert 1 <= settled.fields <= 9
+    assert 1 <= settled.features <= 9
     assert all(torch.equal(network.state_dict()[name], t) for name, t in settled.state.items())
-    again = path.polish_to_size(settled, lambda p: p.fields, 10, 10)  # of these data one of the ten is noise
+    again = path.polish_to_size(settled, lambda p: p.features, 10, 10)  # of these data one of the ten is noise
     assert again is settled
     assert path.points == [settled]

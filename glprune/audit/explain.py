@@ -77,7 +77,7 @@ def _stability(report: Report, feature: Feature) -> dict[str, Any] | None:
 
 def _cost(report: Report, feature: Feature) -> dict[str, Any] | None:
     costs = report.drop_costs
-    own = next((c for c in costs.fields if c.field == feature.name), None) if costs else None
+    own = next((c for c in costs.features if c.feature == feature.name), None) if costs else None
     if costs is None or own is None:
         return None
     return {

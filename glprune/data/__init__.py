@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from glprune.data.dataloader import LoaderSplit
 from glprune.data.loading import load_data
-from glprune.data.records import Data, Field, InputColumns, Standardization
+from glprune.data.records import Data, Feature, InputColumns, Standardization
 from glprune.data.splits import ColumnSelection, IndexableSplit, Inputs, Split, TensorSplit, view_columns
 from glprune.data.streaming import StreamedSplit
 
 __all__ = [
     "Data",
-    "Field",
+    "Feature",
     "InputColumns",
     "Inputs",
     "LoaderSplit",

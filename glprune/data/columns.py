@@ -5,14 +5,14 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 
-from glprune.data.records import Field, InputColumns
+from glprune.data.records import Feature, InputColumns
 from glprune.errors import RecipeError, did_you_mean, name_list
 from glprune.schema.recipe import InputSpec, Recipe
 
 Names = Mapping[str, object]  # in order, and looked up often
 
 
-def _features(recipe: Recipe, columns: Sequence[str]) -> tuple[str, ...]:
+def _prunable(recipe: Recipe, columns: Sequence[str]) -> tuple[str, ...]:
     """The columns of the network's input, in order; patterns expand in file order."""
     spec = recipe.data
     split_column = spec.split.column if spec.split else None
@@ -41,7 +41,7 @@ def _features(recipe: Recipe, columns: Sequence[str]) -> tuple[str, ...]:
 
 def file_inputs(recipe: Recipe, columns: Sequence[str]) -> tuple[InputColumns, ...]:
     """The columns that feed each input; with one input all features, unless it names its own."""
-    chosen = _features(recipe, columns)
+    chosen = _prunable(recipe, columns)
     where = recipe.where("model", "inputs")
     inputs, owner = [], dict[str, str]()
     for spec in recipe.model.inputs:
@@ -94,10 +94,10 @@ def _matching(where: str, patterns: Iterable[str], columns: Names) -> list[str]:
     return list(found)
 
 
-def make_fields(recipe: Recipe, inputs: Sequence[InputColumns]) -> tuple[Field, ...]:
+def make_features(recipe: Recipe, inputs: Sequence[InputColumns]) -> tuple[Feature, ...]:
     """Join columns into fields; a column no group names is a field of its own."""
-    features = [name for part in inputs for name in part.features]
-    source = {name: part.name for part in inputs for name in part.features}
+    features = [name for part in inputs for name in part.prunable_columns]
+    source = {name: part.name for part in inputs for name in part.prunable_columns}
     owner: dict[str, str] = {}
     for field, members in recipe.data.feature_groups.items():
         where = recipe.where("data", "feature_groups", field)
@@ -122,4 +122,4 @@ def make_fields(recipe: Recipe, inputs: Sequence[InputColumns]) -> tuple[Field, 
                 "group has this name; rename the group."
             )
         joined.setdefault(owner.get(column, column), []).append(number)
-    return tuple(Field(name, tuple(columns)) for name, columns in joined.items())
+    return tuple(Feature(name, tuple(columns)) for name, columns in joined.items())

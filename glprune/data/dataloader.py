@@ -13,7 +13,7 @@ from torch import Tensor
 
 from glprune._imports import describe, load_callable
 from glprune._plugins import load_plugin
-from glprune.data.columns import make_fields
+from glprune.data.columns import make_features
 from glprune.data.records import Data, InputColumns
 from glprune.data.splits import SPLITS, Inputs
 from glprune.errors import DataError, GlpruneError, RecipeError
@@ -85,7 +85,7 @@ def load_loader(recipe: Recipe) -> Data:
     return Data(
         source=reference,
         inputs=inputs,
-        fields=make_fields(recipe, inputs),
+        features=make_features(recipe, inputs),
         train=found["train"].split,
         valid=found["valid"].split,
         test=found["test"].split,

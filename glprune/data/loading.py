@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from glprune.data.columns import file_inputs, make_fields
+from glprune.data.columns import file_inputs, make_features
 from glprune.data.dataloader import load_loader
 from glprune.data.protected import read_protected
 from glprune.data.records import Data, InputColumns
@@ -55,7 +55,7 @@ def load_files(recipe: Recipe) -> Data:
     tables = {key: open_table(recipe.path(str(name))) for key, name in names.items()}
     first = next(iter(tables.values()))
     inputs = file_inputs(recipe, first.names)
-    fields = make_fields(recipe, inputs)
+    fields = make_features(recipe, inputs)
     plan = plan_stream(recipe, tables, inputs)
     for table in tables.values():
         check_columns(table, [name for part in inputs for name in part.columns])
@@ -75,13 +75,13 @@ def load_files(recipe: Recipe) -> Data:
         s: kept[s].split() if plan is None else StreamedSplit.from_plan(part, plan)
         for s, part in parts.items()
     }
-    features = [name for part in inputs for name in part.features]
-    members = {field.name: [features[c] for c in field.columns] for field in fields}
+    columns = [name for part in inputs for name in part.prunable_columns]
+    members = {field.name: [columns[c] for c in field.columns] for field in fields}
     scaled = [spec.standardize == "train" and dtype == "float" for dtype in dtypes]
     return Data(
         source=", ".join(str(names[key]) for key in names),
         inputs=inputs,
-        fields=fields,
+        features=fields,
         classes=classes,
         standardization=tuple(
             m.standardization() if asked else None for m, asked in zip(moments, scaled, strict=True)

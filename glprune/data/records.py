@@ -28,13 +28,13 @@ class InputColumns:
     columns: tuple[str, ...]
 
     @property
-    def features(self) -> tuple[str, ...]:
+    def prunable_columns(self) -> tuple[str, ...]:
         """The columns that can be pruned."""
         return self.columns if self.axis is not None else ()
 
 
 @dataclass(frozen=True)
-class Field:
+class Feature:
     """A raw input field: a column, or several columns of one input that live and die together.
 
     Attributes:
@@ -79,7 +79,7 @@ class Data:
 
     source: str
     inputs: tuple[InputColumns, ...]
-    fields: tuple[Field, ...]
+    features: tuple[Feature, ...]
     train: Split
     valid: Split
     test: Split
@@ -91,9 +91,9 @@ class Data:
     protected: tuple[Attribute, ...] = ()
 
     @functools.cached_property
-    def features(self) -> tuple[str, ...]:
+    def columns(self) -> tuple[str, ...]:
         """Columns that can be pruned, over all inputs in order."""
-        return tuple(name for part in self.inputs for name in part.features)
+        return tuple(name for part in self.inputs for name in part.prunable_columns)
 
     @property
     def spans(self) -> tuple[range, ...]:
@@ -105,5 +105,5 @@ def spans(inputs: Sequence[InputColumns]) -> tuple[range, ...]:
     """The numbers of each input's features, counted through."""
     ends = [0]
     for part in inputs:
-        ends.append(ends[-1] + len(part.features))
+        ends.append(ends[-1] + len(part.prunable_columns))
     return tuple(range(start, end) for start, end in itertools.pairwise(ends))

@@ -33,7 +33,7 @@ from glprune.pruning.removal import RemovalResult, remove, then
 from glprune.pruning.units import Kind
 from glprune.runtime.events import Listener, Progress, Stage
 from glprune.schema.report import Baseline, BaselineRun, Baselines, Spread
-from glprune.search.job import Job, kept_fields, narrowed_job
+from glprune.search.job import Job, kept_features, narrowed_job
 from glprune.search.refit import refit_or_resume
 from glprune.search.search import SearchResult
 
@@ -80,7 +80,7 @@ def measure_baselines(job: Job, chosen: SearchResult, folder: Path, listener: Li
     )
     runs, failures = _runs(job, shipped, folder, listener)
     return Baselines(
-        fields=sum(count for (kind, _), count in shipped.sizes.items() if kind == "input"),
+        features=sum(count for (kind, _), count in shipped.sizes.items() if kind == "input"),
         hidden=sum(count for (kind, _), count in shipped.sizes.items() if kind == "hidden"),
         valid=chosen.refit_metric,
         rows=job.data.test.rows,
@@ -114,7 +114,7 @@ def _runs(
 
 def _sizes(job: Job, removed: RemovalResult) -> Sizes:
     """How many fields of every input and units of every layer are left."""
-    kept = iter(kept_fields(job.data, removed))
+    kept = iter(kept_features(job.data, removed))
     sizes: dict[tuple[Kind, str], int] = {}
     for groups in job.groups:
         if groups.kind == "input":
@@ -195,10 +195,10 @@ def _measured(job: Job, shipped: _Shipped, ranking: Ranking, folder: Path) -> tu
     test = job.task.metrics(job.task.view(outputs), target)
     if not all(map(math.isfinite, (valid, *test.values()))):
         raise ModelError("a metric is not finite")
-    mine, theirs = kept_fields(job.data, removed), kept_fields(job.data, shipped.removed)
+    mine, theirs = kept_features(job.data, removed), kept_features(job.data, shipped.removed)
     sizes = _sizes(job, removed)
     run = BaselineRun(
-        kept=[f.name for f, stays in zip(job.data.fields, mine, strict=True) if stays],
+        kept=[f.name for f, stays in zip(job.data.features, mine, strict=True) if stays],
         common=sum(a and b for a, b in zip(mine, theirs, strict=True)),
         hidden=sum(count for (kind, _), count in sizes.items() if kind == "hidden"),
         common_hidden=sum(len(_units(g, removed) & _units(g, shipped.removed)) for g in job.groups),
@@ -213,7 +213,7 @@ def _slim(job: Job, shipped: _Shipped, ranking: Ranking) -> tuple[RemovalResult,
     if not shipped.staged:
         return _cut_weakest(job, shipped.sizes, ranking, ("input", "hidden"))
     first, network, _ = _cut_weakest(job, shipped.sizes, ranking, ("input",))
-    after = narrowed_job(job, network, first.columns, [sliced(g, first.surgery.kept) for g in job.groups])
+    after = narrowed_job(job, network, first.columns, [sliced(g, first.plan.kept) for g in job.groups])
     second, network, valid = _cut_weakest(after, shipped.sizes, ranking, ("hidden",))
     return then(first, second), network, valid
 
@@ -255,7 +255,7 @@ def _units(groups: GroupSet, removed: RemovalResult) -> set[int]:
         return set()
     gone: set[int] = set()
     for slot in groups.units.slots:
-        positions = removed.surgery.kept.get((slot.tensor, slot.dim))
+        positions = removed.plan.kept.get((slot.tensor, slot.dim))
         if positions is not None:
             gone |= set(slot.unit.tolist()) - set(slot.unit[positions].tolist())
     return set(range(groups.units.count)) - gone

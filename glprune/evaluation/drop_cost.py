@@ -52,7 +52,7 @@ def measure_drop_costs(
     Raises:
         GlpruneError: Whatever went wrong with a field.
     """
-    names = [f.name for f, stays in zip(job.data.fields, kept, strict=True) if stays]
+    names = [f.name for f, stays in zip(job.data.features, kept, strict=True) if stays]
     listener(Stage("drop cost", f"each of {len(names)} fields cut, the network refitted without it"))
     with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
         again, *costs = map_with_checkpoint(
@@ -78,7 +78,7 @@ def measure_drop_costs(
         test=scores[1],
         refitted_valid=again.valid,
         refitted_test=again.test,
-        fields=costs,
+        features=costs,
     )
 
 
@@ -94,7 +94,7 @@ def _without(scratch: Path, shipped: WorkerContext, name: str | None) -> DropCos
     kept = "policy.must_keep lists it" if name in shipped.job.rules.required else None
     cut = kept or _obstacle(shipped, groups.units, marked) or _cut(shipped, groups, name)
     if isinstance(cut, str):
-        return DropCost(field=name, valid=None, test=None, reason=cut)
+        return DropCost(feature=name, valid=None, test=None, reason=cut)
     return _measured(scratch, shipped.job, name, cut)
 
 
@@ -158,7 +158,7 @@ def _measured(scratch: Path, job: Job, name: str, removed: RemovalResult) -> Dro
             f"drop cost of {name!r}: ONNX Runtime and PyTorch differ by {gap:.1e} on the test split (limit "
             f"{EXPORT_TOLERANCE:.0e}). Try another export.opset, or set stability.drop_cost: false."
         )
-    return DropCost(field=name, valid=_score(job, *valid), test=_score(job, outputs, target), reason=None)
+    return DropCost(feature=name, valid=_score(job, *valid), test=_score(job, outputs, target), reason=None)
 
 
 def _score(job: Job, outputs: Sequence[Tensor], target: Tensor) -> float:

@@ -43,7 +43,7 @@ def make_reason_codes(job: Job, kept: Sequence[bool]) -> ReasonCodes | None:
     """Reasons sorted by what is left of the fields they cite; None where the recipe lists none."""
     if not job.rules.codes:
         return None
-    stays = {f.name for f, k in zip(job.data.fields, kept, strict=True) if k}
+    stays = {f.name for f, k in zip(job.data.features, kept, strict=True) if k}
     codes = [
         ReasonCode(
             code=code, removed=[f for f in fields if f not in stays], kept=[f for f in fields if f in stays]

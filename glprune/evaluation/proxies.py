@@ -112,8 +112,8 @@ def _score(job: Job, removed: RemovalResult, file: Path) -> Floats:
 def _attribute(
     job: Job, attribute: Attribute, kept: Sequence[bool], inputs: Floats, score: Floats
 ) -> ProxyAttribute:
-    own, names = set(attribute.columns), job.data.features
-    stays = {c for f, k in zip(job.data.fields, kept, strict=True) if k for c in f.columns}
+    own, names = set(attribute.columns), job.data.columns
+    stays = {c for f, k in zip(job.data.features, kept, strict=True) if k for c in f.columns}
     others = [c for c in range(len(names)) if names[c] not in own]
     sources: list[tuple[ProxySource, Floats, bool]] = [
         ("kept inputs", inputs[:, [c for c in others if c in stays]], True),

@@ -59,7 +59,7 @@ from glprune.schema.report import (
     Stability,
     Timing,
 )
-from glprune.search.job import Job, kept_fields
+from glprune.search.job import Job, kept_features
 from glprune.search.path_point import path_record
 from glprune.search.refit import distill_share
 from glprune.search.search import SearchResult
@@ -192,7 +192,7 @@ def make_report(outcome: RunResults) -> Report:
         quantized=outcome.quantized,
         policy=make_policy(job),
         segments=outcome.measured.segments,
-        reason_codes=make_reason_codes(job, kept_fields(job.data, chosen.removed)),
+        reason_codes=make_reason_codes(job, kept_features(job.data, chosen.removed)),
         proxies=outcome.proxies,
         warnings=_warnings(outcome),
         stability=outcome.stability,
@@ -232,9 +232,9 @@ def _stage(number: int, run: StageResult) -> SearchStage:
         number=number,
         penalised=list(run.asked.kinds),
         rule=run.asked.rule,
-        balance=run.asked.balance,
+        balance=run.asked.input_strength,
         lam=run.selected.lam,
-        fields=run.selected.fields,
+        features=run.selected.features,
         hidden=run.selected.hidden,
         metric=run.metric,
     )
@@ -319,7 +319,7 @@ def _removal_points(outcome: RunResults) -> dict[str, _RemovalPoint]:
         sets = run.job.input_groups
         weights = [w for g in sets for w in run.job.weights(g).tolist()]
         refused = [bool(g.units.refused) for g in sets for _ in g.labels]
-        names = [f.name for f in run.job.data.fields]
+        names = [f.name for f in run.job.data.features]
         norms = zip(*(p.norms for p in run.points), strict=True)
         for name, weight, stays, path, norm in zip(
             names, weights, refused, norms, run.selected.norms, strict=True
@@ -343,9 +343,9 @@ def _features(outcome: RunResults) -> list[Feature]:
     job, removed = outcome.job, outcome.chosen.removed
     place, exits = _shipped_places(outcome), _removal_points(outcome)
     state = dict(job.network.state_dict())
-    left = [sliced(g, removed.surgery.kept) for g in job.input_groups]
+    left = [sliced(g, removed.plan.kept) for g in job.input_groups]
     original = _norms(state, job.input_groups)
-    final = _norms(dict(outcome.chosen.fitted.network.state_dict()), left)
+    final = _norms(dict(outcome.chosen.refit.network.state_dict()), left)
     sizes = {
         label: size
         for g in job.input_groups
@@ -354,14 +354,14 @@ def _features(outcome: RunResults) -> list[Feature]:
     owner = {label: g.name for g in job.input_groups for label in g.labels}
     counts, total = _kept_in(outcome)
     records = []
-    for field, stays in zip(job.data.fields, kept_fields(job.data, removed), strict=True):
+    for field, stays in zip(job.data.features, kept_features(job.data, removed), strict=True):
         name = field.name
         never = 0.0 if name in job.rules.forbidden else original[name]
         left_at = exits.get(name, _RemovalPoint(0.0, never, None, None))
         records.append(
             Feature(
                 name=name,
-                columns=[job.data.features[c] for c in field.columns],
+                columns=[job.data.columns[c] for c in field.columns],
                 status="kept" if stays else "removed",
                 group_size=sizes[name],
                 penalty_weight=left_at.penalty,
@@ -386,7 +386,7 @@ def _kept_in(outcome: RunResults) -> tuple[dict[str, int], int]:
     if record is None:
         return {}, 0
     digits = zip(*(resample.kept for resample in record.resamples), strict=True)
-    fields = zip(outcome.job.data.fields, record.removable, digits, strict=True)
+    fields = zip(outcome.job.data.features, record.removable, digits, strict=True)
     counts = {field.name: own.count("1") for field, free, own in fields if free == "1"}
     return counts, len(record.resamples)
 
@@ -453,8 +453,8 @@ def _refit(outcome: RunResults) -> Refit | None:
     if spec.epochs == 0:
         return None
     return Refit(
-        epochs=outcome.chosen.fitted.epochs,
-        best_epoch=outcome.chosen.fitted.best_epoch,
+        epochs=outcome.chosen.refit.epochs,
+        best_epoch=outcome.chosen.refit.best_epoch,
         distill=distill_share(outcome.job, outcome.chosen.removed),
         metric=outcome.chosen.refit_metric,
     )
@@ -462,7 +462,7 @@ def _refit(outcome: RunResults) -> Refit | None:
 
 def _halvings(chosen: SearchResult) -> LrHalvings | None:
     path = sum(point.halvings for run in chosen.stages for point in run.points)
-    refit = sum(run.fitted.halvings for run in chosen.stages)
+    refit = sum(run.refit.halvings for run in chosen.stages)
     return LrHalvings(path=path, refit=refit) if path + refit else None
 
 
@@ -501,7 +501,7 @@ def _warnings(outcome: RunResults) -> list[str]:
     warnings += _idle_inputs(outcome)
     warnings += _unstable_features(outcome)
     warnings += _halving_warnings(_halvings(outcome.chosen))
-    warnings += policy_warnings(job, kept_fields(job.data, removed))
+    warnings += policy_warnings(job, kept_features(job.data, removed))
     if kkt_zero > _KKT_TOLERANCE:
         warnings.append(
             f"The optimality conditions of the removed groups are off by {kkt_zero:.2g} of the penalty "
@@ -533,11 +533,11 @@ def _halving_warnings(count: LrHalvings | None) -> list[str]:
 def _unstable_features(outcome: RunResults) -> list[str]:
     """Fields that most resamples decided otherwise than the run."""
     job = outcome.job
-    kept = kept_fields(job.data, outcome.chosen.removed)
+    kept = kept_features(job.data, outcome.chosen.removed)
     counts, total = _kept_in(outcome)
     rows = [
         (f"{field.name} ({counts[field.name]})", stays, 2 * counts[field.name])
-        for field, stays in zip(job.data.fields, kept, strict=True)
+        for field, stays in zip(job.data.features, kept, strict=True)
         if field.name in counts
     ]
     found = {

@@ -63,9 +63,9 @@ def measure_segments(
 
 def attribute_status(job: Job, attribute: Attribute, kept: Sequence[bool]) -> Status:
     """Whether an attribute is a kept or a removed field of the network, or outside of it."""
-    names = job.data.features
+    names = job.data.columns
     own = set(attribute.columns)
-    stays = [k for f, k in zip(job.data.fields, kept, strict=True) if own & {names[c] for c in f.columns}]
+    stays = [k for f, k in zip(job.data.features, kept, strict=True) if own & {names[c] for c in f.columns}]
     return "outside" if not stays else "kept" if any(stays) else "removed"
 
 

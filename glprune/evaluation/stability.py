@@ -23,7 +23,7 @@ from glprune.runtime.events import Listener, Notice, Progress, Stage, silent
 from glprune.runtime.process_pool import WorkerPool, map_with_checkpoint
 from glprune.schema.recipe import Recipe, StabilitySpec, TargetSpec
 from glprune.schema.report import Interval, Resample, Stability
-from glprune.search.job import Job, kept_fields
+from glprune.search.job import Job, kept_features
 from glprune.search.search import search
 from glprune.search.worker_setup import WorkerContext, indexable_split
 
@@ -135,7 +135,7 @@ def _search_part(limit: int, rebuilt: WorkerContext, number: int) -> Resample | 
         stages=len(chosen.stages),
         lam=chosen.stages[-1].selected.lam,
         metric=chosen.refit_metric,
-        kept=_digits(kept_fields(job.data, chosen.removed)),
+        kept=_digits(kept_features(job.data, chosen.removed)),
     )
 
 

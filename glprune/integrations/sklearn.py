@@ -14,14 +14,14 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from glprune.data.records import Data, Field, InputColumns, Standardization
+from glprune.data.records import Data, Feature, InputColumns, Standardization
 from glprune.data.splits import TensorSplit, identity
 from glprune.errors import GlpruneError, ModelError
 from glprune.model.loading import LoadedNetwork
 from glprune.runtime.determinism import reproducible
 from glprune.runtime.events import silent
 from glprune.schema.recipe import Recipe, RefitSpec
-from glprune.search.job import Job, kept_fields
+from glprune.search.job import Job, kept_features
 from glprune.search.path_point import path_record
 from glprune.search.prepare import build_job
 from glprune.search.search import SearchResult, search
@@ -165,7 +165,7 @@ class GroupLassoPruner(SelectorMixin, BaseEstimator):
     def _job(self, rows: NDArray[np.float32], goal: Tensor, task: str, seed: int) -> Job:
         """The job of a run, in memory."""
         data = self._data(rows, goal, task, seed)
-        recipe = self._recipe(task, seed, len(data.fields))
+        recipe = self._recipe(task, seed, len(data.features))
         module, trained = self._module(rows, goal, task)
         digest = hashlib.sha256(b"".join(t.numpy().tobytes() for t in module.state_dict().values()))
         job = build_job(recipe, data, LoadedNetwork(module, f"sha256:{digest.hexdigest()}", "state_dict"))
@@ -228,7 +228,7 @@ class GroupLassoPruner(SelectorMixin, BaseEstimator):
         return Data(
             source="memory",
             inputs=(InputColumns("features", -1, tuple(names)),),
-            fields=_fields(names, self.groups or {}),
+            features=_fields(names, self.groups or {}),
             classes=None if task == "regression" else tuple(map(str, self.classes_)),
             standardization=(_moments(rows[train]) if self.standardize else None,),
             digests={"rows": f"sha256:{hashlib.sha256(rows.tobytes()).hexdigest()}"},
@@ -240,10 +240,10 @@ class GroupLassoPruner(SelectorMixin, BaseEstimator):
 
     def _keep(self, job: Job, chosen: SearchResult) -> None:
         """Keep what was found."""
-        self.support_ = np.zeros(len(job.data.features), dtype=bool)
-        for field, kept in zip(job.data.fields, kept_fields(job.data, chosen.removed), strict=True):
+        self.support_ = np.zeros(len(job.data.columns), dtype=bool)
+        for field, kept in zip(job.data.features, kept_features(job.data, chosen.removed), strict=True):
             self.support_[list(field.columns)] = kept
-        self.network_ = chosen.fitted.network.eval()
+        self.network_ = chosen.refit.network.eval()
         self.path_ = [
             path_record(point, number, run.job, job, point is run.selected)
             for number, run in enumerate(chosen.stages, 1)
@@ -272,7 +272,7 @@ def _moments(rows: NDArray[np.float32]) -> Standardization:
     return Standardization(values.mean(dim=0), torch.where(std > 0, std, 1.0))
 
 
-def _fields(names: Sequence[str], groups: Mapping[str, Sequence[int | str]]) -> tuple[Field, ...]:
+def _fields(names: Sequence[str], groups: Mapping[str, Sequence[int | str]]) -> tuple[Feature, ...]:
     """The groups and the columns that stand alone, by their first column.
 
     Raises:
@@ -291,4 +291,4 @@ def _fields(names: Sequence[str], groups: Mapping[str, Sequence[int | str]]) -> 
     columns: dict[str, list[int]] = {}
     for number, name in enumerate(names):
         columns.setdefault(owner.get(number, name), []).append(number)
-    return tuple(Field(name, tuple(own)) for name, own in columns.items())
+    return tuple(Feature(name, tuple(own)) for name, own in columns.items())

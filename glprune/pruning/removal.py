@@ -41,7 +41,7 @@ class RemovalResult:
     """
 
     network: nn.Module
-    surgery: PruningPlan
+    plan: PruningPlan
     columns: tuple[Tensor, ...]
     cuts: tuple[Cut, ...]
     refused: tuple[Skipped, ...]
@@ -119,7 +119,7 @@ def then(first: RemovalResult, second: RemovalResult) -> RemovalResult:
     """Two removals in a row as one, in the numbering of the first one's network."""
     return RemovalResult(
         network=second.network,
-        surgery=first.surgery.then(second.surgery),
+        plan=first.plan.then(second.plan),
         columns=tuple(a[b] if len(a) else a for a, b in zip(first.columns, second.columns, strict=True)),
         cuts=(*first.cuts, *second.cuts),
         refused=tuple({r.name: r for r in (*first.refused, *second.refused)}.values()),

@@ -70,7 +70,7 @@ class Compared:
 
     label: str
     shipped: bool
-    fields: str
+    features: str
     units: str
     test: tuple[str, ...]
     valid: str
@@ -141,7 +141,7 @@ def compared(report: Report) -> list[Compared]:
     own = Compared(
         label="group LASSO, shipped",
         shipped=True,
-        fields=f"{baselines.fields:,}",
+        features=f"{baselines.features:,}",
         units=f"{baselines.hidden:,}",
         test=tuple(f"{m.final:.4f}" for m in report.performance),
         valid=f"{baselines.valid:.4f}",
@@ -160,7 +160,7 @@ def _compared(result: Baseline, kept: Mapping[str, None]) -> list[Compared]:
     row = Compared(
         label=WAYS[result.name] + ("" if single else f", mean of {len(runs)}"),
         shipped=False,
-        fields=_mean_count([run.common for run in runs]),
+        features=_mean_count([run.common for run in runs]),
         units=_mean_count([run.common_hidden for run in runs]),
         test=tuple(test),
         valid=valid,
@@ -228,7 +228,7 @@ def by_rule(feature: Feature) -> bool:
 def _drop_rows(costs: DropCosts) -> list[DropCost]:
     """The dearest field on the validation split first; those that cannot be dropped last."""
     sign = 1 if costs.higher_is_better else -1
-    return sorted(costs.fields, key=lambda c: math.inf if c.valid is None else sign * c.valid)
+    return sorted(costs.features, key=lambda c: math.inf if c.valid is None else sign * c.valid)
 
 
 def size_rows(report: Report) -> list[Change]:

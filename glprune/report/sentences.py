@@ -235,7 +235,7 @@ def _baselines_sentence(baselines: Baselines, metric: Metric) -> str:
 
 
 def _alike(baselines: Baselines) -> bool:
-    size = baselines.fields, baselines.hidden
+    size = baselines.features, baselines.hidden
     return all((len(run.kept), run.hidden) == size for result in baselines.results for run in result.runs)
 
 

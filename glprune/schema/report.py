@@ -153,7 +153,7 @@ class PathPoint(Record):
         description="largest relative violation of the optimality conditions over zero groups"
     )
     kkt_active: float = Field(description="the same over non-zero groups")
-    fields: int = Field(description="input fields with a non-zero group")
+    features: int = Field(description="input fields with a non-zero group")
     columns: int
     hidden: int = Field(description="hidden units with a non-zero group")
     metric: float = Field(description="selection metric on the validation split, before any refit")
@@ -177,7 +177,7 @@ class SearchStage(Record):
     rule: str = Field(description="what its point was chosen by")
     balance: float = Field(description="factor on the strength of input groups")
     lam: float = Field(description="lambda of the chosen point")
-    fields: int = Field(description="input fields left")
+    features: int = Field(description="input fields left")
     hidden: int = Field(description="hidden units left, of those that can be cut")
     metric: float = Field(description="selection metric on the validation split after the stage's refit")
 
@@ -404,7 +404,7 @@ class Baseline(Record):
 class Baselines(Record):
     """Simpler selections of the shipped size: as many fields of every input, as many units of every layer."""
 
-    fields: int = Field(description="fields the shipped model keeps")
+    features: int = Field(description="fields the shipped model keeps")
     hidden: int = Field(description="hidden units the shipped model keeps")
     valid: float = Field(description="the shipped network's selection metric on the validation split")
     rows: int = Field(description="rows of the test split")
@@ -470,7 +470,7 @@ class Stability(Record):
 class DropCost(Record):
     """The shipped network without one field, refitted."""
 
-    field: str
+    feature: str
     valid: float | None = Field(description="metric on the validation split; null where it cannot be dropped")
     test: float | None = Field(description="metric on the test split")
     reason: str | None = Field(description="why the field cannot be dropped, or null")
@@ -487,7 +487,7 @@ class DropCosts(Record):
     test: float = Field(description="the shipped file's metric on the test split")
     refitted_valid: float = Field(description="the shipped network refitted once more, nothing dropped")
     refitted_test: float
-    fields: list[DropCost] = Field(description="the kept fields, in the order of `features`")
+    features: list[DropCost] = Field(description="the kept fields, in the order of `features`")
 
 
 class Policy(Record):

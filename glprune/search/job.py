@@ -164,7 +164,7 @@ def narrowed_job(job: Job, network: nn.Module, columns: tuple[Tensor, ...], grou
     narrow = ColumnSelection(columns, job.axes)
     kept = [span[c] for span, own in zip(job.data.spans, columns, strict=True) for c in own.tolist()]
     place = {old: new for new, old in enumerate(kept)}
-    fields = [(f, [place[c] for c in f.columns if c in place]) for f in job.data.fields]
+    fields = [(f, [place[c] for c in f.columns if c in place]) for f in job.data.features]
     data = replace(
         job.data,
         inputs=tuple(
@@ -200,7 +200,7 @@ def find_groups(network: nn.Module, recipe: Recipe, data: Data, probe: Inputs) -
         ]
     spans = {part.name: span for part, span in zip(data.inputs, data.spans, strict=True)}
     return [
-        input_groups(s, _own_fields(data, spans[s.name])) if s.kind == "input" else hidden_groups(s)
+        input_groups(s, _own_features(data, spans[s.name])) if s.kind == "input" else hidden_groups(s)
         for s in sets
     ]
 
@@ -209,7 +209,7 @@ def _with_every_input(sets: list[UnitSet], data: Data) -> list[UnitSet]:
     """Put a refused set where the plan has none for an input with an axis; inputs come first, in order."""
     found = {s.name: s for s in sets if s.kind == "input"}
     inputs = [
-        found.get(part.name) or UnitSet(part.name, "input", len(part.features), (), _why_unplanned(part))
+        found.get(part.name) or UnitSet(part.name, "input", len(part.prunable_columns), (), _why_unplanned(part))
         for part in data.inputs
         if part.axis is not None
     ]
@@ -218,14 +218,14 @@ def _with_every_input(sets: list[UnitSet], data: Data) -> list[UnitSet]:
 
 def _why_unplanned(part: InputColumns) -> str:
     """Why the plan has no set for an input."""
-    if len(part.features) == 1:
+    if len(part.prunable_columns) == 1:
         return "there is one only, and an input needs one"
     return "the plan has no layer that reads them"
 
 
-def _own_fields(data: Data, span: range) -> list[tuple[str, tuple[int, ...]]]:
+def _own_features(data: Data, span: range) -> list[tuple[str, tuple[int, ...]]]:
     """The fields of one input, columns counted within it."""
-    return [(f.name, tuple(c - span.start for c in f.columns)) for f in data.fields if f.columns[0] in span]
+    return [(f.name, tuple(c - span.start for c in f.columns)) for f in data.features if f.columns[0] in span]
 
 
 def validate(job: Job, network: nn.Module, narrow: Callable[[Inputs], Inputs]) -> float:
@@ -250,7 +250,7 @@ def as_function(network: nn.Module) -> Callable[[Inputs], tuple[Tensor, ...]]:
     return lambda inputs: leaves(network(*inputs))
 
 
-def kept_fields(data: Data, removed: RemovalResult) -> list[bool]:
+def kept_features(data: Data, removed: RemovalResult) -> list[bool]:
     """Whether each field has a column that stayed, in their order."""
     columns = {span[c] for span, own in zip(data.spans, removed.columns, strict=True) for c in own.tolist()}
-    return [not columns.isdisjoint(field.columns) for field in data.fields]
+    return [not columns.isdisjoint(field.columns) for field in data.features]

@@ -98,7 +98,7 @@ class _StartState:
     @classmethod
     def of(cls, standing: SearchState) -> _StartState:
         removed = standing.removed
-        surgery, columns = (removed.surgery, removed.columns) if removed is not None else (None, ())
+        surgery, columns = (removed.plan, removed.columns) if removed is not None else (None, ())
         return cls(standing.stages, surgery, columns, standing.job.network.state_dict())
 
     def search_state(self, original: Job) -> SearchState:

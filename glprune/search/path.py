@@ -211,7 +211,7 @@ class RegularisationPath:
 
     def reads_no_input(self, point: Point) -> bool:
         """Whether the network reads none of its fields any more."""
-        return bool(self.inputs) and point.fields == 0
+        return bool(self.inputs) and point.features == 0
 
     def is_empty(self, point: Point) -> bool:
         """Whether no group under the penalty is left."""
@@ -219,19 +219,19 @@ class RegularisationPath:
             units = sum(len(s.labels) for s in self.objective.sets)
             return point.hidden <= sum(len(g.labels) for g in self.hidden) - units
         pulled = sum(len(self.objective.penalised_ids(s)) for s in self.objective.sets if s.kind == "input")
-        return pulled > 0 and point.fields <= sum(len(g.labels) for g in self.inputs) - pulled
+        return pulled > 0 and point.features <= sum(len(g.labels) for g in self.inputs) - pulled
 
-    def fields_kept(self, point: Point) -> int:
+    def features_kept(self, point: Point) -> int:
         """Fields a removal leaves: those alive, and one of an input that none is alive of.
 
         An input of no columns could not be fed, so its first column stays.
         """
-        if point.fields == 0:
+        if point.features == 0:
             return 0
         norms = iter(point.norms)
         own = [[next(norms) for _ in g.labels] for g in self.inputs]
         idle = [not any(n) and not g.units.refused for n, g in zip(own, self.inputs, strict=True)]
-        return point.fields + sum(idle)
+        return point.features + sum(idle)
 
     def solve_grid(self, enough: Callable[[Point], bool], overshoots: Callable[[Point], bool]) -> None:
         """Solve the grid upwards until a point is enough or no group is left.
@@ -285,7 +285,7 @@ class RegularisationPath:
             penalty=self.objective.penalty(lam),
             kkt_zero=zero,
             kkt_active=active,
-            fields=sum(int(a.sum()) for a in alive),
+            features=sum(int(a.sum()) for a in alive),
             columns=sum(int(a[g.group].sum()) for a, g in zip(alive, self.inputs, strict=True)),
             hidden=sum(int(h.sum()) for h in hidden),
             norms=tuple(float(n) for g in self.inputs for n in group_norms(state, g)),
@@ -318,7 +318,7 @@ def solve_at(path: RegularisationPath, lam: float) -> Point:
         else path.polish(path.solve(lam))
     )
     if path.reads_no_input(point):
-        last = max((p.lam for p in path.points if p.fields), default=0.0)
+        last = max((p.lam for p in path.points if p.features), default=0.0)
         raise TargetError(
             f"target.lambda: {lam:g} removes every input (so does {point.lam:.3g}); "
             f"the largest lambda tried that keeps any is {last:.3g}."

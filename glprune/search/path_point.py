@@ -42,7 +42,7 @@ class Point:
     penalty: float
     kkt_zero: float
     kkt_active: float
-    fields: int
+    features: int
     columns: int
     hidden: int
     norms: tuple[float, ...]
@@ -59,8 +59,8 @@ Size = Callable[[Point], float]
 
 def path_record(point: Point, stage: int, job: Job, original: Job, selected: bool = False) -> PathPoint:
     """A point of the path as the report states it, norms in the order of all fields."""
-    fields = original.data.fields
-    norms = dict(zip((f.name for f in job.data.fields), point.norms, strict=True))
+    fields = original.data.features
+    norms = dict(zip((f.name for f in job.data.features), point.norms, strict=True))
     told = selected or len(fields) <= _MANY_FIELDS
     return PathPoint(
         stage=stage,
@@ -70,7 +70,7 @@ def path_record(point: Point, stage: int, job: Job, original: Job, selected: boo
         penalty=point.penalty,
         kkt_zero=point.kkt_zero,
         kkt_active=point.kkt_active,
-        fields=point.fields,
+        features=point.features,
         columns=point.columns,
         hidden=point.hidden,
         metric=point.metric,

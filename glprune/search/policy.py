@@ -64,7 +64,7 @@ def resolve(recipe: Recipe, data: Data) -> Rules:
     parents = _parents(recipe, spec, names.owner)
     dropped = {names.owner.get(name, name): name for name in spec.must_drop}
     forbidden = {
-        field.name: why for field in data.fields if (why := _origin(field.name, dropped, parents)) is not None
+        field.name: why for field in data.features if (why := _origin(field.name, dropped, parents)) is not None
     }
     required = [names.owner[name] for name in spec.must_keep]
     _check_conflicts(recipe, spec, required, forbidden)
@@ -100,8 +100,8 @@ class _Names:
 
     def __init__(self, recipe: Recipe, spec: PolicySpec, data: Data) -> None:
         self.recipe, self.spec, self.outside = recipe, spec, set(data.outside)
-        self.owner = {data.features[c]: field.name for field in data.fields for c in field.columns}
-        self.owner |= {field.name: field.name for field in data.fields}
+        self.owner = {data.columns[c]: field.name for field in data.features for c in field.columns}
+        self.owner |= {field.name: field.name for field in data.features}
 
     def check(self) -> None:
         """Refuse names of nothing: fields, columns of the file, or what the policy itself speaks of twice."""
@@ -190,13 +190,13 @@ def _check_conflicts(
 def _check_choice(recipe: Recipe, data: Data, required: frozenset[str], forbidden: Mapping[str, str]) -> None:
     """Refuse rules that leave an input without a column, or nothing to choose."""
     for part, span in zip(data.inputs, data.spans, strict=True):
-        own = [field.name for field in data.fields if field.columns[0] in span]
+        own = [field.name for field in data.features if field.columns[0] in span]
         if own and all(name in forbidden for name in own):
             raise RecipeError(
                 f"{recipe.where('policy', 'must_drop')}: every field of input {part.name!r} goes, and an "
                 "input needs one; leave the input out of the network instead."
             )
-    if recipe.penalty.hidden is None and all(f.name in forbidden or f.name in required for f in data.fields):
+    if recipe.penalty.hidden is None and all(f.name in forbidden or f.name in required for f in data.features):
         raise RecipeError(
             f"{recipe.where('policy', 'must_keep')}: with must_drop every field is decided and nothing is "
             "left to choose; leave must_keep out, and set target: {lambda: 0} to drop no other."

@@ -45,7 +45,7 @@ def check_rules(job: Job, removed: RemovalResult) -> None:
     pairs = zip(job.data.spans, removed.columns, strict=True)
     columns = {span[c] for span, own in pairs for c in own.tolist()}
     reasons = "; ".join(f"{r.name}: {r.reason}" for r in removed.refused) or "its input needs a column"
-    for field in job.data.fields:
+    for field in job.data.features:
         left = columns.intersection(field.columns)
         if field.name in job.rules.forbidden and left:
             raise ModelError(

@@ -192,7 +192,7 @@ def _try_forward(
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         raise ModelError(
-            f"The network does not run on the data, {len(data.features)} columns, input shape {shapes} "
+            f"The network does not run on the data, {len(data.columns)} columns, input shape {shapes} "
             f"({first}); compare data.features and model.inputs with what the network was trained on."
         ) from error
     if not all_finite(y for y in leaves(output) if y.is_floating_point()):

@@ -92,6 +92,6 @@ def _initial_weights(job: Job, removed: RemovalResult, spec: RefitSpec) -> list[
     starts = [removed.network] if spec.start != "trained" or spec.epochs == 0 else []
     if spec.start != "path" and spec.epochs:
         trained = copy.deepcopy(job.network)
-        removed.surgery.apply_(trained)
+        removed.plan.apply_(trained)
         starts.append(trained)
     return starts

@@ -78,7 +78,7 @@ class SearchResult:
     stages: tuple[StageResult, ...]
     reference: float
     removed: RemovalResult
-    fitted: RefitResult
+    refit: RefitResult
     refit_metric: float
 
 
@@ -138,7 +138,7 @@ class _Search:
         if target.max_hidden is not None:
             self._search_target(hidden)
         last = self.stages[-1]
-        return SearchResult(tuple(self.stages), self.reference, last.removed, last.fitted, last.metric)
+        return SearchResult(tuple(self.stages), self.reference, last.removed, last.refit, last.metric)
 
     def _search_lambda(self, lam: float, kinds: tuple[Kind, ...]) -> None:
         rule = f"lambda {lam:g} as the recipe states"
@@ -195,7 +195,7 @@ class _Search:
 
     def _excess_now(self, watch: LatencyMeter, asked: str | float) -> float:
         last = self.stages[-1]
-        return _excess(watch(last.fitted.network, last.removed.columns), asked)
+        return _excess(watch(last.refit.network, last.removed.columns), asked)
 
     def _check_latency(self, what: str, measure: Callable[[], float]) -> float:
         """What the clock said, to a stopped run too: another time it would say something else."""
@@ -222,7 +222,7 @@ class _Search:
             if run is not None and whole is not None:
                 tried = max(tried, improvement(metric, self.reference, whole.metric))
                 if improvement(metric, self.reference, whole.metric) >= -amount:
-                    self._commit(whole, run.fitted)
+                    self._commit(whole, run.refit)
                     lost.clear()
                     continue
                 lost.add(support_key(run.selected))
@@ -300,7 +300,7 @@ class _Search:
         After a long refit weak groups have grown again, so that a path has a worse start.
         """
         self.stages.append(run)
-        network = (stand or run.fitted).network
+        network = (stand or run.refit).network
         self.standing = SearchState.advanced(self.original, network, run.removed, len(self.stages))
 
     def _full_refit(self) -> RefitSpec:

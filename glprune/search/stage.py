@@ -51,7 +51,7 @@ class SearchState:
     @classmethod
     def advanced(cls, original: Job, network: nn.Module, removed: RemovalResult, stages: int) -> SearchState:
         """Stand on a network with what was removed from the original one."""
-        groups = [sliced(g, removed.surgery.kept) for g in original.groups]
+        groups = [sliced(g, removed.plan.kept) for g in original.groups]
         return cls(original, narrowed_job(original, network, removed.columns, groups), removed, stages)
 
 
@@ -72,12 +72,12 @@ class StageSpec:
     rule: str
     selector: PointSelector
     spec: RefitSpec
-    balance: float = 1.0
+    input_strength: float = 1.0
     costs: Mapping[str, float] = field(default_factory=dict)
 
     def key(self, number: int) -> dict[str, Any]:
         """What the journal knows a stage by."""
-        return {"number": number, "rule": self.rule, "balance": self.balance, "epochs": self.spec.epochs}
+        return {"number": number, "rule": self.rule, "balance": self.input_strength, "epochs": self.spec.epochs}
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class StageResult:
     selected: Point
     cut: RemovalResult
     removed: RemovalResult
-    fitted: RefitResult
+    refit: RefitResult
     metric: float
     widths: WidthTiming | None = None
 
@@ -149,7 +149,7 @@ def to_record(run: StageResult | None) -> Kept:
         return {}, {}
     points = [p if p is run.selected else replace(p, state={}) for p in run.points]
     facts, tensors = save_points(points)
-    refit, own = save_refit(run.fitted)
+    refit, own = save_refit(run.refit)
     chosen = {"selected": run.points.index(run.selected), "refit": refit, "metric": run.metric}
     chosen["widths"] = run.widths.model_dump() if run.widths else None
     return facts | chosen, tensors | own
@@ -184,7 +184,7 @@ def _solve_path(standing: SearchState, asked: StageSpec, listener: Listener) -> 
     recipe, number = original.recipe, standing.stages + 1
     network = copy.deepcopy(job.network)
     penalised = [
-        (g, w * asked.costs.get(g.name, 1.0) * (asked.balance if g.kind == "input" else 1.0))
+        (g, w * asked.costs.get(g.name, 1.0) * (asked.input_strength if g.kind == "input" else 1.0))
         for g, w in job.penalised(asked.kinds)
     ]
     objective = Objective(

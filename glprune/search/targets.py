@@ -108,7 +108,7 @@ def resolve_budget(asked: str | float, whole: float) -> float:
 def size_of(counted: SizeMetric, job: Job, path: RegularisationPath) -> Size:
     """What a point of a path keeps."""
     if counted == "fields":
-        return path.fields_kept
+        return path.features_kept
     multiple = job.recipe.target.counted_multiple
     if counted == "hidden":
         return lambda point: sum(
@@ -133,7 +133,7 @@ def support_key(point: Point) -> bytes:
 def current_size(job: Job, counted: SizeMetric) -> float:
     """What the network of a job has."""
     if counted == "fields":
-        return len(job.data.fields)
+        return len(job.data.features)
     if counted == "hidden":
         return sum(g.units.count for g in job.groups if g.kind == "hidden" and not g.units.refused)
     alive = [support(job.network.state_dict(), g) for g in job.groups]

@@ -84,7 +84,7 @@ class WorkerContextFactory:
     def of(cls, job: JobFactory, removed: RemovalResult, network: nn.Module) -> WorkerContextFactory:
         """Of a run: what makes its job, what it removed and the network it ships."""
         state = {name: tensor.detach() for name, tensor in network.state_dict().items()}
-        return cls(job, removed.surgery, removed.columns, state)
+        return cls(job, removed.plan, removed.columns, state)
 
     def __call__(self) -> WorkerContext:
         """Prepare the job and cut its network."""

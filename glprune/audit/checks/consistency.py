@@ -396,7 +396,7 @@ def _baselines(report: Report) -> Iterator[Found]:
     if record is None:
         return
     kept = [f.name for f in report.features if f.status == "kept"]
-    yield from check_equal("/baselines/fields", record.fields, len(kept), "the features kept are")
+    yield from check_equal("/baselines/fields", record.features, len(kept), "the features kept are")
     hidden = sum(h.after for h in report.hidden)
     yield from check_equal("/baselines/hidden", record.hidden, hidden, "the layers keep")
     yield from check_equal("/baselines/rows", record.rows, report.export.rows, "the test split has")
@@ -436,14 +436,14 @@ def _drop_costs(report: Report) -> Iterator[Found]:
         return
     kept = [f.name for f in report.features if f.status == "kept"]
     yield from check_equal(
-        "/drop_costs/fields", [c.field for c in costs.fields], kept, "the features kept are"
+        "/drop_costs/fields", [c.feature for c in costs.features], kept, "the features kept are"
     )
     test = next((m for m in report.performance if m.name == costs.metric), None)
     if test is None:
         yield "/drop_costs/metric", f"{costs.metric!r} is not among the metrics"
     else:
         yield from check_close("/drop_costs/test", costs.test, test.final, "the performance says")
-    for n, cost in enumerate(costs.fields):
+    for n, cost in enumerate(costs.features):
         if (cost.valid is None) != (cost.reason is not None) or (cost.test is None) != (cost.valid is None):
             yield f"/drop_costs/fields/{n}", "has neither both figures nor a reason"
 
@@ -487,7 +487,7 @@ def _target(report: Report, recipe: Recipe) -> Iterator[Found]:
     target, size, stages = recipe.target, report.size, report.stages
     over_inputs = _last_of_inputs(stages)
     if target.max_features is not None and over_inputs is not None:
-        yield from _above("/stages", over_inputs.fields, target.max_features, "max_features")
+        yield from _above("/stages", over_inputs.features, target.max_features, "max_features")
     if target.max_hidden is not None and stages:
         yield from _above("/stages", stages[-1].hidden, target.max_hidden, "max_hidden")
     if not report.removal.refused:

@@ -41,7 +41,7 @@ def path_csv(report: Report) -> str:
     return _csv(["step", *_POINT, "selected"], rows)
 
 
-def fields_csv(report: Report) -> str:
+def features_csv(report: Report) -> str:
     """The fields with what became of them, a row each."""
     rows = [[f.name, f.status, f.reason or "", f.norm_original, f.norm_final or 0.0] for f in report.features]
     return _csv(["field", "status", "reason", "norm_original", "norm_final"], rows)

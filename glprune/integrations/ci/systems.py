@@ -88,7 +88,7 @@ def publish_run(where: tuple[System, ...], report: Report, bundle: Path) -> None
     if "dvc" in where:
         _write(bundle, "metrics.json", json.dumps(dvc.metrics(report), indent=2) + "\n")
         _write(bundle, "path.csv", dvc.path_csv(report))
-        _write(bundle, "fields.csv", dvc.fields_csv(report))
+        _write(bundle, "fields.csv", dvc.features_csv(report))
 
 
 def failed(step: str, error: GlpruneError) -> Outcome:
