@@ -40,18 +40,18 @@ class Clock:
 
 @dataclass(frozen=True)
 class Answer:
-    """At most k fields. A method may answer several times for one k: the best on the validation split counts.
+    """At most k features. A method may answer several times for one k: the best on the validation split counts.
 
     Attributes:
         seconds: Wall and processor seconds until this answer, without training of the given network.
-        search: Processor seconds of them until the fields were chosen and the network refitted, where the
+        search: Processor seconds of them until the features were chosen and the network refitted, where the
             method goes on after that: proofs, an exported file, a report.
         own: Predictions of the method's own model on the validation and the test split, as
-            `network.predict` returns them, if it has one that reads these fields alone.
+            `network.predict` returns them, if it has one that reads these features alone.
     """
 
     k: int
-    fields: tuple[int, ...]
+    features: tuple[int, ...]
     seconds: tuple[float, float]
     own: tuple[np.ndarray, np.ndarray] | None = None
     search: float | None = None

@@ -97,9 +97,9 @@ def train(data: DataSet, seed: int) -> nn.Module:
     return fit(build(len(columns), data.hidden, data.outputs), data, list(columns), seed)
 
 
-def refits(data: DataSet, trained: nn.Module, fields: Sequence[int], seed: int) -> list[nn.Module]:
-    """The common refit on some fields' columns: once from the trained weights, once from scratch."""
-    columns = data.columns(fields)
+def refits(data: DataSet, trained: nn.Module, features: Sequence[int], seed: int) -> list[nn.Module]:
+    """The common refit on some features' columns: once from the trained weights, once from scratch."""
+    columns = data.columns(features)
     torch.manual_seed(seed)
     scratch = build(len(columns), data.hidden, data.outputs)
     warm = copy.deepcopy(scratch)
@@ -109,9 +109,9 @@ def refits(data: DataSet, trained: nn.Module, fields: Sequence[int], seed: int) 
     return [fit(network, data, columns, seed) for network in (warm, scratch)]
 
 
-def both(network: nn.Module, data: DataSet, fields: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Predictions of a network over some fields' columns on the validation and test split."""
-    columns = data.columns(fields)
+def both(network: nn.Module, data: DataSet, features: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions of a network over some features' columns on the validation and test split."""
+    columns = data.columns(features)
     splits: tuple[Split, Split] = (data.valid, data.test)
     valid, test = (predict(network, split.x[:, columns], data.task) for split in splits)
     return valid, test

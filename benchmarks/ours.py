@@ -1,4 +1,4 @@
-"""glprune as a method of the table: one whole run for each number of fields, through the public API."""
+"""glprune as a method of the table: one whole run for each number of features, through the public API."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def prune(problem: Problem, emit: Emit) -> None:
             continue
         seconds = clock()
         status = {f.name: f.status for f in result.report.features}
-        fields = tuple(i for i, (name, _) in enumerate(named(problem.data)) if status[name] == "kept")
-        own = shipped(problem.data, fields, result.bundle / "model.onnx")
-        emit(Answer(k, fields, seconds, own, found[0]))
+        features = tuple(i for i, (name, _) in enumerate(named(problem.data)) if status[name] == "kept")
+        own = shipped(problem.data, features, result.bundle / "model.onnx")
+        emit(Answer(k, features, seconds, own, found[0]))
 
 
 def recipe_of(problem: Problem, k: int) -> dict[str, Any]:
-    """The recipe for at most k fields."""
+    """The recipe for at most k features."""
     data, batch = problem.data, {"batch_size": problem.data.batch}
     shape = {"columns": data.train.x.shape[1], "hidden": list(data.hidden), "outputs": data.outputs}
     classes = {} if data.task == "regression" else {"classes": list(range(max(2, data.outputs)))}
@@ -77,8 +77,8 @@ def recipe_of(problem: Problem, k: int) -> dict[str, Any]:
 
 
 def named(data: DataSet) -> list[tuple[str, list[str]]]:
-    """Every field's name and column names, free of characters that mean something in a pattern."""
-    names = [(f"f{i}", columns) for i, (_, columns) in enumerate(data.fields)]
+    """Every feature's name and column names, free of characters that mean something in a pattern."""
+    names = [(f"f{i}", columns) for i, (_, columns) in enumerate(data.features)]
     return [(n, [n] if len(c) == 1 else [f"{n}_{j}" for j in range(len(c))]) for n, c in names]
 
 
@@ -93,10 +93,10 @@ def write_data(data: DataSet, path: Path) -> None:
     pq.write_table(pa.table(table), path)
 
 
-def shipped(data: DataSet, fields: tuple[int, ...], path: Path) -> tuple[np.ndarray, np.ndarray]:
+def shipped(data: DataSet, features: tuple[int, ...], path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Predictions of the shipped file on the validation and test split."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    name, columns = session.get_inputs()[0].name, data.columns(fields)
+    name, columns = session.get_inputs()[0].name, data.columns(features)
     valid, test = (
         squash(session.run(None, {name: split.x[:, columns]})[0], data.task)
         for split in (data.valid, data.test)

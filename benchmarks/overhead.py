@@ -57,7 +57,7 @@ class StageTimes:
 
 
 def recipe_of(name: str) -> glprune.Recipe:
-    """The example's data and network, everything else at its default, and a number of fields."""
+    """The example's data and network, everything else at its default, and a number of features."""
     recipe = glprune.load_recipe(HERE.parent / "recipes" / f"{name}.yaml")
     target = TargetSpec(max_features=TARGETS[name])
     defaults = {"penalty": PenaltySpec(), "train": TrainSpec(), "refit": RefitSpec(), "target": target}
@@ -120,7 +120,7 @@ def show(content: Record) -> None:
     print(aligned(rows))
     show_profiles(content["profile"])
     rows = [
-        ["run", "fields", "points", "fine-tune s", "search / fine-tune", "goal 5", "paths alone", "whole run"]
+        ["run", "features", "points", "fine-tune s", "search / fine-tune", "goal 5", "paths alone", "whole run"]
     ]
     for r in content["runs"]:
         search, paths, whole = (

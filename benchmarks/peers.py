@@ -1,4 +1,4 @@
-"""The peers, a small function each: they take a problem and emit fields for each k."""
+"""The peers, a small function each: they take a problem and emit features for each k."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ Predict = Callable[[np.ndarray], np.ndarray]
 
 
 class _Enough(Exception):  # noqa: N818 - ends LassoNet's path from inside its callback
-    """The last number of fields has its answer."""
+    """The last number of features has its answer."""
 
 
 def lassonet(problem: Problem, emit: Emit) -> None:
     """LassoNet's path with its defaults and the set's hidden layers; at each k its own model as well.
 
-    An answer is the first point of the path with at most k fields. Where the path leaps over k to no field
-    at all, it is the k fields of the point before with the largest weights in the skip layer.
+    An answer is the first point of the path with at most k features. Where the path leaps over k to no feature
+    at all, it is the k features of the point before with the largest weights in the skip layer.
     """
     from lassonet import LassoNetClassifier, LassoNetRegressor
 
-    data, todo, last = problem.data, sorted(problem.data.ks), np.zeros(len(problem.data.fields))
-    grouped = any(len(columns) > 1 for _, columns in data.fields)
+    data, todo, last = problem.data, sorted(problem.data.ks), np.zeros(len(problem.data.features))
+    grouped = any(len(columns) > 1 for _, columns in data.features)
     made = (LassoNetRegressor if data.task == "regression" else LassoNetClassifier)(
         hidden_dims=data.hidden,
-        groups=[list(columns) for _, columns in data.fields] if grouped else None,
+        groups=[list(columns) for _, columns in data.features] if grouped else None,
         verbose=0,
         torch_seed=problem.seed,
         random_state=problem.seed,
@@ -51,7 +51,7 @@ def lassonet(problem: Problem, emit: Emit) -> None:
 
     def watch(model: Any, _: object) -> None:
         nonlocal last
-        norms = by_field(data, (model.model.skip.weight.detach().numpy() ** 2).sum(0))
+        norms = by_feature(data, (model.model.skip.weight.detach().numpy() ** 2).sum(0))
         now = np.flatnonzero(norms)
         while todo and len(now) <= todo[-1]:
             k, seconds = todo.pop(), clock()
@@ -69,9 +69,9 @@ def lassonet(problem: Problem, emit: Emit) -> None:
 
 
 def stochastic_gates(problem: Problem, emit: Emit) -> None:
-    """STG with its README's settings at four strengths; fields by the summed probability of open gates.
+    """STG with its README's settings at four strengths; features by the summed probability of open gates.
 
-    Its own model counts where the gates of at most k fields are open. Its penalty is a mean over gates,
+    Its own model counts where the gates of at most k features are open. Its penalty is a mean over gates,
     so that one strength means something else for every width: hence several.
     """
     _fill_in_for_stg()
@@ -101,8 +101,8 @@ def stochastic_gates(problem: Problem, emit: Emit) -> None:
         )
         model.fit(data.train.x, train_y, nr_epochs=STG_EPOCHS, verbose=False)
         gates = torch.from_numpy(model.get_gates("raw") + 0.5)
-        importance = by_field(data, torch.special.ndtr(gates / 0.5).numpy())
-        opened = np.flatnonzero(by_field(data, (gates > 0).numpy()))
+        importance = by_feature(data, torch.special.ndtr(gates / 0.5).numpy())
+        opened = np.flatnonzero(by_feature(data, (gates > 0).numpy()))
         own = both(data, _stg_predict(model, regression))
         for k in data.ks:
             emit(Answer(k, top(importance, k), clock()))
@@ -198,11 +198,11 @@ def sparse_training(problem: Problem, emit: Emit) -> None:
                 pruner.regularize(network)
                 optimizer.step()
         (group,) = pruner.DG.get_all_groups(root_module_types=[_Gate])
-        rank(problem, emit, by_field(data, importance(group).numpy()), clock)
+        rank(problem, emit, by_feature(data, importance(group).numpy()), clock)
 
 
 def linear(problem: Problem, emit: Emit) -> None:
-    """The densest point of at most k fields on the path of an L1 penalty, in a linear model.
+    """The densest point of at most k features on the path of an L1 penalty, in a linear model.
 
     Logistic regression (L1 on each column; several classes: multinomial) or the Lasso, from
     scikit-learn; the linear model counts as its own.
@@ -210,15 +210,15 @@ def linear(problem: Problem, emit: Emit) -> None:
     data, todo = problem.data, sorted(problem.data.ks, reverse=True)
     clock, best = Clock(), None
     for coefficients, predict in _lasso(data) if data.task == "regression" else _logistic(data, problem.seed):
-        fields = tuple(np.flatnonzero(by_field(data, np.abs(coefficients).sum(0))).tolist())
-        while todo and len(fields) > todo[-1]:
+        features = tuple(np.flatnonzero(by_feature(data, np.abs(coefficients).sum(0))).tolist())
+        while todo and len(features) > todo[-1]:
             k = todo.pop()
             if best is not None:
                 emit(Answer(k, *best))
         if not todo:
             return
-        if fields:
-            best = fields, clock(), both(data, predict)
+        if features:
+            best = features, clock(), both(data, predict)
     for k in todo:
         if best is not None:
             emit(Answer(k, *best))
@@ -248,20 +248,20 @@ def _lasso(data: DataSet) -> Iterator[tuple[np.ndarray, Predict]]:
 
 
 def at_random(problem: Problem, emit: Emit) -> None:
-    """Fields drawn at random."""
+    """Features drawn at random."""
     clock = Clock()
-    rank(problem, emit, np.random.default_rng(problem.seed).random(len(problem.data.fields)), clock)
+    rank(problem, emit, np.random.default_rng(problem.seed).random(len(problem.data.features)), clock)
 
 
 def magnitude(problem: Problem, emit: Emit) -> None:
-    """Norm of a field's weights in the first layer of the trained network (columns are standardised)."""
+    """Norm of a feature's weights in the first layer of the trained network (columns are standardised)."""
     clock = Clock()
     weight = first_weight(problem).numpy()
-    rank(problem, emit, by_field(problem.data, (weight**2).sum(0)), clock)
+    rank(problem, emit, by_feature(problem.data, (weight**2).sum(0)), clock)
 
 
 def permutation(problem: Problem, emit: Emit) -> None:
-    """Rise of the validation loss when a field's columns are shuffled together, mean of 5 shuffles.
+    """Rise of the validation loss when a feature's columns are shuffled together, mean of 5 shuffles.
 
     The first layer is linear, so what a shuffle changes is added to its sums: the same figure, sooner.
     """
@@ -269,25 +269,25 @@ def permutation(problem: Problem, emit: Emit) -> None:
     data, generator = problem.data, torch.Generator().manual_seed(problem.seed)
     x, y = torch.from_numpy(data.valid.x), torch.from_numpy(data.valid.y)
     first, rest = problem.network[0], problem.network[1:]
-    rise = np.zeros(len(data.fields))
+    rise = np.zeros(len(data.features))
     with torch.no_grad():
         sums = first(x)
-        for field, (_, columns) in enumerate(data.fields):
+        for feature, (_, columns) in enumerate(data.features):
             part, weight = x[:, columns], first.weight[:, columns].T
             for _ in range(REPEATS):
                 shuffled = part[torch.randperm(len(x), generator=generator)]
-                rise[field] += float(loss(rest(sums + (shuffled - part) @ weight), y, data.task))
+                rise[feature] += float(loss(rest(sums + (shuffled - part) @ weight), y, data.task))
     rank(problem, emit, rise, clock)
 
 
 def rank(problem: Problem, emit: Emit, importance: np.ndarray, clock: Clock) -> None:
-    """Answer each k with its most important fields."""
+    """Answer each k with its most important features."""
     for k in problem.data.ks:
         emit(Answer(k, top(importance, k), clock()))
 
 
 def top(importance: np.ndarray, k: int) -> tuple[int, ...]:
-    """The k most important fields."""
+    """The k most important features."""
     return tuple(sorted(np.argsort(-importance, kind="stable")[:k].tolist()))
 
 
@@ -299,9 +299,9 @@ def both(data: DataSet, predict: Predict) -> tuple[np.ndarray, np.ndarray]:
     return valid.reshape(len(valid), -1)[:, -1], test.reshape(len(test), -1)[:, -1]
 
 
-def by_field(data: DataSet, importance: np.ndarray) -> np.ndarray:
-    """The sum of an importance of columns over each field's columns."""
-    return np.array([importance[list(columns)].sum() for _, columns in data.fields])
+def by_feature(data: DataSet, importance: np.ndarray) -> np.ndarray:
+    """The sum of an importance of columns over each feature's columns."""
+    return np.array([importance[list(columns)].sum() for _, columns in data.features])
 
 
 def first_weight(problem: Problem) -> Tensor:

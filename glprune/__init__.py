@@ -13,12 +13,12 @@ hold the proximal operator and the proximal optimisers; ``objective``, ``train``
 ``determinism`` fixes seed and threads. Several processes (``launcher``) sum over rows in ``crew``, take the
 parts that ``sharing`` gives them and end together (``parting``).
 ``surgery`` cuts, ``removal`` certifies; ``export`` and
-``measure`` write the ONNX file and run it; ``policy`` resolves the rules on fields and ``forbidden``
+``measure`` write the ONNX file and run it; ``policy`` resolves the rules on features and ``forbidden``
 cuts what must go before any path; ``protected`` reads attributes the network need not, ``segments`` and
 ``proxies`` measure by them. ``goals`` says what a target counts, a ``stage`` is a path, its cut and a
 refit, and ``search`` goes from one to the next, or runs several ``abreast``. ``refitting`` trains what was
 cut and ``shipping`` writes it, with what the file says of itself by ``metadata``, for the shipped network
-and, in ``baselines``, for simpler selections beside it (``importance`` ranks fields by
+and, in ``baselines``, for simpler selections beside it (``importance`` ranks features by
 permutation); ``resampling`` and ``dropping`` say how firm the choice is (``stability`` has the
 formulas), in the processes of ``workers`` or ``ray_workers`` (``fan`` chooses), which make the run's
 networks again with ``rebuilt``;

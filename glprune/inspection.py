@@ -59,7 +59,7 @@ class Inspection:
 
     Attributes:
         sets: Every group set.
-        fields: Name, columns, number of weights and norm of every input field.
+        features: Name, columns, number of weights and norm of every input feature.
         parameters: Parameters of the network.
         macs: Multiply-accumulates of one row.
         rows: Rows of each split.

@@ -427,7 +427,7 @@ def _write_plan(job: Job, removed: RemovalResult, fitted: RefitResult, folder: P
 def _stability_and_drop_cost(
     job: Job, removed: RemovalResult, rebuild: WorkerContextFactory, folder: Path, listener: Listener
 ) -> tuple[Stability | None, DropCosts | None]:
-    """How firm the choice of fields is, as far as the recipe asks, measured in other processes."""
+    """How firm the choice of features is, as far as the recipe asks, measured in other processes."""
     spec = job.recipe.stability
     if spec is None:
         return None, None

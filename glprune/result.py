@@ -37,13 +37,13 @@ class Result:
         return cls(Path(bundle), read_report(Path(bundle)))
 
     def plot_path(self) -> Figure:
-        """The norm of every field along the regularisation path, in two colours: kept and removed."""
+        """The norm of every feature along the regularisation path, in two colours: kept and removed."""
         from glprune.report.plots import path_figure
 
         return _laid_out(path_figure(self.report.path, self.report.features))
 
     def plot_metric(self) -> Figure:
-        """Fields left and the validation metric along the regularisation path."""
+        """Features left and the validation metric along the regularisation path."""
         from glprune.report.plots import metric_figure
 
         chosen = self.report.selection

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
-from pydantic.fields import FieldInfo
+from pydantic.features import FieldInfo
 
 PAGE = Path(__file__).parent.parent / "examples" / "api.md"
 MODULES = {
@@ -57,10 +57,10 @@ def _entry(module: str, name: str, value: object) -> Iterator[str]:
         return
     kind = "class " if inspect.isclass(value) else ""
     yield from ("", f"### `{kind}{module}.{name}`", "", *_signature(name, value), "", _text(_doc(value)))
-    fields = getattr(value, "model_fields", {})
+    members = getattr(value, "model_fields", {})
     yield from (
         "",
-        *(f"- `{f.alias or key}`: {_meaning(f)}" for key, f in fields.items()),
+        *(f"- `{f.alias or key}`: {_meaning(f)}" for key, f in members.items()),
     )
     if inspect.isclass(value) and not issubclass(value, BaseException):
         for method, own in vars(value).items():
@@ -71,11 +71,11 @@ def _entry(module: str, name: str, value: object) -> Iterator[str]:
             yield from ("", f"**{head}**", "", _text(_doc(inner)))
 
 
-def _meaning(field: FieldInfo) -> str:
-    """What a field of a record is: its description, or what its type says of itself."""
-    types = [t for t in (field.annotation, *get_args(field.annotation)) if inspect.isclass(t)]
+def _meaning(feature: FieldInfo) -> str:
+    """What a feature of a record is: its description, or what its type says of itself."""
+    types = [t for t in (feature.annotation, *get_args(feature.annotation)) if inspect.isclass(t)]
     own = next((inspect.getdoc(t) for t in types if t.__module__.startswith("glprune")), None)
-    return field.description or (own or "as its name says.").splitlines()[0]
+    return feature.description or (own or "as its name says.").splitlines()[0]
 
 
 def _doc(value: object) -> str:

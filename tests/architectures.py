@@ -1613,7 +1613,7 @@ entry(
     **_TABULAR,
 )  # fmt: skip
 entry(
-    "embedding-sum-over-fields",
+    "embedding-sum-over-features",
     lambda: Net(
         lambda m, n, c: m.out(torch.relu(m.lin(n) + m.table(c + m.shift).sum(1))),
         lin=nn.Linear(5, 4), table=nn.Embedding(13, 4), out=nn.Linear(4, 2), shift=torch.tensor([0, 4, 7]),

@@ -491,7 +491,7 @@ RECIPES = [
         recipe("target: y", "target: y\n  features: [" + "1," * 20_000 + "]"),
     ),
     Bad(
-        "rules that list a field twice among 20,000",
+        "rules that list a feature twice among 20,000",
         RUN,
         2,
         "recipe.yaml:10: policy: must_drop lists 'x' twice.",

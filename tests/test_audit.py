@@ -316,7 +316,7 @@ def seal_unsigned(copy):
     write_manifest(copy.folder)
 
 
-def test_rules_that_are_met_pass_and_protected_fields_that_stay_are_named(slim):
+def test_rules_that_are_met_pass_and_protected_features_that_stay_are_named(slim):
     report = read_report(slim.folder)
     gone, kept = names(report, "removed"), names(report, "kept")
     with_policy(slim, must_drop=gone, must_keep=kept[:1], protected=["sex"], derived_from={kept[0]: ["sex"]})
@@ -355,7 +355,7 @@ def test_a_broken_rule_exits_4_whoever_made_it(rules, words, source, slim, tmp_p
     assert words in done.stdout
 
 
-def test_a_field_that_must_stay_may_stay_as_something_made_of_it(slim):
+def test_a_feature_that_must_stay_may_stay_as_something_made_of_it(slim):
     kept = names(read_report(slim.folder), "kept")[0]
     with_policy(slim, must_keep=["income"], derived_from={kept: ["income"]})
     assert verify(slim.folder, isolated=False).exit_code == 0
@@ -642,10 +642,10 @@ def compared(report):
     spread = {"name": "auroc", "mean": 0.8, "std": float(np.std([0.9, 0.7], ddof=1))}
     auroc, rows = report.performance[0].final, report.export.rows
     figures = {"valid_rows": 9, "test_rows": rows, "valid": 0.9, "test": auroc}
-    costs = [{"field": n, "valid": 0.8, "test": 0.8, "reason": None} for n in kept]
+    costs = [{"feature": n, "valid": 0.8, "test": 0.8, "reason": None} for n in kept]
     record = report.model_dump(mode="json", by_alias=True)
     record["baselines"] = {
-        "fields": len(kept),
+        "features": len(kept),
         "hidden": hidden,
         "valid": report.stages[-1].metric,
         "rows": rows,
@@ -658,7 +658,7 @@ def compared(report):
         "higher_is_better": True,
         "refitted_valid": 0.9,
         "refitted_test": 0.9,
-        "fields": costs,
+        "features": costs,
     }
     return record
 
@@ -666,15 +666,15 @@ def compared(report):
 @pytest.mark.parametrize(
     ("place", "change"),
     [
-        ("baselines/fields", lambda b: b["baselines"].update(fields=9)),
+        ("baselines/features", lambda b: b["baselines"].update(features=9)),
         ("baselines/hidden", lambda b: b["baselines"].update(hidden=999)),
         ("baselines/valid", lambda b: b["baselines"].update(valid=0.123)),
         ("runs/1/common", lambda b: b["baselines"]["results"][0]["runs"][1].update(common=5)),
         ("valid/mean", lambda b: b["baselines"]["results"][0]["valid"].update(mean=0.1)),
         ("test/0/std", lambda b: b["baselines"]["results"][0]["test"][0].update(std=0.0)),
         ("drop_costs/test", lambda b: b["drop_costs"].update(test=0.0)),
-        ("drop_costs/fields", lambda b: b["drop_costs"]["fields"].pop()),
-        ("drop_costs/fields/0", lambda b: b["drop_costs"]["fields"][0].update(reason="none")),
+        ("drop_costs/features", lambda b: b["drop_costs"]["features"].pop()),
+        ("drop_costs/features/0", lambda b: b["drop_costs"]["features"][0].update(reason="none")),
     ],
 )
 def test_figures_of_baselines_and_drop_costs_follow_from_their_tables(place, change, audited):
@@ -690,12 +690,12 @@ def test_figures_of_baselines_and_drop_costs_follow_from_their_tables(place, cha
 # --------------------------------------------------------------------------- diff, explain, render
 
 
-def test_diff_lists_fields_gained_and_lost_metrics_and_sizes(audited):
+def test_diff_lists_features_gained_and_lost_metrics_and_sizes(audited):
     old, new = read_report(audited["slim"]), read_report(audited["other"])
     found = compare(old, new)
     before, after = set(names(old, "kept")), set(names(new, "kept"))
-    assert set(found["fields"]["lost"]) == before - after != set()
-    assert set(found["fields"]["gained"]) == after - before
+    assert set(found["features"]["lost"]) == before - after != set()
+    assert set(found["features"]["gained"]) == after - before
     auroc = found["metrics"]["auroc"]
     assert auroc["change"] == pytest.approx(auroc["new"] - auroc["old"])
     assert found["size"]["parameters_after"] == [old.size.parameters_after, new.size.parameters_after]
@@ -703,13 +703,13 @@ def test_diff_lists_fields_gained_and_lost_metrics_and_sizes(audited):
     assert "shipped model" in found["changed"]
     text = invoke("diff", audited["slim"], audited["other"])
     assert text.exit_code == 0
-    assert f"fields lost: {', '.join(found['fields']['lost'])}" in text.stdout
+    assert f"features lost: {', '.join(found['features']['lost'])}" in text.stdout
     assert json.loads(invoke("diff", audited["slim"], audited["other"], "--json").stdout) == json.loads(
         json.dumps(found)
     )
 
 
-def test_explain_tells_when_a_removed_field_left_and_where_a_kept_one_is_read(slim):
+def test_explain_tells_when_a_removed_feature_left_and_where_a_kept_one_is_read(slim):
     report = read_report(slim.folder)
     gone = next(f for f in report.features if f.status == "removed")
     with_policy(slim, must_drop=[gone.name], derived_from={gone.name: ["sex"]})
@@ -721,7 +721,7 @@ def test_explain_tells_when_a_removed_field_left_and_where_a_kept_one_is_read(sl
     assert done.exit_code == 0
     assert f"left in stage {gone.stage_exit}" in done.stdout
     by_column = explain(report, "a")
-    assert by_column["field"] == "pair"
+    assert by_column["feature"] == "pair"
     assert by_column["positions"] == [0, 1]
 
 
@@ -741,7 +741,7 @@ def test_explain_suggests_a_name(slim):
     done = invoke("explain", slim.folder, "pear")
     assert done.exit_code == 2
     assert "did you mean 'pair'" in done.stderr
-    with pytest.raises(UsageError, match="fields: pair"):
+    with pytest.raises(UsageError, match="features: pair"):
         explain(read_report(slim.folder), "zzzz")
 
 

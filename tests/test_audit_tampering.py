@@ -88,7 +88,7 @@ def earlier_exit(r):
     feature(r, "removed")["lambda_exit"] *= 0.5
 
 
-def in_field(*path, by=lambda x: x + 1):
+def in_feature(*path, by=lambda x: x + 1):
     def change(record):
         for key in path[:-1]:
             record = record[key]
@@ -535,7 +535,7 @@ def future(r):
 
 
 def reasons(**change):
-    """Give the fields of a report other reasons."""
+    """Give the features of a report other reasons."""
 
     def edit(r):
         for f in r["features"]:
@@ -555,27 +555,27 @@ def proxies_denied(r):
 
 def of_another_model(copy):
     """Proxy figures of another model, named in the report as if they were of this one."""
-    copy.edit(in_field("model", by=lambda x: "sha256:" + 64 * "0"), bundles.PROXIES)
+    copy.edit(in_feature("model", by=lambda x: "sha256:" + 64 * "0"), bundles.PROXIES)
     found = bundles.digest(copy / bundles.PROXIES)
-    copy.edit(in_field("proxies", "digest", by=lambda x: found))
+    copy.edit(in_feature("proxies", "digest", by=lambda x: found))
 
 
 SEGMENT = ("segments", "attributes", 0, "segments", 0)
 CASES = {
     # the policy
-    "a field the rules removed, said to be removed by the penalty": ("ruled", reasons(h="penalty"), {"C5"}),
-    "a field the penalty removed, said to be removed by the rules": ("ruled", reasons(e="must_drop"), {"C5"}),
+    "a feature the rules removed, said to be removed by the penalty": ("ruled", reasons(h="penalty"), {"C5"}),
+    "a feature the penalty removed, said to be removed by the rules": ("ruled", reasons(e="must_drop"), {"C5"}),
     "a lineage that is not there": ("ruled", reasons(g="derived_from a"), {"C5"}),
-    "a field that is kept by no rule": ("ruled", reasons(pair="must_keep"), {"C5"}),
+    "a feature that is kept by no rule": ("ruled", reasons(pair="must_keep"), {"C5"}),
     "a reason said to be retired": ("ruled", report(retired_again), {"C5"}),
-    "rules taken away": ("ruled", report(in_field("policy", by=lambda x: None)), {"C5"}),
-    "flipped decisions": ("ruled", report(in_field("segments", "decisions", "adverse_final")), {"C5"}),
-    "rows of a segment": ("ruled", report(in_field(*SEGMENT, "rows", by=lambda x: x + 500)), {"C5"}),
-    "difference in a segment": ("ruled", report(in_field(*SEGMENT, "metrics", 0, "difference")), {"C5"}),
-    "a segment suppressed": ("ruled", report(in_field(*SEGMENT, "suppressed", by=lambda x: not x)), {"C5"}),
+    "rules taken away": ("ruled", report(in_feature("policy", by=lambda x: None)), {"C5"}),
+    "flipped decisions": ("ruled", report(in_feature("segments", "decisions", "adverse_final")), {"C5"}),
+    "rows of a segment": ("ruled", report(in_feature(*SEGMENT, "rows", by=lambda x: x + 500)), {"C5"}),
+    "difference in a segment": ("ruled", report(in_feature(*SEGMENT, "metrics", 0, "difference")), {"C5"}),
+    "a segment suppressed": ("ruled", report(in_feature(*SEGMENT, "suppressed", by=lambda x: not x)), {"C5"}),
     "status of a protected attribute": (
         "ruled",
-        report(in_field("segments", "attributes", 0, "status", by=lambda x: "kept")),
+        report(in_feature("segments", "attributes", 0, "status", by=lambda x: "kept")),
         {"C5"},
     ),
     "proxies denied beside their file": ("ruled", report(proxies_denied), {"C2"}),
@@ -585,38 +585,38 @@ CASES = {
     "status flipped to removed": ("slim", report(flip_to_removed), {"C7"}),
     "metric edited below the original's, warning dropped": ("slim", report(worse_unsaid), {"C5"}),
     "another point marked as chosen": ("slim", report(other_choice), {"C5"}),
-    "earlier exit of a field": ("slim", report(earlier_exit), {"C5"}),
-    "lambda of the selection": ("slim", report(in_field("selection", "lam")), {"C5"}),
-    "fields of a stage": ("slim", report(in_field("stages", -1, "fields")), {"C5"}),
-    "hidden units after": ("slim", report(in_field("hidden", 0, "after", by=lambda x: x - 1)), {"C5"}),
-    "units of a cut": ("slim", report(in_field("removal", "cuts", 0, "units")), {"C5"}),
-    "difference of a cut": ("slim", report(in_field("removal", "cuts", 0, "difference")), {"C5"}),
-    "tolerance raised": ("slim", report(in_field("removal", "tolerance")), {"C5"}),
-    "norm at the chosen point": ("slim", report(in_field("features", 0, "norm_selected")), {"C5"}),
-    "norm as shipped": ("slim", report(in_field("features", 0, "norm_final")), {"C8"}),
-    "parameters after": ("slim", report(in_field("size", "parameters_after", by=lambda x: x - 7)), {"C8"}),
-    "parameters before": ("slim", report(in_field("size", "parameters_before")), {"C8"}),
+    "earlier exit of a feature": ("slim", report(earlier_exit), {"C5"}),
+    "lambda of the selection": ("slim", report(in_feature("selection", "lam")), {"C5"}),
+    "features of a stage": ("slim", report(in_feature("stages", -1, "features")), {"C5"}),
+    "hidden units after": ("slim", report(in_feature("hidden", 0, "after", by=lambda x: x - 1)), {"C5"}),
+    "units of a cut": ("slim", report(in_feature("removal", "cuts", 0, "units")), {"C5"}),
+    "difference of a cut": ("slim", report(in_feature("removal", "cuts", 0, "difference")), {"C5"}),
+    "tolerance raised": ("slim", report(in_feature("removal", "tolerance")), {"C5"}),
+    "norm at the chosen point": ("slim", report(in_feature("features", 0, "norm_selected")), {"C5"}),
+    "norm as shipped": ("slim", report(in_feature("features", 0, "norm_final")), {"C8"}),
+    "parameters after": ("slim", report(in_feature("size", "parameters_after", by=lambda x: x - 7)), {"C8"}),
+    "parameters before": ("slim", report(in_feature("size", "parameters_before")), {"C8"}),
     "multiply-accumulates above the original's": (
         "slim",
-        report(in_field("size", "macs_after", by=lambda x: 10 * x)),
+        report(in_feature("size", "macs_after", by=lambda x: 10 * x)),
         {"C5"},
     ),
     "speedup against its own medians": (
         "slim",
-        report(in_field("latency", 0, "speedup", by=lambda x: 10 * x)),
+        report(in_feature("latency", 0, "speedup", by=lambda x: 10 * x)),
         {"C5"},
     ),
-    "rows of the test split": ("slim", report(in_field("performance", 0, "rows")), {"C5"}),
-    "a metric of 1.2": ("slim", report(in_field("performance", 0, "zeroed", by=lambda x: 1.2)), {"C5"}),
-    "objective of a point": ("slim", report(in_field("path", 0, "objective")), {"C5"}),
-    "seed of the run": ("slim", report(in_field("run", "seed")), {"C5"}),
-    "nothing said to be unmeasured": ("slim", report(in_field("not_measured", by=lambda x: [])), {"C5"}),
+    "rows of the test split": ("slim", report(in_feature("performance", 0, "rows")), {"C5"}),
+    "a metric of 1.2": ("slim", report(in_feature("performance", 0, "zeroed", by=lambda x: 1.2)), {"C5"}),
+    "objective of a point": ("slim", report(in_feature("path", 0, "objective")), {"C5"}),
+    "seed of the run": ("slim", report(in_feature("run", "seed")), {"C5"}),
+    "nothing said to be unmeasured": ("slim", report(in_feature("not_measured", by=lambda x: [])), {"C5"}),
     "time of the run in the future": ("slim", report(future), {"C13"}),
     "features renamed in the report": ("slim", report(renamed), {"C7"}),
     "features renamed everywhere but in the model": ("slim", renamed_everywhere_but_the_model, {"C7"}),
-    "positions of a field": (
+    "positions of a feature": (
         "slim",
-        report(in_field("features", 0, "input_columns", by=lambda x: x[::-1])),
+        report(in_feature("features", 0, "input_columns", by=lambda x: x[::-1])),
         {"C7"},
     ),
     "duplicate JSON key": ("slim", raw(bundles.REPORT, duplicate_key), {"C4"}),
@@ -834,9 +834,9 @@ MANIFESTS = {
     "path that leads out": (listed(upwards), "C1"),
     "file listed twice": (listed(there_twice), "C1"),
     "file left out": (listed(lambda m: m["subject"].pop()), "C1"),
-    "wrong count": (listed(in_field("predicate", "files")), "C2"),
-    "not closed": (listed(in_field("predicate", "closed", by=lambda x: False)), "C4"),
-    "another predicate": (listed(in_field("predicateType", by=lambda x: "urn:x")), "C4"),
+    "wrong count": (listed(in_feature("predicate", "files")), "C2"),
+    "not closed": (listed(in_feature("predicate", "closed", by=lambda x: False)), "C4"),
+    "another predicate": (listed(in_feature("predicateType", by=lambda x: "urn:x")), "C4"),
     "truncated": (raw(bundles.MANIFEST, half), "C4"),
     "a list": (lambda c: c.write([], bundles.MANIFEST), "C4"),
 }
@@ -865,7 +865,7 @@ def strangers_key_as_producers(copy, keys):
     """A stranger's signature under the producer's key id."""
     seal(copy, keys["stranger"])
     path = f"{bundles.SIGNATURES}/producer.dsse.json"
-    copy.edit(in_field("signatures", 0, "keyid", by=lambda x: keys["producer"].public_key.keyid), path)
+    copy.edit(in_feature("signatures", 0, "keyid", by=lambda x: keys["producer"].public_key.keyid), path)
 
 
 def unsigned(copy, keys):
@@ -875,12 +875,12 @@ def unsigned(copy, keys):
 def payload_changed(copy, keys):
     path = f"{bundles.SIGNATURES}/producer.dsse.json"
     other = base64.b64encode(json.dumps(make_manifest({})).encode()).decode()
-    copy.edit(in_field("payload", by=lambda x: other), path)
+    copy.edit(in_feature("payload", by=lambda x: other), path)
 
 
 def payload_type_changed(copy, keys):
     path = f"{bundles.SIGNATURES}/producer.dsse.json"
-    copy.edit(in_field("payloadType", by=lambda x: "text/plain"), path)
+    copy.edit(in_feature("payloadType", by=lambda x: "text/plain"), path)
 
 
 def no_envelope(copy, keys):

@@ -62,7 +62,7 @@ DEAD = 9
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A target of three fields out of ten, and a network that reads some of the others no less; one is dead."""
+    """A target of three features out of ten, and a network that reads some of the others no less; one is dead."""
     folder = tmp_path_factory.mktemp("planted")
     x = np.random.default_rng(0).normal(size=(900, 10))
     z = x[:, 0] + x[:, 1] * x[:, 2]
@@ -125,7 +125,7 @@ def mean(baseline, metric):
 
 
 def sizes_alike(report):
-    """Every selection keeps as many fields of each input and as many units as the shipped model."""
+    """Every selection keeps as many features of each input and as many units as the shipped model."""
     owner = {f.name: f.input for f in report.features}
     shipped = [f.input for f in report.features if f.status == "kept"]
     runs = [run for b in report.baselines.results for run in b.runs]
@@ -136,7 +136,7 @@ def sizes_alike(report):
     )
 
 
-def test_permutation_importance_finds_the_planted_fields_and_random_is_worse_in_the_mean(result):
+def test_permutation_importance_finds_the_planted_features_and_random_is_worse_in_the_mean(result):
     report = result.report
     assert {f.name for f in report.features if f.status == "kept"} == PLANTED
     found = by_name(report)
@@ -153,14 +153,14 @@ def test_permutation_importance_finds_the_planted_fields_and_random_is_worse_in_
 
 
 def test_the_same_selection_gives_the_same_figures_as_group_lasso(result):
-    """Permutation importance picks the shipped fields here, and nothing else differs between the two."""
+    """Permutation importance picks the shipped features here, and nothing else differs between the two."""
     report = result.report
     permutation = by_name(report)["permutation"]
     assert [s.mean for s in permutation.test] == [m.final for m in report.performance]
     assert permutation.valid.mean == report.baselines.valid == report.refit.metric
 
 
-def test_sizes_are_the_shipped_ones_and_a_dead_field_is_not_drawn(result):
+def test_sizes_are_the_shipped_ones_and_a_dead_feature_is_not_drawn(result):
     assert sizes_alike(result.report)
     assert result.report.baselines.notes == []
     kept = {n for b in result.report.baselines.results for run in b.runs for n in run.kept}
@@ -203,7 +203,7 @@ def test_figures_are_those_of_a_network_sliced_refitted_and_exported_by_hand(res
             assert record.test["accuracy"] == pytest.approx(np.mean((scores > 0) == target), abs=1e-6)
 
 
-def test_recorded_fields_are_those_the_measured_files_read(folder, monkeypatch, few_draws):
+def test_recorded_features_are_those_the_measured_files_read(folder, monkeypatch, few_draws):
     files, write = [], baselines.write_shipped
 
     def keeping(job, removed, network, path):
@@ -240,7 +240,7 @@ def test_a_second_path_is_matched_by_a_second_cut(folder, few_draws):
     assert report.stages[-1].penalised == ["hidden"]
     assert 0 < sum(h.after for h in report.hidden) <= 7
     assert sizes_alike(report)
-    assert "fields cut, refit, units cut, refit" in render_html(report)
+    assert "features cut, refit, units cut, refit" in render_html(report)
 
 
 def test_hidden_units_alone_leave_permutation_importance_out(folder, few_draws):
@@ -251,7 +251,7 @@ def test_hidden_units_alone_leave_permutation_importance_out(folder, few_draws):
     assert all(run.hidden <= 8 for b in report.baselines.results for run in b.runs)
     page = render_html(report)
     assert "Units in common" in page
-    assert "Fields in common" not in page
+    assert "Features in common" not in page
 
 
 def test_where_nothing_was_cut_the_report_says_so(folder):
@@ -374,7 +374,7 @@ def test_baselines_is_true_or_false(folder):
 # --- several inputs, no labels -----------------------------------------------------------------
 
 
-def test_every_input_keeps_as_many_fields(several, few_draws):  # noqa: F811
+def test_every_input_keeps_as_many_features(several, few_draws):  # noqa: F811
     text = PAIR.format(name="Pair", target="{max_features: 3}").replace(
         ", feature_groups: {both: [n4, n5]}", ""
     )
@@ -435,7 +435,7 @@ def test_rows_of_several_lengths_leave_permutation_importance_out_in_one_line(fo
 # --- permutation importance --------------------------------------------------------------------
 
 
-def test_columns_of_a_field_are_permuted_together(tmp_path):
+def test_columns_of_a_feature_are_permuted_together(tmp_path):
     """The target is a difference of two equal columns: permuted together it stays 0, alone it does not."""
     (tmp_path / "network.py").write_text("from torch import nn\ndef build():\n    return nn.Linear(3, 1)\n")
     x = np.random.default_rng(0).normal(size=(300, 2))

@@ -53,7 +53,7 @@ def test_half_of_a_network_is_cut_and_timed(benchmark, tmp_path):
     assert record["difference"] < 1e-5
 
 
-def test_a_wide_run_finds_the_planted_fields(benchmark, tmp_path):
+def test_a_wide_run_finds_the_planted_features(benchmark, tmp_path):
     out = tmp_path / "wide.json"
     benchmark("wide", "--columns", 60, "--threads", 1, "--work", tmp_path / "wide", "--out", out)
     record = json.loads(out.read_text())["record"]

@@ -34,7 +34,7 @@ def test_run_prints_findings_and_leaves_a_bundle(tmp_path):
     out = tmp_path / "out"
     done = invoke("run", CREDIT, MODEL, "--out", str(out), *QUICK)
     assert done.exit_code == 0, done.output
-    assert "of 20 fields" in done.stdout
+    assert "of 20 features" in done.stdout
     assert f"bundle: {out}" in done.stdout
     assert "path" in done.stderr
     assert (out / "model.onnx").exists()
@@ -86,7 +86,7 @@ def test_inspect_lists_groups_as_text_and_json():
     assert facts["sets"][0]["units"] == 61
 
 
-def test_init_writes_a_recipe_that_loads_and_finds_the_one_hot_fields(tmp_path):
+def test_init_writes_a_recipe_that_loads_and_finds_the_one_hot_features(tmp_path):
     out = tmp_path / "credit.yaml"
     data = ROOT / "examples" / "german_credit" / "data.csv"
     assert invoke("init", str(data), "--out", str(out)).exit_code == 0

@@ -56,7 +56,7 @@ def test_features_stand_in_the_order_of_the_recipe_and_patterns_in_file_order(tm
     assert data.columns == ("z", "p2", "p1")
 
 
-def test_a_field_joins_its_columns_by_name_or_pattern(tmp_path):
+def test_a_feature_joins_its_columns_by_name_or_pattern(tmp_path):
     save(tmp_path, frame())
     data = load_data(recipe_of(tmp_path, '{file: x.parquet, target: y, feature_groups: {ac: [a, "c*"]}}'))
     assert [(f.name, f.columns) for f in data.features] == [("ac", (0, 2)), ("b", (1,))]
@@ -382,7 +382,7 @@ def test_columns_of_an_input_without_an_axis_are_no_features(tmp_path):
         ("[{name: u, columns: [b]}, {name: v, columns: [d]}]", "", "columns of 'v': no column 'd'"),
         ("[{name: u, columns: [b]}, {name: v, columns: [y]}]", "", "'y' is the target"),
         ("[{name: u, columns: [b]}]", ", features: [a, b]", "column 'a' is in no input's columns"),
-        (TWO, ", feature_groups: {g: [a, b]}", "a field lies in one input"),
+        (TWO, ", feature_groups: {g: [a, b]}", "a feature lies in one input"),
         ("[{name: u, columns: [b], dtype: int}]", "", "'b' feeds an input of dtype: int and holds"),
     ],
 )

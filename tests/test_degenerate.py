@@ -280,7 +280,7 @@ REFUSED = {
         r"lambda \S+, epoch 1, batch 2: input 1 holds NaN or Inf in row 6 of its 16; mend the data",
         loaded("spoilt"),
     ),
-    "no field": (
+    "no feature": (
         RecipeError,
         "target.max_features should be at least 1",
         {"recipe": {"target": {"max_features": 0}}},

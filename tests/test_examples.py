@@ -21,7 +21,7 @@ def mnist(examples):
     return examples["mnist"].report
 
 
-def test_german_credit_loses_five_fields_and_no_more_than_a_hundredth_of_auroc(credit):
+def test_german_credit_loses_five_features_and_no_more_than_a_hundredth_of_auroc(credit):
     assert sum(f.status == "removed" for f in credit.features) >= 5
     assert len(credit.features) == 20
     auroc = next(m for m in credit.performance if m.name == "auroc")

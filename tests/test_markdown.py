@@ -1,4 +1,4 @@
-"""report.md, read back by a Markdown parser: whatever fields are called, they stay names."""
+"""report.md, read back by a Markdown parser: whatever features are called, they stay names."""
 
 import pytest
 from markdown_it import MarkdownIt
@@ -55,7 +55,7 @@ def cells(source):
     raise AssertionError("the table does not end")
 
 
-def test_every_field_name_is_one_cell_and_reads_as_it_is():
+def test_every_feature_name_is_one_cell_and_reads_as_it_is():
     rows = cells(render_markdown(report([*HOSTILE, "kept"], removed=len(HOSTILE))))
     assert [row[0][0] for row in rows] == [VISIBLE.get(name, name) for name in HOSTILE]
     assert {len(row) for row in rows} == {4}
@@ -90,7 +90,7 @@ def test_plain_names_and_words_stay_readable_in_the_source():
 def test_the_summary_tells_findings_metrics_sizes_and_what_was_not_measured():
     source = render_markdown(report(["sex", "age", "income"]))
     for part in (
-        "- The shipped model has no input for 2 of 3 fields: sex, age.",
+        "- The shipped model has no input for 2 of 3 features: sex, age.",
         "| `sex` | penalty | 1 | 1 |",
         "| AUROC, higher is better | 0.8000 | 0.7500 | -0.0500 | 9 |",
         "| Parameters | 100 | 40 | 40.0 % |",

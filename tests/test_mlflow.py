@@ -112,8 +112,8 @@ def test_a_run_is_logged_whole_and_serves_frames_that_still_have_all_columns(tra
     assert run.info.status == "FINISHED"
     assert run.data.params["train.epochs"] == "3"
     assert run.data.params["task"] == "binary"
-    fields = client.get_metric_history(run.info.run_id, "path.fields")
-    assert [(m.step, m.value) for m in fields] == [(n, p.features) for n, p in enumerate(report.path, 1)]
+    features = client.get_metric_history(run.info.run_id, "path.features")
+    assert [(m.step, m.value) for m in features] == [(n, p.features) for n, p in enumerate(report.path, 1)]
     lam = client.get_metric_history(run.info.run_id, "path.lam")
     assert [m.value for m in lam] == pytest.approx([p.lam for p in report.path])
     assert run.data.metrics["test.auroc"] == pytest.approx(dvc.metrics(report)["test"]["auroc"])

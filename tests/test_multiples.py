@@ -64,8 +64,8 @@ def thinned(name, kept=3):
     torch.manual_seed(0)
     network, x = build().eval(), torch.randn(16, *row)
     units = [u for u in plan_units(network, (x,), [axis], ["x"]) if not u.refused]
-    fields = [(str(c), [c]) for c in range(row[axis - 1])]
-    groups = [input_groups(u, fields) if u.kind == "input" else hidden_groups(u) for u in units]
+    features = [(str(c), [c]) for c in range(row[axis - 1])]
+    groups = [input_groups(u, features) if u.kind == "input" else hidden_groups(u) for u in units]
     for g in groups:
         marked = torch.ones(g.units.count, dtype=torch.bool)
         marked[torch.randperm(g.units.count)[: 2 if g.kind == "input" else kept]] = False

@@ -113,7 +113,7 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page():
-    return render_html(report([*HOSTILE, *(f"field_{i}" for i in range(60))], removed=40))
+    return render_html(report([*HOSTILE, *(f"feature_{i}" for i in range(60))], removed=40))
 
 
 def test_the_listener_hears_a_page_that_reaches_out(browser):

@@ -130,9 +130,9 @@ def test_two_processes_find_the_support_of_one_along_the_same_path(both, folder)
     kept = [f["name"] for f in alone["features"] if f["status"] == "kept"]
     assert told[0]["kept"] == told[1]["kept"] == kept == ["f0", "f1", "f2"]
     assert [h["after"] for h in two["hidden"]] == [h["after"] for h in alone["hidden"]] == [5]
-    first = [(p["lam"], p["fields"], p["loss"]) for p in alone["path"] if p["stage"] == 1]
+    first = [(p["lam"], p["features"], p["loss"]) for p in alone["path"] if p["stage"] == 1]
     np.testing.assert_allclose(
-        [(p["lam"], p["fields"], p["loss"]) for p in two["path"] if p["stage"] == 1], first, rtol=1e-3
+        [(p["lam"], p["features"], p["loss"]) for p in two["path"] if p["stage"] == 1], first, rtol=1e-3
     )
 
 

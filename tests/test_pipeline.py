@@ -43,7 +43,7 @@ NAMES = ["a", "b", "c", "d", "e", "f", "g", "h"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A data set whose target depends on the field 'pair' (a, b) and on c only, and a trained network."""
+    """A data set whose target depends on the feature 'pair' (a, b) and on c only, and a trained network."""
     folder = tmp_path_factory.mktemp("planted")
     rng = np.random.default_rng(0)
     x = rng.normal(size=(600, 8)) * np.arange(1, 9) + 5
@@ -86,7 +86,7 @@ def raw_rows(folder, names):
     return np.stack([table[n].to_numpy() for n in names], axis=1).astype(np.float32)
 
 
-def test_the_planted_fields_survive_and_go_together(result):
+def test_the_planted_features_survive_and_go_together(result):
     kept = {f.name for f in result.report.features if f.status == "kept"}
     assert {"pair", "c"} <= kept
     assert len(kept) <= 3
@@ -167,7 +167,7 @@ def test_every_point_has_kkt_residuals_and_removed_groups_are_certified(result):
     chosen = [p for p in result.report.path if p.selected]
     assert len(chosen) == len(result.report.stages)
     assert all(p.kkt_zero < 0.05 for p in chosen)
-    assert chosen[-1].fields == sum(f.status == "kept" for f in result.report.features)
+    assert chosen[-1].features == sum(f.status == "kept" for f in result.report.features)
     assert all(f.norm_selected == 0.0 for f in result.report.features if f.status == "removed")
 
 
@@ -321,7 +321,7 @@ def test_every_penalty_leaves_a_proved_network_and_a_report_that_names_it(folder
     Draft202012Validator(report_schema()).validate(json.loads((out / "report.json").read_text()))
 
 
-def test_the_sparse_group_lasso_zeroes_weights_of_fields_that_stay(folder):
+def test_the_sparse_group_lasso_zeroes_weights_of_features_that_stay(folder):
     changes = [
         "penalty.kind=sparse_group_lasso",
         "penalty.within=0.5",

@@ -58,7 +58,7 @@ def report_of(bundle):
 
 
 def named(report, names):
-    """A report whose first fields have hostile names, which its warnings repeat."""
+    """A report whose first features have hostile names, which its warnings repeat."""
     features = [
         f.model_copy(update={"name": name, "columns": [name]})
         for f, name in zip(report.features, names, strict=False)
@@ -136,7 +136,7 @@ def test_a_run_with_hostile_names_gives_github_nothing_but_its_annotations(
     assert all(line.startswith(("::warning title=", "::notice title=")) for line in lines)
     assert sum(line.startswith("::warning") for line in lines) == len(HOSTILE)
     assert "`##[add-mask]x`" in summary.read_text()  # a file of Markdown, in which names are code
-    assert "## Removed fields" in summary.read_text()
+    assert "## Removed features" in summary.read_text()
 
 
 # ------------------------------------------------------------------------------ gitlab
@@ -191,9 +191,9 @@ def test_dvc_gets_nested_numbers_and_a_row_for_each_point(slim):
     rows = list(csv.DictReader(io.StringIO((folder / "path.csv").read_text())))
     assert [float(r["lam"]) for r in rows] == [p.lam for p in report.path]
     assert [r["selected"] for r in rows].count("1") == len(report.stages)
-    with (folder / "fields.csv").open(newline="") as stream:
-        fields = list(csv.DictReader(stream))
-    assert [f["field"] for f in fields] == [f.name for f in report.features]
+    with (folder / "features.csv").open(newline="") as stream:
+        features = list(csv.DictReader(stream))
+    assert [f["feature"] for f in features] == [f.name for f in report.features]
 
 
 def test_the_example_of_dvc_names_files_and_columns_that_a_run_writes(slim):
@@ -261,7 +261,7 @@ def test_a_gate_passes_fails_and_says_why(ruled):
     }
 
 
-def test_a_field_made_of_what_must_go_breaks_the_gate_of_it(slim):
+def test_a_feature_made_of_what_must_go_breaks_the_gate_of_it(slim):
     report = report_of(slim)
     kept = next(f for f in report.features if f.status == "kept")
     copy = copied(slim, slim.with_name("derived"))
@@ -299,7 +299,7 @@ def test_latency_is_judged_at_the_worst_batch_and_what_was_not_measured_is_incom
     assert "not measured: min-stability" in unknown.stdout
 
 
-def test_stability_is_that_of_the_least_stable_kept_field(slim):
+def test_stability_is_that_of_the_least_stable_kept_feature(slim):
     report = report_of(slim)
     shares = [f.model_copy(update={"kept_share": 0.9, "kept_in": 9}) for f in report.features]
     first = next(n for n, f in enumerate(shares) if f.status == "kept")
@@ -325,8 +325,8 @@ def test_a_changed_file_fails_the_gate_whatever_the_report_says(slim):
     ("args", "code", "fragment"),
     [
         ([], 2, "no gate is given"),
-        (["--must-drop", "sexx"], 2, "no field or column"),
-        (["--must-keep", "dd"], 2, "no field or column"),
+        (["--must-drop", "sexx"], 2, "no feature or column"),
+        (["--must-keep", "dd"], 2, "no feature or column"),
         (["--max-drop", "aurok=0.1"], 2, "no metric of this bundle; it has auroc"),
         (["--max-drop", "auroc"], 2, "METRIC=AMOUNT"),
         (["--max-drop", "auroc=nan"], 2, "METRIC=AMOUNT"),

@@ -53,7 +53,7 @@ def test_no_architecture_of_the_zoo_meets_an_operation_beyond_its_rule():
         assert not [d.refused for d in drafts if d.refused and "beyond its rule" in d.refused]
 
 
-def test_embedding_then_flatten_gives_every_dimension_its_positions_of_all_fields():
+def test_embedding_then_flatten_gives_every_dimension_its_positions_of_all_features():
     """torch-pruning gives dimension 1 columns [3, 4, 5] here, silently."""
     network = Net(
         lambda m, codes: m.out(m.table(codes).flatten(1)), table=nn.Embedding(7, 4), out=nn.Linear(12, 2)

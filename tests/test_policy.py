@@ -1,4 +1,4 @@
-"""Rules on fields, and what the report says by segment, against readings made without glprune."""
+"""Rules on features, and what the report says by segment, against readings made without glprune."""
 
 import json
 
@@ -244,7 +244,7 @@ def test_flipped_decisions_are_those_of_both_files(result, folder):
     assert records[0][1].flipped > 0
 
 
-def test_reasons_are_retired_where_all_their_fields_are_gone(result):
+def test_reasons_are_retired_where_all_their_features_are_gone(result):
     codes = result.report.reason_codes
     gone = feature(result, "pair").status == "removed"
     assert [c.code for c in codes.retired] == ["R1", *(["R2"] if gone else [])]
@@ -332,15 +332,15 @@ def test_lambda_max_leaves_out_what_is_not_penalised(kind):
 
 
 BAD = [
-    ("must_drop: [sex]", "must_drop: [sez]", ":17: policy.must_drop: no field or column 'sez'. Did you mean 'sex'?"),
-    ("must_keep: [noise]", "must_keep: [noize]", "policy.must_keep: no field or column 'noize'. Did you mean 'noise'?"),
-    ("must_keep: [noise]", "must_keep: [sex]", "policy.must_keep: no field or column 'sex'"),
+    ("must_drop: [sex]", "must_drop: [sez]", ":17: policy.must_drop: no feature or column 'sez'. Did you mean 'sex'?"),
+    ("must_keep: [noise]", "must_keep: [noize]", "policy.must_keep: no feature or column 'noize'. Did you mean 'noise'?"),
+    ("must_keep: [noise]", "must_keep: [sex]", "policy.must_keep: no feature or column 'sex'"),
     ("must_drop: [sex]", "must_drop: [sex, noise]", "policy.must_keep: 'noise' is in must_drop too"),
     ("must_keep: [noise]", "must_keep: [title]", "policy.must_keep: 'title' is derived from sex, in must_drop"),
     ("form_of_address: sex", "form_of_address: title", "policy.derived_from.title: title <- form_of_address <- title"),
-    ("form_of_address: sex", "form_of_address: sexx", "no field or column 'sexx'. Did you mean 'sex'?"),
-    ("[R2, R3]", "[R2, R3], agee: R4", "policy.reason_codes: no field or column 'agee'"),
-    ("protected: [sex, age,", "protected: [sex, age, agee,", "policy.protected: no column or field 'agee'. Did you mean 'age'?"),
+    ("form_of_address: sex", "form_of_address: sexx", "no feature or column 'sexx'. Did you mean 'sex'?"),
+    ("[R2, R3]", "[R2, R3], agee: R4", "policy.reason_codes: no feature or column 'agee'"),
+    ("protected: [sex, age,", "protected: [sex, age, agee,", "policy.protected: no column or feature 'agee'. Did you mean 'age'?"),
     ("bins: {age: [30, 50]}", "bins: {age: [50, 30]}", "policy: bins: the edges of 'age' do not ascend"),
     ("bins: {age: [30, 50]}", "bins: {c: [1]}", "bins: 'c' is not in protected"),
     ("bins: {age: [30, 50]}", "bins: {sex: [1]}", "policy.bins.sex: its values are text"),
@@ -349,8 +349,8 @@ BAD = [
     ("threshold: 0.6", "threshold: 1.5", "policy.threshold should be below 1"),
     ("must_drop: [sex]", "must_dropp: [sex]", "policy.must_dropp is not a key. Did you mean 'must_drop'?"),
     ("must_drop: [sex]", "must_drop: [sex, sex]", "must_drop lists 'sex' twice"),
-    ("must_keep: [noise]", "must_keep: [noise, a, c, d]", "policy.must_keep lists 4 fields, more than target.max_features: 3"),
-    ("must_drop: [sex]", "must_drop: [sex, a, c, d, e, noise]\n  must_keep: []", "every field of input 'features' goes"),
+    ("must_keep: [noise]", "must_keep: [noise, a, c, d]", "policy.must_keep lists 4 features, more than target.max_features: 3"),
+    ("must_drop: [sex]", "must_drop: [sex, a, c, d, e, noise]\n  must_keep: []", "every feature of input 'features' goes"),
     ("must_keep: [noise]", "must_keep: [noise, pair, c]\n  x: 1", "policy.x is not a key"),
 ]  # fmt: skip
 
@@ -374,12 +374,12 @@ def test_a_wrong_policy_is_one_line_with_the_mend(folder, tmp_path, old, new, me
     assert "\n" not in str(caught.value)
 
 
-def test_rules_that_decide_every_field_leave_nothing_to_search(folder):
+def test_rules_that_decide_every_feature_leave_nothing_to_search(folder):
     text = (
         (RECIPE + POLICY).replace("[noise]", "[noise, pair, c, d, e]").replace("max_features: 3", "lambda: 1")
     )
     (folder / "decided.yaml").write_text(text)
-    with pytest.raises(RecipeError, match="every field is decided"):
+    with pytest.raises(RecipeError, match="every feature is decided"):
         glprune.inspect(folder / "decided.yaml", folder / "model.pt")
 
 
@@ -393,14 +393,14 @@ def test_protected_needs_a_file(tmp_path):
         load_recipe(tmp_path / "recipe.yaml")
 
 
-def test_a_field_that_is_not_one_hot_is_no_attribute(folder):
+def test_a_feature_that_is_not_one_hot_is_no_attribute(folder):
     text = (RECIPE + POLICY).replace("protected: [sex,", "protected: [pair, sex,")
     (folder / "dense.yaml").write_text(text)
-    with pytest.raises(DataError, match="field 'pair' is not one-hot: row 1 has several columns"):
+    with pytest.raises(DataError, match="feature 'pair' is not one-hot: row 1 has several columns"):
         load_data(load_recipe(folder / "dense.yaml"))
 
 
-def test_one_hot_fields_and_files_of_their_own_splits_give_attributes(folder, tmp_path):
+def test_one_hot_features_and_files_of_their_own_splits_give_attributes(folder, tmp_path):
     table = pq.read_table(folder / "data.parquet")
     d, part = (np.array(table[name].to_pylist()) for name in ("d", "part"))
     table = table.append_column("kind=x", pa.array((d == 0) * 1.0)).append_column(
@@ -421,7 +421,7 @@ def test_one_hot_fields_and_files_of_their_own_splits_give_attributes(folder, tm
     assert [kind.labels[n] for n in kind.values["test"].tolist()] == expected.tolist()
 
 
-def test_a_field_that_cannot_be_cut_is_an_error_when_it_must_go(folder):
+def test_a_feature_that_cannot_be_cut_is_an_error_when_it_must_go(folder):
     (folder / "normed.py").write_text(NETWORK.replace("first=None", "first=nn.LayerNorm(7)"))
     (folder / "normed.yaml").write_text((RECIPE + POLICY).replace("network.py", "normed.py"))
     torch.save(build(torch.nn.LayerNorm(7)).state_dict(), folder / "normed.pt")
@@ -432,7 +432,7 @@ def test_a_field_that_cannot_be_cut_is_an_error_when_it_must_go(folder):
     assert not (folder / "normed").exists()
 
 
-def test_a_field_the_network_does_not_read_cannot_be_kept(folder):
+def test_a_feature_the_network_does_not_read_cannot_be_kept(folder):
     state = torch.load(folder / "model.pt")
     state["0.weight"][:, 6] = 0.0
     torch.save(state, folder / "blind.pt")

@@ -41,8 +41,8 @@ def objective(name):
         nn.functional.mse_loss(network(x)[:, 0], y).backward()
         optimizer.step()
     units = [u for u in plan_units(network, (x[:8],), [1], ["x"]) if not u.refused]
-    fields = [(str(c), [c]) for c in range(row[0])]
-    groups = [input_groups(u, fields) if u.kind == "input" else hidden_groups(u) for u in units]
+    features = [(str(c), [c]) for c in range(row[0])]
+    groups = [input_groups(u, features) if u.kind == "input" else hidden_groups(u) for u in units]
     weighted = [(g, penalty_weights(network.state_dict(), g, 1.0)) for g in groups]
     return Objective(network, Task("regression", "logits", 1), split(x, y), weighted)
 

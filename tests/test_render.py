@@ -177,7 +177,7 @@ class Tags(HTMLParser):
     [
         ([f"f{i}" for i in range(20)], 5),
         (HOSTILE, 5),
-        ([f"field number {i}" for i in range(200)], 100),
+        ([f"feature number {i}" for i in range(200)], 100),
         ([f"p{i}" for i in range(784)], 5),
     ],
 )
@@ -193,17 +193,17 @@ def test_the_page_is_one_file_without_script_or_outside_request(names, points):
     assert len(page.encode()) < 500_000
 
 
-def test_findings_name_the_removed_fields_first_and_say_what_got_worse():
+def test_findings_name_the_removed_features_first_and_say_what_got_worse():
     sentences = headline(report(["sex", "age", "income"]))
-    assert sentences[0].startswith("The shipped model has no input for 2 of 3 fields: sex, age.")
+    assert sentences[0].startswith("The shipped model has no input for 2 of 3 features: sex, age.")
     assert "worse by 0.0500" in sentences[1]
     assert "slower" in headline(report(["a", "b", "c"], slower=True))[-1]
-    assert headline(report(["a", "b"], removed=0))[0].startswith("No input field was removed")
+    assert headline(report(["a", "b"], removed=0))[0].startswith("No input feature was removed")
 
 
-def test_the_banner_counts_fields_or_hidden_units_where_there_are_none():
-    fields, metric, parameters = banner(report(["sex", "age", "income"]))
-    assert (fields.value, fields.meaning) == ("2 of 3", "input fields removed")
+def test_the_banner_counts_features_or_hidden_units_where_there_are_none():
+    features, metric, parameters = banner(report(["sex", "age", "income"]))
+    assert (features.value, features.meaning) == ("2 of 3", "input features removed")
     assert (metric.value, metric.meaning) == ("0.8000 → 0.7500", "AUROC, worse by 0.0500")
     assert (parameters.value, parameters.meaning) == ("100 → 40", "parameters, 40.0 % left")
     hidden = banner(report([], removed=0))[0]
@@ -223,12 +223,12 @@ def test_a_path_of_one_point_renders(lam):
     assert "Regularisation path" in render_html(report(["a", "b", "c"], points=1, lam=lam))
 
 
-def test_of_no_field_no_line_is_drawn():
+def test_of_no_feature_no_line_is_drawn():
     bare = report(["a"]).path[0].model_copy(update={"norms": []})
     assert path_lines([bare], []) == []
 
 
-def test_of_thousands_of_fields_the_largest_have_lines_the_rest_a_band_and_the_caption_says_so():
+def test_of_thousands_of_features_the_largest_have_lines_the_rest_a_band_and_the_caption_says_so():
     many = report([f"x{n}" for n in range(5 * MOST)], removed=4 * MOST)
     height = {n: float(n) for n in range(5 * MOST)}
     first, *rest = many.path
@@ -240,11 +240,11 @@ def test_of_thousands_of_fields_the_largest_have_lines_the_rest_a_band_and_the_c
     assert (len(kept.norms), kept.others, kept.band) == (MOST, 0, None)
     page = render_html(many.model_copy(update={"path": path}))
     assert page.count("<path") < 2.2 * MOST
-    assert "of the 4,000 removed fields only the 1,000 with the largest norms, all others in the" in page
+    assert "of the 4,000 removed features only the 1,000 with the largest norms, all others in the" in page
     assert "removed: the 3,000 with smaller norms" in page
     assert "one chosen point to the next" in page
     few = render_html(report(["a", "b", "c"]))
-    assert "one line for each field.<" in few
+    assert "one line for each feature.<" in few
     assert "smaller norms" not in few
 
 

@@ -54,5 +54,5 @@ def test_the_path_is_drawn_by_one_call(result):
 
 def test_the_metric_is_drawn_by_one_call(result):
     left, right = result.plot_metric().axes
-    assert list(left.lines[0].get_ydata()) == [p.fields for p in result.report.path]
+    assert list(left.lines[0].get_ydata()) == [p.features for p in result.report.path]
     assert list(right.lines[0].get_ydata()) == [p.metric for p in result.report.path]

@@ -74,8 +74,8 @@ def macs_of(result):
     return sum(a * b for a, b in widths(result))
 
 
-def test_stages_lead_to_the_planted_fields_and_each_is_recorded(folder):
-    report = run(folder, "fields").report
+def test_stages_lead_to_the_planted_features_and_each_is_recorded(folder):
+    report = run(folder, "features").report
     assert [f.name for f in report.features if f.status == "kept"] == ["x0", "x1", "x2"]
     counts = [s.features for s in report.stages]
     assert counts == sorted(counts, reverse=True)
@@ -98,7 +98,7 @@ def test_a_budget_of_hidden_units_is_used_up_as_far_as_one_unit_allows(folder, t
 
 
 def test_a_refit_follows_the_original_network_only_where_that_reads_no_more(folder):
-    fields = run(folder, "reads-less", "refit.epochs=1", "train.stages=1").report
+    features = run(folder, "reads-less", "refit.epochs=1", "train.stages=1").report
     hidden = run(
         folder,
         "reads-all",
@@ -110,7 +110,7 @@ def test_a_refit_follows_the_original_network_only_where_that_reads_no_more(fold
     asked = run(
         folder, "asked", "target={max_hidden: 20}", "penalty.inputs=null", "refit={epochs: 1, distill: 0}"
     ).report
-    assert (fields.refit.distill, hidden.refit.distill, asked.refit.distill) == (0.0, 0.5, 0.0)
+    assert (features.refit.distill, hidden.refit.distill, asked.refit.distill) == (0.0, 0.5, 0.0)
 
 
 def test_what_lost_too_much_is_not_refitted_again(folder, monkeypatch):

@@ -205,7 +205,7 @@ def rows_of(bundle):
     return [dict(zip(names, row, strict=True)) for row in values.tolist()], golden["output.prediction"]
 
 
-def test_the_server_gives_what_the_golden_vectors_say_and_ignores_removed_fields(audited, served):
+def test_the_server_gives_what_the_golden_vectors_say_and_ignores_removed_features(audited, served):
     rows, expected = rows_of(audited["slim"])
     removed = sorted(set(NAMES) - rows[0].keys())
     assert removed

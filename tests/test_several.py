@@ -200,7 +200,7 @@ penalty: {{inputs: {{strength: 1}}, hidden: {{strength: 0.1}}}}
 """
 
 
-def test_fields_of_two_inputs_share_one_path_and_one_numbering(folder):
+def test_features_of_two_inputs_share_one_path_and_one_numbering(folder):
     result = run(folder, "Pair", PAIR.format(name="Pair", target="{max_features: 2}"), "pair")
     report = result.report
     assert [(f.name, f.input, f.columns) for f in report.features] == [
@@ -224,7 +224,7 @@ def test_fields_of_two_inputs_share_one_path_and_one_numbering(folder):
         np.testing.assert_allclose(network(*map(torch.from_numpy, feed.values())), expected, atol=1e-5)
 
 
-def test_an_input_whose_fields_all_die_keeps_one_column_and_the_report_says_so(folder):
+def test_an_input_whose_features_all_die_keeps_one_column_and_the_report_says_so(folder):
     text = PAIR.format(name="Pair", target="{max_features: 2}").replace(
         ", feature_groups: {both: [n4, n5]}", ""
     )
@@ -238,7 +238,7 @@ def test_an_input_whose_fields_all_die_keeps_one_column_and_the_report_says_so(f
     assert any(f.norm_selected > 0 for f in result.report.features if f.input == "a")
     assert result.report.export.inputs[1].columns == ["n4"]
     assert any(
-        "All fields of input 'b' became zero; its first column stays" in w for w in result.report.warnings
+        "All features of input 'b' became zero; its first column stays" in w for w in result.report.warnings
     )
 
 

@@ -84,7 +84,7 @@ def test_the_path_is_the_one_of_a_run(fitted):
     lams = [p.lam for p in fitted.path_]
     assert lams == sorted(lams)
     assert sum(p.selected for p in fitted.path_) == 1
-    assert next(p.fields for p in fitted.path_ if p.selected) == 2
+    assert next(p.features for p in fitted.path_ if p.selected) == 2
 
 
 @pytest.mark.parametrize("frame", [pd.DataFrame, pl.DataFrame], ids=["pandas", "polars"])

@@ -1,4 +1,4 @@
-"""How firm the choice of fields is: the figures by hand, the draws, and whole runs on a planted problem."""
+"""How firm the choice of features is: the figures by hand, the draws, and whole runs on a planted problem."""
 
 import json
 import signal
@@ -85,7 +85,7 @@ def test_jaccard_is_the_mean_over_pairs_and_two_empty_choices_agree():
     assert jaccard(bits("00", "00", "10")) == pytest.approx(1 / 3)
 
 
-def test_the_bound_on_falsely_kept_fields_is_left_out_where_it_says_nothing():
+def test_the_bound_on_falsely_kept_features_is_left_out_where_it_says_nothing():
     often = np.zeros((10, 100), dtype=bool)
     often[:, :5] = True
     assert stable(often, 0.9) == 5
@@ -188,7 +188,7 @@ def test_contradictions_with_other_sections_are_named(tmp_path):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two fields that decide the target and seven that say nothing, and a network trained on all."""
+    """Two features that decide the target and seven that say nothing, and a network trained on all."""
     folder = tmp_path_factory.mktemp("planted")
     random = np.random.default_rng(0)
     x = random.normal(size=(600, 9))
@@ -217,8 +217,8 @@ def result(folder, told):
     return glprune.run(folder / "recipe.yaml", folder / "model.pt", folder / "out", on_event=told.append)
 
 
-def test_planted_fields_are_kept_in_every_resample_and_no_noise_is(result):
-    """A third field may stay: of noise, and often the same, since all begin with one trained network."""
+def test_planted_features_are_kept_in_every_resample_and_no_noise_is(result):
+    """A third feature may stay: of noise, and often the same, since all begin with one trained network."""
     share = {f.name: f.kept_share for f in result.report.features}
     assert all(share[name] == 1 for name in PLANTED)
     noise = [share[name] for name in FIELDS if name not in PLANTED]
@@ -242,14 +242,14 @@ def test_the_figures_are_those_of_the_supports_in_the_report(result):
     assert record.false_bound == false_bound(supports, 0.8)
 
 
-def test_dropping_a_planted_field_costs_more_than_dropping_noise(result):
+def test_dropping_a_planted_feature_costs_more_than_dropping_noise(result):
     costs = result.report.drop_costs
     kept = [f.name for f in result.report.features if f.status == "kept"]
-    assert [c.field for c in costs.fields] == kept
+    assert [c.feature for c in costs.features] == kept
     assert len(kept) == 3
     for split in ("valid", "test"):
         before = getattr(costs, f"refitted_{split}")
-        loss = {c.field: before - getattr(c, split) for c in costs.fields}
+        loss = {c.feature: before - getattr(c, split) for c in costs.features}
         (noise,) = (loss[name] for name in kept if name not in PLANTED)
         assert min(loss[name] for name in PLANTED) > 0.05
         assert abs(noise) < 0.01
@@ -266,7 +266,7 @@ def test_report_json_fits_the_published_schema_and_the_page_shows_it(result):
         "6 of 6",
         "How stable the choice is",
         "Over 6 resamples of half the training rows",
-        "What dropping one more field costs",
+        "What dropping one more feature costs",
         "nothing, refitted",
     ):
         assert shown in page
@@ -363,7 +363,7 @@ FOUR = SimpleNamespace(
 )
 
 
-def test_without_a_removed_field_there_is_no_choice_to_compare():
+def test_without_a_removed_feature_there_is_no_choice_to_compare():
     told = []
     assert measure_stability(FOUR, StabilitySpec(), [True] * 4, None, told.append) is None
     assert any("no choice" in event.text for event in told)

@@ -70,8 +70,8 @@ def shards(tmp_path_factory):
 def recipe_of(folder, data, stream=None, task="binary", inputs="", extra="", target="y"):
     streamed = f", stream: {stream}" if stream else ""
     path = folder / "recipe.yaml"
-    fields = f"{{target: {target}, {data}{streamed}}}"
-    path.write_text(BASE.format(task=task, inputs=inputs, data=fields) + extra)
+    features = f"{{target: {target}, {data}{streamed}}}"
+    path.write_text(BASE.format(task=task, inputs=inputs, data=features) + extra)
     return load_recipe(path)
 
 
@@ -97,7 +97,7 @@ THREE = "train: shards/0.parquet, valid: shards/1.parquet, test: shards/2.parque
 )
 def test_streamed_data_are_what_is_in_memory(shards, data, changes):
     memory, streamed = pair(shards, data, **changes)
-    for name in ("source", "inputs", "fields", "classes", "digests", "outside"):
+    for name in ("source", "inputs", "features", "classes", "digests", "outside"):
         assert getattr(memory, name) == getattr(streamed, name)
     assert streamed.notes[:-1] == memory.notes
     for mine, theirs in zip(memory.standardization, streamed.standardization, strict=True):

@@ -9,7 +9,7 @@ from glprune.schema.report import Report
 
 
 def compare(old: Report, new: Report) -> dict[str, Any]:
-    """The differences of two reports: fields, metrics, sizes, rules and where the models come from.
+    """The differences of two reports: features, metrics, sizes, rules and where the models come from.
 
     Args:
         old: The earlier report.
@@ -18,7 +18,7 @@ def compare(old: Report, new: Report) -> dict[str, Any]:
     before, after = _kept(old), _kept(new)
     known, listed = [f.name for f in old.features], [f.name for f in new.features]
     return {
-        "fields": {
+        "features": {
             "gained": _without(after, before),
             "lost": _without(before, after),
             "new_in_data": _without(listed, known),

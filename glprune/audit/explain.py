@@ -1,4 +1,4 @@
-"""One field's whole story, from the report."""
+"""One feature's whole story, from the report."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from glprune.schema.report import Feature, PathPoint, Report
 
 
 def explain(report: Report, name: str) -> dict[str, Any]:
-    """Everything a report says of one field.
+    """Everything a report says of one feature.
 
     Args:
         report: The report.
-        name: A field, or a column of one.
+        name: A feature, or a column of one.
 
     Raises:
-        UsageError: There is no such field.
+        UsageError: There is no such feature.
     """
     number, feature = _find(report, name)
     own = [p for p in report.path if len(p.norms) == len(report.features)]
     return {
-        "field": feature.name,
+        "feature": feature.name,
         "status": feature.status,
         "input": feature.input,
         "columns": feature.columns,
@@ -54,8 +54,8 @@ def _find(report: Report, name: str) -> tuple[int, Feature]:
             return n, feature
     names = [f.name for f in report.features]
     close = difflib.get_close_matches(name, names, 1)
-    hint = f"did you mean {close[0]!r}?" if close else f"fields: {', '.join(names[:12])}"
-    raise UsageError(f"the report has no field {name!r}; {hint}")
+    hint = f"did you mean {close[0]!r}?" if close else f"features: {', '.join(names[:12])}"
+    raise UsageError(f"the report has no feature {name!r}; {hint}")
 
 
 def _point(point: PathPoint, number: int) -> dict[str, Any]:

@@ -120,7 +120,7 @@ SUBJECTS: dict[str, CheckInfo] = {
     "C11": CheckInfo(
         "policy",
         "policy",
-        "no kept column is, or is derived from, a field that must go; none that must stay is gone",
+        "no kept column is, or is derived from, a feature that must go; none that must stay is gone",
         "proxies: other kept columns may carry the same information",
     ),
     "C12": CheckInfo(
@@ -145,8 +145,8 @@ SUBJECTS: dict[str, CheckInfo] = {
 NOT_CHECKED = (
     "The training data, and whether the metrics were measured on them as the report says.",
     "Norms along the path, optimality residuals, multiply-accumulates and latencies: the producer's word.",
-    "Whether systems upstream still collect the removed fields or fill the inputs in the stated order.",
-    "Whether kept fields carry the information of removed ones (proxies).",
+    "Whether systems upstream still collect the removed features or fill the inputs in the stated order.",
+    "Whether kept features carry the information of removed ones (proxies).",
     "Times: they come from the producer's and the signers' clocks.",
 )
 

@@ -280,7 +280,7 @@ def _figures(opened: ParsedBundle, report: Report) -> Check:
 
 def _names(opened: ParsedBundle, report: Report) -> Check:
     found = check_names(report, opened.plan, opened.contract, opened.recipe, opened.model)
-    return make_check("C7", found, f"{len(report.features)} fields")
+    return make_check("C7", found, f"{len(report.features)} features")
 
 
 def _hashes(opened: ParsedBundle) -> Check:

@@ -144,7 +144,7 @@ def _whole(bundle: Path) -> bytes:
 @click.argument("new", type=_path)
 @_json
 def diff(old: Path, new: Path, as_json: bool) -> None:
-    """Show what changed from bundle OLD to bundle NEW: fields, metrics, sizes. Verify both first."""
+    """Show what changed from bundle OLD to bundle NEW: features, metrics, sizes. Verify both first."""
     from glprune.audit.diff import compare
     from glprune.audit.verify import read_report
     from glprune.cli.audit_console import print_comparison
@@ -157,7 +157,7 @@ def diff(old: Path, new: Path, as_json: bool) -> None:
 @click.argument("feature")
 @_json
 def explain(bundle: Path, feature: str, as_json: bool) -> None:
-    """Tell the whole story of one FEATURE (field or column) of BUNDLE. Verify it first."""
+    """Tell the whole story of one FEATURE (feature or column) of BUNDLE. Verify it first."""
     from glprune.audit.explain import explain as tell
     from glprune.audit.verify import read_report
     from glprune.cli.audit_console import print_story

@@ -70,10 +70,10 @@ def _table(heading: str, checks: list[Check]) -> Table:
 
 def print_comparison(console: Console, found: dict[str, Any]) -> None:
     """What changed between two bundles."""
-    fields = found["fields"]
+    features = found["features"]
     for key in ("gained", "lost", "new_in_data", "gone_from_data"):
-        names = ", ".join(fields[key]) or "none"
-        _line(console, f"fields {key.replace('_', ' ')}: {names}")
+        names = ", ".join(features[key]) or "none"
+        _line(console, f"features {key.replace('_', ' ')}: {names}")
     table = Table("figure", box=None, pad_edge=False, header_style="bold")
     for name in ("old", "new"):
         table.add_column(name, justify="right")
@@ -97,11 +97,11 @@ def print_comparison(console: Console, found: dict[str, Any]) -> None:
 
 
 def print_story(console: Console, story: dict[str, Any]) -> None:
-    """One field's story."""
+    """One feature's story."""
     made = {0: "all columns", 1: "column"}.get(len(story["columns"]), "columns")
     _line(
         console,
-        f"{story['field']}: {story['status']} ({made} {', '.join(story['columns'])} of {story['input']})",
+        f"{story['feature']}: {story['status']} ({made} {', '.join(story['columns'])} of {story['input']})",
     )
     if story["status"] == "removed" and story["exit"]["stage"] is not None:
         _line(console, f"left in stage {story['exit']['stage']} at lambda {story['exit']['lambda']:.4g}")
@@ -123,7 +123,7 @@ def print_story(console: Console, story: dict[str, Any]) -> None:
         without = cost["reason"] if cost["test_without"] is None else f"{cost['test_without']:.4f}"
         _line(
             console,
-            f"{cost['metric']} on the test split {cost['test_with']:.4f}; without the field {without}",
+            f"{cost['metric']} on the test split {cost['test_with']:.4f}; without the feature {without}",
         )
     for name, share in story["baselines"].items():
         _line(console, f"kept by {name}: {share}")

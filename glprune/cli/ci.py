@@ -13,7 +13,7 @@ import click
 from glprune._escaping import escape_for_terminal
 
 _GATE_EPILOG = (
-    "Exit codes: 0 all gates passed; 1 one failed, or a file is not as sealed; 2 usage, such as a field the "
+    "Exit codes: 0 all gates passed; 1 one failed, or a file is not as sealed; 2 usage, such as a feature the "
     "bundle does not have; 3 none failed and one could not be judged; 5 no bundle. Gates trust the report's "
     "figures: let `glprune verify BUNDLE --trust KEY` come first where they are not your own."
 )
@@ -54,14 +54,14 @@ class _Drop(click.ParamType):
     "--max-drop", type=_Drop(), multiple=True, help="How much worse a test metric may be; repeatable."
 )
 @click.option(
-    "--must-drop", multiple=True, metavar="FIELD", help="A field or column that must be gone; repeatable."
+    "--must-drop", multiple=True, metavar="FIELD", help="A feature or column that must be gone; repeatable."
 )
 @click.option(
-    "--must-keep", multiple=True, metavar="FIELD", help="A field or column that must be kept; repeatable."
+    "--must-keep", multiple=True, metavar="FIELD", help="A feature or column that must be kept; repeatable."
 )
-@click.option("--max-features", type=click.IntRange(min=0), help="Most input fields that may be left.")
+@click.option("--max-features", type=click.IntRange(min=0), help="Most input features that may be left.")
 @click.option(
-    "--min-stability", type=click.FloatRange(0, 1), help="Least share of resamples that keep each kept field."
+    "--min-stability", type=click.FloatRange(0, 1), help="Least share of resamples that keep each kept feature."
 )
 @click.option(
     "--max-latency-ratio", type=click.FloatRange(min=0), help="Most of shipped over original latency."

@@ -87,7 +87,7 @@ def _part(event: Progress) -> str:
 
 def _point(point: PathPoint) -> str:
     return (
-        f"lambda {point.lam:.3g}, {point.features} fields, {point.hidden} hidden, metric {point.metric:.4f}, "
+        f"lambda {point.lam:.3g}, {point.features} features, {point.hidden} hidden, metric {point.metric:.4f}, "
         f"KKT {point.kkt_zero:.1e} (zero groups), {point.kkt_active:.1e} (others)"
     )
 
@@ -181,7 +181,7 @@ def as_json(inspection: Inspection) -> dict[str, Any]:
             vars(facts) | {"readers": list(facts.readers), "attributes": list(facts.attributes)}
             for facts in inspection.sets
         ],
-        "fields": [dict(zip(names, field, strict=True)) for field in inspection.features],
+        "features": [dict(zip(names, feature, strict=True)) for feature in inspection.features],
         "parameters": inspection.parameters,
         "macs": inspection.macs,
         "rows": inspection.rows,

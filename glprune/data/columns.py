@@ -1,4 +1,4 @@
-"""Which columns of a file feed which input, and which of them make a field."""
+"""Which columns of a file feed which input, and which of them make a feature."""
 
 from __future__ import annotations
 
@@ -95,25 +95,25 @@ def _matching(where: str, patterns: Iterable[str], columns: Names) -> list[str]:
 
 
 def make_features(recipe: Recipe, inputs: Sequence[InputColumns]) -> tuple[Feature, ...]:
-    """Join columns into fields; a column no group names is a field of its own."""
+    """Join columns into features; a column no group names is a feature of its own."""
     features = [name for part in inputs for name in part.prunable_columns]
     source = {name: part.name for part in inputs for name in part.prunable_columns}
     owner: dict[str, str] = {}
-    for field, members in recipe.data.feature_groups.items():
-        where = recipe.where("data", "feature_groups", field)
+    for feature, members in recipe.data.feature_groups.items():
+        where = recipe.where("data", "feature_groups", feature)
         listed = [members] if isinstance(members, str) else members
-        columns = _expand(recipe, f"feature_groups/{field}", listed, source)
+        columns = _expand(recipe, f"feature_groups/{feature}", listed, source)
         for column in columns:
             if column in owner:
                 raise RecipeError(
-                    f"{where}: column {column!r} is in {owner[column]!r} too; a column belongs to one field."
+                    f"{where}: column {column!r} is in {owner[column]!r} too; a column belongs to one feature."
                 )
             if source[column] != source[columns[0]]:
                 raise RecipeError(
                     f"{where}: {columns[0]!r} feeds input {source[columns[0]]!r}, {column!r} feeds "
-                    f"{source[column]!r}; a field lies in one input."
+                    f"{source[column]!r}; a feature lies in one input."
                 )
-            owner[column] = field
+            owner[column] = feature
     joined: dict[str, list[int]] = {}
     for number, column in enumerate(features):
         if column not in owner and column in recipe.data.feature_groups:

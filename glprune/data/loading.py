@@ -55,7 +55,7 @@ def load_files(recipe: Recipe) -> Data:
     tables = {key: open_table(recipe.path(str(name))) for key, name in names.items()}
     first = next(iter(tables.values()))
     inputs = file_inputs(recipe, first.names)
-    fields = make_features(recipe, inputs)
+    features = make_features(recipe, inputs)
     plan = plan_stream(recipe, tables, inputs)
     for table in tables.values():
         check_columns(table, [name for part in inputs for name in part.columns])
@@ -76,12 +76,12 @@ def load_files(recipe: Recipe) -> Data:
         for s, part in parts.items()
     }
     columns = [name for part in inputs for name in part.prunable_columns]
-    members = {field.name: [columns[c] for c in field.columns] for field in fields}
+    members = {feature.name: [columns[c] for c in feature.columns] for feature in features}
     scaled = [spec.standardize == "train" and dtype == "float" for dtype in dtypes]
     return Data(
         source=", ".join(str(names[key]) for key in names),
         inputs=inputs,
-        features=fields,
+        features=features,
         classes=classes,
         standardization=tuple(
             m.standardization() if asked else None for m, asked in zip(moments, scaled, strict=True)

@@ -28,7 +28,7 @@ class Attribute:
     """A protected attribute of every row.
 
     Attributes:
-        name: A column of the file, or a one-hot field.
+        name: A column of the file, or a one-hot feature.
         values: Split -> values, shape (rows,): float64 with NaN where empty, or places in ``labels``.
         columns: The columns it lies in.
         labels: The texts it takes, sorted; None where its values are numbers.
@@ -58,7 +58,7 @@ class Segmentation:
 def read_protected(
     recipe: Recipe,
     tables: Mapping[str, Table],
-    fields: Mapping[str, Sequence[str]],
+    features: Mapping[str, Sequence[str]],
     chosen: Mapping[str, NDArray[np.bool_]],
 ) -> tuple[Attribute, ...]:
     """Read the attributes the recipe's policy names.
@@ -66,25 +66,25 @@ def read_protected(
     Args:
         recipe: The recipe.
         tables: ``file``, or one for each split.
-        fields: The network's fields and their columns.
+        features: The network's features and their columns.
         chosen: Split -> which rows of its table it has.
 
     Raises:
-        RecipeError: There is no such column or field, or bins are given for text.
-        DataError: A field is not one-hot, or text has too many values.
+        RecipeError: There is no such column or feature, or bins are given for text.
+        DataError: A feature is not one-hot, or text has too many values.
     """
     if recipe.policy is None:
         return ()
     found = []
     for name in recipe.policy.protected:
-        columns = {key: _column(recipe, table, name, fields) for key, table in tables.items()}
+        columns = {key: _column(recipe, table, name, features) for key, table in tables.items()}
         texts = [labels for labels, _ in columns.values() if labels is not None]
         if texts and len(texts) < len(columns):
             raise DataError(f"{recipe.where('policy', 'protected')}: {name!r} is text in one file only.")
         labels = tuple(sorted({label for own in texts for label in own})) if texts else None
         whole = {key: _renumbered(own, values, labels) for key, (own, values) in columns.items()}
         values = {s: whole["file" if "file" in whole else s][rows] for s, rows in chosen.items()}
-        taken = (name,) if name in next(iter(tables.values())).names else tuple(fields[name])
+        taken = (name,) if name in next(iter(tables.values())).names else tuple(features[name])
         attribute = Attribute(name, values, taken, labels)
         _check_values(recipe, attribute)
         found.append(attribute)
@@ -102,14 +102,14 @@ def _renumbered(
 
 
 def _column(
-    recipe: Recipe, table: Table, name: str, fields: Mapping[str, Sequence[str]]
+    recipe: Recipe, table: Table, name: str, features: Mapping[str, Sequence[str]]
 ) -> tuple[list[str] | None, NDArray[Any]]:
-    """A column's or a one-hot field's texts, none where it holds numbers, and each row's place or value."""
+    """A column's or a one-hot feature's texts, none where it holds numbers, and each row's place or value."""
     if name not in table.names:
-        if name not in fields:
-            guess = did_you_mean(name, [*table.names, *fields])
-            raise RecipeError(f"{recipe.where('policy', 'protected')}: no column or field {name!r}.{guess}")
-        return _one_hot(table, name, fields[name])
+        if name not in features:
+            guess = did_you_mean(name, [*table.names, *features])
+            raise RecipeError(f"{recipe.where('policy', 'protected')}: no column or feature {name!r}.{guess}")
+        return _one_hot(table, name, features[name])
     column = table.column(name)
     kind = column.type
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
@@ -122,7 +122,7 @@ def _column(
 
 
 def _one_hot(table: Table, name: str, columns: Sequence[str]) -> tuple[list[str], NDArray[np.int32]]:
-    """The parts of a one-hot field, and which of them each row has."""
+    """The parts of a one-hot feature, and which of them each row has."""
     number = np.empty(table.rows, dtype=np.int32)
     row = 0
     for batch in table.batches(columns):
@@ -131,7 +131,7 @@ def _one_hot(table: Table, name: str, columns: Sequence[str]) -> tuple[list[str]
         several = np.flatnonzero(hot.sum(axis=1) > 1)
         if len(several):
             raise DataError(
-                f"{table.path}: field {name!r} is not one-hot: {table.place(row + int(several[0]))} has "
+                f"{table.path}: feature {name!r} is not one-hot: {table.place(row + int(several[0]))} has "
                 "several columns that are not 0; name a column under policy.protected instead."
             )
         number[row : row + len(hot)] = np.where(hot.any(axis=1), hot.argmax(axis=1), len(columns))

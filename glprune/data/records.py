@@ -1,4 +1,4 @@
-"""What is known of the data of a run: inputs, fields, splits and what reading them found."""
+"""What is known of the data of a run: inputs, features, splits and what reading them found."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class InputColumns:
 
 @dataclass(frozen=True)
 class Feature:
-    """A raw input field: a column, or several columns of one input that live and die together.
+    """A raw input feature: a column, or several columns of one input that live and die together.
 
     Attributes:
-        name: The field.
+        name: The feature.
         columns: Numbers of its columns, counted over the features of all inputs.
     """
 
@@ -63,7 +63,7 @@ class Data:
     Attributes:
         source: What was read, in words.
         inputs: The inputs in the network's order.
-        fields: Fields in the order of their first column; every column is in one, and every field
+        features: Features in the order of their first column; every column is in one, and every feature
             in one input.
         train: Training rows, raw.
         valid: Validation rows, raw.

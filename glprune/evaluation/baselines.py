@@ -1,6 +1,6 @@
 """What simpler selections of the shipped size would have given.
 
-Each begins at the same trained network, keeps as many fields of every input and as many units of every
+Each begins at the same trained network, keeps as many features of every input and as many units of every
 layer as the shipped model does, and then goes the shipped model's way: cut, refit, ONNX file, test rows.
 Where the shipped model was made in two stages (``target.max_hidden`` beside another target), so are they.
 
@@ -50,7 +50,7 @@ class _Shipped:
 
     Attributes:
         removed: What was cut.
-        sizes: Kind and name of a group set -> its fields or units left.
+        sizes: Kind and name of a group set -> its features or units left.
         staged: Whether hidden units were cut after the inputs, from the refitted network.
     """
 
@@ -113,7 +113,7 @@ def _runs(
 
 
 def _sizes(job: Job, removed: RemovalResult) -> Sizes:
-    """How many fields of every input and units of every layer are left."""
+    """How many features of every input and units of every layer are left."""
     kept = iter(kept_features(job.data, removed))
     sizes: dict[tuple[Kind, str], int] = {}
     for groups in job.groups:
@@ -146,13 +146,13 @@ def _plans(job: Job, shipped: _Shipped) -> dict[Name, list[Ranking]]:
 
 def _terms(job: Job, shipped: _Shipped) -> list[str]:
     """What was not compared, or on unequal terms."""
-    fields, units = (_cut(job, shipped.sizes, kind) for kind in ("input", "hidden"))
-    if not fields and not units:
+    features, units = (_cut(job, shipped.sizes, kind) for kind in ("input", "hidden"))
+    if not features and not units:
         return ["Nothing was cut, so there is no selection to compare."]
     notes = []
-    if not fields:
+    if not features:
         notes.append(
-            "Permutation importance chooses among input fields, none of which was removed; it was not run."
+            "Permutation importance chooses among input features, none of which was removed; it was not run."
         )
     if job.recipe.refit.epochs == 0 or job.recipe.refit.start != "trained":
         notes.append(
@@ -171,7 +171,7 @@ def _magnitude(job: Job, groups: GroupSet) -> Tensor:
 
 
 def _permutation(job: Job, groups: GroupSet) -> Tensor:
-    """Importance of fields; it says nothing of hidden units, which go by their norms."""
+    """Importance of features; it says nothing of hidden units, which go by their norms."""
     if groups.kind == "hidden":
         return _magnitude(job, groups)
     return permutation_importance(job, groups, PERMUTATIONS)
@@ -237,7 +237,7 @@ def _weakest(job: Job, groups: GroupSet, score: Tensor, keep: int) -> Tensor:
 
     Groups that are zero in the trained network go first, since a removal cuts them in any case; between
     equal scores, as a metric of whole rows has many, the larger norm stays. Before all of that come the
-    rules on fields.
+    rules on features.
     """
     state = job.network.state_dict()
     ranks = [job.rules.rank(label) if groups.kind == "input" else 1 for label in groups.labels]
@@ -263,7 +263,7 @@ def _units(groups: GroupSet, removed: RemovalResult) -> set[int]:
 
 def _differences(found: Sizes, wanted: Sizes) -> list[str]:
     """The inputs and layers a selection keeps more or less of than the shipped model."""
-    words: dict[Kind, str] = {"input": "fields of input", "hidden": "units of layer"}
+    words: dict[Kind, str] = {"input": "features of input", "hidden": "units of layer"}
     return [
         f"it keeps {found[kind, name]} {words[kind]} {name!r}, the shipped model {count}"
         for (kind, name), count in wanted.items()

@@ -1,4 +1,4 @@
-"""What each kept field is worth: cut it from the shipped network, refit, and measure without it."""
+"""What each kept feature is worth: cut it from the shipped network, refit, and measure without it."""
 
 from __future__ import annotations
 
@@ -39,28 +39,28 @@ def measure_drop_costs(
     workers: WorkerPool[WorkerContext],
     listener: Listener,
 ) -> DropCosts:
-    """Drop every kept field in turn, in parallel, each from the shipped network.
+    """Drop every kept feature in turn, in parallel, each from the shipped network.
 
     Args:
         job: The job.
         removed: What the shipped network lost.
         file: Its ONNX file.
-        kept: Whether the shipped model keeps each field.
+        kept: Whether the shipped model keeps each feature.
         workers: Processes that rebuild the job and the shipped network.
-        listener: Told every measured field.
+        listener: Told every measured feature.
 
     Raises:
-        GlpruneError: Whatever went wrong with a field.
+        GlpruneError: Whatever went wrong with a feature.
     """
     names = [f.name for f, stays in zip(job.data.features, kept, strict=True) if stays]
-    listener(Stage("drop cost", f"each of {len(names)} fields cut, the network refitted without it"))
+    listener(Stage("drop cost", f"each of {len(names)} features cut, the network refitted without it"))
     with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
         again, *costs = map_with_checkpoint(
             workers,
             functools.partial(_without, Path(scratch)),
             [None, *names],
             lambda done: listener(Progress("refits", done, len(names) + 1)),
-            job.journal.open_step("drop costs", {"fields": names}),
+            job.journal.open_step("drop costs", {"features": names}),
             job.journal,
             TypeAdapter(DropCost),
         )
@@ -83,7 +83,7 @@ def measure_drop_costs(
 
 
 def _without(scratch: Path, shipped: WorkerContext, name: str | None) -> DropCost:
-    """Refit and measure the shipped network without a field, or with all of them where none is named."""
+    """Refit and measure the shipped network without a feature, or with all of them where none is named."""
     if name is None:
         whole = RemovalResult(
             shipped.network, shipped.surgery, shipped.columns, (), (), 0.0, len(shipped.job.probe[0])
@@ -105,12 +105,12 @@ def _obstacle(shipped: WorkerContext, units: UnitSet, marked: Tensor) -> str | N
     if units.family:
         return f"the layers of {units.family!r} share one width"
     if bool(marked[shipped.columns[units.source]].all()):
-        return f"it is the last field of input {units.name!r}, and an input needs one"
+        return f"it is the last feature of input {units.name!r}, and an input needs one"
     return None
 
 
 def _cut(shipped: WorkerContext, groups: GroupSet, name: str) -> RemovalResult | str:
-    """Zero the weights leaving a field and cut it, or say by how much that changes outputs."""
+    """Zero the weights leaving a feature and cut it, or say by how much that changes outputs."""
     job, units = shipped.job, groups.units
     zeroed = copy.deepcopy(shipped.network)
     left = sliced(groups, shipped.surgery.kept)

@@ -1,4 +1,4 @@
-"""Permutation importance of the input fields: what the selection metric loses when a field says nothing.
+"""Permutation importance of the input features: what the selection metric loses when a feature says nothing.
 
 References:
     Breiman (2001), "Random forests", Machine Learning 45, 5-32, section 10; Fisher, Rudin and
@@ -22,19 +22,19 @@ from glprune.search.job import Job, validate
 
 
 def permutation_importance(job: Job, groups: GroupSet, repeats: int) -> Tensor:
-    """Drop of the selection metric on the validation split when a field's columns are permuted together.
+    """Drop of the selection metric on the validation split when a feature's columns are permuted together.
 
-    A field keeps its values and loses its rows: its columns are taken from the rows in a random
-    order. Every field meets the same orders, so that fields differ by what they are worth alone.
+    A feature keeps its values and loses its rows: its columns are taken from the rows in a random
+    order. Every feature meets the same orders, so that features differ by what they are worth alone.
 
     Args:
         job: The job of the trained network.
-        groups: The fields of one input.
+        groups: The features of one input.
         repeats: Number of random orders.
 
     Returns:
-        Mean drop over the orders, shape (n_fields,), float64, in the units of the metric; below 0
-        where the network does better without the field.
+        Mean drop over the orders, shape (n_features,), float64, in the units of the metric; below 0
+        where the network does better without the feature.
 
     Raises:
         DataError: The rows of the split cannot be laid together.
@@ -43,7 +43,7 @@ def permutation_importance(job: Job, groups: GroupSet, repeats: int) -> Tensor:
     generator = torch.Generator().manual_seed(job.recipe.seed)
     orders = [torch.randperm(split.rows, generator=generator) for _ in range(repeats)]
     reference = _metric(job, split)
-    drops = [_mean_drop(job, split, groups, field, orders, reference) for field in range(len(groups.labels))]
+    drops = [_mean_drop(job, split, groups, feature, orders, reference) for feature in range(len(groups.labels))]
     return torch.tensor(drops, dtype=torch.float64)
 
 
@@ -64,7 +64,7 @@ def support_of_importance(split: Split) -> TensorSplit:
         return TensorSplit(tuple(torch.cat(x) for x in zip(*batches, strict=True)), torch.cat(targets))
     except RuntimeError as error:
         raise DataError(
-            "rows of the validation split differ in shape from batch to batch, so that no field can be "
+            "rows of the validation split differ in shape from batch to batch, so that no feature can be "
             "permuted over all of them; let the loader pad to one length"
         ) from error
 
@@ -77,11 +77,11 @@ def _mean_drop(
     job: Job,
     split: TensorSplit,
     groups: GroupSet,
-    field: int,
+    feature: int,
     orders: Sequence[Tensor],
     reference: float,
 ) -> float:
-    place, columns = groups.units.source, torch.nonzero(groups.group == field).flatten()
+    place, columns = groups.units.source, torch.nonzero(groups.group == feature).flatten()
     assert place is not None  # the groups are those of an input
     axis = job.axes[place]
     assert axis is not None  # which has an axis, since it has groups

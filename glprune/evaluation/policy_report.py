@@ -9,10 +9,10 @@ from glprune.schema.report import Policy, Proxies, ReasonCode, ReasonCodes
 from glprune.search.job import Job
 from glprune.search.policy import MUST_KEEP, listed_names
 
-NO_PROXIES = "Whether kept fields carry the information of removed ones (proxies)."
+NO_PROXIES = "Whether kept features carry the information of removed ones (proxies)."
 NO_SEGMENTS = "Performance by segment, calibration, and confidence intervals of the metrics."
 _LINEAR_PROXIES = (
-    "Whether kept fields carry the information of removed fields that are not protected, or not linearly."
+    "Whether kept features carry the information of removed features that are not protected, or not linearly."
 )
 _NO_INTERVALS = (
     "Calibration, and confidence intervals of the metrics and of the differences between segments."
@@ -20,7 +20,7 @@ _NO_INTERVALS = (
 
 
 def make_policy(job: Job) -> Policy | None:
-    """The recipe's rules on fields as written; None where there are none."""
+    """The recipe's rules on features as written; None where there are none."""
     spec = job.recipe.policy
     if spec is None:
         return None
@@ -32,23 +32,23 @@ def make_policy(job: Job) -> Policy | None:
     )
 
 
-def reason(job: Job, field: str, kept: bool) -> str | None:
-    """Why a field is removed, or that the policy keeps it."""
+def reason(job: Job, feature: str, kept: bool) -> str | None:
+    """Why a feature is removed, or that the policy keeps it."""
     if kept:
-        return MUST_KEEP if field in job.rules.required else None
-    return job.rules.forbidden.get(field, "penalty")
+        return MUST_KEEP if feature in job.rules.required else None
+    return job.rules.forbidden.get(feature, "penalty")
 
 
 def make_reason_codes(job: Job, kept: Sequence[bool]) -> ReasonCodes | None:
-    """Reasons sorted by what is left of the fields they cite; None where the recipe lists none."""
+    """Reasons sorted by what is left of the features they cite; None where the recipe lists none."""
     if not job.rules.codes:
         return None
     stays = {f.name for f, k in zip(job.data.features, kept, strict=True) if k}
     codes = [
         ReasonCode(
-            code=code, removed=[f for f in fields if f not in stays], kept=[f for f in fields if f in stays]
+            code=code, removed=[f for f in features if f not in stays], kept=[f for f in features if f in stays]
         )
-        for code, fields in job.rules.codes.items()
+        for code, features in job.rules.codes.items()
     ]
     return ReasonCodes(
         retired=[c for c in codes if not c.kept],
@@ -58,7 +58,7 @@ def make_reason_codes(job: Job, kept: Sequence[bool]) -> ReasonCodes | None:
 
 
 def policy_warnings(job: Job, kept: Sequence[bool]) -> list[str]:
-    """What the user should know of fields that had to go and of protected ones that stayed."""
+    """What the user should know of features that had to go and of protected ones that stayed."""
     found = [
         f"{a.name} is protected and the shipped model reads it."
         for a in job.data.protected

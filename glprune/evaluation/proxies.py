@@ -1,6 +1,6 @@
 """Proxies: how well protected attributes are predicted from what a model reads, no longer reads, and returns.
 
-A field that was dropped is not unknowable: other inputs may carry it. The analysis needs protected data and
+A feature that was dropped is not unknowable: other inputs may carry it. The analysis needs protected data and
 says unwelcome things, so it is made only when asked for, and its figures go into a file of their own.
 
 References:
@@ -59,7 +59,7 @@ def measure_proxies(
     Args:
         job: The job.
         removed: What the shipped network lost.
-        kept: Whether it keeps each field.
+        kept: Whether it keeps each feature.
         folder: The bundle's files so far.
         listener: Told that it begins.
 

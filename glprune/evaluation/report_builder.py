@@ -85,7 +85,7 @@ _RETRAINING = (
     "How stable the selection is over networks trained anew: all resamples began with the one given."
 )
 NOT_MEASURED = (
-    "Whether the systems upstream still collect or pass on the removed fields.",
+    "Whether the systems upstream still collect or pass on the removed features.",
     NO_PROXIES,
     NO_SEGMENTS,
     _STABILITY,
@@ -131,7 +131,7 @@ class RunResults:
         measured: Measurements on the ONNX files.
         baselines: What simpler selections gave, if measured.
         stability: How alike the choices over parts of the training rows are, if measured.
-        drop_costs: What dropping each kept field costs, if measured.
+        drop_costs: What dropping each kept feature costs, if measured.
         proxies: Whether protected attributes were predicted, if there is a policy.
         quantized: What was measured of the file in 8-bit integers, if there is one.
         folder: The bundle's files so far.
@@ -302,7 +302,7 @@ def _targets(split: Split) -> Tensor:
 
 @dataclass(frozen=True)
 class _RemovalPoint:
-    """Where a field's penalty ended: its last stage's weight and norm, and what removed it."""
+    """Where a feature's penalty ended: its last stage's weight and norm, and what removed it."""
 
     penalty: float
     norm: float
@@ -311,7 +311,7 @@ class _RemovalPoint:
 
 
 def _removal_points(outcome: RunResults) -> dict[str, _RemovalPoint]:
-    """By field, over the stages that had it under the penalty."""
+    """By feature, over the stages that had it under the penalty."""
     found: dict[str, _RemovalPoint] = {}
     for number, run in enumerate(outcome.chosen.stages, 1):
         if "input" not in run.asked.kinds:
@@ -331,7 +331,7 @@ def _removal_points(outcome: RunResults) -> dict[str, _RemovalPoint]:
 
 
 def _norms(state: State, sets: Sequence[GroupSet]) -> dict[str, float]:
-    """The group norm of every field of some input sets."""
+    """The group norm of every feature of some input sets."""
     return {
         label: norm
         for g in sets
@@ -354,14 +354,14 @@ def _features(outcome: RunResults) -> list[Feature]:
     owner = {label: g.name for g in job.input_groups for label in g.labels}
     counts, total = _kept_in(outcome)
     records = []
-    for field, stays in zip(job.data.features, kept_features(job.data, removed), strict=True):
-        name = field.name
+    for feature, stays in zip(job.data.features, kept_features(job.data, removed), strict=True):
+        name = feature.name
         never = 0.0 if name in job.rules.forbidden else original[name]
         left_at = exits.get(name, _RemovalPoint(0.0, never, None, None))
         records.append(
             Feature(
                 name=name,
-                columns=[job.data.columns[c] for c in field.columns],
+                columns=[job.data.columns[c] for c in feature.columns],
                 status="kept" if stays else "removed",
                 group_size=sizes[name],
                 penalty_weight=left_at.penalty,
@@ -371,7 +371,7 @@ def _features(outcome: RunResults) -> list[Feature]:
                 lambda_exit=left_at.lam,
                 stage_exit=left_at.stage,
                 input=owner[name],
-                input_columns=[place[c] for c in field.columns if c in place] if stays else None,
+                input_columns=[place[c] for c in feature.columns if c in place] if stays else None,
                 kept_in=counts.get(name),
                 kept_share=counts[name] / total if name in counts else None,
                 reason=reason(job, name, stays),
@@ -381,13 +381,13 @@ def _features(outcome: RunResults) -> list[Feature]:
 
 
 def _kept_in(outcome: RunResults) -> tuple[dict[str, int], int]:
-    """In how many resamples each field that can be removed was kept, and their number."""
+    """In how many resamples each feature that can be removed was kept, and their number."""
     record = outcome.stability
     if record is None:
         return {}, 0
     digits = zip(*(resample.kept for resample in record.resamples), strict=True)
-    fields = zip(outcome.job.data.features, record.removable, digits, strict=True)
-    counts = {field.name: own.count("1") for field, free, own in fields if free == "1"}
+    features = zip(outcome.job.data.features, record.removable, digits, strict=True)
+    counts = {feature.name: own.count("1") for feature, free, own in features if free == "1"}
     return counts, len(record.resamples)
 
 
@@ -423,7 +423,7 @@ def _hidden(outcome: RunResults) -> list[HiddenLayer]:
 def _rule(job: Job) -> str:
     target = job.recipe.target
     if target.max_features is not None:
-        return f"at most {target.max_features} input fields: {_DENSEST}"
+        return f"at most {target.max_features} input features: {_DENSEST}"
     if target.max_drop is not None:
         drop = target.max_drop
         verb = "lower" if HIGHER_IS_BETTER[drop.metric] else "higher"
@@ -531,14 +531,14 @@ def _halving_warnings(count: LrHalvings | None) -> list[str]:
 
 
 def _unstable_features(outcome: RunResults) -> list[str]:
-    """Fields that most resamples decided otherwise than the run."""
+    """Features that most resamples decided otherwise than the run."""
     job = outcome.job
     kept = kept_features(job.data, outcome.chosen.removed)
     counts, total = _kept_in(outcome)
     rows = [
-        (f"{field.name} ({counts[field.name]})", stays, 2 * counts[field.name])
-        for field, stays in zip(job.data.features, kept, strict=True)
-        if field.name in counts
+        (f"{feature.name} ({counts[feature.name]})", stays, 2 * counts[feature.name])
+        for feature, stays in zip(job.data.features, kept, strict=True)
+        if feature.name in counts
     ]
     found = {
         f"Kept, but in fewer than half of {total} resamples": [n for n, s, c in rows if s and c < total],
@@ -565,7 +565,7 @@ def _idle_inputs(outcome: RunResults) -> list[str]:
         own = [next(norms) for _ in groups.labels]
         if not groups.units.refused and not any(own):
             warnings.append(
-                f"All fields of input {groups.name!r} became zero; its first column stays, since an input "
+                f"All features of input {groups.name!r} became zero; its first column stays, since an input "
                 "needs one."
             )
     return warnings

@@ -42,7 +42,7 @@ def measure_segments(
         before: Outputs of the original's file.
         after: Outputs of the shipped file, in the same order of rows.
         target: The targets.
-        kept: Whether the shipped model keeps each field.
+        kept: Whether the shipped model keeps each feature.
 
     Returns:
         The record; None where the recipe has no policy.
@@ -62,7 +62,7 @@ def measure_segments(
 
 
 def attribute_status(job: Job, attribute: Attribute, kept: Sequence[bool]) -> Status:
-    """Whether an attribute is a kept or a removed field of the network, or outside of it."""
+    """Whether an attribute is a kept or a removed feature of the network, or outside of it."""
     names = job.data.columns
     own = set(attribute.columns)
     stays = [k for f, k in zip(job.data.features, kept, strict=True) if own & {names[c] for c in f.columns}]

@@ -1,4 +1,4 @@
-"""Stability selection: the search again on random parts of the training rows, and how often each field stays.
+"""Stability selection: the search again on random parts of the training rows, and how often each feature stays.
 
 References:
     Meinshausen and Buehlmann (2010), "Stability selection", J. R. Stat. Soc. B 72(4), 417-473;
@@ -78,17 +78,17 @@ def measure_stability(
     workers: WorkerPool[WorkerContext],
     listener: Listener,
 ) -> Stability | None:
-    """Search again on random parts of the training rows, in parallel, and compare the kept fields.
+    """Search again on random parts of the training rows, in parallel, and compare the kept features.
 
     Args:
         job: The job.
         spec: What the recipe asks for.
-        kept: Whether the shipped model keeps each field.
+        kept: Whether the shipped model keeps each feature.
         workers: Processes that rebuild the job.
         listener: Told every finished search.
 
     Returns:
-        The record; None where no resample is asked for, or no field was removed.
+        The record; None where no resample is asked for, or no feature was removed.
 
     Raises:
         TargetError: Fewer than two searches found a network.
@@ -98,7 +98,7 @@ def measure_stability(
         return None
     free = _removable(job)
     if all(stays for stays, chosen in zip(kept, free, strict=True) if chosen):
-        listener(Notice("No field was removed, so there is no choice whose stability could be measured."))
+        listener(Notice("No feature was removed, so there is no choice whose stability could be measured."))
         return None
     listener(Stage("stability", f"searching again on {spec.resamples} random parts of the training rows"))
     found = map_with_checkpoint(
@@ -118,7 +118,7 @@ def measure_stability(
 
 
 def _search_part(limit: int, rebuilt: WorkerContext, number: int) -> Resample | str:
-    """Search on one part for a network of at most ``limit`` fields, or say why none was found."""
+    """Search on one part for a network of at most ``limit`` features, or say why none was found."""
     job, recipe, spec = rebuilt.job, rebuilt.job.recipe, rebuilt.job.recipe.stability
     assert spec is not None  # nobody asks for a part without it
     rows = draw_resample(_labels(job, rebuilt.rows), spec.share, recipe.seed, number)
@@ -127,7 +127,7 @@ def _search_part(limit: int, rebuilt: WorkerContext, number: int) -> Resample | 
     own = replace(job, recipe=_search_resample(recipe, limit, seed), data=replace(job.data, train=part))
     try:
         chosen = search(own, silent)
-    except (TargetError, NonFiniteError) as error:  # of its own rows, such as fields that leave together
+    except (TargetError, NonFiniteError) as error:  # of its own rows, such as features that leave together
         return str(error)
     return Resample(
         seed=seed,
@@ -140,13 +140,13 @@ def _search_part(limit: int, rebuilt: WorkerContext, number: int) -> Resample | 
 
 
 def _search_resample(recipe: Recipe, limit: int, seed: int) -> Recipe:
-    """The recipe of a search for fields alone: no refit after the last path, which chose them already."""
+    """The recipe of a search for features alone: no refit after the last path, which chose them already."""
     changes: dict[str, object] = {
         "target": TargetSpec(max_features=limit),
         "refit": recipe.refit.model_copy(update={"epochs": 0}),
         "seed": seed,
     }
-    if recipe.target.max_hidden is not None:  # hidden units had paths of their own, after the fields
+    if recipe.target.max_hidden is not None:  # hidden units had paths of their own, after the features
         changes["penalty"] = recipe.penalty.model_copy(update={"hidden": None})
     if recipe.target.lam is not None:  # found by one path
         changes["train"] = recipe.train.model_copy(update={"stages": 1})
@@ -165,7 +165,7 @@ def _own_seed(seed: int, number: int) -> int:
 
 
 def _removable(job: Job) -> list[bool]:
-    """Whether each field can be removed and its removal is a choice, in their order."""
+    """Whether each feature can be removed and its removal is a choice, in their order."""
     return [
         not groups.units.refused and job.rules.free(label)
         for groups in job.input_groups
@@ -184,7 +184,7 @@ def _record(
     parts: Sequence[Resample],
     failures: Sequence[str],
 ) -> Stability:
-    """The figures of the choices over the fields that can be removed; the others would only flatter them."""
+    """The figures of the choices over the features that can be removed; the others would only flatter them."""
     supports: Supports = np.array([[digit == "1" for digit in part.kept] for part in parts])[:, removable]
     index, halves = nogueira(supports), spec.share == 0.5
     return Stability(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _BATCH = 100  # parameters in one request; the server's limit
 _LONGEST = 6000  # characters of a parameter's value; the server's limit
 _OWN_KEY = re.compile(r"[A-Za-z_]\w*", re.ASCII)
-_POINT = ("lam", "fields", "hidden", "metric", "loss", "penalty")
+_POINT = ("lam", "features", "hidden", "metric", "loss", "penalty")
 
 
 @contextlib.contextmanager

@@ -194,12 +194,12 @@ class GroupLassoPruner(SelectorMixin, BaseEstimator):
             )
         return copy.deepcopy(given).float().cpu().eval(), trained
 
-    def _recipe(self, task: str, seed: int, fields: int) -> Recipe:
+    def _recipe(self, task: str, seed: int, features: int) -> Recipe:
         """The recipe that says the same; its factory and loader are never called."""
         targets: dict[str, Any] = {}
         if self.max_features is not None:
             share = isinstance(self.max_features, float)
-            targets["max_features"] = math.ceil(self.max_features * fields) if share else self.max_features
+            targets["max_features"] = math.ceil(self.max_features * features) if share else self.max_features
         if self.lam is not None:
             targets["lambda"] = float(self.lam)
         if self.max_drop is not None:
@@ -212,7 +212,7 @@ class GroupLassoPruner(SelectorMixin, BaseEstimator):
                 "task": task,
                 "model": {"factory": in_memory, "output": self.output},
                 "data": {"loader": in_memory},
-                "target": targets or {"max_features": math.ceil(fields / 2)},
+                "target": targets or {"max_features": math.ceil(features / 2)},
                 "seed": seed,
                 **sections,
             }
@@ -228,7 +228,7 @@ class GroupLassoPruner(SelectorMixin, BaseEstimator):
         return Data(
             source="memory",
             inputs=(InputColumns("features", -1, tuple(names)),),
-            features=_fields(names, self.groups or {}),
+            features=_features(names, self.groups or {}),
             classes=None if task == "regression" else tuple(map(str, self.classes_)),
             standardization=(_moments(rows[train]) if self.standardize else None,),
             digests={"rows": f"sha256:{hashlib.sha256(rows.tobytes()).hexdigest()}"},
@@ -241,8 +241,8 @@ class GroupLassoPruner(SelectorMixin, BaseEstimator):
     def _keep(self, job: Job, chosen: SearchResult) -> None:
         """Keep what was found."""
         self.support_ = np.zeros(len(job.data.columns), dtype=bool)
-        for field, kept in zip(job.data.features, kept_features(job.data, chosen.removed), strict=True):
-            self.support_[list(field.columns)] = kept
+        for feature, kept in zip(job.data.features, kept_features(job.data, chosen.removed), strict=True):
+            self.support_[list(feature.columns)] = kept
         self.network_ = chosen.refit.network.eval()
         self.path_ = [
             path_record(point, number, run.job, job, point is run.selected)
@@ -272,7 +272,7 @@ def _moments(rows: NDArray[np.float32]) -> Standardization:
     return Standardization(values.mean(dim=0), torch.where(std > 0, std, 1.0))
 
 
-def _fields(names: Sequence[str], groups: Mapping[str, Sequence[int | str]]) -> tuple[Feature, ...]:
+def _features(names: Sequence[str], groups: Mapping[str, Sequence[int | str]]) -> tuple[Feature, ...]:
     """The groups and the columns that stand alone, by their first column.
 
     Raises:

@@ -60,7 +60,7 @@ def _flat(module: nn.Module, inputs: Any, output: Any) -> tuple[Tensor, ...]:
 
 
 def _as_mapping(value: Any) -> Any:
-    """A dataclass as a mapping of its fields, which pytree flattens; anything else as it is."""
+    """A dataclass as a mapping of its features, which pytree flattens; anything else as it is."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     return value

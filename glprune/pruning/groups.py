@@ -1,6 +1,6 @@
 """Groups: which weights live and die together, and the arithmetic on them.
 
-A group is all weights leaving a unit, in every layer that reads it: an input field (one
+A group is all weights leaving a unit, in every layer that reads it: an input feature (one
 column, or several joined by domain knowledge) or a hidden neuron. Groups never overlap, so
 the proximal operator of their penalty is separable.
 """
@@ -25,7 +25,7 @@ class GroupSet:
 
     Attributes:
         units: Where the units lie.
-        labels: Field names, or unit numbers, shape (n_groups,).
+        labels: Feature names, or unit numbers, shape (n_groups,).
         group: The group of each unit, shape (n_units,), int64.
     """
 
@@ -52,17 +52,17 @@ class GroupSet:
         return torch.nonzero(groups[self.group]).flatten()
 
 
-def input_groups(units: UnitSet, fields: Sequence[tuple[str, Sequence[int]]]) -> GroupSet:
-    """Group the columns of an input by field.
+def input_groups(units: UnitSet, features: Sequence[tuple[str, Sequence[int]]]) -> GroupSet:
+    """Group the columns of an input by feature.
 
     Args:
         units: The unit set of the input.
-        fields: Name and columns of each field; every column in exactly one.
+        features: Name and columns of each feature; every column in exactly one.
     """
     group = torch.empty(units.count, dtype=torch.int64)
-    for number, (_, columns) in enumerate(fields):
+    for number, (_, columns) in enumerate(features):
         group[list(columns)] = number
-    return GroupSet(units, tuple(name for name, _ in fields), group)
+    return GroupSet(units, tuple(name for name, _ in features), group)
 
 
 def hidden_groups(units: UnitSet) -> GroupSet:

@@ -60,12 +60,12 @@ class Compared:
     Attributes:
         label: The way to select, in words.
         shipped: Whether it is the shipped one.
-        fields: Fields it has in common with the shipped model.
+        features: Features it has in common with the shipped model.
         units: Hidden units it has in common with the shipped model.
         test: Every metric on the test split.
         valid: The selection metric on the validation split.
-        gained: Fields it keeps and the shipped model does not; None over several selections.
-        lost: Fields the shipped model keeps and it does not.
+        gained: Features it keeps and the shipped model does not; None over several selections.
+        lost: Features the shipped model keeps and it does not.
     """
 
     label: str
@@ -168,7 +168,7 @@ def _compared(result: Baseline, kept: Mapping[str, None]) -> list[Compared]:
         lost=[name for name in kept if name not in theirs] if single else None,
     )
     *test, valid = ("" if spread.std is None else f"{spread.std:.4f}" for spread in figures)
-    deviation = replace(row, label="standard deviation", fields="", units="", test=tuple(test), valid=valid)
+    deviation = replace(row, label="standard deviation", features="", units="", test=tuple(test), valid=valid)
     return [row] if single else [row, deviation]
 
 
@@ -221,12 +221,12 @@ def _view(report: Report, pictures: bool) -> dict[str, Any]:
 
 
 def by_rule(feature: Feature) -> bool:
-    """Whether the policy had a field removed, rather than the penalty."""
+    """Whether the policy had a feature removed, rather than the penalty."""
     return feature.reason not in (None, "penalty")
 
 
 def _drop_rows(costs: DropCosts) -> list[DropCost]:
-    """The dearest field on the validation split first; those that cannot be dropped last."""
+    """The dearest feature on the validation split first; those that cannot be dropped last."""
     sign = 1 if costs.higher_is_better else -1
     return sorted(costs.features, key=lambda c: math.inf if c.valid is None else sign * c.valid)
 
@@ -234,12 +234,12 @@ def _drop_rows(costs: DropCosts) -> list[DropCost]:
 def size_rows(report: Report) -> list[Change]:
     """What the network and its file hold, before and after."""
     size = report.size
-    fields = sum(f.status == "kept" for f in report.features)
+    features = sum(f.status == "kept" for f in report.features)
     columns = sum(len(f.columns) for f in report.features)
     left = sum(len(f.columns) for f in report.features if f.status == "kept")
     before, after = (sum(getattr(h, side) for h in report.hidden) for side in ("before", "after"))
     pairs = [
-        ("Input fields read", len(report.features), fields),
+        ("Input features read", len(report.features), features),
         ("Input columns read", columns, left),
         ("Hidden units", before, after),
         ("Parameters", size.parameters_before, size.parameters_after),

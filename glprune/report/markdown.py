@@ -20,7 +20,7 @@ def render_markdown(report: Report) -> str:
         text(report.purpose),
         "\n".join(f"- {text(sentence)}" for sentence in headline(report)),
         *_listed("To be read before use", report.warnings),
-        "## Removed fields",
+        "## Removed features",
         _removed(report),
         "## Metrics on the test split",
         _metrics(report),
@@ -69,14 +69,14 @@ def _removed(report: Report) -> str:
     if not removed:
         return "None."
     return _table(
-        ("Field", "Removed by", "Columns", "Norm in the original"),
+        ("Feature", "Removed by", "Columns", "Norm in the original"),
         [(code(f.name), _reason(f), f"{len(f.columns):,}", number(f.norm_original)) for f in removed],
         numbers=2,
     )
 
 
 def _reason(feature: Feature) -> str:
-    """What had a field removed; the name behind ``derived_from`` is a field's."""
+    """What had a feature removed; the name behind ``derived_from`` is a feature's."""
     what, _, name = (feature.reason or "penalty").partition(" ")
     said = text(what.replace("_", " "))
     return f"{said} {code(name)}" if name else said

@@ -19,12 +19,12 @@ _VERTICES = 15_000  # above, lines go from one chosen point to the next
 
 @dataclass(frozen=True)
 class PathLines:
-    """Group norms along the path of the fields of one status.
+    """Group norms along the path of the features of one status.
 
     Attributes:
         status: Theirs.
-        norms: Of the fields drawn, one line for each, shape (n_lines, n_points).
-        others: How many fields have no line.
+        norms: Of the features drawn, one line for each, shape (n_lines, n_points).
+        others: How many features have no line.
         band: Least and largest norm of those at each point, shape (2, n_points); None where there are none.
     """
 
@@ -34,14 +34,14 @@ class PathLines:
     band: Norms | None
 
 
-def drawn_points(points: Sequence[PathPoint], fields: int) -> list[int]:
-    """Numbers of the points the lines go through; of many fields those of the chosen points alone."""
-    thin = _thin(points, fields)
+def drawn_points(points: Sequence[PathPoint], features: int) -> list[int]:
+    """Numbers of the points the lines go through; of many features those of the chosen points alone."""
+    thin = _thin(points, features)
     return [n for n, p in enumerate(points) if p.norms and (p.selected or not thin)]
 
 
 def line_collections(points: Sequence[PathPoint], features: Sequence[Feature]) -> list[PathLines]:
-    """The lines of removed and of kept fields; of more than 1,000, those whose norm is largest anywhere."""
+    """The lines of removed and of kept features; of more than 1,000, those whose norm is largest anywhere."""
     drawn = [points[n].norms for n in drawn_points(points, len(features))]
     if not drawn:
         return []
@@ -61,9 +61,9 @@ def caption(points: Sequence[PathPoint], features: Sequence[Feature]) -> str:
     """What the picture shows, and what it does not."""
     counts = {status: sum(f.status == status for f in features) for status in ("kept", "removed")}
     many = {status: count for status, count in counts.items() if count > MOST}
-    said = "one line for each field"
+    said = "one line for each feature"
     if many:
-        whose = " and ".join(f"{count:,} {status} fields" for status, count in many.items())
+        whose = " and ".join(f"{count:,} {status} features" for status, count in many.items())
         said += (
             f"; of the {whose} only the {MOST:,} with the largest norms{' each' if len(many) > 1 else ''}, "
             "all others in the shaded band"
@@ -72,5 +72,5 @@ def caption(points: Sequence[PathPoint], features: Sequence[Feature]) -> str:
     return f"Regularisation path: {said}.{straight}"
 
 
-def _thin(points: Sequence[PathPoint], fields: int) -> bool:
-    return fields * len(points) > _VERTICES
+def _thin(points: Sequence[PathPoint], features: int) -> bool:
+    return features * len(points) > _VERTICES

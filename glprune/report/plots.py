@@ -37,7 +37,7 @@ _MANY = 40
 
 
 def norm_bars(features: Sequence[Feature]) -> str:
-    """Horizontal bars of the norms of kept fields in the shipped network, largest first."""
+    """Horizontal bars of the norms of kept features in the shipped network, largest first."""
     with rc_context(_STYLE):
         figure = Figure(figsize=(7.2, 1.0 + 0.24 * len(features)))
         axes = figure.add_subplot()
@@ -58,7 +58,7 @@ def path_picture(points: Sequence[PathPoint], features: Sequence[Feature]) -> st
 
 
 def path_figure(points: Sequence[PathPoint], features: Sequence[Feature]) -> Figure:
-    """Group norms of the fields along the path; selected points are marked. See :mod:`glprune.report.path_lines`."""
+    """Group norms of the features along the path; selected points are marked. See :mod:`glprune.report.path_lines`."""
     with rc_context(_STYLE):
         figure = Figure(figsize=(7.2, 3.6))
         axes = figure.add_subplot()
@@ -113,13 +113,13 @@ def path_metric(points: Sequence[PathPoint], metric: str, reference: float) -> s
 
 
 def metric_figure(points: Sequence[PathPoint], metric: str, reference: float) -> Figure:
-    """Fields left and the validation metric along the path, with refits as diamonds."""
+    """Features left and the validation metric along the path, with refits as diamonds."""
     with rc_context(_STYLE):
         figure = Figure(figsize=(7.2, 3.0))
         axes = figure.add_subplot()
         places = _places(points)
         axes.plot(places, [p.features for p in points], color="#8a9097", drawstyle="steps-post", linewidth=1.4)
-        axes.set_ylabel("fields left (grey)")
+        axes.set_ylabel("features left (grey)")
         axes.set_ylim(bottom=0)
         other = axes.twinx()
         other.plot(places, [p.metric for p in points], color=KEPT, marker=".", linewidth=1.2)

@@ -37,15 +37,15 @@ class Section:
 
 
 _ALL = (
-    ("removed", "Removed fields", ("features",)),
+    ("removed", "Removed features", ("features",)),
     ("performance", "Performance on the test split", ("performance", "agreement", "task")),
     ("baselines", "Against simpler selections", ("baselines",)),
     ("policy", "Policy, decisions and protected groups", ("policy", "reason_codes", "segments", "proxies")),
     ("size", "Size and speed", ("size", "latency", "widths")),
-    ("kept", "Kept fields", ("features",)),
-    ("chosen", "How the fields were chosen", ("penalty", "path", "selection", "stages", "refit")),
+    ("kept", "Kept features", ("features",)),
+    ("chosen", "How the features were chosen", ("penalty", "path", "selection", "stages", "refit")),
     ("stability", "How stable the choice is", ("stability",)),
-    ("costs", "What dropping one more field costs", ("drop_costs",)),
+    ("costs", "What dropping one more feature costs", ("drop_costs",)),
     ("removal", "How removal was certified", ("removal", "hidden")),
     ("file", "The shipped file", ("export", "quantized")),
     ("data", "Data", ("data",)),

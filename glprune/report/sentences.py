@@ -97,7 +97,7 @@ class Figure:
 def banner(report: Report) -> list[Figure]:
     """What was removed, what became of the metric, and what is left of the network."""
     gone, total = sum(f.status == "removed" for f in report.features), len(report.features)
-    what = "input fields"
+    what = "input features"
     if total == 0:
         before, after = (sum(getattr(h, side) for h in report.hidden) for side in ("before", "after"))
         gone, total, what = before - after, before, "hidden units"
@@ -124,14 +124,14 @@ def main_metric(report: Report) -> Metric:
 
 def _removed_sentence(removed: Sequence[Feature], total: int, report: Report) -> str:
     if total == 0:
-        return "The network has no input fields to remove; hidden units alone were pruned."
+        return "The network has no input features to remove; hidden units alone were pruned."
     if not removed:
-        return f"No input field was removed: the shipped model reads all {total}."
+        return f"No input feature was removed: the shipped model reads all {total}."
     names = ", ".join(f.name for f in removed[:12])
     listed = f": {names}" if len(removed) <= 12 else ""
     verb = "has no input for" if report.export.signature == "slim" else "does not read"
     return (
-        f"The shipped model {verb} {len(removed)} of {total} fields{listed}. "
+        f"The shipped model {verb} {len(removed)} of {total} features{listed}. "
         "Their values cannot influence its output."
     )
 
@@ -262,7 +262,7 @@ def _stability_sentence(stability: Stability, features: Sequence[Feature]) -> st
     firm = sum(share >= stability.threshold for share in kept)
     sentence = (
         f"Over {len(stability.resamples)} resamples of {part_of_rows(stability)}, {firm} of the {len(kept)} "
-        f"kept fields were kept in at least {100 * stability.threshold:g} %"
+        f"kept features were kept in at least {100 * stability.threshold:g} %"
     )
     if stability.nogueira is None:
         return f"{sentence}."
@@ -270,7 +270,7 @@ def _stability_sentence(stability: Stability, features: Sequence[Feature]) -> st
     between = f" (95 % interval {interval.low:.2f} to {interval.high:.2f})" if interval is not None else ""
     return (
         f"{sentence}; Nogueira's stability index is {stability.nogueira:.2f}{between}, where 1 is the same "
-        "fields every time and 0 as by chance."
+        "features every time and 0 as by chance."
     )
 
 

@@ -1,4 +1,4 @@
-"""How alike several choices of fields are: figures of a 0/1 matrix, one row a choice, one column a field."""
+"""How alike several choices of features are: figures of a 0/1 matrix, one row a choice, one column a feature."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def jaccard(supports: Supports) -> float:
     """Mean over all pairs of choices of what both keep over what either keeps; two empty ones agree.
 
     Args:
-        supports: Shape (n_choices, n_fields), at least two choices.
+        supports: Shape (n_choices, n_features), at least two choices.
     """
     kept = supports.astype(np.float64)
     both = kept @ kept.T
@@ -36,30 +36,30 @@ def jaccard(supports: Supports) -> float:
 
 
 def nogueira(supports: Supports) -> Index | None:
-    """Nogueira's index: 1 for the same fields every time, 0 on average for fields drawn at random.
+    """Nogueira's index: 1 for the same features every time, 0 on average for features drawn at random.
 
-    With p_f the share of choices that keep field f, ``1 - mean_f s_f^2 / (k/d (1 - k/d))``: s_f^2 is
-    the unbiased variance of keeping f, k the mean number kept of d fields.
+    With p_f the share of choices that keep feature f, ``1 - mean_f s_f^2 / (k/d (1 - k/d))``: s_f^2 is
+    the unbiased variance of keeping f, k the mean number kept of d features.
 
     Args:
-        supports: Shape (n_choices, n_fields), at least two choices.
+        supports: Shape (n_choices, n_features), at least two choices.
 
     Returns:
         The index and the interval that its asymptotic normal distribution gives, the choices taken
-        as independent; None where every choice keeps all fields or none, and the index is 0 / 0.
+        as independent; None where every choice keeps all features or none, and the index is 0 / 0.
 
     References:
         Nogueira, Sechidis and Brown (2018), "On the stability of feature selection algorithms",
         JMLR 18(174), definition 4 and corollary 9.
     """
     z = supports.astype(np.float64)
-    choices, fields = z.shape
-    share, mean = z.mean(axis=0), z.sum(axis=1).mean() / fields
+    choices, features = z.shape
+    share, mean = z.mean(axis=0), z.sum(axis=1).mean() / features
     if mean in (0.0, 1.0):
         return None
     spread = mean * (1 - mean)
     value = 1 - choices / (choices - 1) * float((share * (1 - share)).mean()) / spread
-    own = z.sum(axis=1) / fields
+    own = z.sum(axis=1) / features
     influence = (
         (z * share).mean(axis=1) - own * mean + value / 2 * (2 * own * mean - own - mean + 1)
     ) / spread
@@ -69,19 +69,19 @@ def nogueira(supports: Supports) -> Index | None:
 
 
 def false_bound(supports: Supports, threshold: float) -> float | None:
-    """Bound on the expected number of fields kept falsely in at least ``threshold`` of the halves.
+    """Bound on the expected number of features kept falsely in at least ``threshold`` of the halves.
 
-    ``q^2 / ((2 threshold - 1) d)``, q the mean number kept of d fields. It holds where each choice was
-    made from a random half of the rows, where the fields that matter for nothing are equally likely to
+    ``q^2 / ((2 threshold - 1) d)``, q the mean number kept of d features. It holds where each choice was
+    made from a random half of the rows, where the features that matter for nothing are equally likely to
     be kept and where they are kept no more often than by guessing. With complementary halves it holds
-    without the last two for the fields kept with probability at most q / d.
+    without the last two for the features kept with probability at most q / d.
 
     Args:
-        supports: Shape (n_choices, n_fields).
+        supports: Shape (n_choices, n_features).
         threshold: Above 0.5.
 
     Returns:
-        The bound; None where it says nothing: it is not below the number of fields kept that often.
+        The bound; None where it says nothing: it is not below the number of features kept that often.
 
     References:
         Meinshausen and Buehlmann (2010), J. R. Stat. Soc. B 72(4), 417-473, theorem 1; Shah and
@@ -93,5 +93,5 @@ def false_bound(supports: Supports, threshold: float) -> float | None:
 
 
 def stable(supports: Supports, threshold: float) -> int:
-    """Number of fields kept in at least ``threshold`` of the choices."""
+    """Number of features kept in at least ``threshold`` of the choices."""
     return int((supports.sum(axis=0) >= threshold * len(supports) - 1e-9).sum())

@@ -26,7 +26,7 @@ class Column(Record):
 
     position: int
     name: str
-    field: str | None = Field(description="the field it belongs to; null where the input has none")
+    feature: str | None = Field(description="the feature it belongs to; null where the input has none")
     read: bool = Field(description="whether its value can reach an output")
 
 
@@ -127,12 +127,12 @@ def _input(given: Input, shape: Shape, owners: Mapping[str, str], reads: set[str
         shape=shape,
         axis=None if given.axis is None else given.axis % len(shape),
         columns=[
-            Column(position=n, name=name, field=owners.get(name), read=name in reads)
+            Column(position=n, name=name, feature=owners.get(name), read=name in reads)
             for n, name in enumerate(given.columns)
         ],
     )
 
 
 def _owners(report: Report, given: Input) -> dict[str, str]:
-    """Column -> field, of one input."""
+    """Column -> feature, of one input."""
     return {c: f.name for f in report.features if f.input == given.name for c in f.columns}

@@ -208,7 +208,7 @@ class DataSpec(Section):
     exclude: list[Text] = Field(default_factory=list, description="Columns that are not features.")
     feature_groups: dict[Text, Names] = Field(
         default_factory=dict,
-        description="Field -> its columns by name or pattern; they live and die together.",
+        description="Feature -> its columns by name or pattern; they live and die together.",
     )
     classes: Annotated[list[str | int], Field(min_length=2)] | None = Field(
         None,
@@ -297,7 +297,7 @@ class PenaltySpec(Section):
     )
 
     inputs: Strength | None = Field(
-        default_factory=Strength, description="Input fields; null leaves them alone."
+        default_factory=Strength, description="Input features; null leaves them alone."
     )
     hidden: HiddenStrength | None = Field(None, description="Hidden neurons; null leaves them alone.")
     weights: Literal["size", "adaptive"] = Field(
@@ -367,7 +367,7 @@ class TargetSpec(Section):
     """
 
     max_features: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Keep at most this many fields."
+        None, description="Keep at most this many features."
     )
     max_drop: MaxDrop | None = Field(None, description="The smallest network that loses no more than this.")
     lam: Annotated[float, Field(ge=0, le=1e9)] | None = Field(
@@ -558,12 +558,12 @@ class ExportSpec(Section):
 
 
 class StabilitySpec(Section):
-    """How firm the choice of fields is: the search again on random parts of the training rows."""
+    """How firm the choice of features is: the search again on random parts of the training rows."""
 
     resamples: Annotated[int, Field(ge=0, le=10_000)] = Field(
         50,
         description="Random parts of the training rows; on each the search goes on until it keeps as few "
-        "fields as the shipped model. Halves come in complementary pairs, so their number is even. 0: drop "
+        "features as the shipped model. Halves come in complementary pairs, so their number is even. 0: drop "
         "costs alone.",
     )
     share: Annotated[float, Field(gt=0, le=1)] = Field(
@@ -575,11 +575,11 @@ class StabilitySpec(Section):
         "their rows alone differ.",
     )
     threshold: Annotated[float, Field(gt=0.5, le=1)] = Field(
-        0.9, description="A field kept in at least this share of the resamples is called stable."
+        0.9, description="A feature kept in at least this share of the resamples is called stable."
     )
     drop_cost: bool = Field(
         False,
-        description="Measure what it costs to drop each kept field: cut from the shipped network, refit, "
+        description="Measure what it costs to drop each kept feature: cut from the shipped network, refit, "
         "metric on the validation and the test split.",
     )
 
@@ -616,26 +616,26 @@ class WorkersSpec(Section):
 
 
 class PolicySpec(Section):
-    """Rules on fields, and who is to be looked at: whatever the penalty says, these hold.
+    """Rules on features, and who is to be looked at: whatever the penalty says, these hold.
 
-    A field is named by its ``data.feature_groups`` name or by its column.
+    A feature is named by its ``data.feature_groups`` name or by its column.
     """
 
     must_drop: list[Text] = Field(
         default_factory=list,
-        description="Fields cut out of the trained network before anything else, with all derived from them.",
+        description="Features cut out of the trained network before anything else, with all derived from them.",
     )
     must_keep: list[Text] = Field(
-        default_factory=list, description="Fields that are never penalised and stay."
+        default_factory=list, description="Features that are never penalised and stay."
     )
     derived_from: dict[Text, Names] = Field(
         default_factory=dict,
-        description="Field or column -> what it was made of: fields, columns of the file, or names in "
+        description="Feature or column -> what it was made of: features, columns of the file, or names in "
         "must_drop.",
     )
     protected: list[Text] = Field(
         default_factory=list,
-        description="Columns of the file, or one-hot fields, by whose values metrics and decisions are "
+        description="Columns of the file, or one-hot features, by whose values metrics and decisions are "
         "reported; they need not be features (list them under data.exclude).",
     )
     bins: dict[Text, Annotated[list[float], Field(min_length=1)]] = Field(
@@ -657,7 +657,7 @@ class PolicySpec(Section):
     )
     reason_codes: dict[Text, Names] = Field(
         default_factory=dict,
-        description="Field -> reasons given to people (adverse-action reasons) that cite it, codes or texts.",
+        description="Feature -> reasons given to people (adverse-action reasons) that cite it, codes or texts.",
     )
     proxies: bool = Field(
         False,
@@ -710,10 +710,10 @@ class Recipe(Section):
     refit: RefitSpec = Field(default_factory=RefitSpec)
     export: ExportSpec = Field(default_factory=ExportSpec)
     stability: StabilitySpec | None = Field(
-        None, description="How firm the choice of fields is; null: not measured."
+        None, description="How firm the choice of features is; null: not measured."
     )
     workers: WorkersSpec = Field(default_factory=WorkersSpec)
-    policy: PolicySpec | None = Field(None, description="Rules on fields; null: none.")
+    policy: PolicySpec | None = Field(None, description="Rules on features; null: none.")
     report: ReportSpec = Field(default_factory=ReportSpec)
     allow_inexact: bool = Field(
         False,

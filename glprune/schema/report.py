@@ -83,14 +83,14 @@ class DataFacts(Record):
 
 
 class Feature(Record):
-    """One input field: a column, or several columns that live and die together."""
+    """One input feature: a column, or several columns that live and die together."""
 
     name: str
     columns: list[str]
     status: Literal["kept", "removed"]
-    group_size: int = Field(description="number of weights leaving the field")
+    group_size: int = Field(description="number of weights leaving the feature")
     penalty_weight: float = Field(
-        description="multiplies lambda, as penalty.weights says; in the last stage that had the field"
+        description="multiplies lambda, as penalty.weights says; in the last stage that had the feature"
     )
     norm_original: float = Field(description="L2 norm of the group in the trained network")
     norm_selected: float = Field(
@@ -105,14 +105,14 @@ class Feature(Record):
     input_columns: list[int] | None = Field(description="columns of that input as shipped; null if removed")
     kept_in: int | None = Field(
         None,
-        description="number of `stability.resamples` in which the field was kept; null where that was not "
-        "measured or the field cannot be removed",
+        description="number of `stability.resamples` in which the feature was kept; null where that was not "
+        "measured or the feature cannot be removed",
     )
     kept_share: float | None = Field(None, description="the same as a share of them")
     reason: str | None = Field(
         None,
         description="why it is removed: `penalty`, `must_drop`, or `derived_from` and the name in must_drop; "
-        "`must_keep` of a field kept by the policy; null of one the penalty left",
+        "`must_keep` of a feature kept by the policy; null of one the penalty left",
     )
 
 
@@ -153,13 +153,13 @@ class PathPoint(Record):
         description="largest relative violation of the optimality conditions over zero groups"
     )
     kkt_active: float = Field(description="the same over non-zero groups")
-    features: int = Field(description="input fields with a non-zero group")
+    features: int = Field(description="input features with a non-zero group")
     columns: int
     hidden: int = Field(description="hidden units with a non-zero group")
     metric: float = Field(description="selection metric on the validation split, before any refit")
     refit_metric: float | None = Field(description="the same after a refit, where one was made")
     norms: list[float] = Field(
-        description="group norm of every field in their order, 0 once removed; with more than 1,000 fields "
+        description="group norm of every feature in their order, 0 once removed; with more than 1,000 features "
         "of selected points alone, else empty"
     )
     selected: bool = Field(description="whether its stage chose it")
@@ -177,7 +177,7 @@ class SearchStage(Record):
     rule: str = Field(description="what its point was chosen by")
     balance: float = Field(description="factor on the strength of input groups")
     lam: float = Field(description="lambda of the chosen point")
-    features: int = Field(description="input fields left")
+    features: int = Field(description="input features left")
     hidden: int = Field(description="hidden units left, of those that can be cut")
     metric: float = Field(description="selection metric on the validation split after the stage's refit")
 
@@ -382,7 +382,7 @@ class Spread(Record):
 class BaselineRun(Record):
     """One selection: cut from the trained network, refitted and exported as the shipped one was."""
 
-    kept: list[str] = Field(description="the fields its file reads, in the order of `features`")
+    kept: list[str] = Field(description="the features its file reads, in the order of `features`")
     common: int = Field(description="of them, those the shipped model keeps too")
     hidden: int = Field(description="hidden units left")
     common_hidden: int = Field(description="of them, those the shipped model keeps too")
@@ -402,13 +402,13 @@ class Baseline(Record):
 
 
 class Baselines(Record):
-    """Simpler selections of the shipped size: as many fields of every input, as many units of every layer."""
+    """Simpler selections of the shipped size: as many features of every input, as many units of every layer."""
 
-    features: int = Field(description="fields the shipped model keeps")
+    features: int = Field(description="features the shipped model keeps")
     hidden: int = Field(description="hidden units the shipped model keeps")
     valid: float = Field(description="the shipped network's selection metric on the validation split")
     rows: int = Field(description="rows of the test split")
-    repeats: int = Field(description="permutations of the validation rows behind each field's importance")
+    repeats: int = Field(description="permutations of the validation rows behind each feature's importance")
     results: list[Baseline] = Field(description="empty where nothing was cut")
     notes: list[str] = Field(description="what could not be compared, or not on equal terms, and why")
 
@@ -434,32 +434,32 @@ class Resample(Record):
 
 
 class Stability(Record):
-    """How alike the choices of fields are; every figure is over the fields that can be removed."""
+    """How alike the choices of features are; every figure is over the features that can be removed."""
 
     share: float = Field(description="share of the training rows in a resample")
     pairs: bool = Field(description="whether two by two they are complementary halves")
     seeds: Literal["own", "recipe"]
-    limit: int = Field(description="fields a search was to keep at most: as many as the shipped model")
+    limit: int = Field(description="features a search was to keep at most: as many as the shipped model")
     removable: str = Field(
         pattern="^[01]+$",
         description="one digit for each of `features`, in order: 1 can be removed, and no policy decides it",
     )
-    threshold: float = Field(description="share of the resamples from which on a field is called stable")
-    stable: int = Field(description="fields kept in at least that share")
-    mean_kept: float = Field(description="fields kept, mean over the resamples")
+    threshold: float = Field(description="share of the resamples from which on a feature is called stable")
+    stable: int = Field(description="features kept in at least that share")
+    mean_kept: float = Field(description="features kept, mean over the resamples")
     jaccard: float = Field(
-        description="mean over all pairs of resamples: fields both keep over fields either keeps"
+        description="mean over all pairs of resamples: features both keep over features either keeps"
     )
     nogueira: float | None = Field(
-        description="Nogueira's index: 1 for the same fields every time, 0 as by chance; null where each "
-        "resample keeps all fields or none"
+        description="Nogueira's index: 1 for the same features every time, 0 as by chance; null where each "
+        "resample keeps all features or none"
     )
     nogueira_interval: Interval | None = Field(
         description="of the index, the resamples taken as independent; null below 10 of them, too few for it"
     )
     false_bound: float | None = Field(
-        description="bound by Meinshausen and Buehlmann on the expected number of stable fields that matter "
-        "for nothing, mean_kept^2 / ((2 threshold - 1) fields), on the assumptions that such fields are "
+        description="bound by Meinshausen and Buehlmann on the expected number of stable features that matter "
+        "for nothing, mean_kept^2 / ((2 threshold - 1) features), on the assumptions that such features are "
         "equally likely to be kept, no more likely than by guessing, and that the rows trained nothing "
         "else; null where it is not below `stable`, or the resamples are not halves"
     )
@@ -468,16 +468,16 @@ class Stability(Record):
 
 
 class DropCost(Record):
-    """The shipped network without one field, refitted."""
+    """The shipped network without one feature, refitted."""
 
     feature: str
     valid: float | None = Field(description="metric on the validation split; null where it cannot be dropped")
     test: float | None = Field(description="metric on the test split")
-    reason: str | None = Field(description="why the field cannot be dropped, or null")
+    reason: str | None = Field(description="why the feature cannot be dropped, or null")
 
 
 class DropCosts(Record):
-    """What it costs to drop each kept field; every value was taken through ONNX Runtime."""
+    """What it costs to drop each kept feature; every value was taken through ONNX Runtime."""
 
     metric: str
     higher_is_better: bool
@@ -487,18 +487,18 @@ class DropCosts(Record):
     test: float = Field(description="the shipped file's metric on the test split")
     refitted_valid: float = Field(description="the shipped network refitted once more, nothing dropped")
     refitted_test: float
-    features: list[DropCost] = Field(description="the kept fields, in the order of `features`")
+    features: list[DropCost] = Field(description="the kept features, in the order of `features`")
 
 
 class Policy(Record):
-    """What the producer's rules say of fields; ``glprune verify`` holds the bundle to them."""
+    """What the producer's rules say of features; ``glprune verify`` holds the bundle to them."""
 
     must_drop: list[str] = Field(
-        [], description="fields or columns that must not be read, nor anything derived from them"
+        [], description="features or columns that must not be read, nor anything derived from them"
     )
-    must_keep: list[str] = Field([], description="fields that must stay, themselves or derived")
-    protected: list[str] = Field([], description="fields that are named where they are read")
-    derived_from: dict[str, list[str]] = Field({}, description="column or field -> the fields it is made of")
+    must_keep: list[str] = Field([], description="features that must stay, themselves or derived")
+    protected: list[str] = Field([], description="features that are named where they are read")
+    derived_from: dict[str, list[str]] = Field({}, description="column or feature -> the features it is made of")
 
 
 class DecisionChange(Record):
@@ -538,7 +538,7 @@ class ProtectedAttribute(Record):
 
     name: str
     status: Literal["kept", "removed", "outside"] = Field(
-        description="as a field of the network; outside: it never was one"
+        description="as a feature of the network; outside: it never was one"
     )
     by: str = Field(description="how its segments were made")
     segments: list[Segment]
@@ -555,7 +555,7 @@ class Segments(Record):
 
 
 class ReasonCode(Record):
-    """A reason given to people, and what became of the fields it cites."""
+    """A reason given to people, and what became of the features it cites."""
 
     code: str
     removed: list[str]
@@ -563,11 +563,11 @@ class ReasonCode(Record):
 
 
 class ReasonCodes(Record):
-    """Reasons that cite fields, as the recipe lists them."""
+    """Reasons that cite features, as the recipe lists them."""
 
-    retired: list[ReasonCode] = Field(description="all fields cited are removed: it can no longer occur")
-    to_review: list[ReasonCode] = Field(description="some of its fields are removed")
-    unchanged: list[ReasonCode] = Field(description="all its fields are kept")
+    retired: list[ReasonCode] = Field(description="all features cited are removed: it can no longer occur")
+    to_review: list[ReasonCode] = Field(description="some of its features are removed")
+    unchanged: list[ReasonCode] = Field(description="all its features are kept")
 
 
 class Proxies(Record):
@@ -596,7 +596,7 @@ class ProxyAttribute(Record):
     """One protected attribute."""
 
     name: str
-    status: Literal["kept", "removed", "outside"] = Field(description="as a field of the network")
+    status: Literal["kept", "removed", "outside"] = Field(description="as a feature of the network")
     measure: Literal["auc", "r2"] = Field(
         description="auc: area under the ROC curve, 0.5 as by chance, mean of each class against the rest; "
         "r2: share of the variance, 0 as by its mean"
@@ -637,8 +637,8 @@ class Report(Record):
     path: list[PathPoint]
     selection: Selection
     stages: list[SearchStage]
-    stability: Stability | None = Field(None, description="of the choice of fields, if measured")
-    drop_costs: DropCosts | None = Field(None, description="of each kept field, if measured")
+    stability: Stability | None = Field(None, description="of the choice of features, if measured")
+    drop_costs: DropCosts | None = Field(None, description="of each kept feature, if measured")
     removal: Removal
     refit: Refit | None
     halvings: LrHalvings | None = Field(None, description="of step sizes, if there were any")
@@ -650,7 +650,7 @@ class Report(Record):
     widths: WidthTiming | None = Field(None, description="where the recipe leaves them to the clock")
     export: Export
     quantized: Quantized | None = Field(None, description="of the file in 8-bit integers, if there is one")
-    policy: Policy | None = Field(None, description="rules on fields, if the recipe has any")
+    policy: Policy | None = Field(None, description="rules on features, if the recipe has any")
     segments: Segments | None = Field(None, description="by protected attribute, if there is a policy")
     reason_codes: ReasonCodes | None = Field(None, description="if the policy lists any")
     proxies: Proxies | None = Field(None, description="of protected attributes, if there is a policy")

@@ -44,7 +44,7 @@ class Job:
         groups: Proved group sets, inputs first: one for each input with an axis, in their order.
         probe: Real and random rows every cut is compared on.
         outputs: What the network returns.
-        rules: What the recipe's policy says of the fields.
+        rules: What the recipe's policy says of the features.
         journal: Keeps what was done, for a run that is stopped.
         make_penalty: Makes a plugin's penalty; None for those of glprune.
     """
@@ -79,7 +79,7 @@ class Job:
 
     @property
     def input_groups(self) -> list[GroupSet]:
-        """The group sets of the input fields; their labels one after the other are ``data.fields``."""
+        """The group sets of the input features; their labels one after the other are ``data.features``."""
         return [g for g in self.groups if g.kind == "input"]
 
     @property
@@ -164,14 +164,14 @@ def narrowed_job(job: Job, network: nn.Module, columns: tuple[Tensor, ...], grou
     narrow = ColumnSelection(columns, job.axes)
     kept = [span[c] for span, own in zip(job.data.spans, columns, strict=True) for c in own.tolist()]
     place = {old: new for new, old in enumerate(kept)}
-    fields = [(f, [place[c] for c in f.columns if c in place]) for f in job.data.features]
+    features = [(f, [place[c] for c in f.columns if c in place]) for f in job.data.features]
     data = replace(
         job.data,
         inputs=tuple(
             part if part.axis is None else replace(part, columns=tuple(part.columns[c] for c in own.tolist()))
             for part, own in zip(job.data.inputs, columns, strict=True)
         ),
-        fields=tuple(replace(f, columns=tuple(left)) for f, left in fields if left),
+        features=tuple(replace(f, columns=tuple(left)) for f, left in features if left),
         train=view_columns(job.data.train, narrow),
         valid=view_columns(job.data.valid, narrow),
         test=view_columns(job.data.test, narrow),
@@ -224,7 +224,7 @@ def _why_unplanned(part: InputColumns) -> str:
 
 
 def _own_features(data: Data, span: range) -> list[tuple[str, tuple[int, ...]]]:
-    """The fields of one input, columns counted within it."""
+    """The features of one input, columns counted within it."""
     return [(f.name, tuple(c - span.start for c in f.columns)) for f in data.features if f.columns[0] in span]
 
 
@@ -251,6 +251,6 @@ def as_function(network: nn.Module) -> Callable[[Inputs], tuple[Tensor, ...]]:
 
 
 def kept_features(data: Data, removed: RemovalResult) -> list[bool]:
-    """Whether each field has a column that stayed, in their order."""
+    """Whether each feature has a column that stayed, in their order."""
     columns = {span[c] for span, own in zip(data.spans, removed.columns, strict=True) for c in own.tolist()}
-    return [not columns.isdisjoint(field.columns) for field in data.features]
+    return [not columns.isdisjoint(feature.columns) for feature in data.features]

@@ -210,7 +210,7 @@ class RegularisationPath:
         return [g for g in self.groups if g.kind == "hidden" and not g.units.refused]
 
     def reads_no_input(self, point: Point) -> bool:
-        """Whether the network reads none of its fields any more."""
+        """Whether the network reads none of its features any more."""
         return bool(self.inputs) and point.features == 0
 
     def is_empty(self, point: Point) -> bool:
@@ -222,7 +222,7 @@ class RegularisationPath:
         return pulled > 0 and point.features <= sum(len(g.labels) for g in self.inputs) - pulled
 
     def features_kept(self, point: Point) -> int:
-        """Fields a removal leaves: those alive, and one of an input that none is alive of.
+        """Features a removal leaves: those alive, and one of an input that none is alive of.
 
         An input of no columns could not be fed, so its first column stays.
         """

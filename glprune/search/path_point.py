@@ -25,10 +25,10 @@ class Point:
         penalty: The penalty.
         kkt_zero: Largest KKT residual over zero groups.
         kkt_active: Largest KKT residual over non-zero groups.
-        fields: Number of input fields with a non-zero group.
-        columns: Number of input columns in those fields.
+        features: Number of input features with a non-zero group.
+        columns: Number of input columns in those features.
         hidden: Number of hidden units with a non-zero group.
-        norms: Group norms of all input fields, float64.
+        norms: Group norms of all input features, float64.
         alive: For every group set, which groups are not zero, bool, shape (n_groups,).
         metric: The selection metric on the validation split.
         state: A copy of the network's tensors; empty once it is no longer needed.
@@ -58,10 +58,10 @@ Size = Callable[[Point], float]
 
 
 def path_record(point: Point, stage: int, job: Job, original: Job, selected: bool = False) -> PathPoint:
-    """A point of the path as the report states it, norms in the order of all fields."""
-    fields = original.data.features
+    """A point of the path as the report states it, norms in the order of all features."""
+    features = original.data.features
     norms = dict(zip((f.name for f in job.data.features), point.norms, strict=True))
-    told = selected or len(fields) <= _MANY_FIELDS
+    told = selected or len(features) <= _MANY_FIELDS
     return PathPoint(
         stage=stage,
         lam=point.lam,
@@ -75,6 +75,6 @@ def path_record(point: Point, stage: int, job: Job, original: Job, selected: boo
         hidden=point.hidden,
         metric=point.metric,
         refit_metric=point.refit_metric,
-        norms=[norms.get(f.name, 0.0) for f in fields] if told else [],
+        norms=[norms.get(f.name, 0.0) for f in features] if told else [],
         selected=selected,
     )

@@ -1,4 +1,4 @@
-"""The rules of ``policy`` in a recipe, resolved against the fields a network has."""
+"""The rules of ``policy`` in a recipe, resolved against the features a network has."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ MUST_DROP, MUST_KEEP = "must_drop", "must_keep"
 
 @dataclass(frozen=True)
 class Rules:
-    """What becomes of a network's fields whatever the penalty says.
+    """What becomes of a network's features whatever the penalty says.
 
     Attributes:
-        forbidden: Field to be dropped -> why: ``must_drop`` or ``derived_from <name>``.
-        required: Fields that stay and are not penalised.
-        codes: Reason code -> the fields it cites.
+        forbidden: Feature to be dropped -> why: ``must_drop`` or ``derived_from <name>``.
+        required: Features that stay and are not penalised.
+        codes: Reason code -> the features it cites.
         adverse: Numbers of the classes that are adverse; None where nothing is said of that.
     """
 
@@ -28,20 +28,20 @@ class Rules:
     codes: Mapping[str, tuple[str, ...]]
     adverse: frozenset[int] | None
 
-    def free(self, field: str) -> bool:
-        """Whether the penalty decides over a field."""
-        return field not in self.forbidden and field not in self.required
+    def free(self, feature: str) -> bool:
+        """Whether the penalty decides over a feature."""
+        return feature not in self.forbidden and feature not in self.required
 
-    def rank(self, field: str) -> int:
+    def rank(self, feature: str) -> int:
         """What any selection goes by first: 0 to be dropped, 1 free, 2 to be kept."""
-        return 2 if field in self.required else int(field not in self.forbidden)
+        return 2 if feature in self.required else int(feature not in self.forbidden)
 
     def sentences(self) -> list[str]:
         """What was decided, for the user."""
         dropped = [f"{name} ({why.replace('_', ' ', 1)})" for name, why in self.forbidden.items()]
         found = {"dropped": dropped, "kept": sorted(self.required)}
         return [
-            f"The policy has fields {verb}: {', '.join(names)}." for verb, names in found.items() if names
+            f"The policy has features {verb}: {', '.join(names)}." for verb, names in found.items() if names
         ]
 
 
@@ -49,12 +49,12 @@ NO_RULES = Rules({}, frozenset(), {}, None)
 
 
 def resolve(recipe: Recipe, data: Data) -> Rules:
-    """Find the fields that must go, with all that is derived from them, and those that must stay.
+    """Find the features that must go, with all that is derived from them, and those that must stay.
 
-    A column stands for its field: its columns live and die together.
+    A column stands for its feature: its columns live and die together.
 
     Raises:
-        RecipeError: A name is unknown, rules contradict each other, or a field is derived from itself.
+        RecipeError: A name is unknown, rules contradict each other, or a feature is derived from itself.
     """
     spec = recipe.policy
     if spec is None:
@@ -64,7 +64,7 @@ def resolve(recipe: Recipe, data: Data) -> Rules:
     parents = _parents(recipe, spec, names.owner)
     dropped = {names.owner.get(name, name): name for name in spec.must_drop}
     forbidden = {
-        field.name: why for field in data.features if (why := _origin(field.name, dropped, parents)) is not None
+        feature.name: why for feature in data.features if (why := _origin(feature.name, dropped, parents)) is not None
     }
     required = [names.owner[name] for name in spec.must_keep]
     _check_conflicts(recipe, spec, required, forbidden)
@@ -96,15 +96,15 @@ def listed_names(names: str | Sequence[str]) -> list[str]:
 
 
 class _Names:
-    """The names a policy may use; ``owner`` maps fields and their columns to the field."""
+    """The names a policy may use; ``owner`` maps features and their columns to the feature."""
 
     def __init__(self, recipe: Recipe, spec: PolicySpec, data: Data) -> None:
         self.recipe, self.spec, self.outside = recipe, spec, set(data.outside)
-        self.owner = {data.columns[c]: field.name for field in data.features for c in field.columns}
-        self.owner |= {field.name: field.name for field in data.features}
+        self.owner = {data.columns[c]: feature.name for feature in data.features for c in feature.columns}
+        self.owner |= {feature.name: feature.name for feature in data.features}
 
     def check(self) -> None:
-        """Refuse names of nothing: fields, columns of the file, or what the policy itself speaks of twice."""
+        """Refuse names of nothing: features, columns of the file, or what the policy itself speaks of twice."""
         spec = self.spec
         seen = {*self.owner, *self.outside}
         ancestors = {name for names in spec.derived_from.values() for name in listed_names(names)}
@@ -120,15 +120,15 @@ class _Names:
         for name in names:
             if name not in known:
                 where = self.recipe.where("policy", *keys)
-                raise RecipeError(f"{where}: no field or column {name!r}.{did_you_mean(name, sorted(known))}")
+                raise RecipeError(f"{where}: no feature or column {name!r}.{did_you_mean(name, sorted(known))}")
 
 
 def _parents(recipe: Recipe, spec: PolicySpec, owner: Mapping[str, str]) -> dict[str, list[str]]:
-    """Field -> the fields it is derived from, columns replaced by their fields."""
+    """Feature -> the features it is derived from, columns replaced by their features."""
     parents: dict[str, list[str]] = {}
     for name, names in spec.derived_from.items():
         child = owner.get(name, name)
-        # a column is derived from its own field by nature
+        # a column is derived from its own feature by nature
         found = [owner.get(a, a) for a in listed_names(names) if a == name or owner.get(a, a) != child]
         parents[child] = [*parents.get(child, []), *found]
     circle = next(_cycles(parents), None)
@@ -154,11 +154,11 @@ def _cycles(parents: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
                     trails.append([*trail, parent])
 
 
-def _origin(field: str, dropped: Mapping[str, str], parents: Mapping[str, Sequence[str]]) -> str | None:
-    """Why a field must go: by its own name, or by the nearest ancestor that must."""
-    if field in dropped:
+def _origin(feature: str, dropped: Mapping[str, str], parents: Mapping[str, Sequence[str]]) -> str | None:
+    """Why a feature must go: by its own name, or by the nearest ancestor that must."""
+    if feature in dropped:
         return MUST_DROP
-    waiting, seen = list(parents.get(field, ())), set[str]()
+    waiting, seen = list(parents.get(feature, ())), set[str]()
     while waiting:
         name = waiting.pop(0)
         if name in dropped:
@@ -173,9 +173,9 @@ def _check_conflicts(
     recipe: Recipe, spec: PolicySpec, required: Sequence[str], forbidden: Mapping[str, str]
 ) -> None:
     where = recipe.where("policy", "must_keep")
-    for name, field in zip(spec.must_keep, required, strict=True):
-        if field in forbidden:
-            why = forbidden[field]
+    for name, feature in zip(spec.must_keep, required, strict=True):
+        if feature in forbidden:
+            why = forbidden[feature]
             also = (
                 "is in must_drop too" if why == MUST_DROP else f"is {why.replace('_', ' ', 1)}, in must_drop"
             )
@@ -183,21 +183,21 @@ def _check_conflicts(
     most, count = recipe.target.max_features, len(set(required))
     if most is not None and count > most:
         raise RecipeError(
-            f"{where} lists {count} fields, more than target.max_features: {most}; raise that, or keep fewer."
+            f"{where} lists {count} features, more than target.max_features: {most}; raise that, or keep fewer."
         )
 
 
 def _check_choice(recipe: Recipe, data: Data, required: frozenset[str], forbidden: Mapping[str, str]) -> None:
     """Refuse rules that leave an input without a column, or nothing to choose."""
     for part, span in zip(data.inputs, data.spans, strict=True):
-        own = [field.name for field in data.features if field.columns[0] in span]
+        own = [feature.name for feature in data.features if feature.columns[0] in span]
         if own and all(name in forbidden for name in own):
             raise RecipeError(
-                f"{recipe.where('policy', 'must_drop')}: every field of input {part.name!r} goes, and an "
+                f"{recipe.where('policy', 'must_drop')}: every feature of input {part.name!r} goes, and an "
                 "input needs one; leave the input out of the network instead."
             )
     if recipe.penalty.hidden is None and all(f.name in forbidden or f.name in required for f in data.features):
         raise RecipeError(
-            f"{recipe.where('policy', 'must_keep')}: with must_drop every field is decided and nothing is "
+            f"{recipe.where('policy', 'must_keep')}: with must_drop every feature is decided and nothing is "
             "left to choose; leave must_keep out, and set target: {lambda: 0} to drop no other."
         )

@@ -1,4 +1,4 @@
-"""Cut the fields a policy forbids out of the trained network, before any path and certified as any cut."""
+"""Cut the features a policy forbids out of the trained network, before any path and certified as any cut."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from glprune.search.job import Job
 
 
 def remove_forbidden(job: Job) -> RemovalResult | None:
-    """Zero the weights leaving every forbidden field in a copy of the trained network and cut the field.
+    """Zero the weights leaving every forbidden feature in a copy of the trained network and cut the feature.
 
     Args:
         job: The job of the trained network.
@@ -22,7 +22,7 @@ def remove_forbidden(job: Job) -> RemovalResult | None:
         The slim network and the evidence; None where nothing is forbidden.
 
     Raises:
-        ModelError: A forbidden field cannot be cut, or one to be kept is not read by the trained network.
+        ModelError: A forbidden feature cannot be cut, or one to be kept is not read by the trained network.
     """
     _check_required(job)
     if not job.rules.forbidden:
@@ -37,7 +37,7 @@ def remove_forbidden(job: Job) -> RemovalResult | None:
 
 
 def check_rules(job: Job, removed: RemovalResult) -> None:
-    """Refuse a network that reads a forbidden field, or has lost one that was to be kept.
+    """Refuse a network that reads a forbidden feature, or has lost one that was to be kept.
 
     Raises:
         ModelError: It is so; the message says what stood in the way.
@@ -45,16 +45,16 @@ def check_rules(job: Job, removed: RemovalResult) -> None:
     pairs = zip(job.data.spans, removed.columns, strict=True)
     columns = {span[c] for span, own in pairs for c in own.tolist()}
     reasons = "; ".join(f"{r.name}: {r.reason}" for r in removed.refused) or "its input needs a column"
-    for field in job.data.features:
-        left = columns.intersection(field.columns)
-        if field.name in job.rules.forbidden and left:
+    for feature in job.data.features:
+        left = columns.intersection(feature.columns)
+        if feature.name in job.rules.forbidden and left:
             raise ModelError(
-                f"{job.recipe.where('policy', 'must_drop')}: {field.name!r} cannot be cut out of the network "
+                f"{job.recipe.where('policy', 'must_drop')}: {feature.name!r} cannot be cut out of the network "
                 f"({reasons}); nothing was released."
             )
-        if field.name in job.rules.required and len(left) < len(field.columns):
+        if feature.name in job.rules.required and len(left) < len(feature.columns):
             raise ModelError(
-                f"{job.recipe.where('policy', 'must_keep')}: the hidden units that read {field.name!r} are "
+                f"{job.recipe.where('policy', 'must_keep')}: the hidden units that read {feature.name!r} are "
                 "gone; keep more of them, or take it off the list."
             )
 

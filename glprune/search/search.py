@@ -112,7 +112,7 @@ class _Search:
         self.reference = validate(job, job.network, identity)
         removed = remove_forbidden(job)
         if removed is not None:
-            listener(Stage("policy", "refitting the network without the fields that must go"))
+            listener(Stage("policy", "refitting the network without the features that must go"))
             fitted, _ = refit_or_resume(job, removed, self._brief_refit())
             self.standing = SearchState.advanced(job, fitted.network, removed, 0)
 
@@ -128,7 +128,7 @@ class _Search:
         if target.lam is not None:
             self._search_lambda(target.lam, first)
         elif target.max_features is not None:
-            self._search_target(SizeTarget("fields", target.max_features, first, "target.max_features"))
+            self._search_target(SizeTarget("features", target.max_features, first, "target.max_features"))
         elif target.max_drop is not None:
             self._search_max_drop(first, target.max_drop.metric, target.max_drop.amount)
         elif target.latency is not None:
@@ -207,7 +207,7 @@ class _Search:
     def _search_max_drop(self, kinds: tuple[Kind, ...], metric: str, amount: float) -> None:
         """Stages that go on while the refitted network loses no more than the amount."""
         both = self.original.recipe.penalty.hidden is not None and "hidden" in kinds
-        counted: SizeMetric = "parameters" if both else "fields"
+        counted: SizeMetric = "parameters" if both else "features"
         rule = f"{metric} after the refit at most {amount:g} worse than the original network's"
         share, failures, tried = _STEP, 0, -math.inf
         lost: set[bytes] = set()  # supports that lost too much; their refit would again
@@ -292,7 +292,7 @@ class _Search:
         """A stage with the refit of the recipe instead of the brief one."""
         fitted, metric = refit_or_resume(self.original, run.removed)
         run.selected.refit_metric = metric
-        return replace(run, fitted=fitted, metric=metric)
+        return replace(run, refit=fitted, metric=metric)
 
     def _commit(self, run: StageResult, stand: RefitResult | None = None) -> None:
         """Stand on the network a stage led to, or on ``stand``, the same after another refit.

@@ -19,7 +19,7 @@ _SCALARS = (
     "penalty",
     "kkt_zero",
     "kkt_active",
-    "fields",
+    "features",
     "columns",
     "hidden",
     "metric",

@@ -16,10 +16,10 @@ from glprune.search.job import Job
 from glprune.search.path import RegularisationPath, solve_at, solve_at_most, solve_towards
 from glprune.search.path_point import Point, Size
 
-SizeMetric = Literal["fields", "hidden", "parameters", "macs"]
+SizeMetric = Literal["features", "hidden", "parameters", "macs"]
 PointSelector = Callable[[RegularisationPath, Job], Point | None]
 WORDS: Mapping[SizeMetric, str] = {
-    "fields": "input fields",
+    "features": "input features",
     "hidden": "hidden units",
     "parameters": "parameters",
     "macs": "multiply-accumulates for one row",
@@ -107,7 +107,7 @@ def resolve_budget(asked: str | float, whole: float) -> float:
 
 def size_of(counted: SizeMetric, job: Job, path: RegularisationPath) -> Size:
     """What a point of a path keeps."""
-    if counted == "fields":
+    if counted == "features":
         return path.features_kept
     multiple = job.recipe.target.counted_multiple
     if counted == "hidden":
@@ -132,7 +132,7 @@ def support_key(point: Point) -> bytes:
 
 def current_size(job: Job, counted: SizeMetric) -> float:
     """What the network of a job has."""
-    if counted == "fields":
+    if counted == "features":
         return len(job.data.features)
     if counted == "hidden":
         return sum(g.units.count for g in job.groups if g.kind == "hidden" and not g.units.refused)

@@ -85,7 +85,7 @@ def _features(report: Report) -> Iterator[Found]:
         if feature.input not in inputs:
             yield f"{where}/input", f"no input {feature.input!r} is exported"
         if not feature.columns:
-            yield f"{where}/columns", "a field without columns"
+            yield f"{where}/columns", "a feature without columns"
 
 
 def _indexed(report: Report) -> Iterator[tuple[int, Feature]]:
@@ -101,7 +101,7 @@ def _chosen(report: Report, stage: int) -> PathPoint | None:
 
 
 def _exits(report: Report) -> Iterator[Found]:
-    """Removed fields were zero at a chosen point; kept ones were not, or had to stay."""
+    """Removed features were zero at a chosen point; kept ones were not, or had to stay."""
     last = _last_of_inputs(report.stages)
     point = _chosen(report, last.number) if last else None
     refused = {r.name for r in report.removal.refused}
@@ -131,7 +131,7 @@ def _exits(report: Report) -> Iterator[Found]:
 
 
 def _exit(report: Report, n: int, feature: Feature) -> Iterator[Found]:
-    """The first lambda of its stage at which the field was zero."""
+    """The first lambda of its stage at which the feature was zero."""
     where = f"/features/{n}/lambda_exit"
     if (feature.stage_exit is None) != (feature.lambda_exit is None):
         yield where, "stage and lambda of the exit are not both given"
@@ -154,12 +154,12 @@ def _path(report: Report) -> Iterator[Found]:
             f"{where}/objective", point.objective, point.loss + point.penalty, "loss + penalty is"
         )
         if point.norms and len(point.norms) != len(report.features):
-            yield f"{where}/norms", f"{len(point.norms)} norms of {len(report.features)} fields"
+            yield f"{where}/norms", f"{len(point.norms)} norms of {len(report.features)} features"
         elif point.norms:
             alive = [norm != 0 for norm in point.norms]
             columns = sum(w for w, a in zip(widths, alive, strict=True) if a)
-            # of an input whose fields all became zero one column stays, maybe of a field that had several
-            for key, least, most in (("fields", sum(alive), sum(alive)), ("columns", sum(alive), columns)):
+            # of an input whose features all became zero one column stays, maybe of a feature that had several
+            for key, least, most in (("features", sum(alive), sum(alive)), ("columns", sum(alive), columns)):
                 stated = getattr(point, key)
                 if stated < least or (stated > most and not fixed):
                     yield f"{where}/{key}", f"says {stated}, but {most} have a norm above zero"
@@ -179,7 +179,7 @@ def _stages(report: Report) -> Iterator[Found]:
             yield f"/stages/{n}", f"{len(chosen)} points are marked as its choice"
             continue
         point = chosen[0]
-        for key in ("lam", "fields", "hidden"):
+        for key in ("lam", "features", "hidden"):
             stated = getattr(stage, key)
             yield from check_equal(f"/stages/{n}/{key}", stated, getattr(point, key), "its point says")
         yield from check_equal(f"/stages/{n}/metric", stage.metric, point.refit_metric, "its refit gave")
@@ -243,7 +243,7 @@ def _removal(report: Report) -> Iterator[Found]:
         i for i, kept in Counter(f.input for f in report.features if f.status == "kept").items() if kept == 1
     }
     for name in {*cut_columns, *gone}:
-        # of an input whose fields all became zero one column stays, maybe of a field that had several
+        # of an input whose features all became zero one column stays, maybe of a feature that had several
         if cut_columns[name] != gone[name] and not (name in idle and cut_columns[name] > gone[name]):
             yield "/removal/cuts", f"cuts {cut_columns[name]} columns of {name!r}; {gone[name]} are removed"
 
@@ -396,7 +396,7 @@ def _baselines(report: Report) -> Iterator[Found]:
     if record is None:
         return
     kept = [f.name for f in report.features if f.status == "kept"]
-    yield from check_equal("/baselines/fields", record.features, len(kept), "the features kept are")
+    yield from check_equal("/baselines/features", record.features, len(kept), "the features kept are")
     hidden = sum(h.after for h in report.hidden)
     yield from check_equal("/baselines/hidden", record.hidden, hidden, "the layers keep")
     yield from check_equal("/baselines/rows", record.rows, report.export.rows, "the test split has")
@@ -412,7 +412,7 @@ def _baseline(result: Baseline, where: str, kept: Sequence[str], names: Sequence
     for n, run in enumerate(result.runs):
         chosen = set(run.kept)
         own = [name for name in names if name in chosen]
-        yield from check_equal(f"{where}/runs/{n}/kept", run.kept, own, "in the order of the fields it is")
+        yield from check_equal(f"{where}/runs/{n}/kept", run.kept, own, "in the order of the features it is")
         common = len(chosen & set(kept))
         yield from check_equal(f"{where}/runs/{n}/common", run.common, common, "the lists share")
     yield from _spread(result.valid, [run.valid for run in result.runs], f"{where}/valid")
@@ -436,7 +436,7 @@ def _drop_costs(report: Report) -> Iterator[Found]:
         return
     kept = [f.name for f in report.features if f.status == "kept"]
     yield from check_equal(
-        "/drop_costs/fields", [c.feature for c in costs.features], kept, "the features kept are"
+        "/drop_costs/features", [c.feature for c in costs.features], kept, "the features kept are"
     )
     test = next((m for m in report.performance if m.name == costs.metric), None)
     if test is None:
@@ -445,7 +445,7 @@ def _drop_costs(report: Report) -> Iterator[Found]:
         yield from check_close("/drop_costs/test", costs.test, test.final, "the performance says")
     for n, cost in enumerate(costs.features):
         if (cost.valid is None) != (cost.reason is not None) or (cost.test is None) != (cost.valid is None):
-            yield f"/drop_costs/fields/{n}", "has neither both figures nor a reason"
+            yield f"/drop_costs/features/{n}", "has neither both figures nor a reason"
 
 
 def _digests(report: Report) -> Iterator[Found]:

@@ -64,7 +64,7 @@ def _plan(report: Report, plan: Plan) -> Iterator[Finding]:
         total = sum(len(f.columns) for f in report.features if f.input == part.name)
         if total != part.size:
             yield Finding(
-                bundles.PLAN, f"{where}/size", f"is {part.size}; the report's fields have {total} columns"
+                bundles.PLAN, f"{where}/size", f"is {part.size}; the report's features have {total} columns"
             )
 
 
@@ -76,7 +76,7 @@ def _read(report: Report, given: Input, part: InputPlan) -> list[str] | None:
 
 
 def _features(report: Report, plan: Plan) -> Iterator[Finding]:
-    """A kept field's columns are read, a removed one's are not; positions are those of the export."""
+    """A kept feature's columns are read, a removed one's are not; positions are those of the export."""
     parts = {p.name: p for p in plan.inputs}
     read = {p.name: set(p.columns) for p in plan.inputs}
     exported = {i.name: _places(i.columns) for i in report.export.inputs}
@@ -100,12 +100,12 @@ def _places(columns: Sequence[str]) -> dict[str, int]:
 
 
 def _status(feature: Feature, part: InputPlan, columns: set[str], where: str) -> Iterator[Finding]:
-    """What of a field is read; ``columns`` are those of the part."""
+    """What of a feature is read; ``columns`` are those of the part."""
     read = [c for c in feature.columns if c in columns]
     if feature.status == "removed" and read:
         what = f"{feature.name!r} is removed, and {read[0]!r} is read"
         yield Finding(bundles.REPORT, f"{where}/status", what)
-    # an input whose fields all became zero keeps one column, maybe of a field that had several
+    # an input whose features all became zero keeps one column, maybe of a feature that had several
     if feature.status == "kept" and len(read) < len(feature.columns) and part.columns != read[:1]:
         missing = next(c for c in feature.columns if c not in read)
         yield Finding(

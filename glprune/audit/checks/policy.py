@@ -1,4 +1,4 @@
-"""C11: fields that must go, fields that must stay, and what is derived from them."""
+"""C11: features that must go, features that must stay, and what is derived from them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def read_policy(path: Path) -> Policy:
 
 
 def check_policy(report: Report, policy: Policy, source: str) -> list[Finding]:
-    """Hold the fields that stayed against some rules.
+    """Hold the features that stayed against some rules.
 
     Args:
         report: The report; C6 and C7 say that its kept columns are those the model reads.
@@ -46,7 +46,7 @@ def check_policy(report: Report, policy: Policy, source: str) -> list[Finding]:
 
 
 def protected_kept(report: Report, policy: Policy) -> list[str]:
-    """Kept fields that are, or are derived from, protected ones."""
+    """Kept features that are, or are derived from, protected ones."""
     lineage = _lineage(report, policy)
     wanted = set(policy.protected)
     return [f.name for f in _kept(report) if lineage[f.name] & wanted]
@@ -57,7 +57,7 @@ def _kept(report: Report) -> Iterator[Feature]:
 
 
 def ancestors(feature: Feature, policy: Policy) -> dict[str, str]:
-    """Everything a field is made of, itself and its columns included -> what it was reached from."""
+    """Everything a feature is made of, itself and its columns included -> what it was reached from."""
     found = {feature.name: ""} | {column: feature.name for column in feature.columns}
     waiting = list(found)
     while waiting:
@@ -87,4 +87,4 @@ def _keeps(report: Report, policy: Policy, lineage: dict[str, set[str]]) -> Iter
     stays = set().union(*(lineage[f.name] for f in _kept(report)))
     for name in policy.must_keep:
         if name not in stays:
-            yield "/features", f"must_keep lists {name!r}, and no kept field is it or is made of it"
+            yield "/features", f"must_keep lists {name!r}, and no kept feature is it or is made of it"

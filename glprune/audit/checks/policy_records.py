@@ -20,13 +20,13 @@ DERIVED = "derived_from "
 
 
 def removed_by_policy(feature: Feature) -> bool:
-    """Whether a field is removed because a rule says so, and no stage of the search removed it."""
+    """Whether a feature is removed because a rule says so, and no stage of the search removed it."""
     said = feature.reason or ""
     return feature.status == "removed" and (said == "must_drop" or said.startswith(DERIVED))
 
 
 def check_policy_records(report: Report) -> Iterator[Found]:
-    """What the report says of its policy and does not follow from its fields and tables."""
+    """What the report says of its policy and does not follow from its features and tables."""
     policy = report.policy or Policy()
     keep, drop = set(policy.must_keep), set(policy.must_drop)
     for n, feature in enumerate(report.features):
@@ -49,14 +49,14 @@ def _reason(where: str, feature: Feature, policy: Policy, keep: set[str], drop: 
     own = {feature.name, *feature.columns}
     if feature.status == "kept":
         if said not in (None, "must_keep") or (said and not own & keep):
-            yield where, f"says {said!r}, but the field is kept and must_keep has {policy.must_keep}"
+            yield where, f"says {said!r}, but the feature is kept and must_keep has {policy.must_keep}"
     elif said == "must_drop":
         if not own & drop:
             yield where, f"says {said!r}, which does not list {feature.name!r}"
     elif said is not None and said.startswith(DERIVED):
         parent = said.removeprefix(DERIVED)
         if parent not in lineage or not lineage.keys() & drop:
-            yield where, f"says {said!r}, but derived_from leads to no field that must go that way"
+            yield where, f"says {said!r}, but derived_from leads to no feature that must go that way"
 
 
 def _codes(report: Report) -> Iterator[Found]:
@@ -75,7 +75,7 @@ def _codes(report: Report) -> Iterator[Found]:
             cited = [("removed", name) for name in code.removed] + [("kept", name) for name in code.kept]
             for stated, name in cited:
                 if status.get(name) != stated:
-                    yield where, f"says {name!r} is {stated}, but the field is {status.get(name, 'unknown')}"
+                    yield where, f"says {name!r} is {stated}, but the feature is {status.get(name, 'unknown')}"
             belongs = "unchanged" if not code.removed else "to_review" if code.kept else "retired"
             if part != belongs:
                 yield where, f"{code.code!r} belongs under {belongs}"
@@ -91,7 +91,7 @@ def _segments(report: Report, record: Segments) -> Iterator[Found]:
     for n, attribute in enumerate(record.attributes):
         where = f"/segments/attributes/{n}"
         if attribute.status != status.get(attribute.name, attribute.status):
-            yield f"{where}/status", f"says {attribute.status}, but the field is {status[attribute.name]}"
+            yield f"{where}/status", f"says {attribute.status}, but the feature is {status[attribute.name]}"
         yield from _attribute(where, attribute, record, rows)
 
 

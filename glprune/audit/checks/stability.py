@@ -15,15 +15,15 @@ _FEWEST = 10  # resamples of an interval
 
 def check_stability(report: Report) -> Iterator[Found]:
     """What the report says of stability and its digits do not give."""
-    record, fields = report.stability, len(report.features)
+    record, features = report.stability, len(report.features)
     if record is None:
         for n, feature in enumerate(report.features):
             if feature.kept_in is not None or feature.kept_share is not None:
                 yield f"/features/{n}/kept_in", "is given, but no resamples are"
         return
     digits = [record.removable, *(r.kept for r in record.resamples)]
-    if len(record.resamples) < 2 or any(len(d) != fields for d in digits):
-        yield "/stability/resamples", f"are not two or more, each of {fields} digits"
+    if len(record.resamples) < 2 or any(len(d) != features for d in digits):
+        yield "/stability/resamples", f"are not two or more, each of {features} digits"
         return
     yield from _counts(report, record)
     yield from _indices(record)
@@ -33,7 +33,7 @@ def _counts(report: Report, record: Stability) -> Iterator[Found]:
     total = len(record.resamples)
     kept = sum(f.status == "kept" for f in report.features)
     if record.limit != kept:
-        yield "/stability/limit", f"says {record.limit}, but {kept} fields are kept"
+        yield "/stability/limit", f"says {record.limit}, but {kept} features are kept"
     for n, feature in enumerate(report.features):
         free = record.removable[n] == "1"
         found = sum(r.kept[n] == "1" for r in record.resamples) if free else None
@@ -46,7 +46,7 @@ def _indices(record: Stability) -> Iterator[Found]:
     free = [digit == "1" for digit in record.removable]
     supports: Supports = np.array([[digit == "1" for digit in r.kept] for r in record.resamples])[:, free]
     if not any(free):
-        yield "/stability/removable", "no field can be removed"
+        yield "/stability/removable", "no feature can be removed"
         return
     index = nogueira(supports)
     interval = index if len(record.resamples) >= _FEWEST else None

@@ -1,4 +1,4 @@
-"""DVC: ``metrics.json`` for ``dvc metrics show``; ``path.csv`` and ``fields.csv`` for ``dvc plots``."""
+"""DVC: ``metrics.json`` for ``dvc metrics show``; ``path.csv`` and ``features.csv`` for ``dvc plots``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from glprune.schema.report import Report
 
-_POINT = ("stage", "lam", "fields", "columns", "hidden", "metric", "refit_metric", "loss", "penalty")
+_POINT = ("stage", "lam", "features", "columns", "hidden", "metric", "refit_metric", "loss", "penalty")
 
 
 def metrics(report: Report) -> dict[str, Any]:
@@ -17,7 +17,7 @@ def metrics(report: Report) -> dict[str, Any]:
     return {
         "test": {metric.name: metric.final for metric in report.performance},
         "original": {metric.name: metric.original for metric in report.performance},
-        "fields": {
+        "features": {
             "kept": sum(f.status == "kept" for f in report.features),
             "removed": sum(f.status == "removed" for f in report.features),
         },
@@ -42,9 +42,9 @@ def path_csv(report: Report) -> str:
 
 
 def features_csv(report: Report) -> str:
-    """The fields with what became of them, a row each."""
+    """The features with what became of them, a row each."""
     rows = [[f.name, f.status, f.reason or "", f.norm_original, f.norm_final or 0.0] for f in report.features]
-    return _csv(["field", "status", "reason", "norm_original", "norm_final"], rows)
+    return _csv(["feature", "status", "reason", "norm_original", "norm_final"], rows)
 
 
 def _csv(head: list[str], rows: list[list[Any]]) -> str:

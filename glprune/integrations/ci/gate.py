@@ -22,10 +22,10 @@ class Limits:
 
     Attributes:
         max_drop: Metric -> how much worse than the original's it may be on the test split.
-        must_drop: Fields or columns that must be gone, with all that is derived from them.
-        must_keep: Fields or columns that must be there.
-        max_features: Most input fields that may be left.
-        min_stability: Least share of the resamples in which each kept field must have been kept.
+        must_drop: Features or columns that must be gone, with all that is derived from them.
+        must_keep: Features or columns that must be there.
+        max_features: Most input features that may be left.
+        min_stability: Least share of the resamples in which each kept feature must have been kept.
         max_latency_ratio: Most the shipped file's latency over the original's, at every measured batch.
     """
 
@@ -77,7 +77,7 @@ def judge(bundle: Path, limits: Limits) -> Decision:
 
     Raises:
         UnreadableError: It is no bundle.
-        UsageError: No limit is given, or one names a metric or a field the bundle does not have.
+        UsageError: No limit is given, or one names a metric or a feature the bundle does not have.
     """
     if not limits:
         raise UsageError("no gate is given; see glprune gate --help.")
@@ -131,7 +131,7 @@ def _gates(report: Report, limits: Limits) -> Iterator[Gate]:
     yield from _named(report, limits)
     kept = [f for f in report.features if f.status == "kept"]
     if limits.max_features is not None:
-        yield _at_most("max-features", len(kept), limits.max_features, "fields are kept")
+        yield _at_most("max-features", len(kept), limits.max_features, "features are kept")
     if limits.min_stability is not None:
         yield _stable(report, kept, limits.min_stability)
     if limits.max_latency_ratio is not None:
@@ -168,7 +168,7 @@ def _check_names(report: Report, rules: Policy, limits: Limits) -> None:
         for name in names:
             if name not in known:
                 guess = did_you_mean(name, sorted(known))
-                raise UsageError(f"--{option} {name!r}: no field or column of this bundle.{guess}")
+                raise UsageError(f"--{option} {name!r}: no feature or column of this bundle.{guess}")
 
 
 def _stable(report: Report, kept: Sequence[Feature], least: float) -> Gate:
@@ -184,7 +184,7 @@ def _stable(report: Report, kept: Sequence[Feature], least: float) -> Gate:
         )
     named = ", ".join(f"{name!r} {share:.0%}" for share, name in low[:5])
     return Gate(
-        "min-stability", "failed", f"{len(low)} kept fields below {least:.0%} of the resamples: {named}"
+        "min-stability", "failed", f"{len(low)} kept features below {least:.0%} of the resamples: {named}"
     )
 
 

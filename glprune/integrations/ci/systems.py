@@ -88,7 +88,7 @@ def publish_run(where: tuple[System, ...], report: Report, bundle: Path) -> None
     if "dvc" in where:
         _write(bundle, "metrics.json", json.dumps(dvc.metrics(report), indent=2) + "\n")
         _write(bundle, "path.csv", dvc.path_csv(report))
-        _write(bundle, "fields.csv", dvc.features_csv(report))
+        _write(bundle, "features.csv", dvc.features_csv(report))
 
 
 def failed(step: str, error: GlpruneError) -> Outcome:
@@ -118,8 +118,8 @@ def _figures(report: Report) -> Iterator[Metric]:
         for model, value in (("original", metric.original), ("shipped", metric.final)):
             yield Metric("metric", value, {"name": metric.name, "model": model, "split": "test"})
     kept = sum(f.status == "kept" for f in report.features)
-    yield Metric("fields", kept, {"status": "kept"})
-    yield Metric("fields", len(report.features) - kept, {"status": "removed"})
+    yield Metric("features", kept, {"status": "kept"})
+    yield Metric("features", len(report.features) - kept, {"status": "removed"})
     yield Metric("parameters", report.size.parameters_before, {"model": "original"})
     yield Metric("parameters", report.size.parameters_after, {"model": "shipped"})
     yield Metric("onnx_bytes", report.size.onnx_bytes_before, {"model": "original"})
