@@ -46,7 +46,7 @@ def timed(workers: str, out: Path) -> dict[str, Any]:
     told = Search()
     model = HERE.parent / "examples" / "mnist" / "model.pt"
     result = glprune.run(recipe, model, out, overwrite=True, on_event=told)
-    stages = [(s.number, s.balance) for s in result.report.stages]
+    stages = [(s.number, s.input_strength) for s in result.report.stages]
     return {
         "workers": workers,
         "seconds": told.seconds,

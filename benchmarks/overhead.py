@@ -120,7 +120,16 @@ def show(content: Record) -> None:
     print(aligned(rows))
     show_profiles(content["profile"])
     rows = [
-        ["run", "features", "points", "fine-tune s", "search / fine-tune", "goal 5", "paths alone", "whole run"]
+        [
+            "run",
+            "features",
+            "points",
+            "fine-tune s",
+            "search / fine-tune",
+            "goal 5",
+            "paths alone",
+            "whole run",
+        ]
     ]
     for r in content["runs"]:
         search, paths, whole = (

@@ -42,7 +42,7 @@ model: {{factory: "network.py:build", arguments: {{widths: {widths}}}}}
 data: {{file: rows, target: y, standardize: train{stream}}}
 penalty: {{inputs: {{strength: 1.0}}}}
 target: {{lambda: {lam}}}
-train: {{epochs: 1, stages: 1, lambda_min_ratio: 0.9, polish: 0, batch_size: {batch}}}
+train: {{epochs: 1, n_stages: 1, lambda_min_ratio: 0.9, full_batch_steps: 0, batch_size: {batch}}}
 refit: {{epochs: 1, start: path, batch_size: {batch}}}
 seed: 0
 """
@@ -174,7 +174,7 @@ def timed_epochs(job: Any) -> Iterator[tuple[float, ...]]:
     from glprune.training.objective import Objective
     from glprune.training.solver import PointSolver
 
-    spec = job.recipe.train.model_copy(update={"epochs": 1, "polish": 0})
+    spec = job.recipe.train.model_copy(update={"epochs": 1, "full_batch_steps": 0})
     objective = Objective(
         job.network, job.task, job.data.train, job.penalised(), spec.bound, job.recipe.penalty
     )

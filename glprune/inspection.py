@@ -114,7 +114,9 @@ def _inspected(rules: Recipe, model: Path, trust_pickle: bool, listener: Listene
     state = dict(job.network.state_dict())
     norms = [float(n) for g in job.input_groups for n in group_norms(state, g)]
     sizes = [int(n) for g in job.input_groups for n in group_sizes(state, g)]
-    points = rules.train.points * rules.train.stages if rules.target.lam is None else rules.train.points
+    points = (
+        rules.train.n_lambdas * rules.train.n_stages if rules.target.lam is None else rules.train.n_lambdas
+    )
     return Inspection(
         sets=_sets(job),
         features=tuple(
@@ -155,12 +157,12 @@ def _sets(job: Job) -> tuple[SetFacts, ...]:
 def _cost(job: Job) -> tuple[float, float]:
     """Lambda_max, and the seconds of one point extrapolated from one epoch and one full-batch step."""
     network = copy.deepcopy(job.network)
-    bound, penalty = job.recipe.train.bound, job.recipe.penalty
+    bound, penalty = job.recipe.train.constrain_unpenalised, job.recipe.penalty
     split, penalised = job.data.train, job.penalised()
     objective = Objective(network, job.task, split, penalised, bound, penalty, job.make_penalty)
     largest = lambda_max(objective)
     spec = job.recipe.train
-    one = spec.model_copy(update={"epochs": 1, "polish": 0})
+    one = spec.model_copy(update={"epochs": 1, "full_batch_steps": 0})
     solver = PointSolver(objective, one, job.recipe.seed)
     solver.solve(0.0)  # the first epoch pays for allocations
     start = time.perf_counter()
@@ -170,4 +172,4 @@ def _cost(job: Job) -> tuple[float, float]:
     objective.gradient()
     objective.loss()
     full = time.perf_counter() - start
-    return largest, epoch * spec.epochs + full * spec.polish
+    return largest, epoch * spec.epochs + full * spec.full_batch_steps

@@ -448,10 +448,10 @@ def _workers(
 ) -> Callable[[], WorkerPool[Job]] | None:
     """What starts processes for paths side by side; None where they would bring nothing."""
     recipe = job.recipe
-    timed = recipe.target.multiple == "auto"  # the clock is read at the end of a path
+    timed = recipe.target.round_to == "auto"  # the clock is read at the end of a path
     if members.size > 1 or timed or not is_parallel(recipe.workers, recipe.threads):
         return None
-    most = len(recipe.penalty.balances)
+    most = len(recipe.penalty.input_strength_list)
     return functools.partial(make_worker_pool, again, recipe.workers, _engine(job), recipe.threads, most)
 
 

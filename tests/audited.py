@@ -50,7 +50,7 @@ def sequences(split):
     return [(x, x[:, :, 0].mean(1))]
 """
 FAST = """
-train: {epochs: 3, points: 4, batch_size: all, lambda_min_ratio: 0.05, polish: 3, stages: 2, lr: 0.01}
+train: {epochs: 3, n_lambdas: 4, batch_size: all, lambda_min_ratio: 0.05, full_batch_steps: 3, n_stages: 2, lr: 0.01}
 refit: {epochs: 3}
 seed: 3
 """

@@ -147,7 +147,7 @@ REFUSED = [
     Bad("verify of a folder that is no bundle", "verify .", 5, ". holds neither MANIFEST.json nor report.json: not a bundle."),
     Bad("verify of a link to itself", "verify loop", 5, "loop is not a folder; name the folder that `glprune run` wrote.", lambda f: (f / "loop").symlink_to("loop")),
     Bad("verify of a name too long", f"verify {'b' * 300}", 5, "bbb...: cannot be read (File name too long)."),
-    Bad("report of a later schema", "verify bundle", 5, "report.json is of schema 'glprune.report/9'; glprune ... reads glprune.report/1.", edited(bundles.REPORT, lambda r: r.update(schema="glprune.report/9"))),
+    Bad("report of a later schema", "verify bundle", 5, "report.json is of schema 'glprune.report/9'; glprune ... reads glprune.report/2.", edited(bundles.REPORT, lambda r: r.update(schema="glprune.report/9"))),
     *report_refused("is empty", "", "not JSON (Expecting value: line 1 column 1 (char 0))"),
     *report_refused("is cut short", '{"schema": "glprune.rep', "not JSON (Unterminated string starting at: line 1 column 12 (char 11))"),
     *report_refused("is nested 100,000 deep", deep(100_000), "nested too deeply"),

@@ -73,7 +73,7 @@ def reader_folder(folder: Path) -> None:
         shutil.copy(source / name, folder / name)
     text = (ROOT / "recipes" / "german_credit.yaml").read_text(encoding="utf-8")
     text = text.replace("../examples/german_credit/", "").replace("  distill:", "  epochs: 2\n  distill:")
-    text += "\ntrain: {epochs: 2, points: 6, polish: 2}\n"
+    text += "\ntrain: {epochs: 2, n_lambdas: 6, full_batch_steps: 2}\n"
     (folder / "recipe.yaml").write_text(text, encoding="utf-8")
     glprune.run(folder / "recipe.yaml", folder / "model.pt", folder / "bundle")
 

@@ -26,7 +26,7 @@ from glprune.schema.strict_yaml import parse
 Choose = Callable[[int], int]
 
 WHOLE = """\
-version: 1
+version: 2
 task: binary
 model:
   factory: "networks.py:build"
@@ -45,13 +45,13 @@ data:
   feature_groups: {pair: ["a*", b]}
   classes: ["no", "yes"]
   standardize: train
-penalty: {inputs: {strength: 1}, hidden: {strength: 0.5, layers: {"0": 2}}, kind: group_mcp, concavity: 1.5,
-          weights: size, balance: [0.3, 1]}
+penalty: {inputs: {strength: 1}, hidden: {strength: 0.5, layers: {"0": 2}}, kind: group_mcp, gamma: 1.5,
+          weights: size, input_strengths: [0.3, 1]}
 target: {max_features: 2, max_hidden: 3}
-train: {optimizer: sgd, lr: 1e-2, momentum: 0.5, batch_size: all, epochs: 3, stages: 2}
+train: {optimizer: sgd, lr: 1e-2, momentum: 0.5, batch_size: all, epochs: 3, n_stages: 2}
 refit: {epochs: 0, start: best, dropout: "off"}
 export: {signature: original, opset: 18, dynamic_axes: {features: {2: n}}}
-stability: {resamples: 2, share: 0.5}
+stability: {n_resamples: 2, subsample: 0.5}
 workers: {engine: local, processes: 1}
 policy:
   must_drop: [d]

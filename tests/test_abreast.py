@@ -16,9 +16,9 @@ RECIPE = """
 task: binary
 model: {factory: "network.py:build"}
 data: {file: data.parquet, target: y}
-penalty: {inputs: {strength: 1.0}, hidden: {strength: 1.0}, balance: [0.3, 1.0, 3.0]}
+penalty: {inputs: {strength: 1.0}, hidden: {strength: 1.0}, input_strengths: [0.3, 1.0, 3.0]}
 target: {macs: "40%"}
-train: {epochs: 2, points: 4, batch_size: all, polish: 3, stages: 2}
+train: {epochs: 2, n_lambdas: 4, batch_size: all, full_batch_steps: 3, n_stages: 2}
 refit: {epochs: 2}
 workers: {engine: local, processes: 2}
 """
@@ -71,7 +71,7 @@ def test_paths_side_by_side_are_those_one_after_another(folder, alone, tmp_path,
 
 
 def test_paths_that_were_done_elsewhere_stay_done(folder, alone, tmp_path, worth_it, monkeypatch):
-    monkeypatch.setattr("glprune.pipeline.several", lambda spec, threads: True)
+    monkeypatch.setattr("glprune.pipeline.is_parallel", lambda spec, threads: True)
     done = []
 
     def stop(event):
@@ -89,14 +89,14 @@ def test_paths_that_were_done_elsewhere_stay_done(folder, alone, tmp_path, worth
 def test_one_path_that_fails_leaves_the_others(folder, tmp_path, monkeypatch):
     real = search.run_stage
 
-    def failing(standing, asked, listener):
-        if asked.balance != 3.0:
-            raise TargetError(f"balance {asked.balance}")
-        return real(standing, asked, listener)
+    def failing(state, spec, listener):
+        if spec.input_strength != 3.0:
+            raise TargetError(f"input strength {spec.input_strength}")
+        return real(state, spec, listener)
 
-    monkeypatch.setattr(search, "attempt", failing)
-    report = json.loads((run(folder, tmp_path / "out", "train.stages=1") / "report.json").read_text())
-    assert [stage["balance"] for stage in report["stages"]] == [3.0]
+    monkeypatch.setattr(search, "run_stage", failing)
+    report = json.loads((run(folder, tmp_path / "out", "train.n_stages=1") / "report.json").read_text())
+    assert [stage["input_strength"] for stage in report["stages"]] == [3.0]
 
 
 def test_where_every_path_fails_the_first_says_why(folder, tmp_path, worth_it):

@@ -98,7 +98,7 @@ model: {{factory: "networks.py:{factory}", inputs: {inputs}}}
 data: {{loader: "networks.py:{loader}"}}
 penalty: {{inputs: {{strength: 1.0}}, hidden: {{strength: {hidden}}}}}
 target: {{max_features: {features}}}
-train: {{epochs: 8, points: 10, batch_size: all, lambda_min_ratio: 0.05, polish: 5, lr: 0.01}}
+train: {{epochs: 8, n_lambdas: 10, batch_size: all, lambda_min_ratio: 0.05, full_batch_steps: 5, lr: 0.01}}
 refit: {{epochs: 10}}
 seed: 0
 """

@@ -488,7 +488,7 @@ def test_what_is_no_bundle_is_one_line_and_exits_5(command, kind, slim, people, 
         for name in (bundles.MANIFEST, bundles.CONTRACT):
             (slim / name).unlink()
     if kind == "later":
-        slim.edit(lambda r: r.update(schema="glprune.report/2"))
+        slim.edit(lambda r: r.update(schema="glprune.report/3"))
     more = {"sign": ["--key", people / "producer"], "explain": ["a"], "diff": [target]}.get(command, [])
     done = invoke(command, target, *more)
     assert done.exit_code == 5, done.output
@@ -598,7 +598,7 @@ def resampled(report):
     for seed in range(10):
         digits = "".join("01"[int(k ^ (rng.random() < 0.2))] for k in kept)
         parts.append(Resample(seed=seed, rows=72, stages=1, lam=0.1, metric=0.9, kept=digits))
-    record = _record(StabilitySpec(resamples=10), sum(kept), [True] * len(kept), parts, [])
+    record = _record(StabilitySpec(n_resamples=10), sum(kept), [True] * len(kept), parts, [])
     features = []
     for n, feature in enumerate(report.features):
         count = sum(p.kept[n] == "1" for p in parts)

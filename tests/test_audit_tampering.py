@@ -564,7 +564,11 @@ SEGMENT = ("segments", "attributes", 0, "segments", 0)
 CASES = {
     # the policy
     "a feature the rules removed, said to be removed by the penalty": ("ruled", reasons(h="penalty"), {"C5"}),
-    "a feature the penalty removed, said to be removed by the rules": ("ruled", reasons(e="must_drop"), {"C5"}),
+    "a feature the penalty removed, said to be removed by the rules": (
+        "ruled",
+        reasons(e="must_drop"),
+        {"C5"},
+    ),
     "a lineage that is not there": ("ruled", reasons(g="derived_from a"), {"C5"}),
     "a feature that is kept by no rule": ("ruled", reasons(pair="must_keep"), {"C5"}),
     "a reason said to be retired": ("ruled", report(retired_again), {"C5"}),

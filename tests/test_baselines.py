@@ -49,7 +49,7 @@ task: binary
 model: {factory: "network.py:build"}
 data: {file: data.parquet, target: y}
 target: {max_features: 3}
-train: {epochs: 10, points: 10, batch_size: all, lambda_min_ratio: 0.05, polish: 10}
+train: {epochs: 10, n_lambdas: 10, batch_size: all, lambda_min_ratio: 0.05, full_batch_steps: 10}
 refit: {epochs: 15, start: trained}
 report: {baselines: true}
 seed: 3
@@ -413,7 +413,7 @@ model: {factory: "network.py:Pooled", inputs: [{name: x, axis: 2}]}
 data: {loader: "network.py:ragged"}
 target: {max_features: 2}
 export: {dynamic_axes: {x: {1: length}}}
-train: {epochs: 2, points: 5, polish: 2}
+train: {epochs: 2, n_lambdas: 5, full_batch_steps: 2}
 refit: {epochs: 2, start: trained}
 report: {baselines: true}
 """

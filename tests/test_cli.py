@@ -18,9 +18,9 @@ QUICK = [
     "--set",
     "train.epochs=2",
     "--set",
-    "train.points=6",
+    "train.n_lambdas=6",
     "--set",
-    "train.polish=2",
+    "train.full_batch_steps=2",
     "--set",
     "refit.epochs=2",
 ]
@@ -43,7 +43,7 @@ def test_run_prints_findings_and_leaves_a_bundle(tmp_path):
 def test_json_on_stdout_is_json_alone(tmp_path):
     done = invoke("run", CREDIT, MODEL, "--out", str(tmp_path / "o"), "--json", "--quiet", *QUICK)
     assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["report"]["schema"] == "glprune.report/1"
+    assert json.loads(done.stdout)["report"]["schema"] == "glprune.report/2"
 
 
 def test_quiet_prints_nothing(tmp_path):

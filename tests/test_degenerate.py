@@ -77,7 +77,14 @@ RECIPE = {
     "data": {"file": "data.parquet", "target": "y"},
     "penalty": {"inputs": {"strength": 1.0}, "hidden": {"strength": 0.3}},
     "target": {"max_features": 2},
-    "train": {"epochs": 2, "points": 3, "batch_size": 32, "stages": 1, "polish": 5, "lr": 0.01},
+    "train": {
+        "epochs": 2,
+        "n_lambdas": 3,
+        "batch_size": 32,
+        "n_stages": 1,
+        "full_batch_steps": 5,
+        "lr": 0.01,
+    },
     "refit": {"epochs": 2},
 }
 REGRESSION = {"task": "regression"}
@@ -374,10 +381,10 @@ def test_the_report_says_how_often_steps_were_halved(tmp_path):
     target = {"target": {"max_features": None, "lambda": 1e-5}}
     changes = {"model": {"factory": "net.py:exponential"}, "penalty": {"hidden": None}} | target | steps
     report = Problem(tmp_path, recipe=changes).run()
-    assert report.halvings is not None
-    assert report.halvings.path >= 1
-    assert report.halvings.refit >= 1
-    said = [w for w in report.warnings if f"was halved {report.halvings.path} times on the path" in w]
+    assert report.lr_halvings is not None
+    assert report.lr_halvings.path >= 1
+    assert report.lr_halvings.refit >= 1
+    said = [w for w in report.warnings if f"was halved {report.lr_halvings.path} times on the path" in w]
     assert len(said) == 1
     page = (tmp_path / "out" / "report.html").read_text()
-    assert f"halved {report.halvings.path} times" in page
+    assert f"halved {report.lr_halvings.path} times" in page

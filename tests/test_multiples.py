@@ -134,7 +134,7 @@ def matrices(bundle):
 
 
 def test_a_run_ships_multiples_within_its_budget_and_is_verified(folder):
-    result = run(folder, "four", *HIDDEN, "target.max_hidden=8", "target.multiple=4")
+    result = run(folder, "four", *HIDDEN, "target.max_hidden=8", "target.round_to=4")
     report = result.report
     assert [h.after % 4 == 0 or h.after == h.before for h in report.hidden] == [True, True]
     assert sum(h.after for h in report.hidden) <= 8
@@ -157,10 +157,10 @@ def fixed_clock(speedup):
 @pytest.mark.parametrize(("speedup", "multiple"), [(1.2, 8), (1.01, 1)])
 def test_auto_keeps_the_widths_that_are_faster_and_says_by_how_much(folder, monkeypatch, speedup, multiple):
     monkeypatch.setattr(search.LatencyMeter, "against", fixed_clock(speedup))
-    changes = [*HIDDEN, "target.multiple=auto", "target.batch=7", "train.stages=1", "target.max_hidden=14"]
+    changes = [*HIDDEN, "target.round_to=auto", "target.batch=7", "train.n_stages=1", "target.max_hidden=14"]
     result = run(folder, f"auto{multiple}", *changes)
     widths = result.report.widths
-    assert (widths.multiple, widths.batch, widths.speedup) == (multiple, 7, speedup)
+    assert (widths.round_to, widths.batch, widths.speedup) == (multiple, 7, speedup)
     first = result.report.hidden[0]
     assert first.before == 12
     assert first.after < 12
@@ -169,7 +169,7 @@ def test_auto_keeps_the_widths_that_are_faster_and_says_by_how_much(folder, monk
     assert ("rounded up to multiples of 8, with which" in said) == (multiple == 8)
     assert f"{speedup:.2f} times as fast at batch 7" in said
     assert verify(result.bundle, isolated=False).exit_code == 0
-    wrong = result.report.model_copy(update={"widths": widths.model_copy(update={"multiple": 9 - multiple})})
+    wrong = result.report.model_copy(update={"widths": widths.model_copy(update={"round_to": 9 - multiple})})
     assert any(f.where == "/widths/multiple" for f in check_consistency(wrong, None, {}))
 
 
@@ -181,7 +181,7 @@ def test_a_run_that_goes_on_keeps_the_widths_the_clock_chose(folder, tmp_path, m
         if isinstance(event, Stage) and event.name == stop:
             raise KeyboardInterrupt
 
-    changes = [*HIDDEN, "target.multiple=auto", "train.stages=1", "target.max_hidden=14"]
+    changes = [*HIDDEN, "target.round_to=auto", "train.n_stages=1", "target.max_hidden=14"]
     arguments = load_recipe(folder / "plain.yaml", changes), folder / "plain.pt", tmp_path / "out"
     monkeypatch.setattr(pipeline, "LATENCY_BATCHES", (1,))
     monkeypatch.setattr(search.LatencyMeter, "against", fixed_clock(1.2))
@@ -189,16 +189,16 @@ def test_a_run_that_goes_on_keeps_the_widths_the_clock_chose(folder, tmp_path, m
         glprune.run(*arguments, on_event=listen)
     monkeypatch.setattr(search.LatencyMeter, "against", fixed_clock(0.8))
     report = glprune.run(*arguments, resume=True).report
-    assert (report.widths.multiple, report.widths.speedup) == (8, 1.2)
+    assert (report.widths.round_to, report.widths.speedup) == (8, 1.2)
     assert report.hidden[0].after == 8
 
 
 def test_the_clock_runs_both_files_in_turn(folder):
-    result = run(folder, "clock", "target.multiple=auto", "train.stages=1")
+    result = run(folder, "clock", "target.round_to=auto", "train.n_stages=1")
     widths = result.report.widths
     assert widths is None or (widths.runs > 1 and min(widths.exact_ms, widths.rounded_ms) > 0)
 
 
 def test_a_batch_without_a_clock_is_refused(folder):
-    with pytest.raises(RecipeError, match="batch belongs to latency and multiple: auto"):
-        load_recipe(folder / "plain.yaml", ["target.batch=8", "target.multiple=8"])
+    with pytest.raises(RecipeError, match="batch belongs to latency and round_to: auto"):
+        load_recipe(folder / "plain.yaml", ["target.batch=8", "target.round_to=8"])

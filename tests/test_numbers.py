@@ -77,7 +77,7 @@ def test_an_overflow_names_lambda_epoch_batch_layer_rows_and_the_mend():
     text = str(caught.value)
     assert text.startswith("lambda 0.01, epoch 1, batch ")
     assert "the output of layer '1' (Exponential) is not finite in row " in text
-    assert text.endswith(" of its 16; lower train.lr (now 0.001) or allow train.halvings.")
+    assert text.endswith(" of its 16; lower train.lr (now 0.001) or allow train.max_lr_halvings.")
     assert "\n" not in text
 
 
@@ -178,7 +178,7 @@ def test_a_point_that_overflows_begins_anew_with_half_the_step():
 def test_halvings_run_out_and_the_error_says_so():
     x, y = rows()
     with pytest.raises(
-        NonFiniteError, match=r"or allow train.halvings\. The step size was halved 2 times\.$"
+        NonFiniteError, match=r"or allow train.max_lr_halvings\. The step size was halved 2 times\.$"
     ):
         solver(network(), x, y, lr=1e30, halvings=2).solve(0.01)
 

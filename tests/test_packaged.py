@@ -93,8 +93,8 @@ def test_a_short_run_without_labels_ships_a_slim_file_that_agrees_with_the_origi
         *short,
         f"data.loader={few}:loader",
         "train.epochs=1",
-        "train.points=2",
-        "train.polish=0",
+        "train.n_lambdas=2",
+        "train.full_batch_steps=0",
         "refit.epochs=1",
     ]
     result = glprune.run(load_recipe(ROOT / "recipes" / f"{name}.yaml", changes), weights, tmp_path / "out")

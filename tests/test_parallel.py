@@ -29,7 +29,7 @@ model: {factory: "network.py:build"}
 data: {file: data.parquet, target: y}
 penalty: {hidden: {strength: 1}}
 target: {max_features: 3, max_hidden: 5}
-train: {epochs: 2, points: 4, batch_size: 63, polish: 4, stages: 2}
+train: {epochs: 2, n_lambdas: 4, batch_size: 63, full_batch_steps: 4, n_stages: 2}
 refit: {epochs: 3, batch_size: 64}
 seed: 1
 """

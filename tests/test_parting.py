@@ -34,8 +34,8 @@ task: binary
 model: {factory: "network.py:build"}
 data: {file: shards, target: y, stream: {}}
 penalty: {hidden: {strength: 1}}
-target: {max_features: 3, max_hidden: 9, multiple: auto}
-train: {epochs: 2, points: 4, batch_size: 64, polish: 2, stages: 1, precision: bf16}
+target: {max_features: 3, max_hidden: 9, round_to: auto}
+train: {epochs: 2, n_lambdas: 4, batch_size: 64, full_batch_steps: 2, n_stages: 1, precision: bf16}
 refit: {epochs: 2, batch_size: 64}
 export: {quantize: int8}
 seed: 1

@@ -34,7 +34,7 @@ data:
   standardize: train
 penalty: {inputs: {strength: 1.0}, hidden: {strength: 0.3}}
 target: {max_features: 3}
-train: {epochs: 3, points: 6, batch_size: all, lambda_min_ratio: 0.05, polish: 10, stages: 3}
+train: {epochs: 3, n_lambdas: 6, batch_size: all, lambda_min_ratio: 0.05, full_batch_steps: 10, n_stages: 3}
 refit: {epochs: 20, distill: 0.5}
 seed: 3
 """
@@ -289,7 +289,7 @@ def test_inspection_finds_the_groups_and_writes_nothing(folder):
     ("changes", "facts", "words"),
     [
         (
-            ["penalty.kind=sparse_group_lasso", "penalty.within=0.3", "penalty.weights=size"],
+            ["penalty.kind=sparse_group_lasso", "penalty.l1_ratio=0.3", "penalty.weights=size"],
             {
                 "kind": "sparse_group_lasso",
                 "weights": "size",
@@ -307,7 +307,7 @@ def test_inspection_finds_the_groups_and_writes_nothing(folder):
     ],
 )
 def test_every_penalty_leaves_a_proved_network_and_a_report_that_names_it(folder, changes, facts, words):
-    few = ["train.points=6", "train.epochs=10", "refit.epochs=5"]
+    few = ["train.n_lambdas=6", "train.epochs=10", "refit.epochs=5"]
     out = folder / facts["kind"]
     report = glprune.run(
         load_recipe(folder / "recipe.yaml", [*changes, *few]), folder / "model.pt", out
@@ -324,7 +324,7 @@ def test_every_penalty_leaves_a_proved_network_and_a_report_that_names_it(folder
 def test_the_sparse_group_lasso_zeroes_weights_of_features_that_stay(folder):
     changes = [
         "penalty.kind=sparse_group_lasso",
-        "penalty.within=0.5",
+        "penalty.l1_ratio=0.5",
         "penalty.weights=size",
         "refit.epochs=0",
         "target={lambda: 0.005}",

@@ -57,7 +57,7 @@ data:
   feature_groups: {pair: ["a", "b"]}
 penalty: {inputs: {strength: 1.0}}
 target: {max_features: 3}
-train: {epochs: 3, points: 4, batch_size: all, polish: 10, stages: 2}
+train: {epochs: 3, n_lambdas: 4, batch_size: all, full_batch_steps: 10, n_stages: 2}
 refit: {epochs: 10}
 seed: 3
 """
@@ -284,7 +284,7 @@ def test_the_page_tells_of_the_policy(result):
 
 def test_stability_baselines_and_drop_costs_follow_the_policy(folder, monkeypatch):
     monkeypatch.setattr("glprune.evaluation.baselines.RANDOM_DRAWS", 1)
-    extra = "stability: {resamples: 2, drop_cost: true}\nworkers: {engine: local, processes: 1}\nreport: {baselines: true}\n"
+    extra = "stability: {n_resamples: 2, drop_cost: true}\nworkers: {engine: local, processes: 1}\nreport: {baselines: true}\n"
     text = (
         (RECIPE + POLICY).replace("stages: 2", "stages: 1").replace("epochs: 10", "epochs: 2, distill: 0.5")
     )

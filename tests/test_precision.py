@@ -79,7 +79,9 @@ def test_a_point_of_the_path_has_about_the_same_support(name):
     for precision in ("float32", "bf16"):
         found = objective(name)
         lam = 0.05 * lambda_max(found)
-        spec = TrainSpec(epochs=40, batch_size=64, lr=3e-3, polish=10, tolerance=0.0, precision=precision)
+        spec = TrainSpec(
+            epochs=40, batch_size=64, lr=3e-3, full_batch_steps=10, tolerance=0.0, precision=precision
+        )
         PointSolver(found, spec, 0).solve(lam)
         supports.append(alive(found))
         losses.append(found.optimality(lam))
@@ -92,7 +94,7 @@ def test_full_batch_steps_and_residuals_multiply_in_float32():
     found = objective("MLP")
     kinds = set()
     found.network[0].register_forward_hook(lambda _, __, y: kinds.add(y.dtype))
-    solver = PointSolver(found, TrainSpec(polish=2, precision="bf16"), 0)
+    solver = PointSolver(found, TrainSpec(full_batch_steps=2, precision="bf16"), 0)
     lam = 0.1 * lambda_max(found)
     solver.polish(lam)
     found.optimality(lam)
@@ -117,7 +119,7 @@ def test_a_run_records_its_precision_and_refits_in_it(tmp_path, monkeypatch):
         monkeypatch.setattr(module, "forward", watched)
     monkeypatch.setattr(pipeline, "LATENCY_BATCHES", (1,))
     write_problem(tmp_path)
-    recipe = load_recipe(tmp_path / "plain.yaml", ["train.precision=bf16", "train.stages=1"])
+    recipe = load_recipe(tmp_path / "plain.yaml", ["train.precision=bf16", "train.n_stages=1"])
     result = glprune.run(recipe, tmp_path / "plain.pt", tmp_path / "out")
     assert {("glprune.training.solver", "bf16"), ("glprune.training.objective", "bf16")} <= asked
     assert ("glprune.training.solver", "float32") not in asked  # the refit's steps

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 import pytest
 
 from glprune.report.html import render_html
-from glprune.report.path_lines import MOST, path_lines
+from glprune.report.path_lines import MOST, line_collections
 from glprune.report.plots import path_figure
 from glprune.report.sentences import banner, headline, number, penalty_sentence
 from glprune.schema.report import (
@@ -74,7 +74,7 @@ def report(names, removed=2, slower=False, points=5, lam=None):
         for i, value in enumerate(lams)
     ]
     return Report(
-        schema="glprune.report/1",
+        schema="glprune.report/2",
         title="A <b>title</b>",
         purpose="",
         task="binary",
@@ -90,7 +90,7 @@ def report(names, removed=2, slower=False, points=5, lam=None):
         ),
         features=features,
         hidden=[HiddenLayer(name="0", before=10, after=4, refused=None)],
-        penalty=PenaltyFacts(kind="group_lasso", weights="size", within=None, concavity=None),
+        penalty=PenaltyFacts(kind="group_lasso", weights="size", l1_ratio=None, gamma=None),
         path=path,
         selection=Selection(rule="r", lam=lams[-1], metric="auroc", reference=0.8),
         stages=[
@@ -98,7 +98,7 @@ def report(names, removed=2, slower=False, points=5, lam=None):
                 number=1,
                 penalised=["input"],
                 rule="r",
-                balance=1.0,
+                input_strength=1.0,
                 lam=lams[-1],
                 features=len(names) - removed,
                 hidden=10,
@@ -225,7 +225,7 @@ def test_a_path_of_one_point_renders(lam):
 
 def test_of_no_feature_no_line_is_drawn():
     bare = report(["a"]).path[0].model_copy(update={"norms": []})
-    assert path_lines([bare], []) == []
+    assert line_collections([bare], []) == []
 
 
 def test_of_thousands_of_features_the_largest_have_lines_the_rest_a_band_and_the_caption_says_so():
@@ -233,7 +233,7 @@ def test_of_thousands_of_features_the_largest_have_lines_the_rest_a_band_and_the
     height = {n: float(n) for n in range(5 * MOST)}
     first, *rest = many.path
     path = [first.model_copy(update={"norms": [*height.values()], "selected": True}), *rest]
-    removed, kept = path_lines(path, many.features)
+    removed, kept = line_collections(path, many.features)
     assert removed.norms[:, 0].tolist() == [float(n) for n in range(3 * MOST, 4 * MOST)]
     assert removed.others == 3 * MOST
     assert removed.band.tolist() == [[0.0, 0.0], [3 * MOST - 1.0, 0.0]]
@@ -273,7 +273,7 @@ def test_numbers_are_readable():
 
 def test_the_penalty_is_told_in_words():
     def said(kind, weights="size", within=None, concavity=None):
-        facts = PenaltyFacts(kind=kind, weights=weights, within=within, concavity=concavity)
+        facts = PenaltyFacts(kind=kind, weights=weights, l1_ratio=within, gamma=concavity)
         return penalty_sentence(facts)
 
     page = render_html(report(["a", "b", "c"]))

@@ -38,7 +38,7 @@ model: {factory: "network.py:build"}
 data: {file: data.parquet, target: y}
 penalty: {hidden: {strength: 1}}
 target: {max_features: 3, max_hidden: 5}
-train: {epochs: 2, points: 4, batch_size: 64, polish: 4, stages: 2}
+train: {epochs: 2, n_lambdas: 4, batch_size: 64, full_batch_steps: 4, n_stages: 2}
 refit: {epochs: 3}
 seed: 1
 """
@@ -153,7 +153,7 @@ def test_what_a_stopped_run_has_done_is_not_done_again(folder, tmp_path, every_s
 
 
 def test_resamples_and_drop_costs_that_were_done_stay_done(folder, tmp_path, every_step):
-    firm = ("stability={resamples: 4, drop_cost: true}", "workers.processes=1")
+    firm = ("stability={n_resamples: 4, drop_cost: true}", "workers.processes=1")
     whole = facts(run(folder, tmp_path / "whole", *firm).bundle)
     out, told = tmp_path / "out", []
     stop(folder, out, Progress, 2, Killed, *firm)

@@ -25,9 +25,9 @@ RECIPE = """
 task: regression
 model: {factory: "network.py:build"}
 data: {file: data.parquet, target: y}
-penalty: {inputs: {strength: 1.0}, hidden: {strength: 1.0}, balance: [1.0]}
+penalty: {inputs: {strength: 1.0}, hidden: {strength: 1.0}, input_strengths: [1.0]}
 target: {max_features: 3}
-train: {epochs: 2, stages: 3, points: 4, polish: 5}
+train: {epochs: 2, n_stages: 3, n_lambdas: 4, full_batch_steps: 5}
 refit: {epochs: 15}
 """
 
@@ -89,7 +89,7 @@ def test_stages_lead_to_the_planted_features_and_each_is_recorded(folder):
 
 @pytest.mark.parametrize("target", ["macs", "parameters"])
 def test_a_budget_of_hidden_units_is_used_up_as_far_as_one_unit_allows(folder, target):
-    changes = (f'target={{{target}: "41%"}}', "penalty.inputs=null", "train.stages=1")
+    changes = (f'target={{{target}: "41%"}}', "penalty.inputs=null", "train.n_stages=1")
     result = run(folder, f"used-{target}", *changes)
     size, dearest = result.report.size, {"macs": 10 + 16, "parameters": 10 + 1 + 2 + 16}[target]
     before, after = (getattr(size, f"{target}_{when}") for when in ("before", "after"))
@@ -98,14 +98,14 @@ def test_a_budget_of_hidden_units_is_used_up_as_far_as_one_unit_allows(folder, t
 
 
 def test_a_refit_follows_the_original_network_only_where_that_reads_no_more(folder):
-    features = run(folder, "reads-less", "refit.epochs=1", "train.stages=1").report
+    features = run(folder, "reads-less", "refit.epochs=1", "train.n_stages=1").report
     hidden = run(
         folder,
         "reads-all",
         "target={max_hidden: 20}",
         "penalty.inputs=null",
         "refit.epochs=1",
-        "train.stages=1",
+        "train.n_stages=1",
     ).report
     asked = run(
         folder, "asked", "target={max_hidden: 20}", "penalty.inputs=null", "refit={epochs: 1, distill: 0}"
@@ -121,7 +121,7 @@ def test_what_lost_too_much_is_not_refitted_again(folder, monkeypatch):
             seen.append(tuple(removed.columns[0].tolist()))
         return refit.refit_or_resume(job, removed, spec)
 
-    monkeypatch.setattr(search, "refitted", refitted)
+    monkeypatch.setattr(search, "refit_or_resume", refitted)
     with pytest.raises(glprune.TargetError, match="no network tried keeps"):
         run(
             folder,
@@ -159,12 +159,13 @@ def _builder():
 def test_of_several_balances_the_best_on_the_validation_split_goes_on(folder):
     seen = []
     recipe = load_recipe(
-        folder / "recipe.yaml", ['target={macs: "40%"}', "penalty.balance=[0.2, 5]", "train.stages=1"]
+        folder / "recipe.yaml",
+        ['target={macs: "40%"}', "penalty.input_strengths=[0.2, 5]", "train.n_stages=1"],
     )
     result = glprune.run(recipe, folder / "model.pt", folder / "balance", on_event=seen.append)
     paths = [e for e in seen if isinstance(e, glprune.runtime.events.Stage) and e.name.startswith("path")]
     assert len(paths) == 2 * len(result.report.stages)
-    assert all(s.balance in (0.2, 5) for s in result.report.stages)
+    assert all(s.input_strength in (0.2, 5) for s in result.report.stages)
 
 
 def test_max_drop_finds_the_smallest_network_that_holds(folder):
@@ -188,7 +189,7 @@ def test_a_latency_that_no_width_reaches_is_refused_before_training(folder):
 
 
 def test_a_latency_every_network_has_is_met_and_named(folder):
-    report = run(folder, "slow", "target={latency: 1000}", "train.stages=1").report
+    report = run(folder, "slow", "target={latency: 1000}", "train.n_stages=1").report
     assert report.selection.rule == "latency at batch 1 at most 1000 ms"
     assert report.latency[0].slim_ms < 1000
 
@@ -214,8 +215,10 @@ def test_a_latency_is_met_by_the_clock_that_is_read(folder, monkeypatch, slower)
                 read.append(share)
             return 1e3 * share, share
 
-    monkeypatch.setattr(search, "Stopwatch", Clock)
-    result = run(folder, f"clock{slower}", 'target={latency: "40%"}', "train.stages=1", "penalty.inputs=null")
+    monkeypatch.setattr(search, "LatencyMeter", Clock)
+    result = run(
+        folder, f"clock{slower}", 'target={latency: "40%"}', "train.n_stages=1", "penalty.inputs=null"
+    )
     assert 0.25 < read[-1] <= 0.4
     assert [share <= 0.4 for share in read] == [False] * (len(read) - 1) + [True]
     assert len(read) == (1 if slower == 1 else 2)

@@ -68,7 +68,7 @@ class Tokens(nn.Module):
         return (h * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
 """
 FAST = """
-train: {epochs: 2, points: 5, polish: 2, lambda_min_ratio: 0.1}
+train: {epochs: 2, n_lambdas: 5, full_batch_steps: 2, lambda_min_ratio: 0.1}
 refit: {epochs: 2}
 """
 ROWS = 90
@@ -232,7 +232,12 @@ def test_an_input_whose_features_all_die_keeps_one_column_and_the_report_says_so
     network = network_of("Pair")
     torch.nn.init.zeros_(network.b.weight)
     torch.save(network.state_dict(), folder / "zero.pt")
-    changes = ["target={lambda: 0.05}", "train.epochs=0", "train.polish=1", "train.lambda_min_ratio=0.5"]
+    changes = [
+        "target={lambda: 0.05}",
+        "train.epochs=0",
+        "train.full_batch_steps=1",
+        "train.lambda_min_ratio=0.5",
+    ]
     result = glprune.run(load_recipe(path, changes), folder / "zero.pt", folder / "idle")
     assert all(f.norm_selected == 0 for f in result.report.features if f.input == "b")
     assert any(f.norm_selected > 0 for f in result.report.features if f.input == "a")
@@ -263,7 +268,7 @@ def test_an_input_that_cannot_be_cut_stays_with_a_note_and_the_other_is_pruned(f
         ", feature_groups: {both: [n4, n5]}", ""
     )
     result = run(folder, "Half", text, "half", events)
-    notes = [e.text for e in events if isinstance(e, glprune.runtime.events.Note)]
+    notes = [e.text for e in events if isinstance(e, glprune.runtime.events.Notice)]
     assert any("input 'a' cannot be removed" in n and "LayerNorm" in n for n in notes)
     assert any("input 'a' cannot be removed" in w for w in result.report.warnings)
     own = [f for f in result.report.features if f.input == "a"]

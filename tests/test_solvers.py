@@ -42,8 +42,8 @@ OPTIMIZERS = {
 
 KINDS = {
     "group_lasso": PenaltySpec(),
-    "sparse_group_lasso": PenaltySpec(kind="sparse_group_lasso", within=0.3),
-    "group_mcp": PenaltySpec(kind="group_mcp", concavity=20.0),
+    "sparse_group_lasso": PenaltySpec(kind="sparse_group_lasso", l1_ratio=0.3),
+    "group_mcp": PenaltySpec(kind="group_mcp", gamma=20.0),
 }
 
 
@@ -220,7 +220,7 @@ SHORT = {
 
 
 def sparse(share):
-    return PenaltySpec(kind="sparse_group_lasso", within=share)
+    return PenaltySpec(kind="sparse_group_lasso", l1_ratio=share)
 
 
 def group_by_group(beta, solve):
@@ -253,7 +253,7 @@ def test_sparse_group_lasso_on_an_orthonormal_design_is_its_closed_form(name):
 def test_group_mcp_on_an_orthonormal_design_is_firm_thresholding(name):
     x, y, beta = orthonormal()
     lam, knot = 0.4, 0.8
-    spec = PenaltySpec(kind="group_mcp", concavity=4.0)
+    spec = PenaltySpec(kind="group_mcp", gamma=4.0)
     network, objective = linear_objective("regression", x, y, spec, norm=0.2)
 
     def solve(values):
@@ -328,7 +328,7 @@ def test_skglm_agrees_on_the_group_mcp():
         Task("distillation", "logits", 0, scales=(1.0,)),
         split(rows, target),
         [weighted(network, groups)],
-        spec=PenaltySpec(kind="group_mcp", concavity=knot / 0.5),
+        spec=PenaltySpec(kind="group_mcp", gamma=knot / 0.5),
     )
     PointSolver(objective, to_the_end(epochs=0, polish=500), seed=0).solve(lam)
     ours = network.weight.detach().numpy().T
@@ -395,6 +395,8 @@ def test_more_steps_for_zero_groups_that_are_not_optimal_end_as_soon_as_they_are
     assert settled.kkt_zero <= 0.02
     assert 1 <= settled.features <= 9
     assert all(torch.equal(network.state_dict()[name], t) for name, t in settled.state.items())
-    again = path.polish_to_size(settled, lambda p: p.features, 10, 10)  # of these data one of the ten is noise
+    again = path.polish_to_size(
+        settled, lambda p: p.features, 10, 10
+    )  # of these data one of the ten is noise
     assert again is settled
     assert path.points == [settled]

@@ -39,9 +39,9 @@ task: binary
 model: {factory: "network.py:build"}
 data: {file: data.parquet, target: y}
 target: {max_features: 3}
-train: {epochs: 3, points: 5, batch_size: 64, lambda_min_ratio: 0.1, polish: 5}
+train: {epochs: 3, n_lambdas: 5, batch_size: 64, lambda_min_ratio: 0.1, full_batch_steps: 5}
 refit: {epochs: 5}
-stability: {resamples: 6, drop_cost: true, threshold: 0.8}
+stability: {n_resamples: 6, drop_cost: true, threshold: 0.8}
 workers: {engine: local, processes: 2}
 seed: 1
 """
@@ -146,15 +146,15 @@ def test_batches_that_do_not_fit_together_are_refused_in_one_line():
 
 
 BAD = [
-    ("{resamples: 5}", "resamples: 5 is odd; halves come in complementary pairs, take 6"),
-    ("{resamples: 1, share: 0.4}", "take at least 2"),
-    ("{resamples: 0}", "set drop_cost: true"),
-    ("{resamples: -2}", "stability.resamples should be at least 0"),
-    ("{share: 0}", "stability.share should be above 0"),
-    ("{share: 1.5}", "stability.share should be at most 1"),
-    ("{share: 1, seeds: recipe}", "set seeds: own"),
+    ("{n_resamples: 5}", "n_resamples: 5 is odd; halves come in complementary pairs, take 6"),
+    ("{n_resamples: 1, subsample: 0.4}", "take at least 2"),
+    ("{n_resamples: 0}", "set drop_cost: true"),
+    ("{n_resamples: -2}", "stability.n_resamples should be at least 0"),
+    ("{subsample: 0}", "stability.subsample should be above 0"),
+    ("{subsample: 1.5}", "stability.subsample should be at most 1"),
+    ("{subsample: 1, seeds: recipe}", "set seeds: per_resample"),
     ("{threshold: 0.5}", "stability.threshold should be above 0.5"),
-    ("{seeds: mine}", "stability.seeds should be 'own' or 'recipe'"),
+    ("{seeds: mine}", "stability.seeds should be 'per_resample' or 'recipe'"),
     ("{resample: 4}", "Did you mean 'resamples'?"),
 ]
 
@@ -175,12 +175,12 @@ def test_contradictions_with_other_sections_are_named(tmp_path):
     bare = ["penalty={inputs: null, hidden: {strength: 1}}", "target={lambda: 0.1}"]
     with pytest.raises(glprune.RecipeError, match=r"stability\.resamples needs penalty\.inputs"):
         load_recipe(path, bare)
-    assert load_recipe(path, [*bare, "stability={resamples: 0, drop_cost: true}"]).stability.drop_cost
+    assert load_recipe(path, [*bare, "stability={n_resamples: 0, drop_cost: true}"]).stability.drop_cost
     with pytest.raises(glprune.RecipeError, match="varies the shuffling alone"):
-        load_recipe(path, ["stability={share: 1}", "train.batch_size=all"])
+        load_recipe(path, ["stability={subsample: 1}", "train.batch_size=all"])
     assert load_recipe(path, ["stability=null"]).stability is None
     defaults = load_recipe(path, ["stability={}"]).stability
-    assert (defaults.resamples, defaults.share, defaults.drop_cost) == (50, 0.5, False)
+    assert (defaults.n_resamples, defaults.subsample, defaults.drop_cost) == (50, 0.5, False)
 
 
 # --- runs ------------------------------------------------------------------------------------
@@ -322,7 +322,7 @@ def loaded(folder, loader, *changes):
     settings = [
         "task=distillation",
         f'data={{loader: "loader.py:{loader}"}}',
-        "train={epochs: 1, points: 3, polish: 2, lambda_min_ratio: 0.2}",
+        "train={epochs: 1, n_lambdas: 3, full_batch_steps: 2, lambda_min_ratio: 0.2}",
         "refit.epochs=1",
         *changes,
     ]
@@ -330,7 +330,7 @@ def loaded(folder, loader, *changes):
 
 
 def test_a_shuffling_loader_without_labels_is_resampled(folder):
-    recipe = loaded(folder, "rows", "stability={resamples: 2, share: 0.25}", "workers.processes=1")
+    recipe = loaded(folder, "rows", "stability={n_resamples: 2, subsample: 0.25}", "workers.processes=1")
     report = glprune.run(recipe, folder / "model.pt", folder / "loaded").report
     assert [r.rows for r in report.stability.resamples] == [20, 20]
     assert not report.stability.pairs
@@ -339,7 +339,7 @@ def test_a_shuffling_loader_without_labels_is_resampled(folder):
 
 
 def test_an_error_in_a_worker_is_one_line_of_its_own_kind_and_leaves_nothing(folder):
-    recipe = loaded(folder, "failing", "stability={resamples: 2}", "workers.processes=1")
+    recipe = loaded(folder, "failing", "stability={n_resamples: 2}", "workers.processes=1")
     with pytest.raises(glprune.DataError, match="the disk of the worker is gone") as caught:
         glprune.run(recipe, folder / "model.pt", folder / "failed")
     assert "\n" not in str(caught.value)
@@ -348,9 +348,9 @@ def test_an_error_in_a_worker_is_one_line_of_its_own_kind_and_leaves_nothing(fol
 
 
 def test_too_few_rows_are_refused_before_anything_is_trained(folder):
-    recipe = load_recipe(folder / "recipe.yaml", ["stability.share=0.005"])
+    recipe = load_recipe(folder / "recipe.yaml", ["stability.subsample=0.005"])
     told = []
-    with pytest.raises(glprune.DataError, match=r"recipe\.yaml:\d+: stability\.share: 0\.005 of 360"):
+    with pytest.raises(glprune.DataError, match=r"recipe\.yaml:\d+: stability\.subsample: 0\.005 of 360"):
         glprune.run(recipe, folder / "model.pt", folder / "few", on_event=told.append)
     assert not any(getattr(e, "name", "").startswith("path") for e in told)
 
@@ -382,7 +382,7 @@ class Canned:
 
 def test_a_resample_that_finds_nothing_is_left_out_and_told():
     part = Resample(seed=0, rows=5, stages=1, lam=1.0, metric=0.5, kept="1100")
-    spec, kept = StabilitySpec(resamples=4), [True, True, False, False]
+    spec, kept = StabilitySpec(n_resamples=4), [True, True, False, False]
     found = Canned([part, "target.max_features: 2 cannot be met", part, part])
     record = measure_stability(FOUR, spec, kept, found, lambda event: None)
     assert (len(record.resamples), record.failures) == (3, ["target.max_features: 2 cannot be met"])
@@ -410,7 +410,7 @@ def test_ctrl_c_stops_the_workers_and_keeps_what_they_did(folder, tmp_path):
     """The workers hold the other end of the pipe: it is at its end only once all of them are gone."""
     recipe, model, out = (str(p) for p in (folder / "recipe.yaml", folder / "model.pt", tmp_path / "o"))
     command = [sys.executable, "-m", "glprune.cli", "run", recipe, model, "--out", out]
-    command += ["--set", "stability.resamples=1000", "--set", "workers.processes=1"]
+    command += ["--set", "stability.n_resamples=1000", "--set", "workers.processes=1"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stderr:
             if "of 1000 resamples" in line:

@@ -409,7 +409,7 @@ data:
   stream: {buffer_mb: 0.01}
 penalty: {inputs: {strength: 1.0}}
 target: {max_features: 3}
-train: {epochs: 2, points: 4, batch_size: 32, polish: 5, stages: 2}
+train: {epochs: 2, n_lambdas: 4, batch_size: 32, full_batch_steps: 5, n_stages: 2}
 refit: {epochs: 3, batch_size: 32}
 policy: {protected: [group]}
 seed: 3
@@ -536,7 +536,7 @@ class Here:
 
 
 def test_resamples_are_streamed_too(trained):
-    (trained / "parts.yaml").write_text(RUN + "stability: {resamples: 2}\n")
+    (trained / "parts.yaml").write_text(RUN + "stability: {n_resamples: 2}\n")
     job = prepare(load_recipe(trained / "parts.yaml"), trained / "model.pt", False, silent)
     check_rows(job)
     here = Here(WorkerContext(job, job.network, None, ()))

@@ -61,7 +61,9 @@ class _Drop(click.ParamType):
 )
 @click.option("--max-features", type=click.IntRange(min=0), help="Most input features that may be left.")
 @click.option(
-    "--min-stability", type=click.FloatRange(0, 1), help="Least share of resamples that keep each kept feature."
+    "--min-stability",
+    type=click.FloatRange(0, 1),
+    help="Least share of resamples that keep each kept feature.",
 )
 @click.option(
     "--max-latency-ratio", type=click.FloatRange(min=0), help="Most of shipped over original latency."

@@ -76,7 +76,7 @@ def measure_baselines(job: Job, chosen: SearchResult, folder: Path, listener: Li
         return None
     removed = chosen.removed
     shipped = _Shipped(
-        removed, _sizes(job, removed), any(run.asked.kinds == ("hidden",) for run in chosen.stages[1:])
+        removed, _sizes(job, removed), any(run.spec.kinds == ("hidden",) for run in chosen.stages[1:])
     )
     runs, failures = _runs(job, shipped, folder, listener)
     return Baselines(

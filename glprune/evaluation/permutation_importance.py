@@ -43,7 +43,9 @@ def permutation_importance(job: Job, groups: GroupSet, repeats: int) -> Tensor:
     generator = torch.Generator().manual_seed(job.recipe.seed)
     orders = [torch.randperm(split.rows, generator=generator) for _ in range(repeats)]
     reference = _metric(job, split)
-    drops = [_mean_drop(job, split, groups, feature, orders, reference) for feature in range(len(groups.labels))]
+    drops = [
+        _mean_drop(job, split, groups, feature, orders, reference) for feature in range(len(groups.labels))
+    ]
     return torch.tensor(drops, dtype=torch.float64)
 
 

@@ -46,7 +46,9 @@ def make_reason_codes(job: Job, kept: Sequence[bool]) -> ReasonCodes | None:
     stays = {f.name for f, k in zip(job.data.features, kept, strict=True) if k}
     codes = [
         ReasonCode(
-            code=code, removed=[f for f in features if f not in stays], kept=[f for f in features if f in stays]
+            code=code,
+            removed=[f for f in features if f not in stays],
+            kept=[f for f in features if f in stays],
         )
         for code, features in job.rules.codes.items()
     ]

@@ -154,7 +154,7 @@ def make_report(outcome: RunResults) -> Report:
     """Make the report of a run; every figure is taken from the records, none is computed anew."""
     job, chosen, recipe = outcome.job, outcome.chosen, outcome.job.recipe
     return Report(
-        schema="glprune.report/1",
+        schema="glprune.report/2",
         title=recipe.report.title or (recipe.source.stem if recipe.source else "glprune run"),
         purpose=recipe.report.purpose,
         task=job.task.kind,
@@ -181,7 +181,7 @@ def make_report(outcome: RunResults) -> Report:
             refused=list(outcome.chosen.removed.refused),
         ),
         refit=_refit(outcome),
-        halvings=_halvings(chosen),
+        lr_halvings=_halvings(chosen),
         performance=outcome.measured.metrics,
         agreement=outcome.measured.agreement,
         baselines=outcome.baselines,
@@ -213,8 +213,8 @@ def _penalty(spec: PenaltySpec) -> PenaltyFacts:
         kind=spec.kind,
         plugin=spec.plugin,
         weights=spec.weights,
-        within=spec.l1_share if spec.kind == "sparse_group_lasso" else None,
-        concavity=spec.knot if spec.kind == "group_mcp" else None,
+        l1_ratio=spec.l1_share if spec.kind == "sparse_group_lasso" else None,
+        gamma=spec.knot if spec.kind == "group_mcp" else None,
     )
 
 
@@ -230,9 +230,9 @@ def _path(outcome: RunResults) -> list[PathPoint]:
 def _stage(number: int, run: StageResult) -> SearchStage:
     return SearchStage(
         number=number,
-        penalised=list(run.asked.kinds),
-        rule=run.asked.rule,
-        balance=run.asked.input_strength,
+        penalised=list(run.spec.kinds),
+        rule=run.spec.rule,
+        input_strength=run.spec.input_strength,
         lam=run.selected.lam,
         features=run.selected.features,
         hidden=run.selected.hidden,
@@ -242,7 +242,7 @@ def _stage(number: int, run: StageResult) -> SearchStage:
 
 def _last_of_inputs(chosen: SearchResult) -> StageResult:
     """The last stage whose path had inputs under the penalty, else the last of all."""
-    return next((run for run in reversed(chosen.stages) if "input" in run.asked.kinds), chosen.stages[-1])
+    return next((run for run in reversed(chosen.stages) if "input" in run.spec.kinds), chosen.stages[-1])
 
 
 def _digests(outcome: RunResults) -> Digests:
@@ -314,7 +314,7 @@ def _removal_points(outcome: RunResults) -> dict[str, _RemovalPoint]:
     """By feature, over the stages that had it under the penalty."""
     found: dict[str, _RemovalPoint] = {}
     for number, run in enumerate(outcome.chosen.stages, 1):
-        if "input" not in run.asked.kinds:
+        if "input" not in run.spec.kinds:
             continue
         sets = run.job.input_groups
         weights = [w for g in sets for w in run.job.weights(g).tolist()]
@@ -505,7 +505,7 @@ def _warnings(outcome: RunResults) -> list[str]:
     if kkt_zero > _KKT_TOLERANCE:
         warnings.append(
             f"The optimality conditions of the removed groups are off by {kkt_zero:.2g} of the penalty "
-            "at a selected lambda; more train.epochs or train.polish would tighten them."
+            "at a selected lambda; more train.epochs or train.full_batch_steps would tighten them."
         )
     warnings += [
         f"Output {a.name!r} was not trained for and changed by up to {a.max_change:.2g}; see its agreement."

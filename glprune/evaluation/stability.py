@@ -61,12 +61,12 @@ def check_rows(job: Job) -> None:
         DataError: A part would have fewer than two rows, or the rows do not fit together in memory.
     """
     spec = job.recipe.stability
-    if spec is None or spec.resamples == 0:
+    if spec is None or spec.n_resamples == 0:
         return
     rows = indexable_split(job.data.train, job.recipe.seed).rows
-    if int(rows * spec.share) < 2:
+    if int(rows * spec.subsample) < 2:
         raise DataError(
-            f"{job.recipe.where('stability', 'share')}: {spec.share:g} of {rows} training rows leaves fewer "
+            f"{job.recipe.where('stability', 'share')}: {spec.subsample:g} of {rows} training rows leaves fewer "
             "than 2; raise it."
         )
 
@@ -94,18 +94,18 @@ def measure_stability(
         TargetError: Fewer than two searches found a network.
         GlpruneError: Whatever else went wrong on a part.
     """
-    if spec.resamples == 0:
+    if spec.n_resamples == 0:
         return None
     free = _removable(job)
     if all(stays for stays, chosen in zip(kept, free, strict=True) if chosen):
         listener(Notice("No feature was removed, so there is no choice whose stability could be measured."))
         return None
-    listener(Stage("stability", f"searching again on {spec.resamples} random parts of the training rows"))
+    listener(Stage("stability", f"searching again on {spec.n_resamples} random parts of the training rows"))
     found = map_with_checkpoint(
         workers,
         functools.partial(_search_part, sum(kept)),
-        range(spec.resamples),
-        lambda done: listener(Progress("resamples", done, spec.resamples)),
+        range(spec.n_resamples),
+        lambda done: listener(Progress("resamples", done, spec.n_resamples)),
         job.journal.open_step("resamples", {"limit": sum(kept)}),
         job.journal,
         _OUTCOME,
@@ -113,7 +113,7 @@ def measure_stability(
     parts = [part for part in found if isinstance(part, Resample)]
     failures = [reason for reason in found if isinstance(reason, str)]
     if len(parts) < 2:
-        raise TargetError(f"stability: {len(failures)} of {spec.resamples} resamples failed: {failures[0]}")
+        raise TargetError(f"stability: {len(failures)} of {spec.n_resamples} resamples failed: {failures[0]}")
     return _record(spec, sum(kept), free, parts, failures)
 
 
@@ -121,7 +121,7 @@ def _search_part(limit: int, rebuilt: WorkerContext, number: int) -> Resample | 
     """Search on one part for a network of at most ``limit`` features, or say why none was found."""
     job, recipe, spec = rebuilt.job, rebuilt.job.recipe, rebuilt.job.recipe.stability
     assert spec is not None  # nobody asks for a part without it
-    rows = draw_resample(_labels(job, rebuilt.rows), spec.share, recipe.seed, number)
+    rows = draw_resample(_labels(job, rebuilt.rows), spec.subsample, recipe.seed, number)
     part = rebuilt.rows.take(rows)
     seed = recipe.seed if spec.seeds == "recipe" else _own_seed(recipe.seed, number)
     own = replace(job, recipe=_search_resample(recipe, limit, seed), data=replace(job.data, train=part))
@@ -149,7 +149,7 @@ def _search_resample(recipe: Recipe, limit: int, seed: int) -> Recipe:
     if recipe.target.max_hidden is not None:  # hidden units had paths of their own, after the features
         changes["penalty"] = recipe.penalty.model_copy(update={"hidden": None})
     if recipe.target.lam is not None:  # found by one path
-        changes["train"] = recipe.train.model_copy(update={"stages": 1})
+        changes["train"] = recipe.train.model_copy(update={"n_stages": 1})
     return recipe.model_copy(update=changes)
 
 
@@ -186,9 +186,9 @@ def _record(
 ) -> Stability:
     """The figures of the choices over the features that can be removed; the others would only flatter them."""
     supports: Supports = np.array([[digit == "1" for digit in part.kept] for part in parts])[:, removable]
-    index, halves = nogueira(supports), spec.share == 0.5
+    index, halves = nogueira(supports), spec.subsample == 0.5
     return Stability(
-        share=spec.share,
+        subsample=spec.subsample,
         pairs=halves,
         seeds=spec.seeds,
         limit=limit,

@@ -118,7 +118,9 @@ def metric_figure(points: Sequence[PathPoint], metric: str, reference: float) ->
         figure = Figure(figsize=(7.2, 3.0))
         axes = figure.add_subplot()
         places = _places(points)
-        axes.plot(places, [p.features for p in points], color="#8a9097", drawstyle="steps-post", linewidth=1.4)
+        axes.plot(
+            places, [p.features for p in points], color="#8a9097", drawstyle="steps-post", linewidth=1.4
+        )
         axes.set_ylabel("features left (grey)")
         axes.set_ylim(bottom=0)
         other = axes.twinx()

@@ -196,7 +196,7 @@ def file_sentence(report: Report) -> str:
 def _widths_sentence(widths: WidthTiming) -> str:
     rounded = f"rounded up to multiples of {widths.tried}"
     faster = f"{widths.speedup:.2f} times as fast at batch {widths.batch} before the refit"
-    if widths.multiple > 1:
+    if widths.round_to > 1:
         return f"Hidden widths were {rounded}, with which the network was {faster}."
     return f"Hidden widths are as they came out; {rounded} the network was {faster}."
 
@@ -206,9 +206,9 @@ def penalty_sentence(penalty: PenaltyFacts) -> str:
     what = {
         "group_lasso": "a group LASSO penalty, which pulls whole groups to zero",
         "sparse_group_lasso": "a sparse group LASSO penalty, which pulls whole groups to zero and, with "
-        f"{100 * (penalty.within or 0):.3g} % of its strength, single weights of those that stay",
+        f"{100 * (penalty.l1_ratio or 0):.3g} % of its strength, single weights of those that stay",
         "group_mcp": "a group MCP penalty, which pulls whole groups to zero and lets go of a group "
-        f"whose norm is {penalty.concavity or 0:.3g} times its trained one",
+        f"whose norm is {penalty.gamma or 0:.3g} times its trained one",
         "plugin": f"the penalty {penalty.plugin!r} of a plugin, whose proximal operator and residuals were "
         "held against its values on random numbers before the training",
     }[penalty.kind]
@@ -277,7 +277,7 @@ def _stability_sentence(stability: Stability, features: Sequence[Feature]) -> st
 def part_of_rows(stability: Stability) -> str:
     """The share of the training rows in a resample, in words."""
     words = {0.5: "half the training rows", 1.0: "all training rows, shuffled anew"}
-    return words.get(stability.share, f"{100 * stability.share:g} % of the training rows")
+    return words.get(stability.subsample, f"{100 * stability.subsample:g} % of the training rows")
 
 
 def share(after: int, before: int) -> str:

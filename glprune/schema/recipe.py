@@ -285,14 +285,14 @@ class PenaltySpec(Section):
     arguments: dict[str, Scalar | list[Scalar]] = Field(
         default_factory=dict, description="Keyword arguments of the plugin."
     )
-    within: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+    l1_ratio: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,
         description="sparse_group_lasso: share of the L1 term on single weights; default 0.05.",
     )
-    concavity: Annotated[float, Field(gt=1)] | None = Field(
+    gamma: Annotated[float, Field(gt=1)] | None = Field(
         None,
         description="group_mcp: a group whose norm is this many times its trained one is not penalised "
-        "further; at its trained norm it feels 1 - 1/concavity of the pull. Large is the group LASSO; "
+        "further; at its trained norm it feels 1 - 1/gamma of the pull. Large is the group LASSO; "
         "default 1.2.",
     )
 
@@ -307,33 +307,33 @@ class PenaltySpec(Section):
         "LASSO).",
     )
 
-    balance: Annotated[list[Factor], Field(min_length=1)] = Field(
+    input_strengths: Annotated[list[Factor], Field(min_length=1)] = Field(
         default_factory=lambda: [0.3, 1.0, 3.0],
         description="Where inputs and hidden units share one budget: factors on the strength of inputs, all "
         "tried in every stage; the best on the validation split goes on.",
     )
 
     @property
-    def balances(self) -> tuple[float, ...]:
+    def input_strength_list(self) -> tuple[float, ...]:
         """The balances to try."""
-        return tuple(self.balance)
+        return tuple(self.input_strengths)
 
     @property
     def l1_share(self) -> float:
         """The share of the L1 term of the sparse group LASSO."""
-        return 0.05 if self.within is None else self.within
+        return 0.05 if self.l1_ratio is None else self.l1_ratio
 
     @property
     def knot(self) -> float:
         """Where the group MCP ends, in trained norms."""
-        return 1.2 if self.concavity is None else self.concavity
+        return 1.2 if self.gamma is None else self.gamma
 
     @model_validator(mode="after")
     def _constants_are_of_the_kind(self) -> PenaltySpec:
-        if self.within is not None and self.kind != "sparse_group_lasso":
-            raise ValueError("within belongs to kind: sparse_group_lasso; remove it")
-        if self.concavity is not None and self.kind != "group_mcp":
-            raise ValueError("concavity belongs to kind: group_mcp; remove it")
+        if self.l1_ratio is not None and self.kind != "sparse_group_lasso":
+            raise ValueError("l1_ratio belongs to kind: sparse_group_lasso; remove it")
+        if self.gamma is not None and self.kind != "group_mcp":
+            raise ValueError("gamma belongs to kind: group_mcp; remove it")
         if (self.plugin is not None) != (self.kind == "plugin"):
             raise ValueError("plugin and kind: plugin belong together; give both or neither")
         if self.arguments and self.plugin is None:
@@ -385,9 +385,9 @@ class TargetSpec(Section):
         "by ONNX Runtime on this machine.",
     )
     batch: Annotated[int, Field(ge=1, le=2**20)] = Field(
-        1, description="Rows of one call, for latency and multiple: auto."
+        1, description="Rows of one call, for latency and round_to: auto."
     )
-    multiple: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
+    round_to: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
         1,
         description="Hidden widths are rounded up to multiples of this, or to what they were: zero units "
         "stay for the refit, and every size counts them. auto: multiples of 8 in a stage where ONNX Runtime "
@@ -410,14 +410,14 @@ class TargetSpec(Section):
             )
         if budgets and self.max_hidden is not None:
             raise ValueError(f"max_hidden contradicts {budgets[0]}, which counts hidden units too; keep one")
-        if self.batch != 1 and self.latency is None and self.multiple != "auto":
-            raise ValueError("batch belongs to latency and multiple: auto; remove it")
+        if self.batch != 1 and self.latency is None and self.round_to != "auto":
+            raise ValueError("batch belongs to latency and round_to: auto; remove it")
         return self
 
     @property
-    def counted_multiple(self) -> int:
+    def size_metric_round_to(self) -> int:
         """The multiple of hidden widths that sizes are counted with: of both for auto the larger."""
-        return AUTO_MULTIPLE if self.multiple == "auto" else self.multiple
+        return AUTO_MULTIPLE if self.round_to == "auto" else self.round_to
 
     @property
     def hidden_alone(self) -> bool:
@@ -444,15 +444,15 @@ class TrainSpec(Section):
         description="A point ends early where an epoch removed no group and lowered the objective by less "
         "than this share; 0: never.",
     )
-    stages: Annotated[int, Field(ge=1, le=1000)] = Field(
+    n_stages: Annotated[int, Field(ge=1, le=1000)] = Field(
         8,
         description="Paths one after another, each a step of the way to the target: between two of them the "
         "zero groups are cut, the rest is refitted without penalty and weighted anew. 1: one path.",
     )
-    between: Annotated[int, Field(ge=0)] = Field(
+    stage_refit_epochs: Annotated[int, Field(ge=0)] = Field(
         5, description="Epochs of the refit between two stages, at most."
     )
-    points: Annotated[int, Field(ge=2, le=10_000)] = Field(
+    n_lambdas: Annotated[int, Field(ge=2, le=10_000)] = Field(
         4, description="Lambdas up to lambda_max, in each stage."
     )
     lambda_min_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
@@ -460,10 +460,10 @@ class TrainSpec(Section):
         description="First lambda of the grid over lambda_max. Below, hardly a group leaves, and a network "
         "trained there learns its rows by heart before the choice begins.",
     )
-    polish: Annotated[int, Field(ge=0)] = Field(
+    full_batch_steps: Annotated[int, Field(ge=0)] = Field(
         20, description="Full-batch accelerated proximal steps that close each selected point."
     )
-    halvings: Annotated[int, Field(ge=0, le=100)] = Field(
+    max_lr_halvings: Annotated[int, Field(ge=0, le=100)] = Field(
         0,
         description="How often a point may begin anew with half the step size, since a loss, a gradient or a "
         "weight was not finite; the report says how often. 0: the run stops and names batch and layer.",
@@ -474,7 +474,7 @@ class TrainSpec(Section):
         "matrices in bfloat16. Penalty, proximal step, full-batch steps, optimality conditions and "
         "validation stay in float32.",
     )
-    bound: bool = Field(
+    constrain_unpenalised: bool = Field(
         True, description="Hold weights outside every group inside the ball of their trained norm."
     )
 
@@ -482,8 +482,8 @@ class TrainSpec(Section):
     def _momentum_is_of_sgd(self) -> TrainSpec:
         if self.optimizer != "sgd" and self.momentum is not None:
             raise ValueError("momentum belongs to optimizer: sgd; remove it")
-        if self.epochs == 0 and self.polish == 0:
-            raise ValueError("epochs and polish are both 0; nothing would be trained")
+        if self.epochs == 0 and self.full_batch_steps == 0:
+            raise ValueError("epochs and full_batch_steps are both 0; nothing would be trained")
         return self
 
 
@@ -498,7 +498,7 @@ class RefitSpec(Section):
     )
     lr: Positive = Field(1e-3, description="Step size of AdamW.")
     batch_size: BatchSize = Field(128, description="Rows of one step, or all.")
-    halvings: Annotated[int, Field(ge=0, le=100)] = Field(
+    max_lr_halvings: Annotated[int, Field(ge=0, le=100)] = Field(
         0,
         description="How often a refit may begin anew with half the step size, since a loss, a gradient or a "
         "weight was not finite; the report says how often. 0: the run stops and names batch and layer.",
@@ -560,17 +560,17 @@ class ExportSpec(Section):
 class StabilitySpec(Section):
     """How firm the choice of features is: the search again on random parts of the training rows."""
 
-    resamples: Annotated[int, Field(ge=0, le=10_000)] = Field(
+    n_resamples: Annotated[int, Field(ge=0, le=10_000)] = Field(
         50,
         description="Random parts of the training rows; on each the search goes on until it keeps as few "
         "features as the shipped model. Halves come in complementary pairs, so their number is even. 0: drop "
         "costs alone.",
     )
-    share: Annotated[float, Field(gt=0, le=1)] = Field(
+    subsample: Annotated[float, Field(gt=0, le=1)] = Field(
         0.5, description="Share of the training rows in a resample, drawn without replacement, by class."
     )
-    seeds: Literal["own", "recipe"] = Field(
-        "own",
+    seeds: Literal["per_resample", "recipe"] = Field(
+        "per_resample",
         description="own: each search shuffles by a seed of its own; recipe: all by the recipe's, so that "
         "their rows alone differ.",
     )
@@ -585,17 +585,17 @@ class StabilitySpec(Section):
 
     @model_validator(mode="after")
     def _something_differs(self) -> StabilitySpec:
-        if self.resamples == 0 and not self.drop_cost:
-            raise ValueError("resamples: 0 measures drop costs alone; set drop_cost: true, or resamples")
-        if self.resamples == 1:
-            raise ValueError("resamples: 1 has nothing to be compared with; take at least 2")
-        if self.share == 0.5 and self.resamples % 2:
+        if self.n_resamples == 0 and not self.drop_cost:
+            raise ValueError("n_resamples: 0 measures drop costs alone; set drop_cost: true, or n_resamples")
+        if self.n_resamples == 1:
+            raise ValueError("n_resamples: 1 has nothing to be compared with; take at least 2")
+        if self.subsample == 0.5 and self.n_resamples % 2:
             raise ValueError(
-                f"resamples: {self.resamples} is odd; halves come in complementary pairs, take "
-                f"{self.resamples + 1}"
+                f"n_resamples: {self.n_resamples} is odd; halves come in complementary pairs, take "
+                f"{self.n_resamples + 1}"
             )
-        if self.share == 1 and self.seeds == "recipe" and self.resamples:
-            raise ValueError("share: 1 with seeds: recipe is one search many times; set seeds: own")
+        if self.subsample == 1 and self.seeds == "recipe" and self.n_resamples:
+            raise ValueError("share: 1 with seeds: recipe is one search many times; set seeds: per_resample")
         return self
 
 
@@ -697,7 +697,7 @@ class ReportSpec(Section):
 class Recipe(Section):
     """A whole recipe."""
 
-    version: Literal[1] = Field(1, description="Version of the recipe format.")
+    version: Literal[2] = Field(2, description="Version of the recipe format.")
     task: Literal["binary", "multiclass", "regression", "distillation"] = Field(
         description="What the network predicts; distillation: no labels, the slim network is to agree with "
         "the original one."
@@ -764,15 +764,15 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _stability_has_something_to_vary(self) -> Recipe:
         spec = self.stability
-        if spec is None or spec.resamples == 0:
+        if spec is None or spec.n_resamples == 0:
             return self
         if self.penalty.inputs is None:
             raise ValueError(
-                "stability.resamples needs penalty.inputs, which is null; set it to 0 for drop costs alone"
+                "stability.n_resamples needs penalty.inputs, which is null; set it to 0 for drop costs alone"
             )
-        if spec.share == 1 and (self.train.batch_size == "all" or self.train.epochs == 0):
+        if spec.subsample == 1 and (self.train.batch_size == "all" or self.train.epochs == 0):
             raise ValueError(
-                "stability.share: 1 varies the shuffling alone; train.batch_size: all or epochs: 0 has none"
+                "stability.subsample: 1 varies the shuffling alone; train.batch_size: all or epochs: 0 has none"
             )
         return self
 

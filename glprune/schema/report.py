@@ -105,7 +105,7 @@ class Feature(Record):
     input_columns: list[int] | None = Field(description="columns of that input as shipped; null if removed")
     kept_in: int | None = Field(
         None,
-        description="number of `stability.resamples` in which the feature was kept; null where that was not "
+        description="number of `stability.n_resamples` in which the feature was kept; null where that was not "
         "measured or the feature cannot be removed",
     )
     kept_share: float | None = Field(None, description="the same as a share of them")
@@ -133,10 +133,10 @@ class PenaltyFacts(Record):
     weights: Literal["size", "adaptive"] = Field(
         description="of the groups: by their size, or by that over their trained norm too"
     )
-    within: float | None = Field(
+    l1_ratio: float | None = Field(
         description="share of the L1 term on single weights, of the sparse group LASSO; null for others"
     )
-    concavity: float | None = Field(
+    gamma: float | None = Field(
         description="knot of the group MCP in multiples of a group's trained norm; null for others"
     )
 
@@ -175,7 +175,7 @@ class SearchStage(Record):
     number: int
     penalised: list[GroupKind] = Field(description="kinds of groups under the penalty")
     rule: str = Field(description="what its point was chosen by")
-    balance: float = Field(description="factor on the strength of input groups")
+    input_strength: float = Field(description="factor on the strength of input groups")
     lam: float = Field(description="lambda of the chosen point")
     features: int = Field(description="input features left")
     hidden: int = Field(description="hidden units left, of those that can be cut")
@@ -265,7 +265,7 @@ class Latency(Record):
 class WidthTiming(Record):
     """Hidden widths as they came out against widths rounded up to multiples, before the last refit."""
 
-    multiple: int = Field(description="of the shipped widths: 1, or `tried` where that was faster")
+    round_to: int = Field(description="of the shipped widths: 1, or `tried` where that was faster")
     tried: int
     batch: int
     runs: int
@@ -436,9 +436,9 @@ class Resample(Record):
 class Stability(Record):
     """How alike the choices of features are; every figure is over the features that can be removed."""
 
-    share: float = Field(description="share of the training rows in a resample")
+    subsample: float = Field(description="share of the training rows in a resample")
     pairs: bool = Field(description="whether two by two they are complementary halves")
-    seeds: Literal["own", "recipe"]
+    seeds: Literal["per_resample", "recipe"]
     limit: int = Field(description="features a search was to keep at most: as many as the shipped model")
     removable: str = Field(
         pattern="^[01]+$",
@@ -498,7 +498,9 @@ class Policy(Record):
     )
     must_keep: list[str] = Field([], description="features that must stay, themselves or derived")
     protected: list[str] = Field([], description="features that are named where they are read")
-    derived_from: dict[str, list[str]] = Field({}, description="column or feature -> the features it is made of")
+    derived_from: dict[str, list[str]] = Field(
+        {}, description="column or feature -> the features it is made of"
+    )
 
 
 class DecisionChange(Record):
@@ -621,7 +623,7 @@ class ProxyAnalysis(Record):
 class Report(Record):
     """All of ``report.json``."""
 
-    schema_: Literal["glprune.report/1"] = Field(alias="schema")
+    schema_: Literal["glprune.report/2"] = Field(alias="schema")
     title: str
     purpose: str
     task: Literal["binary", "multiclass", "regression", "distillation"] = Field(
@@ -641,7 +643,7 @@ class Report(Record):
     drop_costs: DropCosts | None = Field(None, description="of each kept feature, if measured")
     removal: Removal
     refit: Refit | None
-    halvings: LrHalvings | None = Field(None, description="of step sizes, if there were any")
+    lr_halvings: LrHalvings | None = Field(None, description="of step sizes, if there were any")
     performance: list[Metric]
     agreement: list[Agreement] = Field(description="of each output, where the network has several")
     baselines: Baselines | None = Field(None, description="of simpler selections, if measured")

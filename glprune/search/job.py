@@ -209,7 +209,8 @@ def _with_every_input(sets: list[UnitSet], data: Data) -> list[UnitSet]:
     """Put a refused set where the plan has none for an input with an axis; inputs come first, in order."""
     found = {s.name: s for s in sets if s.kind == "input"}
     inputs = [
-        found.get(part.name) or UnitSet(part.name, "input", len(part.prunable_columns), (), _why_unplanned(part))
+        found.get(part.name)
+        or UnitSet(part.name, "input", len(part.prunable_columns), (), _why_unplanned(part))
         for part in data.inputs
         if part.axis is not None
     ]

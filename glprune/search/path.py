@@ -195,8 +195,8 @@ class RegularisationPath:
     def grid(self, scale: float = 1.0) -> Iterator[float]:
         """Lambdas from ``scale * lambda_min_ratio * lambda_max`` up, past lambda_max where need be."""
         first = scale * self.largest * self.spec.lambda_min_ratio
-        factor = self.spec.lambda_min_ratio ** (-1.0 / max(1, self.spec.points - 1))
-        for step in range(3 * self.spec.points):
+        factor = self.spec.lambda_min_ratio ** (-1.0 / max(1, self.spec.n_lambdas - 1))
+        for step in range(3 * self.spec.n_lambdas):
             yield first * factor**step
 
     @property
@@ -388,7 +388,7 @@ def solve_at_most(path: RegularisationPath, size: Size, limit: float, name: str,
         fewest = min(size(p) for p in path.points)
         raise TargetError(
             f"{name}: {limit:g} was not reached; the path ended at lambda "
-            f"{path.points[-1].lam:.3g} with {fewest:g}. Raise train.points or the penalty's strength."
+            f"{path.points[-1].lam:.3g} with {fewest:g}. Raise train.n_lambdas or the penalty's strength."
         )
     above = _previous_point(path, below)
     for _ in range(_BISECTIONS):

@@ -64,7 +64,9 @@ def resolve(recipe: Recipe, data: Data) -> Rules:
     parents = _parents(recipe, spec, names.owner)
     dropped = {names.owner.get(name, name): name for name in spec.must_drop}
     forbidden = {
-        feature.name: why for feature in data.features if (why := _origin(feature.name, dropped, parents)) is not None
+        feature.name: why
+        for feature in data.features
+        if (why := _origin(feature.name, dropped, parents)) is not None
     }
     required = [names.owner[name] for name in spec.must_keep]
     _check_conflicts(recipe, spec, required, forbidden)
@@ -120,7 +122,9 @@ class _Names:
         for name in names:
             if name not in known:
                 where = self.recipe.where("policy", *keys)
-                raise RecipeError(f"{where}: no feature or column {name!r}.{did_you_mean(name, sorted(known))}")
+                raise RecipeError(
+                    f"{where}: no feature or column {name!r}.{did_you_mean(name, sorted(known))}"
+                )
 
 
 def _parents(recipe: Recipe, spec: PolicySpec, owner: Mapping[str, str]) -> dict[str, list[str]]:
@@ -196,7 +200,9 @@ def _check_choice(recipe: Recipe, data: Data, required: frozenset[str], forbidde
                 f"{recipe.where('policy', 'must_drop')}: every feature of input {part.name!r} goes, and an "
                 "input needs one; leave the input out of the network instead."
             )
-    if recipe.penalty.hidden is None and all(f.name in forbidden or f.name in required for f in data.features):
+    if recipe.penalty.hidden is None and all(
+        f.name in forbidden or f.name in required for f in data.features
+    ):
         raise RecipeError(
             f"{recipe.where('policy', 'must_keep')}: with must_drop every feature is decided and nothing is "
             "left to choose; leave must_keep out, and set target: {lambda: 0} to drop no other."

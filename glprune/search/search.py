@@ -172,7 +172,7 @@ class _Search:
     def _stages(self, start: float, goal: SizeTarget) -> int:
         """As many stages as the recipe says, but none for less than a fifth of what there is."""
         steps = math.log(max(1.0, start / goal.limit)) / -math.log(1 - _LEAST_STEP)
-        return max(1, min(self.original.recipe.train.stages, round(steps)))
+        return max(1, min(self.original.recipe.train.n_stages, round(steps)))
 
     def _search_latency(self, asked: str | float, batch: int, kinds: tuple[Kind, ...]) -> None:
         """A budget of multiply-accumulates found by the clock, lowered until the clock agrees."""
@@ -252,7 +252,7 @@ class _Search:
             TargetError: None of them has a network, and some path cannot meet the target.
         """
         joint = goal.counted in MEASURES and self._run_both(goal.kinds)
-        balances = self.original.recipe.penalty.balances if joint else (1.0,)
+        balances = self.original.recipe.penalty.input_strength_list if joint else (1.0,)
         costs = unit_costs(self.job, MEASURES[goal.counted]) if goal.counted in MEASURES else {}
         outcomes = self._candidate_results(
             [StageSpec(goal.kinds, rule, pick, spec, b, costs) for b in balances]
@@ -308,7 +308,7 @@ class _Search:
 
     def _brief_refit(self) -> RefitSpec:
         """The refit between two stages: it goes on from the path's own weights."""
-        spec, epochs = self.original.recipe.refit, self.original.recipe.train.between
+        spec, epochs = self.original.recipe.refit, self.original.recipe.train.stage_refit_epochs
         return spec.model_copy(update={"epochs": epochs, "patience": max(1, epochs), "start": "path"})
 
     def _budget(self, kinds: tuple[Kind, ...]) -> SizeTarget:
@@ -337,7 +337,7 @@ def _macs_for_latency(job: Job, watch: LatencyMeter, asked: str | float, kinds: 
     """
 
     def narrowed(share: float) -> tuple[float, float]:
-        marks, multiple = uniform_support(job, share, kinds), job.recipe.target.counted_multiple
+        marks, multiple = uniform_support(job, share, kinds), job.recipe.target.size_metric_round_to
         network, columns = cut_uncertified(job.network, job.groups, marks, job.probe, job.axes, multiple)
         size = macs(network, ColumnSelection(columns, job.axes)(first_rows(job.data.test, 1)))
         return _excess(watch(network, columns), asked), size

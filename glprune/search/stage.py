@@ -77,7 +77,12 @@ class StageSpec:
 
     def key(self, number: int) -> dict[str, Any]:
         """What the journal knows a stage by."""
-        return {"number": number, "rule": self.rule, "balance": self.input_strength, "epochs": self.spec.epochs}
+        return {
+            "number": number,
+            "rule": self.rule,
+            "input_strength": self.input_strength,
+            "epochs": self.spec.epochs,
+        }
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ class StageResult:
     """
 
     job: Job
-    asked: StageSpec
+    spec: StageSpec
     points: list[Point]
     selected: Point
     cut: RemovalResult
@@ -171,8 +176,8 @@ def from_record(
     selected = points[facts["selected"]]
     widths = WidthTiming.model_validate(facts["widths"]) if facts["widths"] else None
     target = standing.original.recipe.target
-    multiple = 1 if target.multiple == "auto" else target.multiple
-    cut, removed = _removals(standing, selected, widths.multiple if widths else multiple)
+    multiple = 1 if target.round_to == "auto" else target.round_to
+    cut, removed = _removals(standing, selected, widths.round_to if widths else multiple)
     selected.state = {}
     fitted = load_refit(facts["refit"], tensors, removed.network)
     metric = facts["metric"]
@@ -188,12 +193,18 @@ def _solve_path(standing: SearchState, asked: StageSpec, listener: Listener) -> 
         for g, w in job.penalised(asked.kinds)
     ]
     objective = Objective(
-        network, job.task, job.data.train, penalised, recipe.train.bound, recipe.penalty, job.make_penalty
+        network,
+        job.task,
+        job.data.train,
+        penalised,
+        recipe.train.constrain_unpenalised,
+        recipe.penalty,
+        job.make_penalty,
     )
 
     def done(point: Point) -> None:
         record = path_record(point, number, job, original)
-        listener(PointDone(len(path.points), recipe.train.points, record))
+        listener(PointDone(len(path.points), recipe.train.n_lambdas, record))
 
     def measure() -> float:
         return validate(job, network, identity)
@@ -222,14 +233,14 @@ def _largest_fitting(
     """The removals of a point, with the hidden widths the recipe asks for or the clock prefers."""
     original = standing.original
     target = original.recipe.target
-    if target.multiple != "auto":
-        return *_removals(standing, point, target.multiple), None
+    if target.round_to != "auto":
+        return *_removals(standing, point, target.round_to), None
     exact, rounded = (_removals(standing, point, m) for m in (1, AUTO_MULTIPLE))
     if parameters(exact[0].network) == parameters(rounded[0].network):
         return *exact, None
     listener(Stage(f"widths {standing.stages + 1}", f"timing widths that are multiples of {AUTO_MULTIPLE}"))
     widths = _time_widths(standing, exact[1], rounded[1])
-    return *(exact if widths.multiple == 1 else rounded), widths
+    return *(exact if widths.round_to == 1 else rounded), widths
 
 
 def _time_widths(standing: SearchState, exact: RemovalResult, rounded: RemovalResult) -> WidthTiming:
@@ -262,7 +273,7 @@ def _removals(standing: SearchState, point: Point, multiple: int) -> tuple[Remov
 def _width_timing(times: Latency) -> WidthTiming:
     """The widths the clock prefers; rounded ones have more weights and must be faster beyond its noise."""
     return WidthTiming(
-        multiple=AUTO_MULTIPLE if times.speedup > 1 + FASTER else 1,
+        round_to=AUTO_MULTIPLE if times.speedup > 1 + FASTER else 1,
         tried=AUTO_MULTIPLE,
         batch=times.batch,
         runs=times.runs,

@@ -109,7 +109,7 @@ def size_of(counted: SizeMetric, job: Job, path: RegularisationPath) -> Size:
     """What a point of a path keeps."""
     if counted == "features":
         return path.features_kept
-    multiple = job.recipe.target.counted_multiple
+    multiple = job.recipe.target.size_metric_round_to
     if counted == "hidden":
         return lambda point: sum(
             len(k) for u, k in kept_units(job.groups, point.alive, multiple) if u.kind == "hidden"
@@ -137,4 +137,4 @@ def current_size(job: Job, counted: SizeMetric) -> float:
     if counted == "hidden":
         return sum(g.units.count for g in job.groups if g.kind == "hidden" and not g.units.refused)
     alive = [support(job.network.state_dict(), g) for g in job.groups]
-    return size_of_support(job, alive, MEASURES[counted], job.recipe.target.counted_multiple)
+    return size_of_support(job, alive, MEASURES[counted], job.recipe.target.size_metric_round_to)

@@ -85,7 +85,7 @@ def refit(
         start = best, best_score
         return _refit_epochs(*start, score, narrow, task, train, spec, seed, teacher, factor, precision)
 
-    result, halvings = with_halving(attempt, spec.halvings)
+    result, halvings = with_halving(attempt, spec.max_lr_halvings)
     best, best_score = result.network, result.score
     if result.best_epoch and _batchnorm_layers(best):
         fresh = _update_batchnorm(best, narrow, train, spec)
@@ -128,7 +128,7 @@ def _refit_epochs(
                 )
                 if not _refit_step(optimizer, loss, parameters, rows):
                     where = f"refit, epoch {epoch}, batch {number}"
-                    mend = f"lower refit.lr (now {spec.lr:g}) or allow refit.halvings"
+                    mend = f"lower refit.lr (now {spec.lr:g}) or allow refit.max_lr_halvings"
                     own = explain_nonfinite(Batch(student, narrow(x), target, loss), where, mend)
                     raise process_group.first_error(own, where, mend)
             process_group.broadcast_buffers_(student)

@@ -54,7 +54,7 @@ class PointSolver:
         """
         self.objective.network.eval()
         parameters = list(self.objective.network.parameters())
-        start = [p.detach().clone() for p in parameters] if self.spec.halvings else []
+        start = [p.detach().clone() for p in parameters] if self.spec.max_lr_halvings else []
         order = self.generator.get_state()
 
         def train(factor: float) -> None:
@@ -65,7 +65,7 @@ class PointSolver:
             if polish:
                 self.polish(lam)
 
-        _, halvings = with_halving(train, self.spec.halvings)
+        _, halvings = with_halving(train, self.spec.max_lr_halvings)
         self.objective.clear()
         return halvings
 
@@ -113,7 +113,7 @@ class PointSolver:
 
     @property
     def _restore(self) -> str:
-        return f"lower train.lr (now {self.spec.lr:g}) or allow train.halvings"
+        return f"lower train.lr (now {self.spec.lr:g}) or allow train.max_lr_halvings"
 
     def _optimizer(self, lam: float) -> ProximalOptimizer:
         blocks, regulariser = self.objective.blocks, self.objective.regulariser
@@ -129,9 +129,9 @@ class PointSolver:
         )
 
     def polish(self, lam: float, enough: Callable[[], bool] | None = None) -> None:
-        """Full-batch accelerated proximal steps, ``train.polish`` at most; see :func:`accelerated_steps`."""
-        if self.spec.polish:
-            self.curvature = self._steps(lam, self.spec.polish, self.curvature, enough)
+        """Full-batch accelerated proximal steps, ``train.full_batch_steps`` at most; see :func:`accelerated_steps`."""
+        if self.spec.full_batch_steps:
+            self.curvature = self._steps(lam, self.spec.full_batch_steps, self.curvature, enough)
 
     def step(self, lam: float, curvature: float | None = None) -> float:
         """One full-batch proximal step of at most ``1.5 / curvature``; returns the curvature it used."""

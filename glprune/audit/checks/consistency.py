@@ -325,10 +325,10 @@ def _widths(report: Report, recipe: Recipe | None) -> Iterator[Found]:
     ratio = found.exact_ms / found.rounded_ms
     if not ratio / _SPEED_SLACK <= found.speedup <= ratio * _SPEED_SLACK:
         yield "/widths/speedup", f"says {found.speedup:.3g}, the medians' ratio is {ratio:.3g}"
-    if found.multiple != (found.tried if found.speedup > 1 + FASTER else 1):
-        yield "/widths/multiple", f"{found.multiple} does not follow from a speed-up of {found.speedup:.3g}"
-    if recipe is not None and recipe.target.multiple != "auto":
-        yield "/widths", f"was timed; {bundles.RECIPE} says {recipe.target.multiple}"
+    if found.round_to != (found.tried if found.speedup > 1 + FASTER else 1):
+        yield "/widths/multiple", f"{found.round_to} does not follow from a speed-up of {found.speedup:.3g}"
+    if recipe is not None and recipe.target.round_to != "auto":
+        yield "/widths", f"was timed; {bundles.RECIPE} says {recipe.target.round_to}"
 
 
 def _quantized(report: Report, recipe: Recipe | None, files: Mapping[str, bytes]) -> Iterator[Found]:

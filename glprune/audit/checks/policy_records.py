@@ -75,7 +75,10 @@ def _codes(report: Report) -> Iterator[Found]:
             cited = [("removed", name) for name in code.removed] + [("kept", name) for name in code.kept]
             for stated, name in cited:
                 if status.get(name) != stated:
-                    yield where, f"says {name!r} is {stated}, but the feature is {status.get(name, 'unknown')}"
+                    yield (
+                        where,
+                        f"says {name!r} is {stated}, but the feature is {status.get(name, 'unknown')}",
+                    )
             belongs = "unchanged" if not code.removed else "to_review" if code.kept else "retired"
             if part != belongs:
                 yield where, f"{code.code!r} belongs under {belongs}"
