@@ -168,7 +168,7 @@ def test_finite_numbers_whose_norm_overflows_are_finite():
 def test_a_point_that_overflows_begins_anew_with_half_the_step():
     x, y = rows()
     net = network(Exponential())
-    tried = solver(net, x, y, optimizer="sgd", lr=10.0, halvings=20)
+    tried = solver(net, x, y, optimizer="sgd", lr=10.0, max_lr_halvings=20)
     before = tried.objective.loss()
     assert 1 <= tried.solve(1e-4) <= 20
     assert all_finite(net.parameters())
@@ -180,12 +180,12 @@ def test_halvings_run_out_and_the_error_says_so():
     with pytest.raises(
         NonFiniteError, match=r"or allow train.max_lr_halvings\. The step size was halved 2 times\.$"
     ):
-        solver(network(), x, y, lr=1e30, halvings=2).solve(0.01)
+        solver(network(), x, y, lr=1e30, max_lr_halvings=2).solve(0.01)
 
 
 def test_a_refit_that_diverges_goes_on_with_half_the_step():
     x, y = rows()
-    result = refitted(network(), x, y, lr=1e15, halvings=80, epochs=2)
+    result = refitted(network(), x, y, lr=1e15, max_lr_halvings=80, epochs=2)
     assert 1 <= result.halvings <= 80
     assert all_finite(result.network.parameters())
 
@@ -193,7 +193,7 @@ def test_a_refit_that_diverges_goes_on_with_half_the_step():
 def test_a_point_that_begins_anew_ends_as_one_with_half_the_step():
     x, y = rows()
     one, other = network(), network()
-    halved = solver(one, x, y, lr=1e30, halvings=100).solve(0.01)
+    halved = solver(one, x, y, lr=1e30, max_lr_halvings=100).solve(0.01)
     assert halved > 0
     assert solver(other, x, y, lr=1e30 * 0.5**halved).solve(0.01) == 0
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))

@@ -56,9 +56,9 @@ with process_group.joined() as members:
         own = None if members.first else NonFiniteError("it is not finite")
         blamed, no_one = process_group.first_error(own, "here", "mend"), process_group.first_error(None, "here", "mend it")
         journal = SharedJournal(Journal(), members)
-        journal.keep("same", {}, {"a": 1}, {"w": torch.ones(2)})
+        journal.save_step("same", {}, {"a": 1}, {"w": torch.ones(2)})
         try:
-            journal.keep("other", {}, {"a": 1}, {"w": torch.ones(2) * members.rank})
+            journal.save_step("other", {}, {"a": 1}, {"w": torch.ones(2) * members.rank})
             told = ""
         except ModelError as error:
             told = str(error)

@@ -223,7 +223,7 @@ class NoZeros(GroupLasso):
 
 @dataclass(frozen=True)
 class Squared(GroupLasso):
-    def height(self, norms):
+    def value_of_norms(self, norms):
         return self.weights * norms.square()
 
 
@@ -248,7 +248,7 @@ class Unbounded(GroupLasso):
 @dataclass(frozen=True)
 class PullsAll(GroupLasso):
     @property
-    def whole(self):
+    def group_weights(self):
         return self.weights + 1
 
 

@@ -111,7 +111,7 @@ def test_a_run_killed_again_and_again_ends_where_an_undisturbed_one_does(
             raise Killed
         return record
 
-    monkeypatch.setattr(CheckpointLog, "keep", keep)
+    monkeypatch.setattr(CheckpointLog, "save_step", keep)
     kills = 0
     while True:
         left = [lengths.randint(1, 5)]

@@ -26,7 +26,7 @@ def to_the_end(**options):
     return TrainSpec(**({"tolerance": 0.0} | options))
 
 
-EXACT = to_the_end(optimizer="sgd", lr=1e-2, epochs=150, polish=0, batch_size="all")
+EXACT = to_the_end(optimizer="sgd", lr=1e-2, epochs=150, full_batch_steps=0, batch_size="all")
 OPTIMIZERS = {
     "sgd": {"optimizer": "sgd", "lr": 1e-2, "epochs": 150, "polish": 0},
     "sgd without momentum": {"optimizer": "sgd", "momentum": 0.0, "lr": 5e-2, "epochs": 150, "polish": 0},
@@ -152,7 +152,7 @@ def test_group_lasso_package_agrees_on_the_squared_loss():
 def test_all_groups_are_zero_at_lambda_max_and_not_just_below(kind, penalty):
     x, y = problem(kind)
     network, objective = linear_objective(kind, x, y, KINDS[penalty])
-    spec = to_the_end(epochs=5, polish=300, batch_size="all")
+    spec = to_the_end(epochs=5, full_batch_steps=300, batch_size="all")
     PointSolver(objective, spec, seed=0).solve(1.0 if kind == "regression" else 0.3)
     # with the intercept fitted at zero weights, lambda_max is the exact threshold
     largest = lambda_max(objective)
@@ -197,7 +197,7 @@ def test_weights_outside_the_groups_stay_inside_their_ball():
             [weighted(network, input_groups(units, FIELDS))],
             bound,
         )
-        PointSolver(objective, to_the_end(epochs=30, polish=10), seed=0).solve(0.02)
+        PointSolver(objective, to_the_end(epochs=30, full_batch_steps=10), seed=0).solve(0.02)
         after = network[2].weight.norm().item()
         assert (after <= before * (1 + 1e-5)) is bound
 
@@ -288,7 +288,7 @@ def test_skglm_agrees_on_the_sparse_group_lasso():
         solver = GroupBCD(tol=1e-10, max_iter=20_000, ws_strategy="fixpoint")
         found = solver.solve(x, y, QuadraticGroup(pointers, indices), penalty)[0]
     network, objective = linear_objective("regression", x, y, sparse(share))
-    PointSolver(objective, to_the_end(epochs=0, polish=500), seed=0).solve(lam)
+    PointSolver(objective, to_the_end(epochs=0, full_batch_steps=500), seed=0).solve(lam)
     ours = network.weight.detach().numpy().ravel()
     np.testing.assert_allclose(ours, found, atol=1e-3)
     assert ((ours != 0) == (np.abs(found) > 1e-10)).all()
@@ -330,7 +330,7 @@ def test_skglm_agrees_on_the_group_mcp():
         [weighted(network, groups)],
         spec=PenaltySpec(kind="group_mcp", gamma=knot / 0.5),
     )
-    PointSolver(objective, to_the_end(epochs=0, polish=500), seed=0).solve(lam)
+    PointSolver(objective, to_the_end(epochs=0, full_batch_steps=500), seed=0).solve(lam)
     ours = network.weight.detach().numpy().T
     np.testing.assert_allclose(ours, found, atol=1e-3)
     alive = np.linalg.norm(found, axis=1)
@@ -343,7 +343,7 @@ def test_skglm_agrees_on_the_group_mcp():
 def test_the_residual_is_small_at_the_solution_and_large_off_it(penalty):
     x, y = problem("regression")
     network, objective = linear_objective("regression", x, y, KINDS[penalty])
-    PointSolver(objective, to_the_end(epochs=20, polish=500, batch_size="all"), seed=0).solve(0.2)
+    PointSolver(objective, to_the_end(epochs=20, full_batch_steps=500, batch_size="all"), seed=0).solve(0.2)
     assert max(objective.optimality(0.2)[1:]) < 1e-2
     assert network.weight.count_nonzero() > 0
     with torch.no_grad():
@@ -357,7 +357,7 @@ def test_the_residual_is_small_at_the_solution_and_large_off_it(penalty):
 def polished(steps, lam=0.02, enough=None):
     """A linear network after full-batch steps."""
     network, objective = linear_objective("regression", *problem("regression"))
-    PointSolver(objective, to_the_end(polish=steps), 0).polish(lam, enough and enough(objective))
+    PointSolver(objective, to_the_end(full_batch_steps=steps), 0).polish(lam, enough and enough(objective))
     return network.weight
 
 
@@ -376,7 +376,7 @@ def test_full_batch_steps_are_asked_every_fifth_time_and_measuring_between_them_
 
 def test_more_steps_for_zero_groups_that_are_not_optimal_end_as_soon_as_they_are(monkeypatch):
     network, objective = linear_objective("regression", *problem("regression"))
-    spec = to_the_end(optimizer="sgd", lr=1e-2, epochs=20, polish=50, batch_size="all")
+    spec = to_the_end(optimizer="sgd", lr=1e-2, epochs=20, full_batch_steps=50, batch_size="all")
     path = RegularisationPath(objective, objective.sets, spec, 0, float, lambda _: None, CheckpointLog())
     point = path.solve(0.1 * path.largest)
     passes, measured = [], []

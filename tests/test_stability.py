@@ -155,7 +155,7 @@ BAD = [
     ("{subsample: 1, seeds: recipe}", "set seeds: per_resample"),
     ("{threshold: 0.5}", "stability.threshold should be above 0.5"),
     ("{seeds: mine}", "stability.seeds should be 'per_resample' or 'recipe'"),
-    ("{resample: 4}", "Did you mean 'resamples'?"),
+    ("{n_resample: 4}", "Did you mean 'n_resamples'?"),
 ]
 
 

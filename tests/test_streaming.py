@@ -451,7 +451,7 @@ def test_a_streamed_run_leaves_a_bundle_that_verifies(trained, monkeypatch):
 
     asked.clear()
     # every column is read, and some are left out
-    monkeypatch.setattr(StreamedSplit, "narrowed", lambda split, narrow: _ColumnView(split, narrow))
+    monkeypatch.setattr(StreamedSplit, "view_columns", lambda split, narrow: _ColumnView(split, narrow))
     glprune.run(trained / "recipe.yaml", trained / "model.pt", trained / "again")
     assert tuple(given.columns) not in asked
     assert (trained / "again" / "model.onnx").read_bytes() == (trained / "out" / "model.onnx").read_bytes()

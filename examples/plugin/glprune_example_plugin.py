@@ -43,11 +43,11 @@ class GroupElasticNet(Penalty):
         """What the entry point names: called with weights, blocks and the recipe's arguments."""
         return cls(weights, ridge)
 
-    def height(self, norms):
+    def value_of_norms(self, norms):
         """The penalty of each group at its norm, for lambda 1."""
         return self.weights * (norms + self.ridge / 2 * norms.square())
 
-    def slope(self, norms):
+    def derivative(self, norms):
         """The derivative of the height."""
         return self.weights * (1 + self.ridge * norms)
 

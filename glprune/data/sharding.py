@@ -37,7 +37,7 @@ class ShardedSplit:
         """Number of rows of all processes."""
         return self.whole.rows
 
-    def narrowed(self, narrow: ColumnSelection) -> ShardedSplit:
+    def view_columns(self, narrow: ColumnSelection) -> ShardedSplit:
         """The same parts of the kept columns."""
         return replace(self, whole=view_columns(self.whole, narrow))
 

@@ -71,7 +71,7 @@ class ColumnSelection:
 class SupportsColumnSelection(Split, Protocol):
     """A split that can do without columns nobody wants."""
 
-    def narrowed(self, narrow: ColumnSelection) -> Split:
+    def view_columns(self, narrow: ColumnSelection) -> Split:
         """The same rows, in the same order, of the kept columns."""
         ...
 
@@ -79,7 +79,9 @@ class SupportsColumnSelection(Split, Protocol):
 def view_columns(split: Split, narrow: ColumnSelection) -> Split:
     """A split of the kept columns: cut out once in memory, alone read of files, else cut of every batch."""
     return (
-        split.narrowed(narrow) if isinstance(split, SupportsColumnSelection) else _ColumnView(split, narrow)
+        split.view_columns(narrow)
+        if isinstance(split, SupportsColumnSelection)
+        else _ColumnView(split, narrow)
     )
 
 

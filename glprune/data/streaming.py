@@ -134,7 +134,7 @@ class StreamedSplit:
         chosen[np.flatnonzero(self.chosen)[rows]] = True
         return replace(self, chosen=chosen, target=self.target[torch.from_numpy(rows)])
 
-    def narrowed(self, narrow: ColumnSelection) -> StreamedSplit:
+    def view_columns(self, narrow: ColumnSelection) -> StreamedSplit:
         """The same rows in the same blocks, of which the kept columns alone are read."""
         kept = zip(self.plan.columns, narrow.axes, narrow.columns, strict=True)
         columns = tuple(

@@ -25,6 +25,6 @@ def predict(
         narrow: Takes the model's columns out of a full batch.
     """
     if isinstance(split, StreamedSplit) and isinstance(narrow, ColumnSelection):
-        split, narrow = split.narrowed(narrow), lambda inputs: inputs
+        split, narrow = split.view_columns(narrow), lambda inputs: inputs
     with torch.no_grad():
         return concat_batches(((model(narrow(x)), y) for x, y in split.batches(_CHUNK, None)), split.rows)

@@ -311,11 +311,11 @@ class DistributedCheckpoint(CheckpointLog):
         self._own, self._crew = own, members
 
     @property
-    def place(self) -> int:
+    def step_folder(self) -> int:
         """How many steps lie behind."""
         return self._own.step_folder
 
-    def recall(self, name: str, asked: Mapping[str, Any]) -> Step | None:
+    def load_step(self, name: str, asked: Mapping[str, Any]) -> Step | None:
         """What the first process recalls."""
         record = self._own.load_step(name, asked)
         sent = self._crew.broadcast_object(
@@ -325,7 +325,7 @@ class DistributedCheckpoint(CheckpointLog):
             return record
         return Step(name, dict(asked), sent[0], sent[1])
 
-    def keep(
+    def save_step(
         self,
         name: str,
         asked: Mapping[str, Any],
@@ -350,7 +350,7 @@ class DistributedCheckpoint(CheckpointLog):
         """The tensors of a record."""
         return self._own.weights(record)
 
-    def let_go(self, record: Step, prefix: str) -> None:
+    def drop_tensors(self, record: Step, prefix: str) -> None:
         """As the first process's journal does."""
         self._own.drop_tensors(record, prefix)
 

@@ -112,7 +112,7 @@ class _StartState:
 def _run_in_worker(start: bytes, job: Job, asked: StageSpec) -> _Sent:
     torch.set_num_threads(job.recipe.threads)  # results depend on their number
     try:
-        run, _ = run_stage_uncached(pickle.loads(start).standing(job), asked, silent)
+        run, _ = run_stage_uncached(pickle.loads(start).search_state(job), asked, silent)
     except TargetError as error:
         return {"failed": str(error)}, pack_tensors({})
     facts, tensors = to_record(run)

@@ -178,19 +178,19 @@ class GroupMCP(Penalty):
 
     knots: Tensor
 
-    def height(self, norms: Tensor) -> Tensor:
+    def value_of_norms(self, norms: Tensor) -> Tensor:
         """See :meth:`Penalty.height`."""
         inside = torch.minimum(norms, self.knots.to(norms.dtype))
         return self.weights * (inside - inside.square() / (2 * self.knots))
 
-    def slope(self, norms: Tensor) -> Tensor:
+    def derivative(self, norms: Tensor) -> Tensor:
         """See :meth:`Penalty.slope`."""
         return self.weights * (1 - norms / self.knots).clamp(min=0.0)
 
     def smooth_value(self, blocks: ParameterGroups, lam: float) -> float:
         """See :meth:`Penalty.smooth_value`."""
         norms = blocks.dot(_doubles(blocks)).sqrt()
-        return lam * float((self.height(norms) - self.weights * norms).sum())
+        return lam * float((self.value_of_norms(norms) - self.weights * norms).sum())
 
     def add_smooth_gradient_(self, blocks: ParameterGroups, lam: float) -> None:
         """See :meth:`Penalty.add_smooth_gradient_`."""
@@ -216,25 +216,25 @@ class SparseGroupLasso(Penalty):
     sizes: Tensor
 
     @property
-    def elements(self) -> Tensor:
+    def element_weights(self) -> Tensor:
         """See :attr:`Penalty.elements`."""
         return self.share * self.weights / self.sizes.sqrt()
 
     @property
-    def whole(self) -> Tensor:
+    def group_weights(self) -> Tensor:
         """See :attr:`Penalty.whole`."""
         return (1 - self.share) * self.weights
 
     def zero_lambda(self, blocks: ParameterGroups) -> Tensor:
         """The root of ``||S(grad_g, lam * e_g)|| = lam * (1 - a) * weight_g``, by bisection of all groups."""
         gradients = [g.double() for g in blocks.gradients]
-        high = blocks.dot(gradients).sqrt() / self.whole
+        high = blocks.dot(gradients).sqrt() / self.group_weights
         low = torch.zeros_like(high)
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
-            thresholds = blocks.expand(middle * self.elements)
+            thresholds = blocks.expand(middle * self.element_weights)
             left = blocks.dot([_soft(g, t) for g, t in zip(gradients, thresholds, strict=True)]).sqrt()
-            below = left > middle * self.whole
+            below = left > middle * self.group_weights
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         return high
 
