@@ -14,7 +14,7 @@ from torch import nn
 
 from glprune.integrations.sklearn import GroupLassoPruner
 
-QUICK = {"train": {"epochs": 2, "points": 3, "polish": 2, "stages": 1, "lr": 0.02}, "refit": {"epochs": 2}}
+QUICK = {"train": {"epochs": 2, "n_lambdas": 3, "full_batch_steps": 2, "n_stages": 1, "lr": 0.02}, "refit": {"epochs": 2}}
 NAMES = ["age", "income", "noise_a", "noise_b", "noise_c", "noise_d"]
 
 
@@ -56,7 +56,7 @@ class Perceptron:
         GroupLassoPruner(
             Perceptron(),
             standardize=True,
-            train={"epochs": 2, "points": 3, "polish": 10, "stages": 1, "lr": 0.1},
+            train={"epochs": 2, "n_lambdas": 3, "full_batch_steps": 10, "n_stages": 1, "lr": 0.1},
             refit={"epochs": 0},
             pretrain={"epochs": 2},
         )

@@ -28,14 +28,14 @@ def to_the_end(**options):
 
 EXACT = to_the_end(optimizer="sgd", lr=1e-2, epochs=150, full_batch_steps=0, batch_size="all")
 OPTIMIZERS = {
-    "sgd": {"optimizer": "sgd", "lr": 1e-2, "epochs": 150, "polish": 0},
-    "sgd without momentum": {"optimizer": "sgd", "momentum": 0.0, "lr": 5e-2, "epochs": 150, "polish": 0},
-    "adam": {"optimizer": "adam", "lr": 1e-2, "epochs": 200, "polish": 0},
+    "sgd": {"optimizer": "sgd", "lr": 1e-2, "epochs": 150, "full_batch_steps": 0},
+    "sgd without momentum": {"optimizer": "sgd", "momentum": 0.0, "lr": 5e-2, "epochs": 150, "full_batch_steps": 0},
+    "adam": {"optimizer": "adam", "lr": 1e-2, "epochs": 200, "full_batch_steps": 0},
     "adam in batches, polished": {
         "optimizer": "adam",
         "lr": 1e-2,
         "epochs": 50,
-        "polish": 100,
+        "full_batch_steps": 100,
         "batch_size": 32,
     },
 }
@@ -212,10 +212,10 @@ def orthonormal():
 
 # the curvature is 2 in every direction: few steps suffice
 SHORT = {
-    "sgd": {"optimizer": "sgd", "lr": 2e-2, "epochs": 400, "polish": 0},
-    "sgd without momentum": {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1, "epochs": 150, "polish": 0},
-    "adam": {"optimizer": "adam", "lr": 1e-2, "epochs": 1000, "polish": 0},
-    "accelerated steps": {"epochs": 0, "polish": 60},
+    "sgd": {"optimizer": "sgd", "lr": 2e-2, "epochs": 400, "full_batch_steps": 0},
+    "sgd without momentum": {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1, "epochs": 150, "full_batch_steps": 0},
+    "adam": {"optimizer": "adam", "lr": 1e-2, "epochs": 1000, "full_batch_steps": 0},
+    "accelerated steps": {"epochs": 0, "full_batch_steps": 60},
 }
 
 
