@@ -6,7 +6,7 @@ Minimises ``||y - x w||^2 / (2 n) + lam * sum over groups of sqrt(size) * ||w_gr
 import numpy as np
 import torch
 
-from glprune.penalty import block_soft_threshold
+from glprune.training.penalties import block_soft_threshold
 
 
 def fit(x, y, groups, lam, steps=4000):
