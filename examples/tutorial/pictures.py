@@ -1,4 +1,4 @@
-"""Draw the tutorial's pictures from real runs: python -m examples.tutorial.pictures BUNDLE."""
+"""Draw the pictures of the page of concepts from real runs: python -m examples.tutorial.pictures BUNDLE."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 import glprune
 from examples.tutorial.theory import fit, largest_lambda, problem
 
-HERE = Path(__file__).parent
+IMAGES = Path(__file__).parents[2] / "docs" / "pages" / "images"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#8a9097")
 
 
@@ -67,7 +67,7 @@ def limits():
 
 
 def main(bundle):
-    """Write every picture beside this file."""
+    """Write every picture into the documentation."""
     result = glprune.Result.load(bundle)
     pictures = {
         "balls": balls(),
@@ -77,7 +77,7 @@ def main(bundle):
     }
     for name, figure in pictures.items():
         figure.set_layout_engine("tight")
-        figure.savefig(HERE / f"{name}.png", dpi=110, metadata={"Software": None})
+        figure.savefig(IMAGES / f"{name}.png", dpi=110, metadata={"Software": None})
 
 
 if __name__ == "__main__":
