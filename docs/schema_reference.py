@@ -1,0 +1,160 @@
+"""Markdown reference of a pydantic model: every section, key, type, default, range and description."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema, NoDefault
+
+Schema = dict[str, Any]
+
+_LIMITS = {
+    "minimum": "≥ {}",
+    "exclusiveMinimum": "> {}",
+    "maximum": "≤ {}",
+    "exclusiveMaximum": "< {}",
+    "minItems": "at least {} items",
+    "maxItems": "at most {} items",
+}
+_TYPES = {
+    "string": "text",
+    "integer": "integer",
+    "number": "number",
+    "boolean": "boolean",
+    "object": "mapping",
+    "null": "null",
+}
+
+
+class _WithDefaults(GenerateJsonSchema):
+    """pydantic's schema, in which defaults made by a factory are written out too."""
+
+    def get_default_value(self, schema: Any) -> Any:
+        if "default_factory" in schema and not schema.get("default_factory_takes_data"):
+            return schema["default_factory"]()
+        return schema.get("default", NoDefault)
+
+
+def reference(model: type[BaseModel]) -> str:
+    """The reference of a model and of every model in it, the outermost first."""
+    schema = model.model_json_schema(by_alias=True, schema_generator=_WithDefaults)
+    definitions: dict[str, Schema] = schema.get("$defs", {})
+    lines = ["## Top level", *_table(schema)]
+    for name, path in _sections(schema, definitions):
+        lines += ["", f"## {_heading(name, path)} {{ #{name.lower()} }}", ""]
+        lines += [_prose(definitions[name].get("description", "")), *_table(definitions[name])]
+    return "\n".join(lines)
+
+
+def undescribed(model: type[BaseModel]) -> list[str]:
+    """Keys whose meaning is written nowhere: neither on the key nor on the section it holds."""
+    schema = model.model_json_schema(by_alias=True)
+    places = {model.__name__: schema} | schema.get("$defs", {})
+    return [
+        f"{place}.{key}"
+        for place, section in places.items()
+        for key, value in section.get("properties", {}).items()
+        if not value.get("description") and not (_links(value) or "const" in value)
+    ]
+
+
+def _sections(schema: Schema, definitions: dict[str, Schema]) -> Iterator[tuple[str, str]]:
+    """Each definition once, with the path of keys that leads to it first, depth first."""
+    seen: set[str] = set()
+
+    def walk(section: Schema, path: str) -> Iterator[tuple[str, str]]:
+        for key, value in section.get("properties", {}).items():
+            many = "[]" if value.get("type") == "array" else ""
+            for name in _links(value):
+                if name not in seen:
+                    seen.add(name)
+                    yield name, f"{path}{key}{many}"
+                    yield from walk(definitions[name], f"{path}{key}{many}.")
+
+    return walk(schema, "")
+
+
+def _heading(name: str, path: str) -> str:
+    """A section is headed by the keys that lead to it."""
+    return f"`{path}`"
+
+
+def _table(section: Schema) -> list[str]:
+    required = section.get("required", [])
+    rows = [
+        f"| `{key}`{{ .key }} | {_type(value)} | {_default(value, key in required)} | {_meaning(value)} |"
+        for key, value in section.get("properties", {}).items()
+    ]
+    return ["", "| Key | Type | Default | Meaning |", "|---|---|---|---|", *rows]
+
+
+def _type(value: Schema) -> str:
+    """The type of a value in words, with its range and a link where it is a section."""
+    if "$ref" in value:
+        name = value["$ref"].rpartition("/")[2]
+        return f"[section](#{name.lower()})"
+    if "anyOf" in value:
+        return " or ".join(dict.fromkeys(_type(part) for part in value["anyOf"]))
+    if "const" in value:
+        return _code(value["const"])
+    if "enum" in value:
+        return ", ".join(_code(choice) for choice in value["enum"])
+    kind = value.get("type")
+    if kind == "array":
+        return f"list of {_type(value.get('items', {}))}{_limits(value)}"
+    if kind == "object":
+        return _mapping(value)
+    return f"{_TYPES.get(str(kind), 'any value')}{_limits(value)}"
+
+
+def _mapping(value: Schema) -> str:
+    inner = [value["additionalProperties"]] if isinstance(value.get("additionalProperties"), dict) else []
+    inner += value.get("patternProperties", {}).values()
+    return f"mapping to {' or '.join(_type(part) for part in inner)}" if inner else "mapping"
+
+
+def _limits(value: Schema) -> str:
+    said = [text.format(f"{value[key]:,}") for key, text in _LIMITS.items() if key in value]
+    return f" ({', '.join(said)})" if said else ""
+
+
+def _default(value: Schema, required: bool) -> str:
+    if required:
+        return "**required**"
+    default = value.get("default")
+    if isinstance(default, dict) and _links(value):
+        return "the section's defaults"
+    return _code(default)
+
+
+def _meaning(value: Schema) -> str:
+    said = _prose(value.get("description", ""))
+    return said[:1].upper() + said[1:]
+
+
+def _links(value: Any) -> list[str]:
+    """The definitions a value refers to, in order."""
+    if isinstance(value, dict):
+        own = [value["$ref"].rpartition("/")[2]] if "$ref" in value else []
+        return own + [name for key, part in value.items() if key != "default" for name in _links(part)]
+    return [name for part in value for name in _links(part)] if isinstance(value, list) else []
+
+
+def _code(value: Any) -> str:
+    text = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+    return f"`{_cell(text)}`"
+
+
+def _prose(text: str) -> str:
+    """A docstring or description as one line of Markdown, with code marked as Markdown marks it."""
+    text = re.sub(r":(?:mod|func|class|meth|attr):`~?([^`]*)`", r"`\1`", text)
+    text = re.sub(r"\s*\n\s*", " ", text.replace("``", "`")).replace("*", r"\*")
+    return _cell(re.sub(r"`[^`]*`", lambda found: found[0].replace(r"\*", "*"), text))
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", r"\|")
