@@ -1,22 +1,24 @@
-"""Hooks of the documentation build: fill the pages that are generated from the schemas.
+"""Hooks of the documentation build: fill the pages that are generated from code.
 
-A page names a schema in a comment, ``<!-- schema: recipe -->``; the comment is replaced by the reference.
+A page says where in a comment: ``<!-- schema: recipe -->`` or ``<!-- commands -->``.
 """
 
 from __future__ import annotations
 
 import re
 
-from mkdocs.structure.files import Files
-from mkdocs.structure.pages import Page
-from schema_reference import reference
+import command_reference
+import schema_reference
 
 import glprune
+from glprune.cli.main import main
 
 SCHEMAS = {"recipe": glprune.Recipe, "report": glprune.Report}
-_MARKER = re.compile(r"<!-- schema: (\w+) -->")
 
 
-def on_page_markdown(markdown: str, page: Page, config: object, files: Files) -> str:
-    """Replace each marker of a schema by the schema's reference."""
-    return _MARKER.sub(lambda found: reference(SCHEMAS[found[1]]), markdown)
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Replace each comment that asks for a reference by that reference."""
+    filled = re.sub(
+        r"<!-- schema: (\w+) -->", lambda found: schema_reference.reference(SCHEMAS[found[1]]), markdown
+    )
+    return re.sub(r"<!-- commands -->", lambda _: command_reference.reference(main, "glprune"), filled)

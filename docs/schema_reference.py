@@ -43,10 +43,11 @@ def reference(model: type[BaseModel]) -> str:
     """The reference of a model and of every model in it, the outermost first."""
     schema = model.model_json_schema(by_alias=True, schema_generator=_WithDefaults)
     definitions: dict[str, Schema] = schema.get("$defs", {})
-    lines = ["## Top level", *_table(schema)]
+    lines = ["## Top level", *_table(schema, definitions)]
     for name, path in _sections(schema, definitions):
-        lines += ["", f"## {_heading(name, path)} {{ #{name.lower()} }}", ""]
-        lines += [_prose(definitions[name].get("description", "")), *_table(definitions[name])]
+        section = definitions[name]
+        lines += ["", f"## `{path}` {{ #{name.lower()} }}", ""]
+        lines += [_prose(section.get("description", "")), *_table(section, definitions)]
     return "\n".join(lines)
 
 
@@ -78,15 +79,11 @@ def _sections(schema: Schema, definitions: dict[str, Schema]) -> Iterator[tuple[
     return walk(schema, "")
 
 
-def _heading(name: str, path: str) -> str:
-    """A section is headed by the keys that lead to it."""
-    return f"`{path}`"
-
-
-def _table(section: Schema) -> list[str]:
+def _table(section: Schema, definitions: dict[str, Schema]) -> list[str]:
     required = section.get("required", [])
     rows = [
-        f"| `{key}`{{ .key }} | {_type(value)} | {_default(value, key in required)} | {_meaning(value)} |"
+        f"| `{key}`{{ .key }} | {_type(value)} | {_default(value, key in required)} "
+        f"| {_meaning(value, definitions)} |"
         for key, value in section.get("properties", {}).items()
     ]
     return ["", "| Key | Type | Default | Meaning |", "|---|---|---|---|", *rows]
@@ -127,12 +124,16 @@ def _default(value: Schema, required: bool) -> str:
         return "**required**"
     default = value.get("default")
     if isinstance(default, dict) and _links(value):
-        return "the section's defaults"
+        return "its defaults"
     return _code(default)
 
 
-def _meaning(value: Schema) -> str:
-    said = _prose(value.get("description", ""))
+def _meaning(value: Schema, definitions: dict[str, Schema]) -> str:
+    """The key's own description, or the first sentence of the section it holds."""
+    said = value.get("description", "")
+    if not said and (names := _links(value)):
+        said = definitions[names[0]].get("description", "").split("\n")[0]
+    said = _prose(said)
     return said[:1].upper() + said[1:]
 
 
