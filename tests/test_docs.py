@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import glprune
+from tests.structure import order_of_packages
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -82,3 +83,23 @@ def test_exit_codes_are_a_table():
 def test_every_page_is_in_the_navigation():
     listed = set(re.findall(r"[\w/-]+\.md", (DOCS / "mkdocs.yml").read_text(encoding="utf-8")))
     assert {p.relative_to(PAGES).as_posix() for p in PAGES.rglob("*.md")} <= listed
+
+
+def test_the_architecture_page_names_files_that_exist_and_every_package():
+    text = (PAGES / "architecture.md").read_text(encoding="utf-8")
+    package = Path(glprune.__file__).parent
+    named = re.findall(r"`((?:\w+/)*\w+\.py|(?:\w+/)+)`", text)
+    assert len(named) > 60
+    own = {"tests", "recipes", "examples", "benchmarks", "docs", "unit", "integration"}
+    missing = [n for n in named if n.split("/")[0] not in own and not (package / n).exists()]
+    assert missing == []
+    picture = (PAGES / "images" / "architecture.svg").read_text(encoding="utf-8")
+    for name in (name for layer in order_of_packages() for name in layer if name != "_version"):
+        assert name in text, name
+        assert name in picture, name
+
+
+def test_every_package_of_the_tree_is_on_the_architecture_page():
+    text = (PAGES / "architecture.md").read_text(encoding="utf-8")
+    folders = {p.parent.name for p in Path(glprune.__file__).parent.glob("*/__init__.py")}
+    assert folders <= set(re.findall(r"^### (\w+)$", text, re.MULTILINE))
