@@ -12,13 +12,15 @@ from pydantic.json_schema import GenerateJsonSchema, NoDefault
 
 Schema = dict[str, Any]
 
+_SCALARS = ["text", "integer", "number", "boolean"]
+
 _LIMITS = {
     "minimum": "≥ {}",
     "exclusiveMinimum": "> {}",
     "maximum": "≤ {}",
     "exclusiveMaximum": "< {}",
-    "minItems": "at least {} items",
-    "maxItems": "at most {} items",
+    "minItems": "length ≥ {}",
+    "maxItems": "length ≤ {}",
 }
 _TYPES = {
     "string": "text",
@@ -95,14 +97,15 @@ def _type(value: Schema) -> str:
         name = value["$ref"].rpartition("/")[2]
         return f"[section](#{name.lower()})"
     if "anyOf" in value:
-        return " or ".join(dict.fromkeys(_type(part) for part in value["anyOf"]))
+        return _either([_type(part) for part in value["anyOf"]])
     if "const" in value:
         return _code(value["const"])
     if "enum" in value:
         return ", ".join(_code(choice) for choice in value["enum"])
     kind = value.get("type")
     if kind == "array":
-        return f"list of {_type(value.get('items', {}))}{_limits(value)}"
+        inner = _type(value.get("items", {}))
+        return f"list of {f'({inner})' if ' or ' in inner else inner}{_limits(value)}"
     if kind == "object":
         return _mapping(value)
     return f"{_TYPES.get(str(kind), 'any value')}{_limits(value)}"
@@ -111,12 +114,24 @@ def _type(value: Schema) -> str:
 def _mapping(value: Schema) -> str:
     inner = [value["additionalProperties"]] if isinstance(value.get("additionalProperties"), dict) else []
     inner += value.get("patternProperties", {}).values()
-    return f"mapping to {' or '.join(_type(part) for part in inner)}" if inner else "mapping"
+    return f"mapping to {_either([_type(part) for part in inner])}" if inner else "mapping"
+
+
+def _either(kinds: list[str]) -> str:
+    """Types of which a value has one: each once, null last, all kinds of scalars in one word."""
+    kinds = list(dict.fromkeys(kinds))
+    if set(_SCALARS) <= set(kinds):
+        kinds = ["scalar", *(kind for kind in kinds if kind not in _SCALARS)]
+    return " or ".join(sorted(kinds, key=lambda kind: kind == "null"))
 
 
 def _limits(value: Schema) -> str:
-    said = [text.format(f"{value[key]:,}") for key, text in _LIMITS.items() if key in value]
+    said = [text.format(_number(value[key])) for key, text in _LIMITS.items() if key in value]
     return f" ({', '.join(said)})" if said else ""
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def _default(value: Schema, required: bool) -> str:
@@ -134,7 +149,16 @@ def _meaning(value: Schema, definitions: dict[str, Schema]) -> str:
     if not said and (names := _links(value)):
         said = definitions[names[0]].get("description", "").split("\n")[0]
     said = _prose(said)
-    return said[:1].upper() + said[1:]
+    for choice in _choices(value):
+        said = re.sub(rf"(?<![\w`]){re.escape(choice)}(?=:)", f"`{choice}`", said)
+    return said if re.match(r"\S*[_:]", said) else said[:1].upper() + said[1:]
+
+
+def _choices(value: Schema) -> list[str]:
+    """The words a value is chosen from."""
+    return [
+        c for part in (value, *value.get("anyOf", [])) for c in part.get("enum", []) if isinstance(c, str)
+    ]
 
 
 def _links(value: Any) -> list[str]:
