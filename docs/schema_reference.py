@@ -102,6 +102,8 @@ def _type(value: Schema) -> str:
         return _code(value["const"])
     if "enum" in value:
         return ", ".join(_code(choice) for choice in value["enum"])
+    if "minimum" in value and value["minimum"] == value.get("maximum"):
+        return _code(value["minimum"])
     kind = value.get("type")
     if kind == "array":
         inner = _type(value.get("items", {}))
