@@ -3,7 +3,7 @@
 - a ``bash`` block runs in a shell of its own that stops at the first failure;
 - a ``console``, ``text`` or ``json`` block is shown to the reader and not run;
 - a ``python`` block runs in this process; the blocks of one page share their names, as in a notebook;
-- any block whose fence goes on with a file name (```` ```yaml dvc.yaml ````) is written to that file.
+- any block with a title (```` ```yaml title="dvc.yaml" ````) is written to the file of that name.
 
 A page that needs optional packages says so in a comment: ``<!-- needs: mlflow, pandas -->``.
 """
@@ -27,8 +27,10 @@ from markdown_it import MarkdownIt
 import glprune
 
 ROOT = Path(__file__).parent.parent
-PAGES = [*sorted((ROOT / "examples" / "howto").glob("*.md")), ROOT / "examples" / "tutorial" / "README.md"]
+_DOCS = ROOT / "docs" / "pages"
+PAGES = [*sorted((_DOCS / "how-to").glob("*.md")), _DOCS / "concepts.md"]
 _SHOWN = ("", "text", "console", "json")
+_TITLE = re.compile(r'(?:^|\s)title="([^"]+)"')
 _NEEDS = re.compile(r"<!-- needs: (.*?) -->")
 
 
@@ -49,8 +51,9 @@ def blocks(page: Path) -> list[Block]:
     ]
     made = []
     for token in fences:
-        language, _, file = token.info.strip().partition(" ")
-        made.append(Block(language, file.strip(), token.content, token.map[0] + 2))
+        language, _, options = token.info.strip().partition(" ")
+        title = _TITLE.search(options)
+        made.append(Block(language, title[1] if title else "", token.content, token.map[0] + 2))
     return made
 
 
@@ -90,7 +93,7 @@ def run_page(page: Path, folder: Path, extra: dict[str, str] | None = None) -> d
         The names the Python blocks left, for assertions.
 
     Raises:
-        AssertionError: A shell block failed, or a block is of an unknown language and has no file name.
+        AssertionError: A shell block failed, or a block is of an unknown language and has no title.
     """
     names: dict[str, Any] = {"__name__": "__main__"}
     environment = _environment(extra or {})

@@ -24,7 +24,7 @@ def test_a_how_to_runs_from_top_to_bottom(page, readers, tmp_path):
 
 def test_a_failing_block_is_named_with_its_line(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("# T\n\n```yaml a.yaml\nx: 1\n```\n\n```bash\ngrep -q y a.yaml\n```\n")
+    page.write_text('# T\n\n```yaml title="a.yaml"\nx: 1\n```\n\n```bash\ngrep -q y a.yaml\n```\n')
     with pytest.raises(AssertionError, match=r"page\.md:8: exit 1"):
         run_page(page, tmp_path)
     page.write_text("```python\nx = 1\n```\n\n```python\ny = x + 1\n```\n")

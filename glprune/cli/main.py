@@ -340,7 +340,13 @@ def schema(name: str) -> None:
 @click.option("--kserve", type=click.Path(path_type=Path), metavar="DIR", help="Write models and YAML here.")
 @click.option("--name", help="Name of the model [the bundle's folder].")
 @click.option("--storage-uri", default="pvc://models/models", show_default=True, help="For --kserve.")
-@click.option("--max-batch", type=click.IntRange(1, 2**20), default=256, show_default=True)
+@click.option(
+    "--max-batch",
+    type=click.IntRange(1, 2**20),
+    default=256,
+    show_default=True,
+    help="Rows of one call at most.",
+)
 def export_server(
     bundle: Path, triton: Path | None, kserve: Path | None, name: str | None, storage_uri: str, max_batch: int
 ) -> None:
