@@ -19,6 +19,7 @@ import click
 
 from glprune._version import __version__
 from glprune.audit.commands import COMMANDS
+from glprune.demo import make_demo_command
 from glprune.errors import GlpruneError, StoppedError, Terminated, UsageError, exit_code, sentence
 from glprune.pipelines.commands import COMMANDS as PIPELINE_COMMANDS
 from glprune.pipelines.commands import ci_option
@@ -351,7 +352,7 @@ def export_server(
         click.echo(f"wrote {write_kserve(bundle, kserve, called, storage_uri, max_batch)}", err=True)
 
 
-for _command in (*COMMANDS, *PIPELINE_COMMANDS):
+for _command in (make_demo_command(run), *COMMANDS, *PIPELINE_COMMANDS):
     main.add_command(_command)
 
 
