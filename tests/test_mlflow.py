@@ -19,8 +19,9 @@ from glprune.measure import OnnxFile
 from glprune.pipeline import Result
 from glprune.pipelines import dvc, served, tracking
 from glprune.report import Report
+from tests.integration_packages import need
 
-mlflow = pytest.importorskip("mlflow")
+mlflow = need("mlflow")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 

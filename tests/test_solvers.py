@@ -15,6 +15,7 @@ from glprune.planning import plan_units
 from glprune.recipe import PenaltySpec, TrainSpec
 from glprune.task import Task
 from glprune.train import PointSolver
+from tests.integration_packages import need
 from tests.networks import split
 
 FIELDS = [(f"f{i}", range(3 * i, 3 * i + 3)) for i in range(10)]
@@ -71,6 +72,7 @@ def reference(kind, x, y, lam):
     """skglm's block coordinate descent; its squared loss is half of ours."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        need("skglm")
         from skglm.datafits import LogisticGroup, QuadraticGroup
         from skglm.penalties import WeightedGroupL2
         from skglm.solvers import GroupBCD, GroupProxNewton
@@ -128,6 +130,7 @@ def test_every_optimizer_reaches_the_objective_and_support_of_skglm(name, kind):
 def test_group_lasso_package_agrees_on_the_squared_loss():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        need("group_lasso")
         from group_lasso import GroupLasso
 
         x, y = problem("regression")
@@ -277,6 +280,7 @@ def test_skglm_agrees_on_the_sparse_group_lasso():
     share, lam = 0.4, 0.1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        need("skglm")
         from skglm.datafits import QuadraticGroup
         from skglm.penalties import WeightedL1GroupL2
         from skglm.solvers import GroupBCD
@@ -310,6 +314,7 @@ def test_skglm_agrees_on_the_group_mcp():
     alpha = 1.5 * lam * WEIGHT  # our loss is a mean over outputs too, and not halved
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        need("skglm")
         from skglm.datafits import QuadraticMultiTask
         from skglm.penalties import BlockMCPenalty
         from skglm.solvers import MultiTaskBCD
