@@ -59,13 +59,7 @@ def make_demo_command(run: click.Command) -> click.Command:
     @click.option("--quiet", is_flag=True, help="Print no progress.")
     @click.pass_context
     def demo(
-        context: click.Context,
-        name: str,
-        list_demos: bool,
-        out: Path | None,
-        overwrite: bool,
-        resume: bool,
-        quiet: bool,
+        context: click.Context, /, name: str, list_demos: bool, out: Path | None, **run_options: bool
     ) -> None:
         """Prune the bundled example NAME: german_credit (the default) or mnist.
 
@@ -75,17 +69,10 @@ def make_demo_command(run: click.Command) -> click.Command:
             _print_list()
             return
         chosen, root, bundle = _find(name), demo_root(), out or Path("glprune-out") / name
-        context.invoke(
-            run,
-            recipe=root / chosen.recipe,
-            model=root / chosen.model,
-            out=bundle,
-            overwrite=overwrite,
-            resume=resume,
-            quiet=quiet,
-        )
-        if not quiet:
-            click.echo(f"next: open {bundle / 'report.html'}, or: {shlex.join(_verify(bundle))}")
+        context.invoke(run, recipe=root / chosen.recipe, model=root / chosen.model, out=bundle, **run_options)
+        if not run_options["quiet"]:
+            verify = shlex.join(["glprune", "verify", str(bundle)])
+            click.echo(f"next: open {bundle / 'report.html'}, or: {verify}")
 
     return demo
 
@@ -103,7 +90,3 @@ def _print_list() -> None:
     width = max(map(len, DEMOS))
     for name, demo in DEMOS.items():
         click.echo(f"{name:{width}}  {demo.summary}")
-
-
-def _verify(bundle: Path) -> list[str]:
-    return ["glprune", "verify", str(bundle)]
