@@ -16,11 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+
+from tests.integration_packages import need
 
 Inputs = tuple[Tensor, ...]
 
@@ -1761,19 +1762,19 @@ _TINY = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "in
 
 
 def bert() -> nn.Module:
-    t = pytest.importorskip("transformers")
+    t = need("transformers")
     config = t.BertConfig(vocab_size=11, max_position_embeddings=8, num_labels=2, **_TINY)
     return HuggingFace(t.BertForSequenceClassification(config), "input_ids", "attention_mask")
 
 
 def vit() -> nn.Module:
-    t = pytest.importorskip("transformers")
+    t = need("transformers")
     config = t.ViTConfig(image_size=8, patch_size=4, num_channels=3, num_labels=2, **_TINY)
     return HuggingFace(t.ViTForImageClassification(config), "pixel_values")
 
 
 def gpt2() -> nn.Module:
-    t = pytest.importorskip("transformers")
+    t = need("transformers")
     config = t.GPT2Config(
         vocab_size=11,
         n_positions=8,

@@ -15,7 +15,7 @@ from pathlib import Path
 ZYGOTE = """
 import os, sys
 import glprune.pipeline
-from glprune.recipe import load_recipe
+from glprune.schema.recipe_loading import load_recipe
 recipe, model, out = sys.argv[1:]
 for line in sys.stdin:
     child = os.fork()

@@ -9,6 +9,7 @@ from glprune.errors import TargetError
 from glprune.runtime.events import Progress, Stage
 from glprune.schema.recipe_loading import load_recipe
 from glprune.search import search
+from tests.integration_packages import need
 from tests.networks import write_planted
 from tests.test_resume import NETWORK, TIMES, digest
 
@@ -60,7 +61,7 @@ def worth_it(monkeypatch):
 @pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.with_ray)])
 def test_paths_side_by_side_are_those_one_after_another(folder, alone, tmp_path, worth_it, engine):
     if engine == "ray":
-        pytest.importorskip("ray")
+        need("ray")
     told = []
     bundle = run(folder, tmp_path / "out", f"workers.engine={engine}", on_event=told.append)
     parts = [e for e in told if isinstance(e, Progress)]

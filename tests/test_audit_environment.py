@@ -19,6 +19,8 @@ def environment(tmp_path_factory):
     folder = tmp_path_factory.mktemp("auditor")
     source = folder / "source"
     shutil.copytree(ROOT / "glprune", source / "glprune", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("examples", "recipes"):  # the wheel holds the ones of `glprune demo`
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)

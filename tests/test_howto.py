@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from tests import integration_packages
 from tests.howto import PAGES, blocks, missing, reader_folder, run_page
 
 
@@ -17,7 +18,7 @@ def readers(tmp_path_factory):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_how_to_runs_from_top_to_bottom(page, readers, tmp_path):
     if missing(page):
-        pytest.skip(f"{page.name} needs {', '.join(missing(page))}")
+        integration_packages.missing(f"{page.name} needs {', '.join(missing(page))}")
     assert any(block.language in ("bash", "python") for block in blocks(page)), "nothing in it is run"
     run_page(page, shutil.copytree(readers, tmp_path / "reader"))
 

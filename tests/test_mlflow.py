@@ -21,8 +21,9 @@ from glprune.integrations.ci import dvc
 from glprune.pipeline import Result
 from glprune.schema import bundle as bundles
 from glprune.schema.report import Report
+from tests.integration_packages import need
 
-mlflow = pytest.importorskip("mlflow")
+mlflow = need("mlflow")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 

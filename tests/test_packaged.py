@@ -22,6 +22,7 @@ from glprune.pruning.removal import remove
 from glprune.pruning.verification import difference, outputs
 from glprune.schema.recipe_loading import load_recipe
 from glprune.search.prepare import prepare
+from tests.integration_packages import missing
 
 ROOT = Path(__file__).parent.parent
 NETWORKS = {
@@ -60,7 +61,7 @@ def packaged(request, tmp_path_factory):
     try:
         metadata.version(package)
     except metadata.PackageNotFoundError:
-        pytest.skip(f"{package} is not installed")
+        missing(f"{package} is not installed (see examples/README.md)")
     path = tmp_path_factory.mktemp(request.param) / "model.safetensors"
     return request.param, script(request.param, "get_weights").main(out=path)
 

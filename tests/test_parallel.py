@@ -16,6 +16,7 @@ from glprune.runtime import process_group
 from glprune.runtime.process_group import ProcessGroup
 from glprune.schema.bundle import digest
 from glprune.schema.recipe_loading import load_recipe
+from tests.integration_packages import need
 from tests.networks import write_planted
 
 NETWORK = """
@@ -137,6 +138,7 @@ def test_two_processes_find_the_support_of_one_along_the_same_path(both, folder)
 
 
 def test_accelerate_starts_them_too_and_the_first_alone_writes(both, folder, tmp_path):
+    need("accelerate")
     arguments = [
         "--num_processes",
         "2",

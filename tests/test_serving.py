@@ -22,12 +22,13 @@ from glprune.errors import UsageError
 from glprune.integrations.triton_kserve import triton_config, v2_request, write_kserve, write_triton
 from glprune.schema import bundle as bundles
 from tests.audited import NAMES, copied
+from tests.integration_packages import need
 
 
 @pytest.fixture(scope="module")
 def triton():
     """Triton's own model_config.proto, without the rest of its client."""
-    package = pytest.importorskip("tritonclient")
+    package = need("tritonclient")
     path = Path(package.__file__).parent / "grpc" / "model_config_pb2.py"
     spec = importlib.util.spec_from_file_location("model_config_pb2", path)
     module = importlib.util.module_from_spec(spec)

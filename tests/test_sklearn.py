@@ -1,8 +1,6 @@
 """The scikit-learn selector: its conventions, its choice, frames, pipelines and networks of others."""
 
 import numpy as np
-import pandas as pd
-import polars as pl
 import pytest
 import torch
 from sklearn.base import BaseEstimator, clone
@@ -13,8 +11,12 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
 from glprune.integrations.sklearn import GroupLassoPruner
+from tests.integration_packages import need
 
-QUICK = {"train": {"epochs": 2, "n_lambdas": 3, "full_batch_steps": 2, "n_stages": 1, "lr": 0.02}, "refit": {"epochs": 2}}
+QUICK = {
+    "train": {"epochs": 2, "n_lambdas": 3, "full_batch_steps": 2, "n_stages": 1, "lr": 0.02},
+    "refit": {"epochs": 2},
+}
 NAMES = ["age", "income", "noise_a", "noise_b", "noise_c", "noise_d"]
 
 
@@ -87,13 +89,14 @@ def test_the_path_is_the_one_of_a_run(fitted):
     assert next(p.features for p in fitted.path_ if p.selected) == 2
 
 
-@pytest.mark.parametrize("frame", [pd.DataFrame, pl.DataFrame], ids=["pandas", "polars"])
-def test_frames_keep_their_names(rows, fitted, frame):
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_frames_keep_their_names(rows, fitted, library):
     x, z = rows
-    table = frame(dict(zip(NAMES, x.T, strict=True)))
+    table = need(library).DataFrame(dict(zip(NAMES, x.T, strict=True)))
     made = selector().fit(table, z > 0)
     assert made.get_feature_names_out().tolist() == ["age", "income"]
     assert made.get_support().tolist() == fitted.get_support().tolist()
+    need("polars")
     for kind in ("pandas", "polars"):
         assert list(made.set_output(transform=kind).transform(table).columns) == ["age", "income"]
 
@@ -159,7 +162,7 @@ def test_an_estimator_with_a_module_is_fitted_where_it_is_not_yet(rows):
 
 
 def test_a_classifier_of_skorch_is_pruned(rows):
-    skorch = pytest.importorskip("skorch")
+    skorch = need("skorch")
     x, z = rows
     torch.manual_seed(0)
     net = skorch.NeuralNetClassifier(

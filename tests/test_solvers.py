@@ -15,6 +15,7 @@ from glprune.schema.recipe import PenaltySpec, TrainSpec
 from glprune.search.path import RegularisationPath
 from glprune.training.objective import Objective, lambda_max
 from glprune.training.solver import PointSolver
+from tests.integration_packages import need
 from tests.networks import split
 
 FIELDS = [(f"f{i}", range(3 * i, 3 * i + 3)) for i in range(10)]
@@ -29,7 +30,13 @@ def to_the_end(**options):
 EXACT = to_the_end(optimizer="sgd", lr=1e-2, epochs=150, full_batch_steps=0, batch_size="all")
 OPTIMIZERS = {
     "sgd": {"optimizer": "sgd", "lr": 1e-2, "epochs": 150, "full_batch_steps": 0},
-    "sgd without momentum": {"optimizer": "sgd", "momentum": 0.0, "lr": 5e-2, "epochs": 150, "full_batch_steps": 0},
+    "sgd without momentum": {
+        "optimizer": "sgd",
+        "momentum": 0.0,
+        "lr": 5e-2,
+        "epochs": 150,
+        "full_batch_steps": 0,
+    },
     "adam": {"optimizer": "adam", "lr": 1e-2, "epochs": 200, "full_batch_steps": 0},
     "adam in batches, polished": {
         "optimizer": "adam",
@@ -71,6 +78,7 @@ def reference(kind, x, y, lam):
     """skglm's block coordinate descent; its squared loss is half of ours."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        need("skglm")
         from skglm.datafits import LogisticGroup, QuadraticGroup
         from skglm.penalties import WeightedGroupL2
         from skglm.solvers import GroupBCD, GroupProxNewton
@@ -128,6 +136,7 @@ def test_every_optimizer_reaches_the_objective_and_support_of_skglm(name, kind):
 def test_group_lasso_package_agrees_on_the_squared_loss():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        need("group_lasso")
         from group_lasso import GroupLasso
 
         x, y = problem("regression")
@@ -213,7 +222,13 @@ def orthonormal():
 # the curvature is 2 in every direction: few steps suffice
 SHORT = {
     "sgd": {"optimizer": "sgd", "lr": 2e-2, "epochs": 400, "full_batch_steps": 0},
-    "sgd without momentum": {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1, "epochs": 150, "full_batch_steps": 0},
+    "sgd without momentum": {
+        "optimizer": "sgd",
+        "momentum": 0.0,
+        "lr": 0.1,
+        "epochs": 150,
+        "full_batch_steps": 0,
+    },
     "adam": {"optimizer": "adam", "lr": 1e-2, "epochs": 1000, "full_batch_steps": 0},
     "accelerated steps": {"epochs": 0, "full_batch_steps": 60},
 }
@@ -277,6 +292,7 @@ def test_skglm_agrees_on_the_sparse_group_lasso():
     share, lam = 0.4, 0.1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        need("skglm")
         from skglm.datafits import QuadraticGroup
         from skglm.penalties import WeightedL1GroupL2
         from skglm.solvers import GroupBCD
@@ -310,6 +326,7 @@ def test_skglm_agrees_on_the_group_mcp():
     alpha = 1.5 * lam * WEIGHT  # our loss is a mean over outputs too, and not halved
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        need("skglm")
         from skglm.datafits import QuadraticMultiTask
         from skglm.penalties import BlockMCPenalty
         from skglm.solvers import MultiTaskBCD

@@ -13,6 +13,7 @@ from glprune.errors import GlpruneError, TargetError
 from glprune.runtime.process_pool import ProcessPool
 from glprune.runtime.worker_pool import is_parallel, make_worker_pool
 from glprune.schema.recipe import WorkersSpec
+from tests.integration_packages import need
 
 SCRIPT = """
 import functools, operator
@@ -54,7 +55,7 @@ def refuse(state, item):
 
 @pytest.mark.with_ray
 def test_ray_gives_the_same_outcomes_in_order_and_errors_as_they_were_raised():
-    ray = pytest.importorskip("ray")
+    ray = need("ray")
     with make_worker_pool(
         functools.partial(int, 12), WorkersSpec(engine="ray", processes=2), "recipe.yaml:1: workers.engine"
     ) as workers:
@@ -89,7 +90,7 @@ def test_the_engine_is_the_recipes_or_ray_where_it_is_installed(monkeypatch):
         assert isinstance(make_worker_pool(int, auto, "x"), ProcessPool)
         with pytest.raises(glprune.RecipeError, match=r"^recipe.yaml:3: .*glprune\[ray\]"):
             make_worker_pool(int, on_ray, "recipe.yaml:3: workers.engine")
-    ray = pytest.importorskip("ray")
+    ray = need("ray")
     asked = []
 
     def start(**options):

@@ -22,6 +22,7 @@ from glprune._version import __version__
 from glprune.cli.audit import COMMANDS
 from glprune.cli.ci import COMMANDS as PIPELINE_COMMANDS
 from glprune.cli.ci import ci_option
+from glprune.cli.demo import make_demo_command
 from glprune.errors import (
     GlpruneError,
     PeerFailedError,
@@ -362,7 +363,7 @@ def export_server(
         click.echo(f"wrote {write_kserve(bundle, kserve, called, storage_uri, max_batch)}", err=True)
 
 
-for _command in (*COMMANDS, *PIPELINE_COMMANDS):
+for _command in (make_demo_command(run), *COMMANDS, *PIPELINE_COMMANDS):
     main.add_command(_command)
 
 
