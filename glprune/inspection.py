@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from glprune.data.splits import first_rows
 from glprune.model.counting import macs, parameters
@@ -15,10 +16,12 @@ from glprune.runtime.determinism import reproducible
 from glprune.runtime.events import Listener, Stage, silent
 from glprune.schema.recipe import Recipe
 from glprune.schema.recipe_loading import load_recipe
-from glprune.search.job import Job
 from glprune.search.prepare import prepare
 from glprune.training.objective import Objective, lambda_max
 from glprune.training.solver import PointSolver
+
+if TYPE_CHECKING:
+    from glprune.search.job import Job
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -49,7 +50,6 @@ from glprune.model.counting import macs, parameters
 from glprune.model.prediction import predict
 from glprune.model.standardize import StandardizedNetwork
 from glprune.model.task import r2_score
-from glprune.pruning.removal import RemovalResult
 from glprune.report.html import render_html
 from glprune.report.markdown import render_markdown
 from glprune.result import Result
@@ -58,7 +58,6 @@ from glprune.runtime.checkpoint import DistributedCheckpoint, tensors_digest
 from glprune.runtime.determinism import reproducible
 from glprune.runtime.events import Event, Listener, Notice, Stage, silent
 from glprune.runtime.output_folder import OutputFolder, open_output_folder
-from glprune.runtime.process_pool import WorkerPool
 from glprune.runtime.worker_pool import is_parallel, make_worker_pool
 from glprune.schema import bundle as bundles
 from glprune.schema.manifest import write_manifest
@@ -80,7 +79,11 @@ from glprune.search.policy_removal import check_rules
 from glprune.search.prepare import prepare
 from glprune.search.search import search
 from glprune.search.worker_setup import JobFactory, WorkerContextFactory
-from glprune.training.refit import RefitResult
+
+if TYPE_CHECKING:
+    from glprune.pruning.removal import RemovalResult
+    from glprune.runtime.process_pool import WorkerPool
+    from glprune.training.refit import RefitResult
 
 LATENCY_BATCHES = (1, 256)
 _ORIGINAL, _ZEROED = "original.onnx", "zeroed.onnx"

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from glprune.audit.verify import read_report
 from glprune.report.html import render_findings
 from glprune.report.sentences import label
-from glprune.schema.report import Report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from glprune.schema.report import Report
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glprune.schema import bundle as bundles
-from glprune.schema.report import Report
+
+if TYPE_CHECKING:
+    from glprune.schema.report import Report
 
 
 def compare(old: Report, new: Report) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glprune.audit.checks.policy import ancestors
 from glprune.errors import UsageError
-from glprune.schema.report import Feature, PathPoint, Report
+
+if TYPE_CHECKING:
+    from glprune.schema.report import Feature, PathPoint, Report
 
 
 def explain(report: Report, name: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from onnx import ModelProto
 from pydantic import BaseModel, ValidationError
@@ -34,10 +34,12 @@ from glprune.schema import bundle as bundles
 from glprune.schema.input_schema import InputSchema
 from glprune.schema.manifest import Manifest, sha256
 from glprune.schema.plan import Plan
-from glprune.schema.recipe import Recipe
 from glprune.schema.recipe_loading import load_recipe
 from glprune.schema.report import Policy, ProxyAnalysis, Report, report_schema
 from glprune.schema.strict_json import StrictError, read_json
+
+if TYPE_CHECKING:
+    from glprune.schema.recipe import Recipe
 
 SECONDS = 300.0
 _MOST_MISTAKES = 1000

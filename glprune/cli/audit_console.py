@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from glprune._escaping import escape_for_terminal
-from glprune.audit.findings import Check, Verdict
+
+if TYPE_CHECKING:
+    from glprune.audit.findings import Check, Verdict
 
 _COLOURS = {"passed": "green", "failed": "bold red", "incomplete": "yellow", "skipped": "dim"}
 _HEADINGS = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import progress as bars
 from rich.console import Console
@@ -10,11 +10,13 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from glprune._escaping import escape_for_terminal
-from glprune.inspection import Inspection, SetFacts
 from glprune.report.html import compared
 from glprune.report.sentences import file_sentence, headline, label
 from glprune.runtime.events import Event, Notice, PointDone, Progress, Stage
-from glprune.schema.report import PathPoint, Report
+
+if TYPE_CHECKING:
+    from glprune.inspection import Inspection, SetFacts
+    from glprune.schema.report import PathPoint, Report
 
 
 class ProgressReporter:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from glprune.data.records import Feature, InputColumns
 from glprune.errors import RecipeError, did_you_mean, name_list
-from glprune.schema.recipe import InputSpec, Recipe
+
+if TYPE_CHECKING:
+    from glprune.schema.recipe import InputSpec, Recipe
 
 Names = Mapping[str, object]  # in order, and looked up often
 

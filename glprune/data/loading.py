@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,7 +27,9 @@ from glprune.data.validation import (
     check_columns,
     constant_notes,
 )
-from glprune.schema.recipe import Recipe
+
+if TYPE_CHECKING:
+    from glprune.schema.recipe import Recipe
 
 
 def load_data(recipe: Recipe) -> Data:

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from glprune.data.tables import EXACT, refuse_inexact
 from glprune.errors import DataError, RecipeError, did_you_mean
-from glprune.schema.recipe import Recipe
 
 if TYPE_CHECKING:
     from glprune.data.tables import Table
+    from glprune.schema.recipe import Recipe
 
 MISSING = "missing"
 _FEW_VALUES, _MANY_VALUES = 6, 50

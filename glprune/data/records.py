@@ -6,11 +6,13 @@ import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from glprune.data.protected import Attribute
-from glprune.data.splits import Split
+if TYPE_CHECKING:
+    from glprune.data.protected import Attribute
+    from glprune.data.splits import Split
 
 
 @dataclass(frozen=True)

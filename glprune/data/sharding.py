@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from glprune.data.splits import ColumnSelection, Inputs, Split, view_columns
 from glprune.data.streaming import StreamedSplit
-from glprune.runtime.process_group import ProcessGroup
+
+if TYPE_CHECKING:
+    from glprune.runtime.process_group import ProcessGroup
 
 _MEND = "write the files with smaller row groups or start fewer processes"
 

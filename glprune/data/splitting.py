@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from glprune.data.splits import SPLITS
-from glprune.data.tables import Table
 from glprune.data.targets import dictionary
 from glprune.errors import DataError
-from glprune.schema.recipe import Recipe
+
+if TYPE_CHECKING:
+    from glprune.data.tables import Table
+    from glprune.schema.recipe import Recipe
 
 
 @dataclass(frozen=True)

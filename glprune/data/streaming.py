@@ -8,20 +8,22 @@ import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from glprune.data.records import InputColumns
-from glprune.data.splits import ColumnSelection, Inputs
-from glprune.data.splitting import Part
 from glprune.data.tables import ParquetTable, Reader, RowGroup, Table, rows_at_once
 from glprune.data.validation import COLUMNS_AT_ONCE, TYPES, Dtype, blocks, coded, numbers
 from glprune.errors import RecipeError
-from glprune.schema.recipe import Recipe
+
+if TYPE_CHECKING:
+    from glprune.data.records import InputColumns
+    from glprune.data.splits import ColumnSelection, Inputs
+    from glprune.data.splitting import Part
+    from glprune.schema.recipe import Recipe
 
 _Item = TypeVar("_Item")
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from glprune.data.splits import Inputs
+if TYPE_CHECKING:
+    from glprune.data.splits import Inputs
 
 _ROWS = 32
 _FEW = 4

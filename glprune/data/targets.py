@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from glprune.data.tables import Table, refuse_inexact
 from glprune.data.validation import is_numeric
 from glprune.errors import DataError, did_you_mean
-from glprune.schema.recipe import Recipe
+
+if TYPE_CHECKING:
+    from glprune.schema.recipe import Recipe
 
 
 def read_targets(

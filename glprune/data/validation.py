@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from glprune.data.records import Standardization
 from glprune.data.tables import Reader, RowGroup, Table, first_inexact, inexact_message
 from glprune.errors import DataError, did_you_mean, name_list
-from glprune.schema.recipe import Recipe
+
+if TYPE_CHECKING:
+    from glprune.schema.recipe import Recipe
 
 Dtype = Literal["float", "int"]
 TYPES = {"float": np.float32, "int": np.int64}

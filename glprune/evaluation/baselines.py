@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,9 @@ from glprune.runtime.events import Listener, Progress, Stage
 from glprune.schema.report import Baseline, BaselineRun, Baselines, Spread
 from glprune.search.job import Job, kept_features, narrowed_job
 from glprune.search.refit import refit_or_resume
-from glprune.search.search import SearchResult
+
+if TYPE_CHECKING:
+    from glprune.search.search import SearchResult
 
 RANDOM_DRAWS = 5
 PERMUTATIONS = 5

@@ -7,6 +7,7 @@ import functools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import TypeAdapter
@@ -20,15 +21,17 @@ from glprune.model.prediction import predict
 from glprune.pruning.groups import GroupSet, sliced, zero_units_
 from glprune.pruning.removal import RemovalResult
 from glprune.pruning.surgery import PruningPlan, plan_pruning, slice_
-from glprune.pruning.units import UnitSet
 from glprune.pruning.verification import TOLERANCE, difference, outputs
 from glprune.runtime.events import Listener, Progress, Stage
 from glprune.runtime.process_pool import WorkerPool, map_with_checkpoint
 from glprune.schema.recipe import HIGHER_IS_BETTER
 from glprune.schema.report import DropCost, DropCosts
-from glprune.search.job import Job
 from glprune.search.refit import refit_or_resume
-from glprune.search.worker_setup import WorkerContext
+
+if TYPE_CHECKING:
+    from glprune.pruning.units import UnitSet
+    from glprune.search.job import Job
+    from glprune.search.worker_setup import WorkerContext
 
 
 def measure_drop_costs(

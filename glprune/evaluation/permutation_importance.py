@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,8 +18,10 @@ from glprune.data.splits import Split, TensorSplit, identity
 from glprune.data.streaming import StreamedSplit
 from glprune.errors import DataError
 from glprune.model.task import improvement
-from glprune.pruning.groups import GroupSet
 from glprune.search.job import Job, validate
+
+if TYPE_CHECKING:
+    from glprune.pruning.groups import GroupSet
 
 
 def permutation_importance(job: Job, groups: GroupSet, repeats: int) -> Tensor:

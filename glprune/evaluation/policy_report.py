@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from glprune.evaluation.segments import attribute_status
 from glprune.schema.report import Policy, Proxies, ReasonCode, ReasonCodes
-from glprune.search.job import Job
 from glprune.search.policy import MUST_KEEP, listed_names
+
+if TYPE_CHECKING:
+    from glprune.search.job import Job
 
 NO_PROXIES = "Whether kept features carry the information of removed ones (proxies)."
 NO_SEGMENTS = "Performance by segment, calibration, and confidence intervals of the metrics."

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,11 +28,13 @@ from glprune.evaluation.segments import attribute_status
 from glprune.export.onnx_runtime import OnnxFile
 from glprune.export.shipped_model import file_columns
 from glprune.model.prediction import predict
-from glprune.pruning.removal import RemovalResult
 from glprune.runtime.events import Listener, Stage
 from glprune.schema import bundle as bundles
 from glprune.schema.report import Prediction, Proxies, ProxyAnalysis, ProxyAttribute, ProxySource
-from glprune.search.job import Job
+
+if TYPE_CHECKING:
+    from glprune.pruning.removal import RemovalResult
+    from glprune.search.job import Job
 
 FOLDS, SHUFFLES = 5, 5
 _FEWEST = 2 * FOLDS  # rows of a class, so that every fold holds two

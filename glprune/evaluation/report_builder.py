@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -62,8 +62,10 @@ from glprune.schema.report import (
 from glprune.search.job import Job, kept_features
 from glprune.search.path_point import path_record
 from glprune.search.refit import distill_share
-from glprune.search.search import SearchResult
-from glprune.search.stage import StageResult
+
+if TYPE_CHECKING:
+    from glprune.search.search import SearchResult
+    from glprune.search.stage import StageResult
 
 # above this share of the penalty an optimality condition is reported as not met
 _KKT_TOLERANCE = 0.05

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from glprune.data.protected import Attribute, segmented
-from glprune.model.task import Task
 from glprune.schema.recipe import METRICS, PolicySpec
 from glprune.schema.report import DecisionChange, ProtectedAttribute, Segment, SegmentMetric, Segments
-from glprune.search.job import Job
+
+if TYPE_CHECKING:
+    from glprune.model.task import Task
+    from glprune.search.job import Job
 
 THRESHOLD = 0.5
 Status = Literal["kept", "removed", "outside"]

@@ -11,12 +11,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from glprune.data.splits import IndexableSplit
 from glprune.errors import DataError, NonFiniteError, TargetError
 from glprune.report.stability_index import Supports, false_bound, jaccard, nogueira, stable
 from glprune.runtime.events import Listener, Notice, Progress, Stage, silent
@@ -26,6 +26,9 @@ from glprune.schema.report import Interval, Resample, Stability
 from glprune.search.job import Job, kept_features
 from glprune.search.search import search
 from glprune.search.worker_setup import WorkerContext, indexable_split
+
+if TYPE_CHECKING:
+    from glprune.data.splits import IndexableSplit
 
 _OUTCOME: TypeAdapter[Resample | str] = TypeAdapter(Resample | str)
 _FEWEST = 10  # choices that a normal approximation can be made of

@@ -6,18 +6,20 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from glprune.data.splits import Inputs
 from glprune.export.exporters import (
     _EXPORTERS,
     _Job,
     first_line,
 )
+
+if TYPE_CHECKING:
+    from glprune.data.splits import Inputs
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,17 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import onnx
 import torch
 from torch import Tensor, nn
 
-from glprune.data.splits import Inputs
 from glprune.model.outputs import leaves
+
+if TYPE_CHECKING:
+    from glprune.data.splits import Inputs
 
 DynamicAxes = Mapping[str, Mapping[int, str]]
 BATCH = "batch"

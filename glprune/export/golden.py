@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors.numpy import save_file
 
@@ -13,12 +14,14 @@ from glprune.data.splits import first_rows
 from glprune.data.synthetic import synthetic
 from glprune.export.onnx_runtime import OnnxFile
 from glprune.export.shipped_model import file_columns
-from glprune.pruning.removal import RemovalResult
 from glprune.schema import bundle as bundles
 from glprune.schema.input_schema import make_input_schema
-from glprune.schema.plan import Plan
-from glprune.schema.report import Report
 from glprune.search.job import PROBE_ROWS, Job
+
+if TYPE_CHECKING:
+    from glprune.pruning.removal import RemovalResult
+    from glprune.schema.plan import Plan
+    from glprune.schema.report import Report
 
 
 def write_golden(job: Job, removed: RemovalResult, folder: Path) -> None:

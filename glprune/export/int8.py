@@ -19,7 +19,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import onnx
 import torch
@@ -35,11 +35,13 @@ from glprune.export.onnx_runtime import OnnxFile, latency
 from glprune.export.shipped_model import file_columns
 from glprune.export.shrink import strip_exporter_metadata
 from glprune.model.prediction import predict
-from glprune.pruning.removal import RemovalResult
 from glprune.schema import bundle as bundles
 from glprune.schema.recipe import HIGHER_IS_BETTER, METRICS
 from glprune.schema.report import Quantized, QuantizedLatency, QuantizedMetric
-from glprune.search.job import Job
+
+if TYPE_CHECKING:
+    from glprune.pruning.removal import RemovalResult
+    from glprune.search.job import Job
 
 Method = Literal["static", "dynamic"]
 _KINDS = ["Conv", "Gemm", "MatMul"]  # what is quantised: nothing in front of the choice of columns

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from glprune.data.splits import ColumnSelection, Inputs, first_rows
 from glprune.export.onnx_export import export_onnx
 from glprune.export.onnx_runtime import OnnxFile, latency
-from glprune.pruning.removal import RemovalResult
-from glprune.schema.report import Latency
-from glprune.search.job import Job
+
+if TYPE_CHECKING:
+    from glprune.pruning.removal import RemovalResult
+    from glprune.schema.report import Latency
+    from glprune.search.job import Job
 
 
 class LatencyMeter:

@@ -15,13 +15,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from glprune._version import __version__
 from glprune.export.signature import output_meaning, shipped_inputs
-from glprune.pruning.removal import RemovalResult
-from glprune.schema.report import Input
-from glprune.search.job import Job
+
+if TYPE_CHECKING:
+    from glprune.pruning.removal import RemovalResult
+    from glprune.schema.report import Input
+    from glprune.search.job import Job
 
 Names = Literal["all", "digest"]
 _OFFERED: dict[str, tuple[Names, ...]] = {"auto": ("all", "digest"), "all": ("all",), "digest": ("digest",)}

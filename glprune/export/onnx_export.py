@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 import torch
 from torch import Tensor, nn
 
-from glprune.data.splits import Inputs
 from glprune.errors import ModelError
 from glprune.export.diagnosis import (
     failing_layer,
@@ -27,6 +26,9 @@ from glprune.export.onnx_runtime import EXPORT_TOLERANCE, OnnxFile
 from glprune.export.shrink import shrink, strip_exporter_metadata
 from glprune.model.outputs import leaves
 from glprune.pruning.verification import difference
+
+if TYPE_CHECKING:
+    from glprune.data.splits import Inputs
 
 
 class ColumnSelector(nn.Module):

@@ -5,14 +5,17 @@ from __future__ import annotations
 import statistics
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime as ort
 import torch
 from torch import Tensor
 
-from glprune.data.splits import Inputs
 from glprune.schema.report import Latency
+
+if TYPE_CHECKING:
+    from glprune.data.splits import Inputs
 
 EXPORT_TOLERANCE = 1e-4  # relative; two runtimes order their sums differently
 

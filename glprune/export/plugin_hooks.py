@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glprune._plugins import Plugin, PluginError, load_plugin
 from glprune.audit.verify import integrity_findings, open_bundle
 from glprune.errors import GlpruneError, UsageError
-from glprune.result import Result
-from glprune.schema.recipe import Recipe
+
+if TYPE_CHECKING:
+    from glprune.result import Result
+    from glprune.schema.recipe import Recipe
 
 
 def load_reporters(names: Sequence[str], allowed: Sequence[str] | None = None) -> list[Plugin]:

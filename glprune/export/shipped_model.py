@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from glprune.data.splits import ColumnSelection, Inputs, first_rows, identity
 from glprune.export.onnx_export import ColumnSelector, ExportResult, export_onnx
-from glprune.export.onnx_runtime import OnnxFile
 from glprune.model.counting import parameters
 from glprune.model.prediction import predict
-from glprune.pruning.removal import RemovalResult
 from glprune.pruning.verification import difference
 from glprune.schema import bundle as bundles
 from glprune.search.job import Job, as_function
+
+if TYPE_CHECKING:
+    from glprune.export.onnx_runtime import OnnxFile
+    from glprune.pruning.removal import RemovalResult
 
 
 def write_onnx(

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from glprune.pruning.removal import RemovalResult
 from glprune.schema.report import (
     DType,
     Input,
     Output,
 )
-from glprune.search.job import Job
+
+if TYPE_CHECKING:
+    from glprune.pruning.removal import RemovalResult
+    from glprune.search.job import Job
 
 
 def shipped_inputs(job: Job, removed: RemovalResult) -> list[Input]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import safetensors
 import torch
@@ -15,10 +16,12 @@ from torch import Tensor, nn
 from glprune._imports import describe, load_callable
 from glprune.errors import ModelError
 from glprune.model.standardize import Standardize, StandardizedNetwork
-from glprune.pruning.groups import GroupSet
 from glprune.pruning.surgery import ConstantFill, PruningPlan
 from glprune.schema.bundle import PLAN, WEIGHTS
 from glprune.schema.plan import AttributePlan, Axis, InputPlan, Plan, Reader
+
+if TYPE_CHECKING:
+    from glprune.pruning.groups import GroupSet
 
 
 def make_axes(network: nn.Module, surgery: PruningPlan) -> list[Axis]:

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 from glprune.errors import UsageError
 from glprune.integrations.ci import dvc
 from glprune.schema import bundle as bundles
-from glprune.schema.report import Report
 from glprune.schema.strict_yaml import parse, read_text
 
 if TYPE_CHECKING:
     from glprune.pipeline import Result
+    from glprune.schema.report import Report
 
 _BATCH = 100  # parameters in one request; the server's limit
 _LONGEST = 6000  # characters of a parameter's value; the server's limit

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from glprune.data.splits import Inputs
+if TYPE_CHECKING:
+    from glprune.data.splits import Inputs
 
 
 def macs(network: nn.Module, inputs: Inputs) -> int:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from glprune.data.splits import Inputs
 from glprune.errors import DataError, GlpruneError, NonFiniteError
 from glprune.model.outputs import leaves
 from glprune.model.standardize import StandardizedNetwork
+
+if TYPE_CHECKING:
+    from glprune.data.splits import Inputs
 
 _NAMED_ROWS = 3
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import safetensors
 import safetensors.torch
@@ -21,7 +21,9 @@ from glprune._files import unreadable_reason
 from glprune._imports import describe, load_callable
 from glprune._plugins import load_plugin
 from glprune.errors import GlpruneError, ModelError
-from glprune.schema.recipe import Recipe
+
+if TYPE_CHECKING:
+    from glprune.schema.recipe import Recipe
 
 _PICKLE, _ZIP = b"\x80", b"PK\x03\x04"
 Format = Literal["state_dict", "safetensors", "pickle", "plugin"]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from glprune.errors import ModelError, RecipeError
-from glprune.schema.recipe import Recipe
+
+if TYPE_CHECKING:
+    from glprune.schema.recipe import Recipe
 
 PREDICTION = "prediction"
 Outputs = Tensor | Sequence[Tensor]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,8 +12,10 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from glprune.pruning.tracer import Axis, Trace, WeightUse
 from glprune.pruning.units import Role, TensorAxis
+
+if TYPE_CHECKING:
+    from glprune.pruning.tracer import Axis, Trace, WeightUse
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,17 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from glprune.data.splits import Inputs
 from glprune.pruning.units import Kind, Role, TensorAxis, UnitSet
+
+if TYPE_CHECKING:
+    from glprune.data.splits import Inputs
 
 Side = Literal["out", "in", "through"]
 # a module of the graph, which side of it is cut, and (positions, units) along that side

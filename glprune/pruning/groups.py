@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from glprune.pruning.units import Kind, TensorAxis, UnitSet
+if TYPE_CHECKING:
+    from glprune.pruning.units import Kind, TensorAxis, UnitSet
 
 State = Mapping[str, Tensor]
 _LEAST_SIZE = 1e-4  # of the largest: a group that is zero already has a large weight, not an infinite one

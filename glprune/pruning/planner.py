@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from glprune.data.splits import Inputs
 from glprune.errors import ModelError
 from glprune.pruning.candidates import Candidate, find_candidates
 from glprune.pruning.dependency_graph import dependency_plans
 from glprune.pruning.trace import trace
 from glprune.pruning.units import Kind, TensorAxis, UnitSet
 from glprune.pruning.verification import EquivalenceChecker, first_line, random_copy
+
+if TYPE_CHECKING:
+    from glprune.data.splits import Inputs
 
 
 def plan_units(

@@ -10,6 +10,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +20,11 @@ from glprune.errors import NonFiniteError
 from glprune.model.diagnostics import finite_rows
 from glprune.pruning.groups import GroupSet, support
 from glprune.pruning.surgery import PruningPlan, all_columns, plan_pruning
-from glprune.pruning.units import UnitSet
 from glprune.pruning.verification import TOLERANCE, difference, difference_after, outputs
 from glprune.schema.report import Cut, Skipped
+
+if TYPE_CHECKING:
+    from glprune.pruning.units import UnitSet
 
 _SMALL_BATCHES = (1, 3)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from glprune.data.splits import Inputs
-from glprune.pruning.units import UnitSet
+if TYPE_CHECKING:
+    from glprune.data.splits import Inputs
+    from glprune.pruning.units import UnitSet
 
 # module attribute -> (tensor, dimension) whose size it repeats
 _ATTRIBUTES: dict[str, tuple[str, int]] = {

@@ -16,15 +16,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from glprune.data.splits import Inputs
 from glprune.pruning.labels import tensors
 from glprune.pruning.tracer import Trace, Tracer
 from glprune.pruning.tracing_rules import rule_for
+
+if TYPE_CHECKING:
+    from glprune.data.splits import Inputs
 
 
 def trace(network: nn.Module, inputs: Inputs, axes: Sequence[int | None]) -> Trace:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from glprune.data.splits import Inputs
 from glprune.pruning.labels import CONSTANT, Ids, Labels, compact, nodes, pairs, storage, tensors, varying
-from glprune.pruning.units import Role
+
+if TYPE_CHECKING:
+    from glprune.data.splits import Inputs
+    from glprune.pruning.units import Role
 
 _MAX_PLANES = 6
 REDUCTIONS = """

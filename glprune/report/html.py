@@ -7,7 +7,7 @@ import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -32,13 +32,15 @@ from glprune.report.sentences import (
     thousands,
     tiny,
 )
-from glprune.schema.report import (
-    Baseline,
-    DropCost,
-    DropCosts,
-    Feature,
-    Report,
-)
+
+if TYPE_CHECKING:
+    from glprune.schema.report import (
+        Baseline,
+        DropCost,
+        DropCosts,
+        Feature,
+        Report,
+    )
 
 _MANY = 30
 

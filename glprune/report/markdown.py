@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from glprune._escaping import escape_for_page
 from glprune.report.html import size_rows
 from glprune.report.sentences import headline, label, number
-from glprune.schema.report import Feature, Report
+
+if TYPE_CHECKING:
+    from glprune.schema.report import Feature, Report
 
 _SAFE_IN_CODE = re.compile(r"[^`|\\]*[^`|\\\s][^`|\\]*")
 

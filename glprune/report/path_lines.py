@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from glprune.schema.report import Feature, PathPoint
+if TYPE_CHECKING:
+    from glprune.schema.report import Feature, PathPoint
 
 Norms = NDArray[np.float64]
 Status = Literal["kept", "removed"]

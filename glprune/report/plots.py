@@ -6,7 +6,7 @@ import io
 import re
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -16,7 +16,9 @@ from matplotlib.figure import Figure
 
 from glprune._escaping import escape_for_page
 from glprune.report.path_lines import PathLines, drawn_points, line_collections
-from glprune.schema.report import Feature, PathPoint
+
+if TYPE_CHECKING:
+    from glprune.schema.report import Feature, PathPoint
 
 # blue and orange of Okabe and Ito (2008), told apart by every common colour vision
 KEPT, REMOVED, INK = "#0072b2", "#d55e00", "#3a3f44"

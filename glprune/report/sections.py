@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 from pydantic import BaseModel
 
 from glprune.report.regulations import Rule, regulations
-from glprune.schema.report import Report
+
+if TYPE_CHECKING:
+    from glprune.schema.report import Report
 
 
 @dataclass(frozen=True)

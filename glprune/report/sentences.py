@@ -5,20 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from glprune.schema import bundle as bundles
-from glprune.schema.report import (
-    Baselines,
-    Feature,
-    Metric,
-    PenaltyFacts,
-    Quantized,
-    Report,
-    Size,
-    Spread,
-    Stability,
-    WidthTiming,
-)
+
+if TYPE_CHECKING:
+    from glprune.schema.report import (
+        Baselines,
+        Feature,
+        Metric,
+        PenaltyFacts,
+        Quantized,
+        Report,
+        Size,
+        Spread,
+        Stability,
+        WidthTiming,
+    )
 
 _LABELS = {
     "auroc": "AUROC",

@@ -20,14 +20,16 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from glprune.errors import ModelError, UsageError
-from glprune.runtime.process_group import ProcessGroup
+
+if TYPE_CHECKING:
+    from glprune.runtime.process_group import ProcessGroup
 
 _FORMAT = "glprune.checkpoint/1"
 _PATTERN = "checkpoint-*.json"

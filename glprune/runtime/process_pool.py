@@ -19,13 +19,15 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import parent_process, util
 from multiprocessing.context import SpawnContext, SpawnProcess
 from types import FrameType, TracebackType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import torch
 from pydantic import TypeAdapter
 
 from glprune.errors import GlpruneError
-from glprune.runtime.checkpoint import CheckpointLog, Step
+
+if TYPE_CHECKING:
+    from glprune.runtime.checkpoint import CheckpointLog, Step
 
 State = TypeVar("State")
 Item = TypeVar("Item")

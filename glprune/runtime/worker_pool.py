@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from glprune.errors import GlpruneError, RecipeError
 from glprune.runtime.process_pool import ProcessPool, WorkerPool, available_cores
-from glprune.schema.recipe import WorkersSpec
+
+if TYPE_CHECKING:
+    from glprune.schema.recipe import WorkersSpec
 
 State = TypeVar("State")
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from glprune.data.splits import ColumnSelection, Inputs, first_rows
 from glprune.model.counting import macs, parameters
-from glprune.pruning.groups import GroupSet
 from glprune.pruning.removal import cut_uncertified
-from glprune.search.job import Job
+
+if TYPE_CHECKING:
+    from glprune.pruning.groups import GroupSet
+    from glprune.search.job import Job
 
 Alive = Sequence[Tensor]
 Measure = Callable[[nn.Module, Inputs], int]

@@ -6,26 +6,29 @@ import fnmatch
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from glprune.data.records import Data, InputColumns
 from glprune.data.splits import ColumnSelection, Inputs, view_columns
 from glprune.errors import ModelError, NonFiniteError, RecipeError
-from glprune.model.loading import LoadedNetwork
 from glprune.model.outputs import OutputNames, leaves
 from glprune.model.prediction import predict
 from glprune.model.standardize import StandardizedNetwork
-from glprune.model.task import Task
 from glprune.pruning.groups import GroupSet, hidden_groups, input_groups, penalty_weights
 from glprune.pruning.planner import plan_units
-from glprune.pruning.removal import RemovalResult
 from glprune.pruning.units import Kind, UnitSet
 from glprune.runtime.checkpoint import CheckpointLog
-from glprune.schema.recipe import Recipe
 from glprune.search.policy import NO_RULES, Rules
-from glprune.training.penalty_plugin import MakePenalty
+
+if TYPE_CHECKING:
+    from glprune.data.records import Data, InputColumns
+    from glprune.model.loading import LoadedNetwork
+    from glprune.model.task import Task
+    from glprune.pruning.removal import RemovalResult
+    from glprune.schema.recipe import Recipe
+    from glprune.training.penalty_plugin import MakePenalty
 
 PROBE_ROWS = 256
 

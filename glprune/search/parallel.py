@@ -10,7 +10,7 @@ import functools
 import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
@@ -18,12 +18,8 @@ from torch import Tensor
 
 from glprune.errors import TargetError
 from glprune.pruning.removal import RemovalResult
-from glprune.pruning.surgery import PruningPlan
 from glprune.runtime.checkpoint import CheckpointLog, pack_tensors
 from glprune.runtime.events import Listener, Progress, Stage, silent
-from glprune.runtime.process_pool import WorkerPool
-from glprune.search.job import Job
-from glprune.search.serialization import Kept
 from glprune.search.stage import (
     SearchState,
     StageResult,
@@ -33,6 +29,12 @@ from glprune.search.stage import (
     to_record,
 )
 from glprune.search.worker_setup import slim_network
+
+if TYPE_CHECKING:
+    from glprune.pruning.surgery import PruningPlan
+    from glprune.runtime.process_pool import WorkerPool
+    from glprune.search.job import Job
+    from glprune.search.serialization import Kept
 
 _Sent = tuple[dict[str, Any], bytes]  # facts, and tensors as safetensors has them: no memory is shared
 

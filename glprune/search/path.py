@@ -10,15 +10,18 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from glprune.errors import TargetError
 from glprune.pruning.groups import GroupSet, group_norms, support
-from glprune.runtime.checkpoint import CheckpointLog
-from glprune.schema.recipe import TrainSpec
 from glprune.search.path_point import Point, Size, State
 from glprune.search.serialization import STATE, load_point, save_point
 from glprune.training.objective import Objective, lambda_max
 from glprune.training.solver import PointSolver
+
+if TYPE_CHECKING:
+    from glprune.runtime.checkpoint import CheckpointLog
+    from glprune.schema.recipe import TrainSpec
 
 _BISECTIONS = 8
 _STEPS_BACK = 2

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from glprune.runtime.checkpoint import Step
 from glprune.schema.report import PathPoint
-from glprune.search.job import Job
+
+if TYPE_CHECKING:
+    from glprune.runtime.checkpoint import Step
+    from glprune.search.job import Job
 
 _MANY_FIELDS = 1000
 State = dict[str, Tensor]

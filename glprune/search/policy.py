@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from glprune.data.records import Data
 from glprune.errors import RecipeError, did_you_mean
-from glprune.schema.recipe import PolicySpec, Recipe
+
+if TYPE_CHECKING:
+    from glprune.data.records import Data
+    from glprune.schema.recipe import PolicySpec, Recipe
 
 MUST_DROP, MUST_KEEP = "must_drop", "must_keep"
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+from typing import TYPE_CHECKING
 
 import torch
 
 from glprune.errors import ModelError
 from glprune.pruning.groups import group_norms, zero_units_
 from glprune.pruning.removal import RemovalResult, remove
-from glprune.search.job import Job
+
+if TYPE_CHECKING:
+    from glprune.search.job import Job
 
 
 def remove_forbidden(job: Job) -> RemovalResult | None:

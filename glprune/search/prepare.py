@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from glprune.data.loading import load_data
-from glprune.data.records import Data
 from glprune.data.splits import Inputs, first_rows
 from glprune.data.synthetic import random_like
 from glprune.errors import DataError, GlpruneError, ModelError, RecipeError
@@ -25,7 +25,6 @@ from glprune.model.standardize import Standardize, StandardizedNetwork
 from glprune.model.task import Task
 from glprune.runtime.events import Listener, Notice, Stage
 from glprune.runtime.process_pool import available_cores
-from glprune.schema.recipe import Recipe
 from glprune.search.job import (
     PROBE_ROWS,
     Job,
@@ -35,6 +34,10 @@ from glprune.search.policy import NO_RULES, Rules, resolve
 from glprune.training.distillation import with_teacher_targets
 from glprune.training.epochs import batch_size
 from glprune.training.penalty_plugin import load_penalty
+
+if TYPE_CHECKING:
+    from glprune.data.records import Data
+    from glprune.schema.recipe import Recipe
 
 _CHECKED_ROWS = 1024
 _LARGE = 2e7  # multiply-accumulates of a step from which on a second thread makes it 1.4 times as fast

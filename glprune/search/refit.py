@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from glprune.data.splits import ColumnSelection, Inputs, identity, view_columns
-from glprune.pruning.removal import RemovalResult
-from glprune.schema.recipe import RefitSpec
 from glprune.search.job import Job, validate
 from glprune.search.serialization import load_refit, save_refit
 from glprune.training.refit import RefitResult, refit
+
+if TYPE_CHECKING:
+    from glprune.pruning.removal import RemovalResult
+    from glprune.schema.recipe import RefitSpec
 
 _FOLLOWED = 0.5  # share of the refit's loss that follows the original network, where nothing is said
 

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from glprune.data.splits import ColumnSelection, first_rows, identity
 from glprune.errors import TargetError
@@ -29,11 +30,8 @@ from glprune.export.latency import LatencyMeter
 from glprune.model.counting import macs
 from glprune.model.task import improvement
 from glprune.pruning.removal import RemovalResult, cut_uncertified
-from glprune.pruning.units import Kind
 from glprune.runtime import process_group
 from glprune.runtime.events import Listener, Stage
-from glprune.runtime.process_pool import WorkerPool
-from glprune.schema.recipe import RefitSpec
 from glprune.search.budget import MEASURES, uniform_support, unit_costs
 from glprune.search.job import Job, validate
 from glprune.search.parallel import run_stages
@@ -52,7 +50,12 @@ from glprune.search.targets import (
     resolve_budget,
     support_key,
 )
-from glprune.training.refit import RefitResult
+
+if TYPE_CHECKING:
+    from glprune.pruning.units import Kind
+    from glprune.runtime.process_pool import WorkerPool
+    from glprune.schema.recipe import RefitSpec
+    from glprune.training.refit import RefitResult
 
 _STEP = 0.5  # share of the size a stage of max_drop aims at, until one loses too much
 _FAILURES = 4

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -17,7 +17,6 @@ from glprune.export.latency import LatencyMeter
 from glprune.model.counting import parameters
 from glprune.pruning.groups import sliced
 from glprune.pruning.removal import RemovalResult, remove, then
-from glprune.pruning.units import Kind
 from glprune.runtime import process_group
 from glprune.runtime.events import Listener, PointDone, Stage
 from glprune.schema.recipe import AUTO_MULTIPLE, FASTER, RefitSpec
@@ -27,9 +26,12 @@ from glprune.search.path import RegularisationPath
 from glprune.search.path_point import Point, path_record
 from glprune.search.refit import refit_or_resume
 from glprune.search.serialization import Kept, load_points, load_refit, save_points, save_refit
-from glprune.search.targets import PointSelector
 from glprune.training.objective import Objective
-from glprune.training.refit import RefitResult
+
+if TYPE_CHECKING:
+    from glprune.pruning.units import Kind
+    from glprune.search.targets import PointSelector
+    from glprune.training.refit import RefitResult
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from glprune.pruning.groups import support
 from glprune.pruning.removal import kept_units
-from glprune.pruning.units import Kind
 from glprune.search.budget import MEASURES, size_of_support
 from glprune.search.job import Job
 from glprune.search.path import RegularisationPath, solve_at, solve_at_most, solve_towards
 from glprune.search.path_point import Point, Size
+
+if TYPE_CHECKING:
+    from glprune.pruning.units import Kind
 
 SizeMetric = Literal["features", "hidden", "parameters", "macs"]
 PointSelector = Callable[[RegularisationPath, Job], Point | None]

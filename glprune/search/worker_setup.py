@@ -7,18 +7,21 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from glprune.data.splits import IndexableSplit, Split, TensorSplit
 from glprune.errors import DataError
-from glprune.pruning.removal import RemovalResult
-from glprune.pruning.surgery import PruningPlan
 from glprune.runtime.events import silent
-from glprune.schema.recipe import Recipe
-from glprune.search.job import Job
 from glprune.search.prepare import prepare
+
+if TYPE_CHECKING:
+    from glprune.pruning.removal import RemovalResult
+    from glprune.pruning.surgery import PruningPlan
+    from glprune.schema.recipe import Recipe
+    from glprune.search.job import Job
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from glprune.data.records import Data
 from glprune.data.splits import IndexableSplit, Inputs, Split, TensorSplit
 from glprune.errors import ModelError
 from glprune.model.outputs import leaves
-from glprune.model.task import Task
+
+if TYPE_CHECKING:
+    from glprune.data.records import Data
+    from glprune.model.task import Task
 
 _CHUNK = 1024
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from glprune.data.splits import Split
 from glprune.errors import NonFiniteError
+
+if TYPE_CHECKING:
+    from glprune.data.splits import Split
 
 MIN_STEPS = 20  # of an epoch: with few rows, a step for each says nothing yet
 Outcome = TypeVar("Outcome")

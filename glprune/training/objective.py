@@ -12,21 +12,24 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from glprune.data.splits import Inputs, Split
 from glprune.errors import GlpruneError, ModelError
 from glprune.model.diagnostics import Batch, all_finite, explain_nonfinite
 from glprune.model.precision import Precision, forward
-from glprune.model.task import Task
-from glprune.pruning.groups import GroupSet
 from glprune.runtime import process_group
 from glprune.schema.recipe import PenaltySpec
 from glprune.training.blocks import ParameterGroup, ParameterGroups
 from glprune.training.penalties import GroupLasso, GroupMCP, Penalty, SparseGroupLasso, mcp_thresholds
 from glprune.training.proximal import BoundedPenalty
+
+if TYPE_CHECKING:
+    from glprune.data.splits import Inputs, Split
+    from glprune.model.task import Task
+    from glprune.pruning.groups import GroupSet
 
 CHUNK = 1024  # rows; of more, what convolutions hold between layers leaves the cache
 SCALES = "check the scale of columns and target, and data.standardize"

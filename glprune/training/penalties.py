@@ -18,11 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from glprune.training.blocks import ParameterGroups
+if TYPE_CHECKING:
+    from glprune.training.blocks import ParameterGroups
 
 _BISECTIONS = 60
 _TINY = torch.finfo(torch.float32).tiny

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from glprune._imports import describe
 from glprune._plugins import PluginError, load_plugin
 from glprune.errors import GlpruneError
-from glprune.schema.recipe import Recipe
 from glprune.training.blocks import ParameterGroups
 from glprune.training.penalties import Penalty
 from glprune.training.penalty_check import violations
+
+if TYPE_CHECKING:
+    from glprune.schema.recipe import Recipe
 
 MakePenalty = Callable[[Tensor, ParameterGroups], Penalty]
 

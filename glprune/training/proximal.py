@@ -12,13 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from glprune.errors import NonFiniteError
-from glprune.training.blocks import ParameterGroups
-from glprune.training.penalties import Penalty
+
+if TYPE_CHECKING:
+    from glprune.training.blocks import ParameterGroups
+    from glprune.training.penalties import Penalty
 
 _ASKED = 5
 

@@ -7,19 +7,22 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from glprune.data.sharding import ShardedSplit
-from glprune.data.splits import Inputs, Split
 from glprune.model.diagnostics import Batch, all_finite, explain_nonfinite
 from glprune.model.precision import Precision, forward
 from glprune.model.task import Task, concat_batches, improvement
 from glprune.runtime import process_group
-from glprune.schema.recipe import RefitSpec
 from glprune.training.epochs import batch_size, passes_per_epoch, with_halving
 from glprune.training.objective import CHUNK
+
+if TYPE_CHECKING:
+    from glprune.data.splits import Inputs, Split
+    from glprune.schema.recipe import RefitSpec
 
 Score = tuple[float, float]
 

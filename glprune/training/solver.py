@@ -5,18 +5,20 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from glprune.data.splits import Inputs
 from glprune.model.diagnostics import explain_nonfinite
 from glprune.runtime import process_group
-from glprune.schema.recipe import TrainSpec
 from glprune.training.epochs import batch_size, passes_per_epoch, with_halving
-from glprune.training.objective import Objective
 from glprune.training.proximal import ProximalAdam, ProximalOptimizer, ProximalSGD, accelerated_steps
+
+if TYPE_CHECKING:
+    from glprune.data.splits import Inputs
+    from glprune.schema.recipe import TrainSpec
+    from glprune.training.objective import Objective
 
 
 class PointSolver:

@@ -7,14 +7,16 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glprune.audit.checks.policy_records import check_policy_records, removed_by_policy
 from glprune.audit.checks.stability import check_stability
 from glprune.audit.findings import Finding, Found, check_close, check_equal
 from glprune.schema import bundle as bundles
 from glprune.schema.recipe import FASTER, HIGHER_IS_BETTER, METRICS, Recipe
-from glprune.schema.report import Baseline, Feature, PathPoint, Report, SearchStage, Spread
+
+if TYPE_CHECKING:
+    from glprune.schema.report import Baseline, Feature, PathPoint, Report, SearchStage, Spread
 
 _CUT_TOLERANCE = 1e-5
 _EXPORT_TOLERANCE = 1e-4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from glprune.audit.findings import Finding
 from glprune.schema import bundle as bundles
@@ -10,7 +11,9 @@ from glprune.schema.manifest import (
     Manifest,
     sha256,
 )
-from glprune.schema.report import Proxies, ProxyAnalysis
+
+if TYPE_CHECKING:
+    from glprune.schema.report import Proxies, ProxyAnalysis
 
 
 def check_hashes(manifest: Manifest, files: Mapping[str, bytes]) -> list[Finding]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,9 @@ from onnx import ModelProto, NodeProto, ValueInfoProto, numpy_helper
 from glprune.audit.findings import Finding
 from glprune.audit.onnx_reader import held_wrongly, properties
 from glprune.schema import bundle as bundles
-from glprune.schema.report import Quantized
+
+if TYPE_CHECKING:
+    from glprune.schema.report import Quantized
 
 _PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 _INTEGER = {"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"}

@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from glprune._files import unreadable_reason
 from glprune.audit.findings import Finding
 from glprune.audit.signing import instant
 from glprune.errors import UsageError
 from glprune.schema import bundle as bundles
-from glprune.schema.report import Report
+
+if TYPE_CHECKING:
+    from glprune.schema.report import Report
 
 _HEX = re.compile(r"^(sha256:)?([0-9a-fA-F]{64})$")
 

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from onnx import ModelProto
 
@@ -13,10 +14,12 @@ from glprune.audit.findings import Finding
 from glprune.audit.onnx_reader import dtype_of, input_shapes, properties
 from glprune.schema import bundle as bundles
 from glprune.schema.input_schema import InputSchema, make_input_schema
-from glprune.schema.plan import InputPlan, Plan
-from glprune.schema.recipe import Recipe
-from glprune.schema.report import Feature, Input, Report
 from glprune.schema.strict_json import StrictError, read_json
+
+if TYPE_CHECKING:
+    from glprune.schema.plan import InputPlan, Plan
+    from glprune.schema.recipe import Recipe
+    from glprune.schema.report import Feature, Input, Report
 
 
 def check_names(

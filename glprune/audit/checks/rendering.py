@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+from typing import TYPE_CHECKING
 
 from glprune._version import __version__
 from glprune.audit.findings import Check, Finding, make_check
 from glprune.report.html import can_draw, render_html
 from glprune.report.markdown import render_markdown
 from glprune.schema import bundle as bundles
-from glprune.schema.report import Report
+
+if TYPE_CHECKING:
+    from glprune.schema.report import Report
 
 _ACTIVE = re.compile(
     r"^(?:script|foreignObject|iframe|image|a|animate|set|style|embed|object)\b|\son\w+\s*=|url\((?!#)"

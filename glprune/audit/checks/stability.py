@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from glprune.audit.findings import Found, check_close, check_equal
 from glprune.report.stability_index import Supports, false_bound, jaccard, nogueira, stable
-from glprune.schema.report import Report, Stability
+
+if TYPE_CHECKING:
+    from glprune.schema.report import Report, Stability
 
 _FEWEST = 10  # resamples of an interval
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from onnx import ModelProto, numpy_helper
 
 from glprune.audit.findings import Finding
 from glprune.audit.onnx_reader import held_wrongly
-from glprune.audit.safetensors_reader import Array, Tensors
 from glprune.schema import bundle as bundles
-from glprune.schema.plan import InputPlan, Plan
-from glprune.schema.report import Report
+
+if TYPE_CHECKING:
+    from glprune.audit.safetensors_reader import Array, Tensors
+    from glprune.schema.plan import InputPlan, Plan
+    from glprune.schema.report import Report
 
 _NORM_TOLERANCE = 1e-6  # relative
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from glprune.schema.report import Report
+if TYPE_CHECKING:
+    from glprune.schema.report import Report
 
 _POINT = ("stage", "lam", "features", "columns", "hidden", "metric", "refit_metric", "loss", "penalty")
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from glprune._escaping import escape_for_page
-from glprune.integrations.ci.outcome import Annotation
+
+if TYPE_CHECKING:
+    from glprune.integrations.ci.outcome import Annotation
 
 _SUMMARY_LIMIT = 1024 * 1024  # bytes of one step's summary; more is refused whole
 _SHOWN = 10  # annotations of each level that a step shows

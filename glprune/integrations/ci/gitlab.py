@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from glprune._escaping import escape_for_terminal
-from glprune.integrations.ci.outcome import Metric, TestCase
+
+if TYPE_CHECKING:
+    from glprune.integrations.ci.outcome import Metric, TestCase
 
 
 def junit(step: str, cases: Sequence[TestCase]) -> str:

@@ -12,14 +12,16 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal, TextIO, cast
+from typing import TYPE_CHECKING, Literal, TextIO, cast
 
 from glprune.errors import GlpruneError, UsageError
 from glprune.integrations.ci import dvc, github, gitlab
 from glprune.integrations.ci.outcome import Annotation, Metric, Outcome, TestCase
 from glprune.report.markdown import render_markdown
 from glprune.report.sentences import headline
-from glprune.schema.report import Report
+
+if TYPE_CHECKING:
+    from glprune.schema.report import Report
 
 System = Literal["github", "gitlab", "dvc"]
 CHOICES = ("auto", "github", "gitlab", "dvc", "none")
