@@ -69,7 +69,7 @@ def quick(request, monkeypatch):
     """One process and no pictures, which take most of the time, but in the tests about them."""
     if "whole" not in request.keywords:
         here = functools.partial(check_execution, isolated=False)
-        monkeypatch.setattr(verifying, "check_running", lambda *a: here(*a[:4]))
+        monkeypatch.setattr(verifying, "check_execution", lambda *a: here(*a[:4]))
         monkeypatch.setattr(rendering, "_cannot_draw", lambda report: "not drawn here")
 
 

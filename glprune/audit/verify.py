@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 SECONDS = 300.0
 _MOST_MISTAKES = 1000
+_SCHEMA_IDS = {bundles.REPORT: "glprune.report/2", bundles.CONTRACT: "glprune.input/1"}
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 
@@ -153,7 +154,7 @@ def _record(opened: ParsedBundle, name: str, kind: type[M]) -> M | None:
     value: Any = _read(opened, name, read_json)
     if value is None:
         return None
-    _known(name, value)
+    _check_schema_id(name, value)
     del value  # of a large report a gigabyte, which the record would come on top of
     try:
         return kind.model_validate_json(opened.raw(name) or b"", strict=True)
@@ -171,16 +172,18 @@ def _mistakes(error: ValidationError) -> list[tuple[str, str]]:
     return [("".join(f"/{part}" for part in wrong["loc"]), wrong["msg"]) for wrong in listed[:5]]
 
 
-def _known(name: str, value: Any) -> None:
-    """Refuse what a later version wrote.
+def _check_schema_id(name: str, value: Any) -> None:
+    """Refuse a file of an older or a newer schema.
 
     Raises:
         UnreadableError: Its schema has another number.
     """
     found = value.get("schema") if isinstance(value, dict) else None
-    ours = {bundles.REPORT: "glprune.report/", bundles.CONTRACT: "glprune.input/"}.get(name)
-    if ours and isinstance(found, str) and found.startswith(ours) and found != f"{ours}1":
-        raise UnreadableError(f"{name} is of schema {found[:40]!r}; glprune {__version__} reads {ours}1.")
+    known = _SCHEMA_IDS.get(name)
+    if known is None or not isinstance(found, str) or found == known:
+        return
+    if found.startswith(known.rpartition("/")[0] + "/"):
+        raise UnreadableError(f"{name} is of schema {found[:40]!r}; glprune {__version__} reads {known}.")
 
 
 def _recipe(raw: bytes) -> Recipe:
