@@ -1,6 +1,5 @@
 """The auditor's commands on clean bundles, on other people's files and on hostile ones."""
 
-import functools
 import importlib
 import json
 import os
@@ -20,7 +19,7 @@ from glprune.audit import signing
 from glprune.audit.checks import rendering
 from glprune.audit.checks.consistency import check_consistency
 from glprune.audit.checks.execution import check_execution
-from glprune.audit.checks.graph import Expected, check_graph
+from glprune.audit.checks.graph import ExpectedGraph, ExpectedInput, check_graph
 from glprune.audit.diff import compare
 from glprune.audit.explain import explain
 from glprune.audit.onnx_reader import parse
@@ -68,8 +67,8 @@ def people(tmp_path_factory):
 def quick(request, monkeypatch):
     """One process and no pictures, which take most of the time, but in the tests about them."""
     if "whole" not in request.keywords:
-        here = functools.partial(check_execution, isolated=False)
-        monkeypatch.setattr(verifying, "check_execution", lambda *a: here(*a[:4]))
+        here = lambda *arguments: check_execution(*arguments[:3], None)  # noqa: E731
+        monkeypatch.setattr(verifying, "check_execution", here)
         monkeypatch.setattr(rendering, "_cannot_draw", lambda report: "not drawn here")
 
 
@@ -116,17 +115,17 @@ def test_the_graph_rules_raise_no_alarm_on_exports_of_other_architectures(name, 
     export_onnx(wide, inputs, architecture.names, names, tmp_path / "m.onnx", opset=18)
     raw = (tmp_path / "m.onnx").read_bytes()
     expected = [
-        Expected(
+        ExpectedInput(
             name, axis, 0 if axis is None else x.shape[axis], None if axis is None else tuple(c.tolist())
         )
         for name, axis, x, c in zip(
             architecture.names, architecture.axes, inputs, removed.columns, strict=True
         )
     ]
-    assert check_graph(parse(raw), raw, expected, names, 18) == []
+    assert check_graph(parse(raw), raw, ExpectedGraph(expected, names, 18)) == []
     for given in (e for e in expected if e.selects and len(e.selects) > 1):
-        other = [Expected(given.name, given.axis, given.width, given.selects[::-1])]
-        assert check_graph(parse(raw), raw, other, names, 18)
+        other = [ExpectedInput(given.name, given.axis, given.width, given.selects[::-1])]
+        assert check_graph(parse(raw), raw, ExpectedGraph(other, names, 18))
 
 
 def test_the_manifest_is_an_in_toto_statement_of_every_file(audited):

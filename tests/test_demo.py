@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from glprune.cli.main import main
 from glprune.cli.demo import DEMOS
+from glprune.cli.main import main
 
 ROOT = Path(__file__).parent.parent
 

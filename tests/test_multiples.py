@@ -170,7 +170,7 @@ def test_auto_keeps_the_widths_that_are_faster_and_says_by_how_much(folder, monk
     assert f"{speedup:.2f} times as fast at batch size 7" in said
     assert verify(result.bundle, isolated=False).exit_code == 0
     wrong = result.report.model_copy(update={"widths": widths.model_copy(update={"round_to": 9 - multiple})})
-    assert any(f.where == "/widths/multiple" for f in check_consistency(wrong, None, {}))
+    assert any(f.where == "/widths/round_to" for f in check_consistency(wrong, None, {}))
 
 
 @pytest.mark.parametrize("stop", ["refit 1", "export"])

@@ -231,7 +231,7 @@ def _read_signature(raw: bytes, role: str, manifest: bytes, trusted: Sequence[SS
 def _envelope(value: Any) -> Envelope:
     try:
         envelope = Envelope.from_dict(copy.deepcopy(value))  # from_dict changes what it is given
-    except Exception as error:  # of whatever kind: the file is hostile and this reader checks little
+    except Exception as error:  # noqa: BLE001 - the file is hostile, and this reader checks little
         raise StrictError(f"is no DSSE envelope ({type(error).__name__})") from None
     if envelope.payload_type != PAYLOAD_TYPE or not envelope.signatures:
         raise StrictError(f"is no signed envelope of {PAYLOAD_TYPE}")

@@ -74,8 +74,8 @@ def headline(report: Report) -> list[str]:
     size = report.size
     units = f"{before - after:,} of {before:,} hidden units were removed. " if before else ""
     sentences.append(
-        f"{units}The shipped network has {size.parameters_after:,} parameters instead of "
-        f"{size.parameters_before:,} ({share(size.parameters_after, size.parameters_before)})."
+        f"{units}{size.parameters_after:,} of {size.parameters_before:,} parameters remain "
+        f"({share(size.parameters_after, size.parameters_before)})."
     )
     if report.baselines is not None:
         sentences.append(_baselines_sentence(report.baselines, main))
