@@ -160,7 +160,7 @@ def _path(report: Report) -> Iterator[Found]:
         elif point.norms:
             nonzero = [norm != 0 for norm in point.norms]
             columns = sum(w for w, read in zip(widths, nonzero, strict=True) if read)
-            # of an input whose features all became zero, one column stays, maybe one of several of its feature
+            # one column stays of an input whose features all became zero, even if its feature had several
             for key, low, high in (
                 ("features", sum(nonzero), sum(nonzero)),
                 ("columns", sum(nonzero), columns),
@@ -248,7 +248,7 @@ def _removal(report: Report) -> Iterator[Found]:
         i for i, kept in Counter(f.input for f in report.features if f.status == "kept").items() if kept == 1
     }
     for name in {*cut_columns, *removed_columns}:
-        # of an input whose features all became zero, one column stays, maybe one of several of its feature
+        # one column stays of an input whose features all became zero, even if its feature had several
         cut_count, stated = cut_columns[name], removed_columns[name]
         if cut_count != stated and not (name in single and cut_count > stated):
             yield "/removal/cuts", f"cuts {cut_count} columns of {name!r}; {stated} are removed"
