@@ -190,8 +190,8 @@ class GroupLassoPruner(SelectorMixin, BaseEstimator):
             given, trained = given(rows.shape[1], len(self.classes_) if task == "multiclass" else 1), False
         if not isinstance(given, nn.Module):
             raise ModelError(
-                f"network returned {type(given).__name__}; pass a torch.nn.Module, an estimator with module_, "
-                "or a function (n_features, n_outputs) that makes a module."
+                f"network returned {type(given).__name__}; pass a torch.nn.Module, an estimator with "
+                "module_, or a function (n_features, n_outputs) that returns a module."
             )
         return copy.deepcopy(given).float().cpu().eval(), trained
 
