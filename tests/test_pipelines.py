@@ -270,7 +270,7 @@ def test_a_feature_made_of_what_must_go_breaks_the_gate_of_it(slim):
     copy.edit(lambda value: value.update(policy=policy))
     gates = {g.name: g for g in judge(copy.folder, Limits(must_drop=["sex"])).gates}
     assert gates["must-drop sex"].status == "failed"
-    assert "made of 'sex'" in gates["must-drop sex"].text
+    assert "derived from 'sex'" in gates["must-drop sex"].text
     assert gates["manifest"].status == "failed"  # the report is not the sealed one
 
 

@@ -16,9 +16,9 @@ from glprune.audit.onnx_reader import (
     all_graphs,
     canonical,
     constants,
-    held_wrongly,
     input_shapes,
     random_nodes,
+    storage_error,
     subgraphs,
     tensors,
 )
@@ -146,7 +146,7 @@ def _operators(model: ModelProto) -> Iterator[Found]:
 
 def _tensors(model: ModelProto) -> Iterator[Found]:
     for place, tensor in tensors(model):
-        reason = held_wrongly(tensor)
+        reason = storage_error(tensor)
         if reason is not None:
             yield place, reason
     for graph in all_graphs(model):
