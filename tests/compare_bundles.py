@@ -32,7 +32,7 @@ _SENTENCES = {"rule", "reason", "note"}
 _FILE_SIZES = {"onnx_bytes_before", "onnx_bytes_after"}  # the file's metadata holds names and a version
 
 
-def _facts(value: Any, old: bool) -> Any:  # noqa: ANN401 - JSON
+def _facts(value: Any, old: bool) -> Any:
     if isinstance(value, dict):
         return {
             _RENAMED.get(key, key) if old else key: _facts(item, old)
@@ -42,7 +42,7 @@ def _facts(value: Any, old: bool) -> Any:  # noqa: ANN401 - JSON
     return [_facts(item, old) for item in value] if isinstance(value, list) else value
 
 
-def _differences(old: Any, new: Any, where: str) -> Iterator[str]:  # noqa: ANN401 - JSON
+def _differences(old: Any, new: Any, where: str) -> Iterator[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             if key not in old or key not in new:
