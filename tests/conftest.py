@@ -5,13 +5,20 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import pytest
 import torch
 
-_LONG = ("test_packaged", "test_examples", "test_resume", "test_architecture_runs", "test_audit_tampering")
+from tests.paths import ROOT
+
+_LONG = (
+    "test_pretrained_networks",
+    "test_examples",
+    "test_resume",
+    "test_architecture_runs",
+    "test_tampering",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -74,7 +81,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(scope="session")
 def audited(tmp_path_factory):
     """Base bundles by name, unsigned; tests change copies."""
-    from tests.audited import Bundles
+    from tests.bundle_fixtures import Bundles
 
     return Bundles(tmp_path_factory.mktemp("audited"))
 
@@ -84,7 +91,7 @@ def examples(tmp_path_factory):
     """What the shipped recipes of data in the repository make, by the name of the recipe."""
     import glprune
 
-    root, folder = Path(__file__).parent.parent, tmp_path_factory.mktemp("examples")
+    root, folder = ROOT, tmp_path_factory.mktemp("examples")
     models = {"german_credit": "german_credit", "german_credit_policy": "german_credit", "mnist": "mnist"}
     return {
         name: glprune.run(
