@@ -33,6 +33,7 @@ penalty: {inputs: {strength: 1.0}, hidden: {strength: 0.1}}
 target: {max_features: 8}
 train: {epochs: 1, n_lambdas: 2, batch_size: 256, n_stages: 1, full_batch_steps: 3, lr: 0.01}
 refit: {epochs: 1, batch_size: 256}
+export: {exporter: torchscript}
 """
 TIMED = {"report.json", "report.html", "report.md", "MANIFEST.json"}
 

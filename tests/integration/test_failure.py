@@ -37,7 +37,7 @@ penalty: {hidden: {strength: 1}}
 target: {max_features: 3, max_hidden: 9, round_to: auto}
 train: {epochs: 2, n_lambdas: 4, batch_size: 64, full_batch_steps: 2, n_stages: 1, precision: bf16}
 refit: {epochs: 2, batch_size: 64}
-export: {quantize: int8}
+export: {quantize: int8, exporter: torchscript}
 seed: 1
 """
 SCRIPT = """

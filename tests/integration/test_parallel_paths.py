@@ -21,6 +21,7 @@ penalty: {inputs: {strength: 1.0}, hidden: {strength: 1.0}, input_strengths: [0.
 target: {macs: "40%"}
 train: {epochs: 2, n_lambdas: 4, batch_size: all, full_batch_steps: 3, n_stages: 2}
 refit: {epochs: 2}
+export: {exporter: torchscript}
 workers: {engine: local, processes: 2}
 """
 

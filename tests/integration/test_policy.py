@@ -59,6 +59,7 @@ penalty: {inputs: {strength: 1.0}}
 target: {max_features: 3}
 train: {epochs: 3, n_lambdas: 4, batch_size: all, full_batch_steps: 10, n_stages: 2}
 refit: {epochs: 10}
+export: {exporter: torchscript}
 seed: 3
 """
 

@@ -40,6 +40,7 @@ penalty: {hidden: {strength: 1}}
 target: {max_features: 3, max_hidden: 5}
 train: {epochs: 2, n_lambdas: 4, batch_size: 64, full_batch_steps: 4, n_stages: 2}
 refit: {epochs: 3}
+export: {exporter: torchscript}
 seed: 1
 """
 TIMES = ("timing", "latency")

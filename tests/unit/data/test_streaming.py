@@ -411,6 +411,7 @@ penalty: {inputs: {strength: 1.0}}
 target: {max_features: 3}
 train: {epochs: 2, n_lambdas: 4, batch_size: 32, full_batch_steps: 5, n_stages: 2}
 refit: {epochs: 3, batch_size: 32}
+export: {exporter: torchscript}
 policy: {protected: [group]}
 seed: 3
 """

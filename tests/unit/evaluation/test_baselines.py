@@ -51,6 +51,7 @@ data: {file: data.parquet, target: y}
 target: {max_features: 3}
 train: {epochs: 10, n_lambdas: 10, batch_size: all, lambda_min_ratio: 0.05, full_batch_steps: 10}
 refit: {epochs: 15, start: trained}
+export: {exporter: torchscript}
 report: {baselines: true}
 seed: 3
 """

@@ -41,6 +41,7 @@ data: {file: data.parquet, target: y}
 target: {max_features: 3}
 train: {epochs: 3, n_lambdas: 5, batch_size: 64, lambda_min_ratio: 0.1, full_batch_steps: 5}
 refit: {epochs: 5}
+export: {exporter: torchscript}
 stability: {n_resamples: 6, drop_cost: true, threshold: 0.8}
 workers: {engine: local, processes: 2}
 seed: 1

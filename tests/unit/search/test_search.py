@@ -29,6 +29,7 @@ penalty: {inputs: {strength: 1.0}, hidden: {strength: 1.0}, input_strengths: [1.
 target: {max_features: 3}
 train: {epochs: 2, n_stages: 3, n_lambdas: 4, full_batch_steps: 5}
 refit: {epochs: 15}
+export: {exporter: torchscript}
 """
 
 
