@@ -22,6 +22,8 @@ QUICK = [
     "train.full_batch_steps=2",
     "--set",
     "refit.epochs=2",
+    "--set",
+    "export.exporter=torchscript",
 ]
 
 
