@@ -11,7 +11,9 @@ from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of every test process and of those it starts; before PyTorch is read
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # of every test process and of those it starts; before PyTorch is read
 import torch
 from filelock import FileLock
 

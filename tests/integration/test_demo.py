@@ -8,8 +8,8 @@ import zipfile
 import pytest
 from click.testing import CliRunner
 
-from glprune.cli import main
 from glprune.cli.demo import DEMOS
+from glprune.cli.main import main
 from tests.paths import ROOT
 
 
@@ -66,7 +66,7 @@ def installed(tmp_path_factory):
 SCRIPT = """
 import sys
 import glprune
-from glprune.cli import main
+from glprune.cli.main import main
 assert glprune.__file__.startswith(sys.argv.pop(1)), glprune.__file__
 main()
 """

@@ -278,7 +278,7 @@ def test_asking_changes_neither_the_file_nor_its_figures_and_repeats(result, fol
     assert plain.report.baselines is None
     assert (plain.bundle / "model.onnx").read_bytes() == (result.bundle / "model.onnx").read_bytes()
     assert plain.report.performance == result.report.performance
-    assert "Against simpler selections" not in (plain.bundle / "report.html").read_text()
+    assert "Comparison with simpler selections" not in (plain.bundle / "report.html").read_text()
     assert not any("simpler" in s for s in headline(plain.report))
     assert planted(folder, "again").report.baselines == result.report.baselines
 
@@ -295,7 +295,7 @@ def test_page_and_command_show_the_comparison(result, capsys):
     from glprune.cli.console import print_report
 
     page = (result.bundle / "report.html").read_text()
-    assert "Against simpler selections</h2>" in page
+    assert "Comparison with simpler selections</h2>" in page
     print_report(Console(width=80), result.report, "bundle")
     printed = capsys.readouterr().out
     for baseline in result.report.baselines.results:

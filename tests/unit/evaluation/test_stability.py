@@ -263,11 +263,11 @@ def test_report_json_fits_the_published_schema_and_the_page_shows_it(result):
     Draft202012Validator(report_schema()).validate(json.loads(text))
     page = (result.bundle / "report.html").read_text()
     for shown in (
-        "Kept in resamples",
+        "Resamples that kept it",
         "6 of 6",
-        "How stable the choice is",
-        "Over 6 resamples of half the training rows",
-        "What dropping one more feature costs",
+        "Stability of the selection",
+        "of 6 resamples of half the training rows",
+        "Cost of dropping one more feature",
         "nothing, refitted",
     ):
         assert shown in page
@@ -280,8 +280,8 @@ def test_a_report_without_the_measurement_says_so(result):
 
     plain = result.report.model_dump(by_alias=True) | {"stability": None, "drop_costs": None}
     page = render_html(Report.model_validate(plain))
-    assert "Kept in resamples" not in page
-    assert "What dropping" not in page
+    assert "Resamples that kept it" not in page
+    assert "Cost of dropping" not in page
 
 
 def test_progress_is_told_and_no_scratch_file_is_left(result, told):

@@ -142,15 +142,18 @@ def test_names_are_kept_whatever_the_size_where_the_recipe_says_so(ran):
 def test_the_report_says_what_the_file_holds_beside_its_parameters(ran):
     for name, verdict, said in (
         ("original", "within", "SHA-256 of their names, which are in input_schema.json."),
-        ("all names", "above", "It names its columns."),
+        ("all names", "above", "Its metadata names all columns."),
     ):
         report = ran(name).report
         beside = report.size.onnx_bytes_after - 4 * report.size.parameters_after
         sentence = file_sentence(report)
-        assert f"4 for each parameter and {beside:,} more, {verdict} the limit of " in sentence
+        assert (
+            f"4 for each parameter and {beside:,} for graph and metadata. That is {verdict} the limit of "
+            in sentence
+        )
         assert sentence.endswith(said)
         assert sentence in render_html(report, pictures=False)
-        assert "| beside 4 for each parameter | " in (ran(name).bundle / "report.md").read_text()
+        assert "| of which graph and metadata | " in (ran(name).bundle / "report.md").read_text()
 
 
 def test_the_digested_file_computes_the_same(ran):

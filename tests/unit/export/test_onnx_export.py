@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from glprune.audit.checks.graph import Expected, check_graph
+from glprune.audit.checks.graph import ExpectedGraph, ExpectedInput, check_graph
 from glprune.errors import ModelError
 from glprune.export import exporters
 from glprune.export import onnx_export as module
@@ -119,8 +119,8 @@ def test_an_auditor_finds_thousands_of_kept_columns_in_a_gather(tmp_path, export
     network = ColumnSelector(nn.Linear(9000, 2), (kept,), (1,))
     export(network, (torch.randn(4, 18_000),), tmp_path / "m.onnx")
     raw = (tmp_path / "m.onnx").read_bytes()
-    expected = Expected("x", 1, 18_000, tuple(kept.tolist()))
-    assert check_graph(onnx.load_from_string(raw), raw, [expected], ["prediction"], 18) == []
+    given = ExpectedInput("x", 1, 18_000, tuple(kept.tolist()))
+    assert check_graph(onnx.load_from_string(raw), raw, ExpectedGraph([given], ["prediction"], 18)) == []
 
 
 def test_a_single_number_may_be_an_index_or_what_is_selected_from(tmp_path):

@@ -156,7 +156,7 @@ def test_a_bundle_that_was_changed_is_not_served(audited, tmp_path):
     model = changed.model()
     model.producer_name = "somebody"
     changed.put(model)
-    with pytest.raises(UsageError, match=r"not served: model\.onnx"):
+    with pytest.raises(UsageError, match=r"not exported: model\.onnx"):
         write_triton(changed.folder, tmp_path / "models", "credit")
 
 

@@ -166,11 +166,11 @@ def test_auto_keeps_the_widths_that_are_faster_and_says_by_how_much(folder, monk
     assert first.after < 12
     assert (first.after == 8) == (multiple == 8)
     said = (result.bundle / "report.md").read_text()
-    assert ("rounded up to multiples of 8, with which" in said) == (multiple == 8)
-    assert f"{speedup:.2f} times as fast at batch 7" in said
+    assert ("were rounded up to multiples of 8" in said) == (multiple == 8)
+    assert f"{speedup:.2f} times as fast at batch size 7" in said
     assert verify(result.bundle, isolated=False).exit_code == 0
     wrong = result.report.model_copy(update={"widths": widths.model_copy(update={"round_to": 9 - multiple})})
-    assert any(f.where == "/widths/multiple" for f in check_consistency(wrong, None, {}))
+    assert any(f.where == "/widths/round_to" for f in check_consistency(wrong, None, {}))
 
 
 @pytest.mark.parametrize("stop", ["refit 1", "export"])

@@ -58,7 +58,7 @@ def test_rules_are_read_strictly():
 
 def test_the_page_names_every_rule_its_date_and_its_sources():
     page = render_html(report(["a", "b", "c"]), pictures=False)
-    assert "no legal advice" in page
+    assert "not legal advice" in page
     assert regulations().as_of in page
     for text in (text for rule in RULES for text in (rule.status_date, *(s.url for s in rule.sources))):
         assert text in page
@@ -84,7 +84,7 @@ def test_every_key_of_a_report_is_shown_in_a_section_or_on_the_first_page():
         "purpose",
         "warnings",
         "not_measured",
-        "halvings",
+        "lr_halvings",
     }
 
 
