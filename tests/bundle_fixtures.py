@@ -61,6 +61,7 @@ data: {file: data.parquet, target: y, features: ["?"], exclude: [y], feature_gro
        standardize: train}
 penalty: {inputs: {strength: 1.0}, hidden: {strength: 0.3}}
 target: {max_features: 3}
+export: {exporter: torchscript}
 """
 RULED = (
     PLAIN

@@ -197,6 +197,7 @@ model:
 data: {{file: data.parquet, target: y, standardize: train, feature_groups: {{both: [n4, n5]}}}}
 target: {target}
 penalty: {{inputs: {{strength: 1}}, hidden: {{strength: 0.1}}}}
+export: {{exporter: torchscript}}
 """
 
 
@@ -248,7 +249,9 @@ def test_an_input_whose_features_all_die_keeps_one_column_and_the_report_says_so
 
 
 def test_original_signature_takes_all_columns_of_every_input(folder):
-    text = PAIR.format(name="Pair", target="{max_features: 2}") + "export: {signature: original}\n"
+    text = PAIR.format(name="Pair", target="{max_features: 2}").replace(
+        "exporter: torchscript", "signature: original"
+    )
     result = run(folder, "Pair", text, "wide")
     assert [i.columns for i in result.report.export.inputs] == [["n3", "n0", "n1"], ["n4", "n5"]]
     session = ort.InferenceSession(result.bundle / "model.onnx")
@@ -376,6 +379,7 @@ model: {factory: "network.py:Many", outputs: [side, score]}
 data: {file: data.parquet, features: ["n*"]}
 target: {max_drop: {metric: r2, amount: 0.6}}
 penalty: {inputs: {strength: 1}, hidden: {strength: 0.1}}
+export: {exporter: torchscript}
 """
 
 

@@ -192,6 +192,7 @@ def test_a_folder_of_parquet_files_is_one_table(tmp_path):
     assert sum(s.rows for s in (data.train, data.valid, data.test)) == 80
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_columns_load(tmp_path):
     matrix = np.random.default_rng(0).normal(size=(40, 100_000)).astype(np.float32)
     names = [f"x{i}" for i in range(matrix.shape[1])]

@@ -127,7 +127,10 @@ def results(tmp_path_factory):
         patch.setattr(pipeline, "LATENCY_BATCHES", (1,))
         return {
             signature: glprune.run(
-                load_recipe(folder / "plain.yaml", ["export.quantize=int8", f"export.signature={signature}"]),
+                load_recipe(
+                    folder / "plain.yaml",
+                    ["export.exporter=auto", "export.quantize=int8", f"export.signature={signature}"],
+                ),
                 folder / "plain.pt",
                 folder / signature,
             )

@@ -43,6 +43,7 @@ def zeroed(
     return twin, dead_units(twin, sets)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=CASES,
     derandomize="GLPRUNE_CASES" not in os.environ,
@@ -91,6 +92,7 @@ def _count(sets: list[UnitSet], cut: dict[str, int], worst: float) -> None:
     TALLY.difference = max(TALLY.difference, worst)
 
 
+@pytest.mark.slow
 def test_enough_random_networks_were_run_and_most_sets_could_be_cut() -> None:
     if not TALLY.cases:
         pytest.skip("the random networks were not run in this session")
