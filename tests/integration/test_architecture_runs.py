@@ -158,6 +158,7 @@ def check_reload(folder, name, result, rows):
             np.testing.assert_allclose(network(*given).numpy(), session.run(None, feed)[0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_codes_behind_tables_of_their_own_leave_the_file_and_a_constant_takes_their_place(folder):
     result = run(folder, "codes")
     report = result.report
@@ -174,6 +175,7 @@ def test_codes_behind_tables_of_their_own_leave_the_file_and_a_constant_takes_th
     check_reload(folder, "codes", result, (torch.randn(7, widths[0]), torch.randint(0, 5, (7, widths[1]))))
 
 
+@pytest.mark.slow
 def test_the_wide_file_ignores_removed_codes_and_numbers(folder):
     result = run(folder, "codes", ["export.signature=original"], "-wide")
     session = ort.InferenceSession(result.bundle / "model.onnx")
@@ -190,6 +192,7 @@ def test_the_wide_file_ignores_removed_codes_and_numbers(folder):
     np.testing.assert_array_equal(session.run(None, {"numbers": numbers, "codes": codes})[0], before)
 
 
+@pytest.mark.slow
 def test_a_bidirectional_lstm_of_two_layers_loses_channels_and_units_in_one_width(folder):
     result = run(folder, "recurrent")
     report = result.report
@@ -201,6 +204,7 @@ def test_a_bidirectional_lstm_of_two_layers_loses_channels_and_units_in_one_widt
     check_reload(folder, "recurrent", result, (torch.randn(7, 6, len(kept(report))),))
 
 
+@pytest.mark.slow
 def test_a_fused_attention_loses_whole_heads_and_its_head_count_follows(folder):
     result = run(
         folder,
@@ -218,6 +222,7 @@ def test_a_fused_attention_loses_whole_heads_and_its_head_count_follows(folder):
     check_reload(folder, "transformer", result, (torch.randn(7, 6, 5),))
 
 
+@pytest.mark.slow
 def test_units_under_layernorm_are_cut_where_the_recipe_allows_it_and_the_change_is_shown(folder):
     changes = [
         "allow_inexact=true",

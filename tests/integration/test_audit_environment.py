@@ -41,6 +41,7 @@ def run(environment, name, *args):
     )
 
 
+@pytest.mark.slow
 def test_the_environment_has_no_pytorch(environment):
     code = "import glprune, glprune.audit.verify, importlib.util as u; print(glprune.__file__, u.find_spec('torch'))"
     done = run(environment, "python", "-c", code)
@@ -49,6 +50,7 @@ def test_the_environment_has_no_pytorch(environment):
     assert str(environment.parent) in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["slim", "wide", "mixed", "recurrent"])
 def test_a_bundle_verifies_in_it(name, environment, audited):
     done = run(environment, "glprune", "verify", audited[name])
@@ -57,6 +59,7 @@ def test_a_bundle_verifies_in_it(name, environment, audited):
     assert "matplotlib is not installed" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["german_credit", "german_credit_policy", "mnist"])
 def test_the_examples_verify_in_it(name, environment, examples):
     done = run(environment, "glprune", "verify", examples[name].bundle)
@@ -64,6 +67,7 @@ def test_the_examples_verify_in_it(name, environment, examples):
     assert done.stdout.startswith("verified (unsigned)")
 
 
+@pytest.mark.slow
 def test_tampering_is_caught_in_it(environment, audited, tmp_path):
     shutil.copytree(audited["slim"], tmp_path / "bundle")
     with (tmp_path / "bundle" / "model.onnx").open("ab") as stream:
@@ -73,6 +77,7 @@ def test_tampering_is_caught_in_it(environment, audited, tmp_path):
     assert "C2 model.onnx" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_key_is_made_and_a_bundle_signed_in_it(environment, audited, tmp_path):
     shutil.copytree(audited["slim"], tmp_path / "bundle")
     assert run(environment, "glprune", "keygen", tmp_path / "key").returncode == 0
@@ -82,6 +87,7 @@ def test_a_key_is_made_and_a_bundle_signed_in_it(environment, audited, tmp_path)
     assert done.stdout.startswith("verified (signed by producer")
 
 
+@pytest.mark.slow
 def test_a_run_in_it_says_what_is_missing(environment):
     done = run(environment, "glprune", "run", "recipe.yaml", "model.pt")
     assert done.returncode == 2

@@ -30,6 +30,7 @@ def benchmark(monkeypatch):
             del sys.modules[name]
 
 
+@pytest.mark.slow
 def test_steps_under_the_penalty_are_timed_beside_plain_ones(benchmark, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
     import path_steps
@@ -46,6 +47,7 @@ def test_steps_under_the_penalty_are_timed_beside_plain_ones(benchmark, tmp_path
         assert calls["aten::addmm"] == 3  # layers
 
 
+@pytest.mark.slow
 def test_half_of_a_network_is_cut_and_timed(benchmark, tmp_path):
     out = tmp_path / "removal.json"
     benchmark("removal", "--cases", "four layers of 256", "--out", out)
@@ -55,6 +57,7 @@ def test_half_of_a_network_is_cut_and_timed(benchmark, tmp_path):
     assert record["difference"] < 1e-5
 
 
+@pytest.mark.slow
 def test_a_wide_run_finds_the_planted_features(benchmark, tmp_path):
     out = tmp_path / "wide.json"
     benchmark("wide_inputs", "--columns", 60, "--threads", 1, "--work", tmp_path / "wide", "--out", out)
@@ -62,6 +65,7 @@ def test_a_wide_run_finds_the_planted_features(benchmark, tmp_path):
     assert (record["kept"], record["true"]) == (10, 10)
 
 
+@pytest.mark.slow
 def test_streamed_epochs_are_timed_beside_those_in_memory(benchmark, tmp_path, capsys):
     benchmark("streaming", "make", tmp_path / "large", "--rows", 2000)
     benchmark("streaming", "rate", tmp_path / "large", "--epochs", 1, "--buffer", 4)

@@ -116,12 +116,14 @@ def page():
     return render_html(report([*HOSTILE, *(f"feature_{i}" for i in range(60))], removed=40))
 
 
+@pytest.mark.slow
 def test_the_listener_hears_a_page_that_reaches_out(browser):
     _, heard = browser.run(f"<!doctype html><title>still</title>{REACHING_OUT}", "--dump-dom")
     wanted = ("image.png", "frame.html", "style.css", "script.js", "import.css", "back.png", "picture.png")
     assert [name for name in wanted if not any(f"{OUTSIDE}/{name}" in line for line in heard)] == []
 
 
+@pytest.mark.slow
 def test_no_request_leaves_the_page(browser, page):
     dom, heard = browser.run(page, "--dump-dom")
     assert "Not measured" in dom
@@ -129,6 +131,7 @@ def test_no_request_leaves_the_page(browser, page):
     assert heard == []
 
 
+@pytest.mark.slow
 def test_the_policy_of_the_page_holds_back_whatever_else_gets_into_it(browser, page):
     start = page.index("<header>")
     dom, heard = browser.run(page[:start] + REACHING_OUT + page[start:], "--dump-dom")
@@ -137,6 +140,7 @@ def test_the_policy_of_the_page_holds_back_whatever_else_gets_into_it(browser, p
     assert heard == []
 
 
+@pytest.mark.slow
 def test_it_prints_on_a4_with_the_findings_on_one_sheet(browser, page):
     sheets = browser.pages(page)
     assert set(sheets) == {(595, 842)}
@@ -145,11 +149,13 @@ def test_it_prints_on_a4_with_the_findings_on_one_sheet(browser, page):
     assert len(sheets) > 3
 
 
+@pytest.mark.slow
 def test_what_is_folded_on_the_screen_is_printed(browser, page):
     rule = re.search(r"^ *details::details-content .*\n", page, re.MULTILINE)[0]
     assert len(browser.pages(page)) > len(browser.pages(page.replace(rule, "")))
 
 
+@pytest.mark.slow
 def test_it_is_drawn_on_the_screen(browser, page):
     target = browser.folder / "page.png"
     _, heard = browser.run(page, f"--screenshot={target}", "--window-size=1100,1600")

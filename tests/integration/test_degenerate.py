@@ -86,6 +86,7 @@ RECIPE = {
         "lr": 0.01,
     },
     "refit": {"epochs": 2},
+    "export": {"exporter": "torchscript"},
 }
 REGRESSION = {"task": "regression"}
 

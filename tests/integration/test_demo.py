@@ -72,6 +72,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_wheel_prunes_german_credit_in_an_empty_folder(installed, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(installed), "demo", "--out", "pruned"],

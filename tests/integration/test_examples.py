@@ -26,6 +26,7 @@ def test_german_credit_loses_five_features_and_no_more_than_a_hundredth_of_auroc
     assert auroc.final >= auroc.original - 0.01
 
 
+@pytest.mark.slow
 def test_mnist_keeps_150_pixels_a_quarter_of_the_neurons_and_the_accuracy_within_a_point(mnist):
     assert sum(f.status == "kept" for f in mnist.features) <= 150
     assert sum(h.after for h in mnist.hidden) < 0.25 * sum(h.before for h in mnist.hidden)
@@ -33,7 +34,7 @@ def test_mnist_keeps_150_pixels_a_quarter_of_the_neurons_and_the_accuracy_within
     assert accuracy.final >= accuracy.original - 0.01
 
 
-@pytest.mark.parametrize("name", ["credit", "mnist"])
+@pytest.mark.parametrize("name", ["credit", pytest.param("mnist", marks=pytest.mark.slow)])
 def test_every_removed_group_is_certified_or_the_report_warns(name, request):
     report = request.getfixturevalue(name)
     worst = max(point.kkt_zero for point in report.path if point.selected)
@@ -53,6 +54,7 @@ def test_the_policys_example_drops_what_it_must_and_all_derived_from_it(examples
     assert {a.name for a in report.segments.attributes} == {"age", "foreign_worker"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "longest"), [("german_credit", 3.0), ("mnist", 8.0)])
 def test_an_example_killed_at_twenty_random_moments_makes_the_same_bundle(examples, tmp_path, name, longest):
     recipe, model = ROOT / "recipes" / f"{name}.yaml", ROOT / "examples" / name / "model.pt"

@@ -145,6 +145,7 @@ def found(folder):
     return [json.loads((folder / f"found.{rank}.json").read_text()) for rank in range(2)]
 
 
+@pytest.mark.slow
 def test_the_support_is_that_of_one_process_whatever_the_recipe_asks_beside(folder, found, monkeypatch):
     monkeypatch.setattr(search.LatencyMeter, "against", fixed_clock(1.2))
     one = glprune.run(folder / "recipe.yaml", folder / "model.pt", folder / "one").report
@@ -160,6 +161,7 @@ def test_the_support_is_that_of_one_process_whatever_the_recipe_asks_beside(fold
     assert verify(folder / "whole", isolated=False).exit_code == 0
 
 
+@pytest.mark.slow
 def test_weights_and_gradients_stay_float32_where_passes_are_bf16(found):
     assert [process["types"] for process in found] == [["torch.float32"]] * 2
 
@@ -186,6 +188,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_what_ends_one_process_ends_all_and_the_first_says_so_in_one_line(found, case):
     first, second, message = CASES[case]
@@ -199,6 +202,7 @@ def test_what_ends_one_process_ends_all_and_the_first_says_so_in_one_line(found,
         assert found[1][case] == [second, [], there, True]
 
 
+@pytest.mark.slow
 def test_stopped_processes_go_on_to_what_undisturbed_ones_find(folder, found):
     assert [process["nothing --resume"] for process in found] == [[0, [], ["out"], s] for s in (False, True)]
     assert digest(folder / "out" / "model.onnx") == digest(folder / "whole" / "model.onnx")

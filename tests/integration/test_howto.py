@@ -15,6 +15,7 @@ def readers(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_how_to_runs_from_top_to_bottom(page, readers, tmp_path):
     if missing(page):

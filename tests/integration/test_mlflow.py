@@ -102,6 +102,7 @@ def expected(bundle, given):
     )[0]
 
 
+@pytest.mark.slow
 def test_a_run_is_logged_whole_and_serves_frames_that_still_have_all_columns(tracking_server, audited):
     result = result_of(audited["slim"])
     report = result.report
@@ -140,6 +141,7 @@ def kept(report):
     return [f for f in report.features if f.status == "kept"]
 
 
+@pytest.mark.slow
 def test_the_served_model_needs_neither_glprune_nor_torch(tracking_server, audited, tmp_path):
     result = result_of(audited["slim"])
     with mlflow.start_run():
@@ -164,6 +166,7 @@ numpy.save({str(tmp_path / "out.npy")!r}, model.predict(pandas.read_csv({str(tmp
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected(result.bundle, given), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["wide", "mixed", "recurrent"])
 def test_files_of_other_shapes_are_fed_by_name_too(audited, name):
     result = result_of(audited[name])
@@ -192,6 +195,7 @@ def test_files_of_other_shapes_are_fed_by_name_too(audited, name):
     assert names == [c for c, read in columns.items() if read]
 
 
+@pytest.mark.slow
 def test_names_of_columns_never_become_names_of_parameters():
     recipe = {"train": {"lr": 0.1}, "data": {"feature_groups": {"a=b/../c": ["x"]}}, "notes": "y" * 7000}
     found = integration.parameters(recipe)
@@ -200,6 +204,7 @@ def test_names_of_columns_never_become_names_of_parameters():
     assert len(found["notes"]) == 6000
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_logged_as_failed_and_an_unknown_run_is_one_line(tracking_server, monkeypatch):
     names = []
 

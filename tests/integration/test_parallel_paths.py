@@ -59,7 +59,9 @@ def worth_it(monkeypatch):
     monkeypatch.setattr(search, "_WORTH", 0.0)
 
 
-@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.with_ray)])
+@pytest.mark.parametrize(
+    "engine", ["local", pytest.param("ray", marks=[pytest.mark.with_ray, pytest.mark.slow])]
+)
 def test_paths_side_by_side_are_those_one_after_another(folder, alone, tmp_path, worth_it, engine):
     if engine == "ray":
         need("ray")

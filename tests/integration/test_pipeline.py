@@ -53,6 +53,7 @@ def folder(tmp_path_factory):
     pq.write_table(pa.table(columns), folder / "data.parquet")
     (folder / "network.py").write_text(NETWORK)
     (folder / "recipe.yaml").write_text(RECIPE)
+    (folder / "quick.yaml").write_text(RECIPE + "export: {exporter: torchscript}\n")
     scope: dict = {}
     exec(NETWORK, scope)
     torch.manual_seed(0)
@@ -211,7 +212,7 @@ def test_original_signature_keeps_the_width_and_ignores_dropped_columns(folder):
 
 
 def test_lambda_zero_changes_nothing_but_the_fine_tuning(folder):
-    recipe = load_recipe(folder / "recipe.yaml", ["target={lambda: 0}"])
+    recipe = load_recipe(folder / "quick.yaml", ["target={lambda: 0}"])
     result = glprune.run(recipe, folder / "model.pt", folder / "zero")
     assert all(f.status == "kept" for f in result.report.features)
     assert [p.lam for p in result.report.path] == [0.0]
@@ -220,7 +221,7 @@ def test_lambda_zero_changes_nothing_but_the_fine_tuning(folder):
 
 
 def test_a_huge_lambda_is_refused_as_removing_every_input(folder):
-    recipe = load_recipe(folder / "recipe.yaml", ["target={lambda: 1000}"])
+    recipe = load_recipe(folder / "quick.yaml", ["target={lambda: 1000}"])
     with pytest.raises(glprune.TargetError, match="removes every input") as caught:
         glprune.run(recipe, folder / "model.pt", folder / "huge")
     assert caught.value.exit_code == 5
@@ -229,7 +230,7 @@ def test_a_huge_lambda_is_refused_as_removing_every_input(folder):
 
 
 def test_max_drop_holds_on_the_validation_split_after_the_refit(folder):
-    recipe = load_recipe(folder / "recipe.yaml", ["target={max_drop: {metric: auroc, amount: 0.05}}"])
+    recipe = load_recipe(folder / "quick.yaml", ["target={max_drop: {metric: auroc, amount: 0.05}}"])
     result = glprune.run(recipe, folder / "model.pt", folder / "drop")
     selected = [p for p in result.report.path if p.selected][-1]
     assert selected.refit_metric is not None
@@ -238,7 +239,7 @@ def test_max_drop_holds_on_the_validation_split_after_the_refit(folder):
 
 
 def test_max_hidden_runs_a_second_path_over_hidden_units_alone(folder):
-    recipe = load_recipe(folder / "recipe.yaml", ["target.max_hidden=6"])
+    recipe = load_recipe(folder / "quick.yaml", ["target.max_hidden=6"])
     result = glprune.run(recipe, folder / "model.pt", folder / "staged")
     assert 0 < sum(h.after for h in result.report.hidden) <= 6
     kinds = [s.penalised for s in result.report.stages]
@@ -310,7 +311,7 @@ def test_every_penalty_leaves_a_proved_network_and_a_report_that_names_it(folder
     few = ["train.n_lambdas=6", "train.epochs=10", "refit.epochs=5"]
     out = folder / facts["kind"]
     report = glprune.run(
-        load_recipe(folder / "recipe.yaml", [*changes, *few]), folder / "model.pt", out
+        load_recipe(folder / "quick.yaml", [*changes, *few]), folder / "model.pt", out
     ).report
     assert report.penalty.model_dump() == facts
     assert words in (out / "report.html").read_text()
@@ -329,7 +330,7 @@ def test_the_sparse_group_lasso_zeroes_weights_of_features_that_stay(folder):
         "refit.epochs=0",
         "target={lambda: 0.005}",
     ]
-    run = glprune.run(load_recipe(folder / "recipe.yaml", changes), folder / "model.pt", folder / "elements")
+    run = glprune.run(load_recipe(folder / "quick.yaml", changes), folder / "model.pt", folder / "elements")
     weights = load_file(run.bundle / "model.safetensors")
     first = next(w for w in weights.values() if w.ndim == 2)
     assert ((first == 0).any(dim=1) & (first != 0).any(dim=1)).any()
@@ -358,9 +359,9 @@ def test_inputs_under_layernorm_are_refused_and_hidden_units_can_still_go(folder
     torch.save(scope["build"]().state_dict(), folder / "normed.pt")
     changes = ["model.factory=normed.py:build", "target={lambda: 0.05}"]
     with pytest.raises(glprune.ModelError, match="LayerNorm 'norm' mixes the units") as caught:
-        glprune.run(load_recipe(folder / "recipe.yaml", changes), folder / "normed.pt", folder / "normed")
+        glprune.run(load_recipe(folder / "quick.yaml", changes), folder / "normed.pt", folder / "normed")
     assert caught.value.exit_code == 3
-    recipe = load_recipe(folder / "recipe.yaml", [*changes, "penalty={inputs: null, hidden: {strength: 1}}"])
+    recipe = load_recipe(folder / "quick.yaml", [*changes, "penalty={inputs: null, hidden: {strength: 1}}"])
     report = glprune.run(recipe, folder / "normed.pt", folder / "normed").report
     assert all(f.status == "kept" for f in report.features)
     assert report.hidden[0].after < 12
@@ -371,7 +372,7 @@ def test_inputs_under_layernorm_are_refused_and_hidden_units_can_still_go(folder
 def test_every_hidden_unit_gone_leaves_one_and_the_file_still_runs(folder):
     changes = ["penalty={inputs: null, hidden: {strength: 1}}", "target={lambda: 5}", "refit.epochs=0"]
     report = glprune.run(
-        load_recipe(folder / "recipe.yaml", changes), folder / "model.pt", folder / "flat"
+        load_recipe(folder / "quick.yaml", changes), folder / "model.pt", folder / "flat"
     ).report
     assert [h.after for h in report.hidden] == [1, 1]
     assert report.refit is None

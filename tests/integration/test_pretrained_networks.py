@@ -65,6 +65,7 @@ def packaged(request, tmp_path_factory):
     return request.param, script(request.param, "get_weights").main(out=path)
 
 
+@pytest.mark.slow
 def test_every_layer_is_planned_and_half_of_all_units_go_without_a_trace(packaged):
     name, weights = packaged
     job = prepare(load_recipe(ROOT / "recipes" / f"{name}.yaml"), weights, False, lambda event: None)
@@ -84,6 +85,7 @@ def test_every_layer_is_planned_and_half_of_all_units_go_without_a_trace(package
     assert difference(outputs(dense, fresh), slim) <= 1e-5
 
 
+@pytest.mark.slow
 def test_a_short_run_without_labels_ships_a_slim_file_that_agrees_with_the_original(packaged, tmp_path):
     name, weights = packaged
     short = {"crepe": ["target={lambda: 3e-6}"], "speaker_encoder": ["target={lambda: 1e-3}"]}[name]

@@ -138,6 +138,7 @@ def test_two_processes_find_the_support_of_one_along_the_same_path(both, folder)
     )
 
 
+@pytest.mark.slow
 def test_accelerate_starts_them_too_and_the_first_alone_writes(both, folder, tmp_path):
     need("accelerate")
     arguments = [

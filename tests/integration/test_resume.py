@@ -98,6 +98,7 @@ def steps(out):
     return len(json.loads(checkpoints(unfinished_path(out))[-1].read_text())["content"]["records"])
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_where_an_undisturbed_one_does(
     folder, undisturbed, tmp_path, monkeypatch, every_step
 ):
@@ -153,6 +154,7 @@ def test_what_a_stopped_run_has_done_is_not_done_again(folder, tmp_path, every_s
     assert resumed == len(calls) - resumed
 
 
+@pytest.mark.slow
 def test_resamples_and_drop_costs_that_were_done_stay_done(folder, tmp_path, every_step):
     firm = ("stability={n_resamples: 4, drop_cost: true}", "workers.processes=1")
     whole = facts(run(folder, tmp_path / "whole", *firm).bundle)
@@ -337,6 +339,7 @@ def no_file_above(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [500, 3_000, 20_000])
 def test_a_full_disk_is_one_line_and_loses_nothing(folder, undisturbed, tmp_path, size, every_step):
     out = tmp_path / "out"
@@ -355,6 +358,7 @@ def test_a_place_that_cannot_be_written_is_one_line(folder, parent):
         run(folder, Path(parent) / "out")
 
 
+@pytest.mark.slow
 def test_a_small_file_system_that_runs_full_loses_nothing(folder, undisturbed, tmp_path, every_step):
     small = tmp_path / "small"
     small.mkdir()
@@ -379,6 +383,7 @@ def test_a_small_file_system_that_runs_full_loses_nothing(folder, undisturbed, t
 # --- signals -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
