@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from features import machine, versions
-from steps import SUBJECTS, profiled, timed
+from path_steps import SUBJECTS, profiled, timed
 from table import aligned
 from torch import nn
 

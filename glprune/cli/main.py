@@ -41,7 +41,7 @@ _EPILOG = (
 )
 _LONGEST = 2000  # characters of a message; names in it may be of any length
 # what `pip install --no-deps glprune` and the auditor's list leave out
-_NOT_FOR_AUDITORS = ("torch", "torch_pruning", "pyarrow", "scipy", "torchmetrics", "onnxscript", "matplotlib")
+_NOT_FOR_AUDITORS = ("torch", "torch_pruning", "pyarrow", "scipy", "onnxscript", "matplotlib")
 
 
 class _Group(click.Group):

@@ -18,9 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize
-from scipy.special import expit
-from scipy.stats import rankdata
 
 from glprune.data.protected import Attribute, segmented
 from glprune.data.splits import identity
@@ -225,6 +222,8 @@ def logistic(x: Floats, y: Floats, new: Floats) -> Floats:
         y: 0 or 1, shape (rows,).
         new: Rows to predict, shape (n_new, n_columns).
     """
+    from scipy.optimize import minimize  # noqa: PLC0415 - slow to import, and few runs need it
+    from scipy.special import expit  # noqa: PLC0415 - the same
 
     def loss(w: Floats) -> tuple[float, Floats]:
         z = x @ w[:-1] + w[-1]
@@ -240,6 +239,8 @@ def logistic(x: Floats, y: Floats, new: Floats) -> Floats:
 
 def auc(score: Floats, positive: NDArray[np.bool_]) -> float:
     """Area under the ROC curve, ties counted half; both shape (rows,)."""
+    from scipy.stats import rankdata  # noqa: PLC0415 - a second to import, and few runs need it
+
     hits = int(positive.sum())
     ranks = rankdata(score)[positive].sum()
     return float((ranks - hits * (hits + 1) / 2) / (hits * (len(positive) - hits)))

@@ -9,7 +9,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from glprune.model.outputs import leaves
 
 if TYPE_CHECKING:
     from glprune.data.splits import Inputs
+    from glprune.schema.recipe import ExporterChoice
 
 DynamicAxes = Mapping[str, Mapping[int, str]]
 BATCH = "batch"
@@ -122,10 +123,16 @@ def _output_axes(network: nn.Module, job: _Job) -> dict[str, dict[int, str]]:
     }
 
 
-_EXPORTERS: tuple[tuple[str, Callable[[_Job, Path], None]], ...] = (
+Exporter = tuple[str, Callable[[_Job, Path], None]]
+_EXPORTERS: tuple[Exporter, ...] = (
     ("dynamo", _dynamo),
     ("torchscript", _torchscript),
 )
+
+
+def chosen_exporters(choice: ExporterChoice, exporters: Sequence[Exporter]) -> list[Exporter]:
+    """The exporters a recipe's ``export.exporter`` allows, in the order they are tried."""
+    return [(name, export) for name, export in exporters if choice in ("auto", name)]
 
 
 @contextlib.contextmanager

@@ -54,5 +54,14 @@ class LatencyMeter:
     def _file(self, network: nn.Module, inputs: Inputs, name: str) -> OnnxFile:
         names, outputs, spec = self.job.input_names, self.job.outputs.names, self.job.recipe.export
         path = self.folder / name
-        export_onnx(network, inputs, names, outputs, path, opset=spec.opset, dynamic=spec.dynamic)
+        export_onnx(
+            network,
+            inputs,
+            names,
+            outputs,
+            path,
+            opset=spec.opset,
+            dynamic=spec.dynamic,
+            exporter=spec.exporter,
+        )
         return OnnxFile(path, self.threads)

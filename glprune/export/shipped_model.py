@@ -52,6 +52,7 @@ def write_onnx(
         metadata=metadata,
         limit=limit,
         dynamic=job.recipe.export.dynamic,
+        exporter=job.recipe.export.exporter,
     )
 
 

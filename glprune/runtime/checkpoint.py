@@ -171,7 +171,7 @@ class CheckpointLog:
         self._due = now + max(_SECONDS, (now - start) / _SHARE)
 
     def _content(self) -> dict[str, Any]:
-        records = [{"name": r.name, "asked": r.key, "facts": r.values, "file": r.file} for r in self._records]
+        records = [{"name": r.name, "key": r.key, "values": r.values, "file": r.file} for r in self._records]
         return {
             "format": _FORMAT,
             "identity": self.identity,

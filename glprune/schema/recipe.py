@@ -51,6 +51,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*$")]
 AxisNumber = Annotated[str, StringConstraints(pattern=r"^-?\d+$")]
 _PERCENT = r"^(100(\.0+)?|\d?[1-9](\.\d+)?|[1-9]0(\.\d+)?|00?\.0*[1-9]\d*)\s?%$"  # above 0, at most 100
 Budget = Annotated[str, StringConstraints(pattern=_PERCENT)] | Positive
+ExporterChoice = Literal["auto", "dynamo", "torchscript"]
 BatchSize = Annotated[int, Field(ge=1)] | Literal["all"]
 AUTO_MULTIPLE = 8  # floats of an AVX2 register; half of one of AVX-512
 FASTER = 0.02  # by which networks of such widths must be faster, beyond a clock's noise
@@ -532,6 +533,11 @@ class ExportSpec(Section):
         "BUNDLE.NAME (entry points of the group glprune.exporters).",
     )
     opset: Annotated[int, Field(ge=17, le=21)] = Field(18, description="ONNX operator set.")
+    exporter: ExporterChoice = Field(
+        "auto",
+        description="dynamo or torchscript: the PyTorch exporter to use. auto: dynamo, and torchscript where "
+        "dynamo fails or its file is too large. torchscript takes much less time for small networks.",
+    )
     names: Literal["auto", "all", "digest"] = Field(
         "auto",
         description="all: the ONNX file carries the names of its columns; digest: their number and SHA-256, "
