@@ -54,10 +54,10 @@ class _Drop(click.ParamType):
     "--max-drop", type=_Drop(), multiple=True, help="How much worse a test metric may be; repeatable."
 )
 @click.option(
-    "--must-drop", multiple=True, metavar="FIELD", help="A feature or column that must be gone; repeatable."
+    "--must-drop", multiple=True, metavar="FEATURE", help="A feature or column that must be gone; repeatable."
 )
 @click.option(
-    "--must-keep", multiple=True, metavar="FIELD", help="A feature or column that must be kept; repeatable."
+    "--must-keep", multiple=True, metavar="FEATURE", help="A feature or column that must be kept; repeatable."
 )
 @click.option("--max-features", type=click.IntRange(min=0), help="Most input features that may be left.")
 @click.option(

@@ -346,7 +346,7 @@ def schema(name: str) -> None:
     type=click.IntRange(1, 2**20),
     default=256,
     show_default=True,
-    help="Rows of one call at most.",
+    help="Largest batch, in rows, that the server may form from several requests.",
 )
 def export_server(
     bundle: Path, triton: Path | None, kserve: Path | None, name: str | None, storage_uri: str, max_batch: int

@@ -159,7 +159,7 @@ def save_model(path: str, mlflow_model: Any, bundle: Path, signature: Any = None
     import onnxruntime
     import pandas
 
-    from glprune.integrations import mlflow_model
+    from glprune.integrations import mlflow_model as flavour_module
 
     needed = [f"{package.__name__}=={package.__version__}" for package in (numpy, onnx, onnxruntime, pandas)]
     mlflow.onnx.save_model(
@@ -167,13 +167,13 @@ def save_model(path: str, mlflow_model: Any, bundle: Path, signature: Any = None
         path,
         mlflow_model=mlflow_model,
         signature=signature,
-        code_paths=[mlflow_model.__file__],
+        code_paths=[flavour_module.__file__],
         pip_requirements=[f"mlflow=={mlflow.__version__}", *needed],
         save_as_external_data=False,
     )
     shutil.copy(bundle / bundles.CONTRACT, path)
     # nothing but the loader differs from the flavour MLflow wrote
-    mlflow_model.flavors["python_function"] |= {"loader_module": "served", "data": "."}
+    mlflow_model.flavors["python_function"] |= {"loader_module": "mlflow_model", "data": "."}
     mlflow_model.metadata = {"glprune.model_sha256": bundles.digest(bundle / bundles.ONNX)}
     mlflow_model.save(str(Path(path) / "MLmodel"))
 
