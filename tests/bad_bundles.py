@@ -197,7 +197,7 @@ REFUSED = [
     Bad("rules are a pipe", "verify bundle --policy pipe", 2, "pipe is a pipe or device, not a file; name a YAML file.", lambda f: os.mkfifo(f / "pipe")),
     Bad("rules are a bomb", "verify bundle --policy r.yaml", 2, "r.yaml:1: " + NOT_ALLOWED.format("&a"), content(LAUGHS, "r.yaml")),
     Bad("rules with a tag that runs code", "verify bundle --policy r.yaml", 2, "r.yaml:1: " + NOT_ALLOWED.format("!!python/name:os.system"), content("must_drop: !!python/name:os.system\n", "r.yaml")),
-    Bad("rules with a huge number", "verify bundle --policy r.yaml", 2, "r.yaml:1: 9999999999999999999999999999999999999999 does not fit 64 bits; take a smaller number.", content(f"must_drop: [{'9' * 5000}]\n", "r.yaml")),
+    Bad("rules with a huge number", "verify bundle --policy r.yaml", 2, "r.yaml:1: 9999999999999999999999999999999999999999 does not fit 64 bits; use a smaller number.", content(f"must_drop: [{'9' * 5000}]\n", "r.yaml")),
     Bad("rules of another kind", "verify bundle --policy r.yaml", 2, "r.yaml: must_drop: Input should be a valid list; keys: must_drop, must_keep, protected, derived_from.", content("must_drop: sex\n", "r.yaml")),
     Bad("rules with an unknown key", "verify bundle --policy r.yaml", 2, "r.yaml: must_drp: Extra inputs are not permitted; keys: must_drop, must_keep, protected, derived_from.", content("must_drp: [sex]\n", "r.yaml")),
 ]  # fmt: skip
