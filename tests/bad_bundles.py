@@ -180,7 +180,7 @@ REFUSED = [
     Bad("role with a slash", "countersign bundle --key me --role ../x --statement s", 2, "role '../x': give one of small letters, digits and '-', such as validator."),
     Bad("role of the producer", "countersign bundle --key me --role producer --statement s", 2, "role 'producer': give one of small letters, digits and '-', such as validator."),
     Bad("countersigning without a statement", "countersign bundle --key me --role validator", 2, "Missing option '--statement'; see glprune countersign --help."),
-    Bad("signing what was changed", "sign bundle --key me", 2, "bundle is not signed: plan.json: its SHA-256 is not the one of /subject/... in the manifest; `glprune verify` names all that does not hold.", edited(bundles.PLAN, lambda p: p.update(factory="os:system"))),
+    Bad("signing what was changed", "sign bundle --key me", 2, "bundle is not signed: plan.json: its SHA-256 is not the one of /subject/... in the manifest; `glprune verify` lists every finding.", edited(bundles.PLAN, lambda p: p.update(factory="os:system"))),
     Bad("trusting a pipe", "verify bundle --trust pipe", 2, "pipe is a pipe or device, not a file; name a PEM file.", lambda f: os.mkfifo(f / "pipe")),
     Bad("trusting a private key", "verify bundle --trust me", 2, "me is a private key; name its public half."),
     Bad("trusting text", "verify bundle --trust data.csv", 2, "data.csv is no PEM public key of Ed25519 or ECDSA; `glprune keygen` makes one."),
