@@ -1,4 +1,4 @@
-"""Output of ``run`` and ``inspect``: progress bars on a terminal, plain lines in a log; only notes if quiet."""
+"""Output of ``run`` and ``inspect``: bars on a terminal, plain lines in a log, only notes if quiet."""
 
 from __future__ import annotations
 

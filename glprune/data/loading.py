@@ -220,7 +220,7 @@ def _read_inputs(
         for index, (own, dtype) in enumerate(zip(plan.inputs, plan.dtypes, strict=True)):
             checker, read = ColumnChecker(own.columns, dtype), table.reader()
             for block in itertools.chain.from_iterable(
-                blocks(read, row_group, own.columns, dtype) for row_group in table.pieces
+                blocks(read, row_group, own.columns, dtype) for row_group in table.row_groups
             ):
                 values = checker.check(block)
                 if checker.flawed:
