@@ -1,4 +1,4 @@
-"""What is known of the data of a run: inputs, features, splits and what reading them found."""
+"""The data of a run as the rest of the package sees it: inputs, features, splits, and notes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class InputColumns:
 
     Attributes:
         name: Name of the input.
-        axis: Axis of a batch that holds the features; None where none can be pruned.
+        axis: Axis of a batch that holds the features; None if none can be pruned.
         columns: Names along that axis, in order; without an axis the columns of the file, if any.
     """
 
@@ -37,11 +37,11 @@ class InputColumns:
 
 @dataclass(frozen=True)
 class Feature:
-    """A raw input feature: a column, or several columns of one input that live and die together.
+    """An input feature: a column, or several columns of one input that are kept or removed together.
 
     Attributes:
         name: The feature.
-        columns: Numbers of its columns, counted over the features of all inputs.
+        columns: Indices of its columns, counted over the feature columns of all inputs.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Feature:
 
 @dataclass(frozen=True)
 class Standardization:
-    """Mean and standard deviation of the training rows, each (n_columns,), float64."""
+    """Mean and standard deviation of columns on the training rows, each of shape (n_columns,), float64."""
 
     mean: Tensor
     std: Tensor
@@ -60,23 +60,23 @@ class Standardization:
 class Data:
     """Data ready for a network.
 
-    Columns are numbered through over the features of all inputs; ``spans`` says where each begins.
+    Columns are indexed over the feature columns of all inputs; ``spans`` gives each input's range.
 
     Attributes:
-        source: What was read, in words.
+        source: The files, or the loader, for the report.
         inputs: The inputs in the network's order.
         features: Features in the order of their first column; every column is in one, and every feature
             in one input.
         train: Training rows, raw.
         valid: Validation rows, raw.
         test: Test rows, raw.
-        classes: Labels in the order of the network's outputs; None where there are none.
-        standardization: What the recipe's ``standardize: train`` puts before each input; None for
-            inputs that are codes.
+        classes: Labels in the order of the network's outputs; None without classes.
+        standardization: What ``standardize: train`` puts before each input; None for inputs that are not
+            standardised.
         digests: File or split -> ``sha256:...``.
-        notes: What the user should know, by column.
-        outside: Columns of the file that the network does not take.
-        protected: Attributes the recipe's policy names.
+        notes: What the user should know.
+        outside: Columns of the file that no input takes.
+        protected: The protected attributes of the recipe's policy.
     """
 
     source: str
@@ -99,12 +99,12 @@ class Data:
 
     @property
     def spans(self) -> tuple[range, ...]:
-        """The numbers of each input's features; empty for inputs that have none."""
+        """The indices of each input's feature columns; empty for inputs without features."""
         return spans(self.inputs)
 
 
 def spans(inputs: Sequence[InputColumns]) -> tuple[range, ...]:
-    """The numbers of each input's features, counted through."""
+    """Return the indices of each input's feature columns."""
     ends = [0]
     for part in inputs:
         ends.append(ends[-1] + len(part.prunable_columns))

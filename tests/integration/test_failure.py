@@ -181,10 +181,10 @@ CASES = {
     "bug": (
         1,
         "ZeroDivisionError",
-        "process 1: ZeroDivisionError: division by zero; what was done is kept in .*--resume",
+        "process 1: ZeroDivisionError: division by zero; finished work is kept in .*--resume",
     ),
-    "sigterm --resume": (143, 143, "process 1: terminated; what was done is kept in .*--resume"),
-    "sigkill": (1, None, "another process was lost: .* what was done is kept in .*--resume"),
+    "sigterm --resume": (143, 143, "process 1: terminated; finished work is kept in .*--resume"),
+    "sigkill": (1, None, "another process was lost: .* finished work is kept in .*--resume"),
 }
 
 

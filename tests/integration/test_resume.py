@@ -402,9 +402,9 @@ def test_a_signal_saves_says_how_to_go_on_and_that_works(folder, undisturbed, tm
     assert "Traceback" not in rest
     last = rest.splitlines()[-1]
     assert last.startswith(
-        f"glprune: {word}; what was done is kept in {unfinished_path(out)}. To go on: glprune run "
+        f"glprune: {word}; finished work is kept in {unfinished_path(out)}. To continue: glprune run "
     )
-    again = shlex.split(last.partition("To go on: ")[2])
+    again = shlex.split(last.partition("To continue: ")[2])
     done = subprocess.run([sys.executable, "-m", "glprune.cli", *again[1:], "--quiet"], check=False)
     assert done.returncode == 0
     assert facts(out) == undisturbed

@@ -203,7 +203,7 @@ def test_a_row_group_larger_than_the_buffer_is_read_in_slices(tmp_path, monkeypa
     monkeypatch.setattr("glprune.data.tables._BATCH_BYTES", 1024)
     pq.write_table(pa.table(frame()), tmp_path / "x.parquet")
     memory, streamed = pair(tmp_path, "file: x.parquet, exclude: [part, group]")
-    batch = next(streamed.train.table.reader()(streamed.train.table.pieces[0], ["x0", "x1"]))
+    batch = next(streamed.train.table.reader()(streamed.train.table.row_groups[0], ["x0", "x1"]))
     assert batch.num_rows == 128
     same_batches(memory.valid.batches(50, None), streamed.valid.batches(50, None))
     assert sorted(every_row(streamed.train)) == memory.train.inputs[0][:, -1].tolist()
@@ -471,7 +471,7 @@ def watched(monkeypatch):
 
 
 def load_pieces(folder):
-    return open_table(folder / "shards").pieces
+    return open_table(folder / "shards").row_groups
 
 
 @pytest.mark.parametrize("generator", [None, 5])

@@ -147,7 +147,7 @@ def test_batches_that_do_not_fit_together_are_refused_in_one_line():
 
 
 BAD = [
-    ("{n_resamples: 5}", "n_resamples: 5 is odd; halves come in complementary pairs, take 6"),
+    ("{n_resamples: 5}", "n_resamples: 5 is odd; halves come in complementary pairs, use 6"),
     ("{n_resamples: 1, subsample: 0.4}", "take at least 2"),
     ("{n_resamples: 0}", "set drop_cost: true"),
     ("{n_resamples: -2}", "stability.n_resamples should be at least 0"),
@@ -177,7 +177,7 @@ def test_contradictions_with_other_sections_are_named(tmp_path):
     with pytest.raises(glprune.RecipeError, match=r"stability\.resamples needs penalty\.inputs"):
         load_recipe(path, bare)
     assert load_recipe(path, [*bare, "stability={n_resamples: 0, drop_cost: true}"]).stability.drop_cost
-    with pytest.raises(glprune.RecipeError, match="varies the shuffling alone"):
+    with pytest.raises(glprune.RecipeError, match="varies only the shuffling"):
         load_recipe(path, ["stability={subsample: 1}", "train.batch_size=all"])
     assert load_recipe(path, ["stability=null"]).stability is None
     defaults = load_recipe(path, ["stability={}"]).stability
