@@ -13,10 +13,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,8 +38,57 @@ class _RefusedError(Exception):
     """A unit set cannot be planned; the message names the operation."""
 
 
-class _DeadlineExceeded(BaseException):  # past every `except Exception` on the way
+class _DeadlineExceeded(BaseException):  # not an Exception: torch-pruning and `_members` catch those
     """torch-pruning took too long."""
+
+
+class _Deadline:
+    """A point in time after which :meth:`check` raises."""
+
+    def __init__(self, seconds: float) -> None:
+        self.end = time.monotonic() + seconds
+
+    def check(self) -> None:
+        """Raise _DeadlineExceeded if the time is over."""
+        if time.monotonic() > self.end:
+            raise _DeadlineExceeded
+
+
+class _TimedList(list[Any]):
+    """A list that checks a deadline whenever an iteration over it starts."""
+
+    def __init__(self, items: Iterable[Any], deadline: _Deadline) -> None:
+        super().__init__(items)
+        self.deadline = deadline
+
+    def __iter__(self) -> Iterator[Any]:
+        self.deadline.check()
+        return super().__iter__()
+
+
+class _TimedGraph(tp.DependencyGraph):  # type: ignore[misc]  # torch-pruning has no types
+    """A dependency graph that stops at a deadline.
+
+    On some networks torch-pruning's search for a group never ends. Every step of that search iterates over
+    the dependencies of one node, and every step of the shape inference looks up the pruner of a module:
+    both check the deadline.
+    """
+
+    def __init__(self, deadline: _Deadline) -> None:
+        super().__init__()
+        self.deadline = deadline
+
+    def build_dependency(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        """Build the graph of a model and make the search on it stop at the deadline."""
+        super().build_dependency(model, *args, **kwargs)
+        for node in self.module2node.values():
+            node.dependencies = _TimedList(node.dependencies, self.deadline)
+        self.deadline.check()
+
+    def get_pruner_of_module(self, module: nn.Module) -> Any:
+        """Look up the pruner of a module."""
+        self.deadline.check()
+        return super().get_pruner_of_module(module)
 
 
 class _Gate(nn.Module):
@@ -122,12 +170,14 @@ def _places(module: nn.Module, side: Side) -> list[tuple[str, int, Role]]:
 class _Planner:
     """One torch-pruning dependency graph, asked for the units of each root."""
 
-    def __init__(self, model: nn.Module, inputs: Inputs, axes: Sequence[int | None]) -> None:
+    def __init__(
+        self, model: nn.Module, inputs: Inputs, axes: Sequence[int | None], deadline: _Deadline
+    ) -> None:
         self.gated = _Gated(_traceable(model), inputs, axes)
         self.names = {module: name for name, module in self.gated.model.named_modules()}
         self.tensors = _canonical_names(self.gated.model)
         # Index mappings are rebuilt at every query, so one graph serves all roots.
-        self.graph = tp.DependencyGraph()
+        self.graph = _TimedGraph(deadline)
         pruners = {_Gate: _GatePruner()}
         with _quiet():
             self.graph.build_dependency(self.gated, inputs, customized_pruners=pruners, verbose=False)
@@ -239,14 +289,14 @@ def dependency_plans(
     """
     if any(isinstance(m, nn.RNNBase | nn.RNNCellBase) for m in model.modules()):
         return {}  # their gates are planned wrongly or not at all
+    deadline = _Deadline(seconds)
     try:
-        with _deadline(seconds):
-            planner = _Planner(model, inputs, axes)
-            planned = [planner.unit_set(name, kind, root) for name, kind, root in planner.roots()]
-    except (
-        Exception,
-        _DeadlineExceeded,
-    ):  # torch-pruning has no error class of its own; its plan is only compared
+        planner = _Planner(model, inputs, axes, deadline)
+        planned = [planner.unit_set(name, kind, root) for name, kind, root in planner.roots()]
+        deadline.check()
+    except _DeadlineExceeded:
+        return {}
+    except Exception:  # noqa: BLE001 - torch-pruning has no error class of its own; its plan is only compared
         return {}
     named = [
         replace(u, name=names[int(u.name)]) if u.kind == "input" else u for u in planned if u is not None
@@ -277,22 +327,6 @@ def _canonical_names(model: nn.Module) -> dict[Tensor, str]:
     for name, tensor in tensors:
         names.setdefault(tensor, name)
     return names
-
-
-@contextlib.contextmanager
-def _deadline(seconds: float) -> Iterator[None]:
-    """Stop code that runs on past its time; any function call may be the place."""
-    end, before = time.monotonic() + seconds, sys.getprofile()
-
-    def look(*_: object) -> None:
-        if time.monotonic() > end:
-            raise _DeadlineExceeded
-
-    sys.setprofile(look)
-    try:
-        yield
-    finally:
-        sys.setprofile(before)
 
 
 @contextlib.contextmanager
