@@ -19,8 +19,8 @@ from glprune.data.splits import Inputs, select_columns
 from glprune.errors import NonFiniteError
 from glprune.model.diagnostics import finite_rows
 from glprune.pruning.groups import GroupSet, support
-from glprune.pruning.surgery import PruningPlan, all_columns, plan_pruning
-from glprune.pruning.verification import TOLERANCE, difference, difference_after, outputs
+from glprune.pruning.surgery import PruningPlan, all_columns, kept_columns, plan_pruning
+from glprune.pruning.verification import TOLERANCE, difference, no_longer_runs, outputs
 from glprune.schema.report import Cut, Skipped
 
 if TYPE_CHECKING:
@@ -54,15 +54,27 @@ class RemovalResult:
 
 @dataclass
 class _RemovalState:
-    """A removal at work: what was chosen so far."""
+    """A removal in progress: its options and the cuts accepted so far."""
 
     network: nn.Module
     inputs: Inputs
     axes: tuple[int | None, ...]
+    tolerance: float
+    multiple: int
     reference: list[Tensor]
     columns: list[Tensor]
     slim: nn.Module
     choices: list[tuple[UnitSet, Tensor]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A cut that was made on a copy, before it is accepted."""
+
+    network: nn.Module
+    columns: list[Tensor]
+    outputs: list[Tensor]
+    difference: float
 
 
 def remove(
@@ -100,14 +112,15 @@ def remove(
                 "The network with zeroed groups returns NaN or Inf on all rows; lower train.lr."
             )
         reference = outputs(network, inputs)
-    work = _RemovalState(network, inputs, tuple(axes), reference, list(all_columns(inputs, axes)), network)
+    columns = list(all_columns(inputs, axes))
+    work = _RemovalState(network, inputs, tuple(axes), tolerance, multiple, reference, columns, network)
     refused = [
         Skipped(name=g.name, units=g.units.count, reason=g.units.refused) for g in groups if g.units.refused
     ]
     cuts: list[Cut] = []
     # cuts that may change outputs come last, so that the others are held against the zeroed network
     for family in sorted(_families(groups), key=lambda f: any(g.units.inexact for g in f)):
-        made = _cut(work, family, tolerance, multiple)
+        made = _cut(work, family)
         cuts += [c for c in made if isinstance(c, Cut)]
         refused += [c for c in made if isinstance(c, Skipped)]
     slim = work.slim if work.choices else copy.deepcopy(network)
@@ -152,13 +165,9 @@ def cut_uncertified(
     Returns:
         The network, and the kept positions of every input's feature axis.
     """
-    columns, choices = list(all_columns(inputs, axes)), kept_units(groups, alive, multiple)
-    for units, keep in choices:
-        if units.source is not None:
-            columns[units.source] = keep
-    slim = copy.deepcopy(network)
-    plan_pruning(network, choices, inputs, axes).apply_(slim)
-    return slim, tuple(columns)
+    choices = kept_units(groups, alive, multiple)
+    slim = _cut_copy(network, choices, inputs, axes)
+    return slim, tuple(kept_columns(choices, inputs, axes))
 
 
 def kept_units(
@@ -189,41 +198,69 @@ def _families(groups: Sequence[GroupSet]) -> list[list[GroupSet]]:
     return list(families.values())
 
 
-def _cut(
-    work: _RemovalState, family: Sequence[GroupSet], tolerance: float, multiple: int
-) -> list[Cut | Skipped]:
-    """Cut one family where that is lossless."""
-    state = dict(work.network.state_dict())
-    dead = [~support(state, g)[g.group] for g in family]
-    keeps = _equal_widths([_keep(d) for d in dead], [g.units for g in family], multiple)
-    choices = [(g.units, k) for g, k in zip(family, keeps, strict=True) if len(k) < g.units.count]
+def _cut_copy(
+    network: nn.Module,
+    choices: Sequence[tuple[UnitSet, Tensor]],
+    inputs: Inputs,
+    axes: Sequence[int | None],
+) -> nn.Module:
+    """Return a copy of a network that holds only the chosen units."""
+    slim = copy.deepcopy(network)
+    plan_pruning(network, choices, inputs, axes).apply_(slim)
+    return slim
+
+
+def _cut(work: _RemovalState, family: Sequence[GroupSet]) -> list[Cut | Skipped]:
+    """Cut one family of sets; skip it where the cut changes outputs."""
+    choices = _removable(work, family)
     if not choices:
         return []
-    columns = list(work.columns)
-    for units, keep in choices:
-        if units.source is not None:
-            columns[units.source] = keep
-    trial = copy.deepcopy(work.network)
-    gap = difference_after(trial, [*work.choices, *choices], work.inputs, work.axes, work.reference, columns)
     inexact = any(units.inexact for units, _ in choices)
-    if isinstance(gap, str) or (gap > tolerance and not inexact) or gap == float("inf"):
-        reason = gap if isinstance(gap, str) else f"the cut changes outputs by {gap:.1e}"
-        return [Skipped(name=u.name, units=u.count - len(k), reason=reason) for u, k in choices]
+    trial = _try_cut(work, choices, inexact)
+    if isinstance(trial, str):
+        return [Skipped(name=u.name, units=u.count - len(k), reason=trial) for u, k in choices]
     work.choices += choices
-    work.slim, work.columns = trial, columns
-    if inexact:  # the next cut answers for its own change alone
-        work.reference = outputs(trial, select_columns(work.inputs, work.axes, columns))
+    work.slim, work.columns = trial.network, trial.columns
+    if inexact:  # the next cut is compared with this one, so that it accounts for its own change alone
+        work.reference = trial.outputs
     return [
         Cut(
             name=u.name,
             kind=u.kind,
             units=u.count - len(k),
-            difference=gap,
+            difference=trial.difference,
             removal=u.removal,
             inexact=u.inexact,
         )
         for u, k in choices
     ]
+
+
+def _removable(work: _RemovalState, family: Sequence[GroupSet]) -> list[tuple[UnitSet, Tensor]]:
+    """Return the sets of a family that have units to cut, each with the units to keep."""
+    state = dict(work.network.state_dict())
+    dead = [~support(state, g)[g.group] for g in family]
+    keeps = _equal_widths([_keep(d) for d in dead], [g.units for g in family], work.multiple)
+    return [(g.units, k) for g, k in zip(family, keeps, strict=True) if len(k) < g.units.count]
+
+
+def _try_cut(work: _RemovalState, choices: Sequence[tuple[UnitSet, Tensor]], inexact: bool) -> _Trial | str:
+    """Make a cut together with all cuts before it, on a copy.
+
+    Returns:
+        The slim copy, or the reason to refuse the cut: the copy does not run or its outputs differ.
+    """
+    together = [*work.choices, *choices]
+    columns = kept_columns(together, work.inputs, work.axes)
+    try:
+        slim = _cut_copy(work.network, together, work.inputs, work.axes)
+        found = outputs(slim, select_columns(work.inputs, work.axes, columns))
+    except Exception as error:  # noqa: BLE001 - the user's forward may raise anything once a width changes
+        return no_longer_runs(error)
+    gap = difference(work.reference, found)
+    if (gap > work.tolerance and not inexact) or gap == float("inf"):
+        return f"the cut changes outputs by {gap:.1e}"
+    return _Trial(slim, columns, found, gap)
 
 
 def _small_batches(network: nn.Module, slim: nn.Module, work: _RemovalState) -> float:

@@ -139,6 +139,23 @@ def plan_pruning(
     return whole
 
 
+def kept_columns(
+    choices: Iterable[tuple[UnitSet, Tensor]], inputs: Inputs, axes: Sequence[int | None]
+) -> list[Tensor]:
+    """Return the kept columns of every input.
+
+    Args:
+        choices: Unit sets and the units of each to keep, int64.
+        inputs: Full inputs.
+        axes: The feature axis of each input; None where it has none.
+    """
+    columns = list(all_columns(inputs, axes))
+    for units, keep in choices:
+        if units.source is not None:
+            columns[units.source] = keep
+    return columns
+
+
 def _padding(place: int, x: Tensor, axis: int, keep: Tensor) -> ConstantFill:
     """Constants that the network has met: the first row's values, the first along every other axis."""
     row = x.movedim(axis, -1)

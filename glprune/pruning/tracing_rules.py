@@ -200,8 +200,26 @@ def _matmul(w: Tracer, call: OpCall) -> None:
 
 
 def _convolution(w: Tracer, call: OpCall) -> None:
-    x, weight, bias = call.args[:3]
-    transposed, groups = bool(call.args[6]), int(call.args[8])
+    """Dense, depthwise and grouped convolutions, transposed ones too."""
+    x, bias = call.args[0], call.args[2]
+    groups = int(call.args[8])
+    channels = _channels(w, x)
+    if groups == 1:
+        out = _dense_convolution(w, call, channels)
+    elif groups == x.shape[1]:
+        out = _depthwise_convolution(w, call, channels)
+    else:
+        out = _grouped_convolution(w, call, channels)
+    full = [broadcast_channels(ids, call.out) for ids in out]
+    if bias is not None:
+        shape = call.out.shape[:2]
+        added = [broadcast_channels(p.expand(shape), call.out) for p in w.labels_of(bias).planes]
+        full, _ = _meet(w, [Labels(full, False), Labels(added, True)], False)
+    w.set(call.out, full, False)
+
+
+def _channels(w: Tracer, x: Tensor) -> list[Ids]:
+    """Return the planes of a convolution's input that vary along its channels, shape (batch, channels)."""
     planes = []
     for ids in w.labels_of(x).planes:
         channels = reduce_label(ids, range(2, x.ndim))
@@ -209,40 +227,54 @@ def _convolution(w: Tracer, call: OpCall) -> None:
             w.mark(ids, "refused", f"convolution in {w.where()} runs over the units")
         elif 1 in varying(compact(channels)):
             planes.append(channels.flatten(1))
-    of_weight = w.labels_of(weight).planes
-    reads, makes = (0, 1) if transposed else (1, 0)
-    cells = [line(p, reads) for p in of_weight if varying(p) == (reads,)]
-    made = [line(p, makes) for p in of_weight if varying(p) == (makes,)]
-    shape = (call.out.shape[0], call.out.shape[1])
-    if groups == 1:
-        for number, ids in enumerate(planes):
-            for cell in cells:
-                w.claim(cell.expand_as(ids), ids, "reader", True, number)
-        for ids in made:
+    return planes
+
+
+def _along_dimension(w: Tracer, weight: Tensor, dim: int) -> list[Ids]:
+    """Return the planes of a weight that vary along one dimension alone, as vectors."""
+    return [line(p, dim) for p in w.labels_of(weight).planes if varying(p) == (dim,)]
+
+
+def _output_dim(call: OpCall) -> int:
+    """Return the dimension of a convolution's weight that its output channels lie along."""
+    return 1 if bool(call.args[6]) else 0
+
+
+def _dense_convolution(w: Tracer, call: OpCall, channels: Sequence[Ids]) -> list[Ids]:
+    """The weight reads every input channel and begins the output channels."""
+    weight, made_by = call.args[1], _output_dim(call)
+    for number, ids in enumerate(channels):
+        for cell in _along_dimension(w, weight, 1 - made_by):
+            w.claim(cell.expand_as(ids), ids, "reader", True, number)
+    made = _along_dimension(w, weight, made_by)
+    for ids in made:
+        w.begin(ids)
+    return [ids.expand(call.out.shape[:2]) for ids in made]
+
+
+def _depthwise_convolution(w: Tracer, call: OpCall, channels: Sequence[Ids]) -> list[Ids]:
+    """Every channel passes through; its weights are carriers."""
+    shape = call.out.shape[:2]
+    repeat = shape[1] // int(call.args[8])
+    rows = _along_dimension(w, call.args[1], 0)
+    if _output_dim(call) == 1:
+        rows = [cell.repeat_interleave(repeat) for cell in rows]
+    if not channels:  # the channels belong to no unit yet, so that the weights begin units
+        for ids in rows:
             w.begin(ids)
-        out = [ids.expand(shape) for ids in made]
-    elif groups == x.shape[1]:
-        repeat = call.out.shape[1] // groups
-        out = [ids.repeat_interleave(repeat, dim=1) for ids in planes]
-        rows = [line(p, 0) for p in of_weight if varying(p) == (0,)]
-        if transposed:
-            rows = [cell.repeat_interleave(repeat) for cell in rows]
-        for number, ids in enumerate(out):
-            for cell in rows:
-                w.claim(cell.expand(shape), ids, "carrier", True, number)
-        if not out:  # nobody's channels pass through; their own weights begin units
-            for ids in rows:
-                w.begin(ids)
-            out = [ids.expand(shape) for ids in rows]
-    else:
-        for ids in [*planes, *made]:
-            w.mark(ids, "refused", f"grouped convolution {w.where()}")
-        out = []
-    full = [broadcast_channels(ids, call.out) for ids in out]
-    if bias is not None:
-        added = [broadcast_channels(p.expand(shape), call.out) for p in w.labels_of(bias).planes]
-        full, _ = _meet(w, [Labels(full, False), Labels(added, True)], False)
-    w.set(call.out, full, False)
+        return [ids.expand(shape) for ids in rows]
+    out = [ids.repeat_interleave(repeat, dim=1) for ids in channels]
+    for number, ids in enumerate(out):
+        for cell in rows:
+            w.claim(cell.expand(shape), ids, "carrier", True, number)
+    return out
+
+
+def _grouped_convolution(w: Tracer, call: OpCall, channels: Sequence[Ids]) -> list[Ids]:
+    """Every output channel reads a part of the input channels: neither can be cut."""
+    for ids in [*channels, *_along_dimension(w, call.args[1], _output_dim(call))]:
+        w.mark(ids, "refused", f"grouped convolution {w.where()}")
+    return []
 
 
 def _normalised(w: Tracer, call: OpCall) -> None:

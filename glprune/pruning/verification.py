@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from glprune.data.splits import Inputs, select_columns
 from glprune.pruning.groups import zero_units_
-from glprune.pruning.surgery import all_columns, plan_pruning
+from glprune.pruning.surgery import kept_columns, plan_pruning
 from glprune.pruning.tracer import is_reduction
 from glprune.pruning.units import Attribute, UnitSet
 
@@ -122,10 +122,22 @@ class EquivalenceChecker:
 
     def _runs(self, marks: Sequence[Marked]) -> bool:
         """Tell whether the network runs at all with the marked units cut."""
-        slim = _copied(self.twin, ())
+        return not isinstance(self._outputs_after_cut(_copied(self.twin, ()), marks), str)
+
+    def _outputs_after_cut(self, network: nn.Module, marks: Sequence[Marked]) -> list[Tensor] | str:
+        """Return the outputs without the marked units, or the reason where the network no longer runs.
+
+        Args:
+            network: A copy that is no longer needed; it is cut in place.
+            marks: Unit sets and the units of each to cut.
+        """
         choices = [(units, torch.nonzero(~marked).flatten()) for units, marked in marks]
-        columns = _columns(choices, self.probe, self.axes)
-        return not isinstance(difference_after(slim, choices, self.probe, self.axes, [], columns), str)
+        columns = kept_columns(choices, self.probe, self.axes)
+        try:
+            plan_pruning(network, choices, self.probe, self.axes).apply_(network)
+            return outputs(network, select_columns(self.probe, self.axes, columns))
+        except Exception as error:  # noqa: BLE001 - a forward may raise anything once a width changes
+            return no_longer_runs(error)
 
     def _affects_output(self, sets: Sequence[UnitSet]) -> bool:
         """Tell whether the units matter to the outputs at all."""
@@ -150,12 +162,10 @@ class EquivalenceChecker:
         probe = _perturb(moved, marks, self.probe, self.axes)
         if difference(reference, outputs(moved, probe)) > self.tolerance:
             return f"{_mixer(self.twin, marks)}: the units reach the output past the weights that read them"
-        choices = [(units, torch.nonzero(~marked).flatten()) for units, marked in marks]
-        columns = _columns(choices, self.probe, self.axes)
-        gap = difference_after(zeroed, choices, self.probe, self.axes, reference, columns)
-        if isinstance(gap, str):
-            return gap
-        if gap > self.tolerance:
+        slim = self._outputs_after_cut(zeroed, marks)
+        if isinstance(slim, str):
+            return slim
+        if difference(reference, slim) > self.tolerance:
             return f"{_mixer(self.twin, marks)}: zeroed units change outputs when cut"
         return None
 
@@ -171,43 +181,12 @@ def _copied(network: nn.Module, tensors: Collection[str]) -> nn.Module:
     return copy.deepcopy(network, shared)
 
 
-def _columns(
-    choices: Sequence[tuple[UnitSet, Tensor]], inputs: Inputs, axes: Sequence[int | None]
-) -> list[Tensor]:
-    """Kept columns of every input."""
-    columns = list(all_columns(inputs, axes))
-    for units, keep in choices:
-        if units.source is not None:
-            columns[units.source] = keep
-    return columns
-
-
 _RUNS = "the network no longer runs after the cut"
 
 
-def difference_after(
-    network: nn.Module,
-    choices: Sequence[tuple[UnitSet, Tensor]],
-    inputs: Inputs,
-    axes: Sequence[int | None],
-    reference: Sequence[Tensor],
-    columns: Sequence[Tensor],
-) -> float | str:
-    """Cut ``network`` in place and compare with ``reference``; a sentence where it no longer runs.
-
-    Args:
-        network: The network to cut.
-        choices: Unit sets and the units of each to keep.
-        inputs: Full inputs.
-        axes: The feature axis of each input, or None.
-        reference: Outputs before the cut.
-        columns: Kept columns of each input.
-    """
-    try:
-        plan_pruning(network, choices, inputs, axes).apply_(network)
-        return difference(reference, outputs(network, select_columns(inputs, axes, columns)))
-    except Exception as error:  # the user's forward may raise anything once a width changes
-        return f"{_RUNS} ({first_line(error)})"
+def no_longer_runs(error: Exception) -> str:
+    """Return the reason to refuse a cut after which the network raised an error."""
+    return f"{_RUNS} ({first_line(error)})"
 
 
 def separating_subsets(count: int) -> list[Tensor]:
