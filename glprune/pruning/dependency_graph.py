@@ -142,7 +142,7 @@ _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-def _places(module: nn.Module, side: Side) -> list[tuple[str, int, Role]]:
+def _parameters_along(module: nn.Module, side: Side) -> list[tuple[str, int, Role]]:
     """Name the tensors of a layer that units on one side of it lie in, with dimension and role."""
     if isinstance(module, (nn.Linear, *_CONVS)) and getattr(module, "groups", 1) == 1:
         return (
@@ -167,13 +167,13 @@ def _places(module: nn.Module, side: Side) -> list[tuple[str, int, Role]]:
     raise _RefusedError(f"{type(module).__name__} has no exact cut")
 
 
-class _Planner:
+class _GraphPlanner:
     """One torch-pruning dependency graph, asked for the units of each root."""
 
     def __init__(
         self, model: nn.Module, inputs: Inputs, axes: Sequence[int | None], deadline: _Deadline
     ) -> None:
-        self.gated = _Gated(_traceable(model), inputs, axes)
+        self.gated = _Gated(_copy_for_tracing(model), inputs, axes)
         self.names = {module: name for name, module in self.gated.model.named_modules()}
         self.tensors = _canonical_names(self.gated.model)
         # Index mappings are rebuilt at every query, so one graph serves all roots.
@@ -243,7 +243,7 @@ class _Planner:
 
     def _places(self, module: nn.Module, side: Side) -> list[tuple[str, int, Role]]:
         try:
-            return _places(module, side)
+            return _parameters_along(module, side)
         except _RefusedError as refusal:
             raise _RefusedError(f"layer {self.names[module]!r}: {refusal}") from None
 
@@ -257,7 +257,7 @@ class _Planner:
                 if tensor is not None:
                     key = (self.tensors[tensor], dim, role)
                     owner = owners.setdefault(key, torch.full((tensor.shape[dim],), -1))
-                    _claim(owner, positions, units, key[0])
+                    _assign_units(owner, positions, units, key[0])
         if not any(role == "reader" for _, _, role in owners):
             raise _RefusedError("no layer reads these units through weights of its own")
         return tuple(TensorAxis(tensor, dim, owner, role) for (tensor, dim, role), owner in owners.items())
@@ -291,7 +291,7 @@ def dependency_plans(
         return {}  # their gates are planned wrongly or not at all
     deadline = _Deadline(seconds)
     try:
-        planner = _Planner(model, inputs, axes, deadline)
+        planner = _GraphPlanner(model, inputs, axes, deadline)
         planned = [planner.unit_set(name, kind, root) for name, kind, root in planner.roots()]
         deadline.check()
     except _DeadlineExceeded:
@@ -304,7 +304,7 @@ def dependency_plans(
     return {units.name: units for units in named}
 
 
-def _claim(owner: Tensor, positions: Tensor, units: Tensor, tensor: str) -> None:
+def _assign_units(owner: Tensor, positions: Tensor, units: Tensor, tensor: str) -> None:
     if positions.numel() and int(positions.max()) >= owner.numel():
         raise _RefusedError(f"{tensor!r} is indexed past its end")
     taken = owner[positions]
@@ -313,12 +313,12 @@ def _claim(owner: Tensor, positions: Tensor, units: Tensor, tensor: str) -> None
     owner[positions] = units
 
 
-def _traceable(model: nn.Module) -> nn.Module:
+def _copy_for_tracing(model: nn.Module) -> nn.Module:
     """Copy a model for tracing; the graph is read off autograd, so everything needs gradients."""
-    twin = copy.deepcopy(model).eval()
-    for parameter in twin.parameters():
+    copied = copy.deepcopy(model).eval()
+    for parameter in copied.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    return twin
+    return copied
 
 
 def _canonical_names(model: nn.Module) -> dict[Tensor, str]:

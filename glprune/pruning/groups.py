@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from glprune.pruning.units import Kind, TensorAxis, UnitSet
 
 State = Mapping[str, Tensor]
-_LEAST_SIZE = 1e-4  # of the largest: a group that is zero already has a large weight, not an infinite one
+_MIN_RELATIVE_SIZE = (
+    1e-4  # of the largest: a group that is zero already has a large weight, not an infinite one
+)
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def penalty_weights(state: State, groups: GroupSet, strength: float, adaptive: b
     size = group_norms(state, groups) / root.clamp(min=1.0)
     if not bool(size.any()):  # a set that is zero altogether has no weak groups
         return strength * root
-    least = size.max() * _LEAST_SIZE
+    least = size.max() * _MIN_RELATIVE_SIZE
     return strength * root / torch.maximum(size, least)
 
 

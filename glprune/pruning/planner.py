@@ -48,36 +48,38 @@ def plan_units(
     Raises:
         ModelError: The network does not run while its operations are watched.
     """
-    twin, probe, _ = random_copy(network, inputs)
+    randomized, probe, _ = random_copy(network, inputs)
     try:
-        seen = trace(twin, probe, axes)
+        traced = trace(randomized, probe, axes)
     except Exception as error:  # scripted or compiled networks need not run under a dispatch mode
         raise ModelError(
             f"The network cannot be traced ({first_line(error)}); give the plain torch.nn.Module, neither "
             "scripted nor compiled."
         ) from error
-    prover = EquivalenceChecker(network, inputs, axes, frozenset(seen.mixing))
-    planner = _Planner(network, prover, allow_inexact)
+    checker = EquivalenceChecker(network, inputs, axes, frozenset(traced.mixing_reductions))
+    planner = _Planner(network, checker, allow_inexact)
     sets = [
-        s for cluster in _clusters(network, find_candidates(seen, names)) for s in planner.planned(cluster)
+        s
+        for cluster in _clusters(network, find_candidates(traced, names))
+        for s in planner.plan_cluster(cluster)
     ]
-    sets = planner.confirmed(sets)
+    sets = planner.confirm(sets)
     seconds = dependency_plans(network, inputs, axes, names)
-    return [replace(s, planner="both") if _equal_plans(s, seconds.get(s.name)) else s for s in sets]
+    return [replace(s, planner="both") if _plans_agree(s, seconds.get(s.name)) else s for s in sets]
 
 
 class _Planner:
-    """Chooses, for each draft, the first candidate that holds."""
+    """Chooses, for each candidate, the first candidate that holds."""
 
-    def __init__(self, network: nn.Module, prover: EquivalenceChecker, allow_inexact: bool) -> None:
-        self.prover, self.allow_inexact = prover, allow_inexact
+    def __init__(self, network: nn.Module, checker: EquivalenceChecker, allow_inexact: bool) -> None:
+        self.checker, self.allow_inexact = checker, allow_inexact
         self.frozen = {name for name, p in network.named_parameters() if not p.requires_grad}
         self.buffers = {name for name, _ in network.named_buffers()}
         self.readers: dict[str, tuple[int, Tensor]] = {}
         self.clusters: list[list[UnitSet]] = []
 
-    def planned(self, cluster: Sequence[Candidate]) -> list[UnitSet]:
-        """Prove a cluster of drafts that are cut together; refused sets carry the reason."""
+    def plan_cluster(self, cluster: Sequence[Candidate]) -> list[UnitSet]:
+        """Prove a cluster of candidates that are cut together; refused sets carry the reason."""
         reason = next((d.refused for d in cluster if d.refused), None)
         if len(cluster) > 1 and reason is None and len({d.count for d in cluster}) > 1:
             reason = "its layers and directions do not hold the same units"
@@ -86,13 +88,13 @@ class _Planner:
                 _refused(d, d.refused or f"held in one width with a layer of which {reason}") for d in cluster
             ]
         failure = "no layer reads these units through weights of its own"
-        for candidate in self._candidates(cluster):
+        for candidate in self._variants(cluster):
             failure = self._conflict(candidate) or ""
-            proved = failure or self.prover.check_half(candidate)
+            proved = failure or self.checker.check_half(candidate)
             if isinstance(proved, str):
                 failure = proved
                 continue
-            if cluster[0].source is not None and (late := self.prover.check_each(proved)):
+            if cluster[0].source is not None and (late := self.checker.check_each(proved)):
                 failure = late
                 continue
             self._accept(proved)
@@ -100,18 +102,18 @@ class _Planner:
         mixed = next((f"{d.mixed} mixes the units" for d in cluster if d.mixed), None)
         return [_refused(d, mixed or failure) for d in cluster]
 
-    def confirmed(self, sets: Sequence[UnitSet]) -> list[UnitSet]:
+    def confirm(self, sets: Sequence[UnitSet]) -> list[UnitSet]:
         """Prove all accepted sets together on every separating subset; one by one if that fails."""
-        if self.prover.check_together(self.clusters):
+        if self.checker.check_together(self.clusters):
             return list(sets)
         failures: dict[str, str] = {}
         for cluster in self.clusters:
-            failure = self.prover.check_each(cluster)
+            failure = self.checker.check_each(cluster)
             failures |= {s.name: failure for s in cluster if failure}
         if not failures:  # each holds alone: keep those that hold with all before them
             kept: list[list[UnitSet]] = []
             for cluster in self.clusters:
-                if self.prover.check_together([*kept, cluster]):
+                if self.checker.check_together([*kept, cluster]):
                     kept.append(cluster)
                 else:
                     failures |= {
@@ -119,7 +121,7 @@ class _Planner:
                     }
         return [replace(s, slots=(), refused=failures[s.name]) if s.name in failures else s for s in sets]
 
-    def _candidates(self, cluster: Sequence[Candidate]) -> Iterator[list[UnitSet]]:
+    def _variants(self, cluster: Sequence[Candidate]) -> Iterator[list[UnitSet]]:
         mixed = [d.mixed for d in cluster if d.mixed]
         if not mixed:
             yield [_unit_set(d, d.slots) for d in cluster]
@@ -156,46 +158,52 @@ class _Planner:
             self.readers[slot.tensor] = slot.dim, taken | (slot.unit >= 0)
 
 
-def _unit_set(draft: Candidate, slots: tuple[TensorAxis, ...]) -> UnitSet:
-    kind: Kind = "hidden" if draft.source is None else "input"
-    return UnitSet(draft.name, kind, draft.count, slots, source=draft.source, family=draft.family)
+def _unit_set(candidate: Candidate, slots: tuple[TensorAxis, ...]) -> UnitSet:
+    kind: Kind = "hidden" if candidate.source is None else "input"
+    return UnitSet(
+        candidate.name, kind, candidate.count, slots, source=candidate.source, family=candidate.family
+    )
 
 
-def _refused(draft: Candidate, reason: str) -> UnitSet:
-    return replace(_unit_set(draft, ()), refused=reason)
+def _refused(candidate: Candidate, reason: str) -> UnitSet:
+    return replace(_unit_set(candidate, ()), refused=reason)
 
 
-def _clusters(network: nn.Module, drafts: Sequence[Candidate]) -> list[list[Candidate]]:
-    """Put layers and directions of one recurrent module together; every other draft is alone."""
+def _clusters(network: nn.Module, candidates: Sequence[Candidate]) -> list[list[Candidate]]:
+    """Put layers and directions of one recurrent module together; every other candidate is alone."""
     several = {
         name
         for name, m in network.named_modules()
         if isinstance(m, nn.RNNBase) and (m.num_layers > 1 or m.bidirectional)
     }
-    missing = _missing(network, several, drafts)
+    missing = _layers_without_candidate(network, several, candidates)
     clusters: dict[str, list[Candidate]] = {}
-    for number, draft in enumerate(drafts):
+    for number, candidate in enumerate(candidates):
         homes = sorted(
             {
                 path
                 for path, _, leaf in (
-                    slot.tensor.rpartition(".") for slot in draft.slots if slot.role == "reader"
+                    slot.tensor.rpartition(".") for slot in candidate.slots if slot.role == "reader"
                 )
                 if path in several and leaf.startswith("weight_hh")
             }
         )
         family = homes[0] if homes else None
-        if family in missing and not draft.refused:
-            draft = replace(draft, refused=f"held in one width with the outputs of {missing[family]!r}")
+        if family in missing and not candidate.refused:
+            candidate = replace(
+                candidate, refused=f"held in one width with the outputs of {missing[family]!r}"
+            )
         clusters.setdefault(family if family is not None else f"#{number}", []).append(
-            replace(draft, family=family)
+            replace(candidate, family=family)
         )
     return list(clusters.values())
 
 
-def _missing(network: nn.Module, several: Collection[str], drafts: Sequence[Candidate]) -> dict[str, str]:
-    """Recurrent modules of which a layer has no draft, as where its units are the output."""
-    drafted = {slot.tensor for d in drafts for slot in d.slots if slot.role == "reader"}
+def _layers_without_candidate(
+    network: nn.Module, several: Collection[str], candidates: Sequence[Candidate]
+) -> dict[str, str]:
+    """Recurrent modules of which a layer has no candidate, as where its units are the output."""
+    drafted = {slot.tensor for d in candidates for slot in d.slots if slot.role == "reader"}
     names = (name for name, _ in network.named_parameters())
     absent = (
         (n.rpartition(".")[0], n)
@@ -205,7 +213,7 @@ def _missing(network: nn.Module, several: Collection[str], drafts: Sequence[Cand
     return {path: name for path, name in absent if path in several}
 
 
-def _equal_plans(units: UnitSet, second: UnitSet | None) -> bool:
+def _plans_agree(units: UnitSet, second: UnitSet | None) -> bool:
     """Tell whether torch-pruning gives every position of every parameter to the same unit."""
     if second is None or units.refused or second.refused or units.count != second.count:
         return False

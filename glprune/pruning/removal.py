@@ -124,7 +124,7 @@ def remove(
         cuts += [c for c in made if isinstance(c, Cut)]
         refused += [c for c in made if isinstance(c, Skipped)]
     slim = work.slim if work.choices else copy.deepcopy(network)
-    final = _small_batches(network, slim, work)
+    final = _largest_difference(network, slim, work)
     surgery = plan_pruning(network, work.choices, inputs, axes)
     return RemovalResult(
         slim, surgery, tuple(work.columns), tuple(cuts), tuple(refused), final, len(inputs[0])
@@ -183,7 +183,7 @@ def kept_units(
     marks = {id(g): a for g, a in zip(groups, alive, strict=True)}
     kept = []
     for family in _families(groups):
-        keeps = [_keep(~marks[id(g)][g.group]) for g in family]
+        keeps = [_kept(~marks[id(g)][g.group]) for g in family]
         widths = _equal_widths(keeps, [g.units for g in family], multiple)
         kept += [(g.units, keep) for g, keep in zip(family, widths, strict=True)]
     return kept
@@ -240,7 +240,7 @@ def _removable(work: _RemovalState, family: Sequence[GroupSet]) -> list[tuple[Un
     """Return the sets of a family that have units to cut, each with the units to keep."""
     state = dict(work.network.state_dict())
     dead = [~support(state, g)[g.group] for g in family]
-    keeps = _equal_widths([_keep(d) for d in dead], [g.units for g in family], work.multiple)
+    keeps = _equal_widths([_kept(d) for d in dead], [g.units for g in family], work.multiple)
     return [(g.units, k) for g, k in zip(family, keeps, strict=True) if len(k) < g.units.count]
 
 
@@ -263,7 +263,7 @@ def _try_cut(work: _RemovalState, choices: Sequence[tuple[UnitSet, Tensor]], ine
     return _Trial(slim, columns, found, gap)
 
 
-def _small_batches(network: nn.Module, slim: nn.Module, work: _RemovalState) -> float:
+def _largest_difference(network: nn.Module, slim: nn.Module, work: _RemovalState) -> float:
     """Largest difference over all rows and over small batches, where the dense network takes them."""
     worst = difference(
         outputs(network, work.inputs), outputs(slim, select_columns(work.inputs, work.axes, work.columns))
@@ -278,7 +278,7 @@ def _small_batches(network: nn.Module, slim: nn.Module, work: _RemovalState) -> 
     return worst
 
 
-def _keep(dead: Tensor) -> Tensor:
+def _kept(dead: Tensor) -> Tensor:
     """Units to keep; the first where all are dead."""
     keep = torch.nonzero(~dead).flatten()
     return keep if keep.numel() else torch.zeros(1, dtype=torch.int64)

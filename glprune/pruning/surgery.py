@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from glprune.pruning.units import UnitSet
 
 # module attribute -> (tensor, dimension) whose size it repeats
-_ATTRIBUTES: dict[str, tuple[str, int]] = {
+_SIZE_ATTRIBUTES: dict[str, tuple[str, int]] = {
     "in_features": ("weight", 1),
     "out_features": ("weight", 0),
     "num_features": ("running_mean", 0),
@@ -48,7 +48,7 @@ class ConstantFill:
         """Widen one of the inputs."""
         x = inputs[self.place]
         axis = self.axis % x.ndim
-        removed = _others(self.kept, self.values.numel())
+        removed = _complement(self.kept, self.values.numel())
         shape = list(x.shape)
         shape[axis] = len(removed)
         line = [1] * x.ndim
@@ -134,7 +134,7 @@ def plan_pruning(
         if units.removal == "constant" and units.source is not None and len(keep) < units.count:
             axis = axes[units.source]
             assert axis is not None  # an input without a feature axis has no units
-            padding[units.source] = _padding(units.source, inputs[units.source], axis, keep)
+            padding[units.source] = _constant_fill(units.source, inputs[units.source], axis, keep)
         whole = whole.merge(PruningPlan(kept, attributes, padding))
     return whole
 
@@ -156,7 +156,7 @@ def kept_columns(
     return columns
 
 
-def _padding(place: int, x: Tensor, axis: int, keep: Tensor) -> ConstantFill:
+def _constant_fill(place: int, x: Tensor, axis: int, keep: Tensor) -> ConstantFill:
     """Constants that the network has met: the first row's values, the first along every other axis."""
     row = x.movedim(axis, -1)
     while row.ndim > 1:
@@ -188,16 +188,16 @@ def slice_(network: nn.Module, kept: Mapping[tuple[str, int], Tensor]) -> None:
         for module in network.modules()
         if isinstance(module, nn.GroupNorm)
     }
-    places = _places(network)
+    places = _names_by_tensor(network)
     for (name, dim), positions in kept.items():
-        old = _get(network, name)
+        old = _get_tensor(network, name)
         data = old.detach().index_select(dim, positions).contiguous()
         new = nn.Parameter(data, old.requires_grad) if isinstance(old, nn.Parameter) else data
         for alias in places[id(old)]:
-            _set(network, alias, new)
+            _set_tensor(network, alias, new)
         places[id(new)] = places[id(old)]
     for module in network.modules():
-        _sync(module)
+        _update_sizes(module)
     for module, per_group in before.items():
         if module.weight is not None:
             module.num_channels = module.weight.shape[0]
@@ -211,13 +211,13 @@ def all_columns(inputs: Inputs, axes: Sequence[int | None]) -> tuple[Tensor, ...
     )
 
 
-def _others(kept: Tensor, size: int) -> Tensor:
+def _complement(kept: Tensor, size: int) -> Tensor:
     out = torch.ones(size, dtype=torch.bool)
     out[kept] = False
     return torch.nonzero(out).flatten()
 
 
-def _places(network: nn.Module) -> dict[int, list[str]]:
+def _names_by_tensor(network: nn.Module) -> dict[int, list[str]]:
     """All names of every tensor, by identity, so that ties survive the cut."""
     places: dict[int, list[str]] = {}
     for named in (network.named_parameters, network.named_buffers):
@@ -226,12 +226,12 @@ def _places(network: nn.Module) -> dict[int, list[str]]:
     return places
 
 
-def _get(network: nn.Module, name: str) -> Tensor:
+def _get_tensor(network: nn.Module, name: str) -> Tensor:
     path, _, leaf = name.rpartition(".")
     return getattr(network.get_submodule(path), leaf)
 
 
-def _set(network: nn.Module, name: str, tensor: Any) -> None:
+def _set_tensor(network: nn.Module, name: str, tensor: Any) -> None:
     path, _, leaf = name.rpartition(".")
     module = network.get_submodule(path)
     if isinstance(tensor, nn.Parameter) and leaf in module._parameters:
@@ -242,7 +242,7 @@ def _set(network: nn.Module, name: str, tensor: Any) -> None:
     setattr(module, leaf, tensor)
 
 
-def _sync(module: nn.Module) -> None:
+def _update_sizes(module: nn.Module) -> None:
     """Make a layer's size attributes say what its tensors say."""
     weight = getattr(module, "weight", None)
     if isinstance(module, nn.modules.conv._ConvNd) and isinstance(weight, Tensor):
@@ -267,7 +267,7 @@ def _sync(module: nn.Module) -> None:
     if isinstance(module, nn.RNNCellBase):
         module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
         return
-    for attribute, (tensor_name, dim) in _ATTRIBUTES.items():
+    for attribute, (tensor_name, dim) in _SIZE_ATTRIBUTES.items():
         tensor = getattr(module, tensor_name, None)
         if hasattr(module, attribute) and isinstance(tensor, Tensor) and tensor.ndim > dim:
             setattr(module, attribute, tensor.shape[dim])

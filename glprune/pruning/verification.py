@@ -29,9 +29,9 @@ TOLERANCE = 1e-5  # relative, in float32
 _DOUBLE_TOLERANCE = 1e-9
 _PROBE_ROWS = 8
 _SMALL_ROW = 4096  # numbers in a row of all inputs; larger ones are probed on fewer rows
-_MOST_ATTRIBUTES = 3
-_MOST_REPAIRS = 40
-Marked = tuple[UnitSet, Tensor]  # a unit set and its marked units, bool (n_units,)
+_MAX_ATTRIBUTES = 3
+_MAX_ATTRIBUTE_CHOICES = 40
+MarkedUnits = tuple[UnitSet, Tensor]  # a unit set and its marked units, bool (n_units,)
 
 
 def difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
@@ -72,9 +72,9 @@ class EquivalenceChecker:
         neutral: frozenset[int] = frozenset(),
     ) -> None:
         self.axes = tuple(axes)
-        self.twin, self.probe, self.tolerance = random_copy(network, inputs)
-        self.whole = outputs(self.twin, self.probe)
-        self.neutral = neutral
+        self.network, self.probe, self.tolerance = random_copy(network, inputs)
+        self.reference = outputs(self.network, self.probe)
+        self.mixing_reductions = neutral
 
     def check_each(self, sets: Sequence[UnitSet]) -> str | None:
         """Prove sets that are cut together on every separating subset; the reason where that fails."""
@@ -108,23 +108,23 @@ class EquivalenceChecker:
         failure = self.mismatch(marks)
         if failure is None:
             return list(sets)
-        if not failure.startswith(_RUNS):
+        if not failure.startswith(_NO_LONGER_RUNS):
             return failure
-        pinned = _pinned(self.twin, sets)
+        pinned = _fixed_width_reason(self.network, sets)
         if pinned is not None:
             return pinned
-        for attributes in _repairs(self.twin, sets):
+        for attributes in _attribute_choices(self.network, sets):
             repaired = [replace(s, attributes=attributes if n == 0 else ()) for n, s in enumerate(sets)]
             again = [(s, mark) for s, (_, mark) in zip(repaired, marks, strict=True)]
             if self._runs(again) and self.mismatch(again) is None:
                 return repaired
         return failure
 
-    def _runs(self, marks: Sequence[Marked]) -> bool:
+    def _runs(self, marks: Sequence[MarkedUnits]) -> bool:
         """Tell whether the network runs at all with the marked units cut."""
-        return not isinstance(self._outputs_after_cut(_copied(self.twin, ()), marks), str)
+        return not isinstance(self._outputs_after_cut(_copy_tensors(self.network, ()), marks), str)
 
-    def _outputs_after_cut(self, network: nn.Module, marks: Sequence[Marked]) -> list[Tensor] | str:
+    def _outputs_after_cut(self, network: nn.Module, marks: Sequence[MarkedUnits]) -> list[Tensor] | str:
         """Return the outputs without the marked units, or the reason where the network no longer runs.
 
         Args:
@@ -141,52 +141,52 @@ class EquivalenceChecker:
 
     def _affects_output(self, sets: Sequence[UnitSet]) -> bool:
         """Tell whether the units matter to the outputs at all."""
-        zeroed = _copied(self.twin, [slot.tensor for units in sets for slot in units.readers])
+        zeroed = _copy_tensors(self.network, [slot.tensor for units in sets for slot in units.readers])
         for units in sets:
             zero_units_(dict(zeroed.state_dict()), units, torch.ones(units.count, dtype=torch.bool))
-        return difference(self.whole, outputs(zeroed, self.probe)) > self.tolerance
+        return difference(self.reference, outputs(zeroed, self.probe)) > self.tolerance
 
-    def mismatch(self, marks: Sequence[Marked]) -> str | None:
+    def mismatch(self, marks: Sequence[MarkedUnits]) -> str | None:
         """Say why cutting the marked units by plan is not the same as zeroing them; None where it is."""
         inexact = any(units.inexact for units, _ in marks)
-        with _neutral(self.neutral, inexact):
+        with _neutral_statistics(self.mixing_reductions, inexact):
             return self._mismatch(marks)
 
-    def _mismatch(self, marks: Sequence[Marked]) -> str | None:
+    def _mismatch(self, marks: Sequence[MarkedUnits]) -> str | None:
         tensors = [slot.tensor for units, _ in marks for slot in units.slots]
-        zeroed = _copied(self.twin, tensors)
+        zeroed = _copy_tensors(self.network, tensors)
         for units, marked in marks:
             zero_units_(dict(zeroed.state_dict()), units, marked)
         reference = outputs(zeroed, self.probe)
-        moved = _copied(zeroed, tensors)
+        moved = _copy_tensors(zeroed, tensors)
         probe = _perturb(moved, marks, self.probe, self.axes)
         if difference(reference, outputs(moved, probe)) > self.tolerance:
-            return f"{_mixer(self.twin, marks)}: the units reach the output past the weights that read them"
+            return f"{_mixing_reason(self.network, marks)}: the units reach the output past the weights that read them"
         slim = self._outputs_after_cut(zeroed, marks)
         if isinstance(slim, str):
             return slim
         if difference(reference, slim) > self.tolerance:
-            return f"{_mixer(self.twin, marks)}: zeroed units change outputs when cut"
+            return f"{_mixing_reason(self.network, marks)}: zeroed units change outputs when cut"
         return None
 
-    def _subsets(self, sets: Sequence[UnitSet]) -> list[list[Marked]]:
+    def _subsets(self, sets: Sequence[UnitSet]) -> list[list[MarkedUnits]]:
         """Separating subsets; sets of one cluster have equal counts and are marked alike."""
         return [[(s, subset) for s in sets] for subset in separating_subsets(sets[0].count)]
 
 
-def _copied(network: nn.Module, tensors: Collection[str]) -> nn.Module:
+def _copy_tensors(network: nn.Module, tensors: Collection[str]) -> nn.Module:
     """Copy a network's modules and the named tensors; the rest is shared, since only those are written."""
     own = set(tensors)
     shared = {id(t): t for name, t in network.state_dict(keep_vars=True).items() if name not in own}
     return copy.deepcopy(network, shared)
 
 
-_RUNS = "the network no longer runs after the cut"
+_NO_LONGER_RUNS = "the network no longer runs after the cut"
 
 
 def no_longer_runs(error: Exception) -> str:
     """Return the reason to refuse a cut after which the network raised an error."""
-    return f"{_RUNS} ({first_line(error)})"
+    return f"{_NO_LONGER_RUNS} ({first_line(error)})"
 
 
 def separating_subsets(count: int) -> list[Tensor]:
@@ -207,25 +207,25 @@ def random_copy(network: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, 
     probe = tuple(x[:rows] for x in inputs)
     wide = tuple(x.double() if x.is_floating_point() else x for x in probe)
     for strength in (1.0, 0.1, 0.0):
-        twin = _randomised(network, strength)
-        double = _in_double(twin, wide)
+        copied = _randomize(network, strength)
+        double = _in_double(copied, wide)
         if double is not None:
             if strength == 0 or _is_stable(double, wide):
                 return double, wide, _DOUBLE_TOLERANCE
-        elif _finite(outputs(twin, probe)):
-            return twin, probe, TOLERANCE
-    return twin, probe, TOLERANCE
+        elif _all_finite(outputs(copied, probe)):
+            return copied, probe, TOLERANCE
+    return copied, probe, TOLERANCE
 
 
 def _in_double(network: nn.Module, inputs: Inputs) -> nn.Module | None:
     """A copy in double precision; None where its forward fixes float32 or gives no finite numbers."""
-    twin = copy.deepcopy(network).double()
+    copied = copy.deepcopy(network).double()
     try:
-        found = outputs(twin, inputs)
+        found = outputs(copied, inputs)
     except RuntimeError:
         return None
     floats = [y for y in found if y.is_floating_point()]
-    return twin if _finite(found) and all(y.dtype == torch.float64 for y in floats) else None
+    return copied if _all_finite(found) and all(y.dtype == torch.float64 for y in floats) else None
 
 
 def _is_stable(network: nn.Module, inputs: Inputs) -> bool:
@@ -236,31 +236,31 @@ def _is_stable(network: nn.Module, inputs: Inputs) -> bool:
     return difference(outputs(network, inputs), outputs(nudged, inputs)) <= _DOUBLE_TOLERANCE / 100
 
 
-def _finite(tensors: Sequence[Tensor]) -> bool:
+def _all_finite(tensors: Sequence[Tensor]) -> bool:
     floats = [t for t in tensors if t.is_floating_point()]
     return bool(floats) and all(bool(torch.isfinite(t).all()) for t in floats)
 
 
-def _randomised(network: nn.Module, strength: float) -> nn.Module:
+def _randomize(network: nn.Module, strength: float) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
-    twin = copy.deepcopy(network).eval()
-    for parameter in twin.parameters():
+    copied = copy.deepcopy(network).eval()
+    for parameter in copied.parameters():
         if parameter.is_floating_point():
             scale = parameter.detach().double().square().mean().sqrt().clamp(min=1e-2) * strength
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * scale
             parameter.data = (parameter.data.double() + noise).to(parameter.dtype)
-    for name, buffer in twin.named_buffers():
+    for name, buffer in copied.named_buffers():
         if buffer.is_floating_point():
             factor = 1 + strength * torch.rand(buffer.shape, generator=generator, dtype=torch.float64)
             shift = strength * torch.randn(buffer.shape, generator=generator, dtype=torch.float64) / 10
             moved = buffer.double() * factor + (shift if name.endswith("running_mean") else 0.0)
             buffer.copy_(moved.to(buffer.dtype))
-    return twin
+    return copied
 
 
 @torch.no_grad()
 def _perturb(
-    network: nn.Module, marks: Sequence[Marked], inputs: Inputs, axes: Sequence[int | None]
+    network: nn.Module, marks: Sequence[MarkedUnits], inputs: Inputs, axes: Sequence[int | None]
 ) -> Inputs:
     """Change what makes the marked units: their carriers' positions, in place, and input columns."""
     state = dict(network.state_dict())
@@ -281,7 +281,7 @@ def _perturb(
     return tuple(moved)
 
 
-def _mixer(network: nn.Module, marks: Sequence[Marked]) -> str:
+def _mixing_reason(network: nn.Module, marks: Sequence[MarkedUnits]) -> str:
     """Name the layer among the units' carriers that mixes units, if there is one."""
     for units, _ in marks:
         for slot in units.slots:
@@ -292,7 +292,7 @@ def _mixer(network: nn.Module, marks: Sequence[Marked]) -> str:
     return "an operation between the layers mixes the units"
 
 
-def _pinned(network: nn.Module, sets: Sequence[UnitSet]) -> str | None:
+def _fixed_width_reason(network: nn.Module, sets: Sequence[UnitSet]) -> str | None:
     """Name a layer whose own code fixes the width, where it is a well-known one."""
     for slot in (slot for s in sets for slot in s.slots):
         path = slot.tensor.rpartition(".")[0]
@@ -302,7 +302,7 @@ def _pinned(network: nn.Module, sets: Sequence[UnitSet]) -> str | None:
     return None
 
 
-def _repairs(network: nn.Module, sets: Sequence[UnitSet]) -> Iterator[tuple[Attribute, ...]]:
+def _attribute_choices(network: nn.Module, sets: Sequence[UnitSet]) -> Iterator[tuple[Attribute, ...]]:
     """Sets of attributes, small ones first, that may hold the width of the units or their number."""
     count = sets[0].count
     widths = {count} | {int((slot.unit >= 0).sum()) for s in sets for slot in s.slots}
@@ -322,14 +322,14 @@ def _repairs(network: nn.Module, sets: Sequence[UnitSet]) -> Iterator[tuple[Attr
         for path in paths
         for name, value in vars(network.get_submodule(path)).items()
         for width in widths
-        if width % count == 0 and name not in ("training",) and _agree(value, width)
+        if width % count == 0 and name not in ("training",) and _holds_width(value, width)
     ]
-    sizes = range(1, min(_MOST_ATTRIBUTES, len(found)) + 1)
+    sizes = range(1, min(_MAX_ATTRIBUTES, len(found)) + 1)
     combinations = itertools.chain.from_iterable(itertools.combinations(found, size) for size in sizes)
-    return itertools.islice(combinations, _MOST_REPAIRS)
+    return itertools.islice(combinations, _MAX_ATTRIBUTE_CHOICES)
 
 
-def _agree(value: Any, width: int) -> bool:
+def _holds_width(value: Any, width: int) -> bool:
     if isinstance(value, tuple | list):
         return width > 1 and any(type(v) is int and v == width for v in value)
     return type(value) is int and value == width
@@ -341,16 +341,16 @@ def first_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _neutral(mixing: frozenset[int], wanted: bool) -> Iterator[None]:
+def _neutral_statistics(mixing: frozenset[int], wanted: bool) -> Iterator[None]:
     """Run with statistics over units held constant, so that an index map can be proved past them."""
     if not wanted:
         yield
         return
-    with _Neutral(mixing):
+    with _NeutralStatistics(mixing):
         yield
 
 
-class _Neutral(TorchDispatchMode):
+class _NeutralStatistics(TorchDispatchMode):
     """LayerNorm and RMSNorm as their affine part, softmax as a sigmoid, mixing reductions as ones."""
 
     def __init__(self, mixing: frozenset[int]) -> None:
