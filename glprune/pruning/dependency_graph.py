@@ -1,8 +1,8 @@
-"""The second plan: which weights belong to which unit, read off torch-pruning's dependency graph.
+"""Plan which weights belong to which unit by torch-pruning's dependency graph, as a second opinion.
 
-This is the only module that knows torch-pruning. The model's inputs get a gate module each, since
-the graph has no node for a raw input, and its outputs one too, so that a unit reaching the output
-is seen. The plan is compared with the traced one and never cut by itself.
+This is the only module that imports torch-pruning. The model's inputs get a gate module each, since
+the graph has no node for a raw input, and its outputs one too, so that units that reach the output
+are found. The plan is only compared with the traced one.
 
 References:
     Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023.
@@ -24,6 +24,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from glprune.pruning.ids import UnitIds
 from glprune.pruning.units import Kind, Role, TensorAxis, UnitSet
 
 if TYPE_CHECKING:
@@ -105,14 +106,14 @@ class _Gate(nn.Module):
         return x * self.weight.to(x.dtype).view(shape)
 
 
-class _GatePruner(tp.pruner.function.BasePruningFunc):
+class _GatePruner(tp.pruner.function.BasePruningFunc):  # type: ignore[misc]  # torch-pruning has no types
     def prune_out_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
         return layer
 
     prune_in_channels = prune_out_channels
 
     def get_out_channels(self, layer: Any) -> int:
-        return layer.weight.numel()
+        return int(layer.weight.numel())
 
     get_in_channels = get_out_channels
 
@@ -143,7 +144,7 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def _parameters_along(module: nn.Module, side: Side) -> list[tuple[str, int, Role]]:
-    """Name the tensors of a layer that units on one side of it lie in, with dimension and role."""
+    """Return the tensors of a layer that units on one side of it lie in, with dimension and role."""
     if isinstance(module, (nn.Linear, *_CONVS)) and getattr(module, "groups", 1) == 1:
         return (
             [("weight", 1, "reader")] if side == "in" else [("weight", 0, "carrier"), ("bias", 0, "carrier")]
@@ -168,7 +169,7 @@ def _parameters_along(module: nn.Module, side: Side) -> list[tuple[str, int, Rol
 
 
 class _GraphPlanner:
-    """One torch-pruning dependency graph, asked for the units of each root."""
+    """Plan the units of each root by one torch-pruning dependency graph."""
 
     def __init__(
         self, model: nn.Module, inputs: Inputs, axes: Sequence[int | None], deadline: _Deadline
@@ -176,7 +177,7 @@ class _GraphPlanner:
         self.gated = _Gated(_copy_for_tracing(model), inputs, axes)
         self.names = {module: name for name, module in self.gated.model.named_modules()}
         self.tensors = _canonical_names(self.gated.model)
-        # Index mappings are rebuilt at every query, so one graph serves all roots.
+        # torch-pruning rebuilds index mappings at every query, so one graph serves all roots
         self.graph = _TimedGraph(deadline)
         pruners = {_Gate: _GatePruner()}
         with _quiet():
@@ -184,11 +185,11 @@ class _GraphPlanner:
         self.covered: set[nn.Module] = set()
 
     def roots(self) -> Iterator[tuple[str, Kind, nn.Module]]:
-        """Yield inputs first, then every layer with outputs of its own, in forward order."""
+        """Yield inputs first, then every layer that begins units, in forward order."""
         for number, gate in enumerate(self.gated.entries):
             if isinstance(gate, _Gate):
                 yield str(number), "input", gate
-        order = {module: place for place, module in enumerate(self.gated.model.modules())}
+        order = {module: number for number, module in enumerate(self.gated.model.modules())}
         layers = [m for m in self.graph.module2node if isinstance(m, (nn.Linear, *_CONVS, *_TRANSPOSED))]
         for module in sorted(layers, key=lambda m: order[m]):
             yield self.names[module], "hidden", module
@@ -213,7 +214,7 @@ class _GraphPlanner:
         try:
             with _quiet():
                 group = self.graph.get_pruning_group(root, pruner.prune_out_channels, list(range(count)))
-        except Exception as error:  # torch-pruning has no error class of its own
+        except Exception as error:  # torch-pruning raises errors of any class
             raise _RefusedError(
                 f"the dependency graph fails here ({type(error).__name__}: {error})"
             ) from error
@@ -236,12 +237,12 @@ class _GraphPlanner:
         return "out" if handler == pruner.prune_out_channels else "in"
 
     def _owner(self, parameter: nn.Parameter) -> str:
-        """Say which layer a parameter outside the known layers belongs to."""
+        """Describe a parameter outside the known layers by the layer it belongs to."""
         path, _, leaf = self.tensors[parameter].rpartition(".")
         layer = self.gated.model.get_submodule(path)
         return f"parameter {leaf!r} of {type(layer).__name__} {path!r}"
 
-    def _places(self, module: nn.Module, side: Side) -> list[tuple[str, int, Role]]:
+    def _parameters_along(self, module: nn.Module, side: Side) -> list[tuple[str, int, Role]]:
         try:
             return _parameters_along(module, side)
         except _RefusedError as refusal:
@@ -252,7 +253,7 @@ class _GraphPlanner:
         for module, side, (positions, units) in members:
             if module not in self.names:
                 continue
-            for attribute, dim, role in self._places(module, side):
+            for attribute, dim, role in self._parameters_along(module, side):
                 tensor = getattr(module, attribute)
                 if tensor is not None:
                     key = (self.tensors[tensor], dim, role)
@@ -260,7 +261,9 @@ class _GraphPlanner:
                     _assign_units(owner, positions, units, key[0])
         if not any(role == "reader" for _, _, role in owners):
             raise _RefusedError("no layer reads these units through weights of its own")
-        return tuple(TensorAxis(tensor, dim, owner, role) for (tensor, dim, role), owner in owners.items())
+        return tuple(
+            TensorAxis(tensor, dim, UnitIds(owner), role) for (tensor, dim, role), owner in owners.items()
+        )
 
 
 def dependency_plans(
@@ -277,14 +280,14 @@ def dependency_plans(
         inputs: Example inputs, each (batch, ...), batch at least 2.
         axes: The axis of each input that holds its features, or None.
         names: The name of each input.
-        seconds: Longest time to wait; on some networks torch-pruning never ends.
+        seconds: Time limit; on some networks torch-pruning never ends.
 
     Returns:
-        Name -> unit set, refused where the graph or our knowledge of a layer gives no plan;
-        nothing where torch-pruning cannot read the network at all.
+        Name -> unit set, refused where the graph or a layer's type allows no plan; empty where torch-pruning
+        cannot read the network or exceeds the time limit.
 
     References:
-        Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023; the gates cure the
+        Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023; the gates replace the
         graph's missing input node.
     """
     if any(isinstance(m, nn.RNNBase | nn.RNNCellBase) for m in model.modules()):
@@ -296,7 +299,7 @@ def dependency_plans(
         deadline.check()
     except _DeadlineExceeded:
         return {}
-    except Exception:  # noqa: BLE001 - torch-pruning has no error class of its own; its plan is only compared
+    except Exception:  # noqa: BLE001 - torch-pruning raises any class; its plan is only compared
         return {}
     named = [
         replace(u, name=names[int(u.name)]) if u.kind == "input" else u for u in planned if u is not None
@@ -314,7 +317,7 @@ def _assign_units(owner: Tensor, positions: Tensor, units: Tensor, tensor: str) 
 
 
 def _copy_for_tracing(model: nn.Module) -> nn.Module:
-    """Copy a model for tracing; the graph is read off autograd, so everything needs gradients."""
+    """Copy a model for tracing; the graph comes from autograd, so all parameters need gradients."""
     copied = copy.deepcopy(model).eval()
     for parameter in copied.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
@@ -331,7 +334,7 @@ def _canonical_names(model: nn.Module) -> dict[Tensor, str]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torch-pruning's prints and warnings out of the user's terminal; gradients on."""
+    """Suppress torch-pruning's prints and warnings and enable gradients."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.enable_grad():
         warnings.simplefilter("ignore")
         yield

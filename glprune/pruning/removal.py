@@ -1,7 +1,7 @@
-"""Removal: cut the units whose groups are exactly zero and certify that nothing changed.
+"""Cut the units whose groups are exactly zero and certify that the outputs stay the same.
 
-Plans were proved by :mod:`glprune.pruning.verification`; here every cut is compared again, on the network's own
-weights and on real and random rows, with the network whose groups are zero.
+:mod:`glprune.pruning.verification` checked the plans on random weights; here every cut is compared again,
+on the network's own weights and on real and random rows, with the network whose groups are zero.
 """
 
 from __future__ import annotations
@@ -19,28 +19,29 @@ from glprune.data.splits import Inputs, select_columns
 from glprune.errors import NonFiniteError
 from glprune.model.diagnostics import finite_rows
 from glprune.pruning.groups import GroupSet, support
+from glprune.pruning.ids import UnitIds
 from glprune.pruning.surgery import PruningPlan, all_columns, kept_columns, plan_pruning
 from glprune.pruning.verification import TOLERANCE, difference, no_longer_runs, outputs
 from glprune.schema.report import Cut, Skipped
 
 if TYPE_CHECKING:
-    from glprune.pruning.units import UnitSet
+    from glprune.pruning.units import UnitChoice, UnitSet
 
 _SMALL_BATCHES = (1, 3)
 
 
 @dataclass(frozen=True)
 class RemovalResult:
-    """The outcome of a removal.
+    """The result of a removal.
 
     Attributes:
         network: The slim network; it takes the kept columns of every input.
-        surgery: What turns the dense network into the slim one.
+        plan: What turns the dense network into the slim one.
         columns: Kept positions of every input's feature axis; empty where it has no such axis.
         cuts: One record for each certified cut.
-        refused: Units that stayed though their group is zero, with the reason.
+        refused: Units that are kept although their group is zero, with the reason.
         difference: Largest relative difference between zeroed dense and slim.
-        rows: Rows every cut was compared on.
+        rows: Number of rows every cut was compared on.
     """
 
     network: nn.Module
@@ -64,7 +65,7 @@ class _RemovalState:
     reference: list[Tensor]
     columns: list[Tensor]
     slim: nn.Module
-    choices: list[tuple[UnitSet, Tensor]] = field(default_factory=list)
+    choices: list[UnitChoice] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class _Trial:
     difference: float
 
 
-def remove(
+def remove(  # noqa: PLR0913 - two are options, and inputs and axes belong together everywhere
     network: nn.Module,
     groups: Sequence[GroupSet],
     inputs: Inputs,
@@ -89,50 +90,49 @@ def remove(
 
     Args:
         network: The network with zeroed groups; it is copied, never changed.
-        groups: Proved group sets.
+        groups: Group sets of checked unit sets.
         inputs: Real and random rows to compare outputs on.
         axes: The feature axis of each input; None where it has none.
-        tolerance: Largest relative difference a cut may make, but for inexact sets.
-        multiple: Zero hidden units stay until their layer's width is a multiple of this, or the whole.
+        tolerance: Largest relative difference a cut may make, except for inexact sets.
+        multiple: Widths of hidden layers are rounded up to a multiple of this, or to the full width, by
+            keeping zero units.
 
     Returns:
-        The slim network and the evidence. A set whose cut changes outputs is left alone. At
-        least one unit of every set is kept, since a layer of width zero cannot run.
+        The slim network and how it was certified. A set whose cut changes outputs is kept. At least
+        one unit of every set is kept, since a layer of width zero cannot run.
 
     Raises:
-        NonFiniteError: There is no row on which the zeroed network's outputs are finite.
+        NonFiniteError: There are no rows on which the zeroed network's outputs are finite.
     """
     # the cuts are compared in the weights' own precision, against the zeroed network itself
     reference = outputs(network, inputs)
-    sound = finite_rows(reference)
-    if not bool(sound.all()):  # random rows, on which weights trained since may overflow
-        inputs = tuple(x[sound] for x in inputs)
+    finite = finite_rows(reference)
+    if not bool(finite.all()):  # weights trained since the rows were drawn may overflow on random ones
+        inputs = tuple(x[finite] for x in inputs)
         if not len(inputs[0]):
             raise NonFiniteError(
                 "The network with zeroed groups returns NaN or Inf on all rows; lower train.lr."
             )
         reference = outputs(network, inputs)
     columns = list(all_columns(inputs, axes))
-    work = _RemovalState(network, inputs, tuple(axes), tolerance, multiple, reference, columns, network)
+    state = _RemovalState(network, inputs, tuple(axes), tolerance, multiple, reference, columns, network)
     refused = [
         Skipped(name=g.name, units=g.units.count, reason=g.units.refused) for g in groups if g.units.refused
     ]
     cuts: list[Cut] = []
-    # cuts that may change outputs come last, so that the others are held against the zeroed network
+    # cuts that may change outputs come last, so that the others are compared with the zeroed network
     for family in sorted(_families(groups), key=lambda f: any(g.units.inexact for g in f)):
-        made = _cut(work, family)
-        cuts += [c for c in made if isinstance(c, Cut)]
-        refused += [c for c in made if isinstance(c, Skipped)]
-    slim = work.slim if work.choices else copy.deepcopy(network)
-    final = _largest_difference(network, slim, work)
-    surgery = plan_pruning(network, work.choices, inputs, axes)
-    return RemovalResult(
-        slim, surgery, tuple(work.columns), tuple(cuts), tuple(refused), final, len(inputs[0])
-    )
+        records = _cut(state, family)
+        cuts += [c for c in records if isinstance(c, Cut)]
+        refused += [c for c in records if isinstance(c, Skipped)]
+    slim = state.slim if state.choices else copy.deepcopy(network)
+    final = _largest_difference(network, slim, state)
+    plan = plan_pruning(network, state.choices, inputs, axes)
+    return RemovalResult(slim, plan, tuple(state.columns), tuple(cuts), tuple(refused), final, len(inputs[0]))
 
 
 def then(first: RemovalResult, second: RemovalResult) -> RemovalResult:
-    """Two removals in a row as one, in the numbering of the first one's network."""
+    """Combine two successive removals into one, in the numbering of the first one's netstate."""
     return RemovalResult(
         network=second.network,
         plan=first.plan.then(second.plan),
@@ -144,7 +144,7 @@ def then(first: RemovalResult, second: RemovalResult) -> RemovalResult:
     )
 
 
-def cut_uncertified(
+def cut_uncertified(  # noqa: PLR0913 - as for `remove`
     network: nn.Module,
     groups: Sequence[GroupSet],
     alive: Sequence[Tensor],
@@ -152,13 +152,13 @@ def cut_uncertified(
     axes: Sequence[int | None],
     multiple: int = 1,
 ) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """The network a removal would give, uncertified, to measure its shape.
+    """Return the network a removal would give, without comparing outputs, to measure its size.
 
     Args:
         network: The dense network; it is copied.
-        groups: Proved group sets.
+        groups: Group sets of checked unit sets.
         alive: For each set, which of its groups are left, bool, shape (n_groups,).
-        inputs: Rows of the dense network.
+        inputs: Rows of the dense netstate.
         axes: The feature axis of each input; None where it has none.
         multiple: Of hidden widths, see :func:`remove`.
 
@@ -170,13 +170,11 @@ def cut_uncertified(
     return slim, tuple(kept_columns(choices, inputs, axes))
 
 
-def kept_units(
-    groups: Sequence[GroupSet], alive: Sequence[Tensor], multiple: int = 1
-) -> list[tuple[UnitSet, Tensor]]:
-    """The units a removal keeps of every set that can be cut: at least one, and equal widths in a family.
+def kept_units(groups: Sequence[GroupSet], alive: Sequence[Tensor], multiple: int = 1) -> list[UnitChoice]:
+    """Return the units a removal keeps of every set that can be cut: at least one, equally many in a family.
 
     Args:
-        groups: Proved group sets.
+        groups: Group sets of checked unit sets.
         alive: For each set, which of its groups are left, bool, shape (n_groups,).
         multiple: Of hidden widths, see :func:`remove`.
     """
@@ -190,7 +188,7 @@ def kept_units(
 
 
 def _families(groups: Sequence[GroupSet]) -> list[list[GroupSet]]:
-    """Sets that one module holds under one width, together; every other set alone."""
+    """Group the sets that one module holds under one width; every other set is alone."""
     families: dict[str, list[GroupSet]] = {}
     for number, group in enumerate(groups):
         if not group.units.refused:
@@ -200,7 +198,7 @@ def _families(groups: Sequence[GroupSet]) -> list[list[GroupSet]]:
 
 def _cut_copy(
     network: nn.Module,
-    choices: Sequence[tuple[UnitSet, Tensor]],
+    choices: Sequence[UnitChoice],
     inputs: Inputs,
     axes: Sequence[int | None],
 ) -> nn.Module:
@@ -210,19 +208,19 @@ def _cut_copy(
     return slim
 
 
-def _cut(work: _RemovalState, family: Sequence[GroupSet]) -> list[Cut | Skipped]:
+def _cut(state: _RemovalState, family: Sequence[GroupSet]) -> list[Cut | Skipped]:
     """Cut one family of sets; skip it where the cut changes outputs."""
-    choices = _removable(work, family)
+    choices = _removable(state, family)
     if not choices:
         return []
     inexact = any(units.inexact for units, _ in choices)
-    trial = _try_cut(work, choices, inexact)
+    trial = _try_cut(state, choices, inexact)
     if isinstance(trial, str):
         return [Skipped(name=u.name, units=u.count - len(k), reason=trial) for u, k in choices]
-    work.choices += choices
-    work.slim, work.columns = trial.network, trial.columns
+    state.choices += choices
+    state.slim, state.columns = trial.network, trial.columns
     if inexact:  # the next cut is compared with this one, so that it accounts for its own change alone
-        work.reference = trial.outputs
+        state.reference = trial.outputs
     return [
         Cut(
             name=u.name,
@@ -236,67 +234,69 @@ def _cut(work: _RemovalState, family: Sequence[GroupSet]) -> list[Cut | Skipped]
     ]
 
 
-def _removable(work: _RemovalState, family: Sequence[GroupSet]) -> list[tuple[UnitSet, Tensor]]:
+def _removable(state: _RemovalState, family: Sequence[GroupSet]) -> list[UnitChoice]:
     """Return the sets of a family that have units to cut, each with the units to keep."""
-    state = dict(work.network.state_dict())
-    dead = [~support(state, g)[g.group] for g in family]
-    keeps = _equal_widths([_kept(d) for d in dead], [g.units for g in family], work.multiple)
+    tensors = dict(state.netstate.state_dict())
+    dead = [~support(tensors, g)[g.group] for g in family]
+    keeps = _equal_widths([_kept(d) for d in dead], [g.units for g in family], state.multiple)
     return [(g.units, k) for g, k in zip(family, keeps, strict=True) if len(k) < g.units.count]
 
 
-def _try_cut(work: _RemovalState, choices: Sequence[tuple[UnitSet, Tensor]], inexact: bool) -> _Trial | str:
+def _try_cut(state: _RemovalState, choices: Sequence[UnitChoice], inexact: bool) -> _Trial | str:
     """Make a cut together with all cuts before it, on a copy.
 
     Returns:
         The slim copy, or the reason to refuse the cut: the copy does not run or its outputs differ.
     """
-    together = [*work.choices, *choices]
-    columns = kept_columns(together, work.inputs, work.axes)
+    together = [*state.choices, *choices]
+    columns = kept_columns(together, state.inputs, state.axes)
     try:
-        slim = _cut_copy(work.network, together, work.inputs, work.axes)
-        found = outputs(slim, select_columns(work.inputs, work.axes, columns))
+        slim = _cut_copy(state.network, together, state.inputs, state.axes)
+        found = outputs(slim, select_columns(state.inputs, state.axes, columns))
     except Exception as error:  # noqa: BLE001 - the user's forward may raise anything once a width changes
         return no_longer_runs(error)
-    gap = difference(work.reference, found)
-    if (gap > work.tolerance and not inexact) or gap == float("inf"):
+    gap = difference(state.reference, found)
+    if (gap > state.tolerance and not inexact) or gap == float("inf"):
         return f"the cut changes outputs by {gap:.1e}"
     return _Trial(slim, columns, found, gap)
 
 
-def _largest_difference(network: nn.Module, slim: nn.Module, work: _RemovalState) -> float:
-    """Largest difference over all rows and over small batches, where the dense network takes them."""
+def _largest_difference(network: nn.Module, slim: nn.Module, state: _RemovalState) -> float:
+    """Return the largest difference over all rows and over small batches that the dense network can run."""
     worst = difference(
-        outputs(network, work.inputs), outputs(slim, select_columns(work.inputs, work.axes, work.columns))
+        outputs(network, state.inputs), outputs(slim, select_columns(state.inputs, state.axes, state.columns))
     )
     for rows in _SMALL_BATCHES:
-        few = tuple(x[:rows] for x in work.inputs)
+        batch = tuple(x[:rows] for x in state.inputs)
         try:
-            expected = outputs(network, few)
-        except Exception:  # a forward written for larger batches says nothing of the cut
+            expected = outputs(network, batch)
+        except Exception:  # noqa: BLE001 - a forward may be written for larger batches; the cut is not at fault
             continue
-        worst = max(worst, difference(expected, outputs(slim, select_columns(few, work.axes, work.columns))))
+        worst = max(
+            worst, difference(expected, outputs(slim, select_columns(batch, state.axes, state.columns)))
+        )
     return worst
 
 
-def _kept(dead: Tensor) -> Tensor:
-    """Units to keep; the first where all are dead."""
+def _kept(dead: Tensor) -> UnitIds:
+    """Return the units to keep; the first where all are zero."""
     keep = torch.nonzero(~dead).flatten()
-    return keep if keep.numel() else torch.zeros(1, dtype=torch.int64)
+    return UnitIds(keep if keep.numel() else torch.zeros(1, dtype=torch.int64))
 
 
-def _equal_widths(keeps: Sequence[Tensor], sets: Sequence[UnitSet], multiple: int) -> list[Tensor]:
-    """Keep as many units in every set of a family as in its widest, rounded up; dead ones fill up."""
+def _equal_widths(keeps: Sequence[UnitIds], sets: Sequence[UnitSet], multiple: int) -> list[UnitIds]:
+    """Keep as many units in every set of a family as in its widest, rounded up, by adding zero units."""
     step = math.lcm(*(_step(units, multiple) for units in sets))
     width = math.ceil(max(len(k) for k in keeps) / step) * step
     filled = []
     for keep, units in zip(keeps, sets, strict=True):
         others = torch.arange(units.count)[~torch.isin(torch.arange(units.count), keep)]
-        filled.append(torch.cat([keep, others[: width - len(keep)]]).sort().values)
+        filled.append(UnitIds(torch.cat([keep, others[: width - len(keep)]]).sort().values))
     return filled
 
 
 def _step(units: UnitSet, multiple: int) -> int:
-    """Of how many units a set's number is a multiple where its width is one; removed inputs stay removed."""
+    """Return of what the number of units must be a multiple for widths to be; 1 for inputs."""
     if units.kind == "input" or not units.slots:
         return 1
     each = min(int((slot.unit >= 0).sum()) // units.count for slot in units.slots)  # such as of a head

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    from glprune.pruning.ids import UnitIds
+from glprune.pruning.ids import UnitIds
 
 Kind = Literal["input", "hidden"]
 Role = Literal["reader", "carrier"]
@@ -82,3 +81,6 @@ class UnitSet:
     def readers(self) -> tuple[TensorAxis, ...]:
         """The tensor axes that hold the weights of the units' groups."""
         return tuple(slot for slot in self.slots if slot.role == "reader")
+
+
+UnitChoice = tuple[UnitSet, UnitIds]  # a unit set and the units of it to keep

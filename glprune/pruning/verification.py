@@ -1,8 +1,9 @@
-"""Proof of plans on numbers: random weights in double precision, units perturbed, zeroed and cut.
+"""Check plans numerically: compare outputs on random weights in double precision.
 
-A plan from :mod:`glprune.pruning.planner` is not trusted. For subsets of units that set any two units
-apart, on a copy with random weights: perturbing the units changes the outputs; once the weights
-leaving them are zero, perturbing them changes nothing; and cutting them changes nothing either.
+The planner takes no plan from :mod:`glprune.pruning.candidates` unchecked. On a copy of the network with
+random weights, for subsets of units that separate any two units: zeroing the weights that read the units
+changes the outputs; with those weights at zero, perturbing the units changes nothing; and neither does
+cutting them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from glprune.data.splits import Inputs, select_columns
 from glprune.pruning.groups import zero_units_
+from glprune.pruning.ids import UnitIds
 from glprune.pruning.surgery import kept_columns, plan_pruning
 from glprune.pruning.tracer import is_reduction
 from glprune.pruning.units import Attribute, UnitSet
@@ -28,14 +30,14 @@ from glprune.pruning.units import Attribute, UnitSet
 TOLERANCE = 1e-5  # relative, in float32
 _DOUBLE_TOLERANCE = 1e-9
 _PROBE_ROWS = 8
-_SMALL_ROW = 4096  # numbers in a row of all inputs; larger ones are probed on fewer rows
+_SMALL_ROW = 4096  # values in a row of all inputs; larger ones are compared on fewer rows
 _MAX_ATTRIBUTES = 3
 _MAX_ATTRIBUTE_CHOICES = 40
 MarkedUnits = tuple[UnitSet, Tensor]  # a unit set and its marked units, bool (n_units,)
 
 
 def difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
-    """Largest ``|a - b| / max(1, max|a|)`` over outputs; infinite where shapes or NaNs differ."""
+    """Return the largest ``|a - b| / max(1, max|a|)`` over outputs; infinite where shapes or NaNs differ."""
     worst = 0.0
     if len(a) != len(b):
         return float("inf")
@@ -49,19 +51,20 @@ def difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
 
 
 def outputs(network: nn.Module, inputs: Inputs) -> list[Tensor]:
-    """All output tensors of a network, without gradients."""
+    """Return all output tensors of a network, without gradients."""
     with torch.no_grad():
         return [y.detach() for y in pytree.tree_leaves(network(*inputs)) if isinstance(y, Tensor)]
 
 
 class EquivalenceChecker:
-    """Proves unit sets of one network.
+    """Check that cutting the units of a set equals zeroing them.
 
     Args:
         network: The network; it is copied, never changed.
         inputs: Example inputs, each (batch, ...), batch at least 2.
         axes: The feature axis of each input, or None.
-        neutral: Numbers of the reductions that mix units, for sets whose cut may be inexact.
+        mixing_reductions: Numbers of the reductions that mix units; sets whose cut may be inexact are checked
+            with those held constant.
     """
 
     def __init__(
@@ -69,15 +72,15 @@ class EquivalenceChecker:
         network: nn.Module,
         inputs: Inputs,
         axes: Sequence[int | None],
-        neutral: frozenset[int] = frozenset(),
+        mixing_reductions: frozenset[int] = frozenset(),
     ) -> None:
         self.axes = tuple(axes)
         self.network, self.probe, self.tolerance = random_copy(network, inputs)
         self.reference = outputs(self.network, self.probe)
-        self.mixing_reductions = neutral
+        self.mixing_reductions = mixing_reductions
 
     def check_each(self, sets: Sequence[UnitSet]) -> str | None:
-        """Prove sets that are cut together on every separating subset; the reason where that fails."""
+        """Check sets that are cut together on every separating subset; return the reason of a failure."""
         for marks in self._subsets(sets):
             failure = self.mismatch(marks)
             if failure:
@@ -85,7 +88,7 @@ class EquivalenceChecker:
         return None
 
     def check_together(self, clusters: Sequence[Sequence[UnitSet]]) -> bool:
-        """Prove all clusters at once: every subset of each is zeroed and cut together with the others'."""
+        """Check all clusters at once: a subset of each is zeroed and cut together with those of the others."""
         queues = [self._subsets(cluster) for cluster in clusters]
         for number in range(max((len(q) for q in queues), default=0)):
             marks = [mark for queue in queues if number < len(queue) for mark in queue[number]]
@@ -94,9 +97,9 @@ class EquivalenceChecker:
         return True
 
     def check_half(self, sets: Sequence[UnitSet]) -> list[UnitSet] | str:
-        """Prove sets that are cut together on one half of their units.
+        """Check sets that are cut together on one half of their units.
 
-        Where the forward no longer runs, attributes that it may read its widths from are tried.
+        Where the forward no longer runs, attributes that it may read its widths from are resized too.
 
         Returns:
             The sets with the attributes that follow their widths, or the reason why the plan
@@ -114,14 +117,14 @@ class EquivalenceChecker:
         if pinned is not None:
             return pinned
         for attributes in _attribute_choices(self.network, sets):
-            repaired = [replace(s, attributes=attributes if n == 0 else ()) for n, s in enumerate(sets)]
-            again = [(s, mark) for s, (_, mark) in zip(repaired, marks, strict=True)]
-            if self._runs(again) and self.mismatch(again) is None:
-                return repaired
+            resized = [replace(s, attributes=attributes if n == 0 else ()) for n, s in enumerate(sets)]
+            remarked = [(s, marked) for s, (_, marked) in zip(resized, marks, strict=True)]
+            if self._runs(remarked) and self.mismatch(remarked) is None:
+                return resized
         return failure
 
     def _runs(self, marks: Sequence[MarkedUnits]) -> bool:
-        """Tell whether the network runs at all with the marked units cut."""
+        """Return whether the network runs without the marked units."""
         return not isinstance(self._outputs_after_cut(_copy_tensors(self.network, ()), marks), str)
 
     def _outputs_after_cut(self, network: nn.Module, marks: Sequence[MarkedUnits]) -> list[Tensor] | str:
@@ -131,7 +134,7 @@ class EquivalenceChecker:
             network: A copy that is no longer needed; it is cut in place.
             marks: Unit sets and the units of each to cut.
         """
-        choices = [(units, torch.nonzero(~marked).flatten()) for units, marked in marks]
+        choices = [(units, UnitIds(torch.nonzero(~marked).flatten())) for units, marked in marks]
         columns = kept_columns(choices, self.probe, self.axes)
         try:
             plan_pruning(network, choices, self.probe, self.axes).apply_(network)
@@ -140,14 +143,14 @@ class EquivalenceChecker:
             return no_longer_runs(error)
 
     def _affects_output(self, sets: Sequence[UnitSet]) -> bool:
-        """Tell whether the units matter to the outputs at all."""
+        """Return whether zeroing all units changes the outputs."""
         zeroed = _copy_tensors(self.network, [slot.tensor for units in sets for slot in units.readers])
         for units in sets:
             zero_units_(dict(zeroed.state_dict()), units, torch.ones(units.count, dtype=torch.bool))
         return difference(self.reference, outputs(zeroed, self.probe)) > self.tolerance
 
     def mismatch(self, marks: Sequence[MarkedUnits]) -> str | None:
-        """Say why cutting the marked units by plan is not the same as zeroing them; None where it is."""
+        """Return why cutting the marked units does not equal zeroing them, or None where it does."""
         inexact = any(units.inexact for units, _ in marks)
         with _neutral_statistics(self.mixing_reductions, inexact):
             return self._mismatch(marks)
@@ -161,7 +164,10 @@ class EquivalenceChecker:
         moved = _copy_tensors(zeroed, tensors)
         probe = _perturb(moved, marks, self.probe, self.axes)
         if difference(reference, outputs(moved, probe)) > self.tolerance:
-            return f"{_mixing_reason(self.network, marks)}: the units reach the output past the weights that read them"
+            return (
+                f"{_mixing_reason(self.network, marks)}: the units reach the output past the weights that "
+                "read them"
+            )
         slim = self._outputs_after_cut(zeroed, marks)
         if isinstance(slim, str):
             return slim
@@ -170,14 +176,14 @@ class EquivalenceChecker:
         return None
 
     def _subsets(self, sets: Sequence[UnitSet]) -> list[list[MarkedUnits]]:
-        """Separating subsets; sets of one cluster have equal counts and are marked alike."""
+        """Mark separating subsets; the sets of one cluster have equal counts and are marked equally."""
         return [[(s, subset) for s in sets] for subset in separating_subsets(sets[0].count)]
 
 
-def _copy_tensors(network: nn.Module, tensors: Collection[str]) -> nn.Module:
-    """Copy a network's modules and the named tensors; the rest is shared, since only those are written."""
-    own = set(tensors)
-    shared = {id(t): t for name, t in network.state_dict(keep_vars=True).items() if name not in own}
+def _copy_tensors(network: nn.Module, names: Collection[str]) -> nn.Module:
+    """Copy a network's modules and the named tensors; all others are shared and must not be written."""
+    copied = set(names)
+    shared = {id(t): t for name, t in network.state_dict(keep_vars=True).items() if name not in copied}
     return copy.deepcopy(network, shared)
 
 
@@ -190,7 +196,7 @@ def no_longer_runs(error: Exception) -> str:
 
 
 def separating_subsets(count: int) -> list[Tensor]:
-    """Non-empty, non-full subsets of units such that any two units are apart in one."""
+    """Return non-empty, non-full subsets of units, such that one of any two units alone is in one of them."""
     numbers = torch.arange(count)
     bits = [(numbers >> bit) & 1 == 1 for bit in range(max(1, (count - 1).bit_length()))]
     return [s for bit in bits for s in (bit, ~bit) if 0 < int(s.sum()) < count]
@@ -200,7 +206,7 @@ def random_copy(network: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, 
     """Copy a network with random weights, in double precision where its forward allows it.
 
     Returns:
-        The copy, example inputs in its precision, and the tolerance that precision deserves.
+        The copy, example inputs in its precision, and the tolerance for that precision.
     """
     larger = sum(x[0].numel() for x in inputs) / _SMALL_ROW
     rows = _PROBE_ROWS if larger <= 1 else max(2, int(_PROBE_ROWS / (2 * larger)))
@@ -218,7 +224,7 @@ def random_copy(network: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, 
 
 
 def _in_double(network: nn.Module, inputs: Inputs) -> nn.Module | None:
-    """A copy in double precision; None where its forward fixes float32 or gives no finite numbers."""
+    """Return a copy in double precision; None if it needs float32 or its outputs are not finite."""
     copied = copy.deepcopy(network).double()
     try:
         found = outputs(copied, inputs)
@@ -229,11 +235,11 @@ def _in_double(network: nn.Module, inputs: Inputs) -> nn.Module | None:
 
 
 def _is_stable(network: nn.Module, inputs: Inputs) -> bool:
-    """Tell whether round-off stays round-off: random recurrent weights can amplify it without bound."""
-    nudged = copy.deepcopy(network)
-    for parameter in nudged.parameters():
+    """Return whether round-off stays small: random recurrent weights can amplify it without bound."""
+    perturbed = copy.deepcopy(network)
+    for parameter in perturbed.parameters():
         parameter.data.mul_(1 + 1e-14)
-    return difference(outputs(network, inputs), outputs(nudged, inputs)) <= _DOUBLE_TOLERANCE / 100
+    return difference(outputs(network, inputs), outputs(perturbed, inputs)) <= _DOUBLE_TOLERANCE / 100
 
 
 def _all_finite(tensors: Sequence[Tensor]) -> bool:
@@ -262,7 +268,7 @@ def _randomize(network: nn.Module, strength: float) -> nn.Module:
 def _perturb(
     network: nn.Module, marks: Sequence[MarkedUnits], inputs: Inputs, axes: Sequence[int | None]
 ) -> Inputs:
-    """Change what makes the marked units: their carriers' positions, in place, and input columns."""
+    """Change what produces the marked units: positions of carriers, in place, and input columns."""
     state = dict(network.state_dict())
     moved = list(inputs)
     for units, marked in marks:
@@ -282,7 +288,7 @@ def _perturb(
 
 
 def _mixing_reason(network: nn.Module, marks: Sequence[MarkedUnits]) -> str:
-    """Name the layer among the units' carriers that mixes units, if there is one."""
+    """Return which operation mixes the units: a norm among their carriers, or another one."""
     for units, _ in marks:
         for slot in units.slots:
             path = slot.tensor.rpartition(".")[0]
@@ -293,17 +299,17 @@ def _mixing_reason(network: nn.Module, marks: Sequence[MarkedUnits]) -> str:
 
 
 def _fixed_width_reason(network: nn.Module, sets: Sequence[UnitSet]) -> str | None:
-    """Name a layer whose own code fixes the width, where it is a well-known one."""
+    """Return the reason where a well-known layer fixes the width in its own code, or None."""
     for slot in (slot for s in sets for slot in s.slots):
         path = slot.tensor.rpartition(".")[0]
-        for place in (path, path.rpartition(".")[0]):
-            if isinstance(network.get_submodule(place), nn.MultiheadAttention):
-                return f"MultiheadAttention {place!r} ties the width of its heads to the width of its input"
+        for module in (path, path.rpartition(".")[0]):
+            if isinstance(network.get_submodule(module), nn.MultiheadAttention):
+                return f"MultiheadAttention {module!r} ties the width of its heads to the width of its input"
     return None
 
 
 def _attribute_choices(network: nn.Module, sets: Sequence[UnitSet]) -> Iterator[tuple[Attribute, ...]]:
-    """Sets of attributes, small ones first, that may hold the width of the units or their number."""
+    """Yield sets of attributes, small ones first, that may hold the width of the units or their number."""
     count = sets[0].count
     widths = {count} | {int((slot.unit >= 0).sum()) for s in sets for slot in s.slots}
     paths: dict[str, None] = {}
@@ -336,13 +342,13 @@ def _holds_width(value: Any, width: int) -> bool:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message."""
+    """Return the first line of an error's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextlib.contextmanager
 def _neutral_statistics(mixing: frozenset[int], wanted: bool) -> Iterator[None]:
-    """Run with statistics over units held constant, so that an index map can be proved past them."""
+    """Hold statistics over units constant, so that a plan can be checked past them."""
     if not wanted:
         yield
         return
@@ -350,11 +356,11 @@ def _neutral_statistics(mixing: frozenset[int], wanted: bool) -> Iterator[None]:
         yield
 
 
-class _NeutralStatistics(TorchDispatchMode):
-    """LayerNorm and RMSNorm as their affine part, softmax as a sigmoid, mixing reductions as ones."""
+class _NeutralStatistics(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch's __init_subclass__
+    """Compute norms as their affine part, softmax as a sigmoid, mixing reductions as ones."""
 
     def __init__(self, mixing: frozenset[int]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.mixing = mixing
         self.reductions = 0
 
