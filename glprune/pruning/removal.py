@@ -132,7 +132,7 @@ def remove(  # noqa: PLR0913 - two are options, and inputs and axes belong toget
 
 
 def then(first: RemovalResult, second: RemovalResult) -> RemovalResult:
-    """Combine two successive removals into one, in the numbering of the first one's netstate."""
+    """Combine two successive removals into one, in the numbering of the first one's network."""
     return RemovalResult(
         network=second.network,
         plan=first.plan.then(second.plan),
@@ -158,7 +158,7 @@ def cut_uncertified(  # noqa: PLR0913 - as for `remove`
         network: The dense network; it is copied.
         groups: Group sets of checked unit sets.
         alive: For each set, which of its groups are left, bool, shape (n_groups,).
-        inputs: Rows of the dense netstate.
+        inputs: Rows of the dense network.
         axes: The feature axis of each input; None where it has none.
         multiple: Of hidden widths, see :func:`remove`.
 
@@ -236,7 +236,7 @@ def _cut(state: _RemovalState, family: Sequence[GroupSet]) -> list[Cut | Skipped
 
 def _removable(state: _RemovalState, family: Sequence[GroupSet]) -> list[UnitChoice]:
     """Return the sets of a family that have units to cut, each with the units to keep."""
-    tensors = dict(state.netstate.state_dict())
+    tensors = dict(state.network.state_dict())
     dead = [~support(tensors, g)[g.group] for g in family]
     keeps = _equal_widths([_kept(d) for d in dead], [g.units for g in family], state.multiple)
     return [(g.units, k) for g, k in zip(family, keeps, strict=True) if len(k) < g.units.count]

@@ -88,7 +88,7 @@ class EquivalenceChecker:
         return None
 
     def check_together(self, clusters: Sequence[Sequence[UnitSet]]) -> bool:
-        """Check all clusters at once: a subset of each is zeroed and cut together with those of the others."""
+        """Check all clusters at once: subsets of all of them are zeroed and cut together."""
         queues = [self._subsets(cluster) for cluster in clusters]
         for number in range(max((len(q) for q in queues), default=0)):
             marks = [mark for queue in queues if number < len(queue) for mark in queue[number]]
