@@ -19,6 +19,7 @@ from glprune.export.onnx_runtime import EXPORT_TOLERANCE, OnnxFile
 from glprune.export.shipped_model import file_columns, on_test_rows, write_shipped
 from glprune.model.prediction import predict
 from glprune.pruning.groups import GroupSet, sliced, zero_units_
+from glprune.pruning.ids import Positions, UnitIds
 from glprune.pruning.removal import RemovalResult
 from glprune.pruning.surgery import PruningPlan, plan_pruning, slice_
 from glprune.pruning.verification import TOLERANCE, difference, outputs
@@ -121,7 +122,7 @@ def _cut(shipped: WorkerContext, groups: GroupSet, name: str) -> RemovalResult |
     gone = groups.group == groups.labels.index(name)
     columns = tuple(own[~gone[own]] if n == units.source else own for n, own in enumerate(shipped.columns))
     keep = next(own for n, own in enumerate(columns) if n == units.source)
-    surgery = shipped.surgery.merge(plan_pruning(job.network, [(units, keep)], job.probe, job.axes))
+    surgery = shipped.surgery.merge(plan_pruning(job.network, [(units, UnitIds(keep))], job.probe, job.axes))
     network = copy.deepcopy(job.network)
     surgery.apply_(network)
     network.load_state_dict(_narrowed(zeroed, shipped.surgery, surgery))
@@ -138,7 +139,9 @@ def _narrowed(network: nn.Module, now: PruningPlan, wanted: PruningPlan) -> dict
     places = {}
     for key, positions in wanted.kept.items():
         here = now.kept.get(key)
-        places[key] = positions if here is None else torch.nonzero(torch.isin(here, positions)).flatten()
+        places[key] = (
+            positions if here is None else Positions(torch.nonzero(torch.isin(here, positions)).flatten())
+        )
     slice_(narrower, places)
     return narrower.state_dict()
 

@@ -1,4 +1,4 @@
-"""Outputs of a network over a whole split."""
+"""Compute the outputs of a network over a whole split."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _CHUNK = 1024
 
 
 def predict(
-    model: Callable[[Inputs], Sequence[Tensor]], split: Split, narrow: Callable[[Inputs], Inputs]
+    model: Callable[[Inputs], Sequence[Tensor]], split: Split, select: Callable[[Inputs], Inputs]
 ) -> tuple[tuple[Tensor, ...], Tensor]:
-    """All outputs of a model over a split, in order, with the targets.
+    """Return all outputs of a model over a split, in order, with the targets.
 
     Args:
         model: Takes a tuple of inputs.
         split: The rows.
-        narrow: Takes the model's columns out of a full batch.
+        select: Takes the model's columns out of a full batch.
     """
-    if isinstance(split, StreamedSplit) and isinstance(narrow, ColumnSelection):
-        split, narrow = split.view_columns(narrow), lambda inputs: inputs
+    if isinstance(split, StreamedSplit) and isinstance(select, ColumnSelection):
+        split, select = split.view_columns(select), lambda inputs: inputs
     with torch.no_grad():
-        return concat_batches(((model(narrow(x)), y) for x, y in split.batches(_CHUNK, None)), split.rows)
+        return concat_batches(((model(select(x)), y) for x, y in split.batches(_CHUNK, None)), split.rows)

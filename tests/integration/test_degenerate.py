@@ -285,7 +285,7 @@ REFUSED = {
     ),
     "loader: NaN once training began": (
         DataError,
-        r"lambda \S+, epoch 1, batch 2: input 1 holds NaN or Inf in row 6 of its 16; mend the data",
+        r"lambda \S+, epoch 1, batch 2: input 1 holds NaN or Inf in row 6 of its 16; correct the data",
         loaded("spoilt"),
     ),
     "no feature": (

@@ -170,7 +170,7 @@ CASES = {
     "nan": (
         4,
         4,
-        "process 1: lambda .*, epoch 2, batch 2: input 1 holds NaN or Inf in row 3 of its 32; mend the data",
+        "process 1: lambda .*, epoch 2, batch 2: input 1 holds NaN or Inf in row 3 of its 32; correct the data",
     ),
     "shard": (4, 4, ".*shards/1.parquet: cannot be read"),
     "perturbed": (

@@ -140,7 +140,7 @@ def test_nan_in_a_batch_is_an_error_of_the_data():
     x, y = rows()
     tried = solver(network(), x, y)
     x[5, 2] = math.nan
-    with pytest.raises(DataError, match="input 1 holds NaN or Inf in row 6 of the split; mend the data"):
+    with pytest.raises(DataError, match="input 1 holds NaN or Inf in row 6 of the split; correct the data"):
         tried.polish(0.01)
     x[5, 2], y[9] = 0.0, math.inf
     with pytest.raises(DataError, match="the target is NaN or Inf in row 10 of the split"):
