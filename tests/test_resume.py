@@ -23,7 +23,7 @@ from glprune.runtime.events import PointDone, Progress, Stage
 from glprune.runtime.output_folder import unfinished_path
 from glprune.schema.bundle import digest
 from glprune.schema.recipe_loading import load_recipe
-from glprune.search import refit as search_refit
+from glprune.training.refit import Refit
 from glprune.training.solver import PointSolver
 from tests.networks import write_planted
 
@@ -138,7 +138,7 @@ def test_ctrl_c_saves_and_the_run_goes_on(folder, undisturbed, tmp_path, kind, n
 
 def test_what_a_stopped_run_has_done_is_not_done_again(folder, tmp_path, every_step, monkeypatch):
     out, calls = tmp_path / "out", []
-    for owner, name in ((PointSolver, "solve"), (search_refit, "refit")):
+    for owner, name in ((PointSolver, "solve"), (Refit, "run")):
         before = getattr(owner, name)
         monkeypatch.setattr(
             owner, name, lambda *a, _do=before, _n=name, **k: (calls.append(_n), _do(*a, **k))[1]
@@ -148,7 +148,7 @@ def test_what_a_stopped_run_has_done_is_not_done_again(folder, tmp_path, every_s
     run(folder, out, resume=True)
     resumed = len(calls)
     run(folder, tmp_path / "other")
-    assert set(early) == {"solve", "refit"}
+    assert set(early) == {"solve", "run"}
     assert resumed == len(calls) - resumed
 
 

@@ -16,7 +16,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -152,6 +152,10 @@ class Penalty:
             Shape (n_groups,); infinity or NaN for groups that are not penalised.
         """
         return blocks.dot(blocks.gradients).sqrt() / self.group_weights
+
+
+# makes a penalty from the weights of groups and their blocks
+MakePenalty = Callable[[Tensor, "ParameterGroups"], Penalty]
 
 
 @dataclass(frozen=True)
