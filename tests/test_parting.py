@@ -157,7 +157,7 @@ def test_the_support_is_that_of_one_process_whatever_the_recipe_asks_beside(fold
     kept = [f.name for f in one.features if f.status == "kept"]
     assert [f["name"] for f in two["features"] if f["status"] == "kept"] == kept == ["f0", "f1", "f2"]
     assert two["hidden"][0]["after"] == one.hidden[0].after == 8
-    assert two["widths"]["multiple"] == 8
+    assert two["widths"]["round_to"] == 8
     assert two["quantized"]["bytes"] == (folder / "whole" / "model.int8.onnx").stat().st_size
     assert verify(folder / "whole", isolated=False).exit_code == 0
 
@@ -236,7 +236,7 @@ def test_the_first_word_is_the_error_that_others_raise(error, kind, code, text):
 
 
 def test_nobody_waits_for_ever_for_a_process_that_is_lost(monkeypatch):
-    monkeypatch.setattr(failure, "_FOR_THE_FIRST", 0.01)
+    monkeypatch.setattr(failure, "_WAIT_FOR_MAIN", 0.01)
     store = dist.HashStore()
     board = FailureStore(store, 1, 2)
     heard = board.received(
@@ -244,10 +244,10 @@ def test_nobody_waits_for_ever_for_a_process_that_is_lost(monkeypatch):
     )
     assert str(heard).startswith("another process was lost: Connection closed by peer [::1]:7 (killed, ")
     board.leave(failed=True)
-    assert not board.told
+    assert not board.reported
     FailureStore(store, 0, 2).leave(failed=False)
     board.leave(failed=True)
-    assert board.told
+    assert board.reported
 
 
 ENVIRONMENTS = [

@@ -12,7 +12,12 @@ from torch import Tensor
 
 from glprune.model.diagnostics import explain_nonfinite
 from glprune.training.epochs import batch_size, passes_per_epoch, with_halving
-from glprune.training.proximal import AcceleratedProximalGradient, ProximalAdam, ProximalOptimizer, ProximalSGD
+from glprune.training.proximal import (
+    AcceleratedProximalGradient,
+    ProximalAdam,
+    ProximalOptimizer,
+    ProximalSGD,
+)
 
 if TYPE_CHECKING:
     from glprune.data.splits import Inputs
