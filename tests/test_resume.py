@@ -341,10 +341,10 @@ def test_a_full_disk_is_one_line_and_loses_nothing(folder, undisturbed, tmp_path
     out = tmp_path / "out"
     with pytest.raises(glprune.UsageError) as caught, no_file_above(size):
         run(folder, out)
-    assert "cannot be written (File too large); make room" in str(caught.value)
+    assert "cannot be written (File too large); free some space" in str(caught.value)
     assert not out.exists()
     kept = unfinished_path(out).exists()
-    assert kept == str(caught.value).endswith("go on with --resume.")
+    assert kept == str(caught.value).endswith("continue with --resume.")
     assert facts(run(folder, out, resume=True).bundle) == undisturbed
 
 
@@ -363,7 +363,7 @@ def test_a_small_file_system_that_runs_full_loses_nothing(folder, undisturbed, t
     if mounted.returncode:
         pytest.skip("nothing can be mounted here")
     try:
-        with pytest.raises(glprune.UsageError, match=r"No space left on device\); make room"):
+        with pytest.raises(glprune.UsageError, match=r"No space left on device\); free some space"):
             run(folder, small / "out")
         assert not (small / "out").exists()
         subprocess.run(["mount", "-o", "remount,size=4m", str(small)], check=True)

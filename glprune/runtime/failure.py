@@ -1,8 +1,8 @@
 """End all processes of a run if one of them fails, with one error message.
 
-A launcher ends the other processes as soon as one has left. So a process that fails publishes its error in the
-store through which the processes connected, closes its connections (which ends the operations in which others
-wait), and stays until process 0, which reads the error there, is about to report it.
+A launcher ends the other processes as soon as one has left. So a process that fails publishes its error in
+the store through which the processes connected, closes its connections (which ends the operations in which
+others wait), and stays until process 0, which reads the error there, is about to report it.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ def run_stage(standing: SearchState, asked: StageSpec, listener: Listener) -> St
     """
     number, journal = standing.stages + 1, standing.original.journal
     listener(Stage(f"path {number}", f"training along growing lambda, {asked.rule}"))
-    place, key = journal.step_folder, asked.key(number)
+    place, key = journal.position, asked.key(number)
     record = journal.load_step("stage", key)
     if record is not None:
         return from_record(standing, asked, record.values, journal.weights(record))
