@@ -53,11 +53,11 @@ from glprune.model.task import r2_score
 from glprune.report.html import render_html
 from glprune.report.markdown import render_markdown
 from glprune.result import Result
-from glprune.runtime import process_group
 from glprune.runtime.checkpoint import DistributedCheckpoint, tensors_digest
 from glprune.runtime.determinism import reproducible
 from glprune.runtime.events import Event, Listener, Notice, Stage, silent
 from glprune.runtime.output_folder import OutputFolder, open_output_folder
+from glprune.runtime.process_group import ProcessGroup, init_process_group
 from glprune.runtime.worker_pool import is_parallel, make_worker_pool
 from glprune.schema import bundle as bundles
 from glprune.schema.manifest import write_manifest
@@ -135,13 +135,13 @@ def run(
     with (
         reproducible(rules.seed, rules.threads),
         clock.naming(),
-        process_group.init_process_group() as members,
+        init_process_group() as process_group,
     ):
-        if not members.is_main:
-            return _run_secondary_rank(rules, Path(model), folder, trust_pickle, members)
+        if not process_group.is_main:
+            return _run_secondary_rank(rules, Path(model), folder, trust_pickle, process_group)
         with open_output_folder(folder, overwrite, resume) as space:
-            report = _write_bundle(rules, Path(model), trust_pickle, space, members, clock)
-        members.broadcast_object(report.model_dump(mode="json", by_alias=True))
+            report = _write_bundle(rules, Path(model), trust_pickle, space, process_group, clock)
+        process_group.broadcast_object(report.model_dump(mode="json", by_alias=True))
     result = Result(folder, report)
     run_exporters(rules, result)
     run_reporters(told, result)
@@ -153,7 +153,7 @@ def _write_bundle(
     model: Path,
     trust_pickle: bool,
     space: OutputFolder,
-    members: process_group.ProcessGroup,
+    process_group: ProcessGroup,
     clock: _Clock,
 ) -> Report:
     """Make every file of the bundle."""
@@ -161,17 +161,16 @@ def _write_bundle(
     job = prepare(rules, model, trust_pickle, clock)
     check_rows(job)
     _export_original(job, stage)
-    identity = _identity(job, members)
+    identity = _identity(job, process_group)
     journal = space.checkpoint_log(identity)
-    members.broadcast_object(identity)
+    process_group.broadcast_object(identity)
     clock.seconds = journal.seconds
     job = replace(job, journal=journal)
-    shared = _shared(job, members)
+    shared = _shared(job, process_group)
     if isinstance(shared.data.train, ShardedSplit) and (text := shared.data.train.note()):
         clock(Notice(text))
     again = JobFactory(job.recipe, model, trust_pickle)
-    with process_group.use_process_group(members):
-        chosen = search(shared, clock, _workers(job, again, members))
+    chosen = search(shared, clock, _workers(job, again, process_group))
     removed, fitted = chosen.removed, chosen.refit
     check_rules(job, removed)
     clock(Stage("export", "writing the network as ONNX"))
@@ -200,30 +199,31 @@ def _write_bundle(
 
 
 def _run_secondary_rank(
-    rules: Recipe, model: Path, folder: Path, trust_pickle: bool, members: process_group.ProcessGroup
+    rules: Recipe, model: Path, folder: Path, trust_pickle: bool, process_group: ProcessGroup
 ) -> Result:
     """Search beside the first process, which alone writes, and hear its report."""
     job = prepare(rules, model, trust_pickle, silent)
-    own = _identity(job, members)
-    first = members.broadcast_object(own)
+    own = _identity(job, process_group)
+    first = process_group.broadcast_object(own)
     # what another processor computes is compared by its results
     unlike = [name for name, value in own.items() if value != first[name] and name != _PROCESSOR]
     if unlike:
         raise UsageError(
             f"it has another {' and another '.join(unlike)} than process 0; give all processes the same."
         )
-    with process_group.use_process_group(members):
-        search(_shared(job, members), silent)
-    return Result(folder, Report.model_validate(members.broadcast_object(None)))
+    search(_shared(job, process_group), silent)
+    return Result(folder, Report.model_validate(process_group.broadcast_object(None)))
 
 
-def _shared(job: Job, members: process_group.ProcessGroup) -> Job:
+def _shared(job: Job, process_group: ProcessGroup) -> Job:
     """The job with this process's part of the training rows, and one journal for all processes."""
-    if members.size == 1:
+    if process_group.size == 1:
         return job
-    train = ShardedSplit(job.data.train, members)
     return replace(
-        job, data=replace(job.data, train=train), journal=DistributedCheckpoint(job.journal, members)
+        job,
+        data=replace(job.data, train=ShardedSplit(job.data.train, process_group)),
+        journal=DistributedCheckpoint(job.journal, process_group),
+        process_group=process_group,
     )
 
 
@@ -232,7 +232,7 @@ def default_folder(recipe: Recipe) -> Path:
     return Path("glprune-out") / (recipe.source.stem if recipe.source else "run")
 
 
-def _identity(job: Job, members: process_group.ProcessGroup) -> dict[str, str]:
+def _identity(job: Job, process_group: ProcessGroup) -> dict[str, str]:
     """What a run's result is a function of; its names go on from "the stopped run had another"."""
     return {
         "recipe": hashlib.sha256(_result_relevant(job.recipe).to_yaml().encode()).hexdigest(),
@@ -240,7 +240,7 @@ def _identity(job: Job, members: process_group.ProcessGroup) -> dict[str, str]:
         "data set": json.dumps(dict(job.data.digests), sort_keys=True),
         "set of plugins": json.dumps(packages(job.recipe.plugins), sort_keys=True),
         "number of threads": str(job.recipe.threads),
-        "number of processes": str(members.size),
+        "number of processes": str(process_group.size),
         "version of glprune": __version__,
         "version of PyTorch": torch.__version__,
         _PROCESSOR: torch.backends.cpu.get_cpu_capability(),
@@ -447,12 +447,12 @@ def _engine(job: Job) -> str:
 
 
 def _workers(
-    job: Job, again: JobFactory, members: process_group.ProcessGroup
+    job: Job, again: JobFactory, process_group: ProcessGroup
 ) -> Callable[[], WorkerPool[Job]] | None:
     """What starts processes for paths side by side; None where they would bring nothing."""
     recipe = job.recipe
     timed = recipe.target.round_to == "auto"  # the clock is read at the end of a path
-    if members.size > 1 or timed or not is_parallel(recipe.workers, recipe.threads):
+    if process_group.size > 1 or timed or not is_parallel(recipe.workers, recipe.threads):
         return None
     most = len(recipe.penalty.input_strength_list)
     return functools.partial(make_worker_pool, again, recipe.workers, _engine(job), recipe.threads, most)

@@ -24,7 +24,7 @@ from glprune.pruning.removal import RemovalResult
 from glprune.pruning.surgery import PruningPlan, plan_pruning, slice_
 from glprune.pruning.verification import TOLERANCE, difference, outputs
 from glprune.runtime.events import Listener, Progress, Stage
-from glprune.runtime.process_pool import WorkerPool, map_with_checkpoint
+from glprune.runtime.process_pool import OutcomeLog, WorkerPool, map_with_checkpoint
 from glprune.schema.recipe import HIGHER_IS_BETTER
 from glprune.schema.report import DropCost, DropCosts
 from glprune.search.refit import refit_or_resume
@@ -59,14 +59,13 @@ def measure_drop_costs(
     names = [f.name for f, stays in zip(job.data.features, kept, strict=True) if stays]
     listener(Stage("drop cost", f"each of {len(names)} features cut, the network refitted without it"))
     with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
+        record = job.journal.open_step("drop costs", {"features": names})
         again, *costs = map_with_checkpoint(
             workers,
             functools.partial(_without, Path(scratch)),
             [None, *names],
+            OutcomeLog(record, job.journal, TypeAdapter(DropCost)),
             lambda done: listener(Progress("refits", done, len(names) + 1)),
-            job.journal.open_step("drop costs", {"features": names}),
-            job.journal,
-            TypeAdapter(DropCost),
         )
     shipped = OnnxFile(file, job.recipe.threads)
     narrow = file_columns(job, removed)

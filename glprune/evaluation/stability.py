@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 from glprune.errors import DataError, NonFiniteError, TargetError
 from glprune.report.stability_index import Supports, false_bound, jaccard, nogueira, stable
 from glprune.runtime.events import Listener, Notice, Progress, Stage, silent
-from glprune.runtime.process_pool import WorkerPool, map_with_checkpoint
+from glprune.runtime.process_pool import OutcomeLog, WorkerPool, map_with_checkpoint
 from glprune.schema.recipe import Recipe, StabilitySpec, TargetSpec
 from glprune.schema.report import Interval, Resample, Stability
 from glprune.search.job import Job, kept_features
@@ -108,10 +108,8 @@ def measure_stability(
         workers,
         functools.partial(_search_part, sum(kept)),
         range(spec.n_resamples),
+        OutcomeLog(job.journal.open_step("resamples", {"limit": sum(kept)}), job.journal, _OUTCOME),
         lambda done: listener(Progress("resamples", done, spec.n_resamples)),
-        job.journal.open_step("resamples", {"limit": sum(kept)}),
-        job.journal,
-        _OUTCOME,
     )
     parts = [part for part in found if isinstance(part, Resample)]
     failures = [reason for reason in found if isinstance(reason, str)]

@@ -25,7 +25,7 @@ from glprune.search.job import Job, kept_features
 from glprune.search.path_point import path_record
 from glprune.search.prepare import build_job
 from glprune.search.search import SearchResult, search
-from glprune.training.refit import refit
+from glprune.training.refit import Refit
 
 try:
     from sklearn.base import BaseEstimator, clone
@@ -173,10 +173,10 @@ class GroupLassoPruner(SelectorMixin, BaseEstimator):
         if trained:
             return job
         spec = RefitSpec.model_validate(dict(self.pretrain or {}))
-        start = refit(
-            job.network, identity, job.task, data.train, data.valid, spec, seed, job.network, job.metric
+        pretrain = Refit(
+            job.task, data.train, data.valid, identity, spec, seed, teacher=job.network, metric=job.metric
         )
-        return replace(job, network=start.network)
+        return replace(job, network=pretrain.run(job.network).network)
 
     def _module(self, rows: NDArray[np.float32], goal: Tensor, task: str) -> tuple[nn.Module, bool]:
         """Return a copy of the network, and whether it is trained."""

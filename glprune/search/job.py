@@ -20,6 +20,7 @@ from glprune.pruning.groups import GroupSet, hidden_groups, input_groups, penalt
 from glprune.pruning.planner import plan_units
 from glprune.pruning.units import Kind, UnitSet
 from glprune.runtime.checkpoint import CheckpointLog
+from glprune.runtime.process_group import ALONE, ProcessGroup
 from glprune.search.policy import NO_RULES, Rules
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from glprune.model.task import Task
     from glprune.pruning.removal import RemovalResult
     from glprune.schema.recipe import Recipe
-    from glprune.training.penalty_plugin import MakePenalty
+    from glprune.training.penalties import MakePenalty
 
 PROBE_ROWS = 256
 
@@ -50,6 +51,7 @@ class Job:
         rules: What the recipe's policy says of the features.
         journal: Keeps what was done, for a run that is stopped.
         make_penalty: Makes a plugin's penalty; None for those of glprune.
+        process_group: The processes that train together.
     """
 
     recipe: Recipe
@@ -63,6 +65,7 @@ class Job:
     rules: Rules = NO_RULES
     journal: CheckpointLog = field(default_factory=CheckpointLog)
     make_penalty: MakePenalty | None = None
+    process_group: ProcessGroup = ALONE
 
     @property
     def axes(self) -> tuple[int | None, ...]:

@@ -11,7 +11,7 @@ from torch import nn
 from glprune.data.splits import ColumnSelection, Inputs, identity, view_columns
 from glprune.search.job import Job, validate
 from glprune.search.serialization import load_refit, save_refit
-from glprune.training.refit import RefitResult, refit
+from glprune.training.refit import Refit, RefitResult
 
 if TYPE_CHECKING:
     from glprune.pruning.removal import RemovalResult
@@ -57,21 +57,19 @@ def _best_refit(
     recipe, train, valid, taken = job.recipe, job.data.train, job.data.valid, narrow
     if not how.distill:  # a teacher would need all columns
         train, valid, taken = view_columns(train, narrow), view_columns(valid, narrow), identity
-    results = [
-        refit(
-            start,
-            taken,
-            job.task,
-            train,
-            valid,
-            how,
-            recipe.seed,
-            job.network,
-            job.metric,
-            recipe.train.precision,
-        )
-        for start in _initial_weights(job, removed, how)
-    ]
+    refit = Refit(
+        job.task,
+        train,
+        valid,
+        taken,
+        how,
+        recipe.seed,
+        teacher=job.network,
+        metric=job.metric,
+        precision=recipe.train.precision,
+        process_group=job.process_group,
+    )
+    results = [refit.run(start) for start in _initial_weights(job, removed, how)]
     best = max(results, key=lambda result: result.score)
     return best, validate(job, best.network, narrow)
 

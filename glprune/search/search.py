@@ -30,7 +30,6 @@ from glprune.export.latency import LatencyMeter
 from glprune.model.counting import macs
 from glprune.model.task import improvement
 from glprune.pruning.removal import RemovalResult, cut_uncertified
-from glprune.runtime import process_group
 from glprune.runtime.events import Listener, Stage
 from glprune.search.budget import MEASURES, uniform_support, unit_costs
 from glprune.search.job import Job, validate
@@ -204,7 +203,7 @@ class _Search:
         """What the clock said, to a stopped run too: another time it would say something else."""
         record = self.original.journal.open_step("clock", {"what": what})
         if not record.values:
-            record.values["value"] = process_group.measure_on_rank0(measure)
+            record.values["value"] = self.original.process_group.measure_on_rank0(measure)
         return float(record.values["value"])
 
     def _search_max_drop(self, kinds: tuple[Kind, ...], metric: str, amount: float) -> None:

@@ -17,7 +17,6 @@ from glprune.export.latency import LatencyMeter
 from glprune.model.counting import parameters
 from glprune.pruning.groups import sliced
 from glprune.pruning.removal import RemovalResult, remove, then
-from glprune.runtime import process_group
 from glprune.runtime.events import Listener, PointDone, Stage
 from glprune.schema.recipe import AUTO_MULTIPLE, FASTER, RefitSpec
 from glprune.schema.report import Latency, WidthTiming
@@ -125,7 +124,7 @@ def run_stage(standing: SearchState, asked: StageSpec, listener: Listener) -> St
     """
     number, journal = standing.stages + 1, standing.original.journal
     listener(Stage(f"path {number}", f"training along growing lambda, {asked.rule}"))
-    place, key = journal.step_folder, asked.key(number)
+    place, key = journal.position, asked.key(number)
     record = journal.load_step("stage", key)
     if record is not None:
         return from_record(standing, asked, record.values, journal.weights(record))
@@ -202,6 +201,7 @@ def _solve_path(standing: SearchState, asked: StageSpec, listener: Listener) -> 
         recipe.train.constrain_unpenalised,
         recipe.penalty,
         job.make_penalty,
+        job.process_group,
     )
 
     def done(point: Point) -> None:
@@ -258,7 +258,7 @@ def _time_widths(standing: SearchState, exact: RemovalResult, rounded: RemovalRe
     record = journal.load_step("widths", asked)
     if record is None:
         record = journal.save_step(
-            "widths", asked, process_group.measure_on_rank0(measure).model_dump(mode="json")
+            "widths", asked, original.process_group.measure_on_rank0(measure).model_dump(mode="json")
         )
     return WidthTiming.model_validate(record.values)
 

@@ -263,12 +263,12 @@ def test_batchnorm_statistics_are_means_over_the_training_rows_after_a_refit(fol
     """Re-estimated statistics are the mean over batches, whatever the running ones had become."""
     from glprune.data import TensorSplit
     from glprune.schema.recipe import RefitSpec
-    from glprune.training.refit import _update_batchnorm
+    from glprune.training.refit import update_batchnorm
 
     network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
     x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
     split = TensorSplit((x,), torch.zeros(64))
-    fresh = _update_batchnorm(network, lambda inputs: inputs, split, RefitSpec(batch_size=16))
+    fresh = update_batchnorm(network, lambda inputs: inputs, split, RefitSpec(batch_size=16))
     batches = network[0](x).detach().split(16)
     torch.testing.assert_close(fresh[1].running_mean, torch.stack([b.mean(0) for b in batches]).mean(0))
     torch.testing.assert_close(fresh[1].running_var, torch.stack([b.var(0) for b in batches]).mean(0))
