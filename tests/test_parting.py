@@ -16,11 +16,11 @@ import torch.distributed as dist
 import glprune
 from glprune.audit.verify import verify
 from glprune.errors import DataError, GlpruneError, PeerFailedError, TargetError, UsageError
+from glprune.export.latency import OnnxLatencyMeter
 from glprune.runtime import failure
 from glprune.runtime.failure import FailureStore
 from glprune.runtime.launcher import ProcessInfo, launcher_warning, process_info
 from glprune.schema.bundle import digest
-from glprune.search import search
 from tests.networks import write_planted
 from tests.test_multiples import fixed_clock
 
@@ -44,16 +44,18 @@ SCRIPT = """
 import contextlib, io, json, os, shutil, signal, sys
 from pathlib import Path
 import torch
-from glprune import journal as journals, search, train
-from glprune.cli import main
-from glprune.launcher import place
+from glprune.cli.main import main
+from glprune.export.latency import OnnxLatencyMeter
+from glprune.runtime import checkpoint as journals
+from glprune.runtime.launcher import process_info
+from glprune.training.solver import PointSolver
 from tests.test_multiples import fixed_clock
 
-folder, rank = Path(sys.argv[1]), place().rank
+folder, rank = Path(sys.argv[1]), process_info().rank
 journals._SECONDS, journals._SHARE = 0.0, float("inf")  # a checkpoint after every step
 # the second process has no clock
-search.Stopwatch.against = fixed_clock(1.2) if rank == 0 else None
-backward, left, types = train.PointSolver._backward, [0], set()
+OnnxLatencyMeter.against = fixed_clock(1.2) if rank == 0 else None
+backward, left, types = PointSolver._backward, [0], set()
 
 def struck(solver, inputs, target):
     left[0] -= 1
@@ -63,7 +65,7 @@ def struck(solver, inputs, target):
     types.update(str(t.dtype) for p in solver.objective.network.parameters() for t in (p, p.grad) if t is not None)
     return value
 
-train.PointSolver._backward = struck
+PointSolver._backward = struck
 
 def nothing(solver, inputs): pass
 def nan(solver, inputs): inputs[0][2, 1] = float("nan")
@@ -146,7 +148,7 @@ def found(folder):
 
 
 def test_the_support_is_that_of_one_process_whatever_the_recipe_asks_beside(folder, found, monkeypatch):
-    monkeypatch.setattr(search.LatencyMeter, "against", fixed_clock(1.2))
+    monkeypatch.setattr(OnnxLatencyMeter, "against", fixed_clock(1.2))
     one = glprune.run(folder / "recipe.yaml", folder / "model.pt", folder / "one").report
     assert [process["nothing"] for process in found] == [
         [0, [], ["whole"], silent] for silent in (False, True)

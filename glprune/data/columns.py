@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from glprune.data.records import Feature, InputColumns
+from glprune.data.splits import ColumnId
 from glprune.errors import RecipeError, did_you_mean, name_list
 
 if TYPE_CHECKING:
@@ -125,4 +126,4 @@ def make_features(recipe: Recipe, inputs: Sequence[InputColumns]) -> tuple[Featu
                 "group has this name; rename the group."
             )
         joined.setdefault(owner.get(column, column), []).append(number)
-    return tuple(Feature(name, tuple(columns)) for name, columns in joined.items())
+    return tuple(Feature(name, tuple(map(ColumnId, columns))) for name, columns in joined.items())

@@ -15,13 +15,12 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from glprune.data.records import Data, Feature, InputColumns, Standardization
-from glprune.data.splits import TensorSplit, identity
+from glprune.data.splits import ColumnId, TensorSplit, identity
 from glprune.errors import GlpruneError, ModelError
 from glprune.model.loading import LoadedNetwork
 from glprune.runtime.determinism import reproducible
 from glprune.runtime.events import silent
 from glprune.schema.recipe import Recipe, RefitSpec
-from glprune.search.job import Job, kept_features
 from glprune.search.path_point import path_record
 from glprune.search.prepare import build_job
 from glprune.search.search import SearchResult, search
@@ -241,8 +240,8 @@ class GroupLassoPruner(SelectorMixin, BaseEstimator):
     def _keep(self, job: Job, chosen: SearchResult) -> None:
         """Keep what was found."""
         self.support_ = np.zeros(len(job.data.columns), dtype=bool)
-        for feature, kept in zip(job.data.features, kept_features(job.data, chosen.removed), strict=True):
-            self.support_[list(feature.columns)] = kept
+        for feature, outcome in zip(job.data.features, chosen.outcomes, strict=True):
+            self.support_[list(feature.columns)] = outcome.is_kept
         self.network_ = chosen.refit.network.eval()
         self.path_ = [
             path_record(point, number, run.job, job, point is run.selected)
@@ -291,4 +290,4 @@ def _features(names: Sequence[str], groups: Mapping[str, Sequence[int | str]]) -
     columns: dict[str, list[int]] = {}
     for number, name in enumerate(names):
         columns.setdefault(owner.get(number, name), []).append(number)
-    return tuple(Feature(name, tuple(own)) for name, own in columns.items())
+    return tuple(Feature(name, tuple(map(ColumnId, own))) for name, own in columns.items())

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from glprune.data.splits import Inputs, select_columns
+from glprune.data.splits import ColumnSelection, Inputs, select_columns
 from glprune.errors import NonFiniteError
 from glprune.model.diagnostics import finite_rows
 from glprune.pruning.groups import GroupSet, support
@@ -36,7 +36,7 @@ class RemovalResult:
     Attributes:
         network: The slim network; it takes the kept columns of every input.
         surgery: What turns the dense network into the slim one.
-        columns: Kept positions of every input's feature axis; empty where it has no such axis.
+        selection: The kept columns of every input; takes them out of full inputs.
         cuts: One record for each certified cut.
         refused: Units that stayed though their group is zero, with the reason.
         difference: Largest relative difference between zeroed dense and slim.
@@ -45,11 +45,16 @@ class RemovalResult:
 
     network: nn.Module
     plan: PruningPlan
-    columns: tuple[Tensor, ...]
+    selection: ColumnSelection
     cuts: tuple[Cut, ...]
     refused: tuple[Skipped, ...]
     difference: float
     rows: int
+
+    @property
+    def columns(self) -> tuple[Tensor, ...]:
+        """Kept positions along each input's feature axis; empty where it has no such axis."""
+        return self.selection.columns
 
 
 @dataclass
@@ -114,7 +119,13 @@ def remove(
     final = _small_batches(network, slim, work)
     surgery = plan_pruning(network, work.choices, inputs, axes)
     return RemovalResult(
-        slim, surgery, tuple(work.columns), tuple(cuts), tuple(refused), final, len(inputs[0])
+        slim,
+        surgery,
+        ColumnSelection(tuple(work.columns), work.axes),
+        tuple(cuts),
+        tuple(refused),
+        final,
+        len(inputs[0]),
     )
 
 
@@ -123,7 +134,7 @@ def then(first: RemovalResult, second: RemovalResult) -> RemovalResult:
     return RemovalResult(
         network=second.network,
         plan=first.plan.then(second.plan),
-        columns=tuple(a[b] if len(a) else a for a, b in zip(first.columns, second.columns, strict=True)),
+        selection=first.selection.then(second.selection),
         cuts=(*first.cuts, *second.cuts),
         refused=tuple({r.name: r for r in (*first.refused, *second.refused)}.values()),
         difference=max(first.difference, second.difference),
@@ -138,7 +149,7 @@ def cut_uncertified(
     inputs: Inputs,
     axes: Sequence[int | None],
     multiple: int = 1,
-) -> tuple[nn.Module, tuple[Tensor, ...]]:
+) -> tuple[nn.Module, ColumnSelection]:
     """The network a removal would give, uncertified, to measure its shape.
 
     Args:
@@ -150,7 +161,7 @@ def cut_uncertified(
         multiple: Of hidden widths, see :func:`remove`.
 
     Returns:
-        The network, and the kept positions of every input's feature axis.
+        The network, and the kept columns of every input.
     """
     columns, choices = list(all_columns(inputs, axes)), kept_units(groups, alive, multiple)
     for units, keep in choices:
@@ -158,7 +169,7 @@ def cut_uncertified(
             columns[units.source] = keep
     slim = copy.deepcopy(network)
     plan_pruning(network, choices, inputs, axes).apply_(slim)
-    return slim, tuple(columns)
+    return slim, ColumnSelection(tuple(columns), tuple(axes))
 
 
 def kept_units(

@@ -52,6 +52,8 @@ AxisNumber = Annotated[str, StringConstraints(pattern=r"^-?\d+$")]
 _PERCENT = r"^(100(\.0+)?|\d?[1-9](\.\d+)?|[1-9]0(\.\d+)?|00?\.0*[1-9]\d*)\s?%$"  # above 0, at most 100
 Budget = Annotated[str, StringConstraints(pattern=_PERCENT)] | Positive
 BatchSize = Annotated[int, Field(ge=1)] | Literal["all"]
+BATCH_LABEL = "batch"
+"""Label of the axis of rows in an ONNX file; no axis of ``export.dynamic_axes`` may have it."""
 AUTO_MULTIPLE = 8  # floats of an AVX2 register; half of one of AVX-512
 FASTER = 0.02  # by which networks of such widths must be faster, beyond a clock's noise
 

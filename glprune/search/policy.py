@@ -109,7 +109,7 @@ class _Names:
         self.owner |= {feature.name: feature.name for feature in data.features}
 
     def check(self) -> None:
-        """Refuse names of nothing: features, columns of the file, or what the policy itself speaks of twice."""
+        """Check that every name is a feature, a column of the file or one of ``derived_from``."""
         spec = self.spec
         seen = {*self.owner, *self.outside}
         ancestors = {name for names in spec.derived_from.values() for name in listed_names(names)}
@@ -190,7 +190,8 @@ def _check_conflicts(
     most, count = recipe.target.max_features, len(set(required))
     if most is not None and count > most:
         raise RecipeError(
-            f"{where} lists {count} features, more than target.max_features: {most}; raise that, or keep fewer."
+            f"{where} lists {count} features, more than target.max_features: {most}; "
+            "raise that, or keep fewer."
         )
 
 
