@@ -171,9 +171,9 @@ def _write_bundle(
     shared = _shared(job, members)
     if isinstance(shared.data.train, ShardedSplit) and (text := shared.data.train.note()):
         clock(Notice(text))
-    again = JobFactory(job.recipe, model, trust_pickle)
+    job_factory = JobFactory(job.recipe, model, trust_pickle, OnnxLatencyMeter)
     with process_group.use_process_group(members):
-        chosen = search(shared, clock, _workers(job, again, members))
+        chosen = search(shared, clock, _workers(job, job_factory, members))
     removed, fitted = chosen.removed, chosen.refit
     check_rules(job, removed)
     clock(Stage("export", "writing the network as ONNX"))
@@ -185,7 +185,7 @@ def _write_bundle(
     int8 = _quantized(job, removed, stage, clock)
     proxies = measure_proxies(job, chosen, stage, clock)
     baselines = measure_baselines(job, chosen, stage, clock)
-    rebuild = WorkerContextFactory.of(again, removed, fitted.network)
+    rebuild = WorkerContextFactory.of(job_factory, removed, fitted.network)
     stability, costs = _stability_and_drop_cost(job, chosen, rebuild, stage, clock)
     clock(Stage("report", "writing the report"))
     outcome = RunResults(
@@ -452,7 +452,7 @@ def _engine(job: Job) -> str:
 
 
 def _workers(
-    job: Job, again: JobFactory, members: process_group.ProcessGroup
+    job: Job, job_factory: JobFactory, members: process_group.ProcessGroup
 ) -> Callable[[], WorkerPool[Job]] | None:
     """What starts processes for paths side by side; None where they would bring nothing."""
     recipe = job.recipe
@@ -460,7 +460,9 @@ def _workers(
     if members.size > 1 or timed or not is_parallel(recipe.workers, recipe.threads):
         return None
     most = len(recipe.penalty.input_strength_list)
-    return functools.partial(make_worker_pool, again, recipe.workers, _engine(job), recipe.threads, most)
+    return functools.partial(
+        make_worker_pool, job_factory, recipe.workers, _engine(job), recipe.threads, most
+    )
 
 
 def _metric_list(columns: Sequence[str], positions: Tensor) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from glprune.pruning.removal import RemovalResult
     from glprune.pruning.surgery import PruningPlan
     from glprune.schema.recipe import Recipe
+    from glprune.search.budget import MakeLatencyMeter
     from glprune.search.job import Job
 
 
@@ -54,17 +55,20 @@ class JobFactory:
         recipe: The recipe.
         model: The trained weights.
         trust_pickle: Allow a fully pickled module.
+        make_latency_meter: Makes the job's latency meter.
     """
 
     recipe: Recipe
     model: Path
     trust_pickle: bool
+    make_latency_meter: MakeLatencyMeter | None = None
 
     def __call__(self) -> Job:
         """Prepare the job with the process seeded as :func:`glprune.run` seeds its own."""
         torch.manual_seed(self.recipe.seed)
         torch.use_deterministic_algorithms(True)
-        return prepare(self.recipe, self.model, self.trust_pickle, silent)
+        job = prepare(self.recipe, self.model, self.trust_pickle, silent)
+        return replace(job, make_latency_meter=self.make_latency_meter)
 
 
 @dataclass(frozen=True)
