@@ -20,14 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from glprune.model.outputs import leaves
+from glprune.schema.recipe import BATCH_LABEL
 
 if TYPE_CHECKING:
     from glprune.data.splits import Inputs
     from glprune.schema.recipe import ExporterChoice
 
 DynamicAxes = Mapping[str, Mapping[int, str]]
-BATCH = "batch"
-"""Label of the axis of rows."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class _Job:
 
 def _labelled(x: Tensor, axes: Mapping[int, str]) -> dict[int, str]:
     """Labels of the dynamic axes, counted from the front; the batch is always one."""
-    return {0: BATCH} | {axis % x.ndim: label for axis, label in axes.items()}
+    return {0: BATCH_LABEL} | {axis % x.ndim: label for axis, label in axes.items()}
 
 
 def _dynamo(job: _Job, path: Path) -> None:
@@ -118,7 +117,7 @@ def _output_axes(network: nn.Module, job: _Job) -> dict[str, dict[int, str]]:
     with torch.no_grad():
         found = leaves(network(*job.example))
     return {
-        name: {0: BATCH} | {a: lengths[n] for a, n in enumerate(y.shape) if a > 0 and n in lengths}
+        name: {0: BATCH_LABEL} | {a: lengths[n] for a, n in enumerate(y.shape) if a > 0 and n in lengths}
         for name, y in zip(job.outputs, found, strict=True)
     }
 

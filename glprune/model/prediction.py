@@ -1,15 +1,22 @@
-"""Compute the outputs of a network over a whole split."""
+"""Compute outputs and metrics of a network over a whole split."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from glprune.data.splits import ColumnSelection, Inputs, Split
 from glprune.data.streaming import StreamedSplit
+from glprune.errors import NonFiniteError
+from glprune.model.outputs import leaves
 from glprune.model.task import concat_batches
+
+if TYPE_CHECKING:
+    from glprune.model.task import Task
 
 _CHUNK = 1024
 
@@ -28,3 +35,34 @@ def predict(
         split, select = split.view_columns(select), lambda inputs: inputs
     with torch.no_grad():
         return concat_batches(((model(select(x)), y) for x, y in split.batches(_CHUNK, None)), split.rows)
+
+
+def validate(
+    network: nn.Module, task: Task, metric: str, split: Split, narrow: Callable[[Inputs], Inputs]
+) -> float:
+    """Measure a metric of a network on the validation split; puts the network in evaluation mode.
+
+    Args:
+        network: The network.
+        task: Computes the metric.
+        metric: Name of the metric.
+        split: The validation rows.
+        narrow: Takes the network's columns out of a full batch.
+
+    Raises:
+        NonFiniteError: The metric is not a finite number.
+    """
+    network.eval()
+    (output,), target = predict(lambda x: (task.view(network(*x)),), split, narrow)
+    value = task.metric(metric, output, target)
+    if not math.isfinite(value):
+        raise NonFiniteError(
+            f"{metric} on the validation split is {value}; lower train.lr and refit.lr, or check the "
+            "scale of columns and target."
+        )
+    return value
+
+
+def as_function(network: nn.Module) -> Callable[[Inputs], tuple[Tensor, ...]]:
+    """Wrap a network as a function from the tuple of its inputs to the tuple of its outputs."""
+    return lambda inputs: leaves(network(*inputs))

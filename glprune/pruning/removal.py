@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from glprune.data.splits import Inputs, select_columns
+from glprune.data.splits import ColumnSelection, Inputs, select_columns
 from glprune.errors import NonFiniteError
 from glprune.model.diagnostics import finite_rows
 from glprune.pruning.groups import GroupSet, support
@@ -37,7 +37,7 @@ class RemovalResult:
     Attributes:
         network: The slim network; it takes the kept columns of every input.
         plan: What turns the dense network into the slim one.
-        columns: Kept positions of every input's feature axis; empty where it has no such axis.
+        selection: The kept columns of every input; takes them out of full inputs.
         cuts: One record for each certified cut.
         refused: Units that are kept although their group is zero, with the reason.
         difference: Largest relative difference between zeroed dense and slim.
@@ -46,11 +46,16 @@ class RemovalResult:
 
     network: nn.Module
     plan: PruningPlan
-    columns: tuple[Tensor, ...]
+    selection: ColumnSelection
     cuts: tuple[Cut, ...]
     refused: tuple[Skipped, ...]
     difference: float
     rows: int
+
+    @property
+    def columns(self) -> tuple[Tensor, ...]:
+        """Kept positions along each input's feature axis; empty where it has no such axis."""
+        return self.selection.columns
 
 
 @dataclass
@@ -128,7 +133,8 @@ def remove(  # noqa: PLR0913 - two are options, and inputs and axes belong toget
     slim = state.slim if state.choices else copy.deepcopy(network)
     final = _largest_difference(network, slim, state)
     plan = plan_pruning(network, state.choices, inputs, axes)
-    return RemovalResult(slim, plan, tuple(state.columns), tuple(cuts), tuple(refused), final, len(inputs[0]))
+    selection = ColumnSelection(tuple(state.columns), state.axes)
+    return RemovalResult(slim, plan, selection, tuple(cuts), tuple(refused), final, len(inputs[0]))
 
 
 def then(first: RemovalResult, second: RemovalResult) -> RemovalResult:
@@ -136,7 +142,7 @@ def then(first: RemovalResult, second: RemovalResult) -> RemovalResult:
     return RemovalResult(
         network=second.network,
         plan=first.plan.then(second.plan),
-        columns=tuple(a[b] if len(a) else a for a, b in zip(first.columns, second.columns, strict=True)),
+        selection=first.selection.then(second.selection),
         cuts=(*first.cuts, *second.cuts),
         refused=tuple({r.name: r for r in (*first.refused, *second.refused)}.values()),
         difference=max(first.difference, second.difference),
@@ -151,7 +157,7 @@ def cut_uncertified(  # noqa: PLR0913 - as for `remove`
     inputs: Inputs,
     axes: Sequence[int | None],
     multiple: int = 1,
-) -> tuple[nn.Module, tuple[Tensor, ...]]:
+) -> tuple[nn.Module, ColumnSelection]:
     """Return the network a removal would give, without comparing outputs, to measure its size.
 
     Args:
@@ -163,11 +169,11 @@ def cut_uncertified(  # noqa: PLR0913 - as for `remove`
         multiple: Of hidden widths, see :func:`remove`.
 
     Returns:
-        The network, and the kept positions of every input's feature axis.
+        The network, and the kept columns of every input.
     """
     choices = kept_units(groups, alive, multiple)
     slim = _cut_copy(network, choices, inputs, axes)
-    return slim, tuple(kept_columns(choices, inputs, axes))
+    return slim, ColumnSelection(tuple(kept_columns(choices, inputs, axes)), tuple(axes))
 
 
 def kept_units(groups: Sequence[GroupSet], alive: Sequence[Tensor], multiple: int = 1) -> list[UnitChoice]:

@@ -68,6 +68,8 @@ _PERCENT = r"^(100(\.0+)?|\d?[1-9](\.\d+)?|[1-9]0(\.\d+)?|00?\.0*[1-9]\d*)\s?%$"
 Budget = Annotated[str, StringConstraints(pattern=_PERCENT)] | Positive
 ExporterChoice = Literal["auto", "dynamo", "torchscript"]
 BatchSize = Annotated[int, Field(ge=1)] | Literal["all"]
+BATCH_LABEL = "batch"
+"""Label of the axis of rows in an ONNX file; no axis of ``export.dynamic_axes`` may have it."""
 AUTO_MULTIPLE = 8
 """The multiple of ``round_to: auto``: the floats in a register of AVX2, half of one of AVX-512."""
 FASTER = 0.02

@@ -275,7 +275,11 @@ REFUSED = {
         loaded("one_class_in_valid"),
     ),
     "loader: class -1": (DataError, "class -1 is below 0", loaded("below_zero")),
-    "loader: a third class": (DataError, "the loader yields class 2, data.classes lists 2", loaded("beyond_two")),
+    "loader: a third class": (
+        DataError,
+        "the loader yields class 2, data.classes lists 2",
+        loaded("beyond_two"),
+    ),
     "loader: classes in fractions": (DataError, "a class label is not a whole number", loaded("fractions")),
     "a target beyond float32": (DataError, "float32", values(1e39)),
     "loader: class 7 of 3": (

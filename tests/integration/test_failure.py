@@ -15,11 +15,11 @@ import torch.distributed as dist
 import glprune
 from glprune.audit.verify import verify
 from glprune.errors import DataError, GlpruneError, PeerFailedError, TargetError, UsageError
+from glprune.export.latency import OnnxLatencyMeter
 from glprune.runtime import failure
 from glprune.runtime.failure import FailureStore
 from glprune.runtime.launcher import ProcessInfo, launcher_warning, process_info
 from glprune.schema.bundle import digest
-from glprune.search import search
 from tests.networks import write_planted
 from tests.paths import ROOT
 from tests.unit.pruning.test_round_to import fixed_clock
@@ -45,7 +45,7 @@ import contextlib, io, json, os, shutil, signal, sys
 from pathlib import Path
 import torch
 from glprune.cli.main import main
-from glprune.export.latency import LatencyMeter
+from glprune.export.latency import OnnxLatencyMeter
 from glprune.runtime import checkpoint
 from glprune.runtime.launcher import process_info
 from glprune.training.solver import PointSolver
@@ -54,7 +54,7 @@ from tests.unit.pruning.test_round_to import fixed_clock
 folder, rank = Path(sys.argv[1]), process_info().rank
 checkpoint._SECONDS, checkpoint._SHARE = 0.0, float("inf")  # a checkpoint after every step
 # the second process has no clock
-LatencyMeter.against = fixed_clock(1.2) if rank == 0 else None
+OnnxLatencyMeter.against = fixed_clock(1.2) if rank == 0 else None
 backward, left, types = PointSolver._backward, [0], set()
 
 def struck(solver, inputs, target):
@@ -149,7 +149,7 @@ def found(folder):
 
 @pytest.mark.slow
 def test_the_support_is_that_of_one_process_whatever_the_recipe_asks_beside(folder, found, monkeypatch):
-    monkeypatch.setattr(search.LatencyMeter, "against", fixed_clock(1.2))
+    monkeypatch.setattr(OnnxLatencyMeter, "against", fixed_clock(1.2))
     one = glprune.run(folder / "recipe.yaml", folder / "model.pt", folder / "one").report
     assert [process["nothing"] for process in found] == [
         [0, [], ["whole"], silent] for silent in (False, True)

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -542,7 +543,8 @@ def test_resamples_are_streamed_too(trained):
     check_rows(job)
     here = Here(WorkerContext(job, job.network, None, ()))
     assert here.rebuilt.rows is job.data.train
-    found = measure_stability(job, job.recipe.stability, [True] * 3 + [False] * 3, here, silent)
+    fates = [SimpleNamespace(is_kept=place < 3) for place in range(6)]
+    found = measure_stability(job, job.recipe.stability, fates, here, silent)
     assert [part.rows for part in found.resamples] == [270, 270]
     assert all(part.kept.count("1") <= 3 for part in found.resamples)
 

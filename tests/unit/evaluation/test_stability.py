@@ -364,9 +364,14 @@ FOUR = SimpleNamespace(
 )
 
 
+def fates(kept, removed):
+    """Outcomes of features, as far as they are read here."""
+    return [SimpleNamespace(is_kept=True)] * kept + [SimpleNamespace(is_kept=False)] * removed
+
+
 def test_without_a_removed_feature_there_is_no_choice_to_compare():
     told = []
-    assert measure_stability(FOUR, StabilitySpec(), [True] * 4, None, told.append) is None
+    assert measure_stability(FOUR, StabilitySpec(), fates(4, 0), None, told.append) is None
     assert any("no choice" in event.text for event in told)
 
 
@@ -383,7 +388,7 @@ class Canned:
 
 def test_a_resample_that_finds_nothing_is_left_out_and_told():
     part = Resample(seed=0, rows=5, stages=1, lam=1.0, metric=0.5, kept="1100")
-    spec, kept = StabilitySpec(n_resamples=4), [True, True, False, False]
+    spec, kept = StabilitySpec(n_resamples=4), fates(2, 2)
     found = Canned([part, "target.max_features: 2 cannot be met", part, part])
     record = measure_stability(FOUR, spec, kept, found, lambda event: None)
     assert (len(record.resamples), record.failures) == (3, ["target.max_features: 2 cannot be met"])
