@@ -52,9 +52,10 @@ def refit_or_resume(
 
 def _best_refit(job: Job, removed: RemovalResult, spec: RefitSpec) -> tuple[RefitResult, float]:
     select: Callable[[Inputs], Inputs]
-    recipe, train, valid, select = job.recipe, job.data.train, job.data.valid, removed.selection
+    recipe, selection = job.recipe, removed.selection
+    train, valid, select = job.data.train, job.data.valid, selection
     if not spec.distill:  # the original network, as teacher, would need all columns
-        train, valid, select = view_columns(train, select), view_columns(valid, select), identity
+        train, valid, select = view_columns(train, selection), view_columns(valid, selection), identity
     refit = Refit(
         job.task,
         train,
@@ -69,7 +70,7 @@ def _best_refit(job: Job, removed: RemovalResult, spec: RefitSpec) -> tuple[Refi
     )
     results = [refit.run(start) for start in _initial_weights(job, removed, spec)]
     best = max(results, key=lambda result: result.score)
-    return best, validate(best.network, job.task, job.metric, job.data.valid, removed.selection)
+    return best, validate(best.network, job.task, job.metric, job.data.valid, selection)
 
 
 def distill_share(job: Job, removed: RemovalResult) -> float:
