@@ -156,8 +156,8 @@ def make_bundle(folder, name):
     recipe_name, changes, exporter = RUNS[name]
     network = {"ruled": "plain"}.get(recipe_name, recipe_name)
     recipe = load_recipe(folder / f"{recipe_name}.yaml", changes)
-    chosen = [pair for pair in onnx_export._EXPORTERS if pair[0] == exporter]
-    with mock.patch.object(onnx_export, "_EXPORTERS", chosen):
+    chosen = [pair for pair in onnx_export.EXPORTERS if pair[0] == exporter]
+    with mock.patch.object(onnx_export, "EXPORTERS", chosen):
         return glprune.run(recipe, folder / f"{network}.pt", folder / name).bundle
 
 
