@@ -1,4 +1,4 @@
-"""Prune trained PyTorch networks with penalties on groups of weights and export a slim, verifiable ONNX model.
+"""Prune trained PyTorch networks with penalties on groups of weights and ship a slim, checkable ONNX model.
 
 The packages, from the command line down; each imports only packages below it:
 

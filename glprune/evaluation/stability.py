@@ -69,8 +69,8 @@ def check_rows(job: Job) -> None:
     rows = indexable_split(job.data.train, job.recipe.seed).rows
     if int(rows * spec.subsample) < 2:
         raise DataError(
-            f"{job.recipe.where('stability', 'subsample')}: {spec.subsample:g} of {rows} training rows leaves "
-            "fewer than 2; raise it."
+            f"{job.recipe.where('stability', 'subsample')}: {spec.subsample:g} of {rows} training rows "
+            "leaves fewer than 2; raise it."
         )
 
 
