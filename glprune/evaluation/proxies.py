@@ -17,9 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize
-from scipy.special import expit
-from scipy.stats import rankdata
 
 from glprune.data.protected import Attribute, segmented
 from glprune.data.splits import identity
@@ -108,9 +105,9 @@ def _score(shipped: ShippedModel) -> Floats:
 
 def _attribute(shipped: ShippedModel, attribute: Attribute, inputs: Floats, score: Floats) -> ProxyAttribute:
     """Predict one attribute from each of the three sources."""
-    job, kept = shipped.job, shipped.kept
+    job, outcomes = shipped.job, shipped.outcomes
     names = job.data.columns
-    kept_features = [f for f, is_kept in zip(job.data.features, kept, strict=True) if is_kept]
+    kept_features = [f for f, outcome in zip(job.data.features, outcomes, strict=True) if outcome.is_kept]
     kept_columns = {c for f in kept_features for c in f.columns}
     others = [c for c in range(len(names)) if names[c] not in set(attribute.columns)]
     sources: list[tuple[ProxySource, Floats, bool]] = [
@@ -126,7 +123,7 @@ def _attribute(shipped: ShippedModel, attribute: Attribute, inputs: Floats, scor
     labels, seed = parts.labels if classes else (), job.recipe.seed
     return ProxyAttribute(
         name=attribute.name,
-        status=attribute_status(job, attribute, kept),
+        status=attribute_status(job, attribute, outcomes),
         measure="auc" if classes else "r2",
         classes=list(labels),
         predictions=[
@@ -228,6 +225,8 @@ def logistic(x: Floats, y: Floats, new: Floats) -> Floats:
         y: 0 or 1, shape (rows,).
         new: Rows to predict, shape (n_new, n_columns).
     """
+    from scipy.optimize import minimize  # noqa: PLC0415 - slow to import, and few runs need it
+    from scipy.special import expit  # noqa: PLC0415 - the same
 
     def loss(w: Floats) -> tuple[float, Floats]:
         z = x @ w[:-1] + w[-1]
@@ -243,6 +242,8 @@ def logistic(x: Floats, y: Floats, new: Floats) -> Floats:
 
 def auc(score: Floats, positive: NDArray[np.bool_]) -> float:
     """Return the area under the ROC curve; ties count half. Both arguments have shape (rows,)."""
+    from scipy.stats import rankdata  # noqa: PLC0415 - a second to import, and few runs need it
+
     n_positive = int(positive.sum())
     ranks = rankdata(score)[positive].sum()
     return float((ranks - n_positive * (n_positive + 1) / 2) / (n_positive * (len(positive) - n_positive)))

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from glprune.export.exporters import EXPORTERS, ExportRequest, first_line
+from glprune.export.exporters import EXPORTERS, ExportRequest, chosen_exporters, first_line
 
 if TYPE_CHECKING:
     from glprune.data.splits import Inputs
+    from glprune.schema.recipe import ExporterChoice
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,9 @@ class FailedLayer:
     reasons: tuple[str, ...]
 
 
-def failing_layer(network: nn.Module, example: Inputs, opset: int) -> FailedLayer | None:
+def failing_layer(
+    network: nn.Module, example: Inputs, opset: int, exporter: ExporterChoice = "auto"
+) -> FailedLayer | None:
     """Find the deepest layer that cannot be exported by itself; None where every layer can.
 
     Each layer is exported alone, on the inputs that it gets in one forward pass. The search starts at the
@@ -41,11 +44,12 @@ def failing_layer(network: nn.Module, example: Inputs, opset: int) -> FailedLaye
         network: The network whose export failed.
         example: Example inputs.
         opset: Version of the default operator set.
+        exporter: The exporter to try; ``auto`` tries both.
     """
     calls = _captured_calls(network, example)
     deepest, children = None, _called_children(network, "", calls)
     while children:
-        failure = _first_failure(children, calls, opset)
+        failure = _first_failure(children, calls, opset, exporter)
         if failure is None:
             break
         name, layer, deepest = failure
@@ -58,11 +62,11 @@ _NamedLayers = Sequence[tuple[str, nn.Module]]
 
 
 def _first_failure(
-    layers: _NamedLayers, calls: Mapping[nn.Module, _Call], opset: int
+    layers: _NamedLayers, calls: Mapping[nn.Module, _Call], opset: int, exporter: ExporterChoice
 ) -> tuple[str, nn.Module, FailedLayer] | None:
     """Return the first of some layers that cannot be exported alone."""
     for name, layer in layers:
-        reasons = _errors_alone(layer, *calls[layer], opset)
+        reasons = _errors_alone(layer, calls[layer], opset, exporter)
         if reasons:
             shown = name.removeprefix("network.")
             return name, layer, FailedLayer(f'layer "{shown}" ({type(layer).__name__})', reasons)
@@ -116,11 +120,9 @@ class _LayerAlone(nn.Module):
         return tuple(y for y in pytree.tree_leaves(self.layer(*args, **kwargs)) if isinstance(y, Tensor))
 
 
-def _errors_alone(
-    layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], opset: int
-) -> tuple[str, ...]:
+def _errors_alone(layer: nn.Module, call: _Call, opset: int, exporter: ExporterChoice) -> tuple[str, ...]:
     """Return the first line of each exporter's error on one layer; empty where one of them can export it."""
-    arguments, spec = pytree.tree_flatten((args, kwargs))
+    arguments, spec = pytree.tree_flatten(call)
     tensors = tuple(x for x in arguments if isinstance(x, Tensor))
     alone = _LayerAlone(layer, spec, arguments)
     try:
@@ -138,17 +140,17 @@ def _errors_alone(
         tuple({} for _ in tensors),
         opset,
     )
-    return _exporter_errors(request)
+    return _exporter_errors(request, exporter)
 
 
-def _exporter_errors(request: ExportRequest) -> tuple[str, ...]:
+def _exporter_errors(request: ExportRequest, exporter: ExporterChoice) -> tuple[str, ...]:
     """Try the exporters, the faster one first; empty where one of them succeeds."""
     errors = []
     with tempfile.TemporaryDirectory() as folder:
-        for exporter, export in reversed(EXPORTERS):
+        for name, export in reversed(chosen_exporters(exporter, EXPORTERS)):
             try:
                 export(request, Path(folder) / "layer.onnx")
                 return ()
             except Exception as error:  # noqa: BLE001 - exporters raise errors of any class
-                errors.append(f"{exporter}: {first_line(error)}")
+                errors.append(f"{name}: {first_line(error)}")
     return tuple(errors)

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from glprune.errors import ModelError
 from glprune.export.diagnosis import failing_layer
-from glprune.export.exporters import EXPORTERS, DynamicAxes, ExportRequest, first_line, label_axes
+from glprune.export.exporters import (
+    EXPORTERS,
+    DynamicAxes,
+    ExportRequest,
+    chosen_exporters,
+    first_line,
+    label_axes,
+)
 from glprune.export.onnx_runtime import EXPORT_TOLERANCE, OnnxFile
 from glprune.export.shrink import shrink, strip_exporter_metadata
 from glprune.model.outputs import leaves
@@ -23,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from glprune.data.splits import Inputs
+    from glprune.schema.recipe import ExporterChoice
 
 
 class ColumnSelector(nn.Module):
@@ -55,19 +63,21 @@ class ColumnSelector(nn.Module):
 
 @dataclass(frozen=True)
 class OnnxSignature:
-    """Inputs, outputs and operator set of an ONNX file.
+    """Inputs, outputs and operator set of an ONNX file, and the exporter that writes it.
 
     Attributes:
         inputs: Name of each input.
         outputs: Name of each output.
         opset: Version of the default operator set.
         dynamic: Input -> axis -> label of further axes of any length; the batch axis is always dynamic.
+        exporter: The only exporter to try; ``auto`` tries both.
     """
 
     inputs: Sequence[str]
     outputs: Sequence[str]
     opset: int
     dynamic: DynamicAxes = field(default_factory=dict)
+    exporter: ExporterChoice = "auto"
 
     def request(self, network: nn.Module, example: Inputs) -> ExportRequest:
         """Return the request to export a network with this signature."""
@@ -140,7 +150,7 @@ def export_onnx(
     request = signature.request(network, example)
     candidates: list[_Candidate] = []
     failures: list[str] = []
-    for exporter, export in EXPORTERS:
+    for exporter, export in chosen_exporters(signature.exporter, EXPORTERS):
         try:
             candidate = _export_candidate(exporter, export, request, path, variants)
             gap = _max_difference(candidate.raw, request, path)
@@ -156,7 +166,7 @@ def export_onnx(
         if variants.accepts(candidate.raw):
             break
     if not candidates:
-        raise _export_error(request, failures)
+        raise _export_error(request, failures, signature.exporter)
     smallest = min(candidates, key=lambda candidate: len(candidate.raw))
     path.write_bytes(smallest.raw)
     return smallest.result
@@ -230,9 +240,9 @@ def _max_difference(raw: bytes, request: ExportRequest, path: Path) -> float:
     return gap
 
 
-def _export_error(request: ExportRequest, failures: Sequence[str]) -> ModelError:
+def _export_error(request: ExportRequest, failures: Sequence[str], exporter: ExporterChoice) -> ModelError:
     """Name the layer that cannot be exported, where one can be found."""
-    layer = failing_layer(request.network, request.example, request.opset)
+    layer = failing_layer(request.network, request.example, request.opset, exporter)
     reasons = "; ".join(failures if layer is None else layer.reasons)
     where = f": {layer.name}" if layer is not None else ""
     return ModelError(f"The network cannot be exported to ONNX{where} ({reasons}).")

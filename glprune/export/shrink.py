@@ -8,8 +8,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx
-import onnx_ir as ir
-from onnx_ir.passes import common as passes
 
 from glprune.audit.onnx_reader import all_graphs
 from glprune.export.exporters import silence_exporters
@@ -33,6 +31,10 @@ def shrink(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Inputs, outputs and parameters keep their names; nodes lose theirs.
     """
+    # only large files are shrunk, and this import takes half a second
+    import onnx_ir as ir  # noqa: PLC0415
+    from onnx_ir.passes import common as passes  # noqa: PLC0415
+
     graph = ir.from_proto(model)
     with silence_exporters():
         for remove in (
