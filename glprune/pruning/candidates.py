@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A unit set as traced; nothing is proved yet.
+    """A unit set as traced; it is not checked yet.
 
     Attributes:
         name: Name of the input or of the layer.
