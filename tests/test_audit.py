@@ -763,7 +763,7 @@ class Refuse:
         if name.split(".")[0] in ("torch", "torch_pruning", "matplotlib", "pyarrow", "scipy", "onnxscript"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Refuse())
-from glprune.cli import main
+from glprune.cli.main import main
 main()
 """
 

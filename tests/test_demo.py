@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from glprune.cli import main
+from glprune.cli.main import main
 from glprune.cli.demo import DEMOS
 
 ROOT = Path(__file__).parent.parent
@@ -68,7 +68,7 @@ def installed(tmp_path_factory):
 SCRIPT = """
 import sys
 import glprune
-from glprune.cli import main
+from glprune.cli.main import main
 assert glprune.__file__.startswith(sys.argv.pop(1)), glprune.__file__
 main()
 """

@@ -45,7 +45,7 @@ import contextlib, io, json, os, shutil, signal, sys
 from pathlib import Path
 import torch
 from glprune import journal as journals, search, train
-from glprune.cli import main
+from glprune.cli.main import main
 from glprune.launcher import place
 from tests.test_multiples import fixed_clock
 
