@@ -40,7 +40,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Answer:
-    """At most k features. A method may answer several times for one k: the best on the validation split counts.
+    """At most k features. A method may answer several times for one k: the best on validation rows counts.
 
     Attributes:
         seconds: Wall and processor seconds until this answer, without training of the given network.

@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from answers import Clock, Problem
 from features import machine, versions
+from glprune_solver import write_data
 from narrowing import CASES, METHODS, fresh
 from network import fit, predict, score
-from ours import write_data
 from sets import DataSet
 from table import aligned, spread, standard_error
 from torch import nn

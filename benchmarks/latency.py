@@ -25,7 +25,7 @@ import onnx
 import torch
 from features import machine, versions
 from onnx import TensorProto, helper, numpy_helper
-from steps import groups_of
+from path_steps import groups_of
 from table import aligned
 from torch import Tensor, nn
 from torch.nn import functional

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 import torch_pruning as tp
 from answers import Clock, Problem
+from glprune_solver import recipe_of
 from network import build, loss
-from ours import recipe_of
 from sets import DataSet, images, mnist, onehot
 from torch import Tensor, nn
 

@@ -33,7 +33,7 @@ class _Enough(Exception):  # noqa: N818 - ends LassoNet's path from inside its c
 def lassonet(problem: Problem, emit: Emit) -> None:
     """LassoNet's path with its defaults and the set's hidden layers; at each k its own model as well.
 
-    An answer is the first point of the path with at most k features. Where the path leaps over k to no feature
+    An answer is the first point of the path with at most k features. Where the path jumps to no feature
     at all, it is the k features of the point before with the largest weights in the skip layer.
     """
     from lassonet import LassoNetClassifier, LassoNetRegressor

@@ -20,7 +20,7 @@ os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 import torch
 from features import machine, versions
-from steps import groups_of, perceptron
+from path_steps import groups_of, perceptron
 from table import aligned
 from torch import Tensor, nn
 

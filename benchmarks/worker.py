@@ -112,7 +112,7 @@ def measured(
 def find(method: str) -> Method:
     """A method by its name; only what it needs is imported."""
     if method == "glprune":
-        from ours import prune
+        from glprune_solver import prune
 
         return prune
     from peers import PEERS

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glprune.data.splits import first_rows
+from glprune.export.plugin_hooks import load_exporters
 from glprune.model.counting import macs, parameters
 from glprune.pruning.groups import group_norms, group_sizes
 from glprune.runtime.determinism import reproducible
@@ -111,6 +112,7 @@ def inspect(
 
 
 def _inspected(rules: Recipe, model: Path, trust_pickle: bool, listener: Listener) -> Inspection:
+    load_exporters(rules)
     job = prepare(rules, model, trust_pickle, listener)
     listener(Stage("cost", "timing one epoch"))
     largest, seconds = _cost(job)

@@ -23,7 +23,7 @@ from torch import Tensor
 from glprune._plugins import packages
 from glprune._version import __version__
 from glprune.data.sharding import ShardedSplit
-from glprune.data.splits import ColumnSelection, first_rows, identity
+from glprune.data.splits import first_rows, identity
 from glprune.errors import ModelError, NonFiniteError, UsageError
 from glprune.evaluation.baselines import measure_baselines
 from glprune.evaluation.drop_cost import measure_drop_costs
@@ -33,9 +33,10 @@ from glprune.evaluation.segments import measure_segments
 from glprune.evaluation.stability import check_rows, measure_stability
 from glprune.export.golden import tensors_in_model, write_golden, write_input_schema
 from glprune.export.int8 import quantized
+from glprune.export.latency import OnnxLatencyMeter
 from glprune.export.metadata import Names, file_metadata, name_encodings
 from glprune.export.onnx_runtime import EXPORT_TOLERANCE, OnnxFile, latency
-from glprune.export.plugin_hooks import load_reporters, run_exporters, run_reporters
+from glprune.export.plugin_hooks import load_exporters, load_reporters, run_exporters, run_reporters
 from glprune.export.shipped_model import file_columns, on_test_rows, write_onnx, write_shipped
 from glprune.export.signature import dtype_name
 from glprune.export.slim_network import (
@@ -53,11 +54,11 @@ from glprune.model.task import r2_score
 from glprune.report.html import render_html
 from glprune.report.markdown import render_markdown
 from glprune.result import Result
-from glprune.runtime import process_group
 from glprune.runtime.checkpoint import DistributedCheckpoint, tensors_digest
 from glprune.runtime.determinism import reproducible
 from glprune.runtime.events import Event, Listener, Notice, Stage, silent
 from glprune.runtime.output_folder import OutputFolder, open_output_folder
+from glprune.runtime.process_group import ProcessGroup, init_process_group
 from glprune.runtime.worker_pool import is_parallel, make_worker_pool
 from glprune.schema import bundle as bundles
 from glprune.schema.manifest import write_manifest
@@ -74,7 +75,6 @@ from glprune.schema.report import (
     Stability,
     report_schema,
 )
-from glprune.search.job import Job, kept_features
 from glprune.search.policy_removal import check_rules
 from glprune.search.prepare import prepare
 from glprune.search.search import search
@@ -83,6 +83,8 @@ from glprune.search.worker_setup import JobFactory, WorkerContextFactory
 if TYPE_CHECKING:
     from glprune.pruning.removal import RemovalResult
     from glprune.runtime.process_pool import WorkerPool
+    from glprune.search.job import Job
+    from glprune.search.search import SearchResult
     from glprune.training.refit import RefitResult
 
 LATENCY_BATCHES = (1, 256)
@@ -135,13 +137,13 @@ def run(
     with (
         reproducible(rules.seed, rules.threads),
         clock.naming(),
-        process_group.init_process_group() as members,
+        init_process_group() as process_group,
     ):
-        if not members.is_main:
-            return _run_secondary_rank(rules, Path(model), folder, trust_pickle, members)
+        if not process_group.is_main:
+            return _run_secondary_rank(rules, Path(model), folder, trust_pickle, process_group)
         with open_output_folder(folder, overwrite, resume) as space:
-            report = _write_bundle(rules, Path(model), trust_pickle, space, members, clock)
-        members.broadcast_object(report.model_dump(mode="json", by_alias=True))
+            report = _write_bundle(rules, Path(model), trust_pickle, space, process_group, clock)
+        process_group.broadcast_object(report.model_dump(mode="json", by_alias=True))
     result = Result(folder, report)
     run_exporters(rules, result)
     run_reporters(told, result)
@@ -153,38 +155,37 @@ def _write_bundle(
     model: Path,
     trust_pickle: bool,
     space: OutputFolder,
-    members: process_group.ProcessGroup,
+    process_group: ProcessGroup,
     clock: _Clock,
 ) -> Report:
     """Make every file of the bundle."""
     stage = space.stage
-    job = prepare(rules, model, trust_pickle, clock)
+    job = _prepare(rules, model, trust_pickle, clock)
     check_rows(job)
     _export_original(job, stage)
-    identity = _identity(job, members)
+    identity = _identity(job, process_group)
     journal = space.checkpoint_log(identity)
-    members.broadcast_object(identity)
+    process_group.broadcast_object(identity)
     clock.seconds = journal.seconds
     job = replace(job, journal=journal)
-    shared = _shared(job, members)
+    shared = _shared(job, process_group)
     if isinstance(shared.data.train, ShardedSplit) and (text := shared.data.train.note()):
         clock(Notice(text))
-    again = JobFactory(job.recipe, model, trust_pickle)
-    with process_group.use_process_group(members):
-        chosen = search(shared, clock, _workers(job, again, members))
+    job_factory = JobFactory(job.recipe, model, trust_pickle, OnnxLatencyMeter)
+    chosen = search(shared, clock, _workers(job, job_factory, process_group))
     removed, fitted = chosen.removed, chosen.refit
     check_rules(job, removed)
     clock(Stage("export", "writing the network as ONNX"))
     exporter, names = _export(job, removed, fitted, stage)
     clock(Stage("measure", "running the ONNX files on the test split"))
-    measured = _measure(job, removed, fitted, exporter, names, stage)
+    measured = _measure(job, chosen, exporter, names, stage)
     plan = _write_plan(job, removed, fitted, stage)
     write_golden(job, removed, stage)
     int8 = _quantized(job, removed, stage, clock)
-    proxies = measure_proxies(job, removed, kept_features(job.data, removed), stage, clock)
+    proxies = measure_proxies(job, chosen, stage, clock)
     baselines = measure_baselines(job, chosen, stage, clock)
-    rebuild = WorkerContextFactory.of(again, removed, fitted.network)
-    stability, costs = _stability_and_drop_cost(job, removed, rebuild, stage, clock)
+    rebuild = WorkerContextFactory.of(job_factory, removed, fitted.network)
+    stability, costs = _stability_and_drop_cost(job, chosen, rebuild, stage, clock)
     clock(Stage("report", "writing the report"))
     outcome = RunResults(
         job, chosen, measured, baselines, stability, costs, proxies, int8, stage, clock.seconds
@@ -199,31 +200,39 @@ def _write_bundle(
     return report
 
 
+def _prepare(rules: Recipe, model: Path, trust_pickle: bool, listener: Listener) -> Job:
+    """Prepare the job of a run, which can measure latency."""
+    load_exporters(rules)  # a missing plugin is reported now, not after hours of training
+    job = prepare(rules, model, trust_pickle, listener)
+    return replace(job, make_latency_meter=OnnxLatencyMeter)
+
+
 def _run_secondary_rank(
-    rules: Recipe, model: Path, folder: Path, trust_pickle: bool, members: process_group.ProcessGroup
+    rules: Recipe, model: Path, folder: Path, trust_pickle: bool, process_group: ProcessGroup
 ) -> Result:
     """Search beside the first process, which alone writes, and hear its report."""
-    job = prepare(rules, model, trust_pickle, silent)
-    own = _identity(job, members)
-    first = members.broadcast_object(own)
+    job = _prepare(rules, model, trust_pickle, silent)
+    own = _identity(job, process_group)
+    first = process_group.broadcast_object(own)
     # what another processor computes is compared by its results
     unlike = [name for name, value in own.items() if value != first[name] and name != _PROCESSOR]
     if unlike:
         raise UsageError(
             f"it has another {' and another '.join(unlike)} than process 0; give all processes the same."
         )
-    with process_group.use_process_group(members):
-        search(_shared(job, members), silent)
-    return Result(folder, Report.model_validate(members.broadcast_object(None)))
+    search(_shared(job, process_group), silent)
+    return Result(folder, Report.model_validate(process_group.broadcast_object(None)))
 
 
-def _shared(job: Job, members: process_group.ProcessGroup) -> Job:
+def _shared(job: Job, process_group: ProcessGroup) -> Job:
     """The job with this process's part of the training rows, and one journal for all processes."""
-    if members.size == 1:
+    if process_group.size == 1:
         return job
-    train = ShardedSplit(job.data.train, members)
     return replace(
-        job, data=replace(job.data, train=train), journal=DistributedCheckpoint(job.journal, members)
+        job,
+        data=replace(job.data, train=ShardedSplit(job.data.train, process_group)),
+        journal=DistributedCheckpoint(job.journal, process_group),
+        process_group=process_group,
     )
 
 
@@ -232,7 +241,7 @@ def default_folder(recipe: Recipe) -> Path:
     return Path("glprune-out") / (recipe.source.stem if recipe.source else "run")
 
 
-def _identity(job: Job, members: process_group.ProcessGroup) -> dict[str, str]:
+def _identity(job: Job, process_group: ProcessGroup) -> dict[str, str]:
     """What a run's result is a function of; its names go on from "the stopped run had another"."""
     return {
         "recipe": hashlib.sha256(_result_relevant(job.recipe).to_yaml().encode()).hexdigest(),
@@ -240,7 +249,7 @@ def _identity(job: Job, members: process_group.ProcessGroup) -> dict[str, str]:
         "data set": json.dumps(dict(job.data.digests), sort_keys=True),
         "set of plugins": json.dumps(packages(job.recipe.plugins), sort_keys=True),
         "number of threads": str(job.recipe.threads),
-        "number of processes": str(members.size),
+        "number of processes": str(process_group.size),
         "version of glprune": __version__,
         "version of PyTorch": torch.__version__,
         _PROCESSOR: torch.backends.cpu.get_cpu_capability(),
@@ -290,24 +299,21 @@ def _export(job: Job, removed: RemovalResult, fitted: RefitResult, folder: Path)
         The last one's exporter, and how it gives the names of its columns.
     """
     full = first_rows(job.data.test, 4)
-    write_onnx(job, removed.network, ColumnSelection(removed.columns, job.axes)(full), folder / _ZEROED)
+    write_onnx(job, removed.network, removed.selection(full), folder / _ZEROED)
     ways = name_encodings(job)
     metadata = [file_metadata(job, removed, names) for names in ways]
     exported = write_shipped(job, removed, fitted.network, folder / bundles.ONNX, metadata)
     return exported.exporter, ways[exported.choice]
 
 
-def _measure(
-    job: Job, removed: RemovalResult, fitted: RefitResult, exporter: str, names: Names, folder: Path
-) -> TestMeasurements:
-    threads = job.recipe.threads
-    slim_columns = ColumnSelection(removed.columns, job.axes)
+def _measure(job: Job, chosen: SearchResult, exporter: str, names: Names, folder: Path) -> TestMeasurements:
+    removed, fitted, threads = chosen.removed, chosen.refit, job.recipe.threads
     shipped_columns = file_columns(job, removed)
     original = OnnxFile(folder / _ORIGINAL, threads)
     zeroed = OnnxFile(folder / _ZEROED, threads)
     final = OnnxFile(folder / bundles.ONNX, threads)
     before, target = predict(original, job.data.test, identity)
-    between, _ = predict(zeroed, job.data.test, slim_columns)
+    between, _ = predict(zeroed, job.data.test, removed.selection)
     after, _, gap = on_test_rows(job, removed, fitted.network, final)
     if not gap <= EXPORT_TOLERANCE:
         raise ModelError(
@@ -339,7 +345,7 @@ def _measure(
         rows=len(target),
         exporter=exporter,
         names=names,
-        segments=measure_segments(job, before, after, target, kept_features(job.data, removed)),
+        segments=measure_segments(job, before, after, target, chosen.outcomes),
     )
     (folder / _ORIGINAL).unlink()
     (folder / _ZEROED).unlink()
@@ -389,7 +395,7 @@ def _size(job: Job, removed: RemovalResult, fitted: RefitResult, folder: Path) -
         parameters_before=parameters(job.network),
         parameters_after=parameters(fitted.network),
         macs_before=macs(job.network, full),
-        macs_after=macs(fitted.network, ColumnSelection(removed.columns, job.axes)(full)),
+        macs_after=macs(fitted.network, removed.selection(full)),
         onnx_bytes_before=(folder / _ORIGINAL).stat().st_size,
         onnx_bytes_after=(folder / bundles.ONNX).stat().st_size,
     )
@@ -428,17 +434,16 @@ def _write_plan(job: Job, removed: RemovalResult, fitted: RefitResult, folder: P
 
 
 def _stability_and_drop_cost(
-    job: Job, removed: RemovalResult, rebuild: WorkerContextFactory, folder: Path, listener: Listener
+    job: Job, chosen: SearchResult, rebuild: WorkerContextFactory, folder: Path, listener: Listener
 ) -> tuple[Stability | None, DropCosts | None]:
     """How firm the choice of features is, as far as the recipe asks, measured in other processes."""
     spec = job.recipe.stability
     if spec is None:
         return None, None
-    kept = kept_features(job.data, removed)
     with make_worker_pool(rebuild, job.recipe.workers, _engine(job)) as workers:
-        stability = measure_stability(job, spec, kept, workers, listener)
+        stability = measure_stability(job, spec, chosen.outcomes, workers, listener)
         file = folder / bundles.ONNX
-        costs = measure_drop_costs(job, removed, file, kept, workers, listener) if spec.drop_cost else None
+        costs = measure_drop_costs(job, chosen, file, workers, listener) if spec.drop_cost else None
     return stability, costs
 
 
@@ -447,15 +452,17 @@ def _engine(job: Job) -> str:
 
 
 def _workers(
-    job: Job, again: JobFactory, members: process_group.ProcessGroup
+    job: Job, job_factory: JobFactory, process_group: ProcessGroup
 ) -> Callable[[], WorkerPool[Job]] | None:
     """What starts processes for paths side by side; None where they would bring nothing."""
     recipe = job.recipe
     timed = recipe.target.round_to == "auto"  # the clock is read at the end of a path
-    if members.size > 1 or timed or not is_parallel(recipe.workers, recipe.threads):
+    if process_group.size > 1 or timed or not is_parallel(recipe.workers, recipe.threads):
         return None
     most = len(recipe.penalty.input_strength_list)
-    return functools.partial(make_worker_pool, again, recipe.workers, _engine(job), recipe.threads, most)
+    return functools.partial(
+        make_worker_pool, job_factory, recipe.workers, _engine(job), recipe.threads, most
+    )
 
 
 def _metric_list(columns: Sequence[str], positions: Tensor) -> list[str]:

@@ -1,11 +1,12 @@
 """Rewrite the auditor's locked list from this environment: python -m tests.auditor_requirements."""
 
 from importlib import metadata
-from pathlib import Path
 
 from packaging.requirements import Requirement
 
-FILE = Path(__file__).parent.parent / "glprune" / "audit" / "requirements.txt"
+from tests.paths import ROOT
+
+FILE = ROOT / "glprune" / "audit" / "requirements.txt"
 DIRECT = (
     "click",
     "jinja2",

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import pytest
-import torch
 
-_LONG = ("test_packaged", "test_examples", "test_resume", "test_architecture_runs", "test_audit_tampering")
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # of every test process and of those it starts; before PyTorch is read
+import torch
+from filelock import FileLock
+
+from tests.paths import ROOT
+
+_LONG = (
+    "test_pretrained_networks",
+    "test_examples",
+    "test_resume",
+    "test_architecture_runs",
+    "test_tampering",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -72,23 +86,52 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session")
-def audited(tmp_path_factory):
-    """Base bundles by name, unsigned; tests change copies."""
-    from tests.audited import Bundles
-
-    return Bundles(tmp_path_factory.mktemp("audited"))
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this session share."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
-def examples(tmp_path_factory):
-    """What the shipped recipes of data in the repository make, by the name of the recipe."""
-    import glprune
+def audited(shared_folder):
+    """Base bundles by name, unsigned; tests change copies."""
+    from tests.bundle_fixtures import Bundles
 
-    root, folder = Path(__file__).parent.parent, tmp_path_factory.mktemp("examples")
-    models = {"german_credit": "german_credit", "german_credit_policy": "german_credit", "mnist": "mnist"}
-    return {
-        name: glprune.run(
-            root / "recipes" / f"{name}.yaml", root / "examples" / model / "model.pt", folder / name
-        )
-        for name, model in models.items()
+    folder = shared_folder / "audited"
+    folder.mkdir(exist_ok=True)
+    return Bundles(folder)
+
+
+@pytest.fixture(scope="session")
+def examples(shared_folder):
+    """What the shipped recipes of data in the repository make, by the name of the recipe."""
+    return Examples(shared_folder / "examples")
+
+
+class Examples(dict):
+    """Results of the shipped recipes, each made when it is first asked for, by one of the test processes for all."""
+
+    _MODELS: ClassVar = {
+        "german_credit": "german_credit",
+        "german_credit_policy": "german_credit",
+        "mnist": "mnist",
     }
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(exist_ok=True)
+
+    def __missing__(self, name: str) -> Any:
+        import glprune
+
+        model, bundle = ROOT / "examples" / self._MODELS[name] / "model.pt", self.folder / name
+        with FileLock(self.folder / f"{name}.lock"):
+            made = bundle.exists()
+            self[name] = (
+                glprune.Result.load(bundle)
+                if made
+                else glprune.run(ROOT / "recipes" / f"{name}.yaml", model, bundle)
+            )
+        return self[name]

@@ -22,13 +22,13 @@ import atheris
 with atheris.instrument_imports(include=["glprune"]):
     from glprune.audit.checks import rendering
     from glprune.schema import bundle as bundles
-    from tests import mutated
-    from tests.audited import make_bundle, write_problem
+    from tests import mutations
+    from tests.bundle_fixtures import make_bundle, write_problem
 
 Target = Callable[[bytes], None]
 
 
-def chooser(raw: bytes) -> mutated.Choose:
+def chooser(raw: bytes) -> mutations.Choose:
     """Answers taken from the fuzzer's bytes."""
     provider = atheris.FuzzedDataProvider(raw)
     return lambda n: provider.ConsumeIntInRange(0, n - 1)
@@ -38,8 +38,8 @@ def recipe(folder: Path) -> Target:
     """Bytes as they are, or choices that change a whole recipe."""
 
     def run(raw: bytes) -> None:
-        text = raw[1:] if raw[:1] == b"\0" else mutated.recipe_text(chooser(raw[1:]))
-        mutated.check_recipe(text, folder)
+        text = raw[1:] if raw[:1] == b"\0" else mutations.recipe_text(chooser(raw[1:]))
+        mutations.check_recipe(text, folder)
 
     return run
 
@@ -50,8 +50,8 @@ def report(folder: Path) -> Target:
     base = (bundle / bundles.REPORT).read_bytes()
 
     def run(raw: bytes) -> None:
-        text = raw[1:] if raw[:1] == b"\0" else mutated.report_text(base, chooser(raw[1:]))
-        mutated.check_report(text, bundle)
+        text = raw[1:] if raw[:1] == b"\0" else mutations.report_text(base, chooser(raw[1:]))
+        mutations.check_report(text, bundle)
 
     return run
 
@@ -65,8 +65,8 @@ def verify(folder: Path) -> Target:
         choose = chooser(raw)
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(bundle, copy)
-        mutated.change_bundle(copy, choose, sealed=bool(choose(2)))
-        mutated.check_verify(copy)
+        mutations.change_bundle(copy, choose, sealed=bool(choose(2)))
+        mutations.check_verify(copy)
 
     return run
 

@@ -25,8 +25,8 @@ from typing import Any
 from markdown_it import MarkdownIt
 
 import glprune
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 _DOCS = ROOT / "docs" / "pages"
 PAGES = [*sorted((_DOCS / "how-to").glob("*.md")), _DOCS / "concepts.md"]
 _SHOWN = ("", "text", "console", "json")

@@ -1,12 +1,12 @@
 """Rewrite the schemas the package publishes: python -m tests.schemas."""
 
 import json
-from pathlib import Path
 
 from glprune.schema.recipe_loading import recipe_schema
 from glprune.schema.report import report_schema
+from tests.paths import ROOT
 
-FOLDER = Path(__file__).parent.parent / "glprune" / "schema" / "schemas"
+FOLDER = ROOT / "glprune" / "schema" / "schemas"
 
 if __name__ == "__main__":
     for name, schema in (("recipe", recipe_schema()), ("report", report_schema())):

@@ -1,8 +1,7 @@
-"""The auditor's half: everything that reads a bundle without PyTorch, training code or data.
+"""The auditor's half: read, verify, compare and sign bundles, without PyTorch, training code or data.
 
-``findings`` holds what a check may say and the exit codes; ``folder`` reads the files, ``strict`` their
-JSON, ``onnxfile`` the model. Each check is a module: ``manifest`` (hashes), ``signing``, ``figures``,
-``resampled``, ``graph``, ``names``, ``weights``, ``running`` (golden vectors and probes, in a process of
-their own), ``policy``, ``page``, ``lineage``. ``verify`` runs them all; ``compare`` tells two bundles
-apart, ``explain`` tells one feature's story, ``console`` prints and ``commands`` is the command line.
+``verify`` runs all checks; each is a module of ``checks``. ``bundle_files``, ``onnx_reader`` and
+``safetensors_reader`` read the files of a bundle strictly, ``findings`` has the results and exit codes,
+``signing`` the signatures. ``diff`` compares two reports, ``explain`` collects what a report states about
+one feature. Their functions are imported from the modules, as in ``from glprune.audit.verify import verify``.
 """

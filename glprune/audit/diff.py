@@ -1,4 +1,4 @@
-"""What changed from one bundle to the next."""
+"""Compare the reports of two bundles."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def compare(old: Report, new: Report) -> dict[str, Any]:
-    """The differences of two reports: features, metrics, sizes, rules and where the models come from.
+    """Return the differences of two reports: features, metrics, sizes, rules and origin of the models.
 
     Args:
         old: The earlier report.
@@ -58,7 +58,7 @@ def compare(old: Report, new: Report) -> dict[str, Any]:
 
 
 def _without(names: list[str], others: list[str]) -> list[str]:
-    """The names that are not among the others."""
+    """Return the names that are not among the others."""
     taken = set(others)
     return [name for name in names if name not in taken]
 

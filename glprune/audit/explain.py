@@ -1,4 +1,4 @@
-"""One feature's whole story, from the report."""
+"""Collect everything a report states about one feature."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 
 def explain(report: Report, name: str) -> dict[str, Any]:
-    """Everything a report says of one feature.
+    """Collect everything a report states about one feature.
 
     Args:
         report: The report.
-        name: A feature, or a column of one.
+        name: Name of a feature, or of one of its columns.
 
     Raises:
         UsageError: There is no such feature.
     """
     number, feature = _find(report, name)
-    own = [p for p in report.path if len(p.norms) == len(report.features)]
+    points = [p for p in report.path if len(p.norms) == len(report.features)]
     return {
         "feature": feature.name,
         "status": feature.status,
@@ -38,7 +38,7 @@ def explain(report: Report, name: str) -> dict[str, Any]:
             "shipped": feature.norm_final,
         },
         "exit": {"stage": feature.stage_exit, "lambda": feature.lambda_exit},
-        "path": [_point(p, number) for p in own],
+        "path": [_point(p, number) for p in points],
         "stability": _stability(report, feature),
         "drop_cost": _cost(report, feature),
         "baselines": _baselines(report, feature),
@@ -79,15 +79,15 @@ def _stability(report: Report, feature: Feature) -> dict[str, Any] | None:
 
 def _cost(report: Report, feature: Feature) -> dict[str, Any] | None:
     costs = report.drop_costs
-    own = next((c for c in costs.features if c.feature == feature.name), None) if costs else None
-    if costs is None or own is None:
+    cost = next((c for c in costs.features if c.feature == feature.name), None) if costs else None
+    if costs is None or cost is None:
         return None
     return {
         "metric": costs.metric,
         "test_with": costs.test,
-        "test_without": own.test,
-        "valid_without": own.valid,
-        "reason": own.reason,
+        "test_without": cost.test,
+        "valid_without": cost.valid,
+        "reason": cost.reason,
     }
 
 

@@ -1,4 +1,4 @@
-"""What checks say: findings, their checks, the verdict and its exit code."""
+"""Findings, the checks that make them, and the verdict with its exit code."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from glprune.errors import GlpruneError
 
 _ROUND_OFF = 1e-9  # the last digits of a sum depend on its order
 Found = tuple[str, str]
-"""A JSON pointer into the report and what is wrong there."""
+"""A JSON pointer into the report and the error there."""
 Status = Literal["passed", "failed", "incomplete", "skipped"]
 Kind = Literal["trust", "recomputation", "policy"]
 
 
 class UnreadableError(GlpruneError):
-    """The folder is not a bundle this version can read."""
+    """The folder is not a bundle that this version can read."""
 
     exit_code = 5
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that does not hold.
+    """One error in a bundle.
 
     Attributes:
-        file: The file it is about, relative to the bundle.
-        where: JSON pointer, node, tensor or input within the file; may be empty.
-        what: What was found and what was expected.
+        file: The file, relative to the bundle.
+        where: JSON pointer, node, tensor or input in the file; may be empty.
+        what: What was found, and what was expected.
     """
 
     file: str
@@ -41,13 +41,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class CheckInfo:
-    """What a check is about.
+    """Description of a check.
 
     Attributes:
-        kind: ``trust`` rests on keys, ``policy`` on rules; ``recomputation`` on the files alone.
-        title: In a few words.
-        proves: What holds where it passed.
-        not_proved: What may be wrong all the same.
+        kind: ``trust`` depends on keys, ``policy`` on rules, ``recomputation`` only on the files.
+        title: Short name.
+        proves: What is true if the check passed.
+        not_proved: What may still be wrong.
     """
 
     kind: Kind
@@ -56,110 +56,110 @@ class CheckInfo:
     not_proved: str
 
 
-SUBJECTS: dict[str, CheckInfo] = {
+CHECKS: dict[str, CheckInfo] = {
     "C1": CheckInfo(
         "recomputation",
         "files",
-        "the folder holds exactly the files of the manifest, plain files of a bearable size",
-        "that they say the truth",
+        "the folder contains exactly the files of the manifest, as plain files within the size limits",
+        "that their content is true",
     ),
     "C2": CheckInfo(
         "recomputation",
         "hashes",
-        "every file is the one the manifest and the report name",
-        "who wrote them: that is C3",
+        "every file has the SHA-256 that manifest and report state",
+        "who wrote the files: see C3",
     ),
     "C3": CheckInfo(
         "trust",
         "signatures",
         "holders of the keys given by --trust signed this manifest",
-        "that they were right",
+        "that their statements are true",
     ),
     "C4": CheckInfo(
         "recomputation",
         "formats",
-        "every JSON file has one reading (no duplicate key, no NaN) and fits its schema",
-        "its contents",
+        "every JSON file is unambiguous (no duplicate key, no NaN) and fits its schema",
+        "that its content is true",
     ),
     "C5": CheckInfo(
         "recomputation",
         "figures",
-        "every count, status and sum of the report follows from its own tables, plan, weights and recipe",
-        "metrics, norms along the path and latencies: they are the producer's measurements",
+        "every count, status and sum in the report follows from its tables, plan, weights and recipe",
+        "metrics, norms along the path and latencies: the producer measured them",
     ),
     "C6": CheckInfo(
         "recomputation",
         "graph",
-        "no path leads from a removed column to an output; no hidden data, code or second model is inside",
-        "what the serving code feeds to the file",
+        "no path leads from a removed column to an output; the file has no hidden data, code or second model",
+        "which values the serving code passes to the file",
     ),
     "C7": CheckInfo(
         "recomputation",
         "names",
-        "report, plan, contract and ONNX file list the same columns in the same order",
-        "that upstream systems fill them in this order",
+        "report, plan, input schema and ONNX file list the same columns in the same order",
+        "that upstream systems provide them in this order",
     ),
     "C8": CheckInfo(
         "recomputation",
         "weights",
         "the shipped weights have the stated shapes, counts and group norms",
-        "that model.onnx was made from those tensors that are not in it bit for bit",
+        "that model.onnx was made from the tensors that it does not contain bit for bit",
     ),
     "C9": CheckInfo(
         "recomputation",
         "golden",
-        "the model gives the recorded outputs on the recorded rows, in two runtimes where both can run it",
-        "anything, where model and rows were both made anew by their producer",
+        "the model gives the recorded outputs on the recorded rows, in two runtimes if both can run it",
+        "anything, if the producer made both model and rows again",
     ),
     "C10": CheckInfo(
         "recomputation",
         "probes",
         "NaN, Inf and 3e38 in removed columns change no bit of the outputs",
-        "inputs that were not tried: C6 covers those",
+        "other inputs: see C6",
     ),
     "C11": CheckInfo(
         "policy",
         "policy",
-        "no kept column is, or is derived from, a feature that must go; none that must stay is gone",
+        "no kept column is, or is derived from, a feature in must_drop; every feature in must_keep is kept",
         "proxies: other kept columns may carry the same information",
     ),
     "C12": CheckInfo(
         "recomputation",
         "page",
-        "report.html and report.md say what report.json says",
-        "the pictures, where matplotlib or its version differs",
+        "report.html and report.md match report.json",
+        "the pictures, if matplotlib is missing or has another version",
     ),
     "C13": CheckInfo(
         "trust",
         "people",
-        "times are in order and no one signed in two roles with one key",
-        "the clocks of the signers",
+        "times are in order, and no key signed in two roles",
+        "that the clocks of the signers were right",
     ),
     "C14": CheckInfo(
         "trust",
         "lineage",
-        "the model is the expected one; the bundle follows the previous one",
+        "the model is the expected one; the bundle is a successor of the previous one",
         "how the original was trained",
     ),
 }
 NOT_CHECKED = (
-    "The training data, and whether the metrics were measured on them as the report says.",
-    "Norms along the path, optimality residuals, multiply-accumulates and latencies: the producer's word.",
-    "Whether systems upstream still collect the removed features or fill the inputs in the stated order.",
+    "The training data, and whether the metrics were measured on them as the report states.",
+    "Norms along the path, optimality residuals, multiply-accumulates, latencies: measured by the producer.",
+    "Whether upstream systems still collect the removed features, or provide the inputs in the stated order.",
     "Whether kept features carry the information of removed ones (proxies).",
-    "Times: they come from the producer's and the signers' clocks.",
+    "Times: they come from the clocks of producer and signers.",
 )
 
 
 @dataclass(frozen=True)
 class Check:
-    """One check and its outcome.
+    """The result of one check.
 
     Attributes:
         id: ``C1`` to ``C14``.
-        status: ``skipped`` was not asked for or does not apply; ``incomplete`` should have run and could not.
-        findings: What does not hold; empty unless failed.
-        note: What was checked, or why not.
+        status: ``skipped``: not requested or not applicable; ``incomplete``: required, but could not run.
+        findings: Errors; empty unless the check failed.
+        note: What was checked, or why it was not.
     """
 
     id: str
@@ -169,25 +169,25 @@ class Check:
 
     @property
     def info(self) -> CheckInfo:
-        """What the check is about."""
-        return SUBJECTS[self.id]
+        """Return the description of the check."""
+        return CHECKS[self.id]
 
 
 def make_check(check: str, findings: Sequence[Finding], note: str = "") -> Check:
-    """A check that ran: passed where it found nothing."""
+    """Make the result of a check that ran; it passed if there are no findings."""
     return Check(check, "failed" if findings else "passed", tuple(findings), note)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What verification found.
+    """The result of a verification.
 
     Attributes:
         bundle: The folder.
         signature: ``unsigned``, ``signed, not checked`` or who signed.
-        model: SHA-256 of ``model.onnx``, to be put in logs; empty where it cannot be read.
+        model: SHA-256 of ``model.onnx``, for logs; empty if it cannot be read.
         checks: All checks, in order.
-        not_checked: What nothing here can prove, and what was skipped.
+        not_checked: What no check can prove, and what was skipped.
     """
 
     bundle: str
@@ -198,7 +198,7 @@ class Verdict:
 
     @property
     def exit_code(self) -> int:
-        """0 verified, 1 failed, 3 incomplete, 4 policy violated."""
+        """0: verified; 1: failed; 3: incomplete; 4: policy violated."""
         failed = {c.info.kind for c in self.checks if c.status == "failed"}
         if failed - {"policy"}:
             return 1
@@ -208,12 +208,12 @@ class Verdict:
 
     @property
     def result(self) -> str:
-        """The verdict in a word."""
+        """The verdict in one word."""
         return {0: "verified", 1: "FAILED", 3: "incomplete", 4: "POLICY VIOLATED"}[self.exit_code]
 
 
 def as_record(verdict: Verdict) -> dict[str, Any]:
-    """A verdict as JSON values."""
+    """Convert a verdict to JSON values."""
     return {
         "schema": "glprune.verification/1",
         "bundle": verdict.bundle,
@@ -243,13 +243,13 @@ def _checks(verdict: Verdict, kind: str) -> list[dict[str, Any]]:
 
 
 def check_equal(where: str, stated: object, found: object, why: str) -> Iterator[Found]:
-    """Tell that a value is another than the one found."""
+    """Yield a finding if a stated value differs from the one found."""
     if stated != found:
         yield where, f"says {stated}, but {why} {found}"
 
 
 def check_close(where: str, stated: float | None, found: float | None, why: str) -> Iterator[Found]:
-    """The same for numbers, but for round-off."""
+    """Like :func:`check_equal` for numbers, up to round-off."""
     close = (
         stated is not None and found is not None and abs(stated - found) <= _ROUND_OFF * max(1.0, abs(found))
     )

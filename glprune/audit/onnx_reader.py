@@ -1,4 +1,4 @@
-"""Read an ONNX file without trusting it, and what its bytes may and may not hold."""
+"""Read an ONNX file without trusting it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _VALUES = ("float_data", "int32_data", "string_data", "int64_data", "double_data
 
 
 class NotOnnxError(ValueError):
-    """The bytes are no ONNX model."""
+    """The bytes are not an ONNX model."""
 
 
 def parse(raw: bytes) -> ModelProto:
     """Parse an ONNX file.
 
     Raises:
-        NotOnnxError: The bytes are no ONNX model.
+        NotOnnxError: The bytes are not an ONNX model.
     """
     model = ModelProto()
     try:
@@ -36,7 +36,7 @@ def parse(raw: bytes) -> ModelProto:
 
 
 def canonical(model: ModelProto, raw: bytes) -> bool:
-    """Whether the bytes are the one way to write this model: nothing appended, merged, hidden or unknown."""
+    """Whether the bytes are the canonical form of the model: nothing appended, merged, hidden or unknown."""
     known = ModelProto()
     known.CopyFrom(model)
     known.DiscardUnknownFields()
@@ -44,25 +44,25 @@ def canonical(model: ModelProto, raw: bytes) -> bool:
 
 
 def input_shapes(model: ModelProto) -> dict[str, list[int | str]]:
-    """Input -> its sizes; a name stands for any length."""
+    """Map each input to its sizes; a name is a dynamic size."""
     return {
         i.name: [d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim] for i in model.graph.input
     }
 
 
 def dtype_of(value: onnx.ValueInfoProto) -> str:
-    """The type of an input's or output's values, as NumPy names it; a number where it is another."""
+    """Return the data type of an input or output, as NumPy names it; a number for other types."""
     element = value.type.tensor_type.elem_type
     return _DTYPES.get(element, f"type {element}")
 
 
 def properties(model: ModelProto) -> dict[str, str]:
-    """The file's metadata; the last of a key that is there twice."""
+    """Return the metadata of the file; the last value of a duplicate key."""
     return {p.key: p.value for p in model.metadata_props}
 
 
 def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
-    """The graphs a node holds, such as the branches of If."""
+    """Return the subgraphs of a node, such as the branches of If."""
     for attribute in node.attribute:
         if attribute.type == AttributeProto.GRAPH or attribute.HasField("g"):
             yield attribute.g
@@ -70,7 +70,7 @@ def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
 
 
 def all_graphs(model: ModelProto) -> Iterator[GraphProto]:
-    """The main graph and every graph within, outermost first."""
+    """Return the main graph and all subgraphs, outermost first."""
     waiting = [model.graph]
     while waiting:
         graph = waiting.pop()
@@ -79,7 +79,7 @@ def all_graphs(model: ModelProto) -> Iterator[GraphProto]:
 
 
 def tensors(model: ModelProto) -> Iterator[tuple[str, TensorProto]]:
-    """Every tensor in the file with the place it is at."""
+    """Return every tensor in the file with its place."""
     for graph in all_graphs(model):
         for tensor in graph.initializer:
             yield f"initializer {tensor.name!r}", tensor
@@ -92,10 +92,10 @@ def tensors(model: ModelProto) -> Iterator[tuple[str, TensorProto]]:
                     yield place, tensor
 
 
-def held_wrongly(tensor: TensorProto) -> str | None:
-    """Why a tensor's values may not be read as they stand; None where they may."""
+def storage_error(tensor: TensorProto) -> str | None:
+    """Say why the values of a tensor cannot be trusted as stored; None where they can."""
     if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
-        return "its values lie outside the file"
+        return "its values are outside the file"
     if sum([tensor.HasField("raw_data"), *(len(getattr(tensor, name)) > 0 for name in _VALUES)]) > 1:
         return "it has values twice"
     if tensor.HasField("segment"):
@@ -104,22 +104,22 @@ def held_wrongly(tensor: TensorProto) -> str | None:
 
 
 def random_nodes(graph: GraphProto) -> Iterator[NodeProto]:
-    """Nodes whose output is not a function of their inputs."""
+    """Return nodes whose output is not a function of their inputs."""
     return (node for node in graph.node if node.op_type in _RANDOM)
 
 
 def constants(graph: GraphProto) -> dict[str, NDArray[np.generic]]:
-    """Name -> value of whole-number initializers and Constant nodes, such as the indices of a Gather."""
+    """Map names to values of integer initializers and Constant nodes, such as the indices of a Gather."""
     found = {
         t.name: numpy_helper.to_array(t)
         for t in graph.initializer
-        if t.data_type in (TensorProto.INT64, TensorProto.INT32) and held_wrongly(t) is None
+        if t.data_type in (TensorProto.INT64, TensorProto.INT32) and storage_error(t) is None
     }
     for node in graph.node:
         if node.op_type != "Constant" or len(node.output) != 1 or len(node.attribute) != 1:
             continue
         attribute = node.attribute[0]
-        if attribute.name == "value" and held_wrongly(attribute.t) is None:
+        if attribute.name == "value" and storage_error(attribute.t) is None:
             found[node.output[0]] = numpy_helper.to_array(attribute.t)
         elif attribute.name == "value_ints":
             found[node.output[0]] = np.asarray(attribute.ints, dtype=np.int64)

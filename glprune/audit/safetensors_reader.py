@@ -20,14 +20,14 @@ class Tensors:
 
     Attributes:
         arrays: Name -> values.
-        aliases: Another name of a tensor that is in the file once -> its name there.
+        aliases: Other name of a shared tensor -> its name in the file.
     """
 
     arrays: dict[str, Array]
     aliases: dict[str, str]
 
     def name(self, wanted: str) -> str:
-        """The name under which a tensor is in the file."""
+        """Return the name of a tensor in the file."""
         return wanted if wanted in self.arrays else self.aliases.get(wanted, wanted)
 
 
@@ -35,15 +35,15 @@ def read_tensors(raw: bytes) -> Tensors:
     """Read a safetensors file.
 
     Raises:
-        StrictError: It is none, or its header has more than one reading.
+        StrictError: It is not a safetensors file, or its header is ambiguous.
     """
     size = int.from_bytes(raw[:8], "little")
     if len(raw) < 8 or size > len(raw) - 8:
-        raise StrictError("is truncated or no safetensors file")
+        raise StrictError("is truncated or not a safetensors file")
     header = read_json(raw[8 : 8 + size])
     try:
         arrays = load(raw)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise StrictError(f"is no safetensors file of plain numbers ({str(error)[:100]})") from None
+        raise StrictError(f"is not a safetensors file of plain numbers ({str(error)[:100]})") from None
     metadata = header.get("__metadata__", {}) if isinstance(header, dict) else {}
     return Tensors(dict(arrays), {k: v for k, v in metadata.items() if v in arrays})

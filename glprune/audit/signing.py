@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -32,7 +32,7 @@ PAYLOAD_TYPE = "application/vnd.in-toto+json"
 COUNTERSIGNATURE = "urn:glprune:countersignature:1"
 PASSWORD = "GLPRUNE_KEY_PASSWORD"  # the name of the variable, not a password
 _ROLE = re.compile(r"^[a-z0-9][a-z0-9-]{0,39}$")
-_SLACK = timedelta(days=1)  # clocks of two machines
+_CLOCK_TOLERANCE = timedelta(days=1)
 
 
 class _Strict(BaseModel):
@@ -40,11 +40,11 @@ class _Strict(BaseModel):
 
 
 class CountersignaturePredicate(_Strict):
-    """What a countersigner says."""
+    """The statement of a countersigner."""
 
     role: str
     statement: str
-    signed_at: str = Field(description="RFC 3339, UTC, the signer's clock")
+    signed_at: str = Field(description="RFC 3339, UTC, by the clock of the signer")
 
 
 class Countersignature(_Strict):
@@ -58,23 +58,23 @@ class Countersignature(_Strict):
 
 @dataclass(frozen=True)
 class Signature:
-    """One file below ``signatures/`` that was read.
+    """One parsed file of ``signatures/``.
 
     Attributes:
-        role: ``producer`` or the countersigner's.
-        claimed: Key ids it names, trusted or not.
-        trusted: Those whose signature holds under a key the caller trusts.
-        said: What a countersigner says; None for the producer.
+        role: ``producer``, or the role of the countersigner.
+        claimed: Ids of the keys it names, trusted or not.
+        trusted: Ids of the trusted keys whose signature is valid.
+        statement: The statement of a countersigner; None for the producer.
     """
 
     role: str
     claimed: tuple[str, ...]
     trusted: tuple[str, ...]
-    said: CountersignaturePredicate | None
+    statement: CountersignaturePredicate | None
 
 
 def make_key(path: Path) -> Path:
-    """Write a new Ed25519 key pair as PEM: ``path`` (readable by its owner alone) and ``path``.pub.
+    """Write a new Ed25519 key pair as PEM: ``path`` (readable only by its owner) and ``path``.pub.
 
     Raises:
         UsageError: Either file exists or cannot be written.
@@ -105,7 +105,7 @@ def read_public_key(path: Path) -> SSlibKey:
     """Read a PEM public key, Ed25519 or ECDSA.
 
     Raises:
-        UsageError: It is none.
+        UsageError: The file is not such a key.
     """
     raw = _read_key(path)
     if b"PRIVATE KEY" in raw:
@@ -116,14 +116,14 @@ def read_public_key(path: Path) -> SSlibKey:
             return SSlibKey.from_crypto(key)
     except (ValueError, UnsupportedAlgorithm):
         pass
-    raise UsageError(f"{path} is no PEM public key of Ed25519 or ECDSA; `glprune keygen` makes one.")
+    raise UsageError(f"{path} is not a PEM public key of Ed25519 or ECDSA; `glprune keygen` creates one.")
 
 
 def read_private_key(path: Path) -> CryptoSigner:
-    """Read a PEM private key, Ed25519 or ECDSA; an encrypted one with $GLPRUNE_KEY_PASSWORD.
+    """Read a PEM private key, Ed25519 or ECDSA; $GLPRUNE_KEY_PASSWORD decrypts an encrypted one.
 
     Raises:
-        UsageError: It is none, or the password is missing or wrong.
+        UsageError: The file is not such a key, or the password is missing or wrong.
     """
     raw, password = _read_key(path), os.environ.get(PASSWORD)
     try:
@@ -135,30 +135,30 @@ def read_private_key(path: Path) -> CryptoSigner:
         raise UsageError(f"{path} {state} ${PASSWORD}.") from None
     except (ValueError, UnsupportedAlgorithm):
         pass
-    raise UsageError(f"{path} is no PEM private key of Ed25519 or ECDSA that can be opened.")
+    raise UsageError(f"{path} is not a readable PEM private key of Ed25519 or ECDSA.")
 
 
 def _read_key(path: Path) -> bytes:
-    why = unreadable_reason(path)
-    if why is not None:
-        raise UsageError(f"{path} {why}; name a PEM file.")
+    reason = unreadable_reason(path)
+    if reason is not None:
+        raise UsageError(f"{path} {reason}; name a PEM file.")
     with path.open("rb") as stream:
         return stream.read(1 << 16)
 
 
 def sign(folder: Path, manifest: bytes, key: CryptoSigner) -> Path:
-    """Sign a bundle's manifest as its producer; countersignatures of an older one are left to fail."""
+    """Sign the manifest of a bundle as its producer; countersignatures of an older one become invalid."""
     return _store(folder, PRODUCER, manifest, key)
 
 
 def countersign(folder: Path, manifest: bytes, key: CryptoSigner, role: str, statement: str) -> Path:
-    """Add the signature of a second person under a role, with what they have to say.
+    """Add the signature of another person, with a role and a statement.
 
     Raises:
-        UsageError: The role is not made of small letters, digits and hyphens, or is the producer's.
+        UsageError: The role is not made of lower-case letters, digits and hyphens, or is the producer's.
     """
     if not _ROLE.match(role) or role == PRODUCER:
-        raise UsageError(f"role {role!r}: give one of small letters, digits and '-', such as validator.")
+        raise UsageError(f"role {role!r}: use lower-case letters, digits and '-', such as validator.")
     payload = {
         "_type": STATEMENT,
         "subject": [{"name": bundles.MANIFEST, "digest": {"sha256": sha256(manifest)}}],
@@ -187,110 +187,112 @@ def _store(folder: Path, role: str, payload: bytes, key: CryptoSigner) -> Path:
 def read_signatures(
     files: Mapping[str, bytes], manifest: bytes, trusted: Sequence[SSlibKey]
 ) -> tuple[list[Signature], list[Finding]]:
-    """Read every envelope below ``signatures/`` and verify it under the trusted keys.
+    """Read every envelope in ``signatures/`` and verify it with the trusted keys.
 
     Args:
         files: File name -> bytes.
-        manifest: The bytes of the manifest, which all of them must be about.
-        trusted: The keys the caller trusts; a key in the bundle counts for nothing.
+        manifest: The bytes of the manifest that all must sign.
+        trusted: The keys the caller trusts; keys in the bundle are ignored.
 
     Returns:
-        The signatures, and what is wrong with any: a broken one fails whoever made it.
+        The signatures, and their errors: an invalid signature fails, whoever made it.
     """
     found, findings = [], []
     for name, raw in sorted(files.items()):
-        role, place = name.removesuffix(".dsse.json"), f"{bundles.SIGNATURES}/{name}"
+        role, file = name.removesuffix(".dsse.json"), f"{bundles.SIGNATURES}/{name}"
         try:
             found.append(_read_signature(raw, role, manifest, trusted))
         except StrictError as error:
-            findings.append(Finding(place, "", str(error)))
+            findings.append(Finding(file, "", str(error)))
     return found, findings
 
 
 def _read_signature(raw: bytes, role: str, manifest: bytes, trusted: Sequence[SSlibKey]) -> Signature:
     envelope = _envelope(read_json(raw))
-    said = None
+    statement = None
     if role == PRODUCER:
         if envelope.payload != manifest:
-            raise StrictError(f"signs other bytes than those of {bundles.MANIFEST}")
+            raise StrictError(f"signs other bytes than {bundles.MANIFEST}")
     else:
-        said = _said(envelope.payload, role, manifest)
+        statement = _countersignature(envelope.payload, role, manifest)
     valid = []
     for key in trusted:
         if key.keyid in envelope.signatures:
             try:
                 envelope.verify([key], 1)
             except VerificationError:
-                raise StrictError(
-                    f"the signature of the trusted key {key.keyid[:12]} does not hold"
-                ) from None
+                raise StrictError(f"the signature of the trusted key {key.keyid[:12]} is invalid") from None
             valid.append(key.keyid)
-    return Signature(role, tuple(envelope.signatures), tuple(valid), said)
+    return Signature(role, tuple(envelope.signatures), tuple(valid), statement)
 
 
 def _envelope(value: Any) -> Envelope:
     try:
-        envelope = Envelope.from_dict(copy.deepcopy(value))  # from_dict changes what it is given
-    except Exception as error:  # of whatever kind: the file is hostile and this reader checks little
-        raise StrictError(f"is no DSSE envelope ({type(error).__name__})") from None
+        envelope = Envelope.from_dict(copy.deepcopy(value))  # from_dict changes its argument
+    except Exception as error:  # noqa: BLE001 - the file is hostile, and this reader checks little
+        raise StrictError(f"is not a DSSE envelope ({type(error).__name__})") from None
     if envelope.payload_type != PAYLOAD_TYPE or not envelope.signatures:
-        raise StrictError(f"is no signed envelope of {PAYLOAD_TYPE}")
+        raise StrictError(f"is not a signed envelope of {PAYLOAD_TYPE}")
     return envelope
 
 
-def _said(payload: bytes, role: str, manifest: bytes) -> CountersignaturePredicate:
+def _countersignature(payload: bytes, role: str, manifest: bytes) -> CountersignaturePredicate:
     try:
         statement = Countersignature.model_validate(read_json(payload))
     except ValidationError as error:
-        raise StrictError(f"its statement is no countersignature ({error.errors()[0]['msg']})") from None
+        raise StrictError(f"its statement is not a countersignature ({error.errors()[0]['msg']})") from None
     if [(s.name, s.digest.sha256) for s in statement.subject] != [(bundles.MANIFEST, sha256(manifest))]:
-        raise StrictError(f"is about another {bundles.MANIFEST}")
+        raise StrictError(f"signs another {bundles.MANIFEST}")
     if statement.predicate.role != role:
         raise StrictError(f"says role {statement.predicate.role!r}")
     return statement.predicate
 
 
 def check_trust(signatures: Sequence[Signature], roles: Sequence[str]) -> list[Finding]:
-    """Hold the signatures against what the caller asked for: the producer's, and the roles required."""
+    """Require valid signatures of the producer and of the given roles."""
     findings = []
     by_role = {s.role: s for s in signatures}
     for role in (PRODUCER, *roles):
-        place = f"{bundles.SIGNATURES}/{role}.dsse.json"
+        file = f"{bundles.SIGNATURES}/{role}.dsse.json"
         if role not in by_role:
-            findings.append(Finding(place, "", "is missing: nobody signed in this role"))
+            findings.append(Finding(file, "", "is missing: no one signed in this role"))
         elif not by_role[role].trusted:
-            findings.append(Finding(place, "", "no signature in it is by a key given with --trust"))
+            findings.append(Finding(file, "", "has no signature by a key given with --trust"))
     return findings
 
 
 def check_people(signatures: Sequence[Signature], generated: str) -> list[Finding]:
-    """C13: no key in two roles, no time in the future, no countersignature older than the run."""
-    findings, now = [], datetime.now(UTC)
+    """C13: require one role for each key, no time in the future, no countersignature before the run."""
+    return [*_shared_keys(signatures), *_times(signatures, generated)]
+
+
+def _shared_keys(signatures: Sequence[Signature]) -> Iterator[Finding]:
     used: dict[str, str] = {}
     for signature in signatures:
-        place = f"{bundles.SIGNATURES}/{signature.role}.dsse.json"
         for keyid in signature.claimed:
             if keyid in used:
                 what = f"is signed by the key of {used[keyid]!r}: one person in two roles"
-                findings.append(Finding(place, "", what))
+                yield Finding(f"{bundles.SIGNATURES}/{signature.role}.dsse.json", "", what)
             used.setdefault(keyid, signature.role)
-    made = instant(generated)
-    if made is None or made > now + _SLACK:
-        what = "is no time with a zone" if made is None else "lies in the future"
-        findings.append(Finding(bundles.REPORT, "/timing/generated_at", f"{generated[:40]!r} {what}"))
+
+
+def _times(signatures: Sequence[Signature], generated: str) -> Iterator[Finding]:
+    latest, made = datetime.now(UTC) + _CLOCK_TOLERANCE, instant(generated)
+    if made is None or made > latest:
+        what = "is not a time with a zone" if made is None else "is in the future"
+        yield Finding(bundles.REPORT, "/timing/generated_at", f"{generated[:40]!r} {what}")
     for signature in signatures:
-        said = signature.said
-        if said is None:
+        statement = signature.statement
+        if statement is None:
             continue
-        when, place = instant(said.signed_at), f"{bundles.SIGNATURES}/{signature.role}.dsse.json"
-        if when is None or when > now + _SLACK or (made is not None and when < made - _SLACK):
-            what = f"{said.signed_at[:40]!r} is no time between the run and now"
-            findings.append(Finding(place, "/predicate/signed_at", what))
-    return findings
+        when = instant(statement.signed_at)
+        if when is None or when > latest or (made is not None and when < made - _CLOCK_TOLERANCE):
+            what = f"{statement.signed_at[:40]!r} is not a time between the run and now"
+            yield Finding(f"{bundles.SIGNATURES}/{signature.role}.dsse.json", "/predicate/signed_at", what)
 
 
 def instant(text: str) -> datetime | None:
-    """A time with its zone; None where the text is none."""
+    """Parse a time with a zone; None if the text is not one."""
     try:
         found = datetime.fromisoformat(text)
     except ValueError:

@@ -46,7 +46,7 @@ _EPILOG = (
 )
 _MAX_LENGTH = 2000  # characters of a message; names in it may be of any length
 # packages that auditors need not install
-_NOT_FOR_AUDITORS = ("torch", "torch_pruning", "pyarrow", "scipy", "torchmetrics", "onnxscript", "matplotlib")
+_NOT_FOR_AUDITORS = ("torch", "torch_pruning", "pyarrow", "scipy", "onnxscript", "matplotlib")
 
 
 class _Group(click.Group):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from glprune.data.records import Feature, InputColumns
+from glprune.data.splits import ColumnId
 from glprune.errors import RecipeError, did_you_mean, name_list
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def make_features(recipe: Recipe, inputs: Sequence[InputColumns]) -> tuple[Featu
                 "group has this name; rename the group."
             )
         joined.setdefault(owner.get(column, column), []).append(index)
-    return tuple(Feature(name, tuple(indices)) for name, indices in joined.items())
+    return tuple(Feature(name, tuple(map(ColumnId, indices))) for name, indices in joined.items())
 
 
 def _group_of_columns(recipe: Recipe, inputs: Sequence[InputColumns]) -> dict[str, str]:

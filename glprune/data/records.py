@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor
+
+from glprune.data.splits import ColumnId, ColumnSelection, InputPosition, view_columns
 
 if TYPE_CHECKING:
     from glprune.data.protected import Attribute
@@ -45,7 +47,7 @@ class Feature:
     """
 
     name: str
-    columns: tuple[int, ...]
+    columns: tuple[ColumnId, ...]
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,52 @@ class Data:
     def spans(self) -> tuple[range, ...]:
         """The indices of each input's feature columns; empty for inputs without features."""
         return spans(self.inputs)
+
+    def input_of(self, feature: Feature) -> int:
+        """The number of the input that a feature belongs to."""
+        return next(n for n, span in enumerate(self.spans) if feature.columns[0] in span)
+
+    def positions(self, feature: Feature) -> tuple[InputPosition, ...]:
+        """The positions of a feature's columns within its input."""
+        start = self.spans[self.input_of(feature)].start
+        return tuple(InputPosition(c - start) for c in feature.columns)
+
+    def kept_positions(self, selection: ColumnSelection) -> list[tuple[InputPosition, ...]]:
+        """For each feature, the positions within its input of the columns that a selection keeps."""
+        kept = [set(positions) for positions in selection.positions()]
+        starts = [span.start for span in self.spans]
+        owner = [number for number, span in enumerate(self.spans) for _ in span]
+        return [
+            tuple(
+                InputPosition(c - starts[owner[c]])
+                for c in feature.columns
+                if InputPosition(c - starts[owner[c]]) in kept[owner[c]]
+            )
+            for feature in self.features
+        ]
+
+    def select_columns(self, selection: ColumnSelection) -> Data:
+        """The same rows with the selected columns of every input; features without a column are left out."""
+        kept = [
+            ColumnId(span[p])
+            for span, positions in zip(self.spans, selection.positions(), strict=True)
+            for p in positions
+        ]
+        place = {old: ColumnId(new) for new, old in enumerate(kept)}
+        features = [(f, tuple(place[c] for c in f.columns if c in place)) for f in self.features]
+        return replace(
+            self,
+            inputs=tuple(
+                part
+                if part.axis is None
+                else replace(part, columns=tuple(part.columns[p] for p in positions))
+                for part, positions in zip(self.inputs, selection.positions(), strict=True)
+            ),
+            features=tuple(replace(f, columns=left) for f, left in features if left),
+            train=view_columns(self.train, selection),
+            valid=view_columns(self.valid, selection),
+            test=view_columns(self.test, selection),
+        )
 
 
 def spans(inputs: Sequence[InputColumns]) -> tuple[range, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self, runtime_checkable
+from typing import NewType, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,6 +13,13 @@ from torch import Tensor
 
 SPLITS = ("train", "valid", "test")
 Inputs = tuple[Tensor, ...]
+
+ColumnId = NewType("ColumnId", int)
+"""Number of a column, counted over the feature axes of all inputs."""
+InputPosition = NewType("InputPosition", int)
+"""Position of a column along the feature axis of its full input."""
+KeptPosition = NewType("KeptPosition", int)
+"""Position of a column among the kept columns of its input."""
 
 
 def select_columns(inputs: Inputs, axes: Sequence[int | None], columns: Sequence[Tensor]) -> Inputs:
@@ -65,6 +72,15 @@ class ColumnSelection:
     def __call__(self, inputs: Inputs) -> Inputs:
         """Select the kept columns of a full batch."""
         return select_columns(inputs, self.axes, self.columns)
+
+    def positions(self) -> list[list[InputPosition]]:
+        """The kept positions of each input; empty for an input without a feature axis."""
+        return [[InputPosition(p) for p in kept.tolist()] for kept in self.columns]
+
+    def then(self, second: ColumnSelection) -> ColumnSelection:
+        """This selection followed by a second one of its result, as one selection of full inputs."""
+        pairs = zip(self.columns, second.columns, strict=True)
+        return ColumnSelection(tuple(a[b] if len(a) else a for a, b in pairs), self.axes)
 
 
 @runtime_checkable

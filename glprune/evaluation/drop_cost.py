@@ -19,26 +19,28 @@ from glprune.export.onnx_runtime import EXPORT_TOLERANCE, OnnxFile
 from glprune.export.shipped_model import file_columns, on_test_rows, write_shipped
 from glprune.model.prediction import predict
 from glprune.pruning.groups import GroupSet, sliced, zero_units_
+from glprune.pruning.ids import Positions, UnitIds
 from glprune.pruning.removal import RemovalResult
 from glprune.pruning.surgery import PruningPlan, plan_pruning, slice_
 from glprune.pruning.verification import TOLERANCE, difference, outputs
 from glprune.runtime.events import Listener, Progress, Stage
-from glprune.runtime.process_pool import WorkerPool, map_with_checkpoint
+from glprune.runtime.process_pool import OutcomeLog, WorkerPool, map_with_checkpoint
 from glprune.schema.recipe import HIGHER_IS_BETTER
 from glprune.schema.report import DropCost, DropCosts
+from glprune.search.outcome import kept_names
 from glprune.search.refit import refit_or_resume
 
 if TYPE_CHECKING:
     from glprune.pruning.units import UnitSet
     from glprune.search.job import Job
+    from glprune.search.search import SearchResult
     from glprune.search.worker_setup import WorkerContext
 
 
 def measure_drop_costs(
     job: Job,
-    removed: RemovalResult,
+    chosen: SearchResult,
     file: Path,
-    kept: Sequence[bool],
     workers: WorkerPool[WorkerContext],
     listener: Listener,
 ) -> DropCosts:
@@ -46,29 +48,27 @@ def measure_drop_costs(
 
     Args:
         job: The job.
-        removed: What the shipped network lost.
+        chosen: The shipped network.
         file: Its ONNX file.
-        kept: Whether the shipped model keeps each feature.
         workers: Processes that rebuild the job and the shipped network.
         listener: Told every measured feature.
 
     Raises:
         GlpruneError: Whatever went wrong with a feature.
     """
-    names = [f.name for f, stays in zip(job.data.features, kept, strict=True) if stays]
+    names = kept_names(chosen.outcomes)
     listener(Stage("drop cost", f"each of {len(names)} features cut, the network refitted without it"))
     with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
+        record = job.journal.open_step("drop costs", {"features": names})
         again, *costs = map_with_checkpoint(
             workers,
             functools.partial(_without, Path(scratch)),
             [None, *names],
+            OutcomeLog(record, job.journal, TypeAdapter(DropCost)),
             lambda done: listener(Progress("refits", done, len(names) + 1)),
-            job.journal.open_step("drop costs", {"features": names}),
-            job.journal,
-            TypeAdapter(DropCost),
         )
     shipped = OnnxFile(file, job.recipe.threads)
-    narrow = file_columns(job, removed)
+    narrow = file_columns(job, chosen.removed)
     scores = [_score(job, *predict(shipped, split, narrow)) for split in (job.data.valid, job.data.test)]
     assert again.valid is not None  # nothing was cut, so nothing was refused
     assert again.test is not None
@@ -89,7 +89,7 @@ def _without(scratch: Path, shipped: WorkerContext, name: str | None) -> DropCos
     """Refit and measure the shipped network without a feature, or with all of them where none is named."""
     if name is None:
         whole = RemovalResult(
-            shipped.network, shipped.surgery, shipped.columns, (), (), 0.0, len(shipped.job.probe[0])
+            shipped.network, shipped.plan, shipped.selection, (), (), 0.0, len(shipped.job.probe[0])
         )
         return _measured(scratch, shipped.job, "", whole)
     groups = next(g for g in shipped.job.input_groups if name in g.labels)
@@ -107,7 +107,7 @@ def _obstacle(shipped: WorkerContext, units: UnitSet, marked: Tensor) -> str | N
         return units.refused
     if units.family:
         return f"the layers of {units.family!r} share one width"
-    if bool(marked[shipped.columns[units.source]].all()):
+    if bool(marked[shipped.selection.columns[units.source]].all()):
         return f"it is the last feature of input {units.name!r}, and an input needs one"
     return None
 
@@ -116,20 +116,22 @@ def _cut(shipped: WorkerContext, groups: GroupSet, name: str) -> RemovalResult |
     """Zero the weights leaving a feature and cut it, or say by how much that changes outputs."""
     job, units = shipped.job, groups.units
     zeroed = copy.deepcopy(shipped.network)
-    left = sliced(groups, shipped.surgery.kept)
+    left = sliced(groups, shipped.plan.kept)
     zero_units_(zeroed.state_dict(), left.units, left.group == left.labels.index(name))
     gone = groups.group == groups.labels.index(name)
-    columns = tuple(own[~gone[own]] if n == units.source else own for n, own in enumerate(shipped.columns))
+    kept = shipped.selection.columns
+    columns = tuple(own[~gone[own]] if n == units.source else own for n, own in enumerate(kept))
     keep = next(own for n, own in enumerate(columns) if n == units.source)
-    surgery = shipped.surgery.merge(plan_pruning(job.network, [(units, keep)], job.probe, job.axes))
+    selection = ColumnSelection(columns, job.axes)
+    surgery = shipped.plan.merge(plan_pruning(job.network, [(units, UnitIds(keep))], job.probe, job.axes))
     network = copy.deepcopy(job.network)
     surgery.apply_(network)
-    network.load_state_dict(_narrowed(zeroed, shipped.surgery, surgery))
-    before = outputs(zeroed, ColumnSelection(shipped.columns, job.axes)(job.probe))
-    gap = difference(before, outputs(network, ColumnSelection(columns, job.axes)(job.probe)))
+    network.load_state_dict(_narrowed(zeroed, shipped.plan, surgery))
+    before = outputs(zeroed, shipped.selection(job.probe))
+    gap = difference(before, outputs(network, selection(job.probe)))
     if gap > TOLERANCE and not units.inexact:
         return f"the cut changes outputs by {gap:.1e}"
-    return RemovalResult(network, surgery, columns, (), (), gap, len(job.probe[0]))
+    return RemovalResult(network, surgery, selection, (), (), gap, len(job.probe[0]))
 
 
 def _narrowed(network: nn.Module, now: PruningPlan, wanted: PruningPlan) -> dict[str, Tensor]:
@@ -138,7 +140,9 @@ def _narrowed(network: nn.Module, now: PruningPlan, wanted: PruningPlan) -> dict
     places = {}
     for key, positions in wanted.kept.items():
         here = now.kept.get(key)
-        places[key] = positions if here is None else torch.nonzero(torch.isin(here, positions)).flatten()
+        places[key] = (
+            positions if here is None else Positions(torch.nonzero(torch.isin(here, positions)).flatten())
+        )
     slice_(narrower, places)
     return narrower.state_dict()
 

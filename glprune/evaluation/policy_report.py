@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from glprune.evaluation.segments import attribute_status
 from glprune.schema.report import Policy, Proxies, ReasonCode, ReasonCodes
+from glprune.search.outcome import kept_names
 from glprune.search.policy import MUST_KEEP, listed_names
 
 if TYPE_CHECKING:
     from glprune.search.job import Job
+    from glprune.search.outcome import FeatureOutcome
 
 NO_PROXIES = "Whether kept features carry the information of removed ones (proxies)."
 NO_SEGMENTS = "Performance by segment, calibration, and confidence intervals of the metrics."
@@ -35,18 +37,18 @@ def make_policy(job: Job) -> Policy | None:
     )
 
 
-def reason(job: Job, feature: str, kept: bool) -> str | None:
+def reason(job: Job, outcome: FeatureOutcome) -> str | None:
     """Why a feature is removed, or that the policy keeps it."""
-    if kept:
-        return MUST_KEEP if feature in job.rules.required else None
-    return job.rules.forbidden.get(feature, "penalty")
+    if outcome.is_kept:
+        return MUST_KEEP if outcome.feature in job.rules.required else None
+    return outcome.removed_by
 
 
-def make_reason_codes(job: Job, kept: Sequence[bool]) -> ReasonCodes | None:
+def make_reason_codes(job: Job, outcomes: Sequence[FeatureOutcome]) -> ReasonCodes | None:
     """Reasons sorted by what is left of the features they cite; None where the recipe lists none."""
     if not job.rules.codes:
         return None
-    stays = {f.name for f, k in zip(job.data.features, kept, strict=True) if k}
+    stays = set(kept_names(outcomes))
     codes = [
         ReasonCode(
             code=code,
@@ -62,12 +64,12 @@ def make_reason_codes(job: Job, kept: Sequence[bool]) -> ReasonCodes | None:
     )
 
 
-def policy_warnings(job: Job, kept: Sequence[bool]) -> list[str]:
+def policy_warnings(job: Job, outcomes: Sequence[FeatureOutcome]) -> list[str]:
     """What the user should know of features that had to go and of protected ones that stayed."""
     found = [
         f"{a.name} is protected and the shipped model reads it."
         for a in job.data.protected
-        if attribute_status(job, a, kept) == "kept"
+        if attribute_status(job, a, outcomes) == "kept"
     ]
     gone = ", ".join(job.rules.forbidden)
     if gone and job.task.kind == "distillation":

@@ -18,9 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize
-from scipy.special import expit
-from scipy.stats import rankdata
 
 from glprune.data.protected import Attribute, segmented
 from glprune.data.splits import identity
@@ -35,6 +32,8 @@ from glprune.schema.report import Prediction, Proxies, ProxyAnalysis, ProxyAttri
 if TYPE_CHECKING:
     from glprune.pruning.removal import RemovalResult
     from glprune.search.job import Job
+    from glprune.search.outcome import FeatureOutcome
+    from glprune.search.search import SearchResult
 
 FOLDS, SHUFFLES = 5, 5
 _FEWEST = 2 * FOLDS  # rows of a class, so that every fold holds two
@@ -53,15 +52,12 @@ _LIMITS = [
 ]
 
 
-def measure_proxies(
-    job: Job, removed: RemovalResult, kept: Sequence[bool], folder: Path, listener: Listener
-) -> Proxies | None:
+def measure_proxies(job: Job, chosen: SearchResult, folder: Path, listener: Listener) -> Proxies | None:
     """Predict every protected attribute and write the figures to ``proxy.json``, if the recipe asks for it.
 
     Args:
         job: The job.
-        removed: What the shipped network lost.
-        kept: Whether it keeps each feature.
+        chosen: The shipped network.
         folder: The bundle's files so far.
         listener: Told that it begins.
 
@@ -74,14 +70,14 @@ def measure_proxies(
     if not spec.proxies:
         return Proxies(performed=False, reason="policy.proxies is not set", file=None, digest=None)
     listener(Stage("proxies", "predicting protected attributes from inputs and score"))
-    inputs, score = _inputs(job), _score(job, removed, folder / bundles.ONNX)
+    inputs, score = _inputs(job), _score(job, chosen.removed, folder / bundles.ONNX)
     analysis = ProxyAnalysis(
         model=bundles.digest(folder / bundles.ONNX),
         estimator=_ESTIMATOR,
         folds=FOLDS,
         shuffles=SHUFFLES,
         seed=job.recipe.seed,
-        attributes=[_attribute(job, a, kept, inputs, score) for a in job.data.protected],
+        attributes=[_attribute(job, a, chosen.outcomes, inputs, score) for a in job.data.protected],
         limits=_LIMITS,
         schema="glprune.proxy/1",
     )
@@ -112,14 +108,19 @@ def _score(job: Job, removed: RemovalResult, file: Path) -> Floats:
 
 
 def _attribute(
-    job: Job, attribute: Attribute, kept: Sequence[bool], inputs: Floats, score: Floats
+    job: Job, attribute: Attribute, outcomes: Sequence[FeatureOutcome], inputs: Floats, score: Floats
 ) -> ProxyAttribute:
     own, names = set(attribute.columns), job.data.columns
-    stays = {c for f, k in zip(job.data.features, kept, strict=True) if k for c in f.columns}
+    kept = {
+        column
+        for feature, outcome in zip(job.data.features, outcomes, strict=True)
+        if outcome.is_kept
+        for column in feature.columns
+    }
     others = [c for c in range(len(names)) if names[c] not in own]
     sources: list[tuple[ProxySource, Floats, bool]] = [
-        ("kept inputs", inputs[:, [c for c in others if c in stays]], True),
-        ("removed inputs", inputs[:, [c for c in others if c not in stays]], True),
+        ("kept inputs", inputs[:, [c for c in others if c in kept]], True),
+        ("removed inputs", inputs[:, [c for c in others if c not in kept]], True),
         ("score", score, False),
     ]
     parts = segmented(attribute, None)
@@ -130,7 +131,7 @@ def _attribute(
     labels, seed = parts.labels if classes else (), job.recipe.seed
     return ProxyAttribute(
         name=attribute.name,
-        status=attribute_status(job, attribute, kept),
+        status=attribute_status(job, attribute, outcomes),
         measure="auc" if classes else "r2",
         classes=list(labels),
         predictions=[
@@ -225,6 +226,8 @@ def logistic(x: Floats, y: Floats, new: Floats) -> Floats:
         y: 0 or 1, shape (rows,).
         new: Rows to predict, shape (n_new, n_columns).
     """
+    from scipy.optimize import minimize  # noqa: PLC0415 - slow to import, and few runs need it
+    from scipy.special import expit  # noqa: PLC0415 - the same
 
     def loss(w: Floats) -> tuple[float, Floats]:
         z = x @ w[:-1] + w[-1]
@@ -240,6 +243,8 @@ def logistic(x: Floats, y: Floats, new: Floats) -> Floats:
 
 def auc(score: Floats, positive: NDArray[np.bool_]) -> float:
     """Area under the ROC curve, ties counted half; both shape (rows,)."""
+    from scipy.stats import rankdata  # noqa: PLC0415 - a second to import, and few runs need it
+
     hits = int(positive.sum())
     ranks = rankdata(score)[positive].sum()
     return float((ranks - hits * (hits + 1) / 2) / (hits * (len(positive) - hits)))

@@ -16,6 +16,7 @@ from glprune.schema.report import DecisionChange, ProtectedAttribute, Segment, S
 if TYPE_CHECKING:
     from glprune.model.task import Task
     from glprune.search.job import Job
+    from glprune.search.outcome import FeatureOutcome
 
 THRESHOLD = 0.5
 Status = Literal["kept", "removed", "outside"]
@@ -35,7 +36,11 @@ def decide(task: Task, output: Tensor, threshold: float) -> Tensor:
 
 
 def measure_segments(
-    job: Job, before: Sequence[Tensor], after: Sequence[Tensor], target: Tensor, kept: Sequence[bool]
+    job: Job,
+    before: Sequence[Tensor],
+    after: Sequence[Tensor],
+    target: Tensor,
+    outcomes: Sequence[FeatureOutcome],
 ) -> Segments | None:
     """Compare two files' outputs on the test split, over all rows and by protected attribute.
 
@@ -44,7 +49,7 @@ def measure_segments(
         before: Outputs of the original's file.
         after: Outputs of the shipped file, in the same order of rows.
         target: The targets.
-        kept: Whether the shipped model keeps each feature.
+        outcomes: What became of each feature.
 
     Returns:
         The record; None where the recipe has no policy.
@@ -59,16 +64,20 @@ def measure_segments(
         threshold=pair.threshold if job.task.kind == "binary" else None,
         adverse=[str(c) for c in spec.adverse] if spec.adverse is not None else None,
         decisions=pair.decisions(torch.arange(len(target))) if classes is not None else None,
-        attributes=[_attribute(pair, a, attribute_status(job, a, kept)) for a in job.data.protected],
+        attributes=[_attribute(pair, a, attribute_status(job, a, outcomes)) for a in job.data.protected],
     )
 
 
-def attribute_status(job: Job, attribute: Attribute, kept: Sequence[bool]) -> Status:
+def attribute_status(job: Job, attribute: Attribute, outcomes: Sequence[FeatureOutcome]) -> Status:
     """Whether an attribute is a kept or a removed feature of the network, or outside of it."""
     names = job.data.columns
     own = set(attribute.columns)
-    stays = [k for f, k in zip(job.data.features, kept, strict=True) if own & {names[c] for c in f.columns}]
-    return "outside" if not stays else "kept" if any(stays) else "removed"
+    kept = [
+        outcome.is_kept
+        for feature, outcome in zip(job.data.features, outcomes, strict=True)
+        if own & {names[c] for c in feature.columns}
+    ]
+    return "outside" if not kept else "kept" if any(kept) else "removed"
 
 
 class _Pair:

@@ -1,4 +1,4 @@
-"""Stability selection: the search again on random parts of the training rows, and how often each feature stays.
+"""Stability selection: repeat the search on resamples of the training rows and count the kept features.
 
 References:
     Meinshausen and Buehlmann (2010), "Stability selection", J. R. Stat. Soc. B 72(4), 417-473;
@@ -20,15 +20,16 @@ from pydantic import TypeAdapter
 from glprune.errors import DataError, NonFiniteError, TargetError
 from glprune.report.stability_index import Supports, false_bound, jaccard, nogueira, stable
 from glprune.runtime.events import Listener, Notice, Progress, Stage, silent
-from glprune.runtime.process_pool import WorkerPool, map_with_checkpoint
+from glprune.runtime.process_pool import OutcomeLog, WorkerPool, map_with_checkpoint
 from glprune.schema.recipe import Recipe, StabilitySpec, TargetSpec
 from glprune.schema.report import Interval, Resample, Stability
-from glprune.search.job import Job, kept_features
+from glprune.search.outcome import FeatureOutcome
 from glprune.search.search import search
 from glprune.search.worker_setup import WorkerContext, indexable_split
 
 if TYPE_CHECKING:
     from glprune.data.splits import IndexableSplit
+    from glprune.search.job import Job
 
 _OUTCOME: TypeAdapter[Resample | str] = TypeAdapter(Resample | str)
 _FEWEST = 10  # choices that a normal approximation can be made of
@@ -69,15 +70,15 @@ def check_rows(job: Job) -> None:
     rows = indexable_split(job.data.train, job.recipe.seed).rows
     if int(rows * spec.subsample) < 2:
         raise DataError(
-            f"{job.recipe.where('stability', 'share')}: {spec.subsample:g} of {rows} training rows leaves fewer "
-            "than 2; raise it."
+            f"{job.recipe.where('stability', 'subsample')}: {spec.subsample:g} of {rows} training rows leaves "
+            "fewer than 2; raise it."
         )
 
 
 def measure_stability(
     job: Job,
     spec: StabilitySpec,
-    kept: Sequence[bool],
+    outcomes: Sequence[FeatureOutcome],
     workers: WorkerPool[WorkerContext],
     listener: Listener,
 ) -> Stability | None:
@@ -86,7 +87,7 @@ def measure_stability(
     Args:
         job: The job.
         spec: What the recipe asks for.
-        kept: Whether the shipped model keeps each feature.
+        outcomes: What became of each feature in the shipped model.
         workers: Processes that rebuild the job.
         listener: Told every finished search.
 
@@ -100,24 +101,23 @@ def measure_stability(
     if spec.n_resamples == 0:
         return None
     free = _removable(job)
-    if all(stays for stays, chosen in zip(kept, free, strict=True) if chosen):
+    if all(outcome.is_kept for outcome, removable in zip(outcomes, free, strict=True) if removable):
         listener(Notice("No feature was removed, so there is no choice whose stability could be measured."))
         return None
+    limit = sum(outcome.is_kept for outcome in outcomes)
     listener(Stage("stability", f"searching again on {spec.n_resamples} random parts of the training rows"))
     found = map_with_checkpoint(
         workers,
-        functools.partial(_search_part, sum(kept)),
+        functools.partial(_search_part, limit),
         range(spec.n_resamples),
+        OutcomeLog(job.journal.open_step("resamples", {"limit": limit}), job.journal, _OUTCOME),
         lambda done: listener(Progress("resamples", done, spec.n_resamples)),
-        job.journal.open_step("resamples", {"limit": sum(kept)}),
-        job.journal,
-        _OUTCOME,
     )
     parts = [part for part in found if isinstance(part, Resample)]
     failures = [reason for reason in found if isinstance(reason, str)]
     if len(parts) < 2:
         raise TargetError(f"stability: {len(failures)} of {spec.n_resamples} resamples failed: {failures[0]}")
-    return _record(spec, sum(kept), free, parts, failures)
+    return _record(spec, limit, free, parts, failures)
 
 
 def _search_part(limit: int, rebuilt: WorkerContext, number: int) -> Resample | str:
@@ -138,7 +138,7 @@ def _search_part(limit: int, rebuilt: WorkerContext, number: int) -> Resample | 
         stages=len(chosen.stages),
         lam=chosen.stages[-1].selected.lam,
         metric=chosen.refit_metric,
-        kept=_digits(kept_features(job.data, chosen.removed)),
+        kept=_digits([outcome.is_kept for outcome in chosen.outcomes]),
     )
 
 
@@ -187,7 +187,7 @@ def _record(
     parts: Sequence[Resample],
     failures: Sequence[str],
 ) -> Stability:
-    """The figures of the choices over the features that can be removed; the others would only flatter them."""
+    """Summarise the choices over the features that can be removed; others would only raise the figures."""
     supports: Supports = np.array([[digit == "1" for digit in part.kept] for part in parts])[:, removable]
     index, halves = nogueira(supports), spec.subsample == 0.5
     return Stability(

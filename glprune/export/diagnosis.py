@@ -15,11 +15,13 @@ from torch.utils import _pytree as pytree
 from glprune.export.exporters import (
     _EXPORTERS,
     _Job,
+    chosen_exporters,
     first_line,
 )
 
 if TYPE_CHECKING:
     from glprune.data.splits import Inputs
+    from glprune.schema.recipe import ExporterChoice
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,9 @@ class FailedLayer:
     reasons: tuple[str, ...]
 
 
-def failing_layer(network: nn.Module, example: Inputs, opset: int) -> FailedLayer | None:
+def failing_layer(
+    network: nn.Module, example: Inputs, opset: int, exporter: ExporterChoice = "auto"
+) -> FailedLayer | None:
     """Find the deepest layer that cannot be exported by itself; None where every layer can.
 
     Layers are exported alone, on the inputs they get in one forward pass, from the outermost
@@ -45,13 +49,14 @@ def failing_layer(network: nn.Module, example: Inputs, opset: int) -> FailedLaye
         network: The network whose export failed.
         example: Example inputs.
         opset: Version of the default operator set.
+        exporter: The exporter to try; ``auto`` tries both.
     """
     calls = _captured_calls(network, example)
     culprit, children = None, _called_children(network, "", calls)
     while children:
         found = None
         for name, child in children:
-            reasons = _failures_alone(child, *calls[child], opset)
+            reasons = _failures_alone(child, *calls[child], opset, exporter)
             if reasons:
                 shown = name.removeprefix("network.")
                 found = FailedLayer(f'layer "{shown}" ({type(child).__name__})', reasons), name, child
@@ -114,7 +119,11 @@ class _Alone(nn.Module):
 
 
 def _failures_alone(
-    layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], opset: int
+    layer: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    opset: int,
+    exporter: ExporterChoice,
 ) -> tuple[str, ...]:
     """First line of each exporter's error on one layer; empty where one of them can export it."""
     found, spec = pytree.tree_flatten((args, kwargs))
@@ -137,10 +146,10 @@ def _failures_alone(
     )
     reasons = []
     with tempfile.TemporaryDirectory() as folder:
-        for exporter, export in reversed(_EXPORTERS):  # the quicker one first
+        for name, export in reversed(chosen_exporters(exporter, _EXPORTERS)):  # the quicker one first
             try:
                 export(job, Path(folder) / "layer.onnx")
                 return ()
             except Exception as error:  # exporters raise whatever they meet
-                reasons.append(f"{exporter}: {first_line(error)}")
+                reasons.append(f"{name}: {first_line(error)}")
     return tuple(reasons)

@@ -9,7 +9,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from glprune.model.outputs import leaves
+from glprune.schema.recipe import BATCH_LABEL
 
 if TYPE_CHECKING:
     from glprune.data.splits import Inputs
+    from glprune.schema.recipe import ExporterChoice
 
 DynamicAxes = Mapping[str, Mapping[int, str]]
-BATCH = "batch"
-"""Label of the axis of rows."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class _Job:
 
 def _labelled(x: Tensor, axes: Mapping[int, str]) -> dict[int, str]:
     """Labels of the dynamic axes, counted from the front; the batch is always one."""
-    return {0: BATCH} | {axis % x.ndim: label for axis, label in axes.items()}
+    return {0: BATCH_LABEL} | {axis % x.ndim: label for axis, label in axes.items()}
 
 
 def _dynamo(job: _Job, path: Path) -> None:
@@ -117,15 +117,21 @@ def _output_axes(network: nn.Module, job: _Job) -> dict[str, dict[int, str]]:
     with torch.no_grad():
         found = leaves(network(*job.example))
     return {
-        name: {0: BATCH} | {a: lengths[n] for a, n in enumerate(y.shape) if a > 0 and n in lengths}
+        name: {0: BATCH_LABEL} | {a: lengths[n] for a, n in enumerate(y.shape) if a > 0 and n in lengths}
         for name, y in zip(job.outputs, found, strict=True)
     }
 
 
-_EXPORTERS: tuple[tuple[str, Callable[[_Job, Path], None]], ...] = (
+Exporter = tuple[str, Callable[[_Job, Path], None]]
+_EXPORTERS: tuple[Exporter, ...] = (
     ("dynamo", _dynamo),
     ("torchscript", _torchscript),
 )
+
+
+def chosen_exporters(choice: ExporterChoice, exporters: Sequence[Exporter]) -> list[Exporter]:
+    """The exporters a recipe's ``export.exporter`` allows, in the order they are tried."""
+    return [(name, export) for name, export in exporters if choice in ("auto", name)]
 
 
 @contextlib.contextmanager

@@ -16,12 +16,13 @@ from glprune.export.onnx_runtime import OnnxFile
 from glprune.export.shipped_model import file_columns
 from glprune.schema import bundle as bundles
 from glprune.schema.input_schema import make_input_schema
-from glprune.search.job import PROBE_ROWS, Job
+from glprune.search.prepare import PROBE_ROWS
 
 if TYPE_CHECKING:
     from glprune.pruning.removal import RemovalResult
     from glprune.schema.plan import Plan
     from glprune.schema.report import Report
+    from glprune.search.job import Job
 
 
 def write_golden(job: Job, removed: RemovalResult, folder: Path) -> None:

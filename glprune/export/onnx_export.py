@@ -20,6 +20,7 @@ from glprune.export.exporters import (
     DynamicAxes,
     _Job,
     _labelled,
+    chosen_exporters,
     first_line,
 )
 from glprune.export.onnx_runtime import EXPORT_TOLERANCE, OnnxFile
@@ -29,6 +30,7 @@ from glprune.pruning.verification import difference
 
 if TYPE_CHECKING:
     from glprune.data.splits import Inputs
+    from glprune.schema.recipe import ExporterChoice
 
 
 class ColumnSelector(nn.Module):
@@ -70,6 +72,7 @@ def export_onnx(
     metadata: Sequence[Mapping[str, str]] = ({},),
     limit: int | None = None,
     dynamic: DynamicAxes | None = None,
+    exporter: ExporterChoice = "auto",
 ) -> ExportResult:
     """Export a network with a dynamic batch axis to one file without external data.
 
@@ -88,6 +91,7 @@ def export_onnx(
         metadata: What may be written to the model's ``metadata_props``, the fullest first.
         limit: Bytes the file should not exceed; None takes what the first exporter gives.
         dynamic: Input -> axis -> label of further axes of any length.
+        exporter: The only exporter to try; ``auto`` tries both.
 
     Raises:
         ModelError: Neither exporter can export the network, or the file fails
@@ -97,7 +101,7 @@ def export_onnx(
     job = _Job(network, example, tuple(names), tuple(outputs), tuple(axes), opset)
     failures: list[str] = []
     found: list[tuple[bytes, ExportResult]] = []
-    for exporter, export in _EXPORTERS:
+    for name, export in chosen_exporters(exporter, _EXPORTERS):
         try:
             export(job, path)
             model = onnx.load(path)
@@ -110,16 +114,16 @@ def export_onnx(
             path.unlink(missing_ok=True)
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the disk's, not the network's
-            failures.append(f"{exporter}: {first_line(error)}")
+            failures.append(f"{name}: {first_line(error)}")
             continue
-        found.append((raw, ExportResult(exporter, choice)))
+        found.append((raw, ExportResult(name, choice)))
         if limit is None or len(raw) <= limit:
             break
     if found:
         raw, exported = min(found, key=lambda one: len(one[0]))
         path.write_bytes(raw)
         return exported
-    culprit = failing_layer(network, example, opset)
+    culprit = failing_layer(network, example, opset, exporter)
     reasons = "; ".join(failures if culprit is None else culprit.reasons)
     where = f": {culprit.name}" if culprit is not None else ""
     raise ModelError(f"The network cannot be exported to ONNX{where} ({reasons}).")

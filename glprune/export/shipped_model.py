@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from glprune.data.splits import ColumnSelection, Inputs, first_rows, identity
+from glprune.data.splits import Inputs, first_rows, identity
 from glprune.export.onnx_export import ColumnSelector, ExportResult, export_onnx
 from glprune.model.counting import parameters
-from glprune.model.prediction import predict
+from glprune.model.prediction import as_function, predict
 from glprune.pruning.verification import difference
 from glprune.schema import bundle as bundles
-from glprune.search.job import Job, as_function
 
 if TYPE_CHECKING:
     from glprune.export.onnx_runtime import OnnxFile
     from glprune.pruning.removal import RemovalResult
+    from glprune.search.job import Job
 
 
 def write_onnx(
@@ -52,6 +52,7 @@ def write_onnx(
         metadata=metadata,
         limit=limit,
         dynamic=job.recipe.export.dynamic,
+        exporter=job.recipe.export.exporter,
     )
 
 
@@ -80,7 +81,7 @@ def file_columns(job: Job, removed: RemovalResult) -> Callable[[Inputs], Inputs]
     """Take the columns the shipped file has inputs for out of a full batch."""
     if job.recipe.export.signature == "original":
         return identity
-    return ColumnSelection(removed.columns, job.axes)
+    return removed.selection
 
 
 def on_test_rows(
@@ -98,5 +99,5 @@ def on_test_rows(
         Its outputs, the targets, and the largest relative difference to PyTorch's outputs.
     """
     found, target = predict(file, job.data.test, file_columns(job, removed))
-    expected, _ = predict(as_function(network), job.data.test, ColumnSelection(removed.columns, job.axes))
+    expected, _ = predict(as_function(network), job.data.test, removed.selection)
     return found, target, difference(expected, found)

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx
-import onnx_ir as ir
-from onnx_ir.passes import common as passes
 
 from glprune.audit.onnx_reader import all_graphs
 from glprune.export.exporters import (
@@ -35,6 +33,9 @@ def shrink(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Inputs, outputs and parameters keep their names, nodes have none.
     """
+    import onnx_ir as ir  # noqa: PLC0415 - with sympy it takes half a second, for large files alone
+    from onnx_ir.passes import common as passes  # noqa: PLC0415 - the same
+
     lean = ir.from_proto(model)
     with _quiet():
         for smaller in (

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from glprune._imports import describe, load_callable
 from glprune.errors import ModelError
 from glprune.model.standardize import Standardize, StandardizedNetwork
+from glprune.pruning.ids import Positions
 from glprune.pruning.surgery import ConstantFill, PruningPlan
 from glprune.schema.bundle import PLAN, WEIGHTS
 from glprune.schema.plan import AttributePlan, Axis, InputPlan, Plan, Reader
@@ -65,7 +66,7 @@ def make_constants(surgery: PruningPlan, place: int) -> list[float] | None:
 
 def _surgery(plan: Plan) -> PruningPlan:
     return PruningPlan(
-        kept={(a.tensor, a.dim): torch.tensor(a.kept, dtype=torch.int64) for a in plan.axes},
+        kept={(a.tensor, a.dim): Positions(torch.tensor(a.kept, dtype=torch.int64)) for a in plan.axes},
         attributes={
             (a.module, a.name): tuple(a.value) if isinstance(a.value, list) else a.value
             for a in plan.attributes

@@ -1,7 +1,7 @@
-"""glprune inside other people's pipelines; nothing here is imported by a run that does not ask for it.
+"""glprune inside other tools; a run imports nothing of it unless asked.
 
-``systems`` finds out which pipeline it is in and writes what that one shows: ``github`` annotations and a job
-summary, ``gitlab`` reports, ``dvc`` metrics and plots. ``gates`` holds a bundle against limits, ``commands``
-are ``glprune gate`` and ``glprune check``. ``tracking`` logs a run to MLflow, ``served`` is the model it logs
-(a file of its own that needs no glprune), and ``olive`` is a pass of Olive workflows.
+``sklearn`` is a feature selector for scikit-learn, ``mlflow`` logs a run (``mlflow_model`` is the model it
+logs, a file of its own without glprune), ``olive`` is a pass of Olive workflows, ``triton_kserve`` writes
+model repositories for Triton and KServe, and ``ci`` reports to CI systems. Each needs its own extra, so
+they are imported directly, as in ``from glprune.integrations.sklearn import GroupLassoPruner``.
 """

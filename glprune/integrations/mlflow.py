@@ -1,8 +1,9 @@
-"""Log a run to MLflow: recipe as parameters, path by step, bundle, and a model that can be served."""
+"""Log a run to MLflow: the recipe as parameters, the path by step, the bundle, and a model to serve."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import re
@@ -12,6 +13,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnxruntime
 
 from glprune.errors import UsageError
 from glprune.integrations.ci import dvc
@@ -23,8 +28,8 @@ if TYPE_CHECKING:
     from glprune.schema.report import Report
 
 _BATCH = 100  # parameters in one request; the server's limit
-_LONGEST = 6000  # characters of a parameter's value; the server's limit
-_OWN_KEY = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+_MAX_VALUE = 6000  # characters of a parameter's value; the server's limit
+_RECIPE_KEY = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _POINT = ("lam", "features", "hidden", "metric", "loss", "penalty")
 
 
@@ -32,24 +37,24 @@ _POINT = ("lam", "features", "hidden", "metric", "loss", "penalty")
 def tracked(
     name: str, model: str | None = None, alias: str | None = None
 ) -> Iterator[Callable[[Result], str]]:
-    """Open an MLflow run before the work starts, so that what fails later is logged as failed.
+    """Open an MLflow run before the work starts, so that a later failure marks the run as failed.
 
-    The active run is used, or the one ``MLFLOW_RUN_ID`` names, or a new one where ``MLFLOW_TRACKING_URI`` and
-    ``MLFLOW_EXPERIMENT_NAME`` say.
+    Uses the active run, or the one ``MLFLOW_RUN_ID`` names, or starts a new one as ``MLFLOW_TRACKING_URI``
+    and ``MLFLOW_EXPERIMENT_NAME`` configure.
 
     Args:
-        name: Of a new run.
+        name: Name of a new run.
         model: Register the model under this name.
         alias: Point this alias of the registered model at the new version.
 
     Yields:
-        Logs a result and returns the run's id.
+        A function that logs a result and returns the id of the MLflow run.
 
     Raises:
         UsageError: MLflow is not installed, cannot be reached or refuses something.
     """
     if alias is not None and model is None:
-        raise UsageError("--mlflow-alias needs --mlflow-model: an alias is one of a registered model.")
+        raise UsageError("--mlflow-alias needs --mlflow-model: an alias belongs to a registered model.")
     mlflow = _mlflow()
     try:
         active = mlflow.active_run()
@@ -78,26 +83,26 @@ def log_result(result: Result, model: str | None = None, alias: str | None = Non
 
 
 def parameters(recipe: Mapping[str, Any]) -> dict[str, str]:
-    """A recipe's values under joined keys; mappings with keys of the user's own stay one value, as JSON.
+    """Flatten a recipe to dotted keys; a mapping with keys chosen by the user stays one value, as JSON.
 
-    MLflow refuses most characters in names, so a column's name must never become one.
+    MLflow rejects most characters in names, so the name of a column must not become one.
     """
     found: dict[str, str] = {}
 
     def visit(key: str, value: Any) -> None:
-        if isinstance(value, Mapping) and value and all(_OWN_KEY.fullmatch(inner) for inner in value):
+        if isinstance(value, Mapping) and value and all(_RECIPE_KEY.fullmatch(inner) for inner in value):
             for inner, below in value.items():
                 visit(f"{key}.{inner}" if key else inner, below)
         else:
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            found[key] = text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+            found[key] = text if len(text) <= _MAX_VALUE else text[: _MAX_VALUE - 3] + "..."
 
     visit("", recipe)
     return found
 
 
 def final_metrics(report: Report) -> dict[str, float]:
-    """The figures of ``metrics.json`` under keys joined with points."""
+    """Flatten the metrics of ``metrics.json`` to dotted keys."""
     return {
         f"{section}.{name}" if isinstance(values, Mapping) else section: float(value)
         for section, values in dvc.metrics(report).items()
@@ -106,12 +111,12 @@ def final_metrics(report: Report) -> dict[str, float]:
 
 
 def _mlflow() -> Any:
+    """Import MLflow, which is optional and takes seconds."""
     try:
-        import mlflow
-        import mlflow.onnx
+        importlib.import_module("mlflow.onnx")
+        return importlib.import_module("mlflow")
     except ImportError as error:
         raise UsageError(f"--mlflow needs {error.name}; pip install 'glprune[mlflow]'.") from None
-    return mlflow
 
 
 def _log(mlflow: Any, run: str, result: Result, model: str | None, alias: str | None) -> str:
@@ -137,7 +142,7 @@ def _log(mlflow: Any, run: str, result: Result, model: str | None, alias: str | 
 
 
 def _log_model(mlflow: Any, run: str, result: Result, model: str | None) -> str | None:
-    """Log the shipped file in the ONNX flavour, whose pyfunc chooses columns by name."""
+    """Log the shipped file in the ONNX flavour, with a pyfunc that selects columns by name."""
     with _quiet():
         logged = mlflow.models.Model.log(
             artifact_path=None,
@@ -152,64 +157,57 @@ def _log_model(mlflow: Any, run: str, result: Result, model: str | None) -> str 
 
 
 def save_model(path: str, mlflow_model: Any, bundle: Path, signature: Any = None, **others: Any) -> None:
-    """Save a bundle's model as MLflow asks a flavour to; see :func:`mlflow.models.Model.log`."""
-    import mlflow
-    import numpy
-    import onnx
-    import onnxruntime
-    import pandas
-
-    from glprune.integrations import mlflow_model as flavour_module
-
-    needed = [f"{package.__name__}=={package.__version__}" for package in (numpy, onnx, onnxruntime, pandas)]
+    """Save the model of a bundle; the flavour interface of :func:`mlflow.models.Model.log`."""
+    mlflow, pandas = _mlflow(), importlib.import_module("pandas")
+    required = [f"{package.__name__}=={package.__version__}" for package in (np, onnx, onnxruntime, pandas)]
+    loader = Path(__file__).with_name("mlflow_model.py")
     mlflow.onnx.save_model(
         onnx.load(bundle / bundles.ONNX),
         path,
         mlflow_model=mlflow_model,
         signature=signature,
-        code_paths=[flavour_module.__file__],
-        pip_requirements=[f"mlflow=={mlflow.__version__}", *needed],
+        code_paths=[str(loader)],
+        pip_requirements=[f"mlflow=={mlflow.__version__}", *required],
         save_as_external_data=False,
     )
     shutil.copy(bundle / bundles.CONTRACT, path)
-    # nothing but the loader differs from the flavour MLflow wrote
-    mlflow_model.flavors["python_function"] |= {"loader_module": "mlflow_model", "data": "."}
+    # only the loader differs from the flavour MLflow wrote
+    mlflow_model.flavors["python_function"] |= {"loader_module": loader.stem, "data": "."}
     mlflow_model.metadata = {"glprune.model_sha256": bundles.digest(bundle / bundles.ONNX)}
     mlflow_model.save(str(Path(path) / "MLmodel"))
 
 
 def signature(bundle: Path) -> Any:
-    """Columns the shipped file reads, by name; whole arrays where inputs are no tables."""
-    import numpy as np
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, Schema, TensorSpec
-    from mlflow.types.schema import AnyType
-
+    """Build the model signature: the columns the file reads, or whole arrays where inputs are not tables."""
+    models, types, schema = (
+        importlib.import_module(f"mlflow.{name}") for name in ("models", "types", "types.schema")
+    )
     contract = json.loads((bundle / bundles.CONTRACT).read_text(encoding="utf-8"))
     tables = all(
         part["axis"] == 1 and len(part["shape"]) == 2 and part["columns"] for part in contract["inputs"]
     )
-    # a column of "double" refuses whole numbers of 64 bits, and a frame read from a file has many of those
-    kinds: dict[str, Any] = {"float32": AnyType(), "int64": "long", "bool": "boolean"}
+    # MLflow rejects 64-bit integers for a column of type "double", and frames read from files have many
+    column_types: dict[str, Any] = {"float32": schema.AnyType(), "int64": "long", "bool": "boolean"}
     if tables:
         columns = {
-            c["name"]: kinds[part["dtype"]]
+            c["name"]: column_types[part["dtype"]]
             for part in contract["inputs"]
             for c in part["columns"]
             if c["read"]
         }
-        return ModelSignature(inputs=Schema([ColSpec(kind, name) for name, kind in columns.items()]))
-    specs: list[Any] = [
-        TensorSpec(
+        specs = [types.ColSpec(kind, name) for name, kind in columns.items()]
+        return models.ModelSignature(inputs=types.Schema(specs))
+    specs = [
+        types.TensorSpec(
             np.dtype(part["dtype"]), [n if isinstance(n, int) else -1 for n in part["shape"]], part["name"]
         )
         for part in contract["inputs"]
     ]
-    return ModelSignature(inputs=Schema(specs))
+    return models.ModelSignature(inputs=types.Schema(specs))
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """MLflow prints where the run can be seen; standard output may be JSON."""
+    """Suppress MLflow's links to the run: standard output may be JSON."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         yield

@@ -1,7 +1,7 @@
-"""What MLflow runs to serve a shipped model: columns are chosen by name, the others are ignored.
+"""The pyfunc model that MLflow serves: it selects columns by name and ignores the others.
 
-This file is copied beside the model it serves and must need no more than NumPy, pandas and ONNX Runtime:
-nothing of glprune. What the file takes is read from the input contract beside it.
+This file is copied next to the model, so it imports only NumPy, pandas and ONNX Runtime, and nothing of
+glprune. It reads the inputs of the model from the input schema next to it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pandas as pd
+from numpy.typing import NDArray
 
 
 class NamedColumns:
-    """A shipped ``model.onnx`` that takes its columns by name, as ``input_schema.json`` beside it says."""
+    """A shipped ``model.onnx`` that takes its columns by name, listed in ``input_schema.json`` next to it."""
 
     def __init__(self, folder: str) -> None:
         path = Path(folder) / "model.onnx"
@@ -26,28 +27,28 @@ class NamedColumns:
         self.outputs = [output.name for output in self.session.get_outputs()]
 
     def predict(self, given: Any, params: Mapping[str, Any] | None = None) -> Any:
-        """Outputs for a frame of named columns, or for a mapping of input name -> array.
+        """Predict from a frame of named columns, or from a mapping of input name -> array.
 
         Args:
-            given: A DataFrame, shape (rows, any); or arrays by input, passed on as they are.
-            params: Of MLflow; unused.
+            given: A DataFrame, shape (rows, any); or arrays by input, passed on unchanged.
+            params: Part of MLflow's interface; unused.
 
         Returns:
-            The output, shape (rows, ...); of several outputs a dictionary by their names.
+            The output, shape (rows, ...); a dictionary by name if there are several outputs.
 
         Raises:
             ValueError: A column the model reads is missing.
         """
         if isinstance(given, pd.DataFrame):
-            feeds = {part["name"]: _chosen(given, part) for part in self.inputs}
+            feeds = {part["name"]: _select_columns(given, part) for part in self.inputs}
         else:
             feeds = {part["name"]: np.asarray(given[part["name"]], part["dtype"]) for part in self.inputs}
         results = self.session.run(None, feeds)
         return results[0] if len(results) == 1 else dict(zip(self.outputs, results, strict=True))
 
 
-def _chosen(frame: pd.DataFrame, part: Mapping[str, Any]) -> np.ndarray:
-    """One input's columns in its order; those that no output depends on may be missing."""
+def _select_columns(frame: pd.DataFrame, part: Mapping[str, Any]) -> NDArray[Any]:
+    """Return the columns of one input in its order; those that no output depends on may be missing."""
     read = [column["name"] for column in part["columns"] if column["read"]]
     missing = [name for name in read if name not in frame.columns]
     if missing:
@@ -60,5 +61,5 @@ def _chosen(frame: pd.DataFrame, part: Mapping[str, Any]) -> np.ndarray:
 
 
 def _load_pyfunc(path: str) -> NamedColumns:
-    """What ``mlflow.pyfunc.load_model`` calls."""
+    """Load the model; ``mlflow.pyfunc.load_model`` calls this."""
     return NamedColumns(path)

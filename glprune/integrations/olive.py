@@ -1,7 +1,7 @@
-"""``GlprunePruning``, a pass of Olive workflows (``glprune[olive]``): prune first, quantise after.
+"""``GlprunePruning``, a pass of Olive workflows (``glprune[olive]``): prune first, quantise later.
 
-Olive finds passes of others through the file given to ``olive run --package-config``, which replaces
-its own list; ``python -m glprune.integrations.olive FILE`` writes Olive's list with this pass added.
+Olive finds third-party passes through the file given to ``olive run --package-config``, which replaces
+its own list; ``python -m glprune.integrations.olive FILE`` writes that list with this pass added.
 Source: ``olive run --help`` and "How to add new optimization Pass", microsoft.github.io/Olive.
 """
 
@@ -35,10 +35,10 @@ _ENTRY = {
 
 
 class GlprunePruning(Pass):
-    """Prune the weights file of a PyTorch model as a glprune recipe says; gives the slim ONNX model.
+    """Prunes the weights file of a PyTorch model with a glprune recipe and returns the slim ONNX model.
 
-    The bundle, with the report, lies beside the model of the pass, under ``bundle``; what later passes make
-    of the model is theirs, and the report does not speak of it.
+    The bundle with the report is in the folder ``bundle`` of the pass; the report does not cover the
+    changes of later passes.
     """
 
     @classmethod
@@ -60,14 +60,14 @@ class GlprunePruning(Pass):
 
 
 def package_config() -> dict[str, Any]:
-    """Olive's own list of passes with this one added, as ``--package-config`` takes it."""
+    """Return Olive's list of passes with this one added, for ``--package-config``."""
     listed = json.loads(Path(OlivePackageConfig.get_default_config_path()).read_text(encoding="utf-8"))
     listed["passes"]["GlprunePruning"] = _ENTRY
     return listed
 
 
 def main() -> None:
-    """Write the list to the file named on the command line."""
+    """Write the list of passes to the file named on the command line."""
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         raise SystemExit(
             "glprune: name the file to write: python -m glprune.integrations.olive olive_packages.json"

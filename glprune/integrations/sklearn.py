@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -15,17 +15,19 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from glprune.data.records import Data, Feature, InputColumns, Standardization
-from glprune.data.splits import TensorSplit, identity
+from glprune.data.splits import ColumnId, TensorSplit, identity
 from glprune.errors import GlpruneError, ModelError
 from glprune.model.loading import LoadedNetwork
 from glprune.runtime.determinism import reproducible
 from glprune.runtime.events import silent
 from glprune.schema.recipe import Recipe, RefitSpec
-from glprune.search.job import Job, kept_features
 from glprune.search.path_point import path_record
 from glprune.search.prepare import build_job
 from glprune.search.search import SearchResult, search
-from glprune.training.refit import refit
+from glprune.training.refit import Refit
+
+if TYPE_CHECKING:
+    from glprune.search.job import Job
 
 try:
     from sklearn.base import BaseEstimator, clone
@@ -39,41 +41,42 @@ except ModuleNotFoundError as error:
         "glprune.integrations.sklearn needs scikit-learn: pip install 'glprune[sklearn]'.", name=error.name
     ) from error
 _TASKS = {"binary": "binary", "multiclass": "multiclass", "continuous": "regression"}
-_FEWEST = 5  # rows: fewer cannot be divided into training and validation rows
+_MIN_ROWS = 5  # fewer cannot be split into training and validation rows
 
 
 class GroupLassoPruner(SelectorMixin, BaseEstimator):
-    """Select the columns a network needs, and cut the others out of it.
+    """Selects the columns a network needs and removes the others from it.
 
-    It walks the regularisation path of the group LASSO as ``glprune run`` does, by the same code: groups are
-    proved, zeros are exact, every cut is measured. Nothing is written; the slim network is an attribute.
+    It follows the regularisation path of the group LASSO with the same code as ``glprune run``: groups are
+    verified, zeros are exact, every cut is measured. No file is written; the slim network is an attribute.
 
     Args:
-        network: One of: a trained ``torch.nn.Module``; an estimator with a ``module_`` once fitted, as
-            skorch's (fitted on ``X`` and ``y`` where it is not yet); a function ``(n_features, n_outputs)``
-            that makes an untrained network, which is then trained.
-        max_features: Groups to keep at most: a number, or a share of them. Where none of the three targets
-            is given, half of the groups.
-        max_drop: Instead: how much the task's metric on the validation rows may lose (AUROC for two classes,
-            accuracy for several, R squared for values).
-        lam: Instead: exactly this strength of the penalty.
-        groups: Name -> columns, by name or number, that live and die together; the others stand alone.
+        network: One of: a trained ``torch.nn.Module``; an estimator with a ``module_`` after fitting, as in
+            skorch (fitted on ``X`` and ``y`` if it is not yet); a function ``(n_features, n_outputs)``
+            that returns an untrained network, which is then trained.
+        max_features: Largest number of features to keep, or their share. If none of the three targets
+            is given, half of the features.
+        max_drop: Alternative target: how much the metric on the validation rows may worsen (AUROC for two
+            classes, accuracy for several, R squared for regression).
+        lam: Alternative target: exactly this strength of the penalty.
+        groups: Feature -> its columns, by name or number, which are kept or removed together; every other
+            column is a feature of its own.
         task: ``auto`` (by ``y``), ``binary``, ``multiclass`` or ``regression``.
-        output: What the network returns for classes, ``logits`` or ``probabilities``.
-        standardize: Put the training rows' ``(x - mean) / std`` before the network.
-        validation_fraction: Share of the rows that choose the point of the path.
-        penalty: Keys of a recipe's section ``penalty``, such as ``{"hidden": {"strength": 0.3}}``.
-        train: Keys of a recipe's section ``train``, such as ``{"epochs": 3}``.
-        refit: Keys of a recipe's section ``refit``.
-        pretrain: As ``refit``, for the training of a network made by a function.
-        random_state: Seed of the division of the rows and of every training.
+        output: What a classification network returns, ``logits`` or ``probabilities``.
+        standardize: Apply ``(x - mean) / std`` of the training rows before the network.
+        validation_fraction: Share of the rows used to choose the point of the path.
+        penalty: Keys of the recipe section ``penalty``, such as ``{"hidden": {"strength": 0.3}}``.
+        train: Keys of the recipe section ``train``, such as ``{"epochs": 3}``.
+        refit: Keys of the recipe section ``refit``.
+        pretrain: Like ``refit``, for the training of a network returned by a function.
+        random_state: Seed of the split of the rows and of all training.
 
     Attributes:
-        support_: Which columns stay, bool, shape (n_features_in_,).
+        support_: Mask of the kept columns, bool, shape (n_features_in_,).
         network_: The slim network, in evaluation mode; it takes ``transform(X)`` as float32.
         path_: The points of the path, :class:`glprune.schema.report.PathPoint`.
         kkt_zero_: Largest relative violation of the optimality conditions over zero groups, where selected.
-        difference_: Largest relative difference of outputs that a cut made.
+        difference_: Largest relative change of the outputs by a cut.
         classes_: The classes, where there are any.
 
     Example:
@@ -83,7 +86,7 @@ class GroupLassoPruner(SelectorMixin, BaseEstimator):
         >>> selector = GroupLassoPruner(network, max_features=2)
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - scikit-learn requires every parameter in the constructor
         self,
         network: Any,
         *,
@@ -124,10 +127,10 @@ class GroupLassoPruner(SelectorMixin, BaseEstimator):
             y: Labels or values, shape (n_rows,).
 
         Raises:
-            ValueError: Data, network and parameters do not fit each other, or no network meets the target.
+            ValueError: Data, network and parameters do not match, or no network meets the target.
         """
         rows, target = validate_data(
-            self, X, y, dtype=np.float32, ensure_min_features=2, ensure_min_samples=_FEWEST
+            self, X, y, dtype=np.float32, ensure_min_features=2, ensure_min_samples=_MIN_ROWS
         )
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         task, goal = self._target(target)
@@ -137,11 +140,11 @@ class GroupLassoPruner(SelectorMixin, BaseEstimator):
                 chosen = search(job, silent)
         except GlpruneError as error:
             raise ValueError(str(error)) from error
-        self._keep(job, chosen)
+        self._store_result(job, chosen)
         return self
 
     def __sklearn_tags__(self) -> Any:
-        """What scikit-learn may expect."""
+        """Describe the estimator to scikit-learn."""
         tags = super().__sklearn_tags__()
         tags.target_tags.required = True
         return tags
@@ -151,7 +154,7 @@ class GroupLassoPruner(SelectorMixin, BaseEstimator):
         return self.support_
 
     def _target(self, y: NDArray[Any]) -> tuple[str, Tensor]:
-        """The task and the target as its loss takes it."""
+        """Return the task and the target in the form its loss takes."""
         found = type_of_target(y, input_name="y")
         task = _TASKS.get(found, found) if self.task == "auto" else self.task
         if task == "regression":
@@ -163,7 +166,7 @@ class GroupLassoPruner(SelectorMixin, BaseEstimator):
         return task, torch.from_numpy(numbers.astype(np.int64))
 
     def _job(self, rows: NDArray[np.float32], goal: Tensor, task: str, seed: int) -> Job:
-        """The job of a run, in memory."""
+        """Build the job of a run from data in memory."""
         data = self._data(rows, goal, task, seed)
         recipe = self._recipe(task, seed, len(data.features))
         module, trained = self._module(rows, goal, task)
@@ -172,13 +175,13 @@ class GroupLassoPruner(SelectorMixin, BaseEstimator):
         if trained:
             return job
         spec = RefitSpec.model_validate(dict(self.pretrain or {}))
-        start = refit(
-            job.network, identity, job.task, data.train, data.valid, spec, seed, job.network, job.metric
+        pretrain = Refit(
+            job.task, data.train, data.valid, identity, spec, seed, teacher=job.network, metric=job.metric
         )
-        return replace(job, network=start.network)
+        return replace(job, network=pretrain.run(job.network).network)
 
     def _module(self, rows: NDArray[np.float32], goal: Tensor, task: str) -> tuple[nn.Module, bool]:
-        """A copy of the network, and whether it is trained."""
+        """Return a copy of the network, and whether it is trained."""
         given, trained = self.network, True
         if not isinstance(given, nn.Module) and hasattr(given, "fit"):
             if not hasattr(given, "module_"):
@@ -189,13 +192,13 @@ class GroupLassoPruner(SelectorMixin, BaseEstimator):
             given, trained = given(rows.shape[1], len(self.classes_) if task == "multiclass" else 1), False
         if not isinstance(given, nn.Module):
             raise ModelError(
-                f"network gave {type(given).__name__}; pass a torch.nn.Module, an estimator with module_, or "
-                "a function (n_features, n_outputs) that makes a module."
+                f"network returned {type(given).__name__}; pass a torch.nn.Module, an estimator with "
+                "module_, or a function (n_features, n_outputs) that returns a module."
             )
         return copy.deepcopy(given).float().cpu().eval(), trained
 
     def _recipe(self, task: str, seed: int, features: int) -> Recipe:
-        """The recipe that says the same; its factory and loader are never called."""
+        """Build the equivalent recipe; its factory and loader are never called."""
         targets: dict[str, Any] = {}
         if self.max_features is not None:
             share = isinstance(self.max_features, float)
@@ -219,30 +222,31 @@ class GroupLassoPruner(SelectorMixin, BaseEstimator):
         )
 
     def _data(self, rows: NDArray[np.float32], goal: Tensor, task: str, seed: int) -> Data:
-        """Rows divided, columns in their groups."""
-        train, valid = _divided(goal.numpy(), task, self.validation_fraction, seed)
+        """Split the rows and assign the columns to features."""
+        train, valid = _split_rows(goal.numpy(), task, self.validation_fraction, seed)
         names = [str(n) for n in getattr(self, "feature_names_in_", [f"x{i}" for i in range(rows.shape[1])])]
         train_rows, valid_rows = (
-            TensorSplit((torch.from_numpy(rows[own]),), goal[torch.from_numpy(own)]) for own in (train, valid)
+            TensorSplit((torch.from_numpy(rows[index]),), goal[torch.from_numpy(index)])
+            for index in (train, valid)
         )
         return Data(
             source="memory",
             inputs=(InputColumns("features", -1, tuple(names)),),
             features=_features(names, self.groups or {}),
             classes=None if task == "regression" else tuple(map(str, self.classes_)),
-            standardization=(_moments(rows[train]) if self.standardize else None,),
+            standardization=(_standardization(rows[train]) if self.standardize else None,),
             digests={"rows": f"sha256:{hashlib.sha256(rows.tobytes()).hexdigest()}"},
             notes=(),
             train=train_rows,
             valid=valid_rows,
-            test=valid_rows,  # nothing is claimed of rows that nobody saw
+            test=valid_rows,  # never used: no test metric is computed
         )
 
-    def _keep(self, job: Job, chosen: SearchResult) -> None:
-        """Keep what was found."""
+    def _store_result(self, job: Job, chosen: SearchResult) -> None:
+        """Set the fitted attributes."""
         self.support_ = np.zeros(len(job.data.columns), dtype=bool)
-        for feature, kept in zip(job.data.features, kept_features(job.data, chosen.removed), strict=True):
-            self.support_[list(feature.columns)] = kept
+        for feature, outcome in zip(job.data.features, chosen.outcomes, strict=True):
+            self.support_[list(feature.columns)] = outcome.is_kept
         self.network_ = chosen.refit.network.eval()
         self.path_ = [
             path_record(point, number, run.job, job, point is run.selected)
@@ -253,42 +257,42 @@ class GroupLassoPruner(SelectorMixin, BaseEstimator):
         self.difference_ = chosen.removed.difference
 
 
-def _divided(
+def _split_rows(
     goal: NDArray[Any], task: str, share: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Numbers of training and validation rows, ascending; classes keep their shares where there is room."""
+    """Return the indices of training and validation rows, ascending, stratified by class where possible."""
     numbers = np.arange(len(goal))
     counts = np.unique(goal, return_counts=True)[1] if task != "regression" else np.array([])
-    held = max(1, math.ceil(share * len(goal)))
-    room = len(counts) > 0 and counts.min() > 1 and held >= len(counts)
-    parts = train_test_split(numbers, test_size=share, random_state=seed, stratify=goal if room else None)
+    n_valid = max(1, math.ceil(share * len(goal)))
+    stratify = len(counts) > 0 and counts.min() > 1 and n_valid >= len(counts)
+    parts = train_test_split(numbers, test_size=share, random_state=seed, stratify=goal if stratify else None)
     return np.sort(parts[0]), np.sort(parts[1])
 
 
-def _moments(rows: NDArray[np.float32]) -> Standardization:
-    """Mean and standard deviation; a column that does not vary is only shifted."""
+def _standardization(rows: NDArray[np.float32]) -> Standardization:
+    """Compute mean and standard deviation; a constant column is only shifted."""
     values = torch.from_numpy(rows).double()
     std = values.std(dim=0, correction=0)
     return Standardization(values.mean(dim=0), torch.where(std > 0, std, 1.0))
 
 
 def _features(names: Sequence[str], groups: Mapping[str, Sequence[int | str]]) -> tuple[Feature, ...]:
-    """The groups and the columns that stand alone, by their first column.
+    """Return the features: the groups and the remaining columns, ordered by first column.
 
     Raises:
-        ValueError: A group names a column that is none, or one that another group has.
+        ValueError: A group names an unknown column, or one of another group.
     """
-    place = {name: number for number, name in enumerate(names)}
+    index = {name: number for number, name in enumerate(names)}
     owner: dict[int, str] = {}
-    for group, members in groups.items():
-        for member in members:
-            number = place.get(member, -1) if isinstance(member, str) else int(member)
+    for group, listed in groups.items():
+        for column in listed:
+            number = index.get(column, -1) if isinstance(column, str) else int(column)
             if not 0 <= number < len(names):
-                raise ValueError(f"groups: {group!r} names {member!r}, which is no column.")
+                raise ValueError(f"groups: {group!r} names {column!r}, which is not a column.")
             if number in owner:
-                raise ValueError(f"groups: {member!r} is in {owner[number]!r} and in {group!r}.")
+                raise ValueError(f"groups: {column!r} is in {owner[number]!r} and in {group!r}.")
             owner[number] = group
     columns: dict[str, list[int]] = {}
     for number, name in enumerate(names):
         columns.setdefault(owner.get(number, name), []).append(number)
-    return tuple(Feature(name, tuple(own)) for name, own in columns.items())
+    return tuple(Feature(name, tuple(map(ColumnId, numbers))) for name, numbers in columns.items())

@@ -1,7 +1,7 @@
-"""Lay a bundle out for model servers: a Triton model repository, and the same for KServe.
+"""Export a bundle to model servers: a model repository for Triton, or for KServe with its manifest.
 
-No PyTorch here. Shapes and types are read from the ONNX file that is copied, which the bundle's manifest
-must vouch for; names and column order from its contract.
+This needs no PyTorch. Shapes and types come from the ONNX file, which must match the manifest of the bundle;
+the input schema is copied with it.
 """
 
 from __future__ import annotations
@@ -47,21 +47,21 @@ spec:
 
 
 def write_triton(bundle: Path, repository: Path, name: str, max_batch: int = MAX_BATCH) -> Path:
-    """Write ``<repository>/<name>``: ``config.pbtxt``, ``1/model.onnx`` and the input contract.
+    """Write ``<repository>/<name>``: ``config.pbtxt``, ``1/model.onnx`` and the input schema.
 
     Args:
-        bundle: The folder a run wrote; its files must be what its manifest says.
-        repository: Triton's ``--model-repository``; made if need be.
-        name: The model's name; small letters, digits and dashes, which Kubernetes takes too.
-        max_batch: Largest batch the server makes of several requests, where every tensor has a batch axis.
+        bundle: The folder a run wrote; its files must match its manifest.
+        repository: Triton's ``--model-repository``; created if missing.
+        name: Name of the model: lower-case letters, digits and dashes, as Kubernetes requires.
+        max_batch: Largest batch the server builds from several requests, where every tensor has a batch axis.
 
     Returns:
-        The model's folder.
+        The folder of the model.
 
     Raises:
-        UsageError: The bundle is not whole, or the name is taken or no name.
+        UsageError: The bundle does not match its manifest, or the name exists or is invalid.
     """
-    files = _whole(bundle)
+    files = _verified_files(bundle)
     _check_name(name)
     folder = repository / name
     if folder.exists():
@@ -77,25 +77,23 @@ def write_triton(bundle: Path, repository: Path, name: str, max_batch: int = MAX
 def write_kserve(
     bundle: Path, folder: Path, name: str, uri: str = "pvc://models/models", max_batch: int = MAX_BATCH
 ) -> Path:
-    """Write ``models/`` for KServe's Triton runtime, an InferenceService, and a request to try it with.
+    """Write ``models/`` for KServe's Triton runtime, an InferenceService, and an example request.
 
     Args:
         bundle: As in :func:`write_triton`.
         folder: Where to write.
-        name: Of the model and the InferenceService.
-        uri: Where ``models/`` will lie: KServe's ``storageUri``.
+        name: Name of the model and of the InferenceService.
+        uri: Location of ``models/`` for KServe: its ``storageUri``.
         max_batch: As in :func:`write_triton`.
 
     Returns:
-        The InferenceService's file.
+        The file of the InferenceService.
 
     Raises:
-        UsageError: As in :func:`write_triton`, or the URI is none.
+        UsageError: As in :func:`write_triton`, or the URI is invalid.
     """
     if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s\"'#]+", uri):
-        raise UsageError(
-            f"--storage-uri {uri!r}: write it as pvc://, s3://, gs:// or the like, without spaces."
-        )
+        raise UsageError(f"--storage-uri {uri!r}: use a URI such as pvc://, s3:// or gs://, without spaces.")
     service = folder / "inferenceservice.yaml"
     if service.exists():
         raise UsageError(f"{service} exists; choose another folder.")
@@ -107,17 +105,17 @@ def write_kserve(
 
 
 def triton_config(model: ModelProto, name: str, max_batch: int) -> str:
-    """The ``config.pbtxt`` of an ONNX model (Triton's ``inference.ModelConfig`` in text format).
+    """Format the ``config.pbtxt`` of an ONNX model (Triton's ``inference.ModelConfig`` in text format).
 
-    Where the first axis of every tensor has one label, it is the batch: Triton then joins requests, and its
-    dims leave that axis out. Otherwise ``max_batch_size`` is 0 and dims are whole.
+    If the first axis of every tensor has the same label, it is the batch axis: Triton then combines requests,
+    and ``dims`` leaves that axis out. Otherwise ``max_batch_size`` is 0 and ``dims`` has all axes.
     """
     batched = _batched(model)
     lines = [f"name: {_quoted(name)}", 'backend: "onnxruntime"']
     lines += [f"max_batch_size: {max_batch if batched else 0}"]
-    for kind, values in (("input", model.graph.input), ("output", model.graph.output)):
+    for side, values in (("input", model.graph.input), ("output", model.graph.output)):
         for value in values:
-            lines.append(f"{kind} {{")
+            lines.append(f"{side} {{")
             lines.append(f"  name: {_quoted(value.name)}")
             lines.append(f"  data_type: {_type(value)[0]}")
             lines += [f"  {line}" for line in _dims(_shape(value), batched)]
@@ -128,30 +126,31 @@ def triton_config(model: ModelProto, name: str, max_batch: int) -> str:
 
 
 def v2_request(model: ModelProto) -> dict[str, object]:
-    """A request of the Open Inference Protocol, one row of zeros: what a client fills in."""
+    """Build a request of the Open Inference Protocol with one row of zeros, as a template for clients."""
     inputs = []
     for value in model.graph.input:
         shape = [size if isinstance(size, int) else 1 for size in _shape(value)]
-        kind, zero = _type(value)[1], False if _type(value)[1] == "BOOL" else 0
+        datatype = _type(value)[1]
+        zero = False if datatype == "BOOL" else 0
         data = [zero] * math.prod(shape)
-        inputs.append({"name": value.name, "shape": shape, "datatype": kind, "data": data})
+        inputs.append({"name": value.name, "shape": shape, "datatype": datatype, "data": data})
     return {"inputs": inputs}
 
 
-def _whole(bundle: Path) -> dict[str, bytes]:
-    """The files of a bundle that are what its manifest says."""
+def _verified_files(bundle: Path) -> dict[str, bytes]:
+    """Return the files of a bundle, which must match its manifest."""
     opened = open_bundle(bundle)
     findings = integrity_findings(opened)
     if findings:
         raise UsageError(
-            f"{bundle} is not served: {findings[0]}; `glprune verify` names all that does not hold."
+            f"{bundle} is not exported: {findings[0]}; `glprune verify` lists everything that does not match."
         )
     return opened.files.contents
 
 
 def _check_name(name: str) -> None:
     if not _NAME.match(name):
-        raise UsageError(f"--name {name[:80]!r}: take small letters, digits and dashes, at most 63.")
+        raise UsageError(f"--name {name[:80]!r}: use lower-case letters, digits and dashes, at most 63.")
 
 
 def _batched(model: ModelProto) -> bool:
@@ -173,7 +172,7 @@ def _shape(value: onnx.ValueInfoProto) -> list[int | str]:
 def _type(value: onnx.ValueInfoProto) -> tuple[str, str]:
     known = _TYPES.get(value.type.tensor_type.elem_type)
     if known is None:
-        raise GlpruneError(f"{value.name!r} has a type that Triton's configuration has no name for here.")
+        raise GlpruneError(f"{value.name!r} has a data type that the Triton export does not support.")
     return known
 
 

@@ -1,4 +1,4 @@
-"""Render a report as one HTML file: no script, no outside request, made for paper too."""
+"""Render a report as one HTML file without scripts or external requests, also for printing."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _MANY = 30
 
 @dataclass(frozen=True)
 class Change:
-    """One figure before and after, as the page shows it."""
+    """One figure before and after, formatted for the page."""
 
     label: str
     before: str
@@ -57,17 +57,17 @@ class Change:
 
 @dataclass(frozen=True)
 class Compared:
-    """One line of the comparison of selections, its figures written out.
+    """One row of the comparison of selections, formatted.
 
     Attributes:
-        label: The way to select, in words.
-        shipped: Whether it is the shipped one.
-        features: Features it has in common with the shipped model.
-        units: Hidden units it has in common with the shipped model.
+        label: Name of the method.
+        shipped: Whether it is the shipped selection.
+        features: Number of features in common with the shipped model.
+        units: Number of hidden units in common with the shipped model.
         test: Every metric on the test split.
         valid: The selection metric on the validation split.
-        gained: Features it keeps and the shipped model does not; None over several selections.
-        lost: Features the shipped model keeps and it does not.
+        gained: Features it keeps and the shipped model does not; None for several selections.
+        lost: Features the shipped model keeps and it does not; None for several selections.
     """
 
     label: str
@@ -84,7 +84,7 @@ NO_PICTURE = "<svg></svg>\n"
 
 
 class _NoPictures:
-    """Stands in for :mod:`glprune.report.plots` where matplotlib is not installed."""
+    """Replaces :mod:`glprune.report.plots` where matplotlib is not installed."""
 
     def __getattr__(self, name: str) -> Callable[..., str]:
         return lambda *_, **__: NO_PICTURE
@@ -92,14 +92,14 @@ class _NoPictures:
 
 @functools.cache
 def _environment() -> Environment:
-    """Compiled templates, made once."""
+    """Compile the templates, once."""
     environment = Environment(
         loader=PackageLoader("glprune.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_shown,
+        finalize=_escape,
     )
     environment.filters |= {"number": number, "tiny": tiny, "thousands": thousands, "metric_label": label}
     environment.filters["metric_inline"] = inline
@@ -108,39 +108,39 @@ def _environment() -> Environment:
     return environment
 
 
-def _shown(value: object) -> object:
-    """Nothing on the page is invisible, or turns the text around it; pictures pass as they are."""
+def _escape(value: object) -> object:
+    """Escape invisible characters and marks of writing direction; pictures stay unchanged."""
     return escape_for_page(value, keep="\n\t") if type(value) is str else value
 
 
 def render_html(report: Report, pictures: bool = True) -> str:
-    """The report as one self-contained HTML page.
+    """Render the report as one self-contained HTML page.
 
     Args:
-        report: The records; every sentence and picture is made from them.
-        pictures: Draw the pictures, which takes matplotlib; else each is an empty ``<svg>``.
+        report: The records, the only source of sentences and pictures.
+        pictures: Draw the pictures, which needs matplotlib; otherwise each is an empty ``<svg>``.
     """
     return _environment().get_template("report.html.j2").render(r=report, **_view(report, pictures))
 
 
 def render_findings(report: Report, bundle: str) -> str:
-    """The first page's findings as a fragment of HTML that styles itself, for notebooks.
+    """Render the findings as an HTML fragment with inline styles, for notebooks.
 
     Args:
         report: The records.
-        bundle: Where the rest can be read.
+        bundle: Path of the bundle, named in the fragment.
     """
     template = _environment().get_template("findings.html.j2")
     return template.render(r=report, banner=banner(report), headline=headline(report), bundle=bundle)
 
 
 def compared(report: Report) -> list[Compared]:
-    """The shipped selection and the simpler ones beside it; none where none was measured."""
+    """Return the shipped selection and the simpler ones; empty where none was measured."""
     baselines = report.baselines
     if baselines is None or not baselines.results:
         return []
     kept = {f.name: None for f in report.features if f.status == "kept"}
-    own = Compared(
+    shipped = Compared(
         label="group LASSO, shipped",
         shipped=True,
         features=f"{baselines.features:,}",
@@ -150,11 +150,11 @@ def compared(report: Report) -> list[Compared]:
         gained=None,
         lost=None,
     )
-    return [own, *(row for result in reversed(baselines.results) for row in _compared(result, kept))]
+    return [shipped, *(row for result in reversed(baselines.results) for row in _compared(result, kept))]
 
 
 def _compared(result: Baseline, kept: Mapping[str, None]) -> list[Compared]:
-    """One row for a single selection; a mean and its standard deviation for several."""
+    """Return one row for a single selection; mean and standard deviation for several."""
     runs, single = result.runs, result.runs[0] if len(result.runs) == 1 else None
     theirs = set(single.kept) if single else set()
     figures = [*result.test, result.valid]
@@ -194,10 +194,10 @@ def _plots(pictures: bool) -> Any:
 def _view(report: Report, pictures: bool) -> dict[str, Any]:
     plots = _plots(pictures)
     kept = sorted((f for f in report.features if f.status == "kept"), key=lambda f: -(f.norm_final or 0.0))
-    selection, shown = report.selection, sections(report)
+    selection, numbered = report.selection, sections(report)
     return {
-        "sections": shown,
-        "served": evidence_for(report, list(shown.values())),
+        "sections": numbered,
+        "rules": evidence_for(report, list(numbered.values())),
         "as_of": regulations().as_of,
         "banner": banner(report),
         "headline": headline(report),
@@ -223,18 +223,18 @@ def _view(report: Report, pictures: bool) -> dict[str, Any]:
 
 
 def by_rule(feature: Feature) -> bool:
-    """Whether the policy had a feature removed, rather than the penalty."""
+    """Whether the policy removed a feature, not the penalty."""
     return feature.reason not in (None, "penalty")
 
 
 def _drop_rows(costs: DropCosts) -> list[DropCost]:
-    """The dearest feature on the validation split first; those that cannot be dropped last."""
+    """Sort by cost on the validation split, highest first; features that cannot be dropped come last."""
     sign = 1 if costs.higher_is_better else -1
     return sorted(costs.features, key=lambda c: math.inf if c.valid is None else sign * c.valid)
 
 
 def size_rows(report: Report) -> list[Change]:
-    """What the network and its file hold, before and after."""
+    """Return the counts of the network and its file, before and after."""
     size = report.size
     features = sum(f.status == "kept" for f in report.features)
     columns = sum(len(f.columns) for f in report.features)
@@ -248,9 +248,9 @@ def size_rows(report: Report) -> list[Change]:
         ("Multiply-accumulates for one row", size.macs_before, size.macs_after),
         ("ONNX file, bytes", size.onnx_bytes_before, size.onnx_bytes_after),
     ]
-    beside = (
+    graph = (
         f"{size.onnx_bytes_before - 4 * size.parameters_before:,}",
         f"{size.onnx_bytes_after - 4 * size.parameters_after:,}",
     )
     changes = [Change(name, f"{b:,}", f"{a:,}", share(a, b)) for name, b, a in pairs]
-    return [*changes, Change("beside 4 for each parameter", beside[0], beside[1], "")]
+    return [*changes, Change("of which graph and metadata", graph[0], graph[1], "")]

@@ -1,4 +1,4 @@
-"""Render a report's findings as Markdown, to be read in a pull request; names cannot become markup."""
+"""Render a report's findings as Markdown, for a pull request; names cannot become markup."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _SAFE_IN_CODE = re.compile(r"[^`|\\]*[^`|\\\s][^`|\\]*")
 
 
 def render_markdown(report: Report) -> str:
-    """The findings as GitHub-flavoured Markdown: what is gone, what it cost, what was not measured."""
+    """Render the findings as GitHub-flavoured Markdown: removed features, metrics, size, gaps."""
     blocks = [
         f"# {text(report.title)}",
         text(report.purpose),
         "\n".join(f"- {text(sentence)}" for sentence in headline(report)),
-        *_listed("To be read before use", report.warnings),
+        *_listed("Warnings", report.warnings),
         "## Removed features",
         _removed(report),
         "## Metrics on the test split",
@@ -36,15 +36,15 @@ def render_markdown(report: Report) -> str:
         *_listed("Not measured", report.not_measured),
         f"glprune {text(report.run.versions.get('glprune', ''))}, {text(report.timing.generated_at)}; "
         f"model {code(report.digests.outputs.get(report.export.file, '-'))}. "
-        "Evidence: `report.html`. Check it with `glprune verify`.",
+        "Evidence: `report.html`. Verify it with `glprune verify`.",
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
 def code(name: str) -> str:
-    """A name as code, literally, in a table cell too: neither markup nor a mention of anybody.
+    """Format a name as code, safe in a table cell: it cannot become markup or a mention.
 
-    What cannot be seen (line ends, marks of writing direction) is written as an escape.
+    Invisible characters (line ends, marks of writing direction) are written as escapes.
     """
     seen = escape_for_page(name)
     if _SAFE_IN_CODE.fullmatch(seen):
@@ -53,7 +53,7 @@ def code(name: str) -> str:
 
 
 def text(words: str) -> str:
-    """Words as one line of plain text: no markup, HTML, link or mention comes of them."""
+    """Escape text to one line without markup, HTML, links or mentions."""
     line = escape_for_page(" ".join(words.split()))
     line = re.sub(
         r"[\\`*{}\[\]<>&|~#!$^]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", lambda m: f"&#{ord(m[0])};", line
@@ -79,10 +79,10 @@ def _removed(report: Report) -> str:
 
 
 def _reason(feature: Feature) -> str:
-    """What had a feature removed; the name behind ``derived_from`` is a feature's."""
+    """Say why a feature was removed; the name after ``derived_from`` is a feature's."""
     what, _, name = (feature.reason or "penalty").partition(" ")
-    said = text(what.replace("_", " "))
-    return f"{said} {code(name)}" if name else said
+    reason = text(what.replace("_", " "))
+    return f"{reason} {code(name)}" if name else reason
 
 
 def _metrics(report: Report) -> str:
@@ -100,6 +100,6 @@ def _metrics(report: Report) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: int) -> str:
-    """A table whose last ``numbers`` columns stand to the right; cells are written as they are."""
+    """Format a table whose last ``numbers`` columns are right-aligned; cells are not escaped."""
     rule = ["---"] * (len(head) - numbers) + ["---:"] * numbers
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))

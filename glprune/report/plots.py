@@ -1,4 +1,4 @@
-"""The report's pictures: figures for notebooks, and static SVG, the same bytes for the same numbers."""
+"""Draw the pictures of the report, as figures for notebooks and as static, reproducible SVG."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from glprune.report.path_lines import PathLines, drawn_points, line_collections
 if TYPE_CHECKING:
     from glprune.schema.report import Feature, PathPoint
 
-# blue and orange of Okabe and Ito (2008), told apart by every common colour vision
+# blue and orange of Okabe and Ito (2008), distinguishable with common colour vision deficiencies
 KEPT, REMOVED, INK = "#0072b2", "#d55e00", "#3a3f44"
 _STYLE: Any = {
     "svg.hashsalt": "glprune",
@@ -39,7 +39,7 @@ _MANY = 40
 
 
 def norm_bars(features: Sequence[Feature]) -> str:
-    """Horizontal bars of the norms of kept features in the shipped network, largest first."""
+    """Draw the norms of kept features in the shipped network as horizontal bars, largest first."""
     with rc_context(_STYLE):
         figure = Figure(figsize=(7.2, 1.0 + 0.24 * len(features)))
         axes = figure.add_subplot()
@@ -60,7 +60,10 @@ def path_picture(points: Sequence[PathPoint], features: Sequence[Feature]) -> st
 
 
 def path_figure(points: Sequence[PathPoint], features: Sequence[Feature]) -> Figure:
-    """Group norms of the features along the path; selected points are marked. See :mod:`glprune.report.path_lines`."""
+    """Draw the group norms of the features along the path; chosen points are marked.
+
+    :mod:`glprune.report.path_lines` selects the lines.
+    """
     with rc_context(_STYLE):
         figure = Figure(figsize=(7.2, 3.6))
         axes = figure.add_subplot()
@@ -78,7 +81,7 @@ def path_figure(points: Sequence[PathPoint], features: Sequence[Feature]) -> Fig
 
 
 def _draw(axes: Axes, places: Sequence[float], lines: PathLines, many: bool) -> None:
-    """A collection of lines, or of points where the path has a single one, and the band of all others."""
+    """Draw the lines, or points where the path has a single point, and the band of all other features."""
     kept = lines.status == "kept"
     color, zorder = (KEPT, 2) if kept else (REMOVED, 1)
     alpha = 0.5 if many else 0.9
@@ -115,7 +118,7 @@ def path_metric(points: Sequence[PathPoint], metric: str, reference: float) -> s
 
 
 def metric_figure(points: Sequence[PathPoint], metric: str, reference: float) -> Figure:
-    """Features left and the validation metric along the path, with refits as diamonds."""
+    """Draw the number of features and the validation metric along the path, with refits as diamonds."""
     with rc_context(_STYLE):
         figure = Figure(figsize=(7.2, 3.0))
         axes = figure.add_subplot()
@@ -139,14 +142,14 @@ def metric_figure(points: Sequence[PathPoint], metric: str, reference: float) ->
             markersize=4,
         )
         other.axhline(reference, color=KEPT, linewidth=0.8, linestyle=":")
-        other.set_ylabel(f"{metric} (blue; refitted: orange)")
+        other.set_ylabel(f"{metric} (blue; after a refit: orange)")
         other.spines["right"].set_visible(True)
         _finish(axes, points)
         return figure
 
 
 def _places(points: Sequence[PathPoint]) -> list[float]:
-    """Where points stand on the axis: at their lambda, or one after another over several stages."""
+    """Return the positions of points on the axis: their lambda, or their number with several stages."""
     if len({p.stage for p in points}) > 1:
         return [float(n) for n in range(1, len(points) + 1)]
     return [p.lam for p in points]
@@ -156,7 +159,7 @@ def _finish(axes: Axes, points: Sequence[PathPoint]) -> None:
     places = _places(points)
     selected = [(x, p) for x, p in zip(places, points, strict=True) if p.selected]
     if len({p.stage for p in points}) > 1:
-        axes.set_xlabel("points, stage after stage; lambda grows within each (dashed: a stage's choice)")
+        axes.set_xlabel("points of all stages; lambda increases within a stage (dashed: chosen points)")
     else:
         _scale(axes, places)
         axes.set_xlabel("lambda (strength of the penalty)")
@@ -185,7 +188,7 @@ def _svg(figure: Figure) -> str:
     """Render a figure as an inline SVG element without metadata or outside names."""
     stream = io.StringIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # text stays text: the reader has fonts
+        warnings.filterwarnings("ignore", "Glyph")  # text stays text, drawn with the fonts of the reader
         figure.tight_layout()
         FigureCanvasSVG(figure).print_svg(
             stream, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}

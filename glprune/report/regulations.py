@@ -1,4 +1,4 @@
-"""Which sections of a report serve as evidence for which rules: ``regulations.yaml``, read strictly."""
+"""Read ``regulations.yaml``: which parts of a report are evidence for which rules."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _Entry(BaseModel):
 
 
 class Source(_Entry):
-    """Where a rule was read: in its own text or its author's (primary), or in somebody's account of it."""
+    """A source of a rule: its own text or its author (primary), or a text about it (secondary)."""
 
     kind: Literal["primary", "secondary"]
     url: Annotated[str, Field(pattern=r"^https://\S+$")]
@@ -30,16 +30,16 @@ class Rule(_Entry):
     """One rule.
 
     Attributes:
-        id: Short and lasting.
-        title: Its name and the part of it that is meant.
-        jurisdiction: Where, and for whom.
-        status: Its standing.
-        status_date: Since when that is so, as exact as the source: a year, a month or a day.
-        asks: What it asks, in short.
+        id: Short, permanent identifier.
+        title: Name of the rule and the part of it that applies.
+        jurisdiction: Territory and industry.
+        status: Legal status.
+        status_date: Date of the status, as precise as the source: a year, a month or a day.
+        asks: What the rule requires, in short.
         evidence: JSON pointers into ``report.json``.
-        missing: What it asks that no section holds.
+        missing: What the rule requires and no section contains.
         unconfirmed: What the sources did not confirm.
-        sources: Where it was read.
+        sources: Where the rule was read.
     """
 
     id: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
@@ -55,7 +55,7 @@ class Rule(_Entry):
 
 
 class Regulations(_Entry):
-    """All of ``regulations.yaml``; ``as_of`` is the day its facts were read."""
+    """All of ``regulations.yaml``; ``as_of`` is the day the sources were read."""
 
     as_of: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$")]
     rules: Annotated[list[Rule], Field(min_length=1)]
@@ -63,6 +63,6 @@ class Regulations(_Entry):
 
 @functools.cache
 def regulations() -> Regulations:
-    """The rules that ship with this version."""
+    """Return the rules of this version of glprune."""
     text = resources.files("glprune.report").joinpath("regulations.yaml").read_text(encoding="utf-8")
     return Regulations.model_validate(YAML(typ="safe", pure=True).load(text))

@@ -1,4 +1,4 @@
-"""The numbered sections of the report page, what of ``report.json`` each shows, and the rules they serve."""
+"""The numbered sections of the report page: the keys of ``report.json`` and the rules behind them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Section:
 
     Attributes:
         id: Its anchor.
-        number: Its place on this page, from 1.
+        number: Its number on this page, from 1.
         title: Its heading.
-        shows: The keys of ``report.json`` it is made from.
+        shows: The keys of ``report.json`` it shows.
     """
 
     id: str
@@ -33,7 +33,7 @@ class Section:
 
     @property
     def heading(self) -> Markup:
-        """The heading with its number, as a target for links."""
+        """Return the heading with its number, as a link target."""
         return Markup('<h2 id="{}"><span class="number">{}</span> {}</h2>').format(
             self.id, self.number, self.title
         )
@@ -42,24 +42,24 @@ class Section:
 _ALL = (
     ("removed", "Removed features", ("features",)),
     ("performance", "Performance on the test split", ("performance", "agreement", "task")),
-    ("baselines", "Against simpler selections", ("baselines",)),
+    ("baselines", "Comparison with simpler selections", ("baselines",)),
     ("policy", "Policy, decisions and protected groups", ("policy", "reason_codes", "segments", "proxies")),
     ("size", "Size and speed", ("size", "latency", "widths")),
     ("kept", "Kept features", ("features",)),
-    ("chosen", "How the features were chosen", ("penalty", "path", "selection", "stages", "refit")),
-    ("stability", "How stable the choice is", ("stability",)),
-    ("costs", "What dropping one more feature costs", ("drop_costs",)),
-    ("removal", "How removal was certified", ("removal", "hidden")),
+    ("chosen", "How features were selected", ("penalty", "path", "selection", "stages", "refit")),
+    ("stability", "Stability of the selection", ("stability",)),
+    ("costs", "Cost of dropping one more feature", ("drop_costs",)),
+    ("removal", "Certification of the removal", ("removal", "hidden")),
     ("file", "The shipped file", ("export", "quantized")),
     ("data", "Data", ("data",)),
     ("provenance", "Provenance", ("digests", "run", "timing", "schema")),
-    ("rules", "Which sections serve which rules", ()),
+    ("rules", "Evidence for regulations", ()),
 )
 _OPTIONAL = {"baselines": "baselines", "policy": "policy", "stability": "stability", "costs": "drop_costs"}
 
 
 def sections(report: Report) -> dict[str, Section]:
-    """The sections of one report by their ids, in order; what was not measured has none."""
+    """Return the sections of a report by id, in order; what was not measured has no section."""
     titles = {"performance": "Agreement with the original network on the test split"}
     renamed = titles if report.task == "distillation" else {}
     there = [s for s in _ALL if s[0] not in _OPTIONAL or getattr(report, _OPTIONAL[s[0]]) is not None]
@@ -71,13 +71,13 @@ def sections(report: Report) -> dict[str, Section]:
 
 @dataclass(frozen=True)
 class RuleEvidence:
-    """One rule beside one report.
+    """The evidence of one report for one rule.
 
     Attributes:
         rule: The rule.
-        sections: Where its evidence stands, in order.
-        front: Whether some of it stands on the first page.
-        absent: JSON pointers of evidence this report does not hold.
+        sections: The sections with its evidence, in order.
+        front: Whether some of it is on the first page.
+        absent: JSON pointers of evidence that this report lacks.
     """
 
     rule: Rule
@@ -87,11 +87,11 @@ class RuleEvidence:
 
 
 def evidence_for(report: Report, shown: Sequence[Section]) -> list[RuleEvidence]:
-    """Every rule with the sections of this report that are evidence for it."""
-    return [_served(report, shown, rule) for rule in regulations().rules]
+    """Return every rule with the sections of this report that are evidence for it."""
+    return [_evidence(report, shown, rule) for rule in regulations().rules]
 
 
-def _served(report: Report, shown: Sequence[Section], rule: Rule) -> RuleEvidence:
+def _evidence(report: Report, shown: Sequence[Section], rule: Rule) -> RuleEvidence:
     held = [pointer for pointer in rule.evidence if _holds(report, pointer)]
     keys = {pointer.split("/")[1] for pointer in held}
     return RuleEvidence(
@@ -103,7 +103,7 @@ def _served(report: Report, shown: Sequence[Section], rule: Rule) -> RuleEvidenc
 
 
 def _holds(report: Report, pointer: str) -> bool:
-    """Whether a report has something but null at a JSON pointer."""
+    """Whether a report has a value other than null at a JSON pointer."""
     found: object = report
     for key in pointer.split("/")[1:]:
         if isinstance(found, dict):

@@ -1,4 +1,4 @@
-"""Sentences of the report, shared by the page, the Markdown summary and the terminal."""
+"""Sentences of the report, used by the page, the Markdown summary and the terminal."""
 
 from __future__ import annotations
 
@@ -36,35 +36,35 @@ WAYS = {"random": "random selection", "magnitude": "magnitude", "permutation": "
 
 
 def number(value: float) -> str:
-    """Four significant digits."""
+    """Format with four significant digits."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     return tiny(value) if abs(value) < 1e-3 or abs(value) >= 1e6 else f"{value:.4g}"
 
 
 def tiny(value: float) -> str:
-    """Two significant digits with an exponent, 0 as it is."""
+    """Format with two significant digits and an exponent; 0 stays 0."""
     return "0" if value == 0 else f"{value:.1e}"
 
 
 def thousands(value: int) -> str:
-    """A count with separators."""
+    """Format a count with thousands separators."""
     return f"{value:,}"
 
 
 def label(metric: str) -> str:
-    """The written name of a metric."""
+    """Return the display name of a metric."""
     return _LABELS.get(metric, metric)
 
 
 def inline(metric: str) -> str:
-    """The written name of a metric within a sentence: words in small letters, abbreviations as they are."""
+    """Return the display name of a metric inside a sentence: lower case unless it is an abbreviation."""
     name = label(metric)
     return name[:1].lower() + name[1:] if name[1:].islower() else name
 
 
 def headline(report: Report) -> list[str]:
-    """The findings in sentences: what is gone, what it cost, what it brought."""
+    """Summarise the run in sentences: what was removed, the metric before and after, size and speed."""
     removed = [f for f in report.features if f.status == "removed"]
     total = len(report.features)
     sentences = [_removed_sentence(removed, total, report)]
@@ -72,9 +72,9 @@ def headline(report: Report) -> list[str]:
     sentences.append(_agreement_sentence(main) if report.task == "distillation" else _cost_sentence(main))
     before, after = (sum(getattr(h, side) for h in report.hidden) for side in ("before", "after"))
     size = report.size
-    units = f"{before - after:,} of {before:,} hidden units are gone. " if before else ""
+    units = f"{before - after:,} of {before:,} hidden units were removed. " if before else ""
     sentences.append(
-        f"{units}The file holds {size.parameters_after:,} parameters instead of {size.parameters_before:,} "
+        f"{units}{size.parameters_after:,} of {size.parameters_before:,} parameters remain "
         f"({share(size.parameters_after, size.parameters_before)})."
     )
     if report.baselines is not None:
@@ -83,7 +83,7 @@ def headline(report: Report) -> list[str]:
         sentences.append(_stability_sentence(report.stability, report.features))
     sentences += [_widths_sentence(report.widths)] if report.widths is not None else []
     speeds = [_speed_sentence(time.batch, time.speedup) for time in report.latency]
-    speeds.append(f"Multiply-accumulates for one row fell {mac_ratio(size):.1f} times.")
+    speeds.append(f"Multiply-accumulates for one row decreased by a factor of {mac_ratio(size):.1f}.")
     sentences.append(" ".join(speeds))
     sentences += [_int8_sentence(report.quantized, main)] if report.quantized is not None else []
     return [s for s in sentences if s]
@@ -91,14 +91,14 @@ def headline(report: Report) -> list[str]:
 
 @dataclass(frozen=True)
 class Figure:
-    """One large figure of the banner, and what it is."""
+    """One large figure of the banner and its meaning."""
 
     value: str
     meaning: str
 
 
 def banner(report: Report) -> list[Figure]:
-    """What was removed, what became of the metric, and what is left of the network."""
+    """Return the three figures of the banner: removed features, metric, parameters."""
     gone, total = sum(f.status == "removed" for f in report.features), len(report.features)
     what = "input features"
     if total == 0:
@@ -114,20 +114,20 @@ def banner(report: Report) -> list[Figure]:
 
 
 def _verdict_on(metric: Metric) -> str:
-    """Whether the shipped file is better or worse than the original network."""
+    """Say whether the shipped file is better or worse than the original network."""
     change = metric.final - metric.original
     better = (change > 0) == metric.higher_is_better
     return "unchanged" if change == 0 else f"{'better' if better else 'worse'} by {abs(change):.4f}"
 
 
 def main_metric(report: Report) -> Metric:
-    """The metric that selected the point, as measured on the test split."""
+    """Return the selection metric as measured on the test split."""
     return next(m for m in report.performance if m.name == report.selection.metric)
 
 
 def _removed_sentence(removed: Sequence[Feature], total: int, report: Report) -> str:
     if total == 0:
-        return "The network has no input features to remove; hidden units alone were pruned."
+        return "The network has no input features that can be removed; only hidden units were pruned."
     if not removed:
         return f"No input feature was removed: the shipped model reads all {total}."
     names = ", ".join(f.name for f in removed[:12])
@@ -142,8 +142,8 @@ def _removed_sentence(removed: Sequence[Feature], total: int, report: Report) ->
 def _cost_sentence(metric: Metric) -> str:
     return (
         f"{label(metric.name)} on {metric.rows:,} test rows is {metric.final:.4f}, {_verdict_on(metric)} "
-        f"against the original network's {metric.original:.4f}; both were taken from ONNX files through ONNX "
-        "Runtime."
+        f"compared with {metric.original:.4f} for the original network; both were measured on ONNX files "
+        "with ONNX Runtime."
     )
 
 
@@ -151,76 +151,78 @@ def _agreement_sentence(metric: Metric) -> str:
     perfect = 1 if metric.higher_is_better else 0
     return (
         f"Agreement with the original network on {metric.rows:,} test rows: {label(metric.name)} "
-        f"{metric.final:.4f}, where {perfect} is full agreement; both networks were run as ONNX files "
-        "through ONNX Runtime. There were no labels, so accuracy was not measured."
+        f"{metric.final:.4f}, where {perfect} is full agreement; both were measured on ONNX files "
+        "with ONNX Runtime. There were no labels, so accuracy was not measured."
     )
 
 
 def _speed_sentence(batch: int, speedup: float) -> str:
     if speedup >= 1:
-        return f"At batch {batch} it is {speedup:.2f} times as fast."
-    return f"At batch {batch} it is slower: {speedup:.2f} times the original's speed."
+        return f"At batch size {batch} it is {speedup:.2f} times as fast as the original."
+    return f"At batch size {batch} it is slower: {speedup:.2f} times as fast as the original."
 
 
 def mac_ratio(size: Size) -> float:
-    """The original's multiply-accumulates over the shipped network's; what speed-ups are read beside."""
+    """Return the original's multiply-accumulates divided by the shipped network's."""
     return size.macs_before / max(1, size.macs_after)
 
 
 def _int8_sentence(found: Quantized, main: Metric) -> str:
-    """What the 8-bit file does, and that nothing of it is certified."""
-    own = next(m for m in found.metrics if m.name == main.name)
-    alike = "" if found.same_decisions is None else f", {100 * found.same_decisions:.2f} % decided alike"
-    speeds = " and ".join(f"{t.speedup:.2f} times at batch {t.batch}" for t in found.latency)
+    """Describe the 8-bit file, which is not certified."""
+    metric = next(m for m in found.metrics if m.name == main.name)
+    same = ""
+    if found.same_decisions is not None:
+        same = f", and {100 * found.same_decisions:.2f} % of them get the same decision"
+    speeds = " and ".join(f"{t.speedup:.2f} times as fast at batch size {t.batch}" for t in found.latency)
     return (
-        f"{found.file} holds the network in 8-bit integers and is not lossless: {label(own.name)} is "
-        f"{own.int8:.4f} instead of {own.float32:.4f} on the test rows{alike}; outputs change by up to "
-        f"{100 * found.difference:.2g} % of the largest. It has {found.bytes:,} bytes; its speed against "
-        f"the shipped file is {speeds}."
+        f"{found.file} is the network quantised to 8-bit integers, which is not lossless: "
+        f"{label(metric.name)} is {metric.int8:.4f} instead of {metric.float32:.4f} on the test rows{same}; "
+        f"outputs change by up to {100 * found.difference:.2g} % of the largest output. It has "
+        f"{found.bytes:,} bytes. Compared with the shipped file it is {speeds}."
     )
 
 
 def file_sentence(report: Report) -> str:
-    """How large the shipped file is for its parameters, and how it names its columns."""
+    """Describe the size of the shipped file and how its metadata names the columns."""
     size, limit = report.size, bundles.size_limit(report.size.parameters_after)
     found = "within" if size.onnx_bytes_after <= limit else "above"
     names = {
-        "all": "It names its columns.",
-        "digest": "It holds the number of its columns and the SHA-256 of their names, which are in "
+        "all": "Its metadata names all columns.",
+        "digest": "Its metadata has the number of columns and the SHA-256 of their names, which are in "
         f"{bundles.CONTRACT}.",
     }
     return (
         f"{report.export.file} has {size.onnx_bytes_after:,} bytes: 4 for each parameter and "
-        f"{size.onnx_bytes_after - 4 * size.parameters_after:,} more, {found} the limit of {limit:,} (4 for "
-        f"each, 5 % and 4 kB). {names[report.export.names]}"
+        f"{size.onnx_bytes_after - 4 * size.parameters_after:,} for graph and metadata. That is {found} the "
+        f"limit of {limit:,} bytes (4 for each parameter, plus 5 %, plus 4 kB). {names[report.export.names]}"
     )
 
 
 def _widths_sentence(widths: WidthTiming) -> str:
     rounded = f"rounded up to multiples of {widths.tried}"
-    faster = f"{widths.speedup:.2f} times as fast at batch {widths.batch} before the refit"
+    faster = f"{widths.speedup:.2f} times as fast at batch size {widths.batch} before the refit"
     if widths.round_to > 1:
-        return f"Hidden widths were {rounded}, with which the network was {faster}."
-    return f"Hidden widths are as they came out; {rounded} the network was {faster}."
+        return f"Hidden widths were {rounded}, which made the network {faster}."
+    return f"Hidden widths were not rounded: {rounded}, the network was {faster}."
 
 
 def penalty_sentence(penalty: PenaltyFacts) -> str:
-    """What the penalty does, in words."""
+    """Describe the penalty."""
     what = {
-        "group_lasso": "a group LASSO penalty, which pulls whole groups to zero",
-        "sparse_group_lasso": "a sparse group LASSO penalty, which pulls whole groups to zero and, with "
-        f"{100 * (penalty.l1_ratio or 0):.3g} % of its strength, single weights of those that stay",
-        "group_mcp": "a group MCP penalty, which pulls whole groups to zero and lets go of a group "
-        f"whose norm is {penalty.gamma or 0:.3g} times its trained one",
-        "plugin": f"the penalty {penalty.plugin!r} of a plugin, whose proximal operator and residuals were "
-        "held against its values on random numbers before the training",
+        "group_lasso": "a group LASSO penalty, which shrinks whole groups to zero",
+        "sparse_group_lasso": "a sparse group LASSO penalty, which shrinks whole groups to zero and, with "
+        f"{100 * (penalty.l1_ratio or 0):.3g} % of its strength, single weights of the other groups",
+        "group_mcp": "a group MCP penalty, which shrinks whole groups to zero and stops shrinking a group "
+        f"whose norm is at least {penalty.gamma or 0:.3g} times its trained one",
+        "plugin": f"the plugin penalty {penalty.plugin!r}, whose proximal operator and residuals were "
+        "checked against its values on random numbers before training",
     }[penalty.kind]
-    weak = ", pulling at groups that were weak in the trained network more" * (penalty.weights == "adaptive")
-    return f"The network was trained on with {what}{weak}"
+    weak = "; it shrinks groups more that were weak in the trained network" * (penalty.weights == "adaptive")
+    return f"The network was fine-tuned with {what}{weak}"
 
 
 def _baselines_sentence(baselines: Baselines, metric: Metric) -> str:
-    """What the simpler selections gave on the test split, whoever was better."""
+    """Compare with simpler selections on the test split, whatever the outcome."""
     if not baselines.results:
         return " ".join(["No simpler selection was compared.", *baselines.notes])
     verdicts: dict[str, list[str]] = {"better than": [], "equal to": [], "worse than": []}
@@ -229,21 +231,22 @@ def _baselines_sentence(baselines: Baselines, metric: Metric) -> str:
         verdicts[_verdict(metric, found.mean)].append(
             f"{WAYS[result.name]} ({_figure(found, len(result.runs))})"
         )
-    said = [f"{verdict} {_joined(names)}" for verdict, names in verdicts.items() if names]
-    size = "the same size" if _alike(baselines) else "nearly the same size"
+    outcomes = [f"{verdict} {_joined(names)}" for verdict, names in verdicts.items() if names]
+    size = "the same size" if _same_size(baselines) else "nearly the same size"
     return (
-        f"Against simpler selections of {size}, refitted and measured alike, the shipped model's "
-        f"{inline(metric.name)} of {metric.final:.4f} is {_joined(said)}; no interval was computed."
+        f"Compared with simpler selections of {size}, refitted and measured in the same way, the shipped "
+        f"model's {inline(metric.name)} of {metric.final:.4f} is {_joined(outcomes)}; no confidence interval "
+        "was computed."
     )
 
 
-def _alike(baselines: Baselines) -> bool:
+def _same_size(baselines: Baselines) -> bool:
     size = baselines.features, baselines.hidden
     return all((len(run.kept), run.hidden) == size for result in baselines.results for run in result.runs)
 
 
 def _verdict(metric: Metric, other: float) -> str:
-    """How the shipped file compares, to the digits that are shown."""
+    """Compare the shipped file with another value, rounded to the digits shown."""
     gap = round(metric.final, 4) - round(other, 4)
     if gap == 0:
         return "equal to"
@@ -253,7 +256,7 @@ def _verdict(metric: Metric, other: float) -> str:
 def _figure(found: Spread, runs: int) -> str:
     if found.std is None:
         return f"{found.mean:.4f}"
-    return f"{found.mean:.4f} in the mean of {runs}, standard deviation {found.std:.4f}"
+    return f"{found.mean:.4f} mean of {runs}, standard deviation {found.std:.4f}"
 
 
 def _joined(words: Sequence[str]) -> str:
@@ -262,26 +265,27 @@ def _joined(words: Sequence[str]) -> str:
 
 def _stability_sentence(stability: Stability, features: Sequence[Feature]) -> str:
     kept = [f.kept_share for f in features if f.status == "kept" and f.kept_share is not None]
-    firm = sum(share >= stability.threshold for share in kept)
+    stable = sum(share >= stability.threshold for share in kept)
     sentence = (
-        f"Over {len(stability.resamples)} resamples of {part_of_rows(stability)}, {firm} of the {len(kept)} "
-        f"kept features were kept in at least {100 * stability.threshold:g} %"
+        f"{stable} of the {len(kept)} kept features were kept in at least {100 * stability.threshold:g} % of "
+        f"{len(stability.resamples)} resamples of {part_of_rows(stability)}"
     )
     if stability.nogueira is None:
         return f"{sentence}."
     interval = stability.nogueira_interval
     between = f" (95 % interval {interval.low:.2f} to {interval.high:.2f})" if interval is not None else ""
     return (
-        f"{sentence}; Nogueira's stability index is {stability.nogueira:.2f}{between}, where 1 is the same "
-        "features every time and 0 as by chance."
+        f"{sentence}; Nogueira's stability index is {stability.nogueira:.2f}{between}, where 1 means the "
+        "same features every time and 0 a random choice."
     )
 
 
 def part_of_rows(stability: Stability) -> str:
-    """The share of the training rows in a resample, in words."""
-    words = {0.5: "half the training rows", 1.0: "all training rows, shuffled anew"}
+    """Describe the share of the training rows in a resample."""
+    words = {0.5: "half the training rows", 1.0: "all training rows in another order"}
     return words.get(stability.subsample, f"{100 * stability.subsample:g} % of the training rows")
 
 
 def share(after: int, before: int) -> str:
+    """Format a count as a percentage of the count before."""
     return f"{100 * after / before:.1f} %" if before else "none"

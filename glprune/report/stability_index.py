@@ -1,4 +1,4 @@
-"""How alike several choices of features are: figures of a 0/1 matrix, one row a choice, one column a feature."""
+"""Stability of feature selection: indices of a 0/1 matrix with a row for each choice."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ class Index:
 
 
 def jaccard(supports: Supports) -> float:
-    """Mean over all pairs of choices of what both keep over what either keeps; two empty ones agree.
+    """Compute the mean Jaccard index over all pairs of choices; two empty choices agree.
+
+    The Jaccard index is the number of features in both choices, divided by those in either.
 
     Args:
         supports: Shape (n_choices, n_features), at least two choices.
@@ -36,17 +38,17 @@ def jaccard(supports: Supports) -> float:
 
 
 def nogueira(supports: Supports) -> Index | None:
-    """Nogueira's index: 1 for the same features every time, 0 on average for features drawn at random.
+    """Compute Nogueira's index: 1 for the same features every time, on average 0 for a random choice.
 
     With p_f the share of choices that keep feature f, ``1 - mean_f s_f^2 / (k/d (1 - k/d))``: s_f^2 is
-    the unbiased variance of keeping f, k the mean number kept of d features.
+    the unbiased variance of keeping f, k the mean number of features kept, of d.
 
     Args:
         supports: Shape (n_choices, n_features), at least two choices.
 
     Returns:
-        The index and the interval that its asymptotic normal distribution gives, the choices taken
-        as independent; None where every choice keeps all features or none, and the index is 0 / 0.
+        The index and its confidence interval, from the asymptotic normal distribution and assuming
+        independent choices; None where every choice keeps all features or none (0 / 0).
 
     References:
         Nogueira, Sechidis and Brown (2018), "On the stability of feature selection algorithms",
@@ -59,9 +61,9 @@ def nogueira(supports: Supports) -> Index | None:
         return None
     spread = mean * (1 - mean)
     value = 1 - choices / (choices - 1) * float((share * (1 - share)).mean()) / spread
-    own = z.sum(axis=1) / features
+    shares = z.sum(axis=1) / features
     influence = (
-        (z * share).mean(axis=1) - own * mean + value / 2 * (2 * own * mean - own - mean + 1)
+        (z * share).mean(axis=1) - shares * mean + value / 2 * (2 * shares * mean - shares - mean + 1)
     ) / spread
     variance = 4 / choices**2 * float(((influence - influence.mean()) ** 2).sum())
     reach = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * variance**0.5
@@ -69,19 +71,19 @@ def nogueira(supports: Supports) -> Index | None:
 
 
 def false_bound(supports: Supports, threshold: float) -> float | None:
-    """Bound on the expected number of features kept falsely in at least ``threshold`` of the halves.
+    """Bound the expected number of irrelevant features kept in at least ``threshold`` of the halves.
 
-    ``q^2 / ((2 threshold - 1) d)``, q the mean number kept of d features. It holds where each choice was
-    made from a random half of the rows, where the features that matter for nothing are equally likely to
-    be kept and where they are kept no more often than by guessing. With complementary halves it holds
-    without the last two for the features kept with probability at most q / d.
+    ``q^2 / ((2 threshold - 1) d)``, with q the mean number of features kept, of d. It assumes that each
+    choice was made on a random half of the rows, that irrelevant features are equally likely to be kept
+    and that they are kept no more often than by chance. With complementary halves the last two assumptions
+    are not needed for features kept with probability at most q / d.
 
     Args:
         supports: Shape (n_choices, n_features).
         threshold: Above 0.5.
 
     Returns:
-        The bound; None where it says nothing: it is not below the number of features kept that often.
+        The bound; None where it is not below the number of features kept that often, so says nothing.
 
     References:
         Meinshausen and Buehlmann (2010), J. R. Stat. Soc. B 72(4), 417-473, theorem 1; Shah and
@@ -93,5 +95,5 @@ def false_bound(supports: Supports, threshold: float) -> float | None:
 
 
 def stable(supports: Supports, threshold: float) -> int:
-    """Number of features kept in at least ``threshold`` of the choices."""
+    """Count the features kept in at least ``threshold`` of the choices."""
     return int((supports.sum(axis=0) >= threshold * len(supports) - 1e-9).sum())

@@ -66,7 +66,10 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*$")]
 AxisNumber = Annotated[str, StringConstraints(pattern=r"^-?\d+$")]
 _PERCENT = r"^(100(\.0+)?|\d?[1-9](\.\d+)?|[1-9]0(\.\d+)?|00?\.0*[1-9]\d*)\s?%$"  # above 0, at most 100
 Budget = Annotated[str, StringConstraints(pattern=_PERCENT)] | Positive
+ExporterChoice = Literal["auto", "dynamo", "torchscript"]
 BatchSize = Annotated[int, Field(ge=1)] | Literal["all"]
+BATCH_LABEL = "batch"
+"""Label of the axis of rows in an ONNX file; no axis of ``export.dynamic_axes`` may have it."""
 AUTO_MULTIPLE = 8
 """The multiple of ``round_to: auto``: the floats in a register of AVX2, half of one of AVX-512."""
 FASTER = 0.02
@@ -516,6 +519,11 @@ class ExportSpec(Section):
         "beside it, BUNDLE.NAME (entry points of the group glprune.exporters).",
     )
     opset: Annotated[int, Field(ge=17, le=21)] = Field(18, description="ONNX operator set.")
+    exporter: ExporterChoice = Field(
+        "auto",
+        description="dynamo or torchscript: the PyTorch exporter to use. auto: dynamo, and torchscript where "
+        "dynamo fails or its file is too large. torchscript takes much less time for small networks.",
+    )
     names: Literal["auto", "all", "digest"] = Field(
         "auto",
         description="Column names in the metadata of the ONNX file. all: the names; digest: their number "

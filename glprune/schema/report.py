@@ -1,8 +1,8 @@
-"""The report's records: everything ``report.json`` says, as strict pydantic models.
+"""The records of ``report.json``, as strict pydantic models.
 
-The records hold measured values only; sentences and pictures are made from them by
-:mod:`glprune.report.html`. Times and latencies are the only values that differ between two
-runs with the same recipe, seed and machine; they live under ``timing`` and ``latency``.
+The records hold measured values only; :mod:`glprune.report` makes sentences and pictures from them.
+Times and latencies are the only values that differ between two runs with the same recipe, seed and
+machine; they are under ``timing``, ``latency``, ``widths`` and ``quantized``.
 """
 
 from __future__ import annotations
@@ -23,50 +23,54 @@ class Record(BaseModel):
 
 
 class Digests(Record):
-    """SHA-256 digests, ``sha256:`` followed by 64 hex digits, of what went in and out."""
+    """SHA-256 digests of the inputs and outputs of the run, as ``sha256:`` and 64 hex digits."""
 
-    recipe: str
-    recipe_resolved: str
-    model: str
-    data: dict[str, str] = Field(description="split or file name -> digest")
+    recipe: str = Field(description="digest of the recipe file as the user wrote it")
+    recipe_resolved: str = Field(
+        description="digest of `recipe.resolved.yaml` in the bundle: the recipe with every default written out",
+    )
+    model: str = Field(description="digest of the file with the trained weights")
+    data: dict[str, str] = Field(description="split or file name -> digest of the data")
     outputs: dict[str, str] = Field(
-        description="bundle file name -> digest, of the files written before the report"
+        description="bundle file name -> digest, of the files written before the report",
     )
 
 
 class Run(Record):
-    """Where and with what the run was made."""
+    """The environment of the run."""
 
-    seed: int
-    threads: int = Field(description="of one tensor operation; results depend on their number")
-    platform: str
+    seed: int = Field(description="random seed of the run")
+    threads: int = Field(description="threads that PyTorch uses for one operation; results depend on it")
+    platform: str = Field(description="operating system and processor architecture")
     cpu: str | None = Field(
-        None, description="instructions PyTorch's kernels use, such as AVX2; results depend on them"
+        None,
+        description="instruction set that PyTorch's kernels use, such as AVX2; results depend on it",
     )
-    versions: dict[str, str]
+    versions: dict[str, str] = Field(description="package -> version, of glprune and the libraries it ran on")
     plugins: dict[str, str] = Field(
-        default_factory=dict, description="group:name of a plugin that took part -> its package and version"
+        default_factory=dict,
+        description="group:name of each plugin used -> its package and version",
     )
 
 
 class LrHalvings(Record):
-    """How often a step size was halved since a loss, a gradient or a weight was not finite."""
+    """How often the step size was halved because a loss, a gradient or a weight was not finite."""
 
-    path: int = Field(description="over the points of `path`")
-    refit: int = Field(description="over the refits of `stages`")
+    path: int = Field(description="at the points of `path`")
+    refit: int = Field(description="in the refits of `stages`")
 
 
 class Timing(Record):
-    """Wall-clock facts; not reproducible by nature."""
+    """Times, which differ from run to run."""
 
-    generated_at: str = Field(description="RFC 3339, UTC")
-    seconds: dict[str, float] = Field(description="stage -> wall seconds")
+    generated_at: str = Field(description="time of writing, RFC 3339, UTC")
+    seconds: dict[str, float] = Field(description="step of the run -> wall time in seconds")
 
 
 class SplitFacts(Record):
     """One data split as it was used."""
 
-    rows: int
+    rows: int = Field(description="number of rows")
     target: dict[str, float] = Field(
         description="class label -> share of rows, or mean/std of a regression target; empty for distillation"
     )
@@ -75,536 +79,707 @@ class SplitFacts(Record):
 class DataFacts(Record):
     """The data as read."""
 
-    source: str
-    splits: dict[str, SplitFacts]
-    classes: list[str] | None
-    standardize: Literal["none", "train"]
-    notes: list[str]
+    source: str = Field(description="name of the data file, or of the loader function")
+    splits: dict[str, SplitFacts] = Field(description="split name -> its rows and target")
+    classes: list[str] | None = Field(
+        description="class labels in the order of the network's outputs; null where there are none",
+    )
+    standardize: Literal["none", "train"] = Field(
+        description=(
+            "`train`: inputs are standardised with the mean and standard deviation of the training rows, "
+            "inside the shipped file; `none`: they are not"
+        ),
+    )
+    notes: list[str] = Field(description="notes of the data reader, such as rows or columns it left out")
 
 
 class Feature(Record):
-    """One input feature: a column, or several columns that live and die together."""
+    """One input feature: a column, or several columns that are kept or removed together."""
 
-    name: str
-    columns: list[str]
-    status: Literal["kept", "removed"]
-    group_size: int = Field(description="number of weights leaving the feature")
+    name: str = Field(description="name of the feature")
+    columns: list[str] = Field(description="names of its columns in the data")
+    status: Literal["kept", "removed"] = Field(
+        description="whether the shipped model reads the feature (`kept`) or not (`removed`)",
+    )
+    group_size: int = Field(
+        description="number of weights in the feature's group: those through which the first layer reads it",
+    )
     penalty_weight: float = Field(
-        description="multiplies lambda, as penalty.weights says; in the last stage that had the feature"
+        description=(
+            "factor on lambda for this group, as penalty.weights defines it; in the last stage that had "
+            "the feature"
+        ),
     )
     norm_original: float = Field(description="L2 norm of the group in the trained network")
     norm_selected: float = Field(
-        description="L2 norm at the selected point of the last path over inputs; 0 if removed"
+        description="L2 norm at the chosen point of the last path over inputs; 0 if removed",
     )
     norm_final: float | None = Field(description="L2 norm in the shipped network; null if removed")
     lambda_exit: float | None = Field(
-        description="first lambda of the stage that removed it at which the group was exactly zero"
+        description=(
+            "first lambda, in the stage that removed the feature, at which its group was exactly zero"
+        ),
     )
     stage_exit: int | None = Field(description="number of the stage that removed it")
-    input: str = Field(description="the network's input it belongs to")
-    input_columns: list[int] | None = Field(description="columns of that input as shipped; null if removed")
+    input: str = Field(description="name of the network input that holds its columns")
+    input_columns: list[int] | None = Field(
+        description="positions of its columns in that input of the shipped file; null if removed",
+    )
     kept_in: int | None = Field(
         None,
-        description="number of `stability.n_resamples` in which the feature was kept; null where that was not "
-        "measured or the feature cannot be removed",
+        description=(
+            "number of `stability.resamples` that kept the feature; null where stability was not measured"
+            " or the feature cannot be removed"
+        ),
     )
-    kept_share: float | None = Field(None, description="the same as a share of them")
+    kept_share: float | None = Field(None, description="the same as a share of the resamples, 0 to 1")
     reason: str | None = Field(
         None,
-        description="why it is removed: `penalty`, `must_drop`, or `derived_from` and the name in must_drop; "
-        "`must_keep` of a feature kept by the policy; null of one the penalty left",
+        description=(
+            "reason for the status: `penalty`, `must_drop`, or `derived_from` and the feature named in "
+            "must_drop; `must_keep` where the policy kept it; null where the penalty kept it"
+        ),
     )
 
 
 class HiddenLayer(Record):
-    """The units of one layer (or of several layers whose units are tied)."""
+    """The units of one layer, or of several layers whose units can only be removed together."""
 
-    name: str
-    before: int
-    after: int
-    refused: str | None = Field(description="operation that forbids cutting these units, or null")
+    name: str = Field(description="name of the layer in the network")
+    before: int = Field(description="hidden units in the original network")
+    after: int = Field(description="hidden units in the shipped network")
+    refused: str | None = Field(description="operation that forbids the removal of these units, or null")
 
 
 class PenaltyFacts(Record):
-    """The penalty of the path, every default written out."""
+    """The penalty of the path, with its defaults."""
 
-    kind: Literal["group_lasso", "sparse_group_lasso", "group_mcp", "plugin"]
+    kind: Literal["group_lasso", "sparse_group_lasso", "group_mcp", "plugin"] = Field(
+        description="which penalty was used",
+    )
     plugin: str | None = Field(None, description="name of the plugin; null for glprune's own penalties")
     weights: Literal["size", "adaptive"] = Field(
-        description="of the groups: by their size, or by that over their trained norm too"
+        description=(
+            "weights of the groups: `size`: the square root of the size of the group; `adaptive`: that "
+            "divided by the root mean square of the group's weights where the stage starts"
+        ),
     )
     l1_ratio: float | None = Field(
-        description="share of the L1 term on single weights, of the sparse group LASSO; null for others"
+        description=(
+            "share of the L1 term on single weights in the sparse group LASSO; null for other penalties"
+        ),
     )
     gamma: float | None = Field(
-        description="knot of the group MCP in multiples of a group's trained norm; null for others"
+        description=(
+            "knot of the group MCP, in multiples of the norm of the trained group; null for other penalties"
+        ),
     )
 
 
 class PathPoint(Record):
     """One lambda of the regularisation path, measured on the penalised network."""
 
-    stage: int = Field(description="number of the stage it belongs to, from 1")
-    lam: float
-    objective: float = Field(description="training loss + penalty at this point")
-    loss: float
-    penalty: float
+    stage: int = Field(description="number of its stage, from 1")
+    lam: float = Field(description="lambda, the strength of the penalty")
+    objective: float = Field(description="training loss plus penalty")
+    loss: float = Field(description="training loss, without the penalty")
+    penalty: float = Field(description="value of the penalty, lambda included")
     kkt_zero: float = Field(
         description="largest relative violation of the optimality conditions over zero groups"
     )
     kkt_active: float = Field(description="the same over non-zero groups")
     features: int = Field(description="input features with a non-zero group")
-    columns: int
+    columns: int = Field(description="input columns with a non-zero weight")
     hidden: int = Field(description="hidden units with a non-zero group")
     metric: float = Field(description="selection metric on the validation split, before any refit")
     refit_metric: float | None = Field(description="the same after a refit, where one was made")
     norms: list[float] = Field(
-        description="group norm of every feature in their order, 0 once removed; with more than 1,000 features "
-        "of selected points alone, else empty"
+        description=(
+            "group norm of every feature, in the order of `features`, 0 once removed; with more than "
+            "1,000 features only for chosen points, otherwise empty"
+        ),
     )
-    selected: bool = Field(description="whether its stage chose it")
+    selected: bool = Field(description="whether its stage chose this point")
 
 
 class SearchStage(Record):
-    """One path of the search and the network it led to.
+    """One stage of the search: a regularisation path and the network chosen on it.
 
-    The next stage begins with that network: its zero groups are cut, the rest was refitted, and
-    every group is weighted anew.
+    The next stage starts from that network: its zero groups are removed, the rest is refitted, and
+    the weights of the groups are computed again.
     """
 
-    number: int
-    penalised: list[GroupKind] = Field(description="kinds of groups under the penalty")
-    rule: str = Field(description="what its point was chosen by")
-    input_strength: float = Field(description="factor on the strength of input groups")
+    number: int = Field(description="number of the stage, from 1")
+    penalised: list[GroupKind] = Field(description="kinds of groups that the penalty acts on")
+    rule: str = Field(description="rule by which the point was chosen")
+    input_strength: float = Field(description="factor on lambda for input groups")
     lam: float = Field(description="lambda of the chosen point")
     features: int = Field(description="input features left")
-    hidden: int = Field(description="hidden units left, of those that can be cut")
+    hidden: int = Field(description="hidden units left, counting layers whose units can be removed")
     metric: float = Field(description="selection metric on the validation split after the stage's refit")
 
 
 class Selection(Record):
     """How the shipped network was chosen."""
 
-    rule: str
-    lam: float
-    metric: str
-    split: Literal["valid"] = "valid"
+    rule: str = Field(description="the target of the recipe, in words")
+    lam: float = Field(description="lambda of the point chosen in the last stage that penalised inputs")
+    metric: str = Field(description="name of the selection metric")
+    split: Literal["valid"] = Field("valid", description="split on which points were compared")
     reference: float = Field(description="the metric of the original network on the same split")
 
 
 class Cut(Record):
-    """One certified cut: outputs of the zeroed network before and after it."""
+    """One certified cut, with the change of the outputs it made."""
 
-    name: str
-    kind: Literal["input", "hidden"]
-    units: int = Field(description="units removed by this cut")
-    difference: float = Field(description="max |a - b| / max(1, max |a|) over all probed rows")
+    name: str = Field(description="name of the input or the hidden layer")
+    kind: Literal["input", "hidden"] = Field(description="whether input columns or hidden units were removed")
+    units: int = Field(description="columns or hidden units removed by this cut")
+    difference: float = Field(
+        description="largest change of an output, max |a - b| / max(1, max |a|), over all compared rows",
+    )
     removal: Literal["cut", "constant"] = Field(
         "cut",
-        description="`cut`: weights were sliced; `constant`: the file has no such input and feeds the "
-        "network a constant inside, since its code is written for the full width",
+        description=(
+            "`cut`: weights were sliced; `constant`: the file has no such input and feeds the network a "
+            "constant instead, because the code of the network requires all columns"
+        ),
     )
     inexact: str | None = Field(
-        None, description="operation that mixes the units, where the recipe allows an inexact cut"
+        None,
+        description=(
+            "operation that mixes the units, where the recipe allows an inexact cut; null for exact cuts"
+        ),
     )
 
 
 class Skipped(Record):
     """Units that stayed, and the operation that forbids removing them."""
 
-    name: str
-    units: int
-    reason: str
+    name: str = Field(description="name of the input or the hidden layer")
+    units: int = Field(description="number of units that stayed")
+    reason: str = Field(description="operation that forbids their removal")
 
 
 class Removal(Record):
-    """Evidence that removal changed nothing."""
+    """Evidence that removal did not change the outputs."""
 
-    tolerance: float
-    rows: int
-    difference: float = Field(description="zeroed dense against slim, same measure as in cuts")
-    cuts: list[Cut]
-    refused: list[Skipped]
+    tolerance: float = Field(description="largest difference a cut may make, in the measure of `difference`")
+    rows: int = Field(description="rows on which outputs were compared: real, synthetic and random ones")
+    difference: float = Field(
+        description=(
+            "difference between the network with zeroed groups and the slim network, measured as in `cuts`"
+        ),
+    )
+    cuts: list[Cut] = Field(description="every cut, in the order it was made")
+    refused: list[Skipped] = Field(description="units that could not be removed")
 
 
 class Metric(Record):
-    """One metric on the test split, every value taken through ONNX Runtime."""
+    """One metric on the test split; every value was measured with ONNX Runtime."""
 
-    name: str
-    higher_is_better: bool
-    rows: int
-    original: float
-    zeroed: float = Field(description="slim network before the refit")
-    final: float = Field(description="the shipped model.onnx")
+    name: str = Field(description="name of the metric")
+    higher_is_better: bool = Field(description="whether a higher value is better")
+    rows: int = Field(description="rows of the test split")
+    original: float = Field(description="value of the original network")
+    zeroed: float = Field(description="value with all removed groups zero, before the refit")
+    final: float = Field(description="value of the shipped model.onnx")
 
 
 class Size(Record):
     """Counts before and after."""
 
-    parameters_before: int
-    parameters_after: int
+    parameters_before: int = Field(description="parameters of the original network; buffers are not counted")
+    parameters_after: int = Field(description="parameters of the shipped network")
     macs_before: int = Field(description="multiply-accumulates for one row")
-    macs_after: int
-    onnx_bytes_before: int
-    onnx_bytes_after: int
+    macs_after: int = Field(description="the same for the shipped network")
+    onnx_bytes_before: int = Field(description="size of the original network as an ONNX file, in bytes")
+    onnx_bytes_after: int = Field(description="size of the shipped ONNX file, in bytes")
 
 
 class Latency(Record):
-    """ONNX Runtime latency, original and slim interleaved in one process."""
+    """Latency in ONNX Runtime; original and shipped file ran alternately in one process."""
 
-    batch: int
-    runs: int
-    threads: int
-    original_ms: float = Field(description="median")
-    original_p95_ms: float
-    slim_ms: float = Field(description="median")
-    slim_p95_ms: float
+    batch: int = Field(description="rows in one batch")
+    runs: int = Field(description="timed runs of each file")
+    threads: int = Field(description="threads ONNX Runtime used")
+    original_ms: float = Field(
+        description="median time for one batch with the original network, in milliseconds",
+    )
+    original_p95_ms: float = Field(description="95th percentile of the same, in milliseconds")
+    slim_ms: float = Field(description="median time for one batch with the shipped file, in milliseconds")
+    slim_p95_ms: float = Field(description="95th percentile of the same, in milliseconds")
     speedup: float = Field(description="median of the pairwise ratios original / slim")
 
 
 class WidthTiming(Record):
-    """Hidden widths as they came out against widths rounded up to multiples, before the last refit."""
+    """Timing of exact hidden widths against widths rounded up to multiples, before the last refit."""
 
-    round_to: int = Field(description="of the shipped widths: 1, or `tried` where that was faster")
-    tried: int
-    batch: int
-    runs: int
-    exact_ms: float = Field(description="median, through ONNX Runtime")
-    rounded_ms: float = Field(description="median, in turn with the other")
+    round_to: int = Field(
+        description=(
+            "multiple to which the shipped widths were rounded up: 1 (not rounded), or `tried` where that"
+            " was faster"
+        ),
+    )
+    tried: int = Field(description="multiple that was tried")
+    batch: int = Field(description="rows in one batch")
+    runs: int = Field(description="timed runs of each network")
+    exact_ms: float = Field(
+        description="median time for one batch with exact widths, in milliseconds, through ONNX Runtime",
+    )
+    rounded_ms: float = Field(
+        description=(
+            "median time for one batch with rounded widths, in milliseconds; the two networks ran alternately"
+        ),
+    )
     speedup: float = Field(description="median of the pairwise ratios exact / rounded")
 
 
 class Input(Record):
     """One input of the shipped file."""
 
-    name: str
-    dtype: DType
-    axis: int | None = Field(description="axis that holds the columns; null where the input passes whole")
-    columns: list[str] = Field(description="names along that axis, in order; empty where they have none")
+    name: str = Field(description="name of the input in the ONNX file")
+    dtype: DType = Field(description="data type of its values")
+    axis: int | None = Field(
+        description="axis that holds the columns; null for an input without features, which is never cut",
+    )
+    columns: list[str] = Field(
+        description="names of the columns along that axis, in order; empty where they have no names",
+    )
 
 
 class Output(Record):
     """One output of the shipped file."""
 
-    name: str
-    meaning: str
+    name: str = Field(description="name of the output in the ONNX file")
+    meaning: str = Field(description="what its values are, such as the probability of a class")
 
 
 class Agreement(Record):
-    """One output of the shipped file against the original network's, on the test split."""
+    """One output of the shipped file compared with the original network's, on the test split."""
 
-    name: str
+    name: str = Field(description="name of the output")
     r2: float | None = Field(
         description="share of the original's variance explained; null where the original never varies"
     )
-    max_change: float = Field(description="largest absolute change of a value")
-    trained_for: bool = Field(description="whether the loss followed this output")
+    max_change: float = Field(description="largest absolute change of an output value")
+    trained_for: bool = Field(description="whether the training loss used this output")
 
 
 class Export(Record):
     """The shipped file."""
 
-    file: str
-    signature: Literal["slim", "original"]
-    exporter: str
+    file: str = Field(description="name of the ONNX file in the bundle")
+    signature: Literal["slim", "original"] = Field(
+        description=(
+            "`slim`: removed columns are no inputs of the file; `original`: the file takes all columns "
+            "and ignores the removed ones"
+        ),
+    )
+    exporter: str = Field(description="PyTorch exporter that wrote the file")
     names: Literal["all", "digest"] = Field(
         "all",
-        description="how the file's metadata gives the names of its columns: all of them, or their number "
-        "and SHA-256",
+        description=(
+            "how the metadata of the file gives the names of its columns: `all`, or a `digest`: their "
+            "number and the SHA-256 of the list"
+        ),
     )
-    opset: int
+    opset: int = Field(description="version of the ONNX operator set")
     inputs: list[Input] = Field(description="in the file's order")
     outputs: list[Output] = Field(description="in the file's order")
-    checker: Literal["passed"]
-    rows: int
-    difference: float = Field(description="ONNX Runtime against PyTorch on the test split")
+    checker: Literal["passed"] = Field(description="result of `onnx.checker`")
+    rows: int = Field(description="rows on which ONNX Runtime and PyTorch were compared")
+    difference: float = Field(
+        description=(
+            "largest difference between ONNX Runtime and PyTorch on the test split, "
+            "max |a - b| / max(1, max |a|) over outputs"
+        ),
+    )
 
 
 class QuantizedMetric(Record):
-    """One metric on the test split, of both files through ONNX Runtime."""
+    """One metric on the test split, of both files, measured with ONNX Runtime."""
 
-    name: str
-    higher_is_better: bool
-    float32: float = Field(description="of model.onnx")
-    int8: float
+    name: str = Field(description="name of the metric")
+    higher_is_better: bool = Field(description="whether a higher value is better")
+    float32: float = Field(description="value of model.onnx")
+    int8: float = Field(description="value of the 8-bit file")
 
 
 class QuantizedLatency(Record):
-    """Latency of model.onnx and the 8-bit file, in turn; medians."""
+    """Latency of model.onnx and the 8-bit file, which ran alternately."""
 
-    batch: int
-    runs: int
-    float32_ms: float
-    int8_ms: float
+    batch: int = Field(description="rows in one batch")
+    runs: int = Field(description="timed runs of each file")
+    float32_ms: float = Field(description="median time for one batch with model.onnx, in milliseconds")
+    int8_ms: float = Field(description="median time for one batch with the 8-bit file, in milliseconds")
     speedup: float = Field(description="median of the pairwise ratios float32 / int8")
 
 
 class Quantized(Record):
-    """The file in 8-bit integers beside the shipped one; its outputs are others, so nothing is certified."""
+    """The 8-bit file beside the shipped one; its outputs differ, so it is not certified."""
 
-    file: str
+    file: str = Field(description="name of the 8-bit ONNX file in the bundle")
     method: Literal["static", "dynamic"] = Field(
-        description="ranges of activations: over training rows, or of the batch at hand"
+        description=(
+            "`static`: ranges of activations were measured on training rows; `dynamic`: they are computed"
+            " for each batch"
+        ),
     )
-    products: int = Field(description="matrix products and convolutions computed in integers")
-    products_of: int = Field(description="all of the file")
-    calibration_rows: int = Field(description="training rows the ranges were taken over; 0 for dynamic")
-    bytes: int
+    products: int = Field(description="matrix products and convolutions computed with 8-bit integers")
+    products_of: int = Field(description="all matrix products and convolutions of the file")
+    calibration_rows: int = Field(description="training rows on which ranges were measured; 0 for dynamic")
+    bytes: int = Field(description="size of the 8-bit file, in bytes")
     rows: int = Field(description="rows of the test split")
-    metrics: list[QuantizedMetric]
+    metrics: list[QuantizedMetric] = Field(
+        description="every metric of the task on the test split, of both files",
+    )
     same_decisions: float | None = Field(
-        description="share of the test rows both files decide alike; null: no classes"
+        description=(
+            "share of test rows with the same decision from both files, 0 to 1; null where there are no "
+            "classes"
+        ),
     )
     difference: float = Field(
-        description="largest change of an output against model.onnx on the test split, over its largest value"
+        description=(
+            "largest change of an output against model.onnx on the test split, relative to the largest output"
+        ),
     )
-    golden_difference: float = Field(description="the same on the golden rows, where anybody can repeat it")
-    latency: list[QuantizedLatency]
+    golden_difference: float = Field(
+        description="the same on the rows of `golden.safetensors`, where an auditor can repeat it",
+    )
+    latency: list[QuantizedLatency] = Field(description="latency at every measured batch size")
 
 
 class Refit(Record):
-    """The training without penalty on the slim network."""
+    """The training of the slim network without penalty."""
 
-    epochs: int
-    best_epoch: int
-    distill: float
+    epochs: int = Field(description="epochs trained")
+    best_epoch: int = Field(
+        description=(
+            "epoch whose weights were kept, by the selection metric on the validation split; 0: the "
+            "weights before the refit"
+        ),
+    )
+    distill: float = Field(
+        description="share of the loss that followed the original network's outputs, 0 to 1",
+    )
     metric: float = Field(description="selection metric on the validation split after the refit")
 
 
 class Spread(Record):
-    """A metric over the selections of a baseline."""
+    """A metric over the runs of a baseline."""
 
-    name: str
+    name: str = Field(description="name of the metric")
     mean: float = Field(description="the value itself where there is one selection")
     std: float | None = Field(description="sample standard deviation; null where there is one selection")
 
 
 class BaselineRun(Record):
-    """One selection: cut from the trained network, refitted and exported as the shipped one was."""
+    """One selection: removed from the trained network, refitted and exported like the shipped one."""
 
-    kept: list[str] = Field(description="the features its file reads, in the order of `features`")
-    common: int = Field(description="of them, those the shipped model keeps too")
+    kept: list[str] = Field(description="names of the kept features, in the order of `features`")
+    common: int = Field(description="how many of them the shipped model keeps too")
     hidden: int = Field(description="hidden units left")
-    common_hidden: int = Field(description="of them, those the shipped model keeps too")
+    common_hidden: int = Field(description="how many of them the shipped model keeps too")
     valid: float = Field(description="selection metric on the validation split, after the refit")
-    test: dict[str, float] = Field(
-        description="every metric of the task on the test split, through ONNX Runtime"
-    )
+    test: dict[str, float] = Field(description="metric name -> value on the test split, through ONNX Runtime")
 
 
 class Baseline(Record):
-    """A way to select, and what its selections gave."""
+    """A method of selection and the results of its runs."""
 
-    name: Literal["random", "magnitude", "permutation"]
+    name: Literal["random", "magnitude", "permutation"] = Field(
+        description="method that selected the features and hidden units",
+    )
     valid: Spread = Field(description="selection metric on the validation split")
     test: list[Spread] = Field(description="every metric on the test split, through ONNX Runtime")
-    runs: list[BaselineRun] = Field(description="one; for random selection one for each draw")
+    runs: list[BaselineRun] = Field(description="one run; for random selection one for each draw")
 
 
 class Baselines(Record):
-    """Simpler selections of the shipped size: as many features of every input, as many units of every layer."""
+    """Simpler selections that keep as many features of each input and units of each layer as shipped."""
 
     features: int = Field(description="features the shipped model keeps")
     hidden: int = Field(description="hidden units the shipped model keeps")
     valid: float = Field(description="the shipped network's selection metric on the validation split")
     rows: int = Field(description="rows of the test split")
-    repeats: int = Field(description="permutations of the validation rows behind each feature's importance")
-    results: list[Baseline] = Field(description="empty where nothing was cut")
-    notes: list[str] = Field(description="what could not be compared, or not on equal terms, and why")
+    repeats: int = Field(description="permutations of the validation rows for each feature's importance")
+    results: list[Baseline] = Field(description="one record for each method; empty where nothing was removed")
+    notes: list[str] = Field(description="comparisons that were not possible or not on equal terms, and why")
 
 
 class Interval(Record):
     """A 95 % confidence interval."""
 
-    low: float
-    high: float
+    low: float = Field(description="lower end")
+    high: float = Field(description="upper end")
 
 
 class Resample(Record):
     """The search on one random part of the training rows, from the same trained network."""
 
-    seed: int = Field(description="seed of the shuffling")
-    rows: int
-    stages: int = Field(description="paths it took")
-    lam: float = Field(description="lambda its last path chose")
-    metric: float = Field(description="selection metric on the validation split, without a last refit")
+    seed: int = Field(description="random seed of the resample")
+    rows: int = Field(description="training rows in the resample")
+    stages: int = Field(description="stages of the search")
+    lam: float = Field(description="lambda chosen in the last stage")
+    metric: float = Field(
+        description="selection metric on the validation split, before any refit after the last stage",
+    )
     kept: str = Field(
         pattern="^[01]+$", description="one digit for each of `features`, in order: 1 kept, 0 removed"
     )
 
 
 class Stability(Record):
-    """How alike the choices of features are; every figure is over the features that can be removed."""
+    """Stability of the selected features; every figure covers the features that can be removed."""
 
     subsample: float = Field(description="share of the training rows in a resample")
-    pairs: bool = Field(description="whether two by two they are complementary halves")
-    seeds: Literal["per_resample", "recipe"]
-    limit: int = Field(description="features a search was to keep at most: as many as the shipped model")
+    pairs: bool = Field(description="whether resamples come in complementary pairs of halves")
+    seeds: Literal["per_resample", "recipe"] = Field(
+        description=(
+            "`per_resample`: each resample has a random seed of its own; `recipe`: all use the recipe's seed"
+        ),
+    )
+    limit: int = Field(
+        description="largest number of features a search was to keep: as many as the shipped model",
+    )
     removable: str = Field(
         pattern="^[01]+$",
-        description="one digit for each of `features`, in order: 1 can be removed, and no policy decides it",
+        description=(
+            "one digit for each of `features`, in order: 1 if it can be removed and no policy rule "
+            "decides it, else 0"
+        ),
     )
-    threshold: float = Field(description="share of the resamples from which on a feature is called stable")
-    stable: int = Field(description="features kept in at least that share")
-    mean_kept: float = Field(description="features kept, mean over the resamples")
+    threshold: float = Field(description="share of resamples from which a feature counts as stable, 0 to 1")
+    stable: int = Field(description="number of features kept in at least that share")
+    mean_kept: float = Field(description="number of features kept, mean over the resamples")
     jaccard: float = Field(
-        description="mean over all pairs of resamples: features both keep over features either keeps"
+        description=(
+            "Jaccard index, mean over all pairs of resamples: features kept in both, divided by features "
+            "kept in either"
+        ),
     )
     nogueira: float | None = Field(
-        description="Nogueira's index: 1 for the same features every time, 0 as by chance; null where each "
-        "resample keeps all features or none"
+        description=(
+            "Nogueira's stability index: 1 for the same features every time, 0 for a random choice; null "
+            "where each resample keeps all features or none"
+        ),
     )
     nogueira_interval: Interval | None = Field(
-        description="of the index, the resamples taken as independent; null below 10 of them, too few for it"
+        description=(
+            "95 % confidence interval of the index, assuming independent resamples; null with fewer than "
+            "10 resamples"
+        ),
     )
     false_bound: float | None = Field(
-        description="bound by Meinshausen and Buehlmann on the expected number of stable features that matter "
-        "for nothing, mean_kept^2 / ((2 threshold - 1) features), on the assumptions that such features are "
-        "equally likely to be kept, no more likely than by guessing, and that the rows trained nothing "
-        "else; null where it is not below `stable`, or the resamples are not halves"
+        description=(
+            "bound by Meinshausen and Buehlmann on the expected number of stable but irrelevant features,"
+            " mean_kept^2 / ((2 threshold - 1) features). It assumes that irrelevant features are equally"
+            " likely to be kept, that they are kept no more often than by chance, and that each half is "
+            "used by one resample only. Null where the bound is not below `stable`, or the resamples are "
+            "not halves"
+        ),
     )
-    resamples: list[Resample]
-    failures: list[str] = Field(description="why a search found nothing, for each that did not; not counted")
+    resamples: list[Resample] = Field(description="one record for each successful search")
+    failures: list[str] = Field(
+        description="error message of each search that found no network; these resamples are not counted",
+    )
 
 
 class DropCost(Record):
     """The shipped network without one feature, refitted."""
 
-    feature: str
-    valid: float | None = Field(description="metric on the validation split; null where it cannot be dropped")
-    test: float | None = Field(description="metric on the test split")
+    feature: str = Field(description="name of the feature")
+    valid: float | None = Field(
+        description="metric on the validation split; null where the feature cannot be dropped",
+    )
+    test: float | None = Field(
+        description="metric on the test split; null where the feature cannot be dropped",
+    )
     reason: str | None = Field(description="why the feature cannot be dropped, or null")
 
 
 class DropCosts(Record):
-    """What it costs to drop each kept feature; every value was taken through ONNX Runtime."""
+    """Cost of dropping each kept feature (leave-one-out ablation), measured with ONNX Runtime."""
 
-    metric: str
-    higher_is_better: bool
-    valid_rows: int
-    test_rows: int
+    metric: str = Field(description="name of the metric")
+    higher_is_better: bool = Field(description="whether a higher value is better")
+    valid_rows: int = Field(description="rows of the validation split")
+    test_rows: int = Field(description="rows of the test split")
     valid: float = Field(description="the shipped file's metric on the validation split")
     test: float = Field(description="the shipped file's metric on the test split")
-    refitted_valid: float = Field(description="the shipped network refitted once more, nothing dropped")
-    refitted_test: float
-    features: list[DropCost] = Field(description="the kept features, in the order of `features`")
+    refitted_valid: float = Field(
+        description=(
+            "metric on the validation split of the shipped network, refitted once more without dropping a"
+            " feature"
+        ),
+    )
+    refitted_test: float = Field(description="the same on the test split")
+    features: list[DropCost] = Field(
+        description="one record for each kept feature, in the order of `features`",
+    )
 
 
 class Policy(Record):
-    """What the producer's rules say of features; ``glprune verify`` holds the bundle to them."""
+    """The producer's rules on features; ``glprune verify`` checks them."""
 
     must_drop: list[str] = Field(
-        [], description="features or columns that must not be read, nor anything derived from them"
+        [],
+        description="features or columns that the model must not read, nor anything derived from them",
     )
-    must_keep: list[str] = Field([], description="features that must stay, themselves or derived")
-    protected: list[str] = Field([], description="features that are named where they are read")
+    must_keep: list[str] = Field([], description="features or columns that the model must keep")
+    protected: list[str] = Field([], description="protected attributes: reported where the model reads them")
     derived_from: dict[str, list[str]] = Field(
-        {}, description="column or feature -> the features it is made of"
+        {},
+        description="column or feature -> the features it is derived from",
     )
 
 
 class DecisionChange(Record):
-    """Decisions of the shipped file against the original's, on the same rows."""
+    """Decisions of the shipped file compared with the original's, on the same rows."""
 
-    rows: int
-    flipped: int = Field(description="rows decided otherwise")
-    to_adverse: int | None = Field(description="of them from a class that is not adverse to one that is")
-    to_favourable: int | None = Field(description="the other way; null where no class is called adverse")
-    adverse_original: int | None = Field(description="rows the original decides adversely")
-    adverse_final: int | None = Field(description="rows the shipped file decides adversely")
+    rows: int = Field(description="number of rows compared")
+    flipped: int = Field(description="rows with another decision")
+    to_adverse: int | None = Field(
+        description=(
+            "rows that changed from a class that is not adverse to an adverse one; null where no class is"
+            " called adverse"
+        ),
+    )
+    to_favourable: int | None = Field(
+        description="rows that changed the other way; null where no class is called adverse",
+    )
+    adverse_original: int | None = Field(
+        description="rows with an adverse decision of the original; null where no class is called adverse",
+    )
+    adverse_final: int | None = Field(
+        description=(
+            "rows with an adverse decision of the shipped file; null where no class is called adverse"
+        ),
+    )
 
 
 class SegmentMetric(Record):
     """One metric on the rows of a segment, through ONNX Runtime."""
 
-    name: str
+    name: str = Field(description="name of the metric")
     original: float | None = Field(
-        description="null where these rows do not define it, as AUROC of one class"
+        description=(
+            "value of the original; null where the metric is not defined on these rows, such as AUROC of "
+            "one class"
+        ),
     )
-    final: float | None
-    difference: float | None = Field(description="final less original")
+    final: float | None = Field(description="value of the shipped file; null as for `original`")
+    difference: float | None = Field(description="`final` minus `original`")
 
 
 class Segment(Record):
     """The test rows of one value, or range of values, of an attribute."""
 
-    value: str
-    rows: int
-    suppressed: bool = Field(description="fewer rows than `min_rows`: no figures")
-    metrics: list[SegmentMetric]
-    decisions: DecisionChange | None
+    value: str = Field(description="value, or range of values, of the attribute")
+    rows: int = Field(description="test rows in the segment")
+    suppressed: bool = Field(
+        description="whether the segment has fewer than `min_rows` rows, so that no figures are given",
+    )
+    metrics: list[SegmentMetric] = Field(
+        description="every metric of the task on these rows; empty if suppressed",
+    )
+    decisions: DecisionChange | None = Field(
+        description="changed decisions on these rows; null if suppressed or the task has no decisions",
+    )
 
 
 class ProtectedAttribute(Record):
     """A protected attribute and its segments."""
 
-    name: str
+    name: str = Field(description="name of the attribute")
     status: Literal["kept", "removed", "outside"] = Field(
-        description="as a feature of the network; outside: it never was one"
+        description="`kept` or `removed` as a feature of the network; `outside`: it was never an input",
     )
-    by: str = Field(description="how its segments were made")
-    segments: list[Segment]
+    by: str = Field(description="how the rows were divided into segments")
+    segments: list[Segment] = Field(description="one record for each segment")
 
 
 class Segments(Record):
     """Decisions and metrics of the original and the shipped file on the test split, by segment."""
 
-    min_rows: int
-    threshold: float | None = Field(description="on the probability of the positive class; null: not binary")
-    adverse: list[str] | None = Field(description="classes called adverse")
-    decisions: DecisionChange | None = Field(description="over all test rows; null where nothing is decided")
-    attributes: list[ProtectedAttribute]
+    min_rows: int = Field(description="smallest segment for which figures are given, in rows")
+    threshold: float | None = Field(
+        description=(
+            "decision threshold on the probability of the positive class; null: the task is not binary"
+        ),
+    )
+    adverse: list[str] | None = Field(description="classes the recipe calls adverse")
+    decisions: DecisionChange | None = Field(
+        description="changed decisions over all test rows; null where the task has no decisions",
+    )
+    attributes: list[ProtectedAttribute] = Field(description="one record for each protected attribute")
 
 
 class ReasonCode(Record):
-    """A reason given to people, and what became of the features it cites."""
+    """A reason code for adverse decisions, with the features it cites."""
 
-    code: str
-    removed: list[str]
-    kept: list[str]
+    code: str = Field(description="the reason code")
+    removed: list[str] = Field(description="cited features that were removed")
+    kept: list[str] = Field(description="cited features that were kept")
 
 
 class ReasonCodes(Record):
-    """Reasons that cite features, as the recipe lists them."""
+    """The recipe's reason codes, by the fate of their features."""
 
-    retired: list[ReasonCode] = Field(description="all features cited are removed: it can no longer occur")
-    to_review: list[ReasonCode] = Field(description="some of its features are removed")
-    unchanged: list[ReasonCode] = Field(description="all its features are kept")
+    retired: list[ReasonCode] = Field(
+        description="codes whose features are all removed: they can no longer occur",
+    )
+    to_review: list[ReasonCode] = Field(description="codes some of whose features are removed")
+    unchanged: list[ReasonCode] = Field(description="codes whose features are all kept")
 
 
 class Proxies(Record):
-    """Whether protected attributes were predicted from inputs and score; the figures are in a file apart."""
+    """Whether inputs or score predict protected attributes; the figures are in ``proxy.json``."""
 
-    performed: bool
-    reason: str | None = Field(description="why not, else null")
-    file: str | None
-    digest: str | None = Field(description="SHA-256 of that file; it can be withheld")
+    performed: bool = Field(description="whether the analysis was made")
+    reason: str | None = Field(description="why the analysis was not made, or null")
+    file: str | None = Field(description="name of the file with the figures; null where it was not made")
+    digest: str | None = Field(
+        description=(
+            "SHA-256 digest of that file, which may be withheld; null where the analysis was not made"
+        ),
+    )
 
 
 class Prediction(Record):
     """How well an attribute is predicted from one source."""
 
-    source: ProxySource
-    columns: int = Field(description="columns it was predicted from")
-    rows: int
-    left_out: list[str] = Field(description="classes of too few rows here, which were not counted")
-    value: float | None = Field(description="mean over the folds; null where it could not be measured")
+    source: ProxySource = Field(description="what the attribute was predicted from")
+    columns: int = Field(description="columns used for the prediction")
+    rows: int = Field(description="test rows used")
+    left_out: list[str] = Field(description="classes left out because they have too few rows")
+    value: float | None = Field(
+        description="measure of the prediction, mean over the folds; null where it could not be measured",
+    )
     std: float | None = Field(description="sample standard deviation over the folds")
-    shuffled: float | None = Field(description="the same with the attribute's values permuted: no relation")
-    reason: str | None = Field(description="why it could not be measured, else null")
+    shuffled: float | None = Field(
+        description="the same with the values of the attribute permuted: what no relation gives",
+    )
+    reason: str | None = Field(description="why it could not be measured, or null")
 
 
 class ProxyAttribute(Record):
     """One protected attribute."""
 
-    name: str
-    status: Literal["kept", "removed", "outside"] = Field(description="as a feature of the network")
-    measure: Literal["auc", "r2"] = Field(
-        description="auc: area under the ROC curve, 0.5 as by chance, mean of each class against the rest; "
-        "r2: share of the variance, 0 as by its mean"
+    name: str = Field(description="name of the attribute")
+    status: Literal["kept", "removed", "outside"] = Field(
+        description="`kept` or `removed` as a feature of the network; `outside`: it was never an input",
     )
-    classes: list[str] = Field(description="values told apart; empty for numbers")
-    predictions: list[Prediction]
+    measure: Literal["auc", "r2"] = Field(
+        description=(
+            "`auc`: area under the ROC curve, 0.5 for a random guess, mean over each class against the "
+            "rest; `r2`: share of the variance explained, 0 for the mean"
+        ),
+    )
+    classes: list[str] = Field(description="values of the attribute; empty for numbers")
+    predictions: list[Prediction] = Field(description="one record for each source")
 
 
 class ProxyAnalysis(Record):
@@ -612,52 +787,93 @@ class ProxyAnalysis(Record):
 
     schema_: Literal["glprune.proxy/1"] = Field("glprune.proxy/1", alias="schema")
     model: str = Field(description="digest of the model.onnx whose score was used")
-    estimator: str
-    folds: int
-    shuffles: int
-    seed: int
-    attributes: list[ProxyAttribute]
-    limits: list[str]
+    estimator: str = Field(description="scikit-learn model that predicted the attributes")
+    folds: int = Field(description="folds of the cross-validation")
+    shuffles: int = Field(description="permutations of the attribute behind `shuffled`")
+    seed: int = Field(description="random seed of folds and permutations")
+    attributes: list[ProxyAttribute] = Field(description="one record for each protected attribute")
+    limits: list[str] = Field(description="what the analysis cannot show")
 
 
 class Report(Record):
     """All of ``report.json``."""
 
-    schema_: Literal["glprune.report/2"] = Field(alias="schema")
-    title: str
-    purpose: str
-    task: Literal["binary", "multiclass", "regression", "distillation"] = Field(
-        description="distillation: no labels, every metric is agreement with the original network"
+    schema_: Literal["glprune.report/2"] = Field(
+        alias="schema",
+        description="schema of the report and its version",
     )
-    digests: Digests
-    run: Run
-    timing: Timing
-    data: DataFacts
-    features: list[Feature]
-    hidden: list[HiddenLayer]
-    penalty: PenaltyFacts
-    path: list[PathPoint]
-    selection: Selection
-    stages: list[SearchStage]
-    stability: Stability | None = Field(None, description="of the choice of features, if measured")
-    drop_costs: DropCosts | None = Field(None, description="of each kept feature, if measured")
-    removal: Removal
-    refit: Refit | None
-    lr_halvings: LrHalvings | None = Field(None, description="of step sizes, if there were any")
-    performance: list[Metric]
-    agreement: list[Agreement] = Field(description="of each output, where the network has several")
-    baselines: Baselines | None = Field(None, description="of simpler selections, if measured")
-    size: Size
-    latency: list[Latency]
-    widths: WidthTiming | None = Field(None, description="where the recipe leaves them to the clock")
-    export: Export
-    quantized: Quantized | None = Field(None, description="of the file in 8-bit integers, if there is one")
-    policy: Policy | None = Field(None, description="rules on features, if the recipe has any")
-    segments: Segments | None = Field(None, description="by protected attribute, if there is a policy")
-    reason_codes: ReasonCodes | None = Field(None, description="if the policy lists any")
-    proxies: Proxies | None = Field(None, description="of protected attributes, if there is a policy")
-    warnings: list[str]
-    not_measured: list[str]
+    title: str = Field(description="title of the model")
+    purpose: str = Field(description="intended use of the model, as the recipe states it")
+    task: Literal["binary", "multiclass", "regression", "distillation"] = Field(
+        description=(
+            "task of the model; `distillation`: there are no labels, every metric is agreement with the "
+            "original network"
+        ),
+    )
+    digests: Digests = Field(description="SHA-256 digests of inputs and outputs of the run")
+    run: Run = Field(description="environment of the run")
+    timing: Timing = Field(description="when the run was made and how long it took")
+    data: DataFacts = Field(description="the data as read")
+    features: list[Feature] = Field(description="every input feature, in the order of the data")
+    hidden: list[HiddenLayer] = Field(description="hidden layers whose units can be removed")
+    penalty: PenaltyFacts = Field(description="penalty of the regularisation path")
+    path: list[PathPoint] = Field(
+        description="points of the regularisation path, in the order they were computed",
+    )
+    selection: Selection = Field(description="how the shipped network was chosen")
+    stages: list[SearchStage] = Field(description="stages of the search, in order")
+    stability: Stability | None = Field(
+        None,
+        description=(
+            "stability of the selected features over resamples of the training rows; null if not measured"
+        ),
+    )
+    drop_costs: DropCosts | None = Field(
+        None,
+        description="cost of dropping each kept feature (leave-one-out ablation); null if not measured",
+    )
+    removal: Removal = Field(description="comparison of outputs before and after removal")
+    refit: Refit | None = Field(
+        description="training without penalty after the last stage; null if there was none",
+    )
+    lr_halvings: LrHalvings | None = Field(
+        None,
+        description="halvings of the step size; null if there were none",
+    )
+    performance: list[Metric] = Field(description="metrics on the test split")
+    agreement: list[Agreement] = Field(
+        description=(
+            "agreement of each output with the original network, where the network has several outputs or"
+            " no labels"
+        ),
+    )
+    baselines: Baselines | None = Field(
+        None,
+        description="simpler selections of the same size; null if not measured",
+    )
+    size: Size = Field(description="parameters, multiply-accumulates and file size before and after")
+    latency: list[Latency] = Field(description="latency at every measured batch size")
+    widths: WidthTiming | None = Field(
+        None,
+        description="timing of rounded hidden widths, where the recipe sets target.round_to: auto; else null",
+    )
+    export: Export = Field(description="the shipped ONNX file")
+    quantized: Quantized | None = Field(None, description="the 8-bit file; null if there is none")
+    policy: Policy | None = Field(None, description="rules of the recipe on features; null if it has none")
+    segments: Segments | None = Field(
+        None,
+        description="decisions and metrics by protected attribute; null if there is no policy",
+    )
+    reason_codes: ReasonCodes | None = Field(
+        None,
+        description="reason codes by the fate of their features; null if the policy lists none",
+    )
+    proxies: Proxies | None = Field(
+        None,
+        description="proxy analysis of protected attributes; null if there is no policy",
+    )
+    warnings: list[str] = Field(description="what a reader must know before using the model")
+    not_measured: list[str] = Field(description="what this run did not measure")
 
 
 def report_schema() -> dict[str, Any]:

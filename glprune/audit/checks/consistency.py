@@ -1,4 +1,4 @@
-"""C5: every figure of the report that follows from others, computed again."""
+"""C5: compute again every figure of the report that follows from others."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from glprune.schema import bundle as bundles
 from glprune.schema.recipe import FASTER, HIGHER_IS_BETTER, METRICS, Recipe
 
 if TYPE_CHECKING:
-    from glprune.schema.report import Baseline, Feature, PathPoint, Report, SearchStage, Spread
+    from glprune.schema.report import Baseline, Feature, PathPoint, Quantized, Report, SearchStage, Spread
 
 _CUT_TOLERANCE = 1e-5
 _EXPORT_TOLERANCE = 1e-4
 _KKT_TOLERANCE = 0.05
-_SPEED_SLACK = 3.0  # a median of ratios against a ratio of medians
+_SPEED_SLACK = 3.0  # between a median of ratios and a ratio of medians
 _DIGEST = re.compile(r"^sha256:[0-9a-f]{64}$")
 _RANGES = {"auroc": (0, 1), "accuracy": (0, 1), "log_loss": (0, None), "rmse": (0, None), "mae": (0, None),
            "r2": (None, 1), "cosine": (-1, 1)}  # fmt: skip
 
 
 def check_consistency(report: Report, recipe: Recipe | None, files: Mapping[str, bytes]) -> list[Finding]:
-    """Everything that follows within the report, from the recipe and from the files' sizes.
+    """Check everything that follows within the report, from the recipe and from the sizes of files.
 
     Args:
         report: The report.
-        recipe: The recipe in the bundle, if it can be read.
-        files: The bundle's files.
+        recipe: The recipe in the bundle; None if it cannot be read.
+        files: The files of the bundle.
     """
     found = itertools.chain(
         _features(report),
@@ -60,17 +60,17 @@ def check_consistency(report: Report, recipe: Recipe | None, files: Mapping[str,
     return [Finding(bundles.REPORT, where, what) for where, what in found]
 
 
-def _twice(where: str, names: Sequence[str]) -> Iterator[Found]:
+def _duplicates(where: str, names: Sequence[str]) -> Iterator[Found]:
     for name, count in Counter(names).items():
         if count > 1:
             yield where, f"names {name!r} {count} times"
 
 
 def _features(report: Report) -> Iterator[Found]:
-    yield from _twice("/features", [f.name for f in report.features])
+    yield from _duplicates("/features", [f.name for f in report.features])
     for name in {f.input for f in report.features}:
         columns = [c for f in report.features if f.input == name for c in f.columns]
-        yield from _twice("/features", columns)
+        yield from _duplicates("/features", columns)
     inputs = {i.name: i for i in report.export.inputs}
     for n, feature in enumerate(report.features):
         where, kept = f"/features/{n}", feature.status == "kept"
@@ -87,14 +87,14 @@ def _features(report: Report) -> Iterator[Found]:
         if feature.input not in inputs:
             yield f"{where}/input", f"no input {feature.input!r} is exported"
         if not feature.columns:
-            yield f"{where}/columns", "a feature without columns"
+            yield f"{where}/columns", "the feature has no columns"
 
 
 def _indexed(report: Report) -> Iterator[tuple[int, Feature]]:
     return enumerate(report.features)
 
 
-def _last_of_inputs(stages: Sequence[SearchStage]) -> SearchStage | None:
+def _last_input_stage(stages: Sequence[SearchStage]) -> SearchStage | None:
     return next((s for s in reversed(stages) if "input" in s.penalised), None)
 
 
@@ -103,8 +103,8 @@ def _chosen(report: Report, stage: int) -> PathPoint | None:
 
 
 def _exits(report: Report) -> Iterator[Found]:
-    """Removed features were zero at a chosen point; kept ones were not, or had to stay."""
-    last = _last_of_inputs(report.stages)
+    """Require that removed features were zero at a chosen point, and kept ones non-zero or not removable."""
+    last = _last_input_stage(report.stages)
     point = _chosen(report, last.number) if last else None
     refused = {r.name for r in report.removal.refused}
     kept_of = Counter(f.input for f in report.features if f.status == "kept")
@@ -133,10 +133,10 @@ def _exits(report: Report) -> Iterator[Found]:
 
 
 def _exit(report: Report, n: int, feature: Feature) -> Iterator[Found]:
-    """The first lambda of its stage at which the feature was zero."""
+    """Require the first lambda of its stage at which the feature was zero."""
     where = f"/features/{n}/lambda_exit"
     if (feature.stage_exit is None) != (feature.lambda_exit is None):
-        yield where, "stage and lambda of the exit are not both given"
+        yield where, "is given without stage_exit, or the reverse"
     if feature.stage_exit is None:
         return
     points = [p for p in report.path if p.stage == feature.stage_exit]
@@ -144,7 +144,7 @@ def _exit(report: Report, n: int, feature: Feature) -> Iterator[Found]:
         yield f"/features/{n}/stage_exit", f"there is no stage {feature.stage_exit}"
     elif all(len(p.norms) == len(report.features) for p in points):
         first = next((p.lam for p in points if p.norms[n] == 0), None)
-        yield from check_equal(where, feature.lambda_exit, first, "on the path it is zero first at")
+        yield from check_equal(where, feature.lambda_exit, first, "on the path it is first zero at")
 
 
 def _path(report: Report) -> Iterator[Found]:
@@ -158,13 +158,16 @@ def _path(report: Report) -> Iterator[Found]:
         if point.norms and len(point.norms) != len(report.features):
             yield f"{where}/norms", f"{len(point.norms)} norms of {len(report.features)} features"
         elif point.norms:
-            alive = [norm != 0 for norm in point.norms]
-            columns = sum(w for w, a in zip(widths, alive, strict=True) if a)
-            # of an input whose features all became zero one column stays, maybe of a feature that had several
-            for key, least, most in (("features", sum(alive), sum(alive)), ("columns", sum(alive), columns)):
+            nonzero = [norm != 0 for norm in point.norms]
+            columns = sum(w for w, read in zip(widths, nonzero, strict=True) if read)
+            # one column stays of an input whose features all became zero, even if its feature had several
+            for key, low, high in (
+                ("features", sum(nonzero), sum(nonzero)),
+                ("columns", sum(nonzero), columns),
+            ):
                 stated = getattr(point, key)
-                if stated < least or (stated > most and not fixed):
-                    yield f"{where}/{key}", f"says {stated}, but {most} have a norm above zero"
+                if stated < low or (stated > high and not fixed):
+                    yield f"{where}/{key}", f"says {stated}, but {high} have a norm above zero"
         if min(point.kkt_zero, point.kkt_active, point.penalty, point.lam, *(point.norms or [0.0])) < 0:
             yield where, "a norm, residual, penalty or lambda is below zero"
 
@@ -178,7 +181,7 @@ def _stages(report: Report) -> Iterator[Found]:
     for n, stage in enumerate(report.stages):
         chosen = [p for p in report.path if p.stage == stage.number and p.selected]
         if len(chosen) != 1:
-            yield f"/stages/{n}", f"{len(chosen)} points are marked as its choice"
+            yield f"/stages/{n}", f"{len(chosen)} points are marked as selected"
             continue
         point = chosen[0]
         for key in ("lam", "features", "hidden"):
@@ -189,9 +192,9 @@ def _stages(report: Report) -> Iterator[Found]:
 
 def _selection(report: Report) -> Iterator[Found]:
     if not report.stages:
-        yield "/stages", "there is none"
+        yield "/stages", "is empty"
         return
-    last = _last_of_inputs(report.stages) or report.stages[-1]
+    last = _last_input_stage(report.stages) or report.stages[-1]
     yield from check_equal(
         "/selection/lam", report.selection.lam, last.lam, "the last stage over inputs chose"
     )
@@ -202,7 +205,7 @@ def _selection(report: Report) -> Iterator[Found]:
         if not 0 <= report.refit.best_epoch <= report.refit.epochs:
             yield "/refit/best_epoch", f"{report.refit.best_epoch} of {report.refit.epochs} epochs"
     if report.selection.metric not in METRICS[report.task]:
-        yield "/selection/metric", f"{report.selection.metric!r} is not of a {report.task} task"
+        yield "/selection/metric", f"{report.selection.metric!r} is not a metric of a {report.task} task"
 
 
 def _hidden(report: Report) -> Iterator[Found]:
@@ -211,7 +214,7 @@ def _hidden(report: Report) -> Iterator[Found]:
         if c.kind == "hidden":
             cut[c.name] += c.units
     reasons = {r.name: r.reason for r in report.removal.refused}
-    yield from _twice("/hidden", [h.name for h in report.hidden])
+    yield from _duplicates("/hidden", [h.name for h in report.hidden])
     for n, layer in enumerate(report.hidden):
         found = layer.before - cut.pop(layer.name, 0)
         yield from check_equal(f"/hidden/{n}/after", layer.after, found, "the cuts leave")
@@ -219,9 +222,9 @@ def _hidden(report: Report) -> Iterator[Found]:
             f"/hidden/{n}/refused", layer.refused, reasons.get(layer.name), "the removal says"
         )
         if layer.after < 1:
-            yield f"/hidden/{n}/after", "a layer cannot be empty"
+            yield f"/hidden/{n}/after", "a layer needs at least one unit"
     for name in cut:
-        yield "/removal/cuts", f"{name!r} is no hidden layer of the report"
+        yield "/removal/cuts", f"{name!r} is not a hidden layer of the report"
 
 
 def _removal(report: Report) -> Iterator[Found]:
@@ -238,16 +241,17 @@ def _removal(report: Report) -> Iterator[Found]:
     for cut in removal.cuts:
         if cut.kind == "input":
             cut_columns[cut.name] += cut.units
-    gone = Counter[str]()
+    removed_columns = Counter[str]()
     for feature in report.features:
-        gone[feature.input] += len(feature.columns) if feature.status == "removed" else 0
-    idle = {
+        removed_columns[feature.input] += len(feature.columns) if feature.status == "removed" else 0
+    single = {
         i for i, kept in Counter(f.input for f in report.features if f.status == "kept").items() if kept == 1
     }
-    for name in {*cut_columns, *gone}:
-        # of an input whose features all became zero one column stays, maybe of a feature that had several
-        if cut_columns[name] != gone[name] and not (name in idle and cut_columns[name] > gone[name]):
-            yield "/removal/cuts", f"cuts {cut_columns[name]} columns of {name!r}; {gone[name]} are removed"
+    for name in {*cut_columns, *removed_columns}:
+        # one column stays of an input whose features all became zero, even if its feature had several
+        cut_count, stated = cut_columns[name], removed_columns[name]
+        if cut_count != stated and not (name in single and cut_count > stated):
+            yield "/removal/cuts", f"cuts {cut_count} columns of {name!r}; {stated} are removed"
 
 
 def _performance(report: Report) -> Iterator[Found]:
@@ -268,7 +272,7 @@ def _performance(report: Report) -> Iterator[Found]:
         for side in ("original", "zeroed", "final"):
             value = getattr(metric, side)
             if (low is not None and value < low - 1e-6) or (high is not None and value > high + 1e-6):
-                yield f"{where}/{side}", f"{value} is no {metric.name}"
+                yield f"{where}/{side}", f"{metric.name} cannot be {value}"
     if test is not None:
         yield from check_equal("/export/rows", report.export.rows, test.rows, "the test split has")
     if not 0 <= report.export.difference <= _EXPORT_TOLERANCE:
@@ -296,61 +300,61 @@ def _size(report: Report, files: Mapping[str, bytes]) -> Iterator[Found]:
     for key in ("parameters", "macs"):
         before, after = getattr(size, f"{key}_before"), getattr(size, f"{key}_after")
         if not 0 <= after <= before:
-            yield f"/size/{key}_after", f"{after} of {before}: a removal adds none"
-    gone = any(c.removal == "cut" for c in report.removal.cuts)
-    if gone and size.parameters_after >= size.parameters_before:
-        yield "/size/parameters_after", "is not below the count before, though weights were cut"
+            yield f"/size/{key}_after", f"{after} of {before}: a removal cannot add any"
+    sliced = any(c.removal == "cut" for c in report.removal.cuts)
+    if sliced and size.parameters_after >= size.parameters_before:
+        yield "/size/parameters_after", "is not below the count before, although weights were removed"
 
 
 def _latency(report: Report) -> Iterator[Found]:
     for n, time in enumerate(report.latency):
         where = f"/latency/{n}"
-        if min(time.original_ms, time.slim_ms, time.speedup) <= 0:
-            yield where, "a time is not above zero"
-            continue
-        ratio = time.original_ms / time.slim_ms
-        if not ratio / _SPEED_SLACK <= time.speedup <= ratio * _SPEED_SLACK:
-            yield f"{where}/speedup", f"says {time.speedup:.3g}, the medians' ratio is {ratio:.3g}"
+        yield from _speedup(where, time.original_ms, time.slim_ms, time.speedup)
         for side in ("original", "slim"):
             if getattr(time, f"{side}_p95_ms") < getattr(time, f"{side}_ms"):
                 yield f"{where}/{side}_p95_ms", "is below the median"
 
 
 def _widths(report: Report, recipe: Recipe | None) -> Iterator[Found]:
-    """What the clock said of hidden widths, where the recipe left them to it."""
-    found = report.widths
-    if found is None:
+    """Check the timing of rounded widths, where the recipe chooses them by time."""
+    widths = report.widths
+    if widths is None:
         return
-    if min(found.exact_ms, found.rounded_ms, found.speedup) <= 0:
-        yield "/widths", "a time is not above zero"
-        return
-    ratio = found.exact_ms / found.rounded_ms
-    if not ratio / _SPEED_SLACK <= found.speedup <= ratio * _SPEED_SLACK:
-        yield "/widths/speedup", f"says {found.speedup:.3g}, the medians' ratio is {ratio:.3g}"
-    if found.round_to != (found.tried if found.speedup > 1 + FASTER else 1):
-        yield "/widths/multiple", f"{found.round_to} does not follow from a speed-up of {found.speedup:.3g}"
+    yield from _speedup("/widths", widths.exact_ms, widths.rounded_ms, widths.speedup)
+    if widths.round_to != (widths.tried if widths.speedup > 1 + FASTER else 1):
+        yield "/widths/round_to", f"{widths.round_to} does not follow from a speed-up of {widths.speedup:.3g}"
     if recipe is not None and recipe.target.round_to != "auto":
         yield "/widths", f"was timed; {bundles.RECIPE} says {recipe.target.round_to}"
 
 
 def _quantized(report: Report, recipe: Recipe | None, files: Mapping[str, bytes]) -> Iterator[Found]:
-    """The 8-bit file is there where the report says so, and beside the figures of the certified one."""
-    found, raw = report.quantized, files.get(bundles.INT8)
-    if (found is not None) != (bundles.INT8 in report.digests.outputs):
-        yield f"/digests/outputs/{bundles.INT8}", "is stated without figures of it, or the other way round"
-    if recipe is not None and (recipe.export.quantize is not None) != (found is not None):
+    """Require that an 8-bit file is present where the report states one, with consistent figures."""
+    record, raw = report.quantized, files.get(bundles.INT8)
+    if (record is not None) != (bundles.INT8 in report.digests.outputs):
+        yield f"/digests/outputs/{bundles.INT8}", "is stated without figures of the file, or the reverse"
+    if recipe is not None and (recipe.export.quantize is not None) != (record is not None):
         yield "/quantized", f"{bundles.RECIPE} says export.quantize: {recipe.export.quantize}"
-    if found is None:
+    if record is None:
         if raw is not None:
-            yield "/quantized", f"says nothing of {bundles.INT8}, which is in the folder"
+            yield "/quantized", f"is null, but {bundles.INT8} is in the folder"
         return
-    yield from check_equal("/quantized/file", found.file, bundles.INT8, "it is")
+    yield from check_equal("/quantized/file", record.file, bundles.INT8, "it is")
     if raw is not None:
-        yield from check_equal("/quantized/bytes", found.bytes, len(raw), "the file has")
+        yield from check_equal("/quantized/bytes", record.bytes, len(raw), "the file has")
+    yield from _quantized_metrics(report, record)
+    if record.same_decisions is not None and not 0 <= record.same_decisions <= 1:
+        yield "/quantized/same_decisions", f"{record.same_decisions} is not between 0 and 1"
+    if min(record.difference, record.golden_difference) < 0:
+        yield "/quantized/difference", "is below zero"
+    for n, time in enumerate(record.latency):
+        yield from _speedup(f"/quantized/latency/{n}", time.float32_ms, time.int8_ms, time.speedup)
+
+
+def _quantized_metrics(report: Report, record: Quantized) -> Iterator[Found]:
     final = {m.name: m.final for m in report.performance}
-    names = [m.name for m in found.metrics]
+    names = [m.name for m in record.metrics]
     yield from check_equal("/quantized/metrics", names, [*final], "the performance has")
-    for n, metric in enumerate(found.metrics):
+    for n, metric in enumerate(record.metrics):
         where = f"/quantized/metrics/{n}"
         yield from check_close(
             f"{where}/float32", metric.float32, final.get(metric.name), "the performance says"
@@ -358,33 +362,31 @@ def _quantized(report: Report, recipe: Recipe | None, files: Mapping[str, bytes]
         low, high = _RANGES[metric.name]
         if (low is not None and metric.int8 < low) or (high is not None and metric.int8 > high):
             yield f"{where}/int8", f"{metric.name} cannot be {metric.int8}"
-    if found.same_decisions is not None and not 0 <= found.same_decisions <= 1:
-        yield "/quantized/same_decisions", f"{found.same_decisions} is no share"
-    if min(found.difference, found.golden_difference) < 0:
-        yield "/quantized/difference", "is below zero"
-    for n, time in enumerate(found.latency):
-        where = f"/quantized/latency/{n}"
-        if min(time.float32_ms, time.int8_ms, time.speedup) <= 0:
-            yield where, "a time is not above zero"
-            continue
-        ratio = time.float32_ms / time.int8_ms
-        if not ratio / _SPEED_SLACK <= time.speedup <= ratio * _SPEED_SLACK:
-            yield f"{where}/speedup", f"says {time.speedup:.3g}, the medians' ratio is {ratio:.3g}"
+
+
+def _speedup(where: str, before: float, after: float, speedup: float) -> Iterator[Found]:
+    """Require positive times, and a median of ratios near the ratio of the medians."""
+    if min(before, after, speedup) <= 0:
+        yield where, "a time is not above zero"
+        return
+    ratio = before / after
+    if not ratio / _SPEED_SLACK <= speedup <= ratio * _SPEED_SLACK:
+        yield f"{where}/speedup", f"says {speedup:.3g}, but the ratio of the medians is {ratio:.3g}"
 
 
 def _warnings(report: Report) -> Iterator[Found]:
-    """Warnings that must be there: a producer may add some and hide none."""
+    """Require the warnings that follow from the report: a producer may add some and hide none."""
     if not report.not_measured:
         yield "/not_measured", "is empty"
     worst = max((p.kkt_zero for p in report.path if p.selected), default=0.0)
     if worst > _KKT_TOLERANCE and not any("optimality conditions" in w for w in report.warnings):
-        yield "/warnings", f"none says that optimality conditions are off by {worst:.2g}"
+        yield "/warnings", f"none says that the optimality conditions are violated by {worst:.2g}"
     for metric in report.performance if report.task != "distillation" else ():
         worse = (
             metric.final < metric.original
         ) == metric.higher_is_better and metric.final != metric.original
-        told = any(w.startswith(f"{metric.name} on the test split is worse") for w in report.warnings)
-        if metric.name == report.selection.metric and worse and not told:
+        warned = any(w.startswith(f"{metric.name} on the test split is worse") for w in report.warnings)
+        if metric.name == report.selection.metric and worse and not warned:
             yield "/warnings", f"none says that {metric.name} on the test split is worse than the original's"
     for cut in report.removal.cuts:
         if cut.inexact and not any(
@@ -413,8 +415,10 @@ def _baselines(report: Report) -> Iterator[Found]:
 def _baseline(result: Baseline, where: str, kept: Sequence[str], names: Sequence[str]) -> Iterator[Found]:
     for n, run in enumerate(result.runs):
         chosen = set(run.kept)
-        own = [name for name in names if name in chosen]
-        yield from check_equal(f"{where}/runs/{n}/kept", run.kept, own, "in the order of the features it is")
+        ordered = [name for name in names if name in chosen]
+        yield from check_equal(
+            f"{where}/runs/{n}/kept", run.kept, ordered, "in the order of the features it is"
+        )
         common = len(chosen & set(kept))
         yield from check_equal(f"{where}/runs/{n}/common", run.common, common, "the lists share")
     yield from _spread(result.valid, [run.valid for run in result.runs], f"{where}/valid")
@@ -425,11 +429,11 @@ def _baseline(result: Baseline, where: str, kept: Sequence[str], names: Sequence
 
 def _spread(spread: Spread, values: Sequence[float], where: str) -> Iterator[Found]:
     if not values:
-        yield where, "no run has it"
+        yield where, "no run has this metric"
         return
-    yield from check_close(f"{where}/mean", spread.mean, statistics.fmean(values), "its runs' is")
+    yield from check_close(f"{where}/mean", spread.mean, statistics.fmean(values), "its runs give")
     deviation = statistics.stdev(values) if len(values) > 1 else None
-    yield from check_close(f"{where}/std", spread.std, deviation, "its runs' is")
+    yield from check_close(f"{where}/std", spread.std, deviation, "its runs give")
 
 
 def _drop_costs(report: Report) -> Iterator[Found]:
@@ -447,7 +451,7 @@ def _drop_costs(report: Report) -> Iterator[Found]:
         yield from check_close("/drop_costs/test", costs.test, test.final, "the performance says")
     for n, cost in enumerate(costs.features):
         if (cost.valid is None) != (cost.reason is not None) or (cost.test is None) != (cost.valid is None):
-            yield f"/drop_costs/features/{n}", "has neither both figures nor a reason"
+            yield f"/drop_costs/features/{n}", "must have either both values or a reason"
 
 
 def _digests(report: Report) -> Iterator[Found]:
@@ -456,7 +460,7 @@ def _digests(report: Report) -> Iterator[Found]:
     stated |= {f"data/{name}": value for name, value in digests.data.items()}
     for name, value in stated.items():
         if not _DIGEST.match(value):
-            yield f"/digests/{name}", f"{value[:60]!r} is no SHA-256"
+            yield f"/digests/{name}", f"{value[:60]!r} is not a SHA-256 digest"
     yield from check_equal(
         "/digests/recipe_resolved",
         digests.recipe_resolved,
@@ -466,7 +470,7 @@ def _digests(report: Report) -> Iterator[Found]:
 
 
 def _recipe(report: Report, recipe: Recipe) -> Iterator[Found]:
-    """What the recipe states is what was reported, and its target is met."""
+    """Require that the report repeats the settings of the recipe and meets its target."""
     pairs: list[tuple[str, Any, Any]] = [
         ("/task", report.task, recipe.task),
         ("/purpose", report.purpose, recipe.report.purpose),
@@ -481,13 +485,13 @@ def _recipe(report: Report, recipe: Recipe) -> Iterator[Found]:
     for where, stated, wanted in pairs:
         yield from check_equal(where, stated, wanted, f"{bundles.RECIPE} says")
     if not recipe.allow_inexact and any(c.inexact for c in report.removal.cuts):
-        yield "/removal/cuts", "a cut is inexact, which the recipe forbids"
+        yield "/removal/cuts", "a cut is inexact, which the recipe does not allow"
     yield from _target(report, recipe)
 
 
 def _target(report: Report, recipe: Recipe) -> Iterator[Found]:
     target, size, stages = recipe.target, report.size, report.stages
-    over_inputs = _last_of_inputs(stages)
+    over_inputs = _last_input_stage(stages)
     if target.max_features is not None and over_inputs is not None:
         yield from _above("/stages", over_inputs.features, target.max_features, "max_features")
     if target.max_hidden is not None and stages:
@@ -509,4 +513,4 @@ def _target(report: Report, recipe: Recipe) -> Iterator[Found]:
 
 def _above(where: str, found: float, limit: float, key: str) -> Iterator[Found]:
     if found > limit:
-        yield where, f"{found:g} is above target.{key} {limit:g} of the recipe"
+        yield where, f"{found:g} is above target.{key}: {limit:g} of the recipe"

@@ -1,7 +1,7 @@
 """C9 and C10: run the model on its golden rows and on probes, in a process of its own with a time limit.
 
-``python -m glprune.audit.checks.execution FOLDER`` is that process: it reads the files and the request from the
-folder and prints one JSON line for each part it finishes.
+That process is ``python -m glprune.audit.checks.execution FOLDER``: it reads files and request from the
+folder and prints one JSON line for each part it completes.
 """
 
 from __future__ import annotations
@@ -25,10 +25,15 @@ from glprune.audit.onnx_reader import parse
 from glprune.audit.safetensors_reader import Array, read_tensors
 from glprune.schema import bundle as bundles
 
-_TOLERANCE = 2e-5  # of the largest value of an output: another processor orders its sums differently
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None  # type: ignore[assignment]
+
+_TOLERANCE = 2e-5  # relative to the largest output value: another processor orders sums differently
 _REFERENCE_TOLERANCE = 1e-4
 _INT8_SLACK, _INT8_STEP = 0.5, 4e-3  # other kernels round a product to the next of 255 steps
-_FEWEST_ROWS = 4
+_MIN_ROWS = 4
 _MEMORY = 16 << 30
 _REQUEST = "request.json"
 PROBES = ("NaN", "Inf", "-Inf", "3e38", "-3e38")
@@ -36,11 +41,11 @@ PROBES = ("NaN", "Inf", "-Inf", "3e38", "-3e38")
 
 @dataclass(frozen=True)
 class Removed:
-    """Columns of an input of the file that nothing may depend on.
+    """Removed columns of an input of the file; no output may depend on them.
 
     Attributes:
-        input: The input.
-        axis: The axis of its columns.
+        input: Name of the input.
+        axis: Axis of the columns.
         columns: Their positions.
     """
 
@@ -55,7 +60,7 @@ class Int8:
 
     Attributes:
         content: Its bytes.
-        difference: What the report says of its outputs on the golden rows against the recorded ones.
+        difference: The difference to the recorded outputs on the golden rows, as the report states it.
     """
 
     content: bytes
@@ -66,31 +71,31 @@ def check_execution(
     model: bytes,
     golden: bytes,
     removed: Sequence[Removed],
-    seconds: float,
-    isolated: bool = True,
+    seconds: float | None,
     int8: Int8 | None = None,
 ) -> tuple[list[Check], str | None]:
-    """Run the model and judge what it gives.
+    """Run the model and compare its outputs with the recorded ones.
 
     Args:
-        model: The ONNX file; C6 should have passed, since this runs it.
-        golden: The golden vectors.
-        removed: Columns to poison; empty for a slim signature.
-        seconds: Time limit.
-        isolated: Use a process of its own; else this one, without a limit.
-        int8: The 8-bit file, if there is one; C6 should have passed for it too.
+        model: The ONNX file; C6 must have passed, since this runs it.
+        golden: The golden vectors: recorded inputs and outputs.
+        removed: Columns to fill with extreme values; empty for a slim signature.
+        seconds: Time limit of the process that runs the model; None: run it in this process, without a limit.
+        int8: The 8-bit file, if there is one; C6 must have passed for it too.
 
     Returns:
         C9 and C10, and what was not checked.
     """
     request = [[r.input, r.axis, list(r.columns)] for r in removed]
-    ran = _alone(model, golden, request, seconds, int8) if isolated else measure(model, golden, request, int8)
-    parts = dict(ran)
-    reference, eight = parts.get("reference", {}), parts.get("int8", {})
-    findings = [f for p in (parts.get("golden", {}), eight, reference) for f in p.get("findings", [])]
-    # a model that fails on the golden rows is found out before its 8-bit file is run
-    if "golden" in parts and (int8 is None or eight or findings):
-        note = " and ".join(p["note"] for p in (parts["golden"], eight, reference) if p.get("note"))
+    if seconds is None:
+        parts = dict(measure(model, golden, request, int8))
+    else:
+        parts = dict(_measure_isolated(model, golden, request, seconds, int8))
+    reference, quantized = parts.get("reference", {}), parts.get("int8", {})
+    findings = [f for p in (parts.get("golden", {}), quantized, reference) for f in p.get("findings", [])]
+    # a model that fails on the golden rows ends the run before its 8-bit file
+    if "golden" in parts and (int8 is None or quantized or findings):
+        note = " and ".join(p["note"] for p in (parts["golden"], quantized, reference) if p.get("note"))
         c9 = make_check("C9", [Finding(*f) for f in findings], note)
     else:
         c9 = Check("C9", "incomplete", note=parts.get("ended", {}).get("note", "did not run"))
@@ -111,7 +116,10 @@ def _probed(parts: Mapping[str, Any], removed: Sequence[Removed]) -> Check:
 Part = tuple[str, dict[str, Any]]
 
 
-def _alone(model: bytes, golden: bytes, request: object, seconds: float, int8: Int8 | None) -> Iterator[Part]:
+def _measure_isolated(
+    model: bytes, golden: bytes, request: object, seconds: float, int8: Int8 | None
+) -> Iterator[Part]:
+    """Run :func:`measure` in a process of its own, with a time limit."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / bundles.ONNX).write_bytes(model)
@@ -138,24 +146,24 @@ def _alone(model: bytes, golden: bytes, request: object, seconds: float, int8: I
 def measure(
     model: bytes, golden: bytes, request: Sequence[Sequence[Any]], int8: Int8 | None = None
 ) -> Iterator[Part]:
-    """Run the model here: golden vectors, probes, then the same rows in the reference evaluator."""
+    """Run the model in this process: golden vectors, probes, then the reference evaluator."""
     arrays = read_tensors(golden).arrays
     try:
         session = _session(model)
-    except Exception as error:  # the runtime raises several kinds of its own
-        yield "golden", {"findings": [(bundles.ONNX, "", f"ONNX Runtime refuses it: {_first(error)}")]}
+    except Exception as error:  # noqa: BLE001 - the runtime raises several kinds of its own
+        yield "golden", {"findings": [(bundles.ONNX, "", f"ONNX Runtime rejects it: {_first(error)}")]}
         return
     names = [i.name for i in session.get_inputs()]
     outputs = [o.name for o in session.get_outputs()]
-    faults = [*_shape_faults(session, arrays)]
-    if faults:
-        yield "golden", {"findings": faults}
+    errors = [*_vector_errors(session, arrays)]
+    if errors:
+        yield "golden", {"findings": errors}
         return
     feed = {name: arrays[f"input.{name}"] for name in names}
     expected = {name: arrays[f"output.{name}"] for name in outputs}
     try:
         found = dict(zip(outputs, session.run(None, feed), strict=True))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - as above
         yield "golden", {"findings": [(bundles.GOLDEN, "", f"ONNX Runtime fails on it: {_first(error)}")]}
         return
     rows = len(next(iter(feed.values())))
@@ -166,21 +174,21 @@ def measure(
             "note": f"{rows} rows in ONNX Runtime {ort.__version__}",
         },
     )
-    other = _Int8Session(int8, feed, expected) if int8 is not None else None
-    if other is not None:
-        yield "int8", other.part
+    quantized = _Int8Session(int8, feed, expected) if int8 is not None else None
+    if quantized is not None:
+        yield "int8", quantized.part
     if request:
-        probes = _poisoned(session, feed, found, request)
-        if other is not None and other.session is not None:
-            probes["findings"] += _poisoned(other.session, feed, other.found, request, bundles.INT8)[
-                "findings"
-            ]
+        findings, note = _probe(session, feed, found, request)
+        if quantized is not None and quantized.session is not None:
+            more, _ = _probe(quantized.session, feed, quantized.found, request)
+            findings += [(bundles.INT8, *rest) for _, *rest in more]
+        probes = {"findings": findings, "note": note}
         yield "probes", probes
     yield "reference", _reference(model, feed, expected)
 
 
 class _Int8Session:
-    """The 8-bit file on the golden rows."""
+    """Runs the 8-bit file on the golden rows."""
 
     def __init__(self, int8: Int8, feed: Mapping[str, Array], expected: Mapping[str, Array]) -> None:
         self.session: ort.InferenceSession | None = None
@@ -191,7 +199,7 @@ class _Int8Session:
             self.found = dict(zip(expected, session.run(list(expected), dict(feed)), strict=True))
             pairs = ((self.found[name], wanted) for name, wanted in expected.items())
             gap = max(_gap(y.astype(np.float64), wanted.astype(np.float64)) for y, wanted in pairs)
-        except Exception as error:  # the runtime raises several kinds of its own
+        except Exception as error:  # noqa: BLE001 - the runtime raises several kinds of its own
             self.part = {"findings": [(bundles.INT8, "", f"ONNX Runtime fails on it: {_first(error)}")]}
             return
         self.session = session
@@ -212,19 +220,23 @@ def _session(model: bytes) -> ort.InferenceSession:
 _TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(bool)": np.bool_}
 
 
-def _shape_faults(
+def _vector_errors(
     session: ort.InferenceSession, arrays: Mapping[str, Array]
 ) -> Iterator[tuple[str, str, str]]:
-    """The vectors hold every input and output, and rows that tell something."""
+    """Require vectors for every input and output, with several different rows."""
     wanted = [f"input.{i.name}" for i in session.get_inputs()]
     wanted += [f"output.{o.name}" for o in session.get_outputs()]
     if set(arrays) != set(wanted):
-        odd = sorted(set(arrays) ^ set(wanted))[0]
-        yield bundles.GOLDEN, odd[:60], "is missing, or no input or output of the model"
+        name = sorted(set(arrays) ^ set(wanted))[0]
+        yield bundles.GOLDEN, name[:60], "is missing, or is not an input or output of the model"
         return
     rows = {len(a) if a.ndim else 0 for a in arrays.values()}
-    if len(rows) != 1 or min(rows) < _FEWEST_ROWS:
-        yield bundles.GOLDEN, "", f"has {sorted(rows)} rows; at least {_FEWEST_ROWS}, and all alike"
+    if len(rows) != 1 or min(rows) < _MIN_ROWS:
+        yield (
+            bundles.GOLDEN,
+            "",
+            f"has {sorted(rows)} rows; every tensor needs the same number, at least {_MIN_ROWS}",
+        )
         return
     given = {i.name: arrays[f"input.{i.name}"] for i in session.get_inputs()}
     for i in session.get_inputs():
@@ -232,96 +244,97 @@ def _shape_faults(
             what = f"is {given[i.name].dtype}; the model takes {i.type}"
             yield bundles.GOLDEN, f"input.{i.name}", what
     if all(x[1:].tobytes() == np.repeat(x[:1], len(x) - 1, axis=0).tobytes() for x in given.values()):
-        yield bundles.GOLDEN, "", "has one row over and over, which shows nothing"
+        yield bundles.GOLDEN, "", "repeats a single row, which proves nothing"
 
 
 def _differences(
     found: Mapping[str, Any], expected: Mapping[str, Array], tolerance: float, runtime: str
 ) -> Iterator[tuple[str, str, str]]:
     for name, wanted in expected.items():
-        y, place = np.asarray(found[name]), f"output.{name}"
+        y, where = np.asarray(found[name]), f"output.{name}"
         if y.shape != wanted.shape or y.dtype != wanted.dtype:
             yield (
                 bundles.GOLDEN,
-                place,
+                where,
                 f"is {wanted.dtype} {wanted.shape}; {runtime} gives {y.dtype} {y.shape}",
             )
         elif not np.issubdtype(y.dtype, np.floating):
             if not np.array_equal(y, wanted):
-                yield bundles.GOLDEN, place, f"{runtime} gives other values"
+                yield bundles.GOLDEN, where, f"{runtime} gives other values"
         else:
             gap = _gap(y.astype(np.float64), wanted.astype(np.float64))
             if not gap <= tolerance:
-                yield bundles.GOLDEN, place, f"{runtime} differs by {gap:.1e} of the largest value"
+                yield bundles.GOLDEN, where, f"{runtime} differs by {gap:.1e} of the largest value"
 
 
 def _gap(a: Any, b: Any) -> float:
-    """Largest difference as a share of the largest value; NaN and Inf must be at the same places."""
-    plain = np.isfinite(b)
-    if not np.array_equal(np.isfinite(a), plain) or not np.array_equal(a[~plain], b[~plain], equal_nan=True):
+    """Return the largest difference relative to the largest value; infinite where NaN or Inf differ."""
+    finite = np.isfinite(b)
+    if not np.array_equal(np.isfinite(a), finite) or not np.array_equal(
+        a[~finite], b[~finite], equal_nan=True
+    ):
         return float("inf")
-    if not plain.any():
+    if not finite.any():
         return 0.0
-    return float(np.abs(a[plain] - b[plain]).max() / max(float(np.abs(b[plain]).max()), 1e-6))
+    return float(np.abs(a[finite] - b[finite]).max() / max(float(np.abs(b[finite]).max()), 1e-6))
 
 
-def _poisoned(
+def _probe(
     session: ort.InferenceSession,
     feed: Mapping[str, Array],
     before: Mapping[str, Any],
     request: Sequence[Sequence[Any]],
-    file: str = bundles.ONNX,
-) -> dict[str, Any]:
-    """Poison all removed columns at once, then every input alone; the outputs must keep every bit."""
+) -> tuple[list[tuple[str, str, str]], str]:
+    """Fill all removed columns with extreme values, then those of each input; no output bit may change."""
     findings, count = [], 0
     for probe in PROBES:
         for group in [request, *([[r] for r in request] if len(request) > 1 else [])]:
             given = dict(feed)
             for name, axis, columns in group:
-                given[name] = _with(given[name], axis, columns, float(probe))
+                given[name] = _with_value(given[name], axis, columns, float(probe))
             count += 1
             try:
                 after = dict(zip(before, session.run(None, given), strict=True))
-            except Exception as error:
-                findings.append((file, "", f"fails with {probe} in removed columns: {_first(error)}"))
+            except Exception as error:  # noqa: BLE001 - the runtime raises several kinds of its own
+                findings.append((bundles.ONNX, "", f"fails with {probe} in removed columns: {_first(error)}"))
                 continue
             for name, y in after.items():
                 if np.asarray(y).tobytes() != np.asarray(before[name]).tobytes():
                     where = f"output {name!r}"
-                    findings.append((file, where, f"changes with {probe} in removed columns"))
-    return {"findings": findings, "note": f"{count} probes of {', '.join(PROBES)}"}
+                    findings.append((bundles.ONNX, where, f"changes with {probe} in removed columns"))
+    return findings, f"{count} probes of {', '.join(PROBES)}"
 
 
-def _with(x: Array, axis: int, columns: Sequence[int], value: float) -> Array:
-    """A copy with one value in some columns; whole numbers take their extremes instead."""
+def _with_value(x: Array, axis: int, columns: Sequence[int], value: float) -> Array:
+    """Copy an array with a value in some columns; integers take their extremes, booleans are inverted."""
     changed = np.array(x)
     index: list[Any] = [slice(None)] * x.ndim
     index[axis] = list(columns)
-    place = tuple(index)
+    selected = tuple(index)
     if x.dtype == np.bool_:
-        changed[place] = ~changed[place]
+        changed[selected] = ~changed[selected]
     elif x.dtype == np.int64:
         limits = np.iinfo(np.int64)
-        changed[place] = limits.min if value < 0 else limits.max
+        changed[selected] = limits.min if value < 0 else limits.max
     else:
-        changed[place] = value
+        changed[selected] = value
     return changed
 
 
 def _reference(model: bytes, feed: Mapping[str, Array], expected: Mapping[str, Array]) -> dict[str, Any]:
-    """The first rows in ONNX's own reference evaluator, which shares no code with ONNX Runtime."""
-    rows = _FEWEST_ROWS
+    """Run the first rows in the reference evaluator of ONNX, which shares no code with ONNX Runtime."""
+    rows = _MIN_ROWS
     try:
         with np.errstate(all="ignore"):
             run = ReferenceEvaluator(parse(model)).run(None, {k: x[:rows] for k, x in feed.items()})
         found = dict(zip(expected, run, strict=True))
         first = {name: y[:rows] for name, y in expected.items()}
-        # a sum over all rows is another one over the first
-        alike = all(np.asarray(found[n]).shape == y.shape for n, y in first.items())
-    except Exception as error:  # it lacks operators, and says so in several ways
+        # an output that depends on all rows differs on a part of them
+        same_shapes = all(np.asarray(found[n]).shape == y.shape for n, y in first.items())
+    except Exception as error:  # noqa: BLE001 - it raises several kinds for missing operators
         return {"skipped": f"the reference evaluator cannot run the model ({_first(error)})"}
-    if not alike:
-        return {"skipped": "the reference evaluator gives outputs of other shapes on part of the rows"}
+    if not same_shapes:
+        return {"skipped": "on a part of the rows the reference evaluator gives outputs of other shapes"}
     return {
         "findings": [*_differences(found, first, _REFERENCE_TOLERANCE, "the reference evaluator")],
         "note": f"{rows} in the reference evaluator",
@@ -333,10 +346,8 @@ def _first(error: Exception) -> str:
 
 
 def _limit(seconds: float) -> None:
-    """Bound this process's memory and time where the system can."""
-    try:
-        import resource
-    except ImportError:  # not on Windows
+    """Limit memory and time of this process where the system supports it."""
+    if resource is None:
         return
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))

@@ -1,4 +1,4 @@
-"""C6: what the ONNX graph can compute from which input columns, by reading it, not by running it."""
+"""C6: which input columns the ONNX graph can use, found by reading the graph, not by running it."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from glprune.audit.onnx_reader import (
     all_graphs,
     canonical,
     constants,
-    held_wrongly,
     input_shapes,
     random_nodes,
+    storage_error,
     subgraphs,
     tensors,
 )
 from glprune.schema import bundle as bundles
 
-_TELLS_SIZES_ALONE = ("Shape", "Size")
+_READS_ONLY_SIZES = ("Shape", "Size")
 
 
 @dataclass(frozen=True)
-class Expected:
-    """What the report and the plan say of one input of the file.
+class ExpectedInput:
+    """One input of the file, as report and plan describe it.
 
     Attributes:
-        name: Its name.
-        axis: The axis of its columns, from the front or the back; None where it passes whole.
-        width: Sizes of that axis in the file.
-        selects: Columns the file is to pick out of it first, in order; None where it takes what it is given.
+        name: Name of the input.
+        axis: Axis of its columns, from the front or the back; None where it is not pruned.
+        width: Size of that axis in the file.
+        selects: Columns the file must select first, in order; None where it uses all it is given.
     """
 
     name: str
@@ -44,34 +44,44 @@ class Expected:
     selects: tuple[int, ...] | None
 
 
+@dataclass(frozen=True)
+class ExpectedGraph:
+    """The interface of the file, as report and plan describe it.
+
+    Attributes:
+        inputs: Its inputs.
+        outputs: Names of its outputs.
+        opset: Version of the default operator set.
+    """
+
+    inputs: Sequence[ExpectedInput]
+    outputs: Sequence[str]
+    opset: int
+
+
 def check_graph(
-    model: ModelProto,
-    raw: bytes,
-    inputs: Sequence[Expected],
-    outputs: Sequence[str],
-    opset: int,
-    file: str = bundles.ONNX,
+    model: ModelProto, raw: bytes, expected: ExpectedGraph, file: str = bundles.ONNX
 ) -> list[Finding]:
-    """Everything in the file that could hold data, code or a way around the removal.
+    """Find everything in the file that could hold data, code or a way around the removal.
 
     Args:
         model: The parsed file.
         raw: Its bytes.
-        inputs: What the file is to take.
-        outputs: What it is to give.
-        opset: The operator set of the report.
+        expected: Its interface.
         file: Its name.
     """
     findings = [
         *_bytes(model, raw),
         *_checker(raw),
-        *_parts(model, opset),
+        *_operator_sets(model, expected.opset),
+        *_metadata_keys(model),
+        *_operators(model),
         *_tensors(model),
         *_names(model.graph),
     ]
-    findings += _signature(model.graph, [i.name for i in inputs], outputs)
+    findings += _signature(model.graph, [i.name for i in expected.inputs], expected.outputs)
     shapes, values = input_shapes(model), constants(model.graph)
-    for given in inputs:
+    for given in expected.inputs:
         if given.axis is not None and given.name in shapes:
             findings += _width(given, shapes[given.name])
             findings += _consumers(model.graph, given, len(shapes[given.name]), values)
@@ -86,31 +96,44 @@ def _bytes(model: ModelProto, raw: bytes) -> Iterator[Found]:
     if not canonical(model, raw):
         yield (
             "",
-            "its bytes are not the one way to write this model: something is appended, merged or unknown",
+            "its bytes are not the canonical form of this model: something is appended, merged or unknown",
         )
 
 
 def _checker(raw: bytes) -> Iterator[Found]:
     try:
         onnx.checker.check_model(raw, full_check=True)
-    except Exception as error:  # the checker raises several kinds, none of which may end the audit
+    except Exception as error:  # noqa: BLE001 - the checker raises several kinds; none may end the audit
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        yield "", f"onnx.checker refuses it: {first[:200]}"
+        yield "", f"onnx.checker rejects it: {first[:200]}"
 
 
-def _parts(model: ModelProto, opset: int) -> Iterator[Found]:
-    """Code and operators: the default set at the stated version, one level, nothing random."""
+def _operator_sets(model: ModelProto, opset: int) -> Iterator[Found]:
+    """Require the default operator set at the stated version, no functions and no training graph."""
     found = [(o.domain, o.version) for o in model.opset_import]
     if found != [("", opset)]:
-        yield "opset_import", f"operator sets {found}; the report says {opset} of the default set alone"
+        yield (
+            "opset_import",
+            f"operator sets {found}; the report says version {opset} of the default set only",
+        )
     for function in model.functions:
         yield f"function {function.name!r}", "functions are not allowed: they hide what nodes compute"
     if model.training_info:
         yield "training_info", "is not empty"
+
+
+def _metadata_keys(model: ModelProto) -> Iterator[Found]:
     keys = Counter(p.key for p in model.metadata_props)
     for key, count in keys.items():
         if count > 1 or not key.startswith("glprune."):
-            yield "metadata_props", f"key {key[:60]!r} {'is there twice' if count > 1 else 'is not ours'}"
+            yield (
+                "metadata_props",
+                f"key {key[:60]!r} {'appears twice' if count > 1 else 'is not written by glprune'}",
+            )
+
+
+def _operators(model: ModelProto) -> Iterator[Found]:
+    """Require operators of the default domain whose output follows from their inputs."""
     for graph in all_graphs(model):
         for node in graph.node:
             if node.domain not in ("", "ai.onnx"):
@@ -123,7 +146,7 @@ def _parts(model: ModelProto, opset: int) -> Iterator[Found]:
 
 def _tensors(model: ModelProto) -> Iterator[Found]:
     for place, tensor in tensors(model):
-        reason = held_wrongly(tensor)
+        reason = storage_error(tensor)
         if reason is not None:
             yield place, reason
     for graph in all_graphs(model):
@@ -132,23 +155,23 @@ def _tensors(model: ModelProto) -> Iterator[Found]:
         given = {i.name for i in graph.input}
         for tensor in graph.initializer:
             if tensor.name in given:
-                yield f"initializer {tensor.name!r}", "is an input too: a caller could replace it"
+                yield f"initializer {tensor.name!r}", "is also an input: a caller could replace it"
 
 
 def _names(graph: GraphProto, outer: frozenset[str] = frozenset()) -> Iterator[Found]:
-    """Every name is given a value once in its graph, and none that a graph around it gives one to."""
+    """Require that every name is assigned once in its graph, and in no enclosing graph."""
     made = Counter([*(i.name for i in graph.input), *(t.name for t in graph.initializer)])
     made.update(name for node in graph.node for name in node.output if name)
     for name, count in made.items():
         if count > 1 or name in outer:
-            yield f"value {name[:60]!r}", "is made twice: one would shadow the other"
+            yield f"value {name[:60]!r}", "is assigned twice: one would shadow the other"
     for node in graph.node:
         for inner in subgraphs(node):
             yield from _names(inner, outer | made.keys())
 
 
 def _signature(graph: GraphProto, inputs: Sequence[str], outputs: Sequence[str]) -> Iterator[Found]:
-    """Neither more nor fewer inputs and outputs; their order is a matter of names."""
+    """Require exactly the expected inputs and outputs; C7 checks their order."""
     sides = (("input", graph.input, inputs), ("output", graph.output, outputs))
     for side, values, expected in sides:
         found = [v.name for v in values]
@@ -161,10 +184,10 @@ def _signature(graph: GraphProto, inputs: Sequence[str], outputs: Sequence[str])
     given = {i.name for i in graph.input}
     for output in graph.output:
         if output.name in given:
-            yield f"output {output.name!r}", "is an input handed through"
+            yield f"output {output.name!r}", "is an input passed through"
 
 
-def _width(given: Expected, shape: Sequence[int | str]) -> Iterator[Found]:
+def _width(given: ExpectedInput, shape: Sequence[int | str]) -> Iterator[Found]:
     assert given.axis is not None
     if not -len(shape) <= given.axis < len(shape):
         yield f"input {given.name!r}", f"has {len(shape)} axes; the report says axis {given.axis}"
@@ -176,52 +199,52 @@ def _width(given: Expected, shape: Sequence[int | str]) -> Iterator[Found]:
 
 
 def _consumers(
-    graph: GraphProto, given: Expected, rank: int, values: Mapping[str, NDArray[np.generic]]
+    graph: GraphProto, given: ExpectedInput, rank: int, values: Mapping[str, NDArray[np.generic]]
 ) -> Iterator[Found]:
-    """An input wider than what is kept is read by one kind of node: a Gather of the kept columns."""
+    """Require that an input with removed columns is read only by a Gather of the kept columns."""
     if given.selects is None:
         return
     gathers = 0
     for node in graph.node:
-        if given.name not in consumed(node) or node.op_type in _TELLS_SIZES_ALONE:
+        if given.name not in consumed(node) or node.op_type in _READS_ONLY_SIZES:
             continue
-        fault = _selection_fault(node, given, rank, values)
-        gathers += fault is None
-        if fault is not None:
-            yield _place(node), f"reads input {given.name!r} {fault}"
+        error = _selection_error(node, given, rank, values)
+        gathers += error is None
+        if error is not None:
+            yield _place(node), f"reads input {given.name!r} {error}"
     if not gathers:
-        yield f"input {given.name!r}", "no Gather picks the kept columns out of it"
+        yield f"input {given.name!r}", "no Gather selects its kept columns"
 
 
-def _selection_fault(
-    node: NodeProto, given: Expected, rank: int, values: Mapping[str, NDArray[np.generic]]
+def _selection_error(
+    node: NodeProto, given: ExpectedInput, rank: int, values: Mapping[str, NDArray[np.generic]]
 ) -> str | None:
-    """What is wrong with a node that is to pick the kept columns; None where nothing is."""
+    """Say why a node does not select the kept columns; None where it does."""
     if node.op_type != "Gather" or len(node.input) != 2 or node.input[0] != given.name:
-        return "otherwise than by a Gather of the kept columns"
+        return "other than by a Gather of the kept columns"
     assert given.axis is not None
     axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
     if axis % max(1, rank) != given.axis % max(1, rank):
         return f"along axis {axis} instead of {given.axis}"
     index = values.get(node.input[1])
     if index is None:
-        return "at positions that are no constant"
+        return "at positions that are not constant"
     if index.ndim != 1 or tuple(index.tolist()) != given.selects:
         return f"at positions {_short(index.ravel().tolist())} instead of {_short(given.selects or ())}"
     return None
 
 
 def _reach(graph: GraphProto) -> Iterator[Found]:
-    """Some input must reach some output: a constant is no model."""
+    """Require that some input reaches some output: a constant is not a model."""
     if not any(reaching(graph).values()):
         yield "", "no input reaches any output"
 
 
 def reaching(graph: GraphProto) -> dict[str, set[str]]:
-    """Output -> the inputs a path leads from, whatever the nodes on it compute; sizes lead nowhere."""
+    """Map each output to the inputs with a path to it, whatever the nodes compute; sizes do not count."""
     sources: dict[str, set[str]] = {i.name: {i.name} for i in graph.input}
     for node in graph.node:
-        if node.op_type in _TELLS_SIZES_ALONE:
+        if node.op_type in _READS_ONLY_SIZES:
             continue
         found = set().union(*(sources.get(name, set()) for name in consumed(node)))
         for name in node.output:
@@ -230,17 +253,17 @@ def reaching(graph: GraphProto) -> dict[str, set[str]]:
 
 
 def consumed(node: NodeProto) -> set[str]:
-    """What a node can read: its inputs, and what graphs within it take from around them."""
+    """Return what a node can read: its inputs, and the names its subgraphs take from enclosing graphs."""
     names = {name for name in node.input if name}
     for graph in subgraphs(node):
-        own = {i.name for i in graph.input} | {t.name for t in graph.initializer}
-        own |= {name for inner in graph.node for name in inner.output}
-        names |= ({o.name for o in graph.output} | set().union(*map(consumed, graph.node))) - own
+        local = {i.name for i in graph.input} | {t.name for t in graph.initializer}
+        local |= {name for inner in graph.node for name in inner.output}
+        names |= ({o.name for o in graph.output} | set().union(*map(consumed, graph.node))) - local
     return names
 
 
 def control_flow(model: ModelProto) -> list[str]:
-    """The operators that hold graphs of their own."""
+    """Return the operators that contain subgraphs."""
     nodes = (node for graph in all_graphs(model) for node in graph.node)
     return sorted({node.op_type for node in nodes if any(True for _ in subgraphs(node))})
 

@@ -1,4 +1,4 @@
-"""Compare the files of a bundle with the digests stated of them."""
+"""Compare the files of a bundle with their stated digests."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def check_hashes(manifest: Manifest, files: Mapping[str, bytes]) -> list[Finding
 
 
 def check_digests(stated: Mapping[str, str], files: Mapping[str, bytes]) -> list[Finding]:
-    """Compare the files with the digests the report states of them."""
+    """Compare the files with the digests in the report."""
     findings = []
     for name in sorted({*stated, *bundles.MADE_BEFORE_THE_REPORT}):
         found = f"sha256:{sha256(files[name])}" if name in files else "no such file"
@@ -56,18 +56,22 @@ def check_digests(stated: Mapping[str, str], files: Mapping[str, bytes]) -> list
 def check_proxies(
     stated: Proxies | None, analysis: ProxyAnalysis | None, files: Mapping[str, bytes]
 ) -> list[Finding]:
-    """Compare the proxy analysis with what the report says of it; it may be withheld."""
+    """Compare the proxy analysis with its digest in the report; it may be withheld."""
     raw = files.get(bundles.PROXIES)
     if raw is None:
         return []
     found = f"sha256:{sha256(raw)}"
     findings = []
     if stated is None or stated.digest != found:
-        said = stated.digest if stated else None
-        findings.append(Finding(bundles.REPORT, "/proxies/digest", f"says {said}, found {found}"))
+        digest = stated.digest if stated else None
+        findings.append(Finding(bundles.REPORT, "/proxies/digest", f"says {digest}, found {found}"))
     model = f"sha256:{sha256(files.get(bundles.ONNX, b''))}"
     if analysis is not None and analysis.model != model:
         findings.append(
-            Finding(bundles.PROXIES, "/model", f"is of the model {analysis.model}, which is not the one here")
+            Finding(
+                bundles.PROXIES,
+                "/model",
+                f"was made with the model {analysis.model}, which is not the one in the bundle",
+            )
         )
     return findings

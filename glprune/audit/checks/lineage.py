@@ -1,4 +1,4 @@
-"""C14: the model the auditor expects, and the bundle they had before."""
+"""C14: compare with the model that the auditor expects and with the previous bundle."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ _HEX = re.compile(r"^(sha256:)?([0-9a-fA-F]{64})$")
 
 
 def expected_digest(text: str) -> str:
-    """A SHA-256 as given, or that of a file, as ``sha256:<hex>``.
+    """Return a given SHA-256, or that of a file, as ``sha256:<hex>``.
 
     Raises:
-        UsageError: It is neither.
+        UsageError: The text is neither.
     """
     given = _HEX.match(text)
     if given is not None:
         return f"sha256:{given[2].lower()}"
-    why = unreadable_reason(Path(text))
-    if why is not None:
-        raise UsageError(f"{text!r} is no SHA-256 and no file ({why}).")
+    reason = unreadable_reason(Path(text))
+    if reason is not None:
+        raise UsageError(f"{text!r} is neither a SHA-256 nor a file ({reason}).")
     return bundles.digest(Path(text))
 
 
 def check_expected(report: Report, model: str | None, original: str | None) -> list[Finding]:
-    """Compare the shipped and the original model with digests the auditor has from elsewhere."""
+    """Compare the shipped and the original model with digests from another source."""
     findings = []
     shipped = report.digests.outputs.get(bundles.ONNX)
     if model is not None and shipped != model:
@@ -47,11 +47,11 @@ def check_expected(report: Report, model: str | None, original: str | None) -> l
 
 
 def check_previous(report: Report, previous: Report) -> list[Finding]:
-    """A bundle follows another: not older, from the same original or from what that one shipped."""
-    return [Finding(bundles.REPORT, where, what) for where, what in _against(report, previous)]
+    """Require a bundle not older than the previous one, from its original or from its shipped model."""
+    return [Finding(bundles.REPORT, where, what) for where, what in _predecessor_errors(report, previous)]
 
 
-def _against(report: Report, previous: Report) -> Iterator[tuple[str, str]]:
+def _predecessor_errors(report: Report, previous: Report) -> Iterator[tuple[str, str]]:
     now, then = instant(report.timing.generated_at), instant(previous.timing.generated_at)
     if now is not None and then is not None and now < then:
         yield (
@@ -60,7 +60,7 @@ def _against(report: Report, previous: Report) -> Iterator[tuple[str, str]]:
         )
     parents = {previous.digests.model, previous.digests.outputs.get(bundles.WEIGHTS)}
     if report.digests.model not in parents:
-        yield "/digests/model", "is neither the previous bundle's original nor what it shipped"
+        yield "/digests/model", "is neither the original nor the shipped model of the previous bundle"
     same = report.digests.outputs.get(bundles.ONNX) == previous.digests.outputs.get(bundles.ONNX)
     if same and report.digests.data == previous.digests.data and report.performance != previous.performance:
         yield "/performance", "differs from the previous bundle's for the same model and data"

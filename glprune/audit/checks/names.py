@@ -1,4 +1,4 @@
-"""C7: report, plan, contract, recipe and ONNX file speak of the same columns in the same order."""
+"""C7: report, plan, input schema, recipe and ONNX file must list the same columns in the same order."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def check_names(
     recipe: Recipe | None,
     model: ModelProto | None,
 ) -> list[Finding]:
-    """Compare whatever of the files could be read."""
+    """Compare the files that could be read."""
     findings: list[Finding] = []
     if report.export.file != bundles.ONNX:
         findings.append(Finding(bundles.REPORT, "/export/file", f"is {report.export.file[:60]!r}"))
     if plan is not None:
         findings += [*_plan(report, plan), *_features(report, plan)]
     if recipe is not None:
-        findings += _asked(report, recipe)
+        findings += _names_option(report, recipe)
     if plan is not None and recipe is not None:
         findings += _factory(plan, recipe)
     if model is not None:
         findings += [*_signature(report, model), *_metadata(report, plan, model)]
     if plan is not None and contract is not None and model is not None:
-        findings += _contract(report, plan, contract, model)
+        findings += _input_schema(report, plan, contract, model)
     return findings
 
 
@@ -59,7 +59,7 @@ def _plan(report: Report, plan: Plan) -> Iterator[Finding]:
             continue
         ascending = part.kept == sorted(set(part.kept))
         if not ascending or not part.kept or not 0 <= part.kept[0] <= part.kept[-1] < part.size:
-            yield Finding(bundles.PLAN, f"{where}/kept", f"are no ascending positions below {part.size}")
+            yield Finding(bundles.PLAN, f"{where}/kept", f"must be ascending positions below {part.size}")
         elif part.columns != _read(report, given, part):
             yield Finding(
                 bundles.PLAN, f"{where}/columns", "are not those of the report's export, in its order"
@@ -72,53 +72,53 @@ def _plan(report: Report, plan: Plan) -> Iterator[Finding]:
 
 
 def _read(report: Report, given: Input, part: InputPlan) -> list[str] | None:
-    """The columns of an input that the network gets, by the report; None where they do not fit the plan."""
+    """Return the columns of an input that the network reads, by the report; None if the plan differs."""
     if report.export.signature == "slim":
         return given.columns if len(given.columns) == len(part.kept) else None
     return [given.columns[k] for k in part.kept] if len(given.columns) == part.size else None
 
 
 def _features(report: Report, plan: Plan) -> Iterator[Finding]:
-    """A kept feature's columns are read, a removed one's are not; positions are those of the export."""
+    """Require that columns are read only of kept features, at the positions of the export."""
     parts = {p.name: p for p in plan.inputs}
     read = {p.name: set(p.columns) for p in plan.inputs}
-    exported = {i.name: _places(i.columns) for i in report.export.inputs}
+    exported = {i.name: _first_positions(i.columns) for i in report.export.inputs}
     for n, feature in enumerate(report.features):
         where = f"/features/{n}"
-        part, places = parts.get(feature.input), exported.get(feature.input)
-        if part is None or places is None:
+        part, positions = parts.get(feature.input), exported.get(feature.input)
+        if part is None or positions is None:
             yield Finding(bundles.REPORT, f"{where}/input", f"no input {feature.input!r} in plan or export")
             continue
         yield from _status(feature, part, read[part.name], where)
         if feature.input_columns is not None:
-            found = [places[c] for c in feature.columns if c in places]
+            found = [positions[c] for c in feature.columns if c in positions]
             if feature.input_columns != found:
                 what = f"says {feature.input_columns}; the export has {feature.name!r} at {found}"
                 yield Finding(bundles.REPORT, f"{where}/input_columns", what)
 
 
-def _places(columns: Sequence[str]) -> dict[str, int]:
-    """Where each name stands first."""
+def _first_positions(columns: Sequence[str]) -> dict[str, int]:
+    """Map each name to its first position."""
     return {name: n for n, name in reversed([*enumerate(columns)])}
 
 
 def _status(feature: Feature, part: InputPlan, columns: set[str], where: str) -> Iterator[Finding]:
-    """What of a feature is read; ``columns`` are those of the part."""
+    """Compare the status of a feature with the columns that are read."""
     read = [c for c in feature.columns if c in columns]
     if feature.status == "removed" and read:
-        what = f"{feature.name!r} is removed, and {read[0]!r} is read"
+        what = f"{feature.name!r} is removed, but {read[0]!r} is read"
         yield Finding(bundles.REPORT, f"{where}/status", what)
-    # an input whose features all became zero keeps one column, maybe of a feature that had several
+    # an input whose features all became zero keeps one column, even if its feature had several
     if feature.status == "kept" and len(read) < len(feature.columns) and part.columns != read[:1]:
         missing = next(c for c in feature.columns if c not in read)
         yield Finding(
-            bundles.REPORT, f"{where}/status", f"{feature.name!r} is kept, and {missing!r} is not read"
+            bundles.REPORT, f"{where}/status", f"{feature.name!r} is kept, but {missing!r} is not read"
         )
 
 
-def _asked(report: Report, recipe: Recipe) -> Iterator[Finding]:
+def _names_option(report: Report, recipe: Recipe) -> Iterator[Finding]:
     if recipe.export.names not in ("auto", report.export.names):
-        what = f"is {report.export.names!r}; {bundles.RECIPE} asks for {recipe.export.names!r}"
+        what = f"is {report.export.names!r}; {bundles.RECIPE} says {recipe.export.names!r}"
         yield Finding(bundles.REPORT, "/export/names", what)
 
 
@@ -149,7 +149,7 @@ def _metadata(report: Report, plan: Plan | None, model: ModelProto) -> Iterator[
     for key in {*expected, *found} - {"glprune.output"}:
         value = _parsed(found.get(key), plain=not isinstance(expected.get(key), list))
         if key == "glprune.inputs" and plan is None:
-            value = _without_positions(value)  # nothing here says which they are
+            value = _without_positions(value)  # the positions are only in the plan
         if value != expected.get(key):
             yield Finding(
                 bundles.ONNX, f"metadata {key[:60]}", f"is {_short(value)}, not {_short(expected.get(key))}"
@@ -162,7 +162,7 @@ def _metadata(report: Report, plan: Plan | None, model: ModelProto) -> Iterator[
 
 
 def _record(report: Report, plan: Plan | None, given: Input) -> dict[str, object]:
-    """What the file is to say of an input: its columns by name or by digest, and which of them it reads."""
+    """Build the expected metadata of an input: columns by name or digest, and those that are read."""
     record: dict[str, object] = {"name": given.name, "dtype": given.dtype, "axis": given.axis}
     if report.export.names == "digest":
         listed = json.dumps(given.columns, ensure_ascii=False, separators=(",", ":")).encode()
@@ -175,7 +175,7 @@ def _record(report: Report, plan: Plan | None, given: Input) -> dict[str, object
 
 
 def _ranges(positions: list[int]) -> str:
-    """Ascending positions as the file lists them: first and last of each run."""
+    """Format ascending positions like the metadata: first and last of each run."""
     runs = [list(run) for _, run in itertools.groupby(enumerate(positions), lambda pair: pair[1] - pair[0])]
     ends = [(run[0][1], run[-1][1]) for run in runs]
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ends)
@@ -201,7 +201,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-def _contract(report: Report, plan: Plan, contract: InputSchema, model: ModelProto) -> Iterator[Finding]:
+def _input_schema(report: Report, plan: Plan, contract: InputSchema, model: ModelProto) -> Iterator[Finding]:
     shapes, axes = input_shapes(model), [i.axis for i in report.export.inputs]
     fits = all(i.name in shapes and shapes[i.name] for i in report.export.inputs)
     if not fits or {i.name for i in report.export.inputs} - {p.name for p in plan.inputs}:
@@ -213,7 +213,7 @@ def _contract(report: Report, plan: Plan, contract: InputSchema, model: ModelPro
     for n, (found, wanted) in enumerate(zip(contract.inputs, expected.inputs, strict=False)):
         if found != wanted:
             key = next(k for k in type(wanted).model_fields if getattr(found, k) != getattr(wanted, k))
-            what = f"is not what report, plan and ONNX file give for {wanted.name!r} (axis {axes[n]})"
+            what = f"differs from report, plan and ONNX file for {wanted.name!r} (axis {axes[n]})"
             yield Finding(bundles.CONTRACT, f"/inputs/{n}/{key}", what)
             return
-    yield Finding(bundles.CONTRACT, "", "its schema of a row, outputs or signature are not the report's")
+    yield Finding(bundles.CONTRACT, "", "its schema of a row, outputs or signature differ from the report")

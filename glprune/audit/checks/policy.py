@@ -1,4 +1,4 @@
-"""C11: features that must go, features that must stay, and what is derived from them."""
+"""C11: features that must be dropped or kept, and what is derived from them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from glprune.schema.strict_yaml import parse, read_text
 
 
 def read_policy(path: Path) -> Policy:
-    """Read the auditor's own rules, YAML or JSON with the keys of the report's ``policy``.
+    """Read rules of the auditor, YAML or JSON with the keys of the report's ``policy``.
 
     Raises:
-        UsageError: The file cannot be read or is no policy.
+        UsageError: The file cannot be read or is not a policy.
     """
     tree, _ = parse(read_text(path), str(path))
     try:
@@ -31,12 +31,12 @@ def read_policy(path: Path) -> Policy:
 
 
 def check_policy(report: Report, policy: Policy, source: str) -> list[Finding]:
-    """Hold the features that stayed against some rules.
+    """Check the kept features against rules.
 
     Args:
-        report: The report; C6 and C7 say that its kept columns are those the model reads.
+        report: The report; C6 and C7 check that the model reads its kept columns.
         policy: The rules.
-        source: Where they stand, for the findings.
+        source: The file with the rules, for the findings.
     """
     lineage = _lineage(report, policy)
     return [
@@ -46,7 +46,7 @@ def check_policy(report: Report, policy: Policy, source: str) -> list[Finding]:
 
 
 def protected_kept(report: Report, policy: Policy) -> list[str]:
-    """Kept features that are, or are derived from, protected ones."""
+    """Return kept features that are, or are derived from, protected ones."""
     lineage = _lineage(report, policy)
     wanted = set(policy.protected)
     return [f.name for f in _kept(report) if lineage[f.name] & wanted]
@@ -57,7 +57,7 @@ def _kept(report: Report) -> Iterator[Feature]:
 
 
 def ancestors(feature: Feature, policy: Policy) -> dict[str, str]:
-    """Everything a feature is made of, itself and its columns included -> what it was reached from."""
+    """Map everything a feature is derived from, including itself and its columns, to the step before it."""
     found = {feature.name: ""} | {column: feature.name for column in feature.columns}
     waiting = list(found)
     while waiting:
@@ -79,12 +79,12 @@ def _drops(report: Report, policy: Policy, lineage: dict[str, set[str]]) -> Iter
         if feature.status != "kept":
             continue
         for name in sorted(lineage[feature.name] & forbidden):
-            via = "" if name == feature.name else f", made of {name!r},"
+            via = "" if name == feature.name else f", derived from {name!r},"
             yield f"/features/{n}", f"{feature.name!r}{via} is kept; must_drop lists {name!r}"
 
 
 def _keeps(report: Report, policy: Policy, lineage: dict[str, set[str]]) -> Iterator[tuple[str, str]]:
-    stays = set().union(*(lineage[f.name] for f in _kept(report)))
+    present = set().union(*(lineage[f.name] for f in _kept(report)))
     for name in policy.must_keep:
-        if name not in stays:
-            yield "/features", f"must_keep lists {name!r}, and no kept feature is it or is made of it"
+        if name not in present:
+            yield "/features", f"must_keep lists {name!r}, but no kept feature is it or is derived from it"

@@ -1,4 +1,4 @@
-"""What the policy adds to a report, computed again: reasons, reason codes, segments, decisions."""
+"""Compute the policy's records again: reasons, reason codes, segments, decisions."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ DERIVED = "derived_from "
 
 
 def removed_by_policy(feature: Feature) -> bool:
-    """Whether a feature is removed because a rule says so, and no stage of the search removed it."""
-    said = feature.reason or ""
-    return feature.status == "removed" and (said == "must_drop" or said.startswith(DERIVED))
+    """Whether a rule removed the feature, not a stage of the search."""
+    reason = feature.reason or ""
+    return feature.status == "removed" and (reason == "must_drop" or reason.startswith(DERIVED))
 
 
 def check_policy_records(report: Report) -> Iterator[Found]:
-    """What the report says of its policy and does not follow from its features and tables."""
+    """Check that the policy's records follow from the features and tables of the report."""
     policy = report.policy or Policy()
     keep, drop = set(policy.must_keep), set(policy.must_drop)
     for n, feature in enumerate(report.features):
@@ -41,22 +41,22 @@ def check_policy_records(report: Report) -> Iterator[Found]:
     if report.proxies is not None:
         made = report.proxies.performed
         if made != (report.proxies.digest is not None) or made == (report.proxies.reason is not None):
-            yield "/proxies", "has either been made and has a digest, or has a reason why not"
+            yield "/proxies", "must have either a digest, if the analysis was made, or a reason why not"
 
 
 def _reason(where: str, feature: Feature, policy: Policy, keep: set[str], drop: set[str]) -> Iterator[Found]:
-    said, lineage = feature.reason, ancestors(feature, policy)
-    own = {feature.name, *feature.columns}
+    reason, lineage = feature.reason, ancestors(feature, policy)
+    names = {feature.name, *feature.columns}
     if feature.status == "kept":
-        if said not in (None, "must_keep") or (said and not own & keep):
-            yield where, f"says {said!r}, but the feature is kept and must_keep has {policy.must_keep}"
-    elif said == "must_drop":
-        if not own & drop:
-            yield where, f"says {said!r}, which does not list {feature.name!r}"
-    elif said is not None and said.startswith(DERIVED):
-        parent = said.removeprefix(DERIVED)
+        if reason not in (None, "must_keep") or (reason and not names & keep):
+            yield where, f"says {reason!r}, but the feature is kept and must_keep has {policy.must_keep}"
+    elif reason == "must_drop":
+        if not names & drop:
+            yield where, f"says {reason!r}, which does not list {feature.name!r}"
+    elif reason is not None and reason.startswith(DERIVED):
+        parent = reason.removeprefix(DERIVED)
         if parent not in lineage or not lineage.keys() & drop:
-            yield where, f"says {said!r}, but derived_from leads to no feature that must go that way"
+            yield where, f"says {reason!r}, but derived_from does not lead to a feature in must_drop"
 
 
 def _codes(report: Report) -> Iterator[Found]:
@@ -104,25 +104,30 @@ def _attribute(
     if sum(s.rows for s in attribute.segments) > (rows or 0):
         yield where, f"has more rows than the {rows} that were tested"
     for n, segment in enumerate(attribute.segments):
-        place = f"{where}/segments/{n}"
+        segment_where = f"{where}/segments/{n}"
         if segment.suppressed != (segment.rows < record.min_rows):
-            yield f"{place}/suppressed", f"{segment.rows} rows, and {record.min_rows} are the fewest"
+            yield (
+                f"{segment_where}/suppressed",
+                f"is {segment.suppressed} with {segment.rows} rows; min_rows is {record.min_rows}",
+            )
         if segment.suppressed and (segment.metrics or segment.decisions):
-            yield place, "is suppressed and has figures"
+            yield segment_where, "is suppressed, but has figures"
         for m, metric in enumerate(segment.metrics):
             if metric.original is None or metric.final is None:
                 continue
             found = metric.final - metric.original
-            yield from check_close(f"{place}/metrics/{m}/difference", metric.difference, found, "it is")
+            yield from check_close(
+                f"{segment_where}/metrics/{m}/difference", metric.difference, found, "it is"
+            )
         if segment.decisions is not None:
-            yield from _decisions(f"{place}/decisions", segment.decisions)
+            yield from _decisions(f"{segment_where}/decisions", segment.decisions)
             if segment.decisions.rows != segment.rows:
-                yield f"{place}/decisions/rows", f"says {segment.decisions.rows}, not {segment.rows}"
+                yield f"{segment_where}/decisions/rows", f"says {segment.decisions.rows}, not {segment.rows}"
     yield from _flips(where, attribute, record)
 
 
 def _flips(where: str, attribute: ProtectedAttribute, record: Segments) -> Iterator[Found]:
-    """No part of the rows has more flipped decisions than all of them."""
+    """Require that segments do not have more flipped decisions than all rows."""
     parts = [s.decisions for s in attribute.segments if s.decisions is not None]
     if record.decisions is not None and sum(d.flipped for d in parts) > record.decisions.flipped:
         yield where, f"has more flipped decisions than the {record.decisions.flipped} of all rows"

@@ -1,4 +1,4 @@
-"""C12: page and summary say what the report says; they are rendered again and compared."""
+"""C12: render page and summary again and compare them with the bundle."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _ACTIVE = re.compile(
     r"|href\s*=\s*[\"'](?!#)",
     re.IGNORECASE,
 )
-_STYLE = 'style type="text/css"'  # the one that matplotlib puts into each picture
+_STYLE = 'style type="text/css"'  # matplotlib adds this one to each picture
 
 
 def check_rendering(report: Report, raw: bytes, summary: bytes) -> tuple[Check, str | None]:
-    """Render both again and compare byte for byte, the page's pictures where they can be drawn alike.
+    """Compare byte for byte; pictures only where this matplotlib draws the same ones.
 
     Args:
         report: The report.
@@ -32,7 +32,7 @@ def check_rendering(report: Report, raw: bytes, summary: bytes) -> tuple[Check, 
         summary: ``report.md``.
 
     Returns:
-        The check, and what of the page was not checked.
+        The check, and the part of the page that was not checked.
     """
     made = report.run.versions.get("glprune")
     if made != __version__:
@@ -44,29 +44,29 @@ def check_rendering(report: Report, raw: bytes, summary: bytes) -> tuple[Check, 
         return make_check("C12", [*findings, Finding(bundles.PAGE, "", "is not UTF-8")]), None
     findings += _lines(bundles.PAGE, _pictures(page)[0], _pictures(render_html(report, pictures=False))[0])
     for number, picture in enumerate(_pictures(page)[1], 1):
-        fault = _active(picture)
-        if fault is not None:
-            what = f"holds {fault[:40]!r}, which a picture never needs"
+        tag = _active_tag(picture)
+        if tag is not None:
+            what = f"contains {tag[:40]!r}, which no picture of a report needs"
             findings.append(Finding(bundles.PAGE, f"picture {number}", what))
     reason = _cannot_draw(report)
     if reason is None and not findings and render_html(report) != page:
-        findings.append(Finding(bundles.PAGE, "", "a picture is not the one the report's numbers give"))
+        findings.append(Finding(bundles.PAGE, "", "a picture does not match the numbers of the report"))
     skipped = f"The pictures of report.html: {reason}." if reason else None
     return make_check("C12", findings, "text and tables" if reason else "byte for byte"), skipped
 
 
 def _pictures(page: str) -> tuple[str, list[str]]:
-    """The page with every picture emptied, and the pictures; in one pass, whatever the page holds."""
-    kept, pictures, place = [], [], 0
-    while (start := page.find("<svg", place)) >= 0 and (end := page.find("</svg>", start)) >= 0:
-        kept.append(page[place:start] + "<svg>")
+    """Split a page into text with empty pictures, and pictures; in linear time for any page."""
+    kept, pictures, position = [], [], 0
+    while (start := page.find("<svg", position)) >= 0 and (end := page.find("</svg>", start)) >= 0:
+        kept.append(page[position:start] + "<svg>")
         pictures.append(page[start:end])
-        place = end
-    return "".join([*kept, page[place:]]), pictures
+        position = end
+    return "".join([*kept, page[position:]]), pictures
 
 
-def _active(picture: str) -> str | None:
-    """The first tag of a picture that could do something; None where there is none."""
+def _active_tag(picture: str) -> str | None:
+    """Return the first tag of a picture with active content; None where there is none."""
     for piece in picture.split("<")[1:]:
         tag, _, text = piece.partition(">")
         if tag == _STYLE:
@@ -86,7 +86,7 @@ def _summary(raw: bytes, expected: str) -> list[Finding]:
 
 
 def _lines(file: str, text: str, expected: str) -> list[Finding]:
-    """The first line that is not as expected."""
+    """Return a finding for the first line that differs."""
     found, wanted = text.splitlines(), expected.splitlines()
     for number, (a, b) in enumerate(zip(found, wanted, strict=False), 1):
         if a != b:
@@ -103,7 +103,7 @@ def _lines(file: str, text: str, expected: str) -> list[Finding]:
 
 
 def _cannot_draw(report: Report) -> str | None:
-    """Why pictures cannot be drawn as they were; None where they can."""
+    """Say why pictures cannot be drawn identically; None where they can."""
     made = report.run.versions.get("matplotlib")
     if not can_draw():
         return "matplotlib is not installed"

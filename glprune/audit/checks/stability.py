@@ -1,4 +1,4 @@
-"""The figures of stability, computed again from the kept digits of every resample."""
+"""Compute the figures of stability again from the digits of every resample."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from glprune.report.stability_index import Supports, false_bound, jaccard, nogue
 if TYPE_CHECKING:
     from glprune.schema.report import Report, Stability
 
-_FEWEST = 10  # resamples of an interval
+_MIN_FOR_INTERVAL = 10  # resamples
 
 
 def check_stability(report: Report) -> Iterator[Found]:
-    """What the report says of stability and its digits do not give."""
+    """Check that the figures of stability follow from the digits."""
     record, features = report.stability, len(report.features)
     if record is None:
         for n, feature in enumerate(report.features):
             if feature.kept_in is not None or feature.kept_share is not None:
-                yield f"/features/{n}/kept_in", "is given, but no resamples are"
+                yield f"/features/{n}/kept_in", "is given without resamples"
         return
     digits = [record.removable, *(r.kept for r in record.resamples)]
     if len(record.resamples) < 2 or any(len(d) != features for d in digits):
-        yield "/stability/resamples", f"are not two or more, each of {features} digits"
+        yield "/stability/resamples", f"must be two or more, each with {features} digits"
         return
     yield from _counts(report, record)
     yield from _indices(record)
@@ -38,21 +38,23 @@ def _counts(report: Report, record: Stability) -> Iterator[Found]:
     if record.limit != kept:
         yield "/stability/limit", f"says {record.limit}, but {kept} features are kept"
     for n, feature in enumerate(report.features):
-        free = record.removable[n] == "1"
-        found = sum(r.kept[n] == "1" for r in record.resamples) if free else None
+        removable = record.removable[n] == "1"
+        found = sum(r.kept[n] == "1" for r in record.resamples) if removable else None
         yield from check_equal(f"/features/{n}/kept_in", feature.kept_in, found, "the digits give")
         share = None if found is None else found / total
         yield from check_equal(f"/features/{n}/kept_share", feature.kept_share, share, "the digits give")
 
 
 def _indices(record: Stability) -> Iterator[Found]:
-    free = [digit == "1" for digit in record.removable]
-    supports: Supports = np.array([[digit == "1" for digit in r.kept] for r in record.resamples])[:, free]
-    if not any(free):
+    removable = [digit == "1" for digit in record.removable]
+    supports: Supports = np.array([[digit == "1" for digit in r.kept] for r in record.resamples])[
+        :, removable
+    ]
+    if not any(removable):
         yield "/stability/removable", "no feature can be removed"
         return
     index = nogueira(supports)
-    interval = index if len(record.resamples) >= _FEWEST else None
+    interval = index if len(record.resamples) >= _MIN_FOR_INTERVAL else None
     stated = record.nogueira_interval
     pairs: list[tuple[str, float | None, float | None]] = [
         ("stable", record.stable, stable(supports, record.threshold)),
@@ -67,5 +69,5 @@ def _indices(record: Stability) -> Iterator[Found]:
             false_bound(supports, record.threshold) if record.pairs else None,
         ),
     ]
-    for key, said, found in pairs:
-        yield from check_close(f"/stability/{key}", said, found, "the digits give")
+    for key, value, found in pairs:
+        yield from check_close(f"/stability/{key}", value, found, "the digits give")

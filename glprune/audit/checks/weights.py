@@ -1,4 +1,4 @@
-"""C8: shapes, counts and group norms, computed again from ``model.safetensors`` and the plan."""
+"""C8: compute shapes, counts and group norms again from ``model.safetensors`` and the plan."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from onnx import ModelProto, numpy_helper
 
 from glprune.audit.findings import Finding
-from glprune.audit.onnx_reader import held_wrongly
+from glprune.audit.onnx_reader import storage_error
 from glprune.schema import bundle as bundles
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _NORM_TOLERANCE = 1e-6  # relative
 
 
 def check_weights(report: Report, plan: Plan, tensors: Tensors) -> list[Finding]:
-    """Everything the weights say of the report and the plan.
+    """Check the report and the plan against the weights.
 
     Args:
         report: The report.
@@ -33,7 +33,7 @@ def check_weights(report: Report, plan: Plan, tensors: Tensors) -> list[Finding]
 
 
 def check_shared(plan: Plan, tensors: Tensors, model: ModelProto) -> list[Finding]:
-    """The tensors that were in the model bit for bit still are."""
+    """Check that the model contains the tensors that the plan lists as contained bit for bit."""
     found = shared(tensors, model)
     return [
         Finding(bundles.WEIGHTS, name, f"is {'' if name in found else 'not '}in {bundles.ONNX} bit for bit")
@@ -42,9 +42,13 @@ def check_shared(plan: Plan, tensors: Tensors, model: ModelProto) -> list[Findin
 
 
 def shared(tensors: Tensors, model: ModelProto) -> list[str]:
-    """The saved tensors whose values the model holds too, as they are or transposed."""
-    held = {_bits(numpy_helper.to_array(t)) for t in model.graph.initializer if held_wrongly(t) is None}
-    return sorted(name for name, x in tensors.arrays.items() if x.size > 1 and {_bits(x), _bits(x.T)} & held)
+    """Return the saved tensors whose values are in the model too, as they are or transposed."""
+    initializers = {
+        _bits(numpy_helper.to_array(t)) for t in model.graph.initializer if storage_error(t) is None
+    }
+    return sorted(
+        name for name, x in tensors.arrays.items() if x.size > 1 and {_bits(x), _bits(x.T)} & initializers
+    )
 
 
 def _bits(x: Array) -> tuple[str, bytes]:
@@ -55,7 +59,7 @@ def _axes(plan: Plan, tensors: Tensors) -> Iterator[Finding]:
     for n, axis in enumerate(plan.axes):
         where, array = f"/axes/{n}", tensors.arrays.get(tensors.name(axis.tensor))
         if array is None:
-            yield Finding(bundles.WEIGHTS, axis.tensor, f"is cut by {bundles.PLAN} and not in the file")
+            yield Finding(bundles.WEIGHTS, axis.tensor, f"is cut by {bundles.PLAN}, but is not in the file")
         elif axis.dim >= array.ndim or array.shape[axis.dim] != len(axis.kept):
             what = (
                 f"keeps {len(axis.kept)} positions along {axis.dim}; {axis.tensor!r} has shape {array.shape}"
@@ -67,7 +71,7 @@ def _axes(plan: Plan, tensors: Tensors) -> Iterator[Finding]:
 
 
 def _counts(report: Report, plan: Plan, tensors: Tensors) -> Iterator[Finding]:
-    """Parameters after are those in the file; before, those in the shapes the plan cut them from."""
+    """Count the parameters of the file, and those of the shapes from which the plan cut them."""
     sizes: dict[str, dict[int, int]] = {}
     for axis in plan.axes:
         sizes.setdefault(tensors.name(axis.tensor), {})[axis.dim] = axis.size
@@ -91,20 +95,20 @@ def _norms(report: Report, plan: Plan, tensors: Tensors) -> Iterator[Finding]:
         if isinstance(squares, Finding):
             yield squares
             continue
-        own = [
+        kept = [
             (n, f) for n, f in enumerate(report.features) if f.input == part.name and f.norm_final is not None
         ]
-        places = dict(zip(part.columns, part.kept, strict=False))
-        for n, feature in own if part.readers else ():
-            found = math.sqrt(sum(squares.get(places[c], 0.0) for c in feature.columns if c in places))
+        positions = dict(zip(part.columns, part.kept, strict=False))
+        for n, feature in kept if part.readers else ():
+            found = math.sqrt(sum(squares.get(positions[c], 0.0) for c in feature.columns if c in positions))
             stated = feature.norm_final or 0.0
             if not math.isclose(stated, found, rel_tol=_NORM_TOLERANCE, abs_tol=1e-12):
-                what = f"says {stated:.6g} of {feature.name!r}; the weights give {found:.6g}"
+                what = f"says {stated:.6g} for {feature.name!r}; the weights give {found:.6g}"
                 yield Finding(bundles.REPORT, f"/features/{n}/norm_final", what)
 
 
 def _squares(part: InputPlan, tensors: Tensors) -> Mapping[int, float] | Finding:
-    """Sum of the squares of the weights leaving each original column."""
+    """Sum the squared weights of each original column."""
     total: dict[int, float] = {}
     for reader in part.readers:
         array = tensors.arrays.get(tensors.name(reader.tensor))

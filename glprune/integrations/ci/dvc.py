@@ -13,7 +13,7 @@ _POINT = ("stage", "lam", "features", "columns", "hidden", "metric", "refit_metr
 
 
 def metrics(report: Report) -> dict[str, Any]:
-    """Nested numbers; DVC joins the keys with points."""
+    """Return nested numbers; DVC joins the keys with dots."""
     size = report.size
     return {
         "test": {metric.name: metric.final for metric in report.performance},
@@ -34,7 +34,7 @@ def metrics(report: Report) -> dict[str, Any]:
 
 
 def path_csv(report: Report) -> str:
-    """The regularisation path, a row for each point in order."""
+    """Format the regularisation path, a row for each point in order."""
     rows = [
         [step, *(getattr(point, key) for key in _POINT), int(point.selected)]
         for step, point in enumerate(report.path, 1)
@@ -43,7 +43,7 @@ def path_csv(report: Report) -> str:
 
 
 def features_csv(report: Report) -> str:
-    """The features with what became of them, a row each."""
+    """Format the features with their status, a row each."""
     rows = [[f.name, f.status, f.reason or "", f.norm_original, f.norm_final or 0.0] for f in report.features]
     return _csv(["feature", "status", "reason", "norm_original", "norm_final"], rows)
 

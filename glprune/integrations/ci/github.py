@@ -1,7 +1,7 @@
 """GitHub Actions: workflow commands and the job summary.
 
-What a name of a feature says must never become a command: texts in commands are escaped as the runner reads
-them, and everything else a command prints is kept from looking like one (:class:`Harmless`).
+The name of a feature must never become a command: text in commands is escaped as the runner requires, and
+:class:`CommandEscapingStream` escapes commands in everything else that is printed.
 Source: "Workflow commands for GitHub Actions", docs.github.com; packages/core/src/command.ts of
 actions/toolkit.
 """
@@ -17,47 +17,48 @@ from glprune._escaping import escape_for_page
 if TYPE_CHECKING:
     from glprune.integrations.ci.outcome import Annotation
 
-_SUMMARY_LIMIT = 1024 * 1024  # bytes of one step's summary; more is refused whole
-_SHOWN = 10  # annotations of each level that a step shows
+_SUMMARY_LIMIT = 1024 * 1024  # bytes of the summary of a step; a larger one is rejected
+_MAX_SHOWN = 10  # annotations of each level that GitHub shows for a step
 
 
 class CommandEscapingStream:
-    """A stream in which no line is a workflow command.
+    """A text stream that escapes workflow commands.
 
-    The runner obeys lines that begin with ``::`` after blanks, and ``##[`` anywhere.
+    The runner executes lines that begin with ``::``, even after blanks, and ``##[`` anywhere.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write text with the commands' marks taken apart."""
-        self._stream.write(harmless(text))
+        """Write text with workflow commands escaped."""
+        self._stream.write(escape_commands(text))
         return len(text)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
-def harmless(text: str) -> str:
-    """Text in which the marks of workflow commands are taken apart."""
+def escape_commands(text: str) -> str:
+    """Separate the characters that mark workflow commands."""
     return text.replace("::", ": :").replace("##[", "# #[")
 
 
-def workflow_commands(remarks: Iterable[Annotation]) -> list[str]:
-    """Workflow commands, one line each; at most ten of a level, and one that counts the rest."""
+def workflow_commands(annotations: Iterable[Annotation]) -> list[str]:
+    """Format annotations as workflow commands, at most ten of each level; a last line counts the rest."""
     lines: list[str] = []
     counts: dict[str, int] = {}
-    for remark in remarks:
-        counts[remark.level] = counts.get(remark.level, 0) + 1
-        if counts[remark.level] <= _SHOWN:
-            lines.append(_command(remark))
-    rest = sum(max(0, count - _SHOWN) for count in counts.values())
+    for annotation in annotations:
+        level = annotation.level
+        counts[level] = counts.get(level, 0) + 1
+        if counts[level] <= _MAX_SHOWN:
+            lines.append(_command(annotation))
+    rest = sum(max(0, count - _MAX_SHOWN) for count in counts.values())
     return [*lines, f"{rest} more annotations are in the job summary"] if rest else lines
 
 
 def append_summary(markdown: str, environment: Mapping[str, str]) -> bool:
-    """Add to the step's summary; tells whether there is one with room for it."""
+    """Append to the summary of the step; returns whether there is a summary with enough room."""
     path = environment.get("GITHUB_STEP_SUMMARY")
     if not path or not markdown:
         return False
@@ -71,14 +72,14 @@ def append_summary(markdown: str, environment: Mapping[str, str]) -> bool:
     return True
 
 
-def _command(remark: Annotation) -> str:
-    properties = {"title": remark.title}
-    if remark.file:
-        properties["file"] = remark.file
-        if remark.line:
-            properties["line"] = str(remark.line)
+def _command(annotation: Annotation) -> str:
+    properties = {"title": annotation.title}
+    if annotation.file:
+        properties["file"] = annotation.file
+        if annotation.line:
+            properties["line"] = str(annotation.line)
     listed = ",".join(f"{key}={_property(value)}" for key, value in properties.items())
-    return f"::{remark.level} {listed}::{_data(remark.text)}"
+    return f"::{annotation.level} {listed}::{_data(annotation.text)}"
 
 
 def _data(text: str) -> str:

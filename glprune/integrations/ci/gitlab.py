@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def junit(step: str, cases: Sequence[TestCase]) -> str:
-    """A JUnit XML document of one suite."""
+    """Format test cases as a JUnit XML document with one suite."""
     suite = ET.Element(
         "testsuite",
         name=f"glprune {step}",
@@ -29,26 +29,27 @@ def junit(step: str, cases: Sequence[TestCase]) -> str:
         node = ET.SubElement(
             suite, "testcase", classname=f"glprune.{step}", name=escape_for_terminal(case.name)
         )
-        for kind, why in (("failure", case.failure), ("skipped", case.skipped)):
-            if why is not None:
-                ET.SubElement(node, kind, message=escape_for_terminal(why)).text = escape_for_terminal(why)
+        for tag, reason in (("failure", case.failure), ("skipped", case.skipped)):
+            if reason is not None:
+                message = escape_for_terminal(reason)
+                ET.SubElement(node, tag, message=message).text = message
     root = ET.Element("testsuites", name="glprune")
     root.append(suite)
     ET.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
 
 
-def openmetrics(figures: Iterable[Metric]) -> str:
-    """Figures as OpenMetrics text, all gauges; those of one name stand together."""
+def openmetrics(metrics: Iterable[Metric]) -> str:
+    """Format metrics as OpenMetrics text, all gauges, grouped by name."""
     families: dict[str, list[str]] = {}
-    for figure in figures:
-        labels = ",".join(f'{key}="{_label(value)}"' for key, value in figure.labels.items())
+    for metric in metrics:
+        labels = ",".join(f'{key}="{_label(value)}"' for key, value in metric.labels.items())
         sample = (
-            f"glprune_{figure.name}{{{labels}}} {figure.value!r}"
+            f"glprune_{metric.name}{{{labels}}} {metric.value!r}"
             if labels
-            else f"glprune_{figure.name} {figure.value!r}"
+            else f"glprune_{metric.name} {metric.value!r}"
         )
-        families.setdefault(figure.name, []).append(sample)
+        families.setdefault(metric.name, []).append(sample)
     lines = [
         line for name, samples in families.items() for line in (f"# TYPE glprune_{name} gauge", *samples)
     ]

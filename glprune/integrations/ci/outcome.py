@@ -1,4 +1,4 @@
-"""What a step of a pipeline has to say, before any pipeline's own notation."""
+"""The outcome of a pipeline step, independent of the CI system."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ Level = Literal["notice", "warning", "error"]
 
 @dataclass(frozen=True)
 class Annotation:
-    """One thing to be shown beside the change that was made.
+    """A message shown next to a change.
 
     Attributes:
-        level: How bad it is.
-        title: In a few words.
-        text: In a sentence.
-        file: The file it is about; empty for none.
-        line: The line in it, from 1; 0 for none.
+        level: Severity.
+        title: A few words.
+        text: A sentence.
+        file: The file it refers to; empty for none.
+        line: The line in that file, from 1; 0 for none.
     """
 
     level: Level
@@ -29,12 +29,12 @@ class Annotation:
 
 @dataclass(frozen=True)
 class TestCase:
-    """One thing that was tested.
+    """The result of one test.
 
     Attributes:
-        name: What.
-        failure: Why it failed; None where it passed.
-        skipped: Why it could not be tested; None where it was.
+        name: What was tested.
+        failure: Why it failed; None if it passed.
+        skipped: Why it could not be tested; None if it was.
     """
 
     name: str
@@ -44,7 +44,7 @@ class TestCase:
 
 @dataclass(frozen=True)
 class Metric:
-    """One number to be compared from run to run, such as ``metric`` of ``{"name": "auroc"}``."""
+    """A number to compare between runs, such as ``metric`` with labels ``{"name": "auroc"}``."""
 
     name: str
     value: float
@@ -53,14 +53,14 @@ class Metric:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Everything one command has to say to a pipeline.
+    """Everything one command reports to a CI system.
 
     Attributes:
-        step: ``run`` or ``gate``; names the files that are written.
-        remarks: For annotations.
-        cases: For test reports.
-        figures: For metric reports; empty for none.
-        summary: Markdown, in which nothing from the bundle can be markup.
+        step: ``run`` or ``gate``; part of the names of written files.
+        annotations: Messages.
+        cases: Test results.
+        metrics: Metrics; may be empty.
+        summary: Markdown in which text from the bundle is escaped.
     """
 
     step: str

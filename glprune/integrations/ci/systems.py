@@ -1,6 +1,6 @@
-"""Which pipeline this is, and what is written for it.
+"""Detect the CI system and write its files.
 
-Everything is written beside the bundle, in ``<bundle>.ci``: the bundle itself is sealed.
+Files are written next to the bundle, in ``<bundle>.ci``: the manifest covers every file of the bundle.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 System = Literal["github", "gitlab", "dvc"]
 CHOICES = ("auto", "github", "gitlab", "dvc", "none")
-_MARKS: tuple[tuple[System, str], ...] = (
+_VARIABLES: tuple[tuple[System, str], ...] = (
     ("github", "GITHUB_ACTIONS"),
     ("gitlab", "GITLAB_CI"),
     ("dvc", "DVC_STAGE"),
@@ -33,33 +33,31 @@ _MARKS: tuple[tuple[System, str], ...] = (
 
 
 def systems(choice: str, environment: Mapping[str, str] = os.environ) -> tuple[System, ...]:
-    """The pipelines to write for; ``auto`` finds all this process is in by their variables."""
+    """Return the CI systems to write for; ``auto`` detects them by their environment variables."""
     if choice == "none":
         return ()
     if choice != "auto":
         return (cast(System, choice),)
-    return tuple(system for system, variable in _MARKS if environment.get(variable))
+    return tuple(system for system, variable in _VARIABLES if environment.get(variable))
 
 
 def folder_of(bundle: Path) -> Path:
-    """Where the files for pipelines go: ``<bundle>.ci``."""
+    """Return the folder for the files of CI systems: ``<bundle>.ci``."""
     return bundle.with_name(bundle.name + ".ci")
 
 
 @contextlib.contextmanager
 def ci_context(where: tuple[System, ...], step: str, bundle: Path) -> Iterator[None]:
-    """Let nothing that is printed be a workflow command, and tell the pipeline of an error.
+    """Escape workflow commands in everything printed, and report an error to the CI system.
 
-    An error that is told as an annotation is not told a second time: the process ends with its code.
+    An error reported as an annotation is not printed a second time: the process ends with its exit code.
     """
     if not where:
         yield
         return
     stderr = sys.stderr
     try:
-        with contextlib.ExitStack() as around:
-            if "github" in where:
-                around.enter_context(_harmless())
+        with _escaped_commands() if "github" in where else contextlib.nullcontext():
             yield
     except GlpruneError as error:
         publish(where, failed(step, error), bundle, stderr)
@@ -69,10 +67,10 @@ def ci_context(where: tuple[System, ...], step: str, bundle: Path) -> Iterator[N
 
 
 def publish(where: tuple[System, ...], outcome: Outcome, bundle: Path, stream: TextIO | None = None) -> None:
-    """Write what a command has to say in each pipeline's notation.
+    """Write the outcome of a command in the format of each CI system.
 
     Raises:
-        UsageError: The folder beside the bundle cannot be written.
+        UsageError: The folder next to the bundle cannot be written.
     """
     if "github" in where:
         for line in github.workflow_commands(outcome.annotations):
@@ -85,8 +83,8 @@ def publish(where: tuple[System, ...], outcome: Outcome, bundle: Path, stream: T
 
 
 def publish_run(where: tuple[System, ...], report: Report, bundle: Path) -> None:
-    """Write what a run found: annotations and summary, reports, metrics and plots."""
-    publish(where, _of_run(report), bundle)
+    """Write the outcome of a run: annotations and summary, test reports, metrics and plots."""
+    publish(where, _run_outcome(report), bundle)
     if "dvc" in where:
         _write(bundle, "metrics.json", json.dumps(dvc.metrics(report), indent=2) + "\n")
         _write(bundle, "path.csv", dvc.path_csv(report))
@@ -94,10 +92,10 @@ def publish_run(where: tuple[System, ...], report: Report, bundle: Path) -> None
 
 
 def failed(step: str, error: GlpruneError) -> Outcome:
-    """What is to be said of a command that could not do its work."""
+    """Return the outcome of a command that ended with an error."""
     message = " ".join(str(error).split())
-    place = re.match(r"(?P<file>[^:\s][^:]*\.ya?ml):(?P<line>\d+): ", message)
-    file, line = (place["file"], int(place["line"])) if place else ("", 0)
+    location = re.match(r"(?P<file>[^:\s][^:]*\.ya?ml):(?P<line>\d+): ", message)
+    file, line = (location["file"], int(location["line"])) if location else ("", 0)
     return Outcome(
         step,
         (Annotation("error", f"glprune {step}", message, file, line),),
@@ -105,17 +103,19 @@ def failed(step: str, error: GlpruneError) -> Outcome:
     )
 
 
-def _of_run(report: Report) -> Outcome:
-    found = [Annotation("notice", report.title or "glprune", sentence) for sentence in headline(report)]
-    warned = [Annotation("warning", report.title or "glprune", warning) for warning in report.warnings]
+def _run_outcome(report: Report) -> Outcome:
+    findings = [Annotation("notice", report.title or "glprune", sentence) for sentence in headline(report)]
+    warnings = [Annotation("warning", report.title or "glprune", warning) for warning in report.warnings]
     cases = [
         TestCase(f"removal agrees to {report.removal.tolerance:g}"),
         TestCase(f"ONNX Runtime agrees with PyTorch on {report.export.rows} rows"),
     ]
-    return Outcome("run", (*warned, *found), tuple(cases), tuple(_figures(report)), render_markdown(report))
+    return Outcome(
+        "run", (*warnings, *findings), tuple(cases), tuple(_metrics(report)), render_markdown(report)
+    )
 
 
-def _figures(report: Report) -> Iterator[Metric]:
+def _metrics(report: Report) -> Iterator[Metric]:
     for metric in report.performance:
         for model, value in (("original", metric.original), ("shipped", metric.final)):
             yield Metric("metric", value, {"name": metric.name, "model": model, "split": "test"})
@@ -140,7 +140,7 @@ def _write(bundle: Path, name: str, text: str) -> None:
 
 
 @contextlib.contextmanager
-def _harmless() -> Iterator[None]:
+def _escaped_commands() -> Iterator[None]:
     out, err = (
         cast(TextIO, github.CommandEscapingStream(sys.stdout)),
         cast(TextIO, github.CommandEscapingStream(sys.stderr)),

@@ -1,0 +1,98 @@
+"""Recipes, reports and bundles changed at random, the same ones in every session.
+
+``GLPRUNE_FUZZ=20`` tries twenty times as many, and others each time; ``tests/fuzz.py`` goes on with coverage
+guidance.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from glprune.audit.checks import rendering
+from glprune.schema import bundle as bundles
+from tests import mutations
+
+TIMES = int(os.environ.get("GLPRUNE_FUZZ", "1"))
+ANSWERS = st.lists(st.integers(0, 2**16 - 1), min_size=8, max_size=48)
+
+
+def examples(number: int) -> Callable:
+    return settings(
+        max_examples=number * TIMES,
+        derandomize=TIMES == 1,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+def chooser(answers: Sequence[int]) -> mutations.Choose:
+    """These answers, then zeros."""
+    left = iter(answers)
+    return lambda n: next(left, 0) % n
+
+
+@pytest.fixture(scope="module")
+def bundle(audited, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fuzzed") / "bundle"
+    shutil.copytree(audited["slim"], folder)
+    return folder
+
+
+def test_recipes_changed_at_random_are_refused_or_say_the_same_again(tmp_path):
+    read = Counter()
+
+    @examples(300)
+    @given(ANSWERS)
+    def run(answers):
+        read[mutations.check_recipe(mutations.recipe_text(chooser(answers)), tmp_path)] += 1
+
+    run()
+    assert min(read[True], read[False]) > 20
+
+
+def test_bytes_at_random_are_no_recipe(tmp_path):
+    @examples(200)
+    @given(st.binary(max_size=200) | st.text(max_size=200).map(lambda t: t.encode("utf-8", "surrogatepass")))
+    def run(raw):
+        assert not mutations.check_recipe(raw, tmp_path)
+
+    run()
+
+
+def test_reports_changed_at_random_are_refused_or_told(bundle):
+    base, read = (bundle / bundles.REPORT).read_bytes(), Counter()
+
+    @examples(150)
+    @given(ANSWERS)
+    def run(answers):
+        read[mutations.check_report(mutations.report_text(base, chooser(answers)), bundle)] += 1
+
+    run()
+    (bundle / bundles.REPORT).write_bytes(base)
+    assert min(read[True], read[False]) > 20
+
+
+def test_bundles_changed_at_random_get_a_verdict(bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(rendering, "can_draw", lambda: False)
+    verdicts = Counter()
+
+    @examples(60)
+    @given(ANSWERS)
+    def run(answers):
+        copy, choose = tmp_path / "copy", chooser(answers)
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(bundle, copy)
+        mutations.change_bundle(copy, choose, sealed=bool(choose(2)))
+        verdicts[mutations.check_verify(copy)] += 1
+
+    run()
+    assert verdicts[1] > 20
+    assert set(verdicts) <= {0, 1, 3, 5}
