@@ -98,7 +98,8 @@ def _recode(
     if table_labels is None or labels is None:
         return values
     index = {label: n for n, label in enumerate(labels)}
-    return np.array([index[label] for label in table_labels], dtype=np.int32)[values]
+    recoded: NDArray[np.int32] = np.array([index[label] for label in table_labels], dtype=np.int32)[values]
+    return recoded
 
 
 def _column(
@@ -115,7 +116,7 @@ def _column(
     if pa.types.is_integer(dtype) or pa.types.is_floating(dtype) or pa.types.is_decimal(dtype):
         if pa.types.is_integer(dtype):
             refuse_inexact(table, name, column, "write them as text")
-        values: NDArray[Any] = column.cast(pa.float64(), safe=False).to_numpy().astype(np.float64)
+        values: NDArray[np.float64] = column.cast(pa.float64(), safe=False).to_numpy().astype(np.float64)
         return None, values
     found = pc.unique(column).to_pylist()
     numbers = pc.index_in(column, pa.array(found, dtype)).combine_chunks().to_numpy()

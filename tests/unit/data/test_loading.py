@@ -136,7 +136,7 @@ def test_constant_columns_are_noted_and_cannot_be_standardised(tmp_path):
         ({}, '{file: x.parquet, target: y, features: ["q*"]}', "no column 'q*'"),
         ({}, "{file: x.parquet, target: y, features: [a, y]}", "'y' is the target"),
         ({}, "{file: x.parquet, target: y, exclude: [a, b, c]}", "no feature column is left"),
-        ({}, "{file: x.parquet, target: y, feature_groups: {g: [a, b], h: [b]}}", "'b' is in 'g' too"),
+        ({}, "{file: x.parquet, target: y, feature_groups: {g: [a, b], h: [b]}}", "'b' is also in 'g'"),
         ({}, "{file: x.parquet, target: y, feature_groups: {c: [a, b]}}", "rename the group"),
         ({}, "{file: absent.parquet, target: y}", "No such file"),
         ({}, "{file: x.xlsx, target: y}", "No such file"),

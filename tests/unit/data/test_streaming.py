@@ -200,7 +200,7 @@ def test_wide_row_groups_are_read_some_columns_at_a_time(tmp_path):
 
 
 def test_a_row_group_larger_than_the_buffer_is_read_in_slices(tmp_path, monkeypatch):
-    monkeypatch.setattr("glprune.data.tables._FEWEST_ROWS", 32)
+    monkeypatch.setattr("glprune.data.tables._MIN_ROWS", 32)
     monkeypatch.setattr("glprune.data.tables._BATCH_BYTES", 1024)
     pq.write_table(pa.table(frame()), tmp_path / "x.parquet")
     memory, streamed = pair(tmp_path, "file: x.parquet, exclude: [part, group]")
