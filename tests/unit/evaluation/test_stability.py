@@ -423,4 +423,4 @@ def test_ctrl_c_stops_the_workers_and_keeps_what_they_did(folder, tmp_path):
     assert "Traceback" not in rest
     (left,) = checkpoints(tmp_path / "o.unfinished")[-1:]
     records = json.loads(left.read_text())["content"]["records"]
-    assert [len(r["facts"]) > 0 for r in records if r["name"] == "resamples"] == [True]
+    assert [len(r["values"]) > 0 for r in records if r["name"] == "resamples"] == [True]
