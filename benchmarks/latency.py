@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from glprune.data import ColumnSelection
-from glprune.export.int8 import gap, quantize
-from glprune.export.onnx_export import export_onnx
+from glprune.export.int8 import quantize, relative_gap
+from glprune.export.onnx_export import OnnxSignature, export_onnx
 from glprune.export.onnx_runtime import OnnxFile
 from glprune.model.counting import macs, parameters
 from glprune.model.standardize import StandardizedNetwork, with_standardization
@@ -309,7 +309,7 @@ def measure(name: str, subject: Subject, seconds: float, folder: Path) -> Record
     record["int8"] = {
         method: {
             "bytes": (folder / f"{method}.onnx").stat().st_size,
-            "difference": gap(exact, others[f"int8, {method}"]((narrow,))),
+            "difference": relative_gap(exact, others[f"int8, {method}"]((narrow,))),
         }
         for method in ("static", "dynamic")
     }
@@ -324,7 +324,7 @@ def measure(name: str, subject: Subject, seconds: float, folder: Path) -> Record
 
 
 def _export(network: nn.Module, x: Tensor, path: Path) -> None:
-    export_onnx(network, (x[:4],), ["x"], ["y"], path, opset=OPSET)
+    export_onnx(network, (x[:4],), path, OnnxSignature(["x"], ["y"], OPSET))
 
 
 def _nodes(path: Path) -> dict[str, int]:

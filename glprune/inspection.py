@@ -1,4 +1,4 @@
-"""A dry run: what would be grouped, cut and refused, and what it would cost."""
+"""Inspect a recipe and a model without pruning: groups, what cannot be removed, and the cost of a run."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SetFacts:
-    """One group set as the run would see it.
+    """One group set, as a run would use it.
 
     Attributes:
         name: Input or layer.
         kind: ``input`` or ``hidden``.
         groups: Number of groups.
-        units: Number of columns or neurons.
+        units: Number of columns or hidden units.
         readers: Tensors that hold the groups' weights.
         strength: Strength of its penalty; None where it is not penalised.
-        refused: Why it cannot be cut, or None.
-        removal: ``cut`` slices weights; ``constant`` feeds removed input columns a constant inside,
-            since the network's code is written for its full width.
-        inexact: The operation that mixes the units, where the recipe allows an inexact cut.
-        attributes: Module attributes that follow the number of units.
-        planner: ``trace``, or ``both`` where torch-pruning's own plan is the same.
+        refused: Why it cannot be removed, or None.
+        removal: ``cut`` slices weights; ``constant`` replaces removed input columns by a constant inside
+            the network, whose code needs the full width.
+        inexact: The operation that mixes the units, where the recipe allows an inexact removal.
+        attributes: Module attributes that change with the number of units.
+        planner: ``trace``, or ``both`` where torch-pruning finds the same plan.
     """
 
     name: str
@@ -58,7 +58,7 @@ class SetFacts:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a run would do.
+    """What a run would do and cost.
 
     Attributes:
         sets: Every group set.
@@ -67,10 +67,10 @@ class Inspection:
         macs: Multiply-accumulates of one row.
         rows: Rows of each split.
         lambda_max: Lambda at which zero becomes a solution for the inputs.
-        points: Points of all paths, by the grid.
+        points: Points of all paths together.
         seconds_per_point: Measured on one epoch.
         seconds: Expected seconds of the whole path.
-        notes: What the data reading noted.
+        notes: Notes on the data, the policy and the inputs.
     """
 
     sets: tuple[SetFacts, ...]
@@ -93,39 +93,33 @@ def inspect(
     allow_factory: Sequence[str] | None = None,
     on_event: Listener | None = None,
 ) -> Inspection:
-    """Find and prove the groups of a network and estimate the cost of a run; nothing is written.
+    """Find and check the groups of a network and estimate the cost of a run; nothing is written.
 
     Args:
         recipe: A recipe file, or a recipe built in Python.
         model: The trained weights.
-        trust_pickle: Allow a fully pickled module.
-        allow_factory: As of :func:`glprune.run`.
-        on_event: Told what happens while it works.
+        trust_pickle: Load a fully pickled module, which runs the code it contains.
+        allow_factory: As in :func:`glprune.run`.
+        on_event: Called with an event for every step.
 
     Raises:
-        GlpruneError: As :func:`glprune.run`.
+        GlpruneError: As in :func:`glprune.run`.
     """
-    rules = (recipe if isinstance(recipe, Recipe) else load_recipe(recipe)).allowing(allow_factory)
-    with reproducible(rules.seed, rules.threads):
-        return _inspected(rules, Path(model), trust_pickle, on_event or silent)
+    recipe = (recipe if isinstance(recipe, Recipe) else load_recipe(recipe)).allowing(allow_factory)
+    listener = on_event or silent
+    with reproducible(recipe.seed, recipe.threads):
+        job = prepare(recipe, Path(model), trust_pickle, listener)
+        listener(Stage("cost", "timing one epoch"))
+        return _inspect(job)
 
 
-def _inspected(rules: Recipe, model: Path, trust_pickle: bool, listener: Listener) -> Inspection:
-    job = prepare(rules, model, trust_pickle, listener)
-    listener(Stage("cost", "timing one epoch"))
-    largest, seconds = _cost(job)
-    state = dict(job.network.state_dict())
-    norms = [float(n) for g in job.input_groups for n in group_norms(state, g)]
-    sizes = [int(n) for g in job.input_groups for n in group_sizes(state, g)]
-    points = (
-        rules.train.n_lambdas * rules.train.n_stages if rules.target.lam is None else rules.train.n_lambdas
-    )
+def _inspect(job: Job) -> Inspection:
+    largest, seconds = _measure_cost(job)
+    train = job.recipe.train
+    points = train.n_lambdas * (train.n_stages if job.recipe.target.lam is None else 1)
     return Inspection(
         sets=_sets(job),
-        features=tuple(
-            (f.name, len(f.columns), size, norm)
-            for f, size, norm in zip(job.data.features, sizes, norms, strict=True)
-        ),
+        features=_features(job),
         parameters=parameters(job.network),
         macs=macs(job.network, first_rows(job.data.test, 1)),
         rows={"train": job.data.train.rows, "valid": job.data.valid.rows, "test": job.data.test.rows},
@@ -134,6 +128,17 @@ def _inspected(rules: Recipe, model: Path, trust_pickle: bool, listener: Listene
         seconds_per_point=seconds,
         seconds=seconds * points,
         notes=(*job.data.notes, *job.rules.sentences(), *job.fixed_inputs),
+    )
+
+
+def _features(job: Job) -> tuple[tuple[str, int, int, float], ...]:
+    """Return name, number of columns, number of weights and norm of every feature."""
+    state = dict(job.network.state_dict())
+    sizes = [int(n) for g in job.input_groups for n in group_sizes(state, g)]
+    norms = [float(n) for g in job.input_groups for n in group_norms(state, g)]
+    return tuple(
+        (f.name, len(f.columns), size, norm)
+        for f, size, norm in zip(job.data.features, sizes, norms, strict=True)
     )
 
 
@@ -157,22 +162,23 @@ def _sets(job: Job) -> tuple[SetFacts, ...]:
     )
 
 
-def _cost(job: Job) -> tuple[float, float]:
-    """Lambda_max, and the seconds of one point extrapolated from one epoch and one full-batch step."""
+def _measure_cost(job: Job) -> tuple[float, float]:
+    """Return lambda_max and the seconds of a point, extrapolated from one epoch and one full-batch step."""
     network = copy.deepcopy(job.network)
-    bound, penalty = job.recipe.train.constrain_unpenalised, job.recipe.penalty
+    spec, penalty = job.recipe.train, job.recipe.penalty
     split, penalised = job.data.train, job.penalised()
-    objective = Objective(network, job.task, split, penalised, bound, penalty, job.make_penalty)
+    objective = Objective(
+        network, job.task, split, penalised, spec.constrain_unpenalised, penalty, job.make_penalty
+    )
     largest = lambda_max(objective)
-    spec = job.recipe.train
-    one = spec.model_copy(update={"epochs": 1, "full_batch_steps": 0})
-    solver = PointSolver(objective, one, job.recipe.seed)
-    solver.solve(0.0)  # the first epoch pays for allocations
+    one_epoch = spec.model_copy(update={"epochs": 1, "full_batch_steps": 0})
+    solver = PointSolver(objective, one_epoch, job.recipe.seed)
+    solver.solve(0.0)  # the first epoch includes allocations
     start = time.perf_counter()
     solver.solve(0.0)
     epoch = time.perf_counter() - start
     start = time.perf_counter()
     objective.gradient()
     objective.loss()
-    full = time.perf_counter() - start
-    return largest, epoch * spec.epochs + full * spec.full_batch_steps
+    step = time.perf_counter() - start
+    return largest, epoch * spec.epochs + step * spec.full_batch_steps

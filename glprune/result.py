@@ -1,4 +1,4 @@
-"""What a run made, as Python and notebooks see it; no PyTorch, so that a bundle made elsewhere opens too."""
+"""The result of a run for Python and notebooks; it needs no PyTorch, so any bundle can be opened anywhere."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run made. In a notebook it displays as the findings of its report.
+    """The result of a run. Notebooks display the findings of its report.
 
     Attributes:
         bundle: The folder with the slim model and its report.
@@ -30,31 +30,31 @@ class Result:
 
     @classmethod
     def load(cls, bundle: str | Path) -> Result:
-        """Open a bundle that a run wrote, here or elsewhere. It is read, not verified.
+        """Open a bundle. It is read, not verified.
 
         Raises:
-            GlpruneError: It is no bundle, or its report cannot be read.
+            GlpruneError: The folder is not a bundle, or its report cannot be read.
         """
         return cls(Path(bundle), read_report(Path(bundle)))
 
     def plot_path(self) -> Figure:
-        """The norm of every feature along the regularisation path, in two colours: kept and removed."""
-        from glprune.report.plots import path_figure
+        """Plot the norm of every feature along the regularisation path; kept and removed differ in colour."""
+        from glprune.report.plots import path_figure  # noqa: PLC0415 - loads matplotlib
 
-        return _laid_out(path_figure(self.report.path, self.report.features))
+        return _tight(path_figure(self.report.path, self.report.features))
 
     def plot_metric(self) -> Figure:
-        """Features left and the validation metric along the regularisation path."""
-        from glprune.report.plots import metric_figure
+        """Plot the number of kept features and the validation metric along the regularisation path."""
+        from glprune.report.plots import metric_figure  # noqa: PLC0415 - loads matplotlib
 
-        chosen = self.report.selection
-        return _laid_out(metric_figure(self.report.path, label(chosen.metric), chosen.reference))
+        selection = self.report.selection
+        return _tight(metric_figure(self.report.path, label(selection.metric), selection.reference))
 
     def _repr_html_(self) -> str:
-        """The findings as HTML without scripts, outside requests, or styles that reach beyond them."""
+        """Return the findings as HTML without scripts or external requests; styles apply to them alone."""
         return render_findings(self.report, str(self.bundle))
 
 
-def _laid_out(figure: Figure) -> Figure:
+def _tight(figure: Figure) -> Figure:
     figure.set_layout_engine("tight")
     return figure

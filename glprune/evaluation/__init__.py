@@ -1,1 +1,47 @@
-"""What is measured beside the shipped model: baselines, stability, drop costs, segments; and the report's records."""
+"""Measure the shipped model, compare it with baselines and build the report.
+
+- ``measurements``: metrics, latency and size of the ONNX files on the test split.
+- ``baselines``, ``permutation_importance``: simpler selections of the same size.
+- ``stability``, ``drop_cost``: the search on resamples, and the cost of dropping each kept feature.
+- ``segments``, ``proxies``, ``policy_report``: protected attributes and the recipe's policy.
+- ``report_builder``: the records of the report.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from glprune.evaluation.baselines import measure_baselines
+    from glprune.evaluation.drop_cost import measure_drop_costs
+    from glprune.evaluation.measurements import measure_test_split
+    from glprune.evaluation.proxies import measure_proxies
+    from glprune.evaluation.report_builder import RunResults, make_report
+    from glprune.evaluation.stability import measure_stability
+
+# imported on first use: each of them loads PyTorch and ONNX Runtime
+_MODULES = {
+    "RunResults": "report_builder",
+    "make_report": "report_builder",
+    "measure_baselines": "baselines",
+    "measure_drop_costs": "drop_cost",
+    "measure_proxies": "proxies",
+    "measure_stability": "stability",
+    "measure_test_split": "measurements",
+}
+__all__ = [
+    "RunResults",
+    "make_report",
+    "measure_baselines",
+    "measure_drop_costs",
+    "measure_proxies",
+    "measure_stability",
+    "measure_test_split",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,8 +1,9 @@
-"""What simpler selections of the shipped size would have given.
+"""Baselines: simpler selections of the same size as the shipped model.
 
-Each begins at the same trained network, keeps as many features of every input and as many units of every
-layer as the shipped model does, and then goes the shipped model's way: cut, refit, ONNX file, test rows.
-Where the shipped model was made in two stages (``target.max_hidden`` beside another target), so are they.
+Each baseline starts from the same trained network, keeps as many features of every input and as many units
+of every layer as the shipped model, and is made and measured in the same way: cut, refit, ONNX file, test
+rows. Where the shipped model was made in two stages (``target.max_hidden`` beside another target), so are
+baselines.
 
 References:
     Magnitude: Han et al. (2015), "Learning both weights and connections for efficient neural networks";
@@ -48,12 +49,12 @@ Sizes = Mapping[tuple[Kind, str], int]
 
 @dataclass(frozen=True)
 class _Shipped:
-    """The shipped network, as far as a baseline is to be like it.
+    """What a baseline copies from the shipped network.
 
     Attributes:
-        removed: What was cut.
-        sizes: Kind and name of a group set -> its features or units left.
-        staged: Whether hidden units were cut after the inputs, from the refitted network.
+        removed: What was removed.
+        sizes: Kind and name of a group set -> the number of its features or units that are kept.
+        staged: Whether hidden units were removed after the inputs, from the refitted network.
     """
 
     removed: RemovalResult
@@ -62,24 +63,23 @@ class _Shipped:
 
 
 def measure_baselines(job: Job, chosen: SearchResult, folder: Path, listener: Listener) -> Baselines | None:
-    """Select in simpler ways, and cut, refit, export and measure each selection.
+    """Cut, refit, export and measure each baseline.
 
     Args:
         job: The job of the trained network.
         chosen: The shipped network.
-        folder: Where files are written for as long as they are needed.
-        listener: Told every measured selection.
+        folder: Folder for temporary files.
+        listener: Receives every measured selection.
 
     Returns:
         The record; None where the recipe does not ask for it. A selection that cannot be measured is
-        left out, and a note says why.
+        left out, and a note gives the reason.
     """
     if not job.recipe.report.baselines:
         return None
     removed = chosen.removed
-    shipped = _Shipped(
-        removed, _sizes(job, removed), any(run.spec.kinds == ("hidden",) for run in chosen.stages[1:])
-    )
+    staged = any(stage.spec.kinds == ("hidden",) for stage in chosen.stages[1:])
+    shipped = _Shipped(removed, _sizes(job, removed), staged)
     runs, failures = _runs(job, shipped, folder, listener)
     return Baselines(
         features=sum(count for (kind, _), count in shipped.sizes.items() if kind == "input"),
@@ -87,16 +87,16 @@ def measure_baselines(job: Job, chosen: SearchResult, folder: Path, listener: Li
         valid=chosen.refit_metric,
         rows=job.data.test.rows,
         repeats=PERMUTATIONS,
-        results=[_baseline(job, name, found) for name, found in runs.items()],
-        notes=[*_terms(job, shipped), *failures],
+        results=[_baseline(job, name, measured) for name, measured in runs.items()],
+        notes=[*_notes(job, shipped), *failures],
     )
 
 
 def _runs(
     job: Job, shipped: _Shipped, folder: Path, listener: Listener
 ) -> tuple[dict[Name, list[BaselineRun]], list[str]]:
-    """Every selection that could be measured, and what went otherwise than it should."""
-    tasks = [(name, ranking) for name, rankings in _plans(job, shipped).items() for ranking in rankings]
+    """Measure every selection; also return notes on those that fail or have another size."""
+    tasks = [(name, ranking) for name, rankings in _rankings(job, shipped).items() for ranking in rankings]
     if tasks:
         listener(Stage("baselines", f"cutting and refitting {len(tasks)} other selections"))
     runs: dict[Name, list[BaselineRun]] = {}
@@ -104,18 +104,18 @@ def _runs(
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         for done, (name, ranking) in enumerate(tasks, 1):
             try:
-                run, unlike = _measured(job, shipped, ranking, Path(scratch))
-            except GlpruneError as error:  # the shipped network stands, whatever became of another
+                run, differences = _measure(job, shipped, ranking, Path(scratch))
+            except GlpruneError as error:  # a baseline that fails must not stop the run
                 notes.append(f"{name}: a selection could not be measured: {str(error).rstrip('.')}.")
             else:
                 runs.setdefault(name, []).append(run)
-                notes += [f"{name}: {difference}." for difference in unlike]
+                notes += [f"{name}: {difference}." for difference in differences]
             listener(Progress("selections measured", done, len(tasks)))
     return runs, list(dict.fromkeys(notes))
 
 
 def _sizes(job: Job, removed: RemovalResult) -> Sizes:
-    """How many features of every input and units of every layer are left."""
+    """Count the features of every input and the units of every layer that are kept."""
     kept = iter(kept_features(job.data, removed))
     sizes: dict[tuple[Kind, str], int] = {}
     for groups in job.groups:
@@ -127,39 +127,39 @@ def _sizes(job: Job, removed: RemovalResult) -> Sizes:
     return sizes
 
 
-def _cut(job: Job, sizes: Sizes, kind: Kind) -> bool:
-    """Whether the shipped network lost anything of a kind."""
+def _is_cut(job: Job, sizes: Sizes, kind: Kind) -> bool:
+    """Return whether anything of a kind was removed."""
     return any(sizes[g.kind, g.name] < len(g.labels) for g in job.groups if g.kind == kind)
 
 
-def _plans(job: Job, shipped: _Shipped) -> dict[Name, list[Ranking]]:
-    """The rankings of each way to select; none where nothing was cut."""
-    if not _cut(job, shipped.sizes, "input") and not _cut(job, shipped.sizes, "hidden"):
+def _rankings(job: Job, shipped: _Shipped) -> dict[Name, list[Ranking]]:
+    """Return the rankings of each baseline; none where nothing was removed."""
+    if not _is_cut(job, shipped.sizes, "input") and not _is_cut(job, shipped.sizes, "hidden"):
         return {}
     generator = torch.Generator().manual_seed(job.recipe.seed)
-    plans: dict[Name, list[Ranking]] = {
+    rankings: dict[Name, list[Ranking]] = {
         "random": [_random(generator)] * RANDOM_DRAWS,
         "magnitude": [_magnitude],
     }
-    if _cut(job, shipped.sizes, "input"):
-        plans["permutation"] = [_permutation]
-    return plans
+    if _is_cut(job, shipped.sizes, "input"):
+        rankings["permutation"] = [_permutation]
+    return rankings
 
 
-def _terms(job: Job, shipped: _Shipped) -> list[str]:
-    """What was not compared, or on unequal terms."""
-    features, units = (_cut(job, shipped.sizes, kind) for kind in ("input", "hidden"))
-    if not features and not units:
-        return ["Nothing was cut, so there is no selection to compare."]
+def _notes(job: Job, shipped: _Shipped) -> list[str]:
+    """State what was not compared, and where the comparison is not fair."""
+    features_cut, units_cut = (_is_cut(job, shipped.sizes, kind) for kind in ("input", "hidden"))
+    if not features_cut and not units_cut:
+        return ["Nothing was removed, so there is no selection to compare."]
     notes = []
-    if not features:
+    if not features_cut:
         notes.append(
-            "Permutation importance chooses among input features, none of which was removed; it was not run."
+            "Permutation importance was not run: it ranks input features, and none of them was removed."
         )
     if job.recipe.refit.epochs == 0 or job.recipe.refit.start != "trained":
         notes.append(
-            "The shipped network may go on from the weights of its path, the others go on from the trained "
-            "ones: it was trained for longer."
+            "The shipped network may start its refit from the weights of the path, the baselines start from "
+            "the trained weights: the shipped network was trained for longer."
         )
     return notes
 
@@ -173,17 +173,17 @@ def _magnitude(job: Job, groups: GroupSet) -> Tensor:
 
 
 def _permutation(job: Job, groups: GroupSet) -> Tensor:
-    """Importance of features; it says nothing of hidden units, which go by their norms."""
+    """Rank features by permutation importance and hidden units by their norms."""
     if groups.kind == "hidden":
         return _magnitude(job, groups)
     return permutation_importance(job, groups, PERMUTATIONS)
 
 
-def _measured(job: Job, shipped: _Shipped, ranking: Ranking, folder: Path) -> tuple[BaselineRun, list[str]]:
-    """Everything of one selection, and where its size is not the shipped one.
+def _measure(job: Job, shipped: _Shipped, ranking: Ranking, folder: Path) -> tuple[BaselineRun, list[str]]:
+    """Measure one selection, and state where its size differs from the shipped one.
 
     Raises:
-        GlpruneError: It cannot be refitted or exported, or its file computes something else.
+        GlpruneError: It cannot be refitted or exported, or its file does not agree with PyTorch.
     """
     removed, network, valid = _slim(job, shipped, ranking)
     path = folder / "baseline.onnx"
@@ -197,13 +197,13 @@ def _measured(job: Job, shipped: _Shipped, ranking: Ranking, folder: Path) -> tu
     test = job.task.metrics(job.task.view(outputs), target)
     if not all(map(math.isfinite, (valid, *test.values()))):
         raise ModelError("a metric is not finite")
-    mine, theirs = kept_features(job.data, removed), kept_features(job.data, shipped.removed)
+    kept, kept_shipped = kept_features(job.data, removed), kept_features(job.data, shipped.removed)
     sizes = _sizes(job, removed)
     run = BaselineRun(
-        kept=[f.name for f, stays in zip(job.data.features, mine, strict=True) if stays],
-        common=sum(a and b for a, b in zip(mine, theirs, strict=True)),
+        kept=[f.name for f, is_kept in zip(job.data.features, kept, strict=True) if is_kept],
+        common=sum(a and b for a, b in zip(kept, kept_shipped, strict=True)),
         hidden=sum(count for (kind, _), count in sizes.items() if kind == "hidden"),
-        common_hidden=sum(len(_units(g, removed) & _units(g, shipped.removed)) for g in job.groups),
+        common_hidden=sum(len(_kept_units(g, removed) & _kept_units(g, shipped.removed)) for g in job.groups),
         valid=valid,
         test=test,
     )
@@ -211,63 +211,64 @@ def _measured(job: Job, shipped: _Shipped, ranking: Ranking, folder: Path) -> tu
 
 
 def _slim(job: Job, shipped: _Shipped, ranking: Ranking) -> tuple[RemovalResult, nn.Module, float]:
-    """The network of a selection, refitted, and its metric on the validation split."""
+    """Return the refitted network of a selection and its metric on the validation split."""
     if not shipped.staged:
         return _cut_weakest(job, shipped.sizes, ranking, ("input", "hidden"))
     first, network, _ = _cut_weakest(job, shipped.sizes, ranking, ("input",))
-    after = narrowed_job(job, network, first.columns, [sliced(g, first.plan.kept) for g in job.groups])
-    second, network, valid = _cut_weakest(after, shipped.sizes, ranking, ("hidden",))
+    next_job = narrowed_job(job, network, first.columns, [sliced(g, first.plan.kept) for g in job.groups])
+    second, network, valid = _cut_weakest(next_job, shipped.sizes, ranking, ("hidden",))
     return then(first, second), network, valid
 
 
 def _cut_weakest(
     job: Job, sizes: Sizes, ranking: Ranking, kinds: Sequence[Kind]
 ) -> tuple[RemovalResult, nn.Module, float]:
+    """Cut the groups of lowest rank down to the given sizes and refit."""
     zeroed = copy.deepcopy(job.network)
     for groups in job.groups:
         keep = sizes.get((groups.kind, groups.name), len(groups.labels))
         if groups.kind in kinds and not groups.units.refused and keep < len(groups.labels):
-            gone = _weakest(job, groups, ranking(job, groups), keep)
-            zero_units_(zeroed.state_dict(), groups.units, gone[groups.group])
+            is_dropped = _weakest(job, groups, ranking(job, groups), keep)
+            zero_units_(zeroed.state_dict(), groups.units, is_dropped[groups.group])
     removed = remove(zeroed, job.groups, job.probe, job.axes)
-    fitted, valid = refit_or_resume(job, removed)
-    return removed, fitted.network, valid
+    refit, valid = refit_or_resume(job, removed)
+    return removed, refit.network, valid
 
 
 def _weakest(job: Job, groups: GroupSet, score: Tensor, keep: int) -> Tensor:
     """Mark all groups but the ``keep`` of highest score, bool, shape (n_groups,).
 
-    Groups that are zero in the trained network go first, since a removal cuts them in any case; between
-    equal scores, as a metric of whole rows has many, the larger norm stays. Before all of that come the
-    rules on features.
+    The policy's rules on features come first. Groups that are zero in the trained network are dropped next,
+    since a removal cuts them in any case. Of equal scores, which a metric that counts rows often gives, the
+    larger norm is kept.
     """
     state = job.network.state_dict()
     ranks = [job.rules.rank(label) if groups.kind == "input" else 1 for label in groups.labels]
-    alive, norms = support(state, groups).tolist(), group_norms(state, groups).tolist()
-    keys = list(zip(ranks, alive, score.tolist(), norms, strict=True))
+    nonzero, norms = support(state, groups).tolist(), group_norms(state, groups).tolist()
+    keys = list(zip(ranks, nonzero, score.tolist(), norms, strict=True))
     order = sorted(range(len(keys)), key=lambda group: keys[group], reverse=True)
-    gone = torch.ones(len(keys), dtype=torch.bool)
-    gone[order[:keep]] = False
-    return gone
+    is_dropped = torch.ones(len(keys), dtype=torch.bool)
+    is_dropped[order[:keep]] = False
+    return is_dropped
 
 
-def _units(groups: GroupSet, removed: RemovalResult) -> set[int]:
-    """The hidden units that are left of a layer, in the trained network's numbering."""
+def _kept_units(groups: GroupSet, removed: RemovalResult) -> set[int]:
+    """Return the kept hidden units of a layer, in the trained network's numbering."""
     if groups.kind == "input":
         return set()
-    gone: set[int] = set()
+    dropped: set[int] = set()
     for slot in groups.units.slots:
         positions = removed.plan.kept.get((slot.tensor, slot.dim))
         if positions is not None:
-            gone |= set(slot.unit.tolist()) - set(slot.unit[positions].tolist())
-    return set(range(groups.units.count)) - gone
+            dropped |= set(slot.unit.tolist()) - set(slot.unit[positions].tolist())
+    return set(range(groups.units.count)) - dropped
 
 
 def _differences(found: Sizes, wanted: Sizes) -> list[str]:
-    """The inputs and layers a selection keeps more or less of than the shipped model."""
-    words: dict[Kind, str] = {"input": "features of input", "hidden": "units of layer"}
+    """List the inputs and layers of which a selection keeps more or less than the shipped model."""
+    counted: dict[Kind, str] = {"input": "features of input", "hidden": "units of layer"}
     return [
-        f"it keeps {found[kind, name]} {words[kind]} {name!r}, the shipped model {count}"
+        f"it keeps {found[kind, name]} {counted[kind]} {name!r}, the shipped model {count}"
         for (kind, name), count in wanted.items()
         if found[kind, name] != count
     ]
@@ -283,5 +284,5 @@ def _baseline(job: Job, name: Name, runs: Sequence[BaselineRun]) -> Baseline:
 
 
 def _spread(name: str, values: Sequence[float]) -> Spread:
-    several = len(values) > 1
-    return Spread(name=name, mean=statistics.fmean(values), std=statistics.stdev(values) if several else None)
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return Spread(name=name, mean=statistics.fmean(values), std=std)

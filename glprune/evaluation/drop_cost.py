@@ -1,4 +1,4 @@
-"""What each kept feature is worth: cut it from the shipped network, refit, and measure without it."""
+"""Drop cost: remove each kept feature from the shipped network, refit, and measure without it."""
 
 from __future__ import annotations
 
@@ -29,36 +29,30 @@ from glprune.schema.report import DropCost, DropCosts
 from glprune.search.refit import refit_or_resume
 
 if TYPE_CHECKING:
+    from glprune.export.shipped_model import ShippedModel
     from glprune.pruning.units import UnitSet
     from glprune.search.job import Job
     from glprune.search.worker_setup import WorkerContext
 
 
 def measure_drop_costs(
-    job: Job,
-    removed: RemovalResult,
-    file: Path,
-    kept: Sequence[bool],
-    workers: WorkerPool[WorkerContext],
-    listener: Listener,
+    shipped: ShippedModel, workers: WorkerPool[WorkerContext], listener: Listener
 ) -> DropCosts:
-    """Drop every kept feature in turn, in parallel, each from the shipped network.
+    """Remove every kept feature in turn, in parallel, each from the shipped network.
 
     Args:
-        job: The job.
-        removed: What the shipped network lost.
-        file: Its ONNX file.
-        kept: Whether the shipped model keeps each feature.
+        shipped: The shipped model.
         workers: Processes that rebuild the job and the shipped network.
-        listener: Told every measured feature.
+        listener: Receives every measured feature.
 
     Raises:
-        GlpruneError: Whatever went wrong with a feature.
+        GlpruneError: A feature cannot be measured.
     """
-    names = [f.name for f, stays in zip(job.data.features, kept, strict=True) if stays]
+    job = shipped.job
+    names = [f.name for f, is_kept in zip(job.data.features, shipped.kept, strict=True) if is_kept]
     listener(Stage("drop cost", f"each of {len(names)} features cut, the network refitted without it"))
-    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
-        again, *costs = map_with_checkpoint(
+    with tempfile.TemporaryDirectory(dir=shipped.folder) as scratch:
+        refitted, *costs = map_with_checkpoint(
             workers,
             functools.partial(_without, Path(scratch)),
             [None, *names],
@@ -67,94 +61,98 @@ def measure_drop_costs(
             job.journal,
             TypeAdapter(DropCost),
         )
-    shipped = OnnxFile(file, job.recipe.threads)
-    narrow = file_columns(job, removed)
-    scores = [_score(job, *predict(shipped, split, narrow)) for split in (job.data.valid, job.data.test)]
-    assert again.valid is not None  # nothing was cut, so nothing was refused
-    assert again.test is not None
+    file = OnnxFile(shipped.file, job.recipe.threads)
+    valid, test = (
+        _score(job, *predict(file, split, shipped.select_columns))
+        for split in (job.data.valid, job.data.test)
+    )
+    assert refitted.valid is not None  # no feature is removed from it, so none is refused
+    assert refitted.test is not None
     return DropCosts(
         metric=job.metric,
         higher_is_better=HIGHER_IS_BETTER[job.metric],
         valid_rows=job.data.valid.rows,
         test_rows=job.data.test.rows,
-        valid=scores[0],
-        test=scores[1],
-        refitted_valid=again.valid,
-        refitted_test=again.test,
+        valid=valid,
+        test=test,
+        refitted_valid=refitted.valid,
+        refitted_test=refitted.test,
         features=costs,
     )
 
 
-def _without(scratch: Path, shipped: WorkerContext, name: str | None) -> DropCost:
-    """Refit and measure the shipped network without a feature, or with all of them where none is named."""
+def _without(scratch: Path, context: WorkerContext, name: str | None) -> DropCost:
+    """Refit and measure the shipped network without a feature; with all of them where ``name`` is None."""
     if name is None:
-        whole = RemovalResult(
-            shipped.network, shipped.surgery, shipped.columns, (), (), 0.0, len(shipped.job.probe[0])
+        unchanged = RemovalResult(
+            context.network, context.surgery, context.columns, (), (), 0.0, len(context.job.probe[0])
         )
-        return _measured(scratch, shipped.job, "", whole)
-    groups = next(g for g in shipped.job.input_groups if name in g.labels)
-    marked = groups.group == groups.labels.index(name)
-    kept = "policy.must_keep lists it" if name in shipped.job.rules.required else None
-    cut = kept or _obstacle(shipped, groups.units, marked) or _cut(shipped, groups, name)
+        return _refit_and_measure(scratch, context.job, "", unchanged)
+    groups = next(g for g in context.job.input_groups if name in g.labels)
+    is_dropped = groups.group == groups.labels.index(name)
+    required = "policy.must_keep lists it" if name in context.job.rules.required else None
+    cut = required or _obstacle(context, groups.units, is_dropped) or _cut(context, groups, name)
     if isinstance(cut, str):
         return DropCost(feature=name, valid=None, test=None, reason=cut)
-    return _measured(scratch, shipped.job, name, cut)
+    return _refit_and_measure(scratch, context.job, name, cut)
 
 
-def _obstacle(shipped: WorkerContext, units: UnitSet, marked: Tensor) -> str | None:
-    """Why columns cannot be dropped; None where they can. ``marked`` is bool (n_units,)."""
+def _obstacle(context: WorkerContext, units: UnitSet, is_dropped: Tensor) -> str | None:
+    """Return why columns cannot be dropped; None where they can. ``is_dropped`` is bool (n_units,)."""
     if units.refused or units.source is None:
         return units.refused
     if units.family:
         return f"the layers of {units.family!r} share one width"
-    if bool(marked[shipped.columns[units.source]].all()):
+    if bool(is_dropped[context.columns[units.source]].all()):
         return f"it is the last feature of input {units.name!r}, and an input needs one"
     return None
 
 
-def _cut(shipped: WorkerContext, groups: GroupSet, name: str) -> RemovalResult | str:
-    """Zero the weights leaving a feature and cut it, or say by how much that changes outputs."""
-    job, units = shipped.job, groups.units
-    zeroed = copy.deepcopy(shipped.network)
-    left = sliced(groups, shipped.surgery.kept)
-    zero_units_(zeroed.state_dict(), left.units, left.group == left.labels.index(name))
-    gone = groups.group == groups.labels.index(name)
-    columns = tuple(own[~gone[own]] if n == units.source else own for n, own in enumerate(shipped.columns))
-    keep = next(own for n, own in enumerate(columns) if n == units.source)
-    surgery = shipped.surgery.merge(plan_pruning(job.network, [(units, keep)], job.probe, job.axes))
+def _cut(context: WorkerContext, groups: GroupSet, name: str) -> RemovalResult | str:
+    """Zero the weights of a feature and cut it, or return by how much the cut changes outputs."""
+    job, units = context.job, groups.units
+    zeroed = copy.deepcopy(context.network)
+    remaining = sliced(groups, context.surgery.kept)
+    zero_units_(zeroed.state_dict(), remaining.units, remaining.group == remaining.labels.index(name))
+    is_dropped = groups.group == groups.labels.index(name)
+    columns = tuple(
+        kept[~is_dropped[kept]] if n == units.source else kept for n, kept in enumerate(context.columns)
+    )
+    keep = next(kept for n, kept in enumerate(columns) if n == units.source)
+    plan = context.surgery.merge(plan_pruning(job.network, [(units, keep)], job.probe, job.axes))
     network = copy.deepcopy(job.network)
-    surgery.apply_(network)
-    network.load_state_dict(_narrowed(zeroed, shipped.surgery, surgery))
-    before = outputs(zeroed, ColumnSelection(shipped.columns, job.axes)(job.probe))
+    plan.apply_(network)
+    network.load_state_dict(_cut_further(zeroed, context.surgery, plan))
+    before = outputs(zeroed, ColumnSelection(context.columns, job.axes)(job.probe))
     gap = difference(before, outputs(network, ColumnSelection(columns, job.axes)(job.probe)))
     if gap > TOLERANCE and not units.inexact:
         return f"the cut changes outputs by {gap:.1e}"
-    return RemovalResult(network, surgery, columns, (), (), gap, len(job.probe[0]))
+    return RemovalResult(network, plan, columns, (), (), gap, len(job.probe[0]))
 
 
-def _narrowed(network: nn.Module, now: PruningPlan, wanted: PruningPlan) -> dict[str, Tensor]:
-    """The tensors of a network cut by ``now``, cut further to what ``wanted`` keeps."""
-    narrower = copy.deepcopy(network)
-    places = {}
-    for key, positions in wanted.kept.items():
-        here = now.kept.get(key)
-        places[key] = positions if here is None else torch.nonzero(torch.isin(here, positions)).flatten()
-    slice_(narrower, places)
-    return narrower.state_dict()
+def _cut_further(network: nn.Module, done: PruningPlan, wanted: PruningPlan) -> dict[str, Tensor]:
+    """Return the tensors of a network that was cut by ``done``, cut further to what ``wanted`` keeps."""
+    smaller = copy.deepcopy(network)
+    kept = {}
+    for axis, positions in wanted.kept.items():
+        current = done.kept.get(axis)
+        kept[axis] = positions if current is None else torch.nonzero(torch.isin(current, positions)).flatten()
+    slice_(smaller, kept)
+    return smaller.state_dict()
 
 
-def _measured(scratch: Path, job: Job, name: str, removed: RemovalResult) -> DropCost:
-    """Refit as the recipe says and take the metric from the ONNX file through ONNX Runtime."""
+def _refit_and_measure(scratch: Path, job: Job, name: str, removed: RemovalResult) -> DropCost:
+    """Refit as the recipe says and measure the ONNX file through ONNX Runtime."""
     try:
-        fitted, _ = refit_or_resume(job, removed)
+        refit, _ = refit_or_resume(job, removed)
     except NonFiniteError as error:
         raise NonFiniteError(f"drop cost of {name!r}: {error}") from None
-    # on another machine the caller's folder need not be
+    # on another machine the caller's folder may not exist
     with tempfile.TemporaryDirectory(dir=scratch if scratch.is_dir() else None) as folder:
         path = Path(folder) / "dropped.onnx"
-        write_shipped(job, removed, fitted.network, path)
+        write_shipped(job, removed, refit.network, path)
         file = OnnxFile(path, torch.get_num_threads())
-        outputs, target, gap = on_test_rows(job, removed, fitted.network, file)
+        outputs, target, gap = on_test_rows(job, removed, refit.network, file)
         valid = predict(file, job.data.valid, file_columns(job, removed))
     if not gap <= EXPORT_TOLERANCE:
         raise ModelError(

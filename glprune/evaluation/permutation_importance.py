@@ -1,4 +1,4 @@
-"""Permutation importance of the input features: what the selection metric loses when a feature says nothing.
+"""Permutation importance: the loss of the selection metric when a feature is shuffled over the rows.
 
 References:
     Breiman (2001), "Random forests", Machine Learning 45, 5-32, section 10; Fisher, Rudin and
@@ -7,7 +7,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 def permutation_importance(job: Job, groups: GroupSet, repeats: int) -> Tensor:
-    """Drop of the selection metric on the validation split when a feature's columns are permuted together.
+    """Measure the drop of the selection metric on the validation split when a feature's columns are permuted.
 
-    A feature keeps its values and loses its rows: its columns are taken from the rows in a random
-    order. Every feature meets the same orders, so that features differ by what they are worth alone.
+    All columns of a feature are taken from the rows in the same random order. The orders are the same for
+    every feature, so that differences between features do not come from the draw.
 
     Args:
         job: The job of the trained network.
@@ -37,23 +37,26 @@ def permutation_importance(job: Job, groups: GroupSet, repeats: int) -> Tensor:
 
     Returns:
         Mean drop over the orders, shape (n_features,), float64, in the units of the metric; below 0
-        where the network does better without the feature.
+        where the network is better without the feature.
 
     Raises:
-        DataError: The rows of the split cannot be laid together.
+        DataError: The rows of the split cannot be concatenated.
     """
-    split = support_of_importance(job.data.valid)
+    split = split_in_memory(job.data.valid)
     generator = torch.Generator().manual_seed(job.recipe.seed)
     orders = [torch.randperm(split.rows, generator=generator) for _ in range(repeats)]
     reference = _metric(job, split)
-    drops = [
-        _mean_drop(job, split, groups, feature, orders, reference) for feature in range(len(groups.labels))
-    ]
+    drops = []
+    for feature in range(len(groups.labels)):
+        total = 0.0
+        for permuted in _permuted(job, split, groups, feature, orders):
+            total += improvement(job.metric, _metric(job, permuted), reference)
+        drops.append(total / len(orders))
     return torch.tensor(drops, dtype=torch.float64)
 
 
-def support_of_importance(split: Split) -> TensorSplit:
-    """A split in memory, as one batch.
+def split_in_memory(split: Split) -> TensorSplit:
+    """Return a split in memory, as one batch.
 
     Raises:
         DataError: Its batches differ in shape, or it is streamed.
@@ -62,15 +65,16 @@ def support_of_importance(split: Split) -> TensorSplit:
         return split
     if isinstance(split, StreamedSplit):
         raise DataError(
-            "the rows of the validation split would be held in memory, which data.stream is to spare"
+            "permutation importance holds the rows of the validation split in memory, and data.stream "
+            "avoids that"
         )
     batches, targets = zip(*split.batches(None, None), strict=True)
     try:
         return TensorSplit(tuple(torch.cat(x) for x in zip(*batches, strict=True)), torch.cat(targets))
     except RuntimeError as error:
         raise DataError(
-            "rows of the validation split differ in shape from batch to batch, so that no feature can be "
-            "permuted over all of them; let the loader pad to one length"
+            "rows of the validation split differ in shape between batches, so no feature can be permuted "
+            "over all of them; let the loader pad to one length"
         ) from error
 
 
@@ -78,22 +82,15 @@ def _metric(job: Job, split: Split) -> float:
     return validate(replace(job, data=replace(job.data, valid=split)), job.network, identity)
 
 
-def _mean_drop(
-    job: Job,
-    split: TensorSplit,
-    groups: GroupSet,
-    feature: int,
-    orders: Sequence[Tensor],
-    reference: float,
-) -> float:
-    place, columns = groups.units.source, torch.nonzero(groups.group == feature).flatten()
-    assert place is not None  # the groups are those of an input
-    axis = job.axes[place]
-    assert axis is not None  # which has an axis, since it has groups
-    x = split.inputs[place]
-    total = 0.0
+def _permuted(
+    job: Job, split: TensorSplit, groups: GroupSet, feature: int, orders: Sequence[Tensor]
+) -> Iterator[TensorSplit]:
+    """Yield the split with a feature's columns in each of the orders."""
+    index, columns = groups.units.source, torch.nonzero(groups.group == feature).flatten()
+    assert index is not None  # the groups are those of an input
+    axis = job.axes[index]
+    assert axis is not None  # an input with groups has a feature axis
+    x = split.inputs[index]
     for order in orders:
         shuffled = x.index_copy(axis, columns, x.index_select(axis, columns)[order])
-        inputs = (*split.inputs[:place], shuffled, *split.inputs[place + 1 :])
-        total += improvement(job.metric, _metric(job, replace(split, inputs=inputs)), reference)
-    return total / len(orders)
+        yield replace(split, inputs=(*split.inputs[:index], shuffled, *split.inputs[index + 1 :]))

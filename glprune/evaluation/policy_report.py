@@ -1,4 +1,4 @@
-"""What the report says of the recipe's policy: rules, reasons, retired reason codes, warnings."""
+"""Make the report's records of the recipe's policy: rules, reasons, reason codes, warnings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NO_INTERVALS = (
 
 
 def make_policy(job: Job) -> Policy | None:
-    """The recipe's rules on features as written; None where there are none."""
+    """Return the recipe's rules on features as written; None where there are none."""
     spec = job.recipe.policy
     if spec is None:
         return None
@@ -36,22 +36,22 @@ def make_policy(job: Job) -> Policy | None:
 
 
 def reason(job: Job, feature: str, kept: bool) -> str | None:
-    """Why a feature is removed, or that the policy keeps it."""
+    """Return why a feature is removed, or that the policy keeps it."""
     if kept:
         return MUST_KEEP if feature in job.rules.required else None
     return job.rules.forbidden.get(feature, "penalty")
 
 
 def make_reason_codes(job: Job, kept: Sequence[bool]) -> ReasonCodes | None:
-    """Reasons sorted by what is left of the features they cite; None where the recipe lists none."""
+    """Sort reason codes by how many of their features are kept; None where the recipe lists none."""
     if not job.rules.codes:
         return None
-    stays = {f.name for f, k in zip(job.data.features, kept, strict=True) if k}
+    kept_names = {f.name for f, is_kept in zip(job.data.features, kept, strict=True) if is_kept}
     codes = [
         ReasonCode(
             code=code,
-            removed=[f for f in features if f not in stays],
-            kept=[f for f in features if f in stays],
+            removed=[f for f in features if f not in kept_names],
+            kept=[f for f in features if f in kept_names],
         )
         for code, features in job.rules.codes.items()
     ]
@@ -63,28 +63,32 @@ def make_reason_codes(job: Job, kept: Sequence[bool]) -> ReasonCodes | None:
 
 
 def policy_warnings(job: Job, kept: Sequence[bool]) -> list[str]:
-    """What the user should know of features that had to go and of protected ones that stayed."""
-    found = [
+    """Warn of protected features that are kept and of dropped ones that the original network still uses."""
+    warnings = [
         f"{a.name} is protected and the shipped model reads it."
         for a in job.data.protected
         if attribute_status(job, a, kept) == "kept"
     ]
-    gone = ", ".join(job.rules.forbidden)
-    if gone and job.task.kind == "distillation":
-        found.append(f"The shipped model follows the original network, which reads what must go: {gone}.")
-    elif gone and job.recipe.refit.distill:
-        found.append(
-            f"The refit followed the original network's predictions (refit.distill: "
-            f"{job.recipe.refit.distill:g}), which depend on what must go: {gone}; set refit.distill: 0."
+    dropped = ", ".join(job.rules.forbidden)
+    if dropped and job.task.kind == "distillation":
+        warnings.append(
+            f"The shipped model is trained on the outputs of the original network, which reads features that "
+            f"must be dropped: {dropped}."
         )
-    return found
+    elif dropped and job.recipe.refit.distill:
+        warnings.append(
+            f"The refit is trained on the original network's predictions (refit.distill: "
+            f"{job.recipe.refit.distill:g}), which depend on features that must be dropped: {dropped}; set "
+            "refit.distill: 0."
+        )
+    return warnings
 
 
 def not_measured(job: Job, proxies: Proxies | None, sentences: Sequence[str]) -> list[str]:
-    """What was not measured, less what the policy had measured."""
-    changed = {}
+    """Replace sentences about what the policy measured by what remains unmeasured."""
+    replaced = {}
     if job.data.protected:
-        changed[NO_SEGMENTS] = _NO_INTERVALS
+        replaced[NO_SEGMENTS] = _NO_INTERVALS
     if proxies is not None and proxies.performed:
-        changed[NO_PROXIES] = _LINEAR_PROXIES
-    return [changed.get(sentence, sentence) for sentence in sentences]
+        replaced[NO_PROXIES] = _LINEAR_PROXIES
+    return [replaced.get(sentence, sentence) for sentence in sentences]

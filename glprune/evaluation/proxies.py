@@ -1,7 +1,7 @@
-"""Proxies: how well protected attributes are predicted from what a model reads, no longer reads, and returns.
+"""Proxies: how well protected attributes can be predicted from kept inputs, removed inputs and the score.
 
-A feature that was dropped is not unknowable: other inputs may carry it. The analysis needs protected data and
-says unwelcome things, so it is made only when asked for, and its figures go into a file of their own.
+A dropped feature may still be predictable from other inputs. The analysis needs protected data, so it runs
+only when the recipe asks for it, and its results are written to a separate file.
 
 References:
     Logistic regression with an L2 penalty as in Fan et al. (2008), "LIBLINEAR: a library for large linear
@@ -12,7 +12,6 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,20 +22,19 @@ from glprune.data.protected import Attribute, segmented
 from glprune.data.splits import identity
 from glprune.evaluation.segments import attribute_status
 from glprune.export.onnx_runtime import OnnxFile
-from glprune.export.shipped_model import file_columns
 from glprune.model.prediction import predict
 from glprune.runtime.events import Listener, Stage
 from glprune.schema import bundle as bundles
 from glprune.schema.report import Prediction, Proxies, ProxyAnalysis, ProxyAttribute, ProxySource
 
 if TYPE_CHECKING:
-    from glprune.pruning.removal import RemovalResult
+    from glprune.export.shipped_model import ShippedModel
     from glprune.search.job import Job
 
 FOLDS, SHUFFLES = 5, 5
-_FEWEST = 2 * FOLDS  # rows of a class, so that every fold holds two
+_MIN_ROWS = 2 * FOLDS  # rows of a class, so that every fold holds two
 _PENALTY = 1.0
-_STEPS = 500
+_MAX_ITERATIONS = 500
 Floats = NDArray[np.float64]
 Fit = Callable[[Floats, Floats, Floats], Floats]
 _ESTIMATOR = (
@@ -44,41 +42,37 @@ _ESTIMATOR = (
     f"penalty of {_PENALTY:g} on the weights, stratified {FOLDS}-fold cross-validation"
 )
 _LIMITS = [
-    "The predictions are linear: a relation that is not may be missed.",
-    "Inputs were taken from all rows, the score from the test split, which trained nothing.",
-    "The attribute's own columns are never among the inputs it is predicted from; codes count as numbers.",
+    "The predictions are linear: a nonlinear relation may be missed.",
+    "Inputs were taken from all rows, the score from the test split, which is not used for training.",
+    "The attribute's own columns are never among the inputs it is predicted from; codes are used as numbers.",
 ]
 
 
-def measure_proxies(
-    job: Job, removed: RemovalResult, kept: Sequence[bool], folder: Path, listener: Listener
-) -> Proxies | None:
-    """Predict every protected attribute and write the figures to ``proxy.json``, if the recipe asks for it.
+def measure_proxies(shipped: ShippedModel, listener: Listener) -> Proxies | None:
+    """Predict every protected attribute and write the results to ``proxy.json``, if the recipe asks for it.
 
     Args:
-        job: The job.
-        removed: What the shipped network lost.
-        kept: Whether it keeps each feature.
-        folder: The bundle's files so far.
-        listener: Told that it begins.
+        shipped: The shipped model.
+        listener: Receives the start of the analysis.
 
     Returns:
-        What the report says of it; None where the recipe has no policy.
+        The record for the report; None where the recipe has no policy.
     """
+    job, folder = shipped.job, shipped.folder
     spec = job.recipe.policy
     if spec is None:
         return None
     if not spec.proxies:
         return Proxies(performed=False, reason="policy.proxies is not set", file=None, digest=None)
     listener(Stage("proxies", "predicting protected attributes from inputs and score"))
-    inputs, score = _inputs(job), _score(job, removed, folder / bundles.ONNX)
+    inputs, score = _inputs(job), _score(shipped)
     analysis = ProxyAnalysis(
-        model=bundles.digest(folder / bundles.ONNX),
+        model=bundles.digest(shipped.file),
         estimator=_ESTIMATOR,
         folds=FOLDS,
         shuffles=SHUFFLES,
         seed=job.recipe.seed,
-        attributes=[_attribute(job, a, kept, inputs, score) for a in job.data.protected],
+        attributes=[_attribute(shipped, a, inputs, score) for a in job.data.protected],
         limits=_LIMITS,
         schema="glprune.proxy/1",
     )
@@ -89,18 +83,19 @@ def measure_proxies(
 
 
 def _inputs(job: Job) -> Floats:
-    """Every feature of every row, train, valid and test, shape (rows, n_columns)."""
+    """Return every column of every row of train, valid and test, shape (rows, n_columns)."""
     parts = []
     for split in (job.data.train, job.data.valid, job.data.test):
-        found, _ = predict(lambda inputs: inputs, split, identity)
-        taken = [x for x, part in zip(found, job.data.inputs, strict=True) if part.axis is not None]
-        parts.append(torch.cat([x.double() for x in taken], dim=1))
+        inputs, _ = predict(lambda inputs: inputs, split, identity)
+        with_axis = [x for x, part in zip(inputs, job.data.inputs, strict=True) if part.axis is not None]
+        parts.append(torch.cat([x.double() for x in with_axis], dim=1))
     return torch.cat(parts).numpy()
 
 
-def _score(job: Job, removed: RemovalResult, file: Path) -> Floats:
-    """What the shipped file returns for the test rows; log-odds or log-probabilities of classes."""
-    outputs, _ = predict(OnnxFile(file, job.recipe.threads), job.data.test, file_columns(job, removed))
+def _score(shipped: ShippedModel) -> Floats:
+    """Return the shipped file's outputs on the test rows; log-odds or log-probabilities of classes."""
+    job = shipped.job
+    outputs, _ = predict(OnnxFile(shipped.file, job.recipe.threads), job.data.test, shipped.select_columns)
     view = job.task.view(outputs).double()
     if job.task.kind in ("binary", "multiclass"):
         logs = job.task.log_probabilities(view)
@@ -108,21 +103,22 @@ def _score(job: Job, removed: RemovalResult, file: Path) -> Floats:
     return view.reshape(len(view), -1).numpy()
 
 
-def _attribute(
-    job: Job, attribute: Attribute, kept: Sequence[bool], inputs: Floats, score: Floats
-) -> ProxyAttribute:
-    own, names = set(attribute.columns), job.data.columns
-    stays = {c for f, k in zip(job.data.features, kept, strict=True) if k for c in f.columns}
-    others = [c for c in range(len(names)) if names[c] not in own]
+def _attribute(shipped: ShippedModel, attribute: Attribute, inputs: Floats, score: Floats) -> ProxyAttribute:
+    """Predict one attribute from each of the three sources."""
+    job, kept = shipped.job, shipped.kept
+    names = job.data.columns
+    kept_features = [f for f, is_kept in zip(job.data.features, kept, strict=True) if is_kept]
+    kept_columns = {c for f in kept_features for c in f.columns}
+    others = [c for c in range(len(names)) if names[c] not in set(attribute.columns)]
     sources: list[tuple[ProxySource, Floats, bool]] = [
-        ("kept inputs", inputs[:, [c for c in others if c in stays]], True),
-        ("removed inputs", inputs[:, [c for c in others if c not in stays]], True),
+        ("kept inputs", inputs[:, [c for c in others if c in kept_columns]], True),
+        ("removed inputs", inputs[:, [c for c in others if c not in kept_columns]], True),
         ("score", score, False),
     ]
     parts = segmented(attribute, None)
     classes = parts.by == "values"
     values = parts.number if classes else attribute.values
-    whole = np.concatenate([values[s] for s in ("train", "valid", "test")]).astype(np.float64)
+    all_rows = np.concatenate([values[s] for s in ("train", "valid", "test")]).astype(np.float64)
     test = values["test"].astype(np.float64)
     labels, seed = parts.labels if classes else (), job.recipe.seed
     return ProxyAttribute(
@@ -131,24 +127,19 @@ def _attribute(
         measure="auc" if classes else "r2",
         classes=list(labels),
         predictions=[
-            _prediction(source, x, whole if every else test, labels, seed) for source, x, every in sources
+            _prediction(source, x, all_rows if is_input else test, labels, seed)
+            for source, x, is_input in sources
         ],
     )
 
 
 def _prediction(source: ProxySource, x: Floats, y: Floats, labels: Sequence[str], seed: int) -> Prediction:
-    """Predict an attribute from some columns; ``labels`` are its classes, none where it is a number."""
+    """Predict an attribute from some columns; ``labels`` are its classes, empty where it is a number."""
     classes = bool(labels)
-    rare = [n for n in range(len(labels)) if (y == n).sum() < _FEWEST]
+    rare = [n for n in range(len(labels)) if (y == n).sum() < _MIN_ROWS]
     known = ~np.isin(y, rare) if classes else np.isfinite(y)
     x, y = x[known], y[known]
-    reason = None
-    if x.shape[1] == 0:
-        reason = "there are none"
-    elif classes and len(labels) - len(rare) < 2:
-        reason = f"fewer than two of its values have {_FEWEST} rows"
-    elif not classes and (len(y) < _FEWEST or np.ptp(y) == 0):
-        reason = f"it does not vary, or fewer than {_FEWEST} rows have a value"
+    reason = _obstacle(x, y, len(labels) - len(rare) if classes else None)
     value = std = shuffled = None
     if reason is None:
         folds = cross_validated(x, y, classes, seed)
@@ -167,13 +158,24 @@ def _prediction(source: ProxySource, x: Floats, y: Floats, labels: Sequence[str]
     )
 
 
+def _obstacle(x: Floats, y: Floats, n_classes: int | None) -> str | None:
+    """Return why the attribute cannot be predicted; ``n_classes`` is None where it is a number."""
+    if x.shape[1] == 0:
+        return "there are none"
+    if n_classes is not None and n_classes < 2:
+        return f"fewer than two of its values have {_MIN_ROWS} rows"
+    if n_classes is None and (len(y) < _MIN_ROWS or np.ptp(y) == 0):
+        return f"it does not vary, or fewer than {_MIN_ROWS} rows have a value"
+    return None
+
+
 def cross_validated(x: Floats, y: Floats, classes: bool, seed: int) -> Floats:
-    """The measure on each held-out fold, shape (folds,).
+    """Return the AUC or r2 on each held-out fold, shape (folds,).
 
     Args:
         x: Columns to predict from, shape (rows, n_columns).
         y: Class numbers, or values, shape (rows,).
-        classes: Whether ``y`` holds classes: then the mean AUC of each against the rest.
+        classes: Whether ``y`` holds classes; the measure is then the mean AUC of each class against the rest.
         seed: Seed of the folds.
     """
     fold = _folds(y if classes else np.zeros(len(y)), seed)
@@ -181,7 +183,7 @@ def cross_validated(x: Floats, y: Floats, classes: bool, seed: int) -> Floats:
 
 
 def _folds(strata: Floats, seed: int) -> NDArray[np.int64]:
-    """The fold of each row, every stratum divided evenly."""
+    """Return the fold of each row; every stratum is divided evenly."""
     order = np.random.default_rng([seed, 0]).permutation(len(strata))
     order = order[np.argsort(strata[order], kind="stable")]
     fold = np.empty(len(strata), dtype=np.int64)
@@ -190,11 +192,12 @@ def _folds(strata: Floats, seed: int) -> NDArray[np.int64]:
 
 
 def _on_fold(x: Floats, y: Floats, held: NDArray[np.bool_], classes: bool) -> float:
+    """Fit on the other rows and return the measure on the held-out ones."""
     mean, spread = x[~held].mean(axis=0), x[~held].std(axis=0)
     z = (x - mean) / np.where(spread > 0, spread, 1.0)
     if not classes:
-        guess = ridge(z[~held], y[~held], z[held])
-        return float(1 - np.square(y[held] - guess).sum() / np.square(y[held] - y[held].mean()).sum())
+        predicted = ridge(z[~held], y[~held], z[held])
+        return float(1 - np.square(y[held] - predicted).sum() / np.square(y[held] - y[held].mean()).sum())
     labels = np.unique(y)
     positives = labels[1:] if len(labels) == 2 else labels
     return float(
@@ -203,7 +206,7 @@ def _on_fold(x: Floats, y: Floats, held: NDArray[np.bool_], classes: bool) -> fl
 
 
 def ridge(x: Floats, y: Floats, new: Floats) -> Floats:
-    """Predict by least squares with a penalty ``_PENALTY * ||w||^2``, the intercept free.
+    """Predict by least squares with a penalty ``_PENALTY * ||w||^2``; the intercept is not penalised.
 
     Args:
         x: Centred columns, shape (rows, n_columns).
@@ -215,13 +218,14 @@ def ridge(x: Floats, y: Floats, new: Floats) -> Floats:
 
 
 def logistic(x: Floats, y: Floats, new: Floats) -> Floats:
-    """Log-odds by logistic regression with a penalty ``_PENALTY / 2 * ||w||^2``, the intercept free.
+    """Predict log-odds by logistic regression with a penalty ``_PENALTY / 2 * ||w||^2`` on the weights only.
 
     Args:
         x: Columns, shape (rows, n_columns).
         y: 0 or 1, shape (rows,).
         new: Rows to predict, shape (n_new, n_columns).
     """
+
     from scipy.optimize import minimize  # noqa: PLC0415 - slow to import, and few runs need it
     from scipy.special import expit  # noqa: PLC0415 - the same
 
@@ -232,15 +236,15 @@ def logistic(x: Floats, y: Floats, new: Floats) -> Floats:
         return float(value), np.append(x.T @ gap + _PENALTY * w[:-1], gap.sum())
 
     found: Any = minimize(
-        loss, np.zeros(x.shape[1] + 1), jac=True, method="L-BFGS-B", options={"maxiter": _STEPS}
+        loss, np.zeros(x.shape[1] + 1), jac=True, method="L-BFGS-B", options={"maxiter": _MAX_ITERATIONS}
     )
     return new @ found.x[:-1] + found.x[-1]
 
 
 def auc(score: Floats, positive: NDArray[np.bool_]) -> float:
-    """Area under the ROC curve, ties counted half; both shape (rows,)."""
+    """Return the area under the ROC curve; ties count half. Both arguments have shape (rows,)."""
     from scipy.stats import rankdata  # noqa: PLC0415 - a second to import, and few runs need it
 
-    hits = int(positive.sum())
+    n_positive = int(positive.sum())
     ranks = rankdata(score)[positive].sum()
-    return float((ranks - hits * (hits + 1) / 2) / (hits * (len(positive) - hits)))
+    return float((ranks - n_positive * (n_positive + 1) / 2) / (n_positive * (len(positive) - n_positive)))

@@ -1,14 +1,14 @@
-"""Turn what a run measured into the report's records."""
+"""Build the report's records from the results of a run."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -25,14 +25,13 @@ from glprune.evaluation.policy_report import (
     policy_warnings,
     reason,
 )
-from glprune.export.signature import _output, shipped_inputs
+from glprune.export.signature import shipped_inputs, shipped_outputs
 from glprune.model.task import improvement
 from glprune.pruning.groups import GroupSet, State, group_norms, group_sizes, sliced
 from glprune.pruning.verification import TOLERANCE
 from glprune.schema import bundle as bundles
 from glprune.schema.recipe import HIGHER_IS_BETTER, PenaltySpec, Recipe
 from glprune.schema.report import (
-    Agreement,
     Baselines,
     DataFacts,
     Digests,
@@ -40,9 +39,7 @@ from glprune.schema.report import (
     Export,
     Feature,
     HiddenLayer,
-    Latency,
     LrHalvings,
-    Metric,
     PathPoint,
     PenaltyFacts,
     Proxies,
@@ -52,9 +49,7 @@ from glprune.schema.report import (
     Report,
     Run,
     SearchStage,
-    Segments,
     Selection,
-    Size,
     SplitFacts,
     Stability,
     Timing,
@@ -64,12 +59,17 @@ from glprune.search.path_point import path_record
 from glprune.search.refit import distill_share
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from glprune.evaluation.measurements import TestMeasurements
+    from glprune.pruning.removal import RemovalResult
+    from glprune.schema.recipe import MaxDrop
     from glprune.search.search import SearchResult
     from glprune.search.stage import StageResult
 
-# above this share of the penalty an optimality condition is reported as not met
+# share of the penalty above which a violated optimality condition is reported
 _KKT_TOLERANCE = 0.05
-_NAMED = 12
+_MAX_NAMES = 12
 _DENSEST = "of the points that keep no more, the one that keeps most"
 _PACKAGES = (
     "torch",
@@ -84,58 +84,31 @@ _PACKAGES = (
 )
 _STABILITY = "How stable the selection is over resamples, seeds and splits."
 _RETRAINING = (
-    "How stable the selection is over networks trained anew: all resamples began with the one given."
+    "How stable the selection is over networks trained again: all resamples start from the given network."
 )
 NOT_MEASURED = (
-    "Whether the systems upstream still collect or pass on the removed features.",
+    "Whether upstream systems still collect or pass on the removed features.",
     NO_PROXIES,
     NO_SEGMENTS,
     _STABILITY,
     "Latency on other hardware, batch sizes or thread counts than those listed.",
 )
-_WITHOUT_LABELS = ("Whether the original network or the shipped one is right: there were no labels.",)
-
-
-@dataclass(frozen=True)
-class TestMeasurements:
-    """What was taken from the ONNX files through ONNX Runtime.
-
-    Attributes:
-        metrics: Every metric on the test split.
-        latency: One record for each batch size.
-        size: Counts before and after.
-        agreement: Outputs the task is not about, against the original network's.
-        difference: ONNX Runtime against PyTorch for the shipped file.
-        rows: Rows of the test split.
-        exporter: The exporter that wrote the shipped file.
-        names: How that file gives the names of its columns.
-        segments: Metrics and decisions by protected attribute, if there is a policy.
-    """
-
-    metrics: list[Metric]
-    latency: list[Latency]
-    size: Size
-    agreement: list[Agreement]
-    difference: float
-    rows: int
-    exporter: str
-    names: Literal["all", "digest"]
-    segments: Segments | None
+_WITHOUT_LABELS = ("Whether the original network or the shipped one is correct: there were no labels.",)
 
 
 @dataclass(frozen=True)
 class RunResults:
-    """Everything a run found out.
+    """All results of a run.
 
     Attributes:
         job: Recipe, data, network, groups.
-        chosen: The shipped network and how it was chosen.
-        measured: Measurements on the ONNX files.
-        baselines: What simpler selections gave, if measured.
-        stability: How alike the choices over parts of the training rows are, if measured.
-        drop_costs: What dropping each kept feature costs, if measured.
-        proxies: Whether protected attributes were predicted, if there is a policy.
-        quantized: What was measured of the file in 8-bit integers, if there is one.
+        chosen: The shipped network and how it was selected.
+        measured: Measurements of the ONNX files.
+        baselines: Results of simpler selections; None if not measured.
+        stability: Stability of the selection over resamples; None if not measured.
+        drop_costs: Cost of dropping each kept feature; None if not measured.
+        proxies: Whether protected attributes were predicted; None without a policy.
+        quantized: Measurements of the file in 8-bit integers; None without one.
         folder: The bundle's files so far.
         seconds: Wall seconds of each stage.
     """
@@ -153,8 +126,8 @@ class RunResults:
 
 
 def make_report(outcome: RunResults) -> Report:
-    """Make the report of a run; every figure is taken from the records, none is computed anew."""
-    job, chosen, recipe = outcome.job, outcome.chosen, outcome.job.recipe
+    """Build the report of a run; every number is taken from the results, none is computed again."""
+    job, chosen, measured, recipe = outcome.job, outcome.chosen, outcome.measured, outcome.job.recipe
     return Report(
         schema="glprune.report/2",
         title=recipe.report.title or (recipe.source.stem if recipe.source else "glprune run"),
@@ -168,32 +141,21 @@ def make_report(outcome: RunResults) -> Report:
         hidden=_hidden(outcome),
         penalty=_penalty(recipe.penalty),
         path=_path(outcome),
-        stages=[_stage(number, run) for number, run in enumerate(chosen.stages, 1)],
-        selection=Selection(
-            rule=_rule(job),
-            lam=_last_of_inputs(chosen).selected.lam,
-            metric=job.metric,
-            reference=chosen.reference,
-        ),
-        removal=Removal(
-            tolerance=TOLERANCE,
-            rows=outcome.chosen.removed.rows,
-            difference=outcome.chosen.removed.difference,
-            cuts=list(outcome.chosen.removed.cuts),
-            refused=list(outcome.chosen.removed.refused),
-        ),
+        stages=[_stage(number, stage) for number, stage in enumerate(chosen.stages, 1)],
+        selection=_selection(outcome),
+        removal=_removal(chosen.removed),
         refit=_refit(outcome),
         lr_halvings=_halvings(chosen),
-        performance=outcome.measured.metrics,
-        agreement=outcome.measured.agreement,
+        performance=measured.metrics,
+        agreement=measured.agreement,
         baselines=outcome.baselines,
-        size=outcome.measured.size,
-        latency=outcome.measured.latency,
+        size=measured.size,
+        latency=measured.latency,
         widths=chosen.stages[-1].widths,
         export=_export(outcome),
         quantized=outcome.quantized,
         policy=make_policy(job),
-        segments=outcome.measured.segments,
+        segments=measured.segments,
         reason_codes=make_reason_codes(job, kept_features(job.data, chosen.removed)),
         proxies=outcome.proxies,
         warnings=_warnings(outcome),
@@ -203,11 +165,31 @@ def make_report(outcome: RunResults) -> Report:
     )
 
 
+def _selection(outcome: RunResults) -> Selection:
+    return Selection(
+        rule=_rule(outcome.job),
+        lam=_last_input_stage(outcome.chosen).selected.lam,
+        metric=outcome.job.metric,
+        reference=outcome.chosen.reference,
+    )
+
+
+def _removal(removed: RemovalResult) -> Removal:
+    return Removal(
+        tolerance=TOLERANCE,
+        rows=removed.rows,
+        difference=removed.difference,
+        cuts=list(removed.cuts),
+        refused=list(removed.refused),
+    )
+
+
 def _not_measured(outcome: RunResults) -> list[str]:
-    labels = _WITHOUT_LABELS if outcome.job.task.kind == "distillation" else ()
-    left = _STABILITY if outcome.stability is None else _RETRAINING
-    sentences = [*labels, *(left if sentence == _STABILITY else sentence for sentence in NOT_MEASURED)]
-    return not_measured(outcome.job, outcome.proxies, sentences)
+    """List what the run did not measure."""
+    without_labels = _WITHOUT_LABELS if outcome.job.task.kind == "distillation" else ()
+    stability = _STABILITY if outcome.stability is None else _RETRAINING
+    sentences = [stability if sentence == _STABILITY else sentence for sentence in NOT_MEASURED]
+    return not_measured(outcome.job, outcome.proxies, [*without_labels, *sentences])
 
 
 def _penalty(spec: PenaltySpec) -> PenaltyFacts:
@@ -223,28 +205,29 @@ def _penalty(spec: PenaltySpec) -> PenaltyFacts:
 def _path(outcome: RunResults) -> list[PathPoint]:
     job = outcome.job
     return [
-        path_record(point, number, run.job, job, point is run.selected)
-        for number, run in enumerate(outcome.chosen.stages, 1)
-        for point in run.points
+        path_record(point, number, stage.job, job, point is stage.selected)
+        for number, stage in enumerate(outcome.chosen.stages, 1)
+        for point in stage.points
     ]
 
 
-def _stage(number: int, run: StageResult) -> SearchStage:
+def _stage(number: int, stage: StageResult) -> SearchStage:
     return SearchStage(
         number=number,
-        penalised=list(run.spec.kinds),
-        rule=run.spec.rule,
-        input_strength=run.spec.input_strength,
-        lam=run.selected.lam,
-        features=run.selected.features,
-        hidden=run.selected.hidden,
-        metric=run.metric,
+        penalised=list(stage.spec.kinds),
+        rule=stage.spec.rule,
+        input_strength=stage.spec.input_strength,
+        lam=stage.selected.lam,
+        features=stage.selected.features,
+        hidden=stage.selected.hidden,
+        metric=stage.metric,
     )
 
 
-def _last_of_inputs(chosen: SearchResult) -> StageResult:
-    """The last stage whose path had inputs under the penalty, else the last of all."""
-    return next((run for run in reversed(chosen.stages) if "input" in run.spec.kinds), chosen.stages[-1])
+def _last_input_stage(chosen: SearchResult) -> StageResult:
+    """Return the last stage that penalised inputs, else the last stage."""
+    with_inputs = (stage for stage in reversed(chosen.stages) if "input" in stage.spec.kinds)
+    return next(with_inputs, chosen.stages[-1])
 
 
 def _digests(outcome: RunResults) -> Digests:
@@ -278,24 +261,25 @@ def _data(job: Job) -> DataFacts:
     splits = {"train": data.train, "valid": data.valid, "test": data.test}
     return DataFacts(
         source=data.source,
-        splits={name: _split(split, job) for name, split in splits.items()},
+        splits={name: _describe_split(split, job) for name, split in splits.items()},
         classes=list(data.classes) if data.classes else None,
         standardize=job.recipe.data.standardize,
         notes=list(data.notes),
     )
 
 
-def _split(split: Split, job: Job) -> SplitFacts:
+def _describe_split(split: Split, job: Job) -> SplitFacts:
+    """Count the rows and summarise the target: mean and deviation, or the share of each class."""
     if job.task.kind == "distillation":
         return SplitFacts(rows=split.rows, target={})
     classes = job.data.classes
     target = split.target if isinstance(split, IndexableSplit) else _targets(split)
     if classes is None:
-        facts = {"mean": float(target.double().mean()), "std": float(target.double().std(unbiased=False))}
+        values = {"mean": float(target.double().mean()), "std": float(target.double().std(unbiased=False))}
     else:
         counts = torch.bincount(target, minlength=len(classes)).double() / len(target)
-        facts = dict(zip(classes, counts.tolist(), strict=True))
-    return SplitFacts(rows=split.rows, target=facts)
+        values = dict(zip(classes, counts.tolist(), strict=True))
+    return SplitFacts(rows=split.rows, target=values)
 
 
 def _targets(split: Split) -> Tensor:
@@ -343,7 +327,7 @@ def _norms(state: State, sets: Sequence[GroupSet]) -> dict[str, float]:
 
 def _features(outcome: RunResults) -> list[Feature]:
     job, removed = outcome.job, outcome.chosen.removed
-    place, exits = _shipped_places(outcome), _removal_points(outcome)
+    place, exits = _shipped_positions(outcome), _removal_points(outcome)
     state = dict(job.network.state_dict())
     left = [sliced(g, removed.plan.kept) for g in job.input_groups]
     original = _norms(state, job.input_groups)
@@ -383,38 +367,39 @@ def _features(outcome: RunResults) -> list[Feature]:
 
 
 def _kept_in(outcome: RunResults) -> tuple[dict[str, int], int]:
-    """In how many resamples each feature that can be removed was kept, and their number."""
+    """Count the resamples that keep each removable feature, and all resamples."""
     record = outcome.stability
     if record is None:
         return {}, 0
     digits = zip(*(resample.kept for resample in record.resamples), strict=True)
     features = zip(outcome.job.data.features, record.removable, digits, strict=True)
-    counts = {feature.name: own.count("1") for feature, free, own in features if free == "1"}
+    counts = {feature.name: kept.count("1") for feature, removable, kept in features if removable == "1"}
     return counts, len(record.resamples)
 
 
-def _shipped_places(outcome: RunResults) -> dict[int, int]:
-    """Where each column of the shipped file stands in its input."""
+def _shipped_positions(outcome: RunResults) -> dict[int, int]:
+    """Return the position of each column of the shipped file in its input."""
     job, removed = outcome.job, outcome.chosen.removed
     if job.recipe.export.signature == "original":
         return {c: n for span in job.data.spans for n, c in enumerate(span)}
     return {
         span[c]: n
-        for span, own in zip(job.data.spans, removed.columns, strict=True)
-        for n, c in enumerate(own.tolist())
+        for span, kept in zip(job.data.spans, removed.columns, strict=True)
+        for n, c in enumerate(kept.tolist())
     }
 
 
 def _hidden(outcome: RunResults) -> list[HiddenLayer]:
-    cut: dict[str, int] = {}
-    for c in (c for c in outcome.chosen.removed.cuts if c.kind == "hidden"):
-        cut[c.name] = cut.get(c.name, 0) + c.units
+    removed = Counter[str]()
+    for cut in outcome.chosen.removed.cuts:
+        if cut.kind == "hidden":
+            removed[cut.name] += cut.units
     refused = {r.name: r.reason for r in outcome.chosen.removed.refused}
     return [
         HiddenLayer(
             name=g.name,
             before=g.units.count,
-            after=g.units.count - cut.get(g.name, 0),
+            after=g.units.count - removed[g.name],
             refused=refused.get(g.name),
         )
         for g in outcome.job.groups
@@ -423,31 +408,31 @@ def _hidden(outcome: RunResults) -> list[HiddenLayer]:
 
 
 def _rule(job: Job) -> str:
+    """Describe the rule that selects the point of the path."""
     target = job.recipe.target
     if target.max_features is not None:
         return f"at most {target.max_features} input features: {_DENSEST}"
     if target.max_drop is not None:
-        drop = target.max_drop
-        verb = "lower" if HIGHER_IS_BETTER[drop.metric] else "higher"
-        if job.task.kind == "distillation":
-            perfect = 1 if HIGHER_IS_BETTER[drop.metric] else 0
-            return f"{drop.metric} of agreement after the refit at most {drop.amount:g} {verb} than {perfect}"
-        return f"{drop.metric} after the refit at most {drop.amount:g} {verb} than the original network's"
+        return _max_drop_rule(job, target.max_drop)
     if target.lam is not None:
         return f"lambda {target.lam:g} as the recipe states"
     if target.latency is not None:
-        share = (
-            f"{target.latency} of the original's"
-            if isinstance(target.latency, str)
-            else f"{target.latency:g} ms"
-        )
-        return f"latency at batch {target.batch} at most {share}"
+        is_share = isinstance(target.latency, str)
+        limit = f"{target.latency} of the original's" if is_share else f"{target.latency:g} ms"
+        return f"latency at batch {target.batch} at most {limit}"
     for name, budget in (("parameters", target.parameters), ("multiply-accumulates", target.macs)):
         if budget is not None:
-            return (
-                f"at most {budget if isinstance(budget, str) else format(budget, ',.0f')} {name}: {_DENSEST}"
-            )
+            limit = budget if isinstance(budget, str) else format(budget, ",.0f")
+            return f"at most {limit} {name}: {_DENSEST}"
     return f"at most {target.max_hidden} hidden units: {_DENSEST}"
+
+
+def _max_drop_rule(job: Job, drop: MaxDrop) -> str:
+    higher_is_better = HIGHER_IS_BETTER[drop.metric]
+    change = f"at most {drop.amount:g} {'lower' if higher_is_better else 'higher'} than"
+    if job.task.kind == "distillation":
+        return f"{drop.metric} of agreement after the refit {change} {1 if higher_is_better else 0}"
+    return f"{drop.metric} after the refit {change} the original network's"
 
 
 def _refit(outcome: RunResults) -> Refit | None:
@@ -463,8 +448,8 @@ def _refit(outcome: RunResults) -> Refit | None:
 
 
 def _halvings(chosen: SearchResult) -> LrHalvings | None:
-    path = sum(point.halvings for run in chosen.stages for point in run.points)
-    refit = sum(run.refit.halvings for run in chosen.stages)
+    path = sum(point.halvings for stage in chosen.stages for point in stage.points)
+    refit = sum(stage.refit.halvings for stage in chosen.stages)
     return LrHalvings(path=path, refit=refit) if path + refit else None
 
 
@@ -473,11 +458,11 @@ def _export(outcome: RunResults) -> Export:
     return Export(
         file=bundles.ONNX,
         signature=spec.signature,
-        exporter=outcome.measured.exporter,
-        names=outcome.measured.names,
+        exporter=outcome.measured.files.exporter,
+        names=outcome.measured.files.names,
         opset=spec.opset,
         inputs=shipped_inputs(job, outcome.chosen.removed),
-        outputs=[_output(job, number) for number in range(len(job.outputs.names))],
+        outputs=shipped_outputs(job),
         checker="passed",
         rows=outcome.measured.rows,
         difference=outcome.measured.difference,
@@ -485,89 +470,105 @@ def _export(outcome: RunResults) -> Export:
 
 
 def _warnings(outcome: RunResults) -> list[str]:
-    removed = outcome.chosen.removed
-    kkt_zero = max(run.selected.kkt_zero for run in outcome.chosen.stages)
-    job = outcome.job
-    warnings = [*job.data.notes, *job.fixed_inputs]
-    told = {g.name for g in job.input_groups if g.units.refused and job.fixed_inputs}
-    warnings += [
-        f"{r.name}: {r.units} units were not removed: {r.reason}."
-        for r in removed.refused
-        if r.name not in told
+    """List what a reader of the report should know before using the model."""
+    job, chosen = outcome.job, outcome.chosen
+    return [
+        *job.data.notes,
+        *job.fixed_inputs,
+        *_removal_warnings(job, chosen.removed),
+        *_zero_input_warnings(outcome),
+        *_stability_warnings(outcome),
+        *_halving_warnings(_halvings(chosen)),
+        *policy_warnings(job, kept_features(job.data, chosen.removed)),
+        *_optimality_warnings(chosen),
+        *_performance_warnings(job, outcome.measured),
     ]
-    warnings += [
-        f"{c.name}: {c.units} units that {c.inexact} mixes were cut, changing outputs by {c.difference:.1e}."
-        for c in removed.cuts
-        if c.inexact
-    ]
-    warnings += _idle_inputs(outcome)
-    warnings += _unstable_features(outcome)
-    warnings += _halving_warnings(_halvings(outcome.chosen))
-    warnings += policy_warnings(job, kept_features(job.data, removed))
-    if kkt_zero > _KKT_TOLERANCE:
-        warnings.append(
-            f"The optimality conditions of the removed groups are off by {kkt_zero:.2g} of the penalty "
-            "at a selected lambda; more train.epochs or train.full_batch_steps would tighten them."
+
+
+def _removal_warnings(job: Job, removed: RemovalResult) -> Iterator[str]:
+    """Warn of units that could not be removed and of inexact cuts."""
+    reported = {g.name for g in job.input_groups if g.units.refused and job.fixed_inputs}
+    for skipped in removed.refused:
+        if skipped.name not in reported:
+            yield f"{skipped.name}: {skipped.units} units were not removed: {skipped.reason}."
+    for cut in removed.cuts:
+        if cut.inexact:
+            yield (
+                f"{cut.name}: {cut.units} units that {cut.inexact} mixes with others were removed, which "
+                f"changes outputs by {cut.difference:.1e}."
+            )
+
+
+def _optimality_warnings(chosen: SearchResult) -> Iterator[str]:
+    """Warn where a removed group violates its optimality condition."""
+    violation = max(stage.selected.kkt_zero for stage in chosen.stages)
+    if violation > _KKT_TOLERANCE:
+        yield (
+            f"The optimality conditions of the removed groups are violated by {violation:.2g} of the penalty "
+            "at a selected lambda; increase train.epochs or train.full_batch_steps."
         )
-    warnings += [
-        f"Output {a.name!r} was not trained for and changed by up to {a.max_change:.2g}; see its agreement."
-        for a in outcome.measured.agreement
-        if not a.trained_for and a.max_change > TOLERANCE
-    ]
-    for metric in outcome.measured.metrics if job.task.kind != "distillation" else ():
-        if metric.name == outcome.job.metric and improvement(metric.name, metric.original, metric.final) < 0:
-            warnings.append(
+
+
+def _performance_warnings(job: Job, measured: TestMeasurements) -> Iterator[str]:
+    """Warn of untrained outputs that changed and of a selection metric that became worse."""
+    for output in measured.agreement:
+        if not output.trained_for and output.max_change > TOLERANCE:
+            yield (
+                f"Output {output.name!r} was not trained for and changed by up to {output.max_change:.2g}; "
+                "see its agreement."
+            )
+    if job.task.kind == "distillation":
+        return
+    for metric in measured.metrics:
+        if metric.name == job.metric and improvement(metric.name, metric.original, metric.final) < 0:
+            yield (
                 f"{metric.name} on the test split is worse than the original network's: "
                 f"{metric.final:.4f} against {metric.original:.4f}."
             )
-    return warnings
 
 
-def _halving_warnings(count: LrHalvings | None) -> list[str]:
-    if count is None:
-        return []
-    return [
-        f"Numbers were not finite, and the step size was halved {count.path} times on the path and "
-        f"{count.refit} times in refits; a lower train.lr or refit.lr would be steadier."
-    ]
+def _halving_warnings(count: LrHalvings | None) -> Iterator[str]:
+    if count is not None:
+        yield (
+            f"Values became non-finite, so the step size was halved {count.path} times on the path and "
+            f"{count.refit} times in refits; lower train.lr or refit.lr."
+        )
 
 
-def _unstable_features(outcome: RunResults) -> list[str]:
-    """Features that most resamples decided otherwise than the run."""
-    job = outcome.job
-    kept = kept_features(job.data, outcome.chosen.removed)
+def _stability_warnings(outcome: RunResults) -> Iterator[str]:
+    """Warn of features on which most resamples disagree with the run, and of resamples that failed."""
+    if outcome.stability is None:
+        return
+    data = outcome.job.data
     counts, total = _kept_in(outcome)
-    rows = [
-        (f"{feature.name} ({counts[feature.name]})", stays, 2 * counts[feature.name])
-        for feature, stays in zip(job.data.features, kept, strict=True)
-        if feature.name in counts
-    ]
-    found = {
-        f"Kept, but in fewer than half of {total} resamples": [n for n, s, c in rows if s and c < total],
-        f"Removed, but kept in more than half of {total} resamples": [
-            n for n, s, c in rows if not s and c > total
-        ],
-    }
-    said = [f"{what}: {_listed(names)}." for what, names in found.items() if names]
-    failures = outcome.stability.failures if outcome.stability is not None else []
-    return [*said, *(f"A resample was left out: {failure}" for failure in dict.fromkeys(failures))]
+    kept_rarely, removed_rarely = [], []
+    for feature, is_kept in zip(data.features, kept_features(data, outcome.chosen.removed), strict=True):
+        count = counts.get(feature.name)
+        if count is not None and is_kept and 2 * count < total:
+            kept_rarely.append(f"{feature.name} ({count})")
+        elif count is not None and not is_kept and 2 * count > total:
+            removed_rarely.append(f"{feature.name} ({count})")
+    if kept_rarely:
+        yield f"Kept, but in fewer than half of {total} resamples: {_name_list(kept_rarely)}."
+    if removed_rarely:
+        yield f"Removed, but kept in more than half of {total} resamples: {_name_list(removed_rarely)}."
+    for failure in dict.fromkeys(outcome.stability.failures):
+        yield f"A resample was left out: {failure}"
 
 
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+def _name_list(names: list[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return ", ".join(names[:_MAX_NAMES]) + more
 
 
-def _idle_inputs(outcome: RunResults) -> list[str]:
-    """Inputs all of whose groups became zero: one column is kept, since an input cannot be empty."""
-    run = _last_of_inputs(outcome.chosen)
-    norms = iter(run.selected.norms)
-    warnings = []
-    for groups in run.job.input_groups:
-        own = [next(norms) for _ in groups.labels]
-        if not groups.units.refused and not any(own):
-            warnings.append(
-                f"All features of input {groups.name!r} became zero; its first column stays, since an input "
-                "needs one."
+def _zero_input_warnings(outcome: RunResults) -> Iterator[str]:
+    """Warn of inputs all of whose groups became zero: one column is kept, since an input cannot be empty."""
+    stage = _last_input_stage(outcome.chosen)
+    norms = iter(stage.selected.norms)
+    for groups in stage.job.input_groups:
+        input_norms = [next(norms) for _ in groups.labels]
+        if not groups.units.refused and not any(input_norms):
+            yield (
+                f"All features of input {groups.name!r} became zero; its first column is kept, since an "
+                "input needs at least one."
             )
-    return warnings

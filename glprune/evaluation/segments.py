@@ -1,4 +1,4 @@
-"""Who is treated otherwise: metrics and decisions of both ONNX files, over all rows and by segment."""
+"""Compare metrics and decisions of both ONNX files over all rows and by segment of protected attributes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from glprune.schema.recipe import METRICS, PolicySpec
 from glprune.schema.report import DecisionChange, ProtectedAttribute, Segment, SegmentMetric, Segments
 
 if TYPE_CHECKING:
+    from glprune.export.shipped_model import ShippedModel
     from glprune.model.task import Task
     from glprune.search.job import Job
 
@@ -22,33 +23,33 @@ Status = Literal["kept", "removed", "outside"]
 
 
 def decide(task: Task, output: Tensor, threshold: float) -> Tensor:
-    """The class each row is decided for, shape (n,), int64.
+    """Return the class that is decided for each row, shape (n,), int64.
 
     Args:
         task: Binary or multiclass.
         output: A view of the outputs, shape (n,), (n, 1) or (n, n_classes).
-        threshold: Probability of the positive class from which on it is decided for; of several
-            classes the most probable one is.
+        threshold: Smallest probability of the positive class that decides for it; of more than two
+            classes the most probable one is chosen.
     """
     logs = task.log_probabilities(output.double())
     return (logs[:, 1].exp() >= threshold).long() if task.kind == "binary" else logs.argmax(dim=1)
 
 
 def measure_segments(
-    job: Job, before: Sequence[Tensor], after: Sequence[Tensor], target: Tensor, kept: Sequence[bool]
+    shipped: ShippedModel, before: Sequence[Tensor], after: Sequence[Tensor], target: Tensor
 ) -> Segments | None:
     """Compare two files' outputs on the test split, over all rows and by protected attribute.
 
     Args:
-        job: The job.
+        shipped: The shipped model.
         before: Outputs of the original's file.
         after: Outputs of the shipped file, in the same order of rows.
         target: The targets.
-        kept: Whether the shipped model keeps each feature.
 
     Returns:
         The record; None where the recipe has no policy.
     """
+    job = shipped.job
     spec = job.recipe.policy
     if spec is None:
         return None
@@ -59,16 +60,20 @@ def measure_segments(
         threshold=pair.threshold if job.task.kind == "binary" else None,
         adverse=[str(c) for c in spec.adverse] if spec.adverse is not None else None,
         decisions=pair.decisions(torch.arange(len(target))) if classes is not None else None,
-        attributes=[_attribute(pair, a, attribute_status(job, a, kept)) for a in job.data.protected],
+        attributes=[_attribute(pair, a, attribute_status(job, a, shipped.kept)) for a in job.data.protected],
     )
 
 
 def attribute_status(job: Job, attribute: Attribute, kept: Sequence[bool]) -> Status:
-    """Whether an attribute is a kept or a removed feature of the network, or outside of it."""
+    """Return whether an attribute is a kept or a removed feature of the network, or outside of it."""
     names = job.data.columns
-    own = set(attribute.columns)
-    stays = [k for f, k in zip(job.data.features, kept, strict=True) if own & {names[c] for c in f.columns}]
-    return "outside" if not stays else "kept" if any(stays) else "removed"
+    columns = set(attribute.columns)
+    found = [
+        is_kept
+        for feature, is_kept in zip(job.data.features, kept, strict=True)
+        if columns & {names[c] for c in feature.columns}
+    ]
+    return "outside" if not found else "kept" if any(found) else "removed"
 
 
 class _Pair:
@@ -82,7 +87,7 @@ class _Pair:
             self.classes = [decide(job.task, output, self.threshold) for output in self.outputs]
 
     def metrics(self, rows: Tensor) -> list[SegmentMetric]:
-        """Every metric of the task on some rows."""
+        """Return every metric of the task on some rows."""
         found = []
         for name in METRICS[self.job.task.kind]:
             old, new = (_metric(self.job.task, name, y[rows], self.target[rows]) for y in self.outputs)
@@ -91,26 +96,26 @@ class _Pair:
         return found
 
     def decisions(self, rows: Tensor) -> DecisionChange:
-        """Rows decided otherwise; the direction where classes are called adverse."""
+        """Count the rows whose decision changed; by direction where the policy names adverse classes."""
         old, new = (classes[rows] for classes in self.classes)
-        flipped, adverse = int((old != new).sum()), self.job.rules.adverse
+        n_changed, adverse = int((old != new).sum()), self.job.rules.adverse
         if adverse is None:
             return DecisionChange(
                 rows=len(rows),
-                flipped=flipped,
+                flipped=n_changed,
                 to_adverse=None,
                 to_favourable=None,
                 adverse_original=None,
                 adverse_final=None,
             )
-        was, now = (torch.isin(c, torch.tensor(sorted(adverse))) for c in (old, new))
+        was, is_now = (torch.isin(c, torch.tensor(sorted(adverse))) for c in (old, new))
         return DecisionChange(
             rows=len(rows),
-            flipped=flipped,
-            to_adverse=int((~was & now).sum()),
-            to_favourable=int((was & ~now).sum()),
+            flipped=n_changed,
+            to_adverse=int((~was & is_now).sum()),
+            to_favourable=int((was & ~is_now).sum()),
             adverse_original=int(was.sum()),
-            adverse_final=int(now.sum()),
+            adverse_final=int(is_now.sum()),
         )
 
 
@@ -124,21 +129,21 @@ def _attribute(pair: _Pair, attribute: Attribute, status: Status) -> ProtectedAt
 
 
 def _segment(pair: _Pair, value: str, rows: Tensor) -> Segment:
-    few = len(rows) < pair.spec.min_segment_rows
-    decided = pair.job.data.classes is not None and not few
+    too_few = len(rows) < pair.spec.min_segment_rows
+    has_decisions = pair.job.data.classes is not None and not too_few
     return Segment(
         value=value,
         rows=len(rows),
-        suppressed=few,
-        metrics=[] if few else pair.metrics(rows),
-        decisions=pair.decisions(rows) if decided else None,
+        suppressed=too_few,
+        metrics=[] if too_few else pair.metrics(rows),
+        decisions=pair.decisions(rows) if has_decisions else None,
     )
 
 
 def _metric(task: Task, name: str, output: Tensor, target: Tensor) -> float | None:
-    """A metric, or None where the rows do not define it."""
-    alike = len(target) < 2 or bool((target == target[0]).all())
-    if alike and name in ("auroc", "r2"):
+    """Return a metric, or None where the rows do not define it."""
+    is_constant = len(target) < 2 or bool((target == target[0]).all())
+    if is_constant and name in ("auroc", "r2"):
         return None
     value = task.metric(name, output, target)
     return value if math.isfinite(value) else None

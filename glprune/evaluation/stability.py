@@ -1,4 +1,4 @@
-"""Stability selection: the search again on random parts of the training rows, and how often each feature stays.
+"""Stability selection: repeat the search on random resamples of the training rows and count kept features.
 
 References:
     Meinshausen and Buehlmann (2010), "Stability selection", J. R. Stat. Soc. B 72(4), 417-473;
@@ -31,19 +31,19 @@ if TYPE_CHECKING:
     from glprune.data.splits import IndexableSplit
 
 _OUTCOME: TypeAdapter[Resample | str] = TypeAdapter(Resample | str)
-_FEWEST = 10  # choices that a normal approximation can be made of
+_MIN_FOR_INTERVAL = 10  # selections that a normal approximation needs
 
 
 def draw_resample(labels: NDArray[np.int64], share: float, seed: int, number: int) -> NDArray[np.int64]:
-    """Rows of one part, drawn without replacement, every label by its share.
+    """Draw the rows of one resample without replacement, stratified by label.
 
-    With ``share`` 0.5 parts 2k and 2k + 1 are complementary halves of one random division.
+    With ``share`` 0.5, resamples 2k and 2k + 1 are complementary halves of one random split.
 
     Args:
         labels: The stratum of each row, shape (n_rows,).
         share: Share of the rows.
         seed: The recipe's seed.
-        number: Number of the part.
+        number: Number of the resample.
 
     Returns:
         Row numbers, ascending, int64.
@@ -52,16 +52,16 @@ def draw_resample(labels: NDArray[np.int64], share: float, seed: int, number: in
     random = np.random.default_rng([seed, number // 2 if pairs else number])
     order = random.permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
-    # every 1/share-th row of the shuffled strata, one behind the other: no stratum is off by more than one
+    # every 1/share-th row of the concatenated, shuffled strata: each stratum is within one row of its share
     taken = np.diff(np.floor(np.arange(len(labels) + 1) * share + 1e-9)) > 0
     return np.sort(order[~taken if pairs and number % 2 else taken])
 
 
 def check_rows(job: Job) -> None:
-    """Refuse training rows that no part can be drawn from, before anything is trained.
+    """Refuse training rows that no resample can be drawn from, before anything is trained.
 
     Raises:
-        DataError: A part would have fewer than two rows, or the rows do not fit together in memory.
+        DataError: A resample would have fewer than two rows, or the rows differ in shape.
     """
     spec = job.recipe.stability
     if spec is None or spec.n_resamples == 0:
@@ -69,8 +69,8 @@ def check_rows(job: Job) -> None:
     rows = indexable_split(job.data.train, job.recipe.seed).rows
     if int(rows * spec.subsample) < 2:
         raise DataError(
-            f"{job.recipe.where('stability', 'share')}: {spec.subsample:g} of {rows} training rows leaves fewer "
-            "than 2; raise it."
+            f"{job.recipe.where('stability', 'subsample')}: {spec.subsample:g} of {rows} training rows leaves "
+            "fewer than 2; raise it."
         )
 
 
@@ -81,60 +81,66 @@ def measure_stability(
     workers: WorkerPool[WorkerContext],
     listener: Listener,
 ) -> Stability | None:
-    """Search again on random parts of the training rows, in parallel, and compare the kept features.
+    """Repeat the search on resamples of the training rows, in parallel, and compare the kept features.
 
     Args:
         job: The job.
-        spec: What the recipe asks for.
+        spec: The recipe's ``stability`` section.
         kept: Whether the shipped model keeps each feature.
         workers: Processes that rebuild the job.
-        listener: Told every finished search.
+        listener: Receives every finished search.
 
     Returns:
         The record; None where no resample is asked for, or no feature was removed.
 
     Raises:
         TargetError: Fewer than two searches found a network.
-        GlpruneError: Whatever else went wrong on a part.
+        GlpruneError: A resample fails for another reason.
     """
     if spec.n_resamples == 0:
         return None
-    free = _removable(job)
-    if all(stays for stays, chosen in zip(kept, free, strict=True) if chosen):
-        listener(Notice("No feature was removed, so there is no choice whose stability could be measured."))
+    removable = _removable(job)
+    if all(is_kept for is_kept, is_removable in zip(kept, removable, strict=True) if is_removable):
+        listener(
+            Notice("No feature was removed, so there is no selection whose stability could be measured.")
+        )
         return None
-    listener(Stage("stability", f"searching again on {spec.n_resamples} random parts of the training rows"))
-    found = map_with_checkpoint(
+    listener(
+        Stage("stability", f"searching again on {spec.n_resamples} random resamples of the training rows")
+    )
+    outcomes = map_with_checkpoint(
         workers,
-        functools.partial(_search_part, sum(kept)),
+        functools.partial(_search_resample, sum(kept)),
         range(spec.n_resamples),
         lambda done: listener(Progress("resamples", done, spec.n_resamples)),
         job.journal.open_step("resamples", {"limit": sum(kept)}),
         job.journal,
         _OUTCOME,
     )
-    parts = [part for part in found if isinstance(part, Resample)]
-    failures = [reason for reason in found if isinstance(reason, str)]
-    if len(parts) < 2:
+    resamples = [outcome for outcome in outcomes if isinstance(outcome, Resample)]
+    failures = [outcome for outcome in outcomes if isinstance(outcome, str)]
+    if len(resamples) < 2:
         raise TargetError(f"stability: {len(failures)} of {spec.n_resamples} resamples failed: {failures[0]}")
-    return _record(spec, sum(kept), free, parts, failures)
+    return make_stability(spec, sum(kept), removable, resamples, failures)
 
 
-def _search_part(limit: int, rebuilt: WorkerContext, number: int) -> Resample | str:
-    """Search on one part for a network of at most ``limit`` features, or say why none was found."""
-    job, recipe, spec = rebuilt.job, rebuilt.job.recipe, rebuilt.job.recipe.stability
-    assert spec is not None  # nobody asks for a part without it
-    rows = draw_resample(_labels(job, rebuilt.rows), spec.subsample, recipe.seed, number)
-    part = rebuilt.rows.take(rows)
-    seed = recipe.seed if spec.seeds == "recipe" else _own_seed(recipe.seed, number)
-    own = replace(job, recipe=_search_resample(recipe, limit, seed), data=replace(job.data, train=part))
+def _search_resample(limit: int, context: WorkerContext, number: int) -> Resample | str:
+    """Search on one resample for a network of at most ``limit`` features, or return why none was found."""
+    job, recipe, spec = context.job, context.job.recipe, context.job.recipe.stability
+    assert spec is not None  # resamples are drawn only where the recipe has the section
+    rows = draw_resample(_labels(job, context.rows), spec.subsample, recipe.seed, number)
+    train = context.rows.take(rows)
+    seed = recipe.seed if spec.seeds == "recipe" else _resample_seed(recipe.seed, number)
+    resampled = replace(
+        job, recipe=_resample_recipe(recipe, limit, seed), data=replace(job.data, train=train)
+    )
     try:
-        chosen = search(own, silent)
-    except (TargetError, NonFiniteError) as error:  # of its own rows, such as features that leave together
+        chosen = search(resampled, silent)
+    except (TargetError, NonFiniteError) as error:  # may be due to the rows that were drawn
         return str(error)
     return Resample(
         seed=seed,
-        rows=part.rows,
+        rows=train.rows,
         stages=len(chosen.stages),
         lam=chosen.stages[-1].selected.lam,
         metric=chosen.refit_metric,
@@ -142,33 +148,33 @@ def _search_part(limit: int, rebuilt: WorkerContext, number: int) -> Resample | 
     )
 
 
-def _search_resample(recipe: Recipe, limit: int, seed: int) -> Recipe:
-    """The recipe of a search for features alone: no refit after the last path, which chose them already."""
+def _resample_recipe(recipe: Recipe, limit: int, seed: int) -> Recipe:
+    """Return the recipe of a search for features alone, without the refit that follows the selection."""
     changes: dict[str, object] = {
         "target": TargetSpec(max_features=limit),
         "refit": recipe.refit.model_copy(update={"epochs": 0}),
         "seed": seed,
     }
-    if recipe.target.max_hidden is not None:  # hidden units had paths of their own, after the features
+    if recipe.target.max_hidden is not None:  # hidden units are removed in a later stage
         changes["penalty"] = recipe.penalty.model_copy(update={"hidden": None})
-    if recipe.target.lam is not None:  # found by one path
+    if recipe.target.lam is not None:  # a given lambda needs one path
         changes["train"] = recipe.train.model_copy(update={"n_stages": 1})
     return recipe.model_copy(update=changes)
 
 
 def _labels(job: Job, rows: IndexableSplit) -> NDArray[np.int64]:
-    """Classes are strata; values are not."""
+    """Return the stratum of each row: its class, or 0 where the target is a number."""
     by_class = job.task.kind in ("binary", "multiclass")
     return rows.target.numpy() if by_class else np.zeros(rows.rows, dtype=np.int64)
 
 
-def _own_seed(seed: int, number: int) -> int:
-    """A seed for one search, far from those of its neighbours."""
+def _resample_seed(seed: int, number: int) -> int:
+    """Return a seed for one search, unrelated to those of the other resamples."""
     return int(np.random.SeedSequence([seed, number, 1]).generate_state(1)[0]) % 2**31
 
 
 def _removable(job: Job) -> list[bool]:
-    """Whether each feature can be removed and its removal is a choice, in their order."""
+    """Return whether the search decides on each feature: it can be removed and no rule is set for it."""
     return [
         not groups.units.refused and job.rules.free(label)
         for groups in job.input_groups
@@ -176,19 +182,20 @@ def _removable(job: Job) -> list[bool]:
     ]
 
 
-def _digits(marks: Sequence[bool]) -> str:
-    return "".join("1" if mark else "0" for mark in marks)
+def _digits(flags: Sequence[bool]) -> str:
+    return "".join("1" if flag else "0" for flag in flags)
 
 
-def _record(
+def make_stability(
     spec: StabilitySpec,
     limit: int,
     removable: Sequence[bool],
-    parts: Sequence[Resample],
+    resamples: Sequence[Resample],
     failures: Sequence[str],
 ) -> Stability:
-    """The figures of the choices over the features that can be removed; the others would only flatter them."""
-    supports: Supports = np.array([[digit == "1" for digit in part.kept] for part in parts])[:, removable]
+    """Compute the stability of selections over the removable features; the others would inflate it."""
+    kept = [[digit == "1" for digit in resample.kept] for resample in resamples]
+    supports: Supports = np.array(kept)[:, removable]
     index, halves = nogueira(supports), spec.subsample == 0.5
     return Stability(
         subsample=spec.subsample,
@@ -202,9 +209,9 @@ def _record(
         jaccard=jaccard(supports),
         nogueira=index and index.value,
         nogueira_interval=Interval(low=index.low, high=index.high)
-        if index is not None and len(parts) >= _FEWEST
+        if index is not None and len(resamples) >= _MIN_FOR_INTERVAL
         else None,
         false_bound=false_bound(supports, spec.threshold) if halves else None,
-        resamples=list(parts),
+        resamples=list(resamples),
         failures=list(failures),
     )

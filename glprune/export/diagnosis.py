@@ -12,12 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from glprune.export.exporters import (
-    _EXPORTERS,
-    _Job,
-    chosen_exporters,
-    first_line,
-)
+from glprune.export.exporters import EXPORTERS, ExportRequest, first_line
 
 if TYPE_CHECKING:
     from glprune.data.splits import Inputs
@@ -29,7 +24,7 @@ class FailedLayer:
     """The layer that cannot be exported.
 
     Attributes:
-        name: The layer and its class, in words.
+        name: Name and class of the layer, as an error message gives them.
         reasons: First line of the error of each exporter.
     """
 
@@ -42,8 +37,8 @@ def failing_layer(
 ) -> FailedLayer | None:
     """Find the deepest layer that cannot be exported by itself; None where every layer can.
 
-    Layers are exported alone, on the inputs they get in one forward pass, from the outermost
-    inwards, descending into the first that fails.
+    Each layer is exported alone, on the inputs that it gets in one forward pass. The search starts at the
+    outermost layers and descends into the first that fails.
 
     Args:
         network: The network whose export failed.
@@ -52,33 +47,40 @@ def failing_layer(
         exporter: The exporter to try; ``auto`` tries both.
     """
     calls = _captured_calls(network, example)
-    culprit, children = None, _called_children(network, "", calls)
+    deepest, children = None, _called_children(network, "", calls)
     while children:
-        found = None
-        for name, child in children:
-            reasons = _failures_alone(child, *calls[child], opset, exporter)
-            if reasons:
-                shown = name.removeprefix("network.")
-                found = FailedLayer(f'layer "{shown}" ({type(child).__name__})', reasons), name, child
-                break
-        if found is None:
+        failure = _first_failure(children, calls, opset, exporter)
+        if failure is None:
             break
-        culprit = found[0]
-        children = _called_children(found[2], f"{found[1]}.", calls)
-    return culprit
+        name, layer, deepest = failure
+        children = _called_children(layer, f"{name}.", calls)
+    return deepest
 
 
 _Call = tuple[tuple[Any, ...], dict[str, Any]]
+_NamedLayers = Sequence[tuple[str, nn.Module]]
+
+
+def _first_failure(
+    layers: _NamedLayers, calls: Mapping[nn.Module, _Call], opset: int, exporter: ExporterChoice
+) -> tuple[str, nn.Module, FailedLayer] | None:
+    """Return the first of some layers that cannot be exported alone."""
+    for name, layer in layers:
+        reasons = _errors_alone(layer, *calls[layer], opset, exporter)
+        if reasons:
+            shown = name.removeprefix("network.")
+            return name, layer, FailedLayer(f'layer "{shown}" ({type(layer).__name__})', reasons)
+    return None
 
 
 def _captured_calls(network: nn.Module, example: Inputs) -> dict[nn.Module, _Call]:
-    """The arguments of every submodule's first call in a forward pass."""
+    """Record the arguments of every submodule's first call in a forward pass."""
     calls: dict[nn.Module, _Call] = {}
 
-    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         calls.setdefault(module, (args, kwargs))
 
-    handles = [m.register_forward_pre_hook(keep, with_kwargs=True) for m in network.modules()]
+    handles = [m.register_forward_pre_hook(record, with_kwargs=True) for m in network.modules()]
     try:
         with torch.no_grad():
             network(*example)
@@ -91,7 +93,7 @@ def _captured_calls(network: nn.Module, example: Inputs) -> dict[nn.Module, _Cal
 def _called_children(
     module: nn.Module, prefix: str, calls: Mapping[nn.Module, _Call]
 ) -> list[tuple[str, nn.Module]]:
-    """Children that were called; lists and dicts of modules are looked through."""
+    """List the children that were called; containers that were not called are searched for theirs."""
     found = []
     for name, child in module.named_children():
         if child in calls:
@@ -101,55 +103,57 @@ def _called_children(
     return found
 
 
-class _Alone(nn.Module):
-    """A layer as a function of the tensors among its arguments, returning tensors alone."""
+class _LayerAlone(nn.Module):
+    """A layer as a function from the tensors among its arguments to the tensors that it returns."""
 
-    def __init__(self, layer: nn.Module, spec: pytree.TreeSpec, leaves_: Sequence[Any]) -> None:
+    def __init__(self, layer: nn.Module, spec: pytree.TreeSpec, arguments: Sequence[Any]) -> None:
         super().__init__()
         self.layer, self.spec = layer, spec
-        self.constants = [None if isinstance(x, Tensor) else x for x in leaves_]
-        self.places = [n for n, x in enumerate(leaves_) if isinstance(x, Tensor)]
+        self.constants = [None if isinstance(x, Tensor) else x for x in arguments]
+        self.positions = [n for n, x in enumerate(arguments) if isinstance(x, Tensor)]
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         filled = list(self.constants)
-        for place, tensor in zip(self.places, tensors, strict=True):
-            filled[place] = tensor
+        for position, tensor in zip(self.positions, tensors, strict=True):
+            filled[position] = tensor
         args, kwargs = pytree.tree_unflatten(filled, self.spec)
         return tuple(y for y in pytree.tree_leaves(self.layer(*args, **kwargs)) if isinstance(y, Tensor))
 
 
-def _failures_alone(
-    layer: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    opset: int,
-    exporter: ExporterChoice,
+def _errors_alone(
+    layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], opset: int, exporter: ExporterChoice
 ) -> tuple[str, ...]:
-    """First line of each exporter's error on one layer; empty where one of them can export it."""
-    found, spec = pytree.tree_flatten((args, kwargs))
-    tensors = tuple(x for x in found if isinstance(x, Tensor))
-    alone = _Alone(layer, spec, found)
+    """Return the first line of each exporter's error on one layer; empty where one of them can export it."""
+    arguments, spec = pytree.tree_flatten((args, kwargs))
+    tensors = tuple(x for x in arguments if isinstance(x, Tensor))
+    alone = _LayerAlone(layer, spec, arguments)
     try:
         with torch.no_grad():
             outputs = alone(*tensors)
-    except Exception:  # a layer that does not run again on what it was given tells nothing
+    except Exception:  # noqa: BLE001 - the user's layer may raise anything; it then says nothing about the export
         return ()
     if not tensors or not outputs:
         return ()
-    job = _Job(
+    request = ExportRequest(
         alone,
         tensors,
         tuple(f"in_{n}" for n in range(len(tensors))),
         tuple(f"out_{n}" for n in range(len(outputs))),
         tuple({} for _ in tensors),
         opset,
+        exporter,
     )
-    reasons = []
+    return _exporter_errors(request)
+
+
+def _exporter_errors(request: ExportRequest) -> tuple[str, ...]:
+    """Try the exporters, the faster one first; empty where one of them succeeds."""
+    errors = []
     with tempfile.TemporaryDirectory() as folder:
-        for name, export in reversed(chosen_exporters(exporter, _EXPORTERS)):  # the quicker one first
+        for exporter, export in reversed(request.allowed(EXPORTERS)):
             try:
-                export(job, Path(folder) / "layer.onnx")
+                export(request, Path(folder) / "layer.onnx")
                 return ()
-            except Exception as error:  # exporters raise whatever they meet
-                reasons.append(f"{name}: {first_line(error)}")
-    return tuple(reasons)
+            except Exception as error:  # noqa: BLE001 - exporters raise errors of any class
+                errors.append(f"{exporter}: {first_line(error)}")
+    return tuple(errors)

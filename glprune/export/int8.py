@@ -1,10 +1,11 @@
-"""A second file in 8-bit integers, made of the shipped one and measured like it; it is not lossless.
+"""Quantise the shipped file to 8-bit integers and measure the result; quantisation is not lossless.
 
-Convolutional and dense networks are quantised statically: their activations' ranges are the least and the
-largest value over training rows. Of convolutions a dynamic one took three times as long; of dense layers it
-was a tenth faster, but a row's output then depends on the rows beside it. Networks of matrix products such
-as transformers are quantised dynamically all the same, by the range of the batch at hand: a static one made
-them no faster, this one by half (``benchmarks/latency.py``).
+Convolutional and dense networks are quantised statically: the range of an activation goes from the smallest
+to the largest value over training rows. Dynamic quantisation made convolutions three times slower; it made
+dense layers a tenth faster, but the output of a row then depends on the other rows of the batch. Networks of
+matrix products such as transformers are quantised dynamically all the same, by the range of the current
+batch: static quantisation did not make them faster, dynamic quantisation made them faster by half
+(``benchmarks/latency.py``).
 
 References:
     Jacob et al. (2018), "Quantization and training of neural networks for efficient integer-arithmetic-only
@@ -13,11 +14,8 @@ References:
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,9 +28,8 @@ from torch import Tensor
 from glprune.audit.checks.int8 import PROPERTY, products
 from glprune.data.splits import Inputs, first_rows
 from glprune.errors import ModelError
-from glprune.export.exporters import first_line
+from glprune.export.exporters import first_line, silence_exporters
 from glprune.export.onnx_runtime import OnnxFile, latency
-from glprune.export.shipped_model import file_columns
 from glprune.export.shrink import strip_exporter_metadata
 from glprune.model.prediction import predict
 from glprune.schema import bundle as bundles
@@ -40,12 +37,12 @@ from glprune.schema.recipe import HIGHER_IS_BETTER, METRICS
 from glprune.schema.report import Quantized, QuantizedLatency, QuantizedMetric
 
 if TYPE_CHECKING:
-    from glprune.pruning.removal import RemovalResult
+    from glprune.export.shipped_model import ShippedModel
     from glprune.search.job import Job
 
 Method = Literal["static", "dynamic"]
-_KINDS = ["Conv", "Gemm", "MatMul"]  # what is quantised: nothing in front of the choice of columns
-_ROWS, _CHUNK = 1024, 128
+_OPERATORS = ["Conv", "Gemm", "MatMul"]  # quantised; all of them read columns that are selected already
+_CALIBRATION_ROWS, _CALIBRATION_BATCH = 1024, 128
 
 
 def write_int8(source: Path, target: Path, rows: Sequence[dict[str, Any]]) -> Method:
@@ -54,147 +51,153 @@ def write_int8(source: Path, target: Path, rows: Sequence[dict[str, Any]]) -> Me
     Args:
         source: The file.
         target: The file to write: the same inputs, outputs, operator set and metadata.
-        rows: Batches of training rows, input name -> array, that ranges are taken from.
+        rows: Batches of training rows, input name -> array, that the ranges are taken from.
 
     Returns:
-        How its activations are quantised.
+        How activations are quantised.
 
     Raises:
-        ModelError: There is nothing to quantise, or it cannot be done.
+        ModelError: There is nothing to quantise, or the quantiser fails.
     """
     model = onnx.load(source)
-    kinds = {node.op_type for node in model.graph.node}
-    method: Method = "dynamic" if "MatMul" in kinds and "Conv" not in kinds else "static"
+    operators = {node.op_type for node in model.graph.node}
+    method: Method = "dynamic" if "MatMul" in operators and "Conv" not in operators else "static"
     try:
-        with tempfile.TemporaryDirectory(prefix="glprune-") as folder, _quiet():
-            made = Path(folder) / target.name
-            quantize(source, made, method, rows)
-            found = onnx.load(made)
+        with tempfile.TemporaryDirectory(prefix="glprune-") as folder, silence_exporters():
+            unchecked = Path(folder) / target.name
+            quantize(source, unchecked, method, rows)
+            found = onnx.load(unchecked)
         metadata = {p.key: p.value for p in model.metadata_props} | {PROPERTY: f"int8, {method}"}
         strip_exporter_metadata(found, metadata, next(o.version for o in model.opset_import if not o.domain))
         onnx.checker.check_model(found, full_check=True)
-    except Exception as error:  # the quantiser raises whatever it meets
+    except Exception as error:  # the quantiser raises errors of any class
         raise ModelError(
             f"export.quantize: int8: the network cannot be quantised ({first_line(error)}); remove the key."
         ) from error
     if not products(found)[0]:
         raise ModelError(
             "export.quantize: int8: the network has no convolution or dense layer that could be quantised, "
-            f"only {', '.join(sorted(kinds))}; remove the key."
+            f"only {', '.join(sorted(operators))}; remove the key."
         )
     target.write_bytes(found.SerializeToString(deterministic=True))
     return method
 
 
-def quantize(source: Path, made: Path, method: Method, rows: Sequence[dict[str, Any]]) -> None:
-    """Quantise as a method says, through ONNX Runtime; see :func:`write_int8`."""
+def quantize(source: Path, target: Path, method: Method, rows: Sequence[dict[str, Any]]) -> None:
+    """Quantise with ONNX Runtime; see :func:`write_int8`."""
     int8 = quantization.QuantType.QInt8
     if method == "dynamic":
-        quantization.quantize_dynamic(source, made, op_types_to_quantize=_KINDS, weight_type=int8)
+        quantization.quantize_dynamic(source, target, op_types_to_quantize=_OPERATORS, weight_type=int8)
         return
     quantization.quantize_static(
         source,
-        made,
-        _Rows(rows),
+        target,
+        _CalibrationRows(rows),
         quant_format=quantization.QuantFormat.QDQ,
-        op_types_to_quantize=_KINDS,
+        op_types_to_quantize=_OPERATORS,
         per_channel=True,
         activation_type=int8,
         weight_type=int8,
     )
 
 
-class _Rows(quantization.CalibrationDataReader):
+class _CalibrationRows(quantization.CalibrationDataReader):
     """Batches for the quantiser."""
 
     def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
-        self.left = iter(rows)
+        self.remaining = iter(rows)
 
     def get_next(self) -> dict[str, Any] | None:
-        """The next batch."""
-        return next(self.left, None)
+        """Return the next batch."""
+        return next(self.remaining, None)
 
 
-def quantized(job: Job, removed: RemovalResult, folder: Path, batches: Sequence[int]) -> Quantized:
-    """Write and measure the 8-bit file of a bundle.
+def measure_int8(shipped: ShippedModel, batches: Sequence[int]) -> Quantized:
+    """Write and measure the 8-bit file of a bundle that has its ONNX file and golden vectors.
 
     Args:
-        job: The job.
-        removed: What was cut.
-        folder: The bundle's files so far, ``model.onnx`` and the golden vectors among them.
+        shipped: The shipped model.
         batches: Rows of a call, for latency.
 
     Raises:
         ModelError: See :func:`write_int8`.
     """
-    rows = _training_rows(job, removed)
-    target, threads = folder / bundles.INT8, job.recipe.threads
-    method = write_int8(folder / bundles.ONNX, target, rows)
-    before, after = OnnxFile(folder / bundles.ONNX, threads), OnnxFile(target, threads)
-    narrow = file_columns(job, removed)
-    wide, labels = predict(before, job.data.test, narrow)
-    whole, _ = predict(after, job.data.test, narrow)
-    golden = load_file(folder / bundles.GOLDEN)
-    own = after(tuple(golden[f"input.{name}"] for name in after.names))
-    expected = [golden[f"output.{name}"] for name in job.outputs.names]
-    of, all_of = products(onnx.load(target))
-    full = narrow(first_rows(job.data.test, max(batches)))
+    job, threads = shipped.job, shipped.job.recipe.threads
+    rows = _training_rows(shipped)
+    target = shipped.folder / bundles.INT8
+    method = write_int8(shipped.file, target, rows)
+    float32, int8 = OnnxFile(shipped.file, threads), OnnxFile(target, threads)
+    float32_outputs, labels = predict(float32, job.data.test, shipped.select_columns)
+    int8_outputs, _ = predict(int8, job.data.test, shipped.select_columns)
+    quantized, total = products(onnx.load(target))
+    inputs = shipped.select_columns(first_rows(job.data.test, max(batches)))
     return Quantized(
         file=bundles.INT8,
         method=method,
-        products=of,
-        products_of=all_of,
+        products=quantized,
+        products_of=total,
         calibration_rows=sum(len(next(iter(batch.values()))) for batch in rows) if method == "static" else 0,
         bytes=target.stat().st_size,
         rows=len(labels),
-        metrics=_metrics(job, wide, whole, labels),
-        same_decisions=_same_decisions(job, wide, whole),
-        difference=gap(wide, whole),
-        golden_difference=gap(expected, own),
-        latency=[_latency(before, after, full, batch, threads) for batch in batches],
+        metrics=_metrics(job, float32_outputs, int8_outputs, labels),
+        same_decisions=_same_decisions(job, float32_outputs, int8_outputs),
+        difference=relative_gap(float32_outputs, int8_outputs),
+        golden_difference=_golden_gap(shipped, int8),
+        latency=[_latency(float32, int8, inputs, batch) for batch in batches],
     )
 
 
-def gap(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
-    """Largest difference of outputs over the largest value of each output."""
+def relative_gap(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """Return the largest difference of outputs over the largest value of each output."""
     pairs = [(a.double(), b.double()) for a, b in zip(expected, found, strict=True)]
     return max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-6)) for a, b in pairs)
 
 
-def _training_rows(job: Job, removed: RemovalResult) -> list[dict[str, Any]]:
-    """The first training rows as a shuffle by the seed gives them, as the file takes them."""
-    narrow, found, rows = file_columns(job, removed), [], 0
+def _golden_gap(shipped: ShippedModel, int8: OnnxFile) -> float:
+    """Return the difference of the 8-bit file's outputs to the golden vectors."""
+    golden = load_file(shipped.folder / bundles.GOLDEN)
+    found = int8(tuple(golden[f"input.{name}"] for name in int8.names))
+    return relative_gap([golden[f"output.{name}"] for name in shipped.job.outputs.names], found)
+
+
+def _training_rows(shipped: ShippedModel) -> list[dict[str, Any]]:
+    """Return batches of training rows in the order of a shuffle by the seed, as inputs of the file."""
+    job = shipped.job
+    batches, n_rows = [], 0
     generator = torch.Generator().manual_seed(job.recipe.seed)
-    for inputs, _ in job.data.train.batches(_CHUNK, generator):
-        given = zip(job.input_names, narrow(inputs), strict=True)
-        found.append({name: x.contiguous().numpy() for name, x in given})
-        rows += len(inputs[0])
-        if rows >= _ROWS:
+    for inputs, _ in job.data.train.batches(_CALIBRATION_BATCH, generator):
+        selected = zip(job.input_names, shipped.select_columns(inputs), strict=True)
+        batches.append({name: x.contiguous().numpy() for name, x in selected})
+        n_rows += len(inputs[0])
+        if n_rows >= _CALIBRATION_ROWS:
             break
-    return found
+    return batches
 
 
 def _metrics(
-    job: Job, wide: Sequence[Tensor], whole: Sequence[Tensor], labels: Tensor
+    job: Job, float32: Sequence[Tensor], int8: Sequence[Tensor], labels: Tensor
 ) -> list[QuantizedMetric]:
-    exact, found = (job.task.metrics(job.task.view(y), labels) for y in (wide, whole))
+    before, after = (job.task.metrics(job.task.view(outputs), labels) for outputs in (float32, int8))
     return [
         QuantizedMetric(
-            name=name, higher_is_better=HIGHER_IS_BETTER[name], float32=exact[name], int8=found[name]
+            name=name, higher_is_better=HIGHER_IS_BETTER[name], float32=before[name], int8=after[name]
         )
         for name in METRICS[job.task.kind]
     ]
 
 
-def _same_decisions(job: Job, wide: Sequence[Tensor], whole: Sequence[Tensor]) -> float | None:
+def _same_decisions(job: Job, float32: Sequence[Tensor], int8: Sequence[Tensor]) -> float | None:
+    """Return the share of rows for which both files decide for the same class; None without classes."""
     if job.task.kind not in ("binary", "multiclass"):
         return None
-    one, other = (job.task.log_probabilities(job.task.view(y)).argmax(1) for y in (wide, whole))
-    return float((one == other).double().mean())
+    before, after = (
+        job.task.log_probabilities(job.task.view(outputs)).argmax(1) for outputs in (float32, int8)
+    )
+    return float((before == after).double().mean())
 
 
-def _latency(before: OnnxFile, after: OnnxFile, rows: Inputs, batch: int, threads: int) -> QuantizedLatency:
-    times = latency(before, after, rows, rows, batch, threads)
+def _latency(float32: OnnxFile, int8: OnnxFile, inputs: Inputs, batch: int) -> QuantizedLatency:
+    times = latency(float32, int8, inputs, inputs, batch)
     return QuantizedLatency(
         batch=batch,
         runs=times.runs,
@@ -202,16 +205,3 @@ def _latency(before: OnnxFile, after: OnnxFile, rows: Inputs, batch: int, thread
         int8_ms=times.slim_ms,
         speedup=times.speedup,
     )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the quantiser's advice out of the user's terminal."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)

@@ -1,4 +1,4 @@
-"""Latency of ONNX files, measured side by side."""
+"""Measure the latency of slim networks beside the original network."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from glprune.data.splits import ColumnSelection, Inputs, first_rows
-from glprune.export.onnx_export import export_onnx
 from glprune.export.onnx_runtime import OnnxFile, latency
+from glprune.export.shipped_model import write_onnx
 
 if TYPE_CHECKING:
     from glprune.pruning.removal import RemovalResult
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class LatencyMeter:
-    """Latency of networks of other widths, as ONNX files beside the original's.
+    """Measures networks of any width as ONNX files, beside the file of the original network.
 
     Args:
         job: The job whose network is the original.
@@ -34,34 +34,26 @@ class LatencyMeter:
 
     @functools.cached_property
     def original(self) -> OnnxFile:
-        """The original's file."""
+        """The file of the original network."""
         return self._file(self.job.network, self.inputs, "original.onnx")
 
     def __call__(self, network: nn.Module, columns: tuple[Tensor, ...]) -> tuple[float, float]:
-        """Latency of a network in ms, and as a share of the original's, run in turn."""
+        """Return the latency of a network in ms and as a share of the original's; both files run in turn."""
         slim = ColumnSelection(columns, self.job.axes)(self.inputs)
         file = self._file(network, slim, "slim.onnx")
-        times = latency(self.original, file, self.inputs, slim, self.batch, self.threads)
+        times = latency(self.original, file, self.inputs, slim, self.batch)
         return times.slim_ms, 1.0 / times.speedup
 
     def against(self, first: RemovalResult, second: RemovalResult) -> Latency:
-        """Latency of two slim networks, run in turn; the second one's speed-up over the first."""
-        before, after = (ColumnSelection(r.columns, self.job.axes)(self.inputs) for r in (first, second))
-        one = self._file(first.network, before, "first.onnx")
-        other = self._file(second.network, after, "second.onnx")
-        return latency(one, other, before, after, self.batch, self.threads)
+        """Return the latency of two slim networks, run in turn, and the speed-up of the second."""
+        first_inputs, second_inputs = (
+            ColumnSelection(removed.columns, self.job.axes)(self.inputs) for removed in (first, second)
+        )
+        first_file = self._file(first.network, first_inputs, "first.onnx")
+        second_file = self._file(second.network, second_inputs, "second.onnx")
+        return latency(first_file, second_file, first_inputs, second_inputs, self.batch)
 
     def _file(self, network: nn.Module, inputs: Inputs, name: str) -> OnnxFile:
-        names, outputs, spec = self.job.input_names, self.job.outputs.names, self.job.recipe.export
         path = self.folder / name
-        export_onnx(
-            network,
-            inputs,
-            names,
-            outputs,
-            path,
-            opset=spec.opset,
-            dynamic=spec.dynamic,
-            exporter=spec.exporter,
-        )
+        write_onnx(self.job, network, inputs, path)
         return OnnxFile(path, self.threads)

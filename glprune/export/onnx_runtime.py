@@ -1,4 +1,4 @@
-"""Measurements on the shipped file: predictions and latency through ONNX Runtime, and counts."""
+"""Run ONNX files with ONNX Runtime and measure their latency."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXPORT_TOLERANCE = 1e-4  # relative; two runtimes order their sums differently
 
 
 class OnnxFile:
-    """An ONNX file run by ONNX Runtime on the CPU.
+    """An ONNX file, run by ONNX Runtime on the CPU.
 
     Args:
         path: The file.
@@ -31,46 +31,44 @@ class OnnxFile:
     def __init__(self, path: Path, threads: int = 0) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = 4  # what fails is raised
+        options.log_severity_level = 4  # errors are raised, so they need no log
         self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.threads = threads
         self.names = [i.name for i in self.session.get_inputs()]
 
     def __call__(self, inputs: Inputs) -> tuple[Tensor, ...]:
-        """All outputs for a batch of inputs, both in the file's order."""
+        """Return all outputs for a batch of inputs, both in the file's order."""
         feed = {name: x.numpy() for name, x in zip(self.names, inputs, strict=True)}
         return tuple(torch.from_numpy(y) for y in self.session.run(None, feed))
 
 
-def latency(
-    original: OnnxFile, slim: OnnxFile, inputs: Inputs, slim_inputs: Inputs, batch: int, threads: int
-) -> Latency:
-    """Latency of two files, run in turn so that both meet the same machine.
+def latency(original: OnnxFile, slim: OnnxFile, inputs: Inputs, slim_inputs: Inputs, batch: int) -> Latency:
+    """Measure the latency of two files, run in turn so that the load of the machine is the same for both.
 
     Args:
         original: The original network's file.
-        slim: The shipped file.
+        slim: The slim file, opened with as many threads.
         inputs: At least one row for the original.
         slim_inputs: The same rows for the slim file.
         batch: Rows in one call; rows are repeated to fill it.
-        threads: Threads both files were opened with, for the record.
     """
-    wide, narrow = _repeat(inputs, batch), _repeat(slim_inputs, batch)
+    full, selected = _repeat(inputs, batch), _repeat(slim_inputs, batch)
     start = time.perf_counter()
     for _ in range(10):
-        original(wide), slim(narrow)
+        original(full), slim(selected)
         if time.perf_counter() - start > 2.0:
             break
     pairs: list[tuple[float, float]] = []
     start = time.perf_counter()
     while len(pairs) < 50 or (time.perf_counter() - start < 1.0 and len(pairs) < 1000):
-        pairs.append((_time(original, wide), _time(slim, narrow)))
+        pairs.append((_time(original, full), _time(slim, selected)))
         if time.perf_counter() - start > 20.0:
             break
     before, after = ([p[i] * 1e3 for p in pairs] for i in (0, 1))
     return Latency(
         batch=batch,
         runs=len(pairs),
-        threads=threads,
+        threads=original.threads,
         original_ms=statistics.median(before),
         original_p95_ms=float(np.percentile(before, 95)),
         slim_ms=statistics.median(after),

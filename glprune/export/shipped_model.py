@@ -1,59 +1,77 @@
-"""The file a run ships: a slim network as ONNX under the recipe's signature, run on the test rows."""
+"""Write slim networks as ONNX files under the recipe's signature and run them on the test rows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from glprune.data.splits import ColumnSelection, Inputs, first_rows, identity
-from glprune.export.onnx_export import ColumnSelector, ExportResult, export_onnx
+from glprune.export.onnx_export import ColumnSelector, ExportResult, FileVariants, OnnxSignature, export_onnx
 from glprune.model.counting import parameters
 from glprune.model.prediction import predict
 from glprune.pruning.verification import difference
 from glprune.schema import bundle as bundles
-from glprune.search.job import Job, as_function
+from glprune.search.job import Job, as_function, kept_features
 
 if TYPE_CHECKING:
     from glprune.export.onnx_runtime import OnnxFile
     from glprune.pruning.removal import RemovalResult
 
 
+@dataclass(frozen=True)
+class ShippedModel:
+    """The network that a run ships and the folder with its files.
+
+    Attributes:
+        job: The job of the original network.
+        removed: What was removed from that.
+        network: The slim network after the refit.
+        folder: The bundle's files so far.
+    """
+
+    job: Job
+    removed: RemovalResult
+    network: nn.Module
+    folder: Path
+
+    @property
+    def file(self) -> Path:
+        """The ONNX file."""
+        return self.folder / bundles.ONNX
+
+    @property
+    def kept(self) -> list[bool]:
+        """Whether each feature is kept, in the order of the data."""
+        return kept_features(self.job.data, self.removed)
+
+    @property
+    def select_columns(self) -> Callable[[Inputs], Inputs]:
+        """Selects the columns of a full batch that the file has inputs for."""
+        return file_columns(self.job, self.removed)
+
+
 def write_onnx(
-    job: Job,
-    network: nn.Module,
-    example: Inputs,
-    path: Path,
-    metadata: Sequence[Mapping[str, str]] = ({},),
-    limit: int | None = None,
+    job: Job, network: nn.Module, example: Inputs, path: Path, variants: FileVariants | None = None
 ) -> ExportResult:
-    """Write a network as the recipe's ``export`` says; see :func:`glprune.export.onnx_export.export_onnx`.
+    """Write a network as the recipe's ``export`` section says; see :func:`export_onnx`.
 
     Args:
         job: The job.
         network: The network, in evaluation mode.
         example: Rows of its inputs, at least 2.
         path: The file to write.
-        metadata: What the file may say of itself, the fullest first.
-        limit: Bytes it should not exceed.
+        variants: Metadata of the file and its size limit.
 
     Raises:
         ModelError: The network cannot be exported.
     """
-    return export_onnx(
-        network,
-        example,
-        job.input_names,
-        job.outputs.names,
-        path,
-        opset=job.recipe.export.opset,
-        metadata=metadata,
-        limit=limit,
-        dynamic=job.recipe.export.dynamic,
-        exporter=job.recipe.export.exporter,
-    )
+    spec = job.recipe.export
+    signature = OnnxSignature(job.input_names, job.outputs.names, spec.opset, spec.dynamic, spec.exporter)
+    return export_onnx(network, example, path, signature, variants or FileVariants())
 
 
 def write_shipped(
@@ -65,20 +83,20 @@ def write_shipped(
 ) -> ExportResult:
     """Write a refitted slim network under the recipe's signature.
 
-    A file that says something of itself is kept within :func:`glprune.schema.bundle.size_limit`, where that can be.
+    A file with metadata is kept within :func:`glprune.schema.bundle.size_limit` where that is possible.
 
     Raises:
         ModelError: The network cannot be exported.
     """
-    limit = bundles.size_limit(parameters(network)) if metadata else None
+    variants = FileVariants(metadata, bundles.size_limit(parameters(network))) if metadata else None
     if job.recipe.export.signature == "original":
         network = ColumnSelector(network, removed.columns, job.axes).eval()
     example = file_columns(job, removed)(first_rows(job.data.test, 4))
-    return write_onnx(job, network, example, path, metadata or ({},), limit)
+    return write_onnx(job, network, example, path, variants)
 
 
 def file_columns(job: Job, removed: RemovalResult) -> Callable[[Inputs], Inputs]:
-    """Take the columns the shipped file has inputs for out of a full batch."""
+    """Return the function that selects the columns of a full batch that the shipped file has inputs for."""
     if job.recipe.export.signature == "original":
         return identity
     return ColumnSelection(removed.columns, job.axes)
@@ -87,12 +105,12 @@ def file_columns(job: Job, removed: RemovalResult) -> Callable[[Inputs], Inputs]
 def on_test_rows(
     job: Job, removed: RemovalResult, network: nn.Module, file: OnnxFile
 ) -> tuple[tuple[Tensor, ...], Tensor, float]:
-    """Run a shipped file on the test split.
+    """Run a file of a slim network on the test split.
 
     Args:
         job: The job.
-        removed: What was cut.
-        network: The refitted network the file was made from.
+        removed: What was removed.
+        network: The refitted network that the file was made from.
         file: The file.
 
     Returns:

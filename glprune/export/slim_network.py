@@ -1,91 +1,23 @@
-"""Rebuild the slim network from a bundle, without pickle, and describe it for the plan."""
+"""Rebuild the slim network from a bundle, without pickle."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import safetensors
 import torch
 from pydantic import ValidationError
-from safetensors.torch import load_model, save_model
-from torch import Tensor, nn
+from safetensors.torch import load_model
+from torch import nn
 
 from glprune._imports import describe, load_callable
 from glprune.errors import ModelError
 from glprune.model.standardize import Standardize, StandardizedNetwork
 from glprune.pruning.surgery import ConstantFill, PruningPlan
 from glprune.schema.bundle import PLAN, WEIGHTS
-from glprune.schema.plan import AttributePlan, Axis, InputPlan, Plan, Reader
-
-if TYPE_CHECKING:
-    from glprune.pruning.groups import GroupSet
-
-
-def make_axes(network: nn.Module, surgery: PruningPlan) -> list[Axis]:
-    """Describe kept positions for the plan, in the numbering of the original network."""
-    state = network.state_dict()
-    return [
-        Axis(tensor=name, dim=dim, size=state[name].shape[dim], kept=positions.tolist())
-        for (name, dim), positions in sorted(surgery.kept.items())
-    ]
-
-
-def make_readers(groups: GroupSet | None, surgery: PruningPlan) -> list[Reader]:
-    """Where the weights leaving an input's columns lie once the tensors were sliced; None has no columns."""
-    readers = []
-    for slot in groups.units.readers if groups is not None else ():
-        positions = surgery.kept.get((slot.tensor, slot.dim))
-        columns = slot.unit if positions is None else slot.unit[positions]
-        readers.append(Reader(tensor=slot.tensor, dim=slot.dim, columns=columns.tolist()))
-    return readers
-
-
-def make_buffers(network: nn.Module) -> list[str]:
-    """Names of the saved tensors that are not parameters."""
-    parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
-    return sorted(set(network.state_dict()) - parameters)
-
-
-def make_attributes(surgery: PruningPlan) -> list[AttributePlan]:
-    """Describe the module attributes that follow the widths."""
-    return [
-        AttributePlan(module=path, name=name, value=list(value) if isinstance(value, tuple | list) else value)
-        for (path, name), value in sorted(surgery.attributes.items())
-    ]
-
-
-def make_constants(surgery: PruningPlan, place: int) -> list[float] | None:
-    """What the removed columns of an input are fed inside the network; None where they are cut."""
-    padding = surgery.padding.get(place)
-    return None if padding is None else padding.values.double().tolist()
-
-
-def _surgery(plan: Plan) -> PruningPlan:
-    return PruningPlan(
-        kept={(a.tensor, a.dim): torch.tensor(a.kept, dtype=torch.int64) for a in plan.axes},
-        attributes={
-            (a.module, a.name): tuple(a.value) if isinstance(a.value, list) else a.value
-            for a in plan.attributes
-        },
-        padding={
-            place: ConstantFill(place, part.axis, torch.tensor(part.kept, dtype=torch.int64), _values(part))
-            for place, part in enumerate(plan.inputs)
-            if part.constants is not None and part.axis is not None
-        },
-    )
-
-
-def _values(part: InputPlan) -> Tensor:
-    return torch.tensor(part.constants, dtype=torch.float64)
-
-
-def save_weights(network: nn.Module, path: Path) -> None:
-    """Write a network's tensors as safetensors; tied tensors once."""
-    save_model(network, str(path), metadata={"format": "pt"})
-    path.chmod(0o644)  # as every other file of the bundle
+from glprune.schema.plan import Axis, InputPlan, Plan
 
 
 def load(
@@ -98,30 +30,31 @@ def load(
 
     Args:
         bundle: Folder a run wrote.
-        factory: What builds the original network: a callable, or ``package.module:function``,
-            called with the arguments in the plan; None takes the plan's own factory, which must
-            then be importable: the bundle then says what is run, so trust it or pin it.
-        allow_factory: Packages and modules that the plan's own factory may be imported from; None: any.
+        factory: Builds the original network: a callable, or ``package.module:function``, called with
+            the arguments in the plan. None uses the factory that the plan names, which must be
+            importable: the bundle then decides which code runs, so load only bundles you trust, or
+            restrict ``allow_factory``.
+        allow_factory: Packages and modules that the plan's factory may be imported from; None allows any.
 
     Returns:
-        The slim network in evaluation mode. It takes the kept columns, in the order of the
+        The slim network in evaluation mode. It takes the kept columns in the order of the
         report, as the slim ONNX file does.
 
     Raises:
-        ModelError: The plan, the weights or the factory do not fit each other.
+        ModelError: The plan, the weights and the factory do not match.
     """
     folder = Path(bundle)
     plan = _read_plan(folder / PLAN)
-    build = _own_factory(plan, folder, allow_factory) if factory is None else _factory(factory)
+    build = _plan_factory(plan, folder, allow_factory) if factory is None else _resolve_factory(factory)
     try:
         network = build(**plan.arguments)
-    except (Exception, SystemExit) as error:  # somebody else's code may raise anything
+    except (Exception, SystemExit) as error:  # a factory is the user's code and may raise anything
         raise ModelError(f"{folder / PLAN}: its factory failed ({describe(error)}).") from error
     if plan.standardize:
-        network = StandardizedNetwork([_without_standardization(part) for part in plan.inputs], network)
+        network = StandardizedNetwork([_empty_standardization(part) for part in plan.inputs], network)
     _check_axes(network, plan.axes)
     try:
-        _surgery(plan).apply_(network)
+        _pruning_plan(plan).apply_(network)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ModelError(f"{folder / PLAN}: does not fit the factory's network ({error}).") from error
     try:
@@ -131,8 +64,28 @@ def load(
     return network.eval()
 
 
-def _without_standardization(part: InputPlan) -> Standardize | None:
-    """The standardisation layer of an input, its figures to be loaded; None for inputs that have none."""
+def _pruning_plan(plan: Plan) -> PruningPlan:
+    return PruningPlan(
+        kept={(a.tensor, a.dim): torch.tensor(a.kept, dtype=torch.int64) for a in plan.axes},
+        attributes={
+            (a.module, a.name): tuple(a.value) if isinstance(a.value, list) else a.value
+            for a in plan.attributes
+        },
+        padding={
+            index: ConstantFill(
+                index,
+                part.axis,
+                torch.tensor(part.kept, dtype=torch.int64),
+                torch.tensor(part.constants, dtype=torch.float64),
+            )
+            for index, part in enumerate(plan.inputs)
+            if part.constants is not None and part.axis is not None
+        },
+    )
+
+
+def _empty_standardization(part: InputPlan) -> Standardize | None:
+    """Return an input's standardisation layer, whose statistics are loaded later; None for other types."""
     return Standardize(torch.zeros(part.size), torch.ones(part.size)) if part.dtype == "float32" else None
 
 
@@ -147,14 +100,14 @@ def _read_plan(path: Path) -> Plan:
         raise ModelError(f"{path}: {where}: {first['msg']}; this is not a plan glprune wrote.") from error
 
 
-def _own_factory(plan: Plan, folder: Path, allowed: Sequence[str] | None) -> Callable[..., nn.Module]:
-    """The factory that the plan names."""
+def _plan_factory(plan: Plan, folder: Path, allowed: Sequence[str] | None) -> Callable[..., nn.Module]:
+    """Import the factory that the plan names."""
     if allowed is None:
-        return _factory(plan.factory)
+        return _resolve_factory(plan.factory)
     return load_callable(plan.factory, folder, f"{folder / PLAN}: factory", allowed)
 
 
-def _factory(factory: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+def _resolve_factory(factory: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     if callable(factory):
         return factory
     module, _, name = factory.partition(":")
@@ -167,6 +120,7 @@ def _factory(factory: str | Callable[..., nn.Module]) -> Callable[..., nn.Module
 
 
 def _check_axes(network: nn.Module, axes: Sequence[Axis]) -> None:
+    """Refuse a factory's network whose shapes are not those of the plan."""
     state = network.state_dict()
     for axis in axes:
         shape = state[axis.tensor].shape if axis.tensor in state else None

@@ -380,14 +380,14 @@ def test_every_hidden_unit_gone_leaves_one_and_the_file_still_runs(folder):
 
 
 def test_a_file_that_computes_something_else_is_not_released(folder, monkeypatch):
-    from glprune import pipeline
+    from glprune.evaluation import measurements
     from glprune.export import onnx_runtime
 
     class Wrong(onnx_runtime.OnnxFile):
         def __call__(self, inputs):
             return tuple(y + 0.01 for y in super().__call__(inputs))
 
-    monkeypatch.setattr(pipeline, "OnnxFile", Wrong)
+    monkeypatch.setattr(measurements, "OnnxFile", Wrong)
     with pytest.raises(glprune.ModelError, match="was not released"):
         glprune.run(folder / "recipe.yaml", folder / "model.pt", folder / "wrong")
     assert not (folder / "wrong").exists()

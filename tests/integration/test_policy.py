@@ -305,7 +305,8 @@ def test_stability_baselines_and_drop_costs_follow_the_policy(folder, monkeypatc
     assert "title" not in costs
     assert report.proxies.performed is False
     assert any(
-        "predictions (refit.distill: 0.5), which depend on what must go: title" in w for w in report.warnings
+        "predictions (refit.distill: 0.5), which depend on features that must be dropped: title" in w
+        for w in report.warnings
     )
 
 

@@ -244,7 +244,7 @@ def test_an_input_whose_features_all_die_keeps_one_column_and_the_report_says_so
     assert any(f.norm_selected > 0 for f in result.report.features if f.input == "a")
     assert result.report.export.inputs[1].columns == ["n4"]
     assert any(
-        "All features of input 'b' became zero; its first column stays" in w for w in result.report.warnings
+        "All features of input 'b' became zero; its first column is kept" in w for w in result.report.warnings
     )
 
 

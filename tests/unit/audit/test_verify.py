@@ -26,8 +26,8 @@ from glprune.audit.onnx_reader import parse
 from glprune.audit.verify import VerificationOptions, open_bundle, read_report, verify
 from glprune.cli.main import main
 from glprune.errors import UsageError
-from glprune.evaluation.stability import _record
-from glprune.export.onnx_export import ColumnSelector, export_onnx
+from glprune.evaluation.stability import make_stability
+from glprune.export.onnx_export import ColumnSelector, OnnxSignature, export_onnx
 from glprune.pruning.removal import remove
 from glprune.pruning.verification import outputs
 from glprune.schema import bundle as bundles
@@ -112,7 +112,7 @@ def test_the_graph_rules_raise_no_alarm_on_exports_of_other_architectures(name, 
         f"out_{n}" for n in range(len(outputs(removed.network, narrowed(architecture, inputs, removed))))
     ]
     wide = ColumnSelector(removed.network, removed.columns, architecture.axes).eval()
-    export_onnx(wide, inputs, architecture.names, names, tmp_path / "m.onnx", opset=18)
+    export_onnx(wide, inputs, tmp_path / "m.onnx", OnnxSignature(architecture.names, names, 18))
     raw = (tmp_path / "m.onnx").read_bytes()
     expected = [
         ExpectedInput(
@@ -597,7 +597,7 @@ def resampled(report):
     for seed in range(10):
         digits = "".join("01"[int(k ^ (rng.random() < 0.2))] for k in kept)
         parts.append(Resample(seed=seed, rows=72, stages=1, lam=0.1, metric=0.9, kept=digits))
-    record = _record(StabilitySpec(n_resamples=10), sum(kept), [True] * len(kept), parts, [])
+    record = make_stability(StabilitySpec(n_resamples=10), sum(kept), [True] * len(kept), parts, [])
     features = []
     for n, feature in enumerate(report.features):
         count = sum(p.kept[n] == "1" for p in parts)

@@ -17,7 +17,7 @@ from glprune.data.splits import _ColumnView
 from glprune.data.streaming import read_ahead
 from glprune.data.tables import _ShardReader, open_table
 from glprune.errors import DataError, GlpruneError, RecipeError
-from glprune.evaluation.permutation_importance import support_of_importance
+from glprune.evaluation.permutation_importance import split_in_memory
 from glprune.evaluation.stability import check_rows, measure_stability
 from glprune.runtime.events import silent
 from glprune.schema.recipe_loading import load_recipe
@@ -563,8 +563,8 @@ def test_targets_without_labels_are_made_batch_by_batch(trained):
 
 def test_permutations_of_streamed_rows_are_refused(shards):
     _, streamed = pair(shards, SIX)
-    with pytest.raises(DataError, match=r"held in memory, which data.stream is to spare"):
-        support_of_importance(streamed.valid)
+    with pytest.raises(DataError, match=r"rows of the validation split in memory, and data.stream avoids"):
+        split_in_memory(streamed.valid)
 
 
 def test_inspection_of_a_streamed_recipe(trained):

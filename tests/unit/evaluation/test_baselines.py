@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 import glprune
 from glprune.data import LoaderSplit, load_data
 from glprune.evaluation import baselines
-from glprune.evaluation.permutation_importance import permutation_importance, support_of_importance
+from glprune.evaluation.permutation_importance import permutation_importance, split_in_memory
 from glprune.pruning.groups import group_norms
 from glprune.report.html import render_html
 from glprune.report.sentences import headline
@@ -248,7 +248,7 @@ def test_hidden_units_alone_leave_permutation_importance_out(folder, few_draws):
     changes = ["penalty={inputs: null, hidden: {strength: 1}}", "target={max_hidden: 8}"]
     report = planted(folder, "alone", *changes).report
     assert list(by_name(report)) == ["random", "magnitude"]
-    assert any("none of which was removed" in note for note in report.baselines.notes)
+    assert any("none of them was removed" in note for note in report.baselines.notes)
     assert all(run.hidden <= 8 for b in report.baselines.results for run in b.runs)
     page = render_html(report)
     assert "Units in common" in page
@@ -262,15 +262,15 @@ def test_where_nothing_was_cut_the_report_says_so(folder):
     recipe = load_recipe(folder / "recipe.yaml", ["target={lambda: 0}"])
     report = glprune.run(recipe, folder / "alive.pt", folder / "zero").report
     assert report.baselines.results == []
-    assert report.baselines.notes == ["Nothing was cut, so there is no selection to compare."]
-    assert any("No simpler selection was compared. Nothing was cut" in s for s in headline(report))
-    assert "Nothing was cut, so" in render_html(report)
+    assert report.baselines.notes == ["Nothing was removed, so there is no selection to compare."]
+    assert any("No simpler selection was compared. Nothing was removed" in s for s in headline(report))
+    assert "Nothing was removed, so" in render_html(report)
 
 
 @pytest.mark.parametrize("change", ["refit.epochs=0", "refit.start=best"])
 def test_weights_of_the_path_are_named_as_an_unequal_start(folder, few_draws, change):
     report = planted(folder, "unequal", change).report
-    assert any("may go on from the weights of its path" in note for note in report.baselines.notes)
+    assert any("may start its refit from the weights of the path" in note for note in report.baselines.notes)
 
 
 def test_asking_changes_neither_the_file_nor_its_figures_and_repeats(result, folder):
@@ -462,7 +462,7 @@ def test_columns_of_a_feature_are_permuted_together(tmp_path):
 def test_batches_of_a_loader_are_laid_together():
     batches = [(torch.randn(n, 2), torch.arange(n).float()) for n in (3, 4)]
     split = LoaderSplit(batches, (InputSpec(),), "regression", 7, "train")
-    whole = support_of_importance(split)
+    whole = split_in_memory(split)
     assert whole.rows == 7
     torch.testing.assert_close(whole.inputs[0], torch.cat([x for x, _ in batches]))
 

@@ -272,7 +272,7 @@ def test_report_json_fits_the_published_schema_and_the_page_shows_it(result):
     ):
         assert shown in page
     assert "over resamples, seeds and splits" not in page
-    assert "over networks trained anew" in page
+    assert "over networks trained again" in page
 
 
 def test_a_report_without_the_measurement_says_so(result):

@@ -83,10 +83,10 @@ def ran(folder):
     def run(name):
         if name not in done:
             network, changes, exporter = RUNS[name]
-            only = [pair for pair in onnx_export._EXPORTERS if pair[0] == exporter]
+            only = [pair for pair in onnx_export.EXPORTERS if pair[0] == exporter]
             recipe = load_recipe(folder / "recipe.yaml", changes)
             with (
-                mock.patch.object(onnx_export, "_EXPORTERS", only),
+                mock.patch.object(onnx_export, "EXPORTERS", only),
                 mock.patch.object(pipeline, "LATENCY_BATCHES", (1,)),
             ):
                 done[name] = glprune.run(recipe, folder / f"{network}.pt", folder / name.replace(" ", "_"))

@@ -16,7 +16,7 @@ from glprune.audit.checks.int8 import _weights
 from glprune.audit.verify import verify
 from glprune.errors import ModelError
 from glprune.export.int8 import write_int8
-from glprune.export.onnx_export import export_onnx
+from glprune.export.onnx_export import FileVariants, OnnxSignature, export_onnx
 from glprune.schema import bundle as bundles
 from glprune.schema.manifest import write_manifest
 from glprune.schema.recipe_loading import load_recipe
@@ -63,7 +63,8 @@ def exported(build, row, folder):
     torch.manual_seed(0)
     x = torch.randn(64, *row)
     network = build().eval()
-    export_onnx(network, (x[:4],), ["x"], ["y"], folder / "f.onnx", opset=18, metadata=[{"glprune.a": "b"}])
+    signature, variants = OnnxSignature(["x"], ["y"], 18), FileVariants([{"glprune.a": "b"}])
+    export_onnx(network, (x[:4],), folder / "f.onnx", signature, variants)
     return network, x.numpy()
 
 

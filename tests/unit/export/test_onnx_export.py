@@ -10,7 +10,7 @@ from glprune.errors import ModelError
 from glprune.export import exporters
 from glprune.export import onnx_export as module
 from glprune.export.diagnosis import failing_layer
-from glprune.export.onnx_export import ColumnSelector, export_onnx
+from glprune.export.onnx_export import ColumnSelector, FileVariants, OnnxSignature, export_onnx
 from glprune.export.onnx_runtime import OnnxFile
 from glprune.model.standardize import with_standardization
 from glprune.schema.bundle import size_limit
@@ -57,7 +57,8 @@ class Plain(nn.Module):
 
 
 def export(network, example, path, outputs=("prediction",), names=("x",), **options):
-    return export_onnx(network.eval(), example, names, outputs, path, opset=18, **options).exporter
+    signature = OnnxSignature(names, outputs, 18, **options)
+    return export_onnx(network.eval(), example, path, signature).exporter
 
 
 def test_a_failing_export_names_the_deepest_layer_and_leaves_no_file(tmp_path, capfd):
@@ -88,9 +89,9 @@ def test_an_input_the_network_does_not_use_is_refused_by_name(tmp_path, monkeypa
     assert OnnxFile(tmp_path / "m.onnx").names == ["x", "mask"]
     model = module.onnx.load(tmp_path / "m.onnx")
     del model.graph.input[1]
-    job = module._Job(Ignores(), (), ("x", "mask"), ("prediction",), (), 18)
+    request = exporters.ExportRequest(Ignores(), (), ("x", "mask"), ("prediction",), (), 18)
     with pytest.raises(ValueError, match="'mask' is not used"):
-        module._check_signature(model, job)
+        module._check_signature(model, request)
 
 
 class TwoInputs(nn.Module):
@@ -114,7 +115,7 @@ def test_select_gathers_the_inputs_with_an_axis_and_passes_the_others(tmp_path):
 
 @pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
 def test_an_auditor_finds_thousands_of_kept_columns_in_a_gather(tmp_path, exporter, monkeypatch):
-    monkeypatch.setattr(module, "_EXPORTERS", [e for e in module._EXPORTERS if e[0] == exporter])
+    monkeypatch.setattr(module, "EXPORTERS", [e for e in module.EXPORTERS if e[0] == exporter])
     kept = torch.arange(0, 18_000, 2)
     network = ColumnSelector(nn.Linear(9000, 2), (kept,), (1,))
     export(network, (torch.randn(4, 18_000),), tmp_path / "m.onnx")
@@ -135,7 +136,7 @@ def test_a_single_number_may_be_an_index_or_what_is_selected_from(tmp_path):
 
 @pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
 def test_axes_of_any_length_are_dynamic_with_either_exporter(tmp_path, exporter, monkeypatch):
-    monkeypatch.setattr(module, "_EXPORTERS", [e for e in module._EXPORTERS if e[0] == exporter])
+    monkeypatch.setattr(module, "EXPORTERS", [e for e in module.EXPORTERS if e[0] == exporter])
 
     class Step(nn.Module):
         def forward(self, x):
@@ -160,7 +161,8 @@ def test_a_slim_file_is_hardly_larger_than_its_parameters(name, tmp_path):
     network, row = SLIM[name]()
     names = {"glprune.inputs": "x" * 400}
     path = tmp_path / "m.onnx"
-    export_onnx(network.eval(), (torch.randn(4, *row),), ["x"], ["y"], path, opset=18, metadata=[names])
+    signature, variants = OnnxSignature(["x"], ["y"], 18), FileVariants([names])
+    export_onnx(network.eval(), (torch.randn(4, *row),), path, signature, variants)
     parameters = sum(p.numel() for p in network.parameters())
     assert 4 * parameters < path.stat().st_size <= size_limit(parameters)
 
@@ -202,7 +204,8 @@ SLIM = {
 
 
 def limited(network, example, path, limit, metadata=({},), names=("x",)):
-    return export_onnx(network.eval(), example, names, ["y"], path, opset=18, metadata=metadata, limit=limit)
+    signature, variants = OnnxSignature(names, ["y"], 18), FileVariants(metadata, limit)
+    return export_onnx(network.eval(), example, path, signature, variants)
 
 
 class Trimmed(nn.Module):
@@ -219,7 +222,7 @@ class Trimmed(nn.Module):
 @pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
 @pytest.mark.parametrize("name", ["attention", "convolutions", "selection", "bags"])
 def test_a_terse_graph_computes_the_same_to_the_bit(name, exporter, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_EXPORTERS", [e for e in module._EXPORTERS if e[0] == exporter])
+    monkeypatch.setattr(module, "EXPORTERS", [e for e in module.EXPORTERS if e[0] == exporter])
     torch.manual_seed(0)
     if name == "selection":
         kept = torch.arange(3, 60, 2)
@@ -291,7 +294,7 @@ def test_the_other_exporter_is_tried_where_the_first_file_is_too_large(tmp_path,
             tensor.raw_data = bytes(len(tensor.raw_data))
         module.onnx.save(model, path)
 
-    torchscript = exporters._torchscript
-    monkeypatch.setattr(module, "_EXPORTERS", (module._EXPORTERS[0], ("torchscript", wrong)))
+    torchscript = exporters._export_torchscript
+    monkeypatch.setattr(module, "EXPORTERS", (module.EXPORTERS[0], ("torchscript", wrong)))
     assert limited(network, example, path, limit).exporter == "dynamo"
     np.testing.assert_allclose(OnnxFile(path)(example)[0], network(*example).detach(), atol=1e-6)
