@@ -225,7 +225,6 @@ def logistic(x: Floats, y: Floats, new: Floats) -> Floats:
         y: 0 or 1, shape (rows,).
         new: Rows to predict, shape (n_new, n_columns).
     """
-
     from scipy.optimize import minimize  # noqa: PLC0415 - slow to import, and few runs need it
     from scipy.special import expit  # noqa: PLC0415 - the same
 
