@@ -505,7 +505,7 @@ RECIPES = [
         recipe("task: binary", "task: clustering"),
     ),
     Bad(
-        "version of tomorrow", RUN, 2, "recipe.yaml:10: version should be 1, not 2.", appended("version: 2\n")
+        "version of tomorrow", RUN, 2, "recipe.yaml:10: version should be 2, not 3.", appended("version: 3\n")
     ),
 ]
 
@@ -560,7 +560,7 @@ CODE = [
     Bad("factory that raises", INSPECT, 3, FACTORY + "networks.py:broken failed (RuntimeError: no licence at networks.py:10).", factory("networks.py:broken")),
     Bad("factory that recurses", INSPECT, 3, FACTORY + "networks.py:endless failed (RecursionError: maximum recursion depth exceeded at networks.py:14).", factory("networks.py:endless")),
     Bad("factory that makes text", INSPECT, 3, FACTORY + "networks.py:text returned str, not a torch.nn.Module.", factory("networks.py:text")),
-    Bad("argument the factory has not", INSPECT, 3, FACTORY + "networks.py:build failed (TypeError: build() got an unexpected keyword argument 'depth' at model.py:...).", recipe('"networks.py:build"', '"networks.py:build"\n  arguments: {depth: 3}')),
+    Bad("argument the factory has not", INSPECT, 3, FACTORY + "networks.py:build failed (TypeError: build() got an unexpected keyword argument 'depth' at loading.py:...).", recipe('"networks.py:build"', '"networks.py:build"\n  arguments: {depth: 3}')),
     Bad("factory not allowed", f"{INSPECT} --allow-factory torchvision", 2, FACTORY + "'networks.py' is not listed by --allow-factory (torchvision); review its code and list it, or change the recipe."),
     Bad("factory not allowed is not imported", f"{RUN} --allow-factory networks.py", 2, FACTORY + "'evil.py' is not listed by --allow-factory (networks.py); review its code and list it, or change the recipe.", factory("evil.py:build")),
     Bad("module beside the recipe is not imported", f"{RUN} --allow-factory torchvision", 2, FACTORY + "'evil' is not listed by --allow-factory (torchvision); review its code and list it, or change the recipe.", factory("evil:build")),
@@ -662,7 +662,7 @@ DATA = [
     Bad("column with Inf", INSPECT, 4, "data.parquet: column 'b' is not finite: 60 empty, NaN or Inf in 'b', first in row 1; ...", of_table(b=np.full(60, np.inf))),
     Bad("name that could steer a terminal", INSPECT, 4, "data.parquet: column '\\x1b[2J\\u202e[red]' is not numeric (first value 'x')...", of_table(**{"\x1b[2J\u202e[red]": ["x"] * 60})),
     Bad("no target column", INSPECT, 2, "recipe.yaml:6: data.target: no column 'label'.", recipe("target: y", "target: label")),
-    Bad("no such feature", INSPECT, 2, "recipe.yaml:7: data.features: no column 'aa'. Did you mean 'a'?", recipe("target: y", "target: y\n  features: [aa]")),
+    Bad("feature that is no column", INSPECT, 2, "recipe.yaml:7: data.features: no column 'aa'. Did you mean 'a'?", recipe("target: y", "target: y\n  features: [aa]")),
     Bad("Parquet cut short", INSPECT, 4, "data.parquet: cannot be read (...).", cut_parquet),
     Bad("Parquet is text", INSPECT, 4, "data.parquet: cannot be read (...).", lambda f: (content("PAR1 PAR1", "data.parquet")(f), recipe("data.csv", "data.parquet")(f))),
     Bad("folder without Parquet", INSPECT, 4, "...empty...", lambda f: ((f / "empty").mkdir(), recipe("data.csv", "empty")(f))),

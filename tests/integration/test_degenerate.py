@@ -382,7 +382,7 @@ def test_tiny_targets_are_measured_in_their_own_unit(tmp_path):
 
 
 def test_the_report_says_how_often_steps_were_halved(tmp_path):
-    steps = {"train": {"lr": 30.0, "halvings": 20}, "refit": {"lr": 1e3, "halvings": 30}}
+    steps = {"train": {"lr": 30.0, "max_lr_halvings": 20}, "refit": {"lr": 1e3, "max_lr_halvings": 30}}
     target = {"target": {"max_features": None, "lambda": 1e-5}}
     changes = {"model": {"factory": "net.py:exponential"}, "penalty": {"hidden": None}} | target | steps
     report = Problem(tmp_path, recipe=changes).run()

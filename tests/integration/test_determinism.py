@@ -121,6 +121,7 @@ def test_files_of_a_folder_are_read_in_the_order_of_their_names(folder):
     assert float(load_data(recipe).train.inputs[0][0, 0]) == np.float32(first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("threads", "cores", "told"), [(1, 4, True), (2, 4, False), (1, 1, False)])
 def test_a_large_network_on_one_of_several_cores_is_said_to_be_slow(
     folder, monkeypatch, threads, cores, told

@@ -74,6 +74,7 @@ def test_paths_side_by_side_are_those_one_after_another(folder, alone, tmp_path,
     assert facts(bundle) == alone
 
 
+@pytest.mark.slow
 def test_paths_that_were_done_elsewhere_stay_done(folder, alone, tmp_path, worth_it, monkeypatch):
     monkeypatch.setattr("glprune.pipeline.is_parallel", lambda spec, threads: True)
     done = []
@@ -103,6 +104,7 @@ def test_one_path_that_fails_leaves_the_others(folder, tmp_path, monkeypatch):
     assert [stage["input_strength"] for stage in report["stages"]] == [3.0]
 
 
+@pytest.mark.slow
 def test_where_every_path_fails_the_first_says_why(folder, tmp_path, worth_it):
     """No network of one multiply-accumulate: the error arises in another process."""
     with pytest.raises(TargetError, match=r"^target\.macs: ") as here:

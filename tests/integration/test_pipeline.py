@@ -229,6 +229,7 @@ def test_a_huge_lambda_is_refused_as_removing_every_input(folder):
     assert not list(folder.glob(".huge*"))
 
 
+@pytest.mark.slow
 def test_max_drop_holds_on_the_validation_split_after_the_refit(folder):
     recipe = load_recipe(folder / "quick.yaml", ["target={max_drop: {metric: auroc, amount: 0.05}}"])
     result = glprune.run(recipe, folder / "model.pt", folder / "drop")

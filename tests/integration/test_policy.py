@@ -59,8 +59,8 @@ penalty: {inputs: {strength: 1.0}}
 target: {max_features: 3}
 train: {epochs: 3, n_lambdas: 4, batch_size: all, full_batch_steps: 10, n_stages: 2}
 refit: {epochs: 10}
-export: {exporter: torchscript}
 seed: 3
+export: {exporter: torchscript}
 """
 
 
@@ -305,7 +305,8 @@ def test_stability_baselines_and_drop_costs_follow_the_policy(folder, monkeypatc
     assert "title" not in costs
     assert report.proxies.performed is False
     assert any(
-        "predictions (refit.distill: 0.5), which depend on features that must be dropped: title" in w for w in report.warnings
+        "predictions (refit.distill: 0.5), which depend on features that must be dropped: title" in w
+        for w in report.warnings
     )
 
 
@@ -333,7 +334,7 @@ def test_lambda_max_leaves_out_what_is_not_penalised(kind):
 
 
 BAD = [
-    ("must_drop: [sex]", "must_drop: [sez]", ":17: policy.must_drop: no feature or column 'sez'. Did you mean 'sex'?"),
+    ("must_drop: [sex]", "must_drop: [sez]", ":18: policy.must_drop: no feature or column 'sez'. Did you mean 'sex'?"),
     ("must_keep: [noise]", "must_keep: [noize]", "policy.must_keep: no feature or column 'noize'. Did you mean 'noise'?"),
     ("must_keep: [noise]", "must_keep: [sex]", "policy.must_keep: no feature or column 'sex'"),
     ("must_drop: [sex]", "must_drop: [sex, noise]", "policy.must_keep: 'noise' is in must_drop too"),

@@ -441,9 +441,17 @@ export: {{dynamic_axes: {{ids: {{1: length}}, mask: {{1: length}}}}}}
 """
 
 
-@pytest.mark.parametrize("loader", ["mappings", "pairs", "labelled"])
-def test_a_loader_without_labels_and_axes_of_any_length(folder, loader):
-    result = run(folder, "Tokens", TOKENS.format(loader=loader), loader)
+@pytest.mark.parametrize(
+    ("loader", "exporter"),
+    [
+        pytest.param("mappings", "auto", marks=pytest.mark.slow),
+        ("pairs", "torchscript"),
+        ("labelled", "torchscript"),
+    ],
+)
+def test_a_loader_without_labels_and_axes_of_any_length(folder, loader, exporter):
+    text = TOKENS.format(loader=loader).replace("export: {", f"export: {{exporter: {exporter}, ")
+    result = run(folder, "Tokens", text, loader)
     report = result.report
     assert report.features == []
     assert sum(h.after for h in report.hidden) < sum(h.before for h in report.hidden)
