@@ -372,7 +372,7 @@ def fates(kept, removed):
 def test_without_a_removed_feature_there_is_no_choice_to_compare():
     told = []
     assert measure_stability(FOUR, StabilitySpec(), fates(4, 0), None, told.append) is None
-    assert any("no choice" in event.text for event in told)
+    assert any("no selection" in event.text for event in told)
 
 
 class Canned:
