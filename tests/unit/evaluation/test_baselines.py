@@ -241,7 +241,7 @@ def test_a_second_path_is_matched_by_a_second_cut(folder, few_draws):
     assert report.stages[-1].penalised == ["hidden"]
     assert 0 < sum(h.after for h in report.hidden) <= 7
     assert sizes_alike(report)
-    assert "features cut, refit, units cut, refit" in render_html(report)
+    assert "remove features, refit, remove hidden units, refit" in render_html(report)
 
 
 def test_hidden_units_alone_leave_permutation_importance_out(folder, few_draws):
