@@ -293,6 +293,7 @@ def test_progress_is_told_and_no_scratch_file_is_left(result, told):
     assert {path.name for path in result.bundle.iterdir()} == {*bundles.FILES, bundles.MANIFEST}
 
 
+@pytest.mark.slow
 def test_nothing_depends_on_the_number_of_processes(result, folder):
     recipe = load_recipe(folder / "recipe.yaml", ["workers.processes=1"])
     again = glprune.run(recipe, folder / "model.pt", folder / "one").report
@@ -330,6 +331,7 @@ def loaded(folder, loader, *changes):
     return load_recipe(folder / "recipe.yaml", settings)
 
 
+@pytest.mark.slow
 def test_a_shuffling_loader_without_labels_is_resampled(folder):
     recipe = loaded(folder, "rows", "stability={n_resamples: 2, subsample: 0.25}", "workers.processes=1")
     report = glprune.run(recipe, folder / "model.pt", folder / "loaded").report
@@ -407,6 +409,7 @@ def test_the_interval_and_the_bound_are_shown_where_there_are_any(result):
         assert shown in page
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_workers_and_keeps_what_they_did(folder, tmp_path):
     """The workers hold the other end of the pipe: it is at its end only once all of them are gone."""
     recipe, model, out = (str(p) for p in (folder / "recipe.yaml", folder / "model.pt", tmp_path / "o"))
