@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -26,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from glprune.data import TensorSplit
 from glprune.model.task import Task
 from glprune.pruning.groups import penalty_weights
-from glprune.runtime import process_group
+from glprune.runtime.process_group import ProcessGroup, init_process_group
 from glprune.training.objective import Objective
 from glprune.training.proximal import ProximalAdam
 
@@ -35,13 +36,13 @@ NAMES = ("MLP 784-256-128-10", "transformer, 6 layers")
 Step = Callable[[], object]
 
 
-def timed(subject: Subject, steps: int) -> dict[str, float]:
+def timed(subject: Subject, steps: int, process_group: ProcessGroup) -> dict[str, float]:
     """Medians over steps: milliseconds of one without sums, and ratios to it."""
     torch.manual_seed(0)
     network = subject.build().eval()
     x, y = torch.randn(subject.rows, *subject.row), torch.randint(CLASSES, (subject.rows,))
     alone, summed, own = (
-        stepper(copy.deepcopy(network), subject, x, y, kind) for kind in ("", "sums", "ddp")
+        stepper(copy.deepcopy(network), subject, x, y, sums) for sums in (None, process_group, "ddp")
     )
     rows = []
     for _ in range(steps + 10):
@@ -52,22 +53,24 @@ def timed(subject: Subject, steps: int) -> dict[str, float]:
     return {"ms": 1e3 * plain, "sums": ours, "ddp": theirs, "parameters": count, "rows": subject.rows}
 
 
-def stepper(network: nn.Module, subject: Subject, x: Tensor, y: Tensor, kind: str) -> Step:
-    """A step under the penalty, with the gradients summed as ``kind`` says."""
+def stepper(
+    network: nn.Module, subject: Subject, x: Tensor, y: Tensor, sums: ProcessGroup | Literal["ddp"] | None
+) -> Step:
+    """A step under the penalty, with the gradients summed by ``sums``, if at all."""
     weighted = [
         (g, penalty_weights(network.state_dict(), g, 1.0)) for g in groups_of(network, x[:8], subject.axis)
     ]
     split = TensorSplit((x,), y)
     objective = Objective(network, Task("multiclass", "logits", CLASSES), split, weighted)
-    proximal = ProximalAdam(objective.blocks, objective.free, objective.regulariser, LAMBDA, 1e-4)
-    called = DistributedDataParallel(network) if kind == "ddp" else network
+    proximal = ProximalAdam(objective.at(LAMBDA), 1e-4)
+    called = DistributedDataParallel(network) if sums == "ddp" else network
 
     def step() -> None:
         network.zero_grad(set_to_none=True)
         loss = functional.cross_entropy(called(x), y)
         loss.backward()
-        if kind == "sums":
-            process_group.average_gradients_(network.parameters(), float(loss.detach()), len(y))
+        if isinstance(sums, ProcessGroup):
+            sums.average_gradients_(network.parameters(), float(loss.detach()), len(y))
         proximal.step()
 
     return step
@@ -88,11 +91,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results" / "sums.json")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    with process_group.init_process_group() as members, process_group.use_process_group(members):
-        found = [{"network": name} | timed(SUBJECTS[name], given.steps) for name in given.networks]
-    if not members.is_main:
+    with init_process_group() as process_group:
+        found = [
+            {"network": name} | timed(SUBJECTS[name], given.steps, process_group) for name in given.networks
+        ]
+    if not process_group.is_main:
         return
-    content = {"steps": found, "processes": members.size, "machine": machine(), "versions": versions()}
+    content = {"steps": found, "processes": process_group.size, "machine": machine(), "versions": versions()}
     given.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     table = [["network", "parameters", "rows of a process", "step ms", "with sums", "with DDP"]]
     for r in found:

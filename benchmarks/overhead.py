@@ -24,7 +24,7 @@ from glprune.runtime.events import Event, Stage, silent
 from glprune.schema.recipe import PenaltySpec, RefitSpec, TargetSpec, TrainSpec
 from glprune.search.job import Job
 from glprune.search.prepare import prepare
-from glprune.training.refit import rows_per_epoch
+from glprune.training.epochs import rows_per_epoch
 
 HERE = Path(__file__).parent
 OPERATOR_GOAL = 0.05  # of a plain training step

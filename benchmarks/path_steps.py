@@ -20,7 +20,7 @@ from glprune.pruning.planner import plan_units
 from glprune.schema.recipe import PenaltySpec
 from glprune.training.blocks import ParameterGroups
 from glprune.training.objective import Objective
-from glprune.training.proximal import BoundedPenalty, ProximalAdam
+from glprune.training.proximal import BoundedPenalty, ProximalAdam, ProximalProblem
 
 CLASSES = 10
 LAMBDA = 1e-5  # small: groups that leave would make the later steps cheaper
@@ -161,7 +161,7 @@ class Pair:
         task, split = Task("multiclass", "logits", CLASSES), TensorSplit((x,), y)
         objective = Objective(other, task, split, weighted, spec=PenaltySpec(kind=kind))
         clocked = Clocked(objective.regulariser)
-        proximal = ProximalAdam(objective.blocks, objective.free, clocked, LAMBDA, 1e-4)
+        proximal = ProximalAdam(ProximalProblem(objective.blocks, objective.free, clocked, LAMBDA), 1e-4)
         adam = torch.optim.Adam(plain.parameters(), lr=1e-4)
         count = sum(len(g.labels) for g in groups)
         return cls(plain, other, x, y, adam, proximal, clocked, count)

@@ -1,23 +1,21 @@
-"""Prune trained PyTorch networks with penalties on groups of weights and export a slim, verifiable ONNX model.
+"""Prune trained PyTorch networks with penalties on groups of weights; ship a slim, verifiable ONNX model.
 
-The packages, from the command line down; each imports only packages below it:
+The packages, from the highest to the lowest; none imports from one above it:
 
-- ``cli``: the commands of ``glprune``.
-- ``integrations``: scikit-learn, MLflow, Olive, model servers and CI systems.
-- ``pipeline``, ``inspection``, ``result``: a run, the dry run and what a run returns.
-- ``evaluation``: measures the shipped model, compares it with baselines and builds the report's records.
-- ``export``: writes ONNX files, runs them, and rebuilds the slim network from a bundle.
-- ``search``: finds the network that the recipe's target asks for, in one or several stages.
-- ``training``: penalties, proximal solvers and the refit.
-- ``pruning``: finds the groups of a network, removes those that are zero and checks every cut.
-- ``model``: loads networks and computes their outputs and metrics.
-- ``data``: reads tables and loaders, validates them and splits the rows.
-- ``runtime``: processes, checkpoints, the output folder and determinism.
-- ``audit``: verifies, compares and signs bundles, without PyTorch.
-- ``report``: renders the report as HTML, Markdown and pictures.
-- ``schema``: the files' formats: recipe, report, plan, input schema and manifest.
-
-``_plugins``, ``_imports``, ``_files``, ``_escaping`` and ``errors`` serve all of them.
+- ``cli``: the ``glprune`` command.
+- ``integrations``: scikit-learn, MLflow, Olive, CI systems, model servers.
+- ``pipeline``, ``inspection``: the whole run, and the dry run; ``result``: the finished bundle.
+- ``evaluation``: stability, drop costs, baselines, segments and proxies, collected into the report.
+- ``export``: the ONNX file, its checks and metadata, latency, the slim network of a bundle.
+- ``search``: the stages of regularisation paths that lead to the target, and the refit.
+- ``training``: penalties, proximal optimisers, the training loop.
+- ``pruning``: units and groups of a network, and their removal.
+- ``model``: loading networks, their outputs, sizes and predictions.
+- ``data``: files and loaders, checked and split.
+- ``runtime``: processes, checkpoints, the output folder, determinism, progress events.
+- ``audit``: verification of a bundle without PyTorch, training code or data.
+- ``report``: report pages from ``report.json``.
+- ``schema``: the typed records of every file.
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ if TYPE_CHECKING:
     from glprune.schema.recipe_loading import load_recipe
     from glprune.schema.report import Report
 
-# imported on first use, so that a report can be read without loading PyTorch
+# imported on first use, so that reading a report does not load PyTorch
 _LAZY = {
     "Inspection": "glprune.inspection",
     "Recipe": "glprune.schema.recipe",

@@ -1,4 +1,4 @@
-"""Import what a recipe names: a factory or a data loader."""
+"""Import the functions that a recipe names: factories and data loaders."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from glprune.errors import GlpruneError, RecipeError
 
@@ -21,12 +21,12 @@ def load_callable(
     """Import ``package.module:function`` or ``relative/file.py:function``.
 
     Args:
-        reference: What the recipe says.
-        folder: The folder a file is relative to.
-        where: Place of the key, for the error.
+        reference: The text in the recipe.
+        folder: The folder that a file is relative to.
+        where: Place of the key, for error messages.
         allowed: Packages, modules and files (as the recipe writes them) that may be imported; None: any.
-            Where it is given, packages are those that are installed: a folder beside the recipe cannot
-            take their name.
+            If it is given, only installed packages are found, so that a folder beside the recipe cannot
+            replace one of them.
 
     Raises:
         RecipeError: It is not allowed, cannot be imported, or is not callable.
@@ -37,9 +37,9 @@ def load_callable(
             f"{where}: {reference!r} should be 'package.module:function' or 'file.py:function'."
         )
     check_allowed(place, allowed, f"{where}: {place!r}")
-    beside = [str(folder.resolve()), str(Path.cwd())] if allowed is None else []
+    folders = [str(folder.resolve()), str(Path.cwd())] if allowed is None else []
     try:
-        module = _from_file(folder / place) if place.endswith(".py") else _from_path(place, beside)
+        module = _from_file(folder / place) if place.endswith(".py") else _from_path(place, folders)
     except GlpruneError:
         raise
     except FileNotFoundError:
@@ -52,27 +52,36 @@ def load_callable(
         raise RecipeError(f"{where}: importing {place!r} failed ({describe(error)}).") from error
     found = getattr(module, name, None)
     if not callable(found):
-        what = "has no" if found is None else "has a value, not a function,"
-        raise RecipeError(f"{where}: {place!r} {what} {name!r}; name a function or class it defines.")
+        problem = "has no" if found is None else "has a value, not a function,"
+        raise RecipeError(f"{where}: {place!r} {problem} {name!r}; name a function or class it defines.")
     home = getattr(found, "__module__", None) or "an unknown module"
-    if home != module.__name__:  # imported there, such as urlopen in a module that downloads
+    if home != module.__name__:  # the module imported it, such as urlopen in a module that downloads
         check_allowed(home, allowed, f"{where}: {reference!r} is of {home!r}, which")
-    return found
+    return cast("Callable[..., Any]", found)
 
 
-def check_allowed(place: str, allowed: Sequence[str] | None, what: str) -> None:
-    """Refuse a file or module that is neither named nor in a named package."""
+def check_allowed(place: str, allowed: Sequence[str] | None, subject: str) -> None:
+    """Refuse a file or module that ``allowed`` neither names nor contains.
+
+    Args:
+        place: The file or module.
+        allowed: Packages, modules and files; None: any.
+        subject: The beginning of the error message.
+
+    Raises:
+        RecipeError: It is not allowed.
+    """
     inside = not place.endswith(".py")
     if allowed is None or any(place == n or (inside and place.startswith(f"{n}.")) for n in allowed):
         return
     raise RecipeError(
-        f"{what} is not among what --allow-factory names ({', '.join(allowed) or 'nothing'}); "
-        "read its code and name it, or change the recipe."
+        f"{subject} is not listed by --allow-factory ({', '.join(allowed) or 'nothing'}); "
+        "review its code and list it, or change the recipe."
     )
 
 
 def describe(error: BaseException) -> str:
-    """Type, message and last line of an error in somebody else's code, on one line."""
+    """Return type, message and place of an error in user code, on one line."""
     frames = traceback.extract_tb(error.__traceback__)
     at = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     first = (str(error).strip() or "no message").splitlines()[0][:200]
@@ -80,6 +89,7 @@ def describe(error: BaseException) -> str:
 
 
 def _from_file(path: Path) -> ModuleType:
+    """Import a Python file."""
     if not path.is_file():
         raise FileNotFoundError(path)
     name = f"_glprune_recipe_{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"
@@ -87,7 +97,7 @@ def _from_file(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickles look their module up
+    sys.modules[name] = module  # dataclasses and pickle look up the module by name
     try:
         spec.loader.exec_module(module)
     except BaseException:
@@ -96,11 +106,11 @@ def _from_file(path: Path) -> ModuleType:
     return module
 
 
-def _from_path(name: str, beside: Sequence[str]) -> ModuleType:
-    """Import a module, looking in some folders first."""
-    sys.path[:0] = beside
+def _from_path(name: str, folders: Sequence[str]) -> ModuleType:
+    """Import a module, searching some folders first."""
+    sys.path[:0] = folders
     try:
         return importlib.import_module(name)
     finally:
-        for path in beside:
+        for path in folders:
             sys.path.remove(path)

@@ -1,8 +1,8 @@
-"""Plugins: code of other packages that a recipe or an option names, found by Python entry points.
+"""Find and call plugins: code of other packages that a recipe or an option names, by Python entry points.
 
 A package offers a plugin by an entry point in one of the groups below (in its ``pyproject.toml``:
 ``[project.entry-points."glprune.data"]``, then ``warehouse = "my_package:rows"``). Nothing of it is
-imported before a recipe or an option says its name.
+imported unless a recipe or an option names it.
 
 - ``glprune.loaders``, named by ``model.loader``: called with the weights' path, returns a state dict or a
   ``torch.nn.Module``.
@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from glprune._imports import check_allowed, describe
 from glprune.errors import GlpruneError, RecipeError, did_you_mean
@@ -31,17 +31,17 @@ Group = Literal[
 
 
 class PluginError(GlpruneError):
-    """A plugin raised, or returned what it must not."""
+    """A plugin raised an error or returned something invalid."""
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """A plugin, imported.
+    """An imported plugin.
 
     Attributes:
-        name: What recipes call it.
-        group: What it is for.
-        package: The distribution it comes from, with its version.
+        name: Its name in recipes.
+        group: Its entry point group.
+        package: Its distribution and version.
         target: The callable.
     """
 
@@ -51,21 +51,21 @@ class Plugin:
     target: Callable[..., Any]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call it.
+        """Call the plugin.
 
         Raises:
-            GlpruneError: Its own, or a :class:`PluginError` of one line for whatever else it raises.
+            GlpruneError: As the plugin raises it; any other error becomes a :class:`PluginError`.
         """
         try:
             return self.target(*args, **kwargs)
         except GlpruneError:
             raise
-        except (Exception, SystemExit) as error:  # somebody else's code may raise anything
+        except (Exception, SystemExit) as error:  # user code may raise anything
             raise PluginError(f"{self.says} failed ({describe(error)}).") from error
 
     @property
     def says(self) -> str:
-        """How messages call it."""
+        """Its name in messages."""
         return f"plugin {self.name!r} of {self.package}"
 
 
@@ -75,22 +75,22 @@ def load_plugin(
     where: str,
     allowed: Sequence[str] | None = None,
 ) -> Plugin:
-    """Import the one plugin of a name.
+    """Import the plugin of a name.
 
     Args:
-        group: What it is for.
-        name: What the recipe or the option says.
-        where: Place of the key, for the error.
+        group: Its entry point group.
+        name: Its name in the recipe or the option.
+        where: Place of the key, for error messages.
         allowed: Packages and modules it may be imported from, as for factories; None: any.
 
     Raises:
-        RecipeError: There is none of that name, or several, or it is not allowed or cannot be imported.
+        RecipeError: There is no plugin or several of that name, or it is not allowed or cannot be imported.
     """
     found = entry_points(group=group)
     offers = {(_package(e), e.value): e for e in found.select(name=name)}
     if not offers:
         names = sorted(found.names)
-        installed = f" There are {', '.join(names)}." if names else " None is installed."
+        installed = f" Installed: {', '.join(names)}." if names else " None is installed."
         raise RecipeError(
             f"{where}: no {group} plugin {name!r}.{did_you_mean(name, names) or installed} "
             "Install the package that offers it, or change the name."
@@ -102,14 +102,14 @@ def load_plugin(
     check_allowed(
         entry.module, allowed, f"{where}: plugin {name!r} of {package} is of {entry.module!r}, which"
     )
-    target = _imported(entry, package, where)
+    target = _load_entry_point(entry, package, where)
     home = getattr(target, "__module__", None) or "an unknown module"
     check_allowed(home, allowed, f"{where}: plugin {name!r} of {package} is of {home!r}, which")
     return Plugin(name, group, package, target)
 
 
 def packages(named: Iterable[tuple[Group, str]]) -> dict[str, str]:
-    """``group:name`` -> package and version of each named plugin; nothing is imported."""
+    """Return ``group:name`` -> package and version of each named plugin, without importing it."""
     return {
         f"{group}:{name}": _package(entry)
         for group, name in named
@@ -117,16 +117,16 @@ def packages(named: Iterable[tuple[Group, str]]) -> dict[str, str]:
     }
 
 
-def _imported(entry: EntryPoint, package: str, where: str) -> Callable[..., Any]:
+def _load_entry_point(entry: EntryPoint, package: str, where: str) -> Callable[..., Any]:
     try:
         target = entry.load()
-    except (Exception, SystemExit) as error:  # somebody else's module may raise anything
+    except (Exception, SystemExit) as error:  # user code may raise anything
         raise RecipeError(
             f"{where}: importing plugin {entry.name!r} of {package} failed ({describe(error)})."
         ) from error
     if not callable(target):
-        raise RecipeError(f"{where}: plugin {entry.name!r} of {package} is no function: {entry.value}.")
-    return target
+        raise RecipeError(f"{where}: plugin {entry.name!r} of {package} is not a function: {entry.value}.")
+    return cast("Callable[..., Any]", target)
 
 
 def _package(entry: EntryPoint) -> str:

@@ -1,25 +1,25 @@
-"""Errors a user can cause. Each is one line: what is wrong, where, and the mend.
+"""Errors that a user can cause. Each message is one line: what is wrong, where, and a suggested fix.
 
-Only the command line catches them; a bug keeps its traceback. ``exit_code`` is the
-documented status of the ``glprune`` command.
+Only the command line catches them; a bug keeps its traceback. ``exit_code`` is the documented exit status of
+the ``glprune`` command.
 """
 
 import difflib
 from collections.abc import Sequence
 
-_SEARCHED = 5000  # names; comparing with more takes seconds
-_LONGEST = 200  # characters of a name; the time grows as their square
+_MAX_NAMES = 5000  # comparing with more takes seconds
+_MAX_LENGTH = 200  # of a name; the time grows with its square
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """The end of a message about an unknown name: the nearest known one; empty where none is near."""
-    near = [k for k in known[:_SEARCHED] if len(k) <= _LONGEST]
-    close = difflib.get_close_matches(name, near, n=1) if len(name) <= _LONGEST else []
+    """Return the end of a message on an unknown name: the most similar known one; empty if there is none."""
+    near = [k for k in known[:_MAX_NAMES] if len(k) <= _MAX_LENGTH]
+    close = difflib.get_close_matches(name, near, n=1) if len(name) <= _MAX_LENGTH else []
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def name_list(names: Sequence[str]) -> str:
-    """The first names of a list and how many more there are, with their verb: ``'a', 'b' are``."""
+    """Return the first names of a list, the number of the others, and the verb: ``'a', 'b' are``."""
     shown = ", ".join(repr(n) for n in names[:3])
     if len(names) == 1:
         return f"{shown} is"
@@ -27,7 +27,7 @@ def name_list(names: Sequence[str]) -> str:
 
 
 class GlpruneError(Exception):
-    """Base of every error glprune raises on purpose."""
+    """Base class of every error that glprune raises on purpose."""
 
     exit_code = 1
 
@@ -49,7 +49,7 @@ class ModelError(GlpruneError):
 
 
 class NonFiniteError(ModelError):
-    """A loss, a gradient, a weight or a metric is not finite any more."""
+    """A loss, a gradient, a weight or a metric is no longer finite."""
 
 
 class DataError(GlpruneError):
@@ -65,11 +65,11 @@ class TargetError(GlpruneError):
 
 
 class PeerFailedError(GlpruneError):
-    """Another process of the run ended, by no fault of the recipe, model or data; what was done is kept.
+    """Another process of the run ended, not because of recipe, model or data; finished work is kept.
 
     Args:
-        message: Why.
-        code: Its exit code.
+        message: The cause.
+        code: The exit code of this process.
     """
 
     def __init__(self, message: str, code: int = 1) -> None:
@@ -78,11 +78,11 @@ class PeerFailedError(GlpruneError):
 
 
 class SigtermInterrupt(KeyboardInterrupt):
-    """SIGTERM, which ends a run as Ctrl-C does."""
+    """The process received SIGTERM; it ends a run as Ctrl-C does."""
 
 
 def user_message(error: BaseException) -> str | None:
-    """What the command says of an error that has causes outside the program; None of a bug."""
+    """Return the message of an error whose cause lies outside the program; None for a bug."""
     if isinstance(error, GlpruneError):
         return str(error)
     if isinstance(error, KeyboardInterrupt):
@@ -96,7 +96,7 @@ def user_message(error: BaseException) -> str | None:
 
 
 def exit_code(error: BaseException) -> int:
-    """The exit code of an error."""
+    """Return the exit code for an error."""
     if isinstance(error, GlpruneError):
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glprune.data.splits import first_rows
+from glprune.export.plugin_hooks import load_exporters
 from glprune.model.counting import macs, parameters
 from glprune.pruning.groups import group_norms, group_sizes
 from glprune.runtime.determinism import reproducible
@@ -108,6 +109,7 @@ def inspect(
     recipe = (recipe if isinstance(recipe, Recipe) else load_recipe(recipe)).allowing(allow_factory)
     listener = on_event or silent
     with reproducible(recipe.seed, recipe.threads):
+        load_exporters(recipe)
         job = prepare(recipe, Path(model), trust_pickle, listener)
         listener(Stage("cost", "timing one epoch"))
         return _inspect(job)

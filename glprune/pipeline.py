@@ -20,7 +20,7 @@ import torch
 from glprune._plugins import packages
 from glprune._version import __version__
 from glprune.data.sharding import ShardedSplit
-from glprune.data.splits import ColumnSelection, first_rows
+from glprune.data.splits import first_rows
 from glprune.errors import NonFiniteError, UsageError
 from glprune.evaluation.baselines import measure_baselines
 from glprune.evaluation.drop_cost import measure_drop_costs
@@ -30,18 +30,19 @@ from glprune.evaluation.report_builder import RunResults, make_report
 from glprune.evaluation.stability import check_rows, measure_stability
 from glprune.export.golden import write_golden, write_input_schema
 from glprune.export.int8 import measure_int8
+from glprune.export.latency import OnnxLatencyMeter
 from glprune.export.metadata import file_metadata, name_encodings
 from glprune.export.plan_writer import write_plan
-from glprune.export.plugin_hooks import load_reporters, run_exporters, run_reporters
+from glprune.export.plugin_hooks import load_exporters, load_reporters, run_exporters, run_reporters
 from glprune.export.shipped_model import ShippedModel, write_onnx, write_shipped
 from glprune.report.html import render_html
 from glprune.report.markdown import render_markdown
 from glprune.result import Result
-from glprune.runtime import process_group
 from glprune.runtime.checkpoint import DistributedCheckpoint, tensors_digest
 from glprune.runtime.determinism import reproducible
 from glprune.runtime.events import Event, Listener, Notice, Stage, silent
 from glprune.runtime.output_folder import open_output_folder
+from glprune.runtime.process_group import ProcessGroup, init_process_group
 from glprune.runtime.worker_pool import is_parallel, make_worker_pool
 from glprune.schema import bundle as bundles
 from glprune.schema.manifest import write_manifest
@@ -106,18 +107,18 @@ def run(  # noqa: PLR0913 - the public entry point: each option is a keyword of 
     recipe = (recipe if isinstance(recipe, Recipe) else load_recipe(recipe)).allowing(allow_factory)
     folder = Path(out) if out is not None else default_folder(recipe)
     plugins = load_reporters(reporters, recipe.allowed)
-    source = JobFactory(recipe, Path(model), trust_pickle)
+    source = JobFactory(recipe, Path(model), trust_pickle, OnnxLatencyMeter)
     clock = _StageClock(on_event or silent)
     with (
         reproducible(recipe.seed, recipe.threads),
         clock.name_errors(),
-        process_group.init_process_group() as members,
+        init_process_group() as process_group,
     ):
-        if not members.is_main:
-            return _run_secondary_rank(source, folder, members)
+        if not process_group.is_main:
+            return _run_secondary_rank(source, folder, process_group)
         with open_output_folder(folder, overwrite, resume) as output:
-            report = _write_bundle(source, output, members, clock)
-        members.broadcast_object(report.model_dump(mode="json", by_alias=True))
+            report = _write_bundle(source, output, process_group, clock)
+        process_group.broadcast_object(report.model_dump(mode="json", by_alias=True))
     result = Result(folder, report)
     run_exporters(recipe, result)
     run_reporters(plugins, result)
@@ -125,68 +126,71 @@ def run(  # noqa: PLR0913 - the public entry point: each option is a keyword of 
 
 
 def _write_bundle(
-    source: JobFactory, output: OutputFolder, members: process_group.ProcessGroup, clock: _StageClock
+    source: JobFactory, output: OutputFolder, process_group: ProcessGroup, clock: _StageClock
 ) -> Report:
     """Write every file of the bundle."""
     folder = output.stage
-    job = prepare(source.recipe, source.model, source.trust_pickle, clock)
+    job = _prepare(source, clock)
     check_rows(job)
     _export_original(job, folder)
-    job = _with_checkpoints(job, output, members, clock)
-    chosen = _search(job, source, members, clock)
+    job = _with_checkpoints(job, output, process_group, clock)
+    chosen = _search(job, source, process_group, clock)
     check_rules(job, chosen.removed)
-    shipped = ShippedModel(job, chosen.removed, chosen.refit.network, folder)
+    shipped = ShippedModel(job, chosen.removed, chosen.outcomes, chosen.refit.network, folder)
     files = _export(shipped, clock)
     plan, results = _evaluate(shipped, chosen, files, source, clock)
     clock(Stage("report", "writing the report"))
     return _write_report(make_report(results), plan, folder)
 
 
-def _with_checkpoints(
-    job: Job, output: OutputFolder, members: process_group.ProcessGroup, clock: _StageClock
-) -> Job:
+def _prepare(source: JobFactory, listener: Listener) -> Job:
+    """Prepare the job of a run, which can measure latency."""
+    load_exporters(source.recipe)  # a missing plugin is reported now, not after hours of training
+    job = prepare(source.recipe, source.model, source.trust_pickle, listener)
+    return replace(job, make_latency_meter=source.make_latency_meter)
+
+
+def _with_checkpoints(job: Job, output: OutputFolder, process_group: ProcessGroup, clock: _StageClock) -> Job:
     """Open the checkpoint log, which holds the work of a stopped run where this run resumes it."""
-    identity = _identity(job, members)
+    identity = _identity(job, process_group)
     journal = output.checkpoint_log(identity)
-    members.broadcast_object(identity)
+    process_group.broadcast_object(identity)
     clock.seconds = journal.seconds
     return replace(job, journal=journal)
 
 
-def _search(
-    job: Job, source: JobFactory, members: process_group.ProcessGroup, clock: _StageClock
-) -> SearchResult:
+def _search(job: Job, source: JobFactory, process_group: ProcessGroup, clock: _StageClock) -> SearchResult:
     """Search with all processes and report how the rows are divided."""
-    shared = _shared(job, members)
+    shared = _shared(job, process_group)
     if isinstance(shared.data.train, ShardedSplit) and (text := shared.data.train.note()):
         clock(Notice(text))
-    with process_group.use_process_group(members):
-        return search(shared, clock, _workers(job, source, members))
+    return search(shared, clock, _workers(job, source, process_group))
 
 
-def _run_secondary_rank(source: JobFactory, folder: Path, members: process_group.ProcessGroup) -> Result:
+def _run_secondary_rank(source: JobFactory, folder: Path, process_group: ProcessGroup) -> Result:
     """Search beside the main process, which alone writes files, and receive its report."""
-    job = prepare(source.recipe, source.model, source.trust_pickle, silent)
-    identity = _identity(job, members)
-    expected = members.broadcast_object(identity)
+    job = _prepare(source, silent)
+    identity = _identity(job, process_group)
+    expected = process_group.broadcast_object(identity)
     # the results, not the processor, must be the same
     different = [name for name, value in identity.items() if value != expected[name] and name != _PROCESSOR]
     if different:
         raise UsageError(
             f"it has another {' and another '.join(different)} than process 0; give all processes the same."
         )
-    with process_group.use_process_group(members):
-        search(_shared(job, members), silent)
-    return Result(folder, Report.model_validate(members.broadcast_object(None)))
+    search(_shared(job, process_group), silent)
+    return Result(folder, Report.model_validate(process_group.broadcast_object(None)))
 
 
-def _shared(job: Job, members: process_group.ProcessGroup) -> Job:
+def _shared(job: Job, process_group: ProcessGroup) -> Job:
     """Give the job its process's part of the training rows and a checkpoint log shared by all processes."""
-    if members.size == 1:
+    if process_group.size == 1:
         return job
-    train = ShardedSplit(job.data.train, members)
     return replace(
-        job, data=replace(job.data, train=train), journal=DistributedCheckpoint(job.journal, members)
+        job,
+        data=replace(job.data, train=ShardedSplit(job.data.train, process_group)),
+        journal=DistributedCheckpoint(job.journal, process_group),
+        process_group=process_group,
     )
 
 
@@ -195,7 +199,7 @@ def default_folder(recipe: Recipe) -> Path:
     return Path("glprune-out") / (recipe.source.stem if recipe.source else "run")
 
 
-def _identity(job: Job, members: process_group.ProcessGroup) -> dict[str, str]:
+def _identity(job: Job, process_group: ProcessGroup) -> dict[str, str]:
     """Return what determines a result; error messages put "the stopped run had another" before a key."""
     return {
         "recipe": hashlib.sha256(_result_relevant(job.recipe).to_yaml().encode()).hexdigest(),
@@ -203,7 +207,7 @@ def _identity(job: Job, members: process_group.ProcessGroup) -> dict[str, str]:
         "data set": json.dumps(dict(job.data.digests), sort_keys=True),
         "set of plugins": json.dumps(packages(job.recipe.plugins), sort_keys=True),
         "number of threads": str(job.recipe.threads),
-        "number of processes": str(members.size),
+        "number of processes": str(process_group.size),
         "version of glprune": __version__,
         "version of PyTorch": torch.__version__,
         _PROCESSOR: torch.backends.cpu.get_cpu_capability(),
@@ -250,8 +254,8 @@ def _export(shipped: ShippedModel, clock: _StageClock) -> ExportedFiles:
     """Write the slim network before the refit, and the shipped one."""
     clock(Stage("export", "writing the network as ONNX"))
     job, removed, folder = shipped.job, shipped.removed, shipped.folder
-    columns = ColumnSelection(removed.columns, job.axes)(first_rows(job.data.test, 4))
-    write_onnx(job, removed.network, columns, folder / _ZEROED)
+    rows = removed.selection(first_rows(job.data.test, 4))
+    write_onnx(job, removed.network, rows, folder / _ZEROED)
     encodings = name_encodings(job)
     metadata = [file_metadata(job, removed, names) for names in encodings]
     result = write_shipped(job, removed, shipped.network, shipped.file, metadata)
@@ -315,7 +319,7 @@ def _measure_stability(
         return None, None
     context = WorkerContextFactory.of(source, shipped.removed, shipped.network)
     with make_worker_pool(context, job.recipe.workers, _engine_key(job)) as workers:
-        stability = measure_stability(job, spec, shipped.kept, workers, listener)
+        stability = measure_stability(job, spec, shipped.outcomes, workers, listener)
         drop_costs = measure_drop_costs(shipped, workers, listener) if spec.drop_cost else None
     return stability, drop_costs
 
@@ -326,14 +330,14 @@ def _engine_key(job: Job) -> str:
 
 
 def _workers(
-    job: Job, source: JobFactory, members: process_group.ProcessGroup
+    job: Job, source: JobFactory, process_group: ProcessGroup
 ) -> Callable[[], WorkerPool[Job]] | None:
     """Return what starts processes for parallel paths; None where they would not help."""
     recipe = job.recipe
     measures_latency = (
         recipe.target.round_to == "auto"
     )  # at the end of a path; parallel work would disturb it
-    if members.size > 1 or measures_latency or not is_parallel(recipe.workers, recipe.threads):
+    if process_group.size > 1 or measures_latency or not is_parallel(recipe.workers, recipe.threads):
         return None
     max_workers = len(recipe.penalty.input_strength_list)
     return functools.partial(

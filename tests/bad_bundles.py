@@ -180,7 +180,7 @@ REFUSED = [
     Bad("role with a slash", "countersign bundle --key me --role ../x --statement s", 2, "role '../x': use lower-case letters, digits and '-', such as validator."),
     Bad("role of the producer", "countersign bundle --key me --role producer --statement s", 2, "role 'producer': use lower-case letters, digits and '-', such as validator."),
     Bad("countersigning without a statement", "countersign bundle --key me --role validator", 2, "Missing option '--statement'; see glprune countersign --help."),
-    Bad("signing what was changed", "sign bundle --key me", 2, "bundle is not signed: plan.json: its SHA-256 is not the one of /subject/... in the manifest; `glprune verify` names all that does not hold.", edited(bundles.PLAN, lambda p: p.update(factory="os:system"))),
+    Bad("signing what was changed", "sign bundle --key me", 2, "bundle is not signed: plan.json: its SHA-256 is not the one of /subject/... in the manifest; `glprune verify` lists every finding.", edited(bundles.PLAN, lambda p: p.update(factory="os:system"))),
     Bad("trusting a pipe", "verify bundle --trust pipe", 2, "pipe is a pipe or device, not a file; name a PEM file.", lambda f: os.mkfifo(f / "pipe")),
     Bad("trusting a private key", "verify bundle --trust me", 2, "me is a private key; name its public half."),
     Bad("trusting text", "verify bundle --trust data.csv", 2, "data.csv is not a PEM public key of Ed25519 or ECDSA; `glprune keygen` creates one."),
@@ -197,7 +197,7 @@ REFUSED = [
     Bad("rules are a pipe", "verify bundle --policy pipe", 2, "pipe is a pipe or device, not a file; name a YAML file.", lambda f: os.mkfifo(f / "pipe")),
     Bad("rules are a bomb", "verify bundle --policy r.yaml", 2, "r.yaml:1: " + NOT_ALLOWED.format("&a"), content(LAUGHS, "r.yaml")),
     Bad("rules with a tag that runs code", "verify bundle --policy r.yaml", 2, "r.yaml:1: " + NOT_ALLOWED.format("!!python/name:os.system"), content("must_drop: !!python/name:os.system\n", "r.yaml")),
-    Bad("rules with a huge number", "verify bundle --policy r.yaml", 2, "r.yaml:1: 9999999999999999999999999999999999999999 does not fit 64 bits; take a smaller number.", content(f"must_drop: [{'9' * 5000}]\n", "r.yaml")),
+    Bad("rules with a huge number", "verify bundle --policy r.yaml", 2, "r.yaml:1: 9999999999999999999999999999999999999999 does not fit 64 bits; use a smaller number.", content(f"must_drop: [{'9' * 5000}]\n", "r.yaml")),
     Bad("rules of another kind", "verify bundle --policy r.yaml", 2, "r.yaml: must_drop: Input should be a valid list; keys: must_drop, must_keep, protected, derived_from.", content("must_drop: sex\n", "r.yaml")),
     Bad("rules with an unknown key", "verify bundle --policy r.yaml", 2, "r.yaml: must_drp: Extra inputs are not permitted; keys: must_drop, must_keep, protected, derived_from.", content("must_drp: [sex]\n", "r.yaml")),
 ]  # fmt: skip

@@ -188,7 +188,7 @@ MODELS = [
     Bad("complex tensor", INSPECT, 3, "model.pt does not fit networks.py:build: complex 0.weight.", saved(lambda s: s | {"0.weight": s["0.weight"].to(torch.complex64)})),
     Bad("tensor of another shape", INSPECT, 3, "model.pt does not fit networks.py:build: wrongly shaped 0.weight (3, 4) for (4, 3).", saved(lambda s: s | {"0.weight": s["0.weight"].T})),
     Bad("tensor of 10^12 values that are one", INSPECT, 3, "model.pt does not fit networks.py:build: wrongly shaped 0.weight (1000000, 1000000) for (4, 3).", saved(lambda s: s | {"0.weight": torch.ones(1).expand(10**6, 10**6)})),
-    Bad("NaN in the weights", INSPECT, 3, "model.pt: NaN or Inf in 0.bias (4 of 4); train again or mend the weights.", saved(lambda s: s | {"0.bias": torch.full((4,), torch.nan)})),
+    Bad("NaN in the weights", INSPECT, 3, "model.pt: NaN or Inf in 0.bias (4 of 4); train again or correct the weights.", saved(lambda s: s | {"0.bias": torch.full((4,), torch.nan)})),
     Bad("safetensors is text", SAFE, 3, UNSAFE, content("weights", "model.safetensors")),
     Bad("safetensors is empty", SAFE, 3, UNSAFE, content("", "model.safetensors")),
     Bad("safetensors cut short", SAFE, 3, UNSAFE, shortened("model.safetensors", 0.9)),

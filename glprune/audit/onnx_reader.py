@@ -40,7 +40,8 @@ def canonical(model: ModelProto, raw: bytes) -> bool:
     known = ModelProto()
     known.CopyFrom(model)
     known.DiscardUnknownFields()
-    return known.SerializeToString(deterministic=True) == raw
+    written: bytes = known.SerializeToString(deterministic=True)
+    return written == raw
 
 
 def input_shapes(model: ModelProto) -> dict[str, list[int | str]]:

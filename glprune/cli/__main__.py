@@ -1,4 +1,4 @@
-"""``python -m glprune.cli``."""
+"""Run ``glprune`` as ``python -m glprune.cli``."""
 
 from glprune.cli.main import main
 

@@ -1,4 +1,4 @@
-"""What the auditor's commands print; names from a bundle are shown, never interpreted."""
+"""Output of the auditor's commands; control characters and markup in names of a bundle are escaped."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from rich.text import Text
 from glprune._escaping import escape_for_terminal
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from glprune.audit.findings import Check, Verdict
 
 _COLOURS = {"passed": "green", "failed": "bold red", "incomplete": "yellow", "skipped": "dim"}
 _HEADINGS = {
-    "trust": "Trust: who says so",
-    "recomputation": "Recomputation: what the files say",
-    "policy": "Policy: what is allowed",
+    "trust": "Trust: signatures and digests",
+    "recomputation": "Recomputation: the report against the files",
+    "policy": "Policy: your rules",
 }
-_SHOWN = 20
-_ENDS = 100  # points of a path at either end
+_MAX_FINDINGS = 20  # shown of one check
+_POINTS_AT_END = 100  # shown of a path at either end
 
 
 def print_verdict(console: Console, verdict: Verdict) -> None:
-    """The verdict, every check with its findings, and what was not checked, last."""
+    """Print the verdict, every check with its findings, and last what was not checked."""
     colour = {0: "green", 1: "bold red", 3: "yellow", 4: "bold red"}[verdict.exit_code]
     signature = f" ({verdict.signature})"
     console.print(
@@ -35,22 +37,22 @@ def print_verdict(console: Console, verdict: Verdict) -> None:
         console.print(Text(f"model.onnx sha256:{verdict.model}"), soft_wrap=True)
     for kind, heading in _HEADINGS.items():
         console.print()
-        console.print(_table(heading, [c for c in verdict.checks if c.info.kind == kind]))
+        console.print(_check_table(heading, [c for c in verdict.checks if c.info.kind == kind]))
     for check in verdict.checks:
-        for finding in check.findings[:_SHOWN]:
+        for finding in check.findings[:_MAX_FINDINGS]:
             console.print(
                 Text(f"{check.id} {escape_for_terminal(str(finding))}", style="red"), soft_wrap=True
             )
-        if len(check.findings) > _SHOWN:
+        if len(check.findings) > _MAX_FINDINGS:
             console.print(
-                Text(f"{check.id} and {len(check.findings) - _SHOWN} more findings (--json has all)")
+                Text(f"{check.id} and {len(check.findings) - _MAX_FINDINGS} more findings (--json has all)")
             )
     console.print("\nNot checked:")
     for sentence in verdict.not_checked:
         console.print(Text(f"- {escape_for_terminal(sentence)}"), soft_wrap=True)
 
 
-def _table(heading: str, checks: list[Check]) -> Table:
+def _check_table(heading: str, checks: list[Check]) -> Table:
     table = Table(
         title=heading, title_justify="left", title_style="bold", box=None, pad_edge=False, show_header=False
     )
@@ -59,19 +61,19 @@ def _table(heading: str, checks: list[Check]) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for check in checks:
-        said = check.info.proves if check.status == "passed" else escape_for_terminal(check.note)
+        text = check.info.proves if check.status == "passed" else escape_for_terminal(check.note)
         if check.status == "passed" and check.note:
-            said = f"{said} ({escape_for_terminal(check.note)})"
+            text = f"{text} ({escape_for_terminal(check.note)})"
         if check.status == "failed":
-            said = f"{len(check.findings)} findings below"
+            text = f"{len(check.findings)} findings below"
         table.add_row(
-            check.id, check.info.title, Text(check.status, style=_COLOURS[check.status]), Text(said)
+            check.id, check.info.title, Text(check.status, style=_COLOURS[check.status]), Text(text)
         )
     return table
 
 
 def print_comparison(console: Console, found: dict[str, Any]) -> None:
-    """What changed between two bundles."""
+    """Print the differences between two bundles."""
     features = found["features"]
     for key in ("gained", "lost", "new_in_data", "gone_from_data"):
         names = ", ".join(features[key]) or "none"
@@ -92,54 +94,65 @@ def print_comparison(console: Console, found: dict[str, Any]) -> None:
         )
     console.print(table)
     for key, (old, new) in found["changed"].items():
-        _line(console, f"{key}: {_shown(old)} -> {_shown(new)}")
+        _line(console, f"{key}: {_shorten(old)} -> {_shorten(new)}")
     for key, sentences in found["warnings"].items():
         for sentence in sentences:
             _line(console, f"warning {key}: {sentence}")
 
 
 def print_story(console: Console, story: dict[str, Any]) -> None:
-    """One feature's story."""
-    made = {0: "all columns", 1: "column"}.get(len(story["columns"]), "columns")
-    _line(
-        console,
-        f"{story['feature']}: {story['status']} ({made} {', '.join(story['columns'])} of {story['input']})",
-    )
-    if story["status"] == "removed" and story["exit"]["stage"] is not None:
-        _line(console, f"left in stage {story['exit']['stage']} at lambda {story['exit']['lambda']:.4g}")
-    if story["positions"] is not None:
-        _line(console, f"read at positions {story['positions']} of the shipped input")
-    norms = story["norms"]
-    shipped = "removed" if norms["shipped"] is None else f"{norms['shipped']:.4g}"
-    _line(
-        console,
-        f"group of {story['group_size']} weights, norm {norms['original']:.4g} in the trained network, "
-        f"{norms['selected']:.4g} at the chosen point, {shipped} as shipped; penalty weight "
-        f"{story['penalty_weight']:.4g}",
-    )
-    if story["stability"]:
-        kept = story["stability"]
-        _line(console, f"kept in {kept['kept_in']} of {kept['of']} resamples")
-    if story["drop_cost"]:
-        cost = story["drop_cost"]
-        without = cost["reason"] if cost["test_without"] is None else f"{cost['test_without']:.4f}"
-        _line(
-            console,
-            f"{cost['metric']} on the test split {cost['test_with']:.4f}; without the feature {without}",
-        )
-    for name, share in story["baselines"].items():
-        _line(console, f"kept by {name}: {share}")
-    for key, value in (story["policy"] or {}).items():
-        if value:
-            _line(console, f"policy, {key.replace('_', ' ')}: {', '.join(value)}")
+    """Print what a report says of one feature."""
+    for sentence in (*_fate(story), *_norms(story), *_measurements(story)):
+        _line(console, sentence)
     for warning in story["warnings"]:
         _line(console, f"warning: {warning}")
     points = story["path"]
-    left_out = max(0, len(points) - 2 * _ENDS)
+    left_out = max(0, len(points) - 2 * _POINTS_AT_END)
     if points:
-        console.print(_path([*points[:_ENDS], *points[_ENDS + left_out :]]))
+        console.print(_path([*points[:_POINTS_AT_END], *points[_POINTS_AT_END + left_out :]]))
     if left_out:
-        _line(console, f"{left_out:,} points between the first and last {_ENDS} left out (--json has all)")
+        _line(
+            console,
+            f"{left_out:,} points between the first and last {_POINTS_AT_END} left out (--json has all)",
+        )
+
+
+def _fate(story: dict[str, Any]) -> Iterator[str]:
+    """Say which columns make the feature, and whether and where it was removed."""
+    noun = {0: "all columns", 1: "column"}.get(len(story["columns"]), "columns")
+    columns = ", ".join(story["columns"])
+    yield f"{story['feature']}: {story['status']} ({noun} {columns} of {story['input']})"
+    if story["status"] == "removed" and story["exit"]["stage"] is not None:
+        yield f"removed in stage {story['exit']['stage']} at lambda {story['exit']['lambda']:.4g}"
+    if story["positions"] is not None:
+        yield f"read at positions {story['positions']} of the shipped input"
+
+
+def _norms(story: dict[str, Any]) -> Iterator[str]:
+    """State the norms and the penalty weight of the feature's group."""
+    norms = story["norms"]
+    shipped = "removed" if norms["shipped"] is None else f"{norms['shipped']:.4g}"
+    yield (
+        f"group of {story['group_size']} weights, norm {norms['original']:.4g} in the trained network, "
+        f"{norms['selected']:.4g} at the chosen point, {shipped} as shipped; penalty weight "
+        f"{story['penalty_weight']:.4g}"
+    )
+
+
+def _measurements(story: dict[str, Any]) -> Iterator[str]:
+    """State stability, drop cost, baselines and policy, as far as the report has them."""
+    if story["stability"]:
+        kept = story["stability"]
+        yield f"kept in {kept['kept_in']} of {kept['of']} resamples"
+    if story["drop_cost"]:
+        cost = story["drop_cost"]
+        without = cost["reason"] if cost["test_without"] is None else f"{cost['test_without']:.4f}"
+        yield f"{cost['metric']} on the test split {cost['test_with']:.4f}; without the feature {without}"
+    for name, share in story["baselines"].items():
+        yield f"kept by {name}: {share}"
+    for key, value in (story["policy"] or {}).items():
+        if value:
+            yield f"policy, {key.replace('_', ' ')}: {', '.join(value)}"
 
 
 def _path(points: list[dict[str, Any]]) -> Table:
@@ -155,7 +168,7 @@ def _path(points: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _shown(value: object) -> str:
+def _shorten(value: object) -> str:
     text = str(value)
     return text if len(text) <= 90 else text[:87] + "..."
 

@@ -1,4 +1,4 @@
-"""What the command prints: bars on a terminal, plain lines in a log, nothing where quiet."""
+"""Output of ``run`` and ``inspect``: bars on a terminal, plain lines in a log, only notes if quiet."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from glprune.report.sentences import file_sentence, headline, label
 from glprune.runtime.events import Event, Notice, PointDone, Progress, Stage
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from glprune.inspection import Inspection, SetFacts
     from glprune.schema.report import PathPoint, Report
 
 
 class ProgressReporter:
-    """Tell a run's events on a console.
+    """Print the events of a run.
 
     Args:
-        console: Where to write; a console that is not a terminal gets plain lines.
-        quiet: Tell notes only.
+        console: Where to print; a console that is not a terminal gets plain lines.
+        quiet: Print notes only.
     """
 
     def __init__(self, console: Console, quiet: bool = False) -> None:
@@ -50,7 +52,7 @@ class ProgressReporter:
             self.progress.stop()
 
     def __call__(self, event: Event) -> None:
-        """Tell one event."""
+        """Print one event."""
         if isinstance(event, Notice):
             _print(self.console, f"note: {event.text}")
         elif not self.quiet and self.progress is not None:
@@ -89,13 +91,13 @@ def _part(event: Progress) -> str:
 
 def _point(point: PathPoint) -> str:
     return (
-        f"lambda {point.lam:.3g}, {point.features} features, {point.hidden} hidden, metric {point.metric:.4f}, "
-        f"KKT {point.kkt_zero:.1e} (zero groups), {point.kkt_active:.1e} (others)"
+        f"lambda {point.lam:.3g}, {point.features} features, {point.hidden} hidden, "
+        f"metric {point.metric:.4f}, KKT {point.kkt_zero:.1e} (zero groups), {point.kkt_active:.1e} (others)"
     )
 
 
 def print_report(console: Console, report: Report, bundle: str) -> None:
-    """The findings of a run and where the bundle lies."""
+    """Print the findings of a run and the bundle's folder."""
     for sentence in headline(report):
         console.print(escape_for_terminal(sentence), markup=False, highlight=False)
     what = "agreement" if report.task == "distillation" else "metric"
@@ -114,7 +116,7 @@ def print_report(console: Console, report: Report, bundle: str) -> None:
 
 
 def _print_compared(console: Console, report: Report) -> None:
-    """The simpler selections beside the shipped one, where they were measured."""
+    """Print the baselines beside the shipped network, if they were measured."""
     rows = compared(report)
     if not rows:
         return
@@ -129,31 +131,14 @@ def _print_compared(console: Console, report: Report) -> None:
 
 
 def print_inspection(console: Console, inspection: Inspection) -> None:
-    """What a run would group, cut, refuse and cost."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("units of", "kind", "groups", "units", "strength", "removal", "read by / because"):
-        table.add_column(name, justify="right" if name in ("groups", "units", "strength") else "left")
-    for facts in inspection.sets:
-        strength = "-" if facts.strength is None else f"{facts.strength:g}"
-        counts = (f"{facts.groups:,}", f"{facts.units:,}")
-        table.add_row(
-            escape_for_terminal(facts.name),
-            facts.kind,
-            *counts,
-            strength,
-            *map(escape_for_terminal, _removal(facts)),
-        )
-    console.print(table, markup=False)
+    """Print what a run would group and remove, what it cannot remove, and its cost."""
+    console.print(_set_table(inspection.sets), markup=False)
     proved = sum(facts.refused is None for facts in inspection.sets)
-    alike = sum(facts.planner == "both" for facts in inspection.sets)
-    console.print(
-        f"{proved} of {len(inspection.sets)} plans hold on random weights; torch-pruning's own plan is the "
-        f"same for {alike} of them",
-        markup=False,
-        highlight=False,
-    )
+    equal = sum(facts.planner == "both" for facts in inspection.sets)
     rows = ", ".join(f"{name} {count:,}" for name, count in inspection.rows.items())
     lines = [
+        f"{proved} of {len(inspection.sets)} plans hold on random weights; torch-pruning's own plan is the "
+        f"same for {equal} of them",
         f"parameters {inspection.parameters:,}, multiply-accumulates for one row {inspection.macs:,}",
         f"rows: {rows}",
         f"lambda_max {inspection.lambda_max:.4g}",
@@ -166,17 +151,34 @@ def print_inspection(console: Console, inspection: Inspection) -> None:
         console.print(escape_for_terminal(f"note: {note}"), markup=False, highlight=False)
 
 
+def _set_table(sets: Sequence[SetFacts]) -> Table:
+    """A table with a row for each set of units that are removed together."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("units of", "kind", "groups", "units", "strength", "removal", "read by / because"):
+        table.add_column(name, justify="right" if name in ("groups", "units", "strength") else "left")
+    for facts in sets:
+        table.add_row(
+            escape_for_terminal(facts.name),
+            facts.kind,
+            f"{facts.groups:,}",
+            f"{facts.units:,}",
+            "-" if facts.strength is None else f"{facts.strength:g}",
+            *map(escape_for_terminal, _removal(facts)),
+        )
+    return table
+
+
 def _removal(facts: SetFacts) -> tuple[str, str]:
-    """How a set is removed, and the tensors that read it or the reason why it stays."""
+    """How a set is removed, and the tensors that read it or the reason why it is kept."""
     if facts.refused:
         return "refused", facts.refused
-    how = f"inexact: {facts.inexact}" if facts.inexact else facts.removal
+    removal = f"inexact: {facts.inexact}" if facts.inexact else facts.removal
     sizes = f" (sizes: {', '.join(facts.attributes)})" if facts.attributes else ""
-    return how, ", ".join(facts.readers) + sizes
+    return removal, ", ".join(facts.readers) + sizes
 
 
 def as_json(inspection: Inspection) -> dict[str, Any]:
-    """An inspection as JSON values."""
+    """Return an inspection as JSON values."""
     names = ("name", "columns", "weights", "norm")
     return {
         "sets": [

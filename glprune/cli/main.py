@@ -1,4 +1,4 @@
-"""The ``glprune`` command: parse, call, print, exit code. No logic of its own."""
+"""The ``glprune`` command: parses arguments, calls the package, prints the result, sets the exit code."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -33,90 +34,98 @@ from glprune.errors import (
 )
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from glprune.result import Result
     from glprune.runtime.process_group import ProcessGroup
+    from glprune.schema.recipe import Recipe
 
 _EPILOG = (
-    "Exit codes: 0 done; 2 usage, recipe or output folder; 3 model; 4 data; 5 target not reachable; "
+    "Exit codes: 0 done; 2 usage, recipe or output folder; 3 model; 4 data; 5 target cannot be reached; "
     "130 interrupted; 143 terminated."
 )
-_LONGEST = 2000  # characters of a message; names in it may be of any length
-# what `pip install --no-deps glprune` and the auditor's list leave out
+_MAX_LENGTH = 2000  # characters of a message; names in it may be of any length
+# packages that auditors need not install
 _NOT_FOR_AUDITORS = ("torch", "torch_pruning", "pyarrow", "scipy", "onnxscript", "matplotlib")
 
 
 class _Group(click.Group):
-    """Turn the errors a user can cause into one line and an exit code."""
+    """Turn the errors that a user can cause into one line and an exit code."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not sys.warnoptions:  # libraries' words to programmers are not for the terminal
+        if not sys.warnoptions:  # warnings of libraries are for programmers, not for users
             warnings.simplefilter("ignore")
         return super().__call__(*args, **kwargs)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        # a closed pipe or Ctrl-C must leave neither traceback nor half a message
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="backslashreplace")  # a name the terminal has no letters for
+                stream.reconfigure(
+                    errors="backslashreplace"
+                )  # names may hold letters the terminal cannot show
         try:
             return super().main(*args, **(kwargs | {"standalone_mode": False}))
-        except click.exceptions.Exit as stop:
-            sys.exit(stop.exit_code)
-        except click.exceptions.NoArgsIsHelpError as error:
-            error.show()
-            sys.exit(error.exit_code)
-        except click.ClickException as error:
-            _fail(_usage(error), error.exit_code)
-        except (click.Abort, KeyboardInterrupt):
-            _fail("interrupted; nothing was written", 130)
-        except ModuleNotFoundError as error:
-            if error.name not in _NOT_FOR_AUDITORS:
-                raise
-            _fail(f"this command needs {error.name}; install glprune with its dependencies", 2)
-        except BrokenPipeError:
-            _drop_output()
-            sys.exit(0)
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO):
-                _drop_output()
-            text = user_message(error)
-            if text is None:
-                raise
-            _fail(text, exit_code(error))
+        except (Exception, KeyboardInterrupt) as error:
+            _exit_for(error)
+            raise  # a bug keeps its traceback
+
+
+def _exit_for(error: BaseException) -> None:
+    """End the process with a message and an exit code; return if the error is a bug."""
+    if isinstance(error, click.exceptions.Exit):
+        sys.exit(error.exit_code)
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()
+        sys.exit(error.exit_code)
+    if isinstance(error, click.ClickException):
+        _fail(_usage(error), error.exit_code)
+    if isinstance(error, click.Abort | KeyboardInterrupt):
+        _fail("interrupted; nothing was written", 130)
+    if isinstance(error, ModuleNotFoundError) and error.name in _NOT_FOR_AUDITORS:
+        _fail(f"this command needs {error.name}; install glprune with its dependencies", 2)
+    if isinstance(error, BrokenPipeError):
+        _drop_output()
+        sys.exit(0)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO):
+        _drop_output()
+    text = user_message(error)
+    if text is not None:
+        _fail(text, exit_code(error))
 
 
 @contextlib.contextmanager
-def _ending(out: Path) -> Iterator[ProcessGroup]:
-    """Join the processes of a launcher; say once why a run was stopped and what became of its work."""
+def _process_group(out: Path) -> Iterator[ProcessGroup]:
+    """Join the processes of a launcher; if the run stops, report once why and what is kept of its work."""
     from glprune.runtime.process_group import ALONE, init_process_group
 
-    members = ALONE
+    group = ALONE
     try:
-        with _signals(), init_process_group() as members:
-            yield members
+        with _signals(), init_process_group() as group:
+            yield group
     except (KeyboardInterrupt, GlpruneError, OSError, MemoryError) as error:
-        if members.reported_by_main:
+        if group.reported_by_main:
             sys.exit(exit_code(error))
         if not isinstance(error, KeyboardInterrupt | PeerFailedError):
             raise
-        _fail(f"{user_message(error)}; {_what_is_kept(out, members)}", exit_code(error))
+        _fail(f"{user_message(error)}; {_what_is_kept(out, group)}", exit_code(error))
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-    """Let SIGTERM end a run as Ctrl-C does; each of several processes hears one signal, however many come."""
+    """Let SIGTERM end a run as Ctrl-C does; one of several processes reacts to the first signal only."""
     from glprune.runtime.launcher import process_info
 
     several = process_info().size > 1
-    heard = (signal.SIGTERM, signal.SIGINT) if several else (signal.SIGTERM,)
-    before = {number: signal.getsignal(number) for number in heard}
+    handled = (signal.SIGTERM, signal.SIGINT) if several else (signal.SIGTERM,)
+    before = {number: signal.getsignal(number) for number in handled}
 
     def stop(number: int, frame: object) -> NoReturn:
         if several:
-            deafen()
+            ignore_signals()
         raise SigtermInterrupt if number == signal.SIGTERM else KeyboardInterrupt
 
-    def deafen() -> None:
-        for number in heard:
+    def ignore_signals() -> None:
+        for number in handled:
             signal.signal(number, signal.SIG_IGN)
 
     for number, handler in before.items():
@@ -125,8 +134,8 @@ def _signals() -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if several:  # it ends, and who leaves first has the launcher end the others
-            deafen()
+        if several:  # the first process that exits makes the launcher signal the others
+            ignore_signals()
             before = {}
         raise
     finally:
@@ -134,25 +143,26 @@ def _signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _what_is_kept(out: Path, members: ProcessGroup) -> str:
+def _what_is_kept(out: Path, group: ProcessGroup) -> str:
+    """Say what is kept of a stopped run and how to continue it."""
     from glprune.runtime.output_folder import is_resumable, unfinished_path
 
     if not is_resumable(out):
         return "nothing was written"
-    needless = {"--resume"} if out.exists() else {"--resume", "--overwrite"}
-    again = shlex.join(["glprune", *(a for a in sys.argv[1:] if a not in needless), "--resume"])
-    if members.size > 1:
-        again = f"as many processes, each {again}"
-    return f"what was done is kept in {unfinished_path(out)}. To go on: {again}"
+    dropped = {"--resume"} if out.exists() else {"--resume", "--overwrite"}
+    command = shlex.join(["glprune", *(a for a in sys.argv[1:] if a not in dropped), "--resume"])
+    if group.size > 1:
+        command = f"as many processes, each {command}"
+    return f"finished work is kept in {unfinished_path(out)}. To continue: {command}"
 
 
 def _drop_output() -> None:
-    """Let nothing that is still to be printed fail again."""
+    """Send further output to nowhere, so that printing cannot fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _usage(error: click.ClickException) -> str:
-    """A wrong command line in one line, with where to read more."""
+    """Describe a wrong command line in one line, with the command that shows help."""
     context = getattr(error, "ctx", None)
     where = f"; see {context.command_path} --help" if context is not None else ""
     return f"{error.format_message().rstrip('.')}{where}."
@@ -160,7 +170,7 @@ def _usage(error: click.ClickException) -> str:
 
 def _fail(message: str, code: int) -> NoReturn:
     line = escape_for_terminal(" ".join(message.split()))
-    click.echo(f"glprune: {line if len(line) <= _LONGEST else line[:_LONGEST] + '...'}", err=True)
+    click.echo(f"glprune: {line if len(line) <= _MAX_LENGTH else line[:_MAX_LENGTH] + '...'}", err=True)
     sys.exit(code)
 
 
@@ -170,14 +180,14 @@ _set = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe."
 )
 _trust = click.option(
-    "--trust-pickle", is_flag=True, help="Read a fully pickled model; this runs whatever code it holds."
+    "--trust-pickle", is_flag=True, help="Read a fully pickled model; this runs any code it contains."
 )
 _allow = click.option(
     "--allow-factory",
     "allow_factory",
     multiple=True,
     metavar="PACKAGE",
-    help="Import the recipe's factory, loader and plugins from this package, module or .py file alone.",
+    help="Import the recipe's factory, loader and plugins only from this package, module or .py file.",
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
 _quiet = click.option("--quiet", is_flag=True, help="Print no progress.")
@@ -186,7 +196,7 @@ _quiet = click.option("--quiet", is_flag=True, help="Print no progress.")
 @click.group(cls=_Group, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="glprune")
 def main() -> None:
-    """Prune trained PyTorch networks by penalties on groups and ship a slim ONNX model with a report."""
+    """Prune trained PyTorch networks with group penalties; write a slim ONNX model and a report."""
 
 
 @main.command(epilog=_EPILOG)
@@ -194,8 +204,14 @@ def main() -> None:
 @_model
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write [glprune-out/RECIPE].")
 @click.option("--overwrite", is_flag=True, help="Replace an older bundle or a stopped run.")
-@click.option("--resume", is_flag=True, help="Go on from what a stopped run has done, if there is any.")
-@click.option("--reporter", "reporters", multiple=True, metavar="NAME", help="Plugin to tell the result.")
+@click.option("--resume", is_flag=True, help="Continue a stopped run, if there is one.")
+@click.option(
+    "--reporter",
+    "reporters",
+    multiple=True,
+    metavar="NAME",
+    help="Plugin that is called with the result; repeatable.",
+)
 @_set
 @_trust
 @_allow
@@ -205,75 +221,100 @@ def main() -> None:
 @click.option("--mlflow-alias", metavar="ALIAS", help="Point this alias at the registered version.")
 @_json
 @_quiet
-def run(
-    recipe: Path,
-    model: Path,
-    out: Path | None,
-    overwrite: bool,
-    resume: bool,
-    reporters: Sequence[str],
-    overrides: Sequence[str],
-    trust_pickle: bool,
-    allow_factory: Sequence[str],
-    ci: str,
-    mlflow: bool,
-    mlflow_model: str | None,
-    mlflow_alias: str | None,
-    as_json: bool,
-    quiet: bool,
-) -> None:
-    """Prune MODEL (.pt or .safetensors) as RECIPE says and leave a bundle."""
-    from glprune.cli.console import ProgressReporter, print_report
+def run(**options: Any) -> None:
+    """Prune MODEL (.pt or .safetensors) with the settings of RECIPE and write a bundle."""
+    _run(_RunOptions(**options))
+
+
+@dataclass(frozen=True)
+class _RunOptions:
+    """The arguments and options of ``glprune run``."""
+
+    recipe: Path
+    model: Path
+    out: Path | None
+    overwrite: bool
+    resume: bool
+    reporters: Sequence[str]
+    overrides: Sequence[str]
+    trust_pickle: bool
+    allow_factory: Sequence[str]
+    ci: str
+    mlflow: bool
+    mlflow_model: str | None
+    mlflow_alias: str | None
+    as_json: bool
+    quiet: bool
+
+    def __post_init__(self) -> None:
+        if (self.mlflow_model or self.mlflow_alias) and not self.mlflow:
+            raise UsageError("--mlflow-model and --mlflow-alias need --mlflow.")
+
+    @property
+    def folder(self) -> Path:
+        """The folder to write."""
+        return self.out or Path("glprune-out") / self.recipe.stem
+
+
+def _run(options: _RunOptions) -> None:
     from glprune.integrations.ci.systems import ci_context, publish_run, systems
+    from glprune.runtime.launcher import is_main_process
+
+    ci_systems = systems(options.ci) if is_main_process() else ()
+    with ci_context(ci_systems, "run", options.folder), _process_group(options.folder) as group:
+        recipe = _load(options.recipe, options.overrides, options.allow_factory)
+        with _tracked(options, group) as log:
+            result = _run_pipeline(options, recipe)
+            if not group.is_main:
+                return
+            log(result)
+            _print_result(options, result)
+    if ci_systems:
+        publish_run(ci_systems, result.report, result.bundle)
+
+
+def _run_pipeline(options: _RunOptions, recipe: Recipe) -> Result:
+    """Run the pipeline and show its progress."""
+    from glprune.cli.console import ProgressReporter
     from glprune.pipeline import run as run_pipeline
     from glprune.runtime.events import Notice
-    from glprune.runtime.launcher import is_main_process, launcher_warning
+    from glprune.runtime.launcher import launcher_warning
 
-    if (mlflow_model or mlflow_alias) and not mlflow:
-        raise UsageError("--mlflow-model and --mlflow-alias need --mlflow.")
-    where = systems(ci) if is_main_process() else ()
-    folder = out or Path("glprune-out") / recipe.stem
-    with contextlib.ExitStack() as around:
-        around.enter_context(ci_context(where, "run", folder))
-        members = around.enter_context(_ending(folder))
-        loaded = _load(recipe, overrides, allow_factory)
-        log = around.enter_context(
-            _tracked(mlflow and members.is_main, folder.name, mlflow_model, mlflow_alias)
+    with ProgressReporter(_console(stderr=True), options.quiet) as progress:
+        if warning := launcher_warning():
+            progress(Notice(warning))
+        return run_pipeline(
+            recipe,
+            options.model,
+            options.out,
+            overwrite=options.overwrite,
+            resume=options.resume,
+            trust_pickle=options.trust_pickle,
+            reporters=options.reporters,
+            on_event=progress,
         )
-        with ProgressReporter(_console(stderr=True), quiet) as teller:
-            if text := launcher_warning():
-                teller(Notice(text))
-            result = run_pipeline(
-                loaded,
-                model,
-                out,
-                overwrite=overwrite,
-                resume=resume,
-                trust_pickle=trust_pickle,
-                reporters=reporters,
-                on_event=teller,
-            )
-        if not members.is_main:
-            return
-        log(result)
-        if as_json:
-            report = result.report.model_dump(mode="json", by_alias=True)
-            click.echo(json.dumps({"bundle": str(result.bundle), "report": report}))
-        elif not quiet:
-            print_report(_console(), result.report, str(result.bundle))
-    if where:
-        publish_run(where, result.report, result.bundle)
+
+
+def _print_result(options: _RunOptions, result: Result) -> None:
+    """Print the report, as JSON or as a table."""
+    from glprune.cli.console import print_report
+
+    if options.as_json:
+        report = result.report.model_dump(mode="json", by_alias=True)
+        click.echo(json.dumps({"bundle": str(result.bundle), "report": report}))
+    elif not options.quiet:
+        print_report(_console(), result.report, str(result.bundle))
 
 
 @contextlib.contextmanager
-def _tracked(wanted: bool, name: str, model: str | None, alias: str | None) -> Iterator[Callable[[Any], Any]]:
-    """Log what a run makes to MLflow, if that is wanted."""
-    if not wanted:
+def _tracked(options: _RunOptions, group: ProcessGroup) -> Iterator[Callable[[Result], object]]:
+    """Log the result of a run to MLflow if --mlflow is given."""
+    if not (options.mlflow and group.is_main):
         yield lambda result: None
         return
     from glprune.integrations.mlflow import tracked
 
-    with tracked(name, model, alias) as log:
+    with tracked(options.folder.name, options.mlflow_model, options.mlflow_alias) as log:
         yield log
 
 
@@ -292,7 +333,7 @@ def inspect(
     allow_factory: Sequence[str],
     as_json: bool,
 ) -> None:
-    """Show what a run would group, cut and refuse, and what it would cost. Nothing is written."""
+    """Show which units a run would group and remove, and how long it would take. Nothing is written."""
     from glprune.cli import console
     from glprune.inspection import inspect as run_inspection
 
@@ -337,43 +378,58 @@ def schema(name: str) -> None:
 
 @main.command("export-server", epilog=_EPILOG)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--triton", type=click.Path(path_type=Path), metavar="DIR", help="Add it to this repository.")
-@click.option("--kserve", type=click.Path(path_type=Path), metavar="DIR", help="Write models and YAML here.")
+@click.option(
+    "--triton",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Triton model repository to add the model to.",
+)
+@click.option(
+    "--kserve",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder to write the models and the KServe YAML to.",
+)
 @click.option("--name", help="Name of the model [the bundle's folder].")
-@click.option("--storage-uri", default="pvc://models/models", show_default=True, help="For --kserve.")
+@click.option(
+    "--storage-uri",
+    default="pvc://models/models",
+    show_default=True,
+    help="Storage URI of the models, for --kserve.",
+)
 @click.option(
     "--max-batch",
     type=click.IntRange(1, 2**20),
     default=256,
     show_default=True,
-    help="Rows of one call at most.",
+    help="Largest batch, in rows, that the server may form from several requests.",
 )
 def export_server(
     bundle: Path, triton: Path | None, kserve: Path | None, name: str | None, storage_uri: str, max_batch: int
 ) -> None:
-    """Lay BUNDLE out for the Triton Inference Server or for KServe."""
+    """Write BUNDLE's model in the layout of the Triton Inference Server or of KServe."""
     from glprune.integrations.triton_kserve import write_kserve, write_triton
 
     if triton is None and kserve is None:
         raise UsageError("export-server: name --triton DIR, --kserve DIR or both.")
-    called = name or bundle.resolve().name.lower().replace("_", "-")
+    model_name = name or bundle.resolve().name.lower().replace("_", "-")
     if triton is not None:
-        click.echo(f"wrote {write_triton(bundle, triton, called, max_batch)}", err=True)
+        click.echo(f"wrote {write_triton(bundle, triton, model_name, max_batch)}", err=True)
     if kserve is not None:
-        click.echo(f"wrote {write_kserve(bundle, kserve, called, storage_uri, max_batch)}", err=True)
+        click.echo(f"wrote {write_kserve(bundle, kserve, model_name, storage_uri, max_batch)}", err=True)
 
 
 for _command in (make_demo_command(run), *COMMANDS, *PIPELINE_COMMANDS):
     main.add_command(_command)
 
 
-def _load(recipe: Path, overrides: Sequence[str], allow_factory: Sequence[str]) -> Any:
+def _load(recipe: Path, overrides: Sequence[str], allow_factory: Sequence[str]) -> Recipe:
     from glprune.schema.recipe_loading import load_recipe
 
     return load_recipe(recipe, overrides).allowing(allow_factory or None)
 
 
-def _console(stderr: bool = False) -> Any:
+def _console(stderr: bool = False) -> Console:
     from rich.console import Console
 
     return Console(stderr=stderr)  # rich honours NO_COLOR and plain pipes

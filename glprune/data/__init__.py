@@ -1,9 +1,12 @@
-"""Data of a run: columns matched by name, every defect reported by name, splits reproducible.
+"""Read the data of a run: columns matched by name, every defect reported by name, reproducible splits.
 
-``tables`` opens files, ``columns`` says which column feeds what, ``targets`` and ``division`` read what
-every row is and which split it is in; ``values`` turns columns into numbers and checks them, ``files``
-brings that together. ``splits`` are rows in batches from memory, ``streaming`` from Parquet files and
-``loaders`` from a user's loader. ``records`` is what the rest of the package sees.
+- ``loading``: load the data of a recipe; ``dataloader``: from a user's DataLoader or plugin.
+- ``tables``: files of columns; ``columns``: which column feeds which input and feature.
+- ``targets``, ``splitting``: the target and the split of every row.
+- ``validation``: columns as numbers, checked and measured.
+- ``splits``: rows in batches from memory; ``streaming``: from Parquet files; ``sharding``: for each process.
+- ``protected``: protected attributes; ``synthetic``: random rows around real ones.
+- ``records``: the data as the rest of the package sees it.
 """
 
 from __future__ import annotations
@@ -15,13 +18,13 @@ from glprune.data.splits import ColumnSelection, IndexableSplit, Inputs, Split, 
 from glprune.data.streaming import StreamedSplit
 
 __all__ = [
+    "ColumnSelection",
     "Data",
     "Feature",
+    "IndexableSplit",
     "InputColumns",
     "Inputs",
     "LoaderSplit",
-    "ColumnSelection",
-    "IndexableSplit",
     "Split",
     "Standardization",
     "StreamedSplit",

@@ -1,4 +1,4 @@
-"""Read data from a user's loader."""
+"""Read data from a user's DataLoader, or from a plugin that yields rows."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class LoaderSplit:
     Attributes:
         loader: Yields ``(inputs, target)``; inputs alone where there are no labels.
         specs: The inputs in the network's order.
-        kind: The task, which decides the target's type.
-        rows: Number of rows, counted once.
-        name: The split's, and where the recipe names the loader, for messages.
+        kind: The task; it decides the type of the target.
+        rows: Number of rows.
+        name: Place of the loader in the recipe and name of the split, for messages.
     """
 
     loader: Iterable[Any]
@@ -41,7 +41,7 @@ class LoaderSplit:
     name: str
 
     def batches(self, size: int | None, generator: torch.Generator | None) -> Iterator[tuple[Inputs, Tensor]]:
-        """Yield the loader's own batches; its shuffling is seeded from ``generator``."""
+        """Yield the batches of the loader; ``generator`` seeds its shuffling."""
         with torch.random.fork_rng(devices=[]):
             if generator is not None:
                 torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
@@ -50,13 +50,13 @@ class LoaderSplit:
                     yield unpack(batch, self.specs, self.kind)
             except GlpruneError as error:
                 raise DataError(f"{self.name}: {error}") from error
-            except Exception as error:  # the user's loader may raise anything
+            except Exception as error:  # user code may raise anything
                 raise DataError(f"{self.name} failed ({describe(error)}).") from error
 
 
 @dataclass(frozen=True)
 class _Survey:
-    """What one reading of a loader found."""
+    """What the first pass over a loader found."""
 
     split: LoaderSplit
     digest: str
@@ -65,13 +65,13 @@ class _Survey:
 
 
 def load_loader(recipe: Recipe) -> Data:
-    """Make the loader of every split and go through it once.
+    """Make the loader of every split and read it once.
 
     Raises:
-        DataError: A loader cannot be made, or yields what no network could take.
-        RecipeError: The recipe names other features or classes than it yields.
+        DataError: A loader cannot be made, or yields invalid batches.
+        RecipeError: The recipe lists other features or classes than the loader yields.
     """
-    reference, where, make = _maker(recipe)
+    reference, where, make = _loader_factory(recipe)
     found: dict[str, _Survey] = {}
     for name in SPLITS:
         split = f"{where}: split {name!r}"
@@ -79,10 +79,10 @@ def load_loader(recipe: Recipe) -> Data:
             found[name] = _survey(make(split=name), recipe, split)
         except GlpruneError as error:
             raise DataError(f"{split}: {error}") from error
-        except Exception as error:  # the user's loader may raise anything
+        except Exception as error:  # user code may raise anything
             raise DataError(f"{split} failed ({describe(error)}).") from error
         if found[name].widths != found["train"].widths:
-            raise DataError(f"{where}: split {name!r} has other numbers of features than 'train'.")
+            raise DataError(f"{where}: split {name!r} and split 'train' have different numbers of features.")
     inputs = _loader_inputs(recipe, found["train"].widths)
     return Data(
         source=reference,
@@ -98,8 +98,8 @@ def load_loader(recipe: Recipe) -> Data:
     )
 
 
-def _maker(recipe: Recipe) -> tuple[str, str, Callable[..., Iterable[Any]]]:
-    """What makes the loader of a split: its name, the place that names it, and the function."""
+def _loader_factory(recipe: Recipe) -> tuple[str, str, Callable[..., Iterable[Any]]]:
+    """Return the function that makes the loader of a split, with its name and its place in the recipe."""
     spec = recipe.data
     if spec.source is None:
         where = recipe.where("data", "loader")
@@ -110,7 +110,7 @@ def _maker(recipe: Recipe) -> tuple[str, str, Callable[..., Iterable[Any]]]:
 
 
 def _loader_inputs(recipe: Recipe, widths: Sequence[int]) -> tuple[InputColumns, ...]:
-    """Name the features of every input, as data.features lists them over all inputs."""
+    """Name the features of every input, from data.features or by number."""
     specs = recipe.model.inputs
     names = recipe.data.features
     if names is None:
@@ -121,16 +121,16 @@ def _loader_inputs(recipe: Recipe, widths: Sequence[int]) -> tuple[InputColumns,
             f"{recipe.where('data', 'features')} lists {len(names)} names, the loader yields "
             f"{sum(widths)} features."
         )
-    left = iter(names)
+    remaining = iter(names)
     return tuple(
-        InputColumns(spec.name, spec.axis, tuple(next(left) for _ in range(width)))
+        InputColumns(spec.name, spec.axis, tuple(next(remaining) for _ in range(width)))
         for spec, width in zip(specs, widths, strict=True)
     )
 
 
 def _survey(loader: Iterable[Any], recipe: Recipe, name: str) -> _Survey:
-    """Read a loader once: rows, digest of the tensors, features of each input, largest class."""
-    total, rows, largest = hashlib.sha256(), 0, 0
+    """Read a loader once: number of rows, digest of the tensors, features of each input, largest class."""
+    digest, rows, largest = hashlib.sha256(), 0, 0
     specs = tuple(recipe.model.inputs)
     widths: tuple[int, ...] | None = None
     for batch in loader:
@@ -138,28 +138,32 @@ def _survey(loader: Iterable[Any], recipe: Recipe, name: str) -> _Survey:
         for tensor in (*inputs, target):
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise DataError(f"NaN or Inf in batch after row {rows}.")
-            total.update(tensor.contiguous().numpy().tobytes())
+            digest.update(tensor.contiguous().numpy().tobytes())
         found = tuple(0 if s.axis is None else x.shape[s.axis] for s, x in zip(specs, inputs, strict=True))
         if found != (widths or found):
-            raise DataError(f"the number of features changes after row {rows}; it must be one number.")
-        widths, rows = found, rows + len(target)
+            raise DataError(f"the number of features changes after row {rows}; it must be constant.")
         if recipe.task in ("binary", "multiclass"):
-            largest = max(largest, int(target.max()))
-            if int(target.min()) < 0:
-                raise DataError(f"class {int(target.min())} is below 0 after row {rows}.")
+            largest = max(largest, _largest_class(target, rows + len(target)))
+        widths, rows = found, rows + len(target)
     if rows < 2 or widths is None:
         raise DataError(f"{rows} rows; at least 2 are needed.")
-    return _Survey(
-        LoaderSplit(loader, specs, recipe.task, rows, name), f"sha256:{total.hexdigest()}", widths, largest
-    )
+    split = LoaderSplit(loader, specs, recipe.task, rows, name)
+    return _Survey(split, f"sha256:{digest.hexdigest()}", widths, largest)
+
+
+def _largest_class(target: Tensor, rows: int) -> int:
+    """Return the largest class of a batch that ends at a row; refuse negative ones."""
+    if int(target.min()) < 0:
+        raise DataError(f"class {int(target.min())} is below 0 after row {rows}.")
+    return int(target.max())
 
 
 def unpack(batch: Any, specs: Sequence[InputSpec], kind: str) -> tuple[Inputs, Tensor]:
-    """Bring a loader's batch to ``(inputs, target)``.
+    """Convert a batch of a loader to ``(inputs, target)``.
 
     Args:
-        batch: ``(x, y)``, ``((x1, x2), y)`` or ``({name: x}, y)``; for distillation the inputs may
-            come alone.
+        batch: ``(x, y)``, ``((x1, x2), y)`` or ``({name: x}, y)``; for distillation the target may be
+            missing.
         specs: The inputs in the network's order.
         kind: The task.
 
@@ -168,9 +172,9 @@ def unpack(batch: Any, specs: Sequence[InputSpec], kind: str) -> tuple[Inputs, T
         (rows, 0) for distillation.
 
     Raises:
-        DataError: The batch is something else.
+        DataError: The batch has another form.
     """
-    raw, goal = _parted(batch, len(specs), kind)
+    raw, target = _split_batch(batch, len(specs), kind)
     inputs = _as_inputs(raw, specs)
     rows = len(inputs[0])
     for spec, x in zip(specs, inputs, strict=True):
@@ -178,41 +182,48 @@ def unpack(batch: Any, specs: Sequence[InputSpec], kind: str) -> tuple[Inputs, T
             raise DataError(f"input {spec.name!r} has {len(x)} rows, {specs[0].name!r} has {rows}.")
     if kind == "distillation":
         return inputs, torch.empty(rows, 0)
-    if not isinstance(goal, Tensor):
+    if not isinstance(target, Tensor):
         raise DataError(f"a batch should hold {len(specs)} input tensor(s) and a target tensor.")
-    if goal.ndim == 0 or len(goal) != rows:
+    return inputs, _as_target(target, inputs[0], kind)
+
+
+def _as_target(target: Tensor, first: Tensor, kind: str) -> Tensor:
+    """Return class numbers int64 or values float32, shape (rows,)."""
+    if target.ndim == 0 or len(target) != len(first):
         raise DataError(
-            f"inputs of shape {tuple(inputs[0].shape)} do not fit a target of shape {tuple(goal.shape)}."
+            f"inputs of shape {tuple(first.shape)} do not fit a target of shape {tuple(target.shape)}."
         )
-    flat = goal.reshape(rows, -1)
+    flat = target.reshape(len(first), -1)
     if flat.shape[1] != 1:
-        raise DataError(f"a target of shape {tuple(goal.shape)} has several values in a row; one is needed.")
+        raise DataError(
+            f"a target of shape {tuple(target.shape)} has several values in a row; one is needed."
+        )
     if kind == "regression":
-        return inputs, flat[:, 0].float()
+        return flat[:, 0].float()
     if flat.is_floating_point() and not torch.equal(flat, flat.trunc()):
         raise DataError("a class label is not a whole number; yield the classes as 0, 1 and so on.")
-    return inputs, flat[:, 0].long()
+    return flat[:, 0].long()
 
 
-def _parted(batch: Any, inputs: int, kind: str) -> tuple[Any, Any]:
-    """Inputs and target of a batch; without labels the target is whatever stands behind the inputs."""
+def _split_batch(batch: Any, inputs: int, kind: str) -> tuple[Any, Any]:
+    """Split a batch into inputs and target; distillation ignores the target."""
     pair = isinstance(batch, list | tuple) and len(batch) == 2
     if kind != "distillation":
         if not pair:
             raise DataError(f"a batch is {type(batch).__name__}, not a pair (inputs, target).")
         return batch[0], batch[1]
-    # a pair of tensors is both inputs of a network with two, and inputs with a label of one with one
+    # with two inputs a pair of tensors is the inputs; with one it is the input and a label
     if pair and (inputs == 1 or not isinstance(batch[0], Tensor)):
         return batch[0], batch[1]
     return batch, None
 
 
 def _as_inputs(raw: Any, specs: Sequence[InputSpec]) -> Inputs:
-    """The tensors of each input, in the network's order."""
+    """Return the tensor of each input, in the network's order."""
     if isinstance(raw, Mapping):
-        absent = [s.name for s in specs if s.name not in raw]
-        if absent:
-            raise DataError(f"a batch has no input {absent[0]!r}; it has {', '.join(map(str, raw))}.")
+        missing = [s.name for s in specs if s.name not in raw]
+        if missing:
+            raise DataError(f"a batch has no input {missing[0]!r}; it has {', '.join(map(str, raw))}.")
         raw = [raw[s.name] for s in specs]
     found = [raw] if isinstance(raw, Tensor) else raw
     if (
@@ -225,18 +236,19 @@ def _as_inputs(raw: Any, specs: Sequence[InputSpec]) -> Inputs:
 
 
 def _contents(found: Any) -> str:
+    """Describe what a batch holds instead of tensors."""
     if isinstance(found, list | tuple):
         return f"{len(found)}: {', '.join(type(x).__name__ for x in found)}"
     return type(found).__name__
 
 
 def _as_input(x: Tensor, spec: InputSpec) -> Tensor:
-    """One input as float32, int64 or bool."""
-    places = 1 if spec.axis is None else max(2, spec.axis + 1 if spec.axis > 0 else 1 - spec.axis)
-    if x.ndim < places:
+    """Convert one input to float32, int64 or bool."""
+    min_axes = 1 if spec.axis is None else max(2, spec.axis + 1 if spec.axis > 0 else 1 - spec.axis)
+    if x.ndim < min_axes:
         raise DataError(
             f"tensors of shape {tuple(x.shape)} do not fit input {spec.name!r}: a batch of it has at least "
-            f"{places} axes."
+            f"{min_axes} axes."
         )
     if x.is_floating_point():
         if spec.dtype == "int":
@@ -246,6 +258,7 @@ def _as_input(x: Tensor, spec: InputSpec) -> Tensor:
 
 
 def _loader_classes(recipe: Recipe, largest: int) -> tuple[str, ...] | None:
+    """Return the class labels: those of the recipe, or numbers up to the largest class."""
     if recipe.task in ("regression", "distillation"):
         return None
     if recipe.data.classes is not None:
@@ -254,7 +267,7 @@ def _loader_classes(recipe: Recipe, largest: int) -> tuple[str, ...] | None:
         classes = tuple(str(n) for n in range(2 if recipe.task == "binary" else largest + 1))
     if largest >= len(classes):
         raise DataError(
-            f"{recipe.where('data', 'loader')}: class {largest} is yielded, data.classes lists "
-            f"{len(classes)}."
+            f"{recipe.where('data', 'loader')}: the loader yields class {largest}, data.classes "
+            f"lists {len(classes)}."
         )
     return classes

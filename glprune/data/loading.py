@@ -1,8 +1,10 @@
-"""Read data from files: into memory, or to be streamed from where they lie."""
+"""Load the data of a recipe: into memory, or as splits that are streamed from their files."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,10 +14,10 @@ from numpy.typing import NDArray
 from glprune.data.columns import file_inputs, make_features
 from glprune.data.dataloader import load_loader
 from glprune.data.protected import read_protected
-from glprune.data.records import Data, InputColumns
+from glprune.data.records import Data, Feature, InputColumns
 from glprune.data.splits import SPLITS, Split, TensorSplit
 from glprune.data.splitting import Part, split_rows
-from glprune.data.streaming import StreamedSplit, plan_stream, stream_note
+from glprune.data.streaming import StreamedSplit, StreamPlan, plan_stream, stream_note
 from glprune.data.tables import Table, open_table
 from glprune.data.targets import read_targets
 from glprune.data.validation import (
@@ -33,124 +35,201 @@ if TYPE_CHECKING:
 
 
 def load_data(recipe: Recipe) -> Data:
-    """Read, check and split the data a recipe names.
+    """Read, check and split the data of a recipe.
 
     Raises:
-        DataError: A file or column cannot be used; file, column, count and first row are named.
-        RecipeError: The recipe asks for columns the files do not have.
+        DataError: A file or column cannot be used; the message names file, column, count and first row.
+        RecipeError: The recipe names columns that the files do not have.
     """
     return load_loader(recipe) if recipe.data.yields else load_files(recipe)
 
 
 def load_files(recipe: Recipe) -> Data:
-    """Read, check and divide the files a recipe names.
+    """Read, check and split the files of a recipe.
 
-    Small columns are read first; then one pass over the inputs checks every value, gathers what is to be
-    known of the training rows and, unless they are streamed, keeps the rows of each split.
+    Small columns are read first. One pass over the inputs then checks every value, measures the training
+    rows and, unless rows are streamed, keeps the rows of each split.
 
     Raises:
-        DataError: A file or column cannot be used; file, column, count and first row are named.
-        RecipeError: The recipe asks for columns the files do not have.
+        DataError: A file or column cannot be used; the message names file, column, count and first row.
+        RecipeError: The recipe names columns that the files do not have.
     """
+    plan = _plan_files(recipe)
+    return _assemble(recipe, plan, _read_files(recipe, plan))
+
+
+@dataclass(frozen=True)
+class _FilePlan:
+    """What is known before rows are read.
+
+    Attributes:
+        tables: The open files: ``file``, or one for each split.
+        names: Their names in the recipe.
+        inputs: The columns of each input.
+        dtypes: The type that each input is read as.
+        features: The features.
+        stream: How rows are streamed; None: they are held in memory.
+    """
+
+    tables: Mapping[str, Table]
+    names: tuple[str, ...]
+    inputs: tuple[InputColumns, ...]
+    dtypes: tuple[Dtype, ...]
+    features: tuple[Feature, ...]
+    stream: StreamPlan | None
+
+    @property
+    def first(self) -> Table:
+        """The first table; it gives the order of the columns."""
+        return next(iter(self.tables.values()))
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of all inputs."""
+        return [name for part in self.inputs for name in part.columns]
+
+    @property
+    def feature_columns(self) -> dict[str, list[str]]:
+        """Feature -> names of its columns."""
+        columns = [name for part in self.inputs for name in part.prunable_columns]
+        return {feature.name: [columns[c] for c in feature.columns] for feature in self.features}
+
+
+@dataclass(frozen=True)
+class _ReadRows:
+    """What reading the files gave.
+
+    Attributes:
+        classes: The class labels; None without classes.
+        parts: Split -> its rows.
+        splits: Split -> its rows as the network takes them.
+        moments: Of each input's columns, on the training rows.
+    """
+
+    classes: tuple[str, ...] | None
+    parts: Mapping[str, Part]
+    splits: Mapping[str, Split]
+    moments: Sequence[RunningMoments]
+
+
+def _plan_files(recipe: Recipe) -> _FilePlan:
+    """Open the files and match columns, inputs and features."""
     spec = recipe.data
     names = {"file": spec.file} if spec.file else {s: getattr(spec, s) for s in SPLITS}
     tables = {key: open_table(recipe.path(str(name))) for key, name in names.items()}
-    first = next(iter(tables.values()))
-    inputs = file_inputs(recipe, first.names)
-    features = make_features(recipe, inputs)
-    plan = plan_stream(recipe, tables, inputs)
-    for table in tables.values():
-        check_columns(table, [name for part in inputs for name in part.columns])
-    classes, targets = read_targets(recipe, tables)
-    parts = split_rows(recipe, tables, targets, classes)
-    dtypes = _dtypes(recipe)
-    kept = {s: _Kept(part, inputs, dtypes) for s, part in parts.items()} if plan is None else {}
-    moments = _read_rows(recipe, tables, inputs, parts, kept)
-    notes = [
-        n for own, dtype in zip(moments, dtypes, strict=True) for n in constant_notes(recipe, own, dtype)
-    ]
-    if classes is not None and spec.classes is None:
-        notes.append(f"data.classes is not given; the order is {', '.join(classes)}, as the labels sort.")
-    if plan is not None:
-        notes.append(stream_note(plan, tables))
-    splits: dict[str, Split] = {
-        s: kept[s].split() if plan is None else StreamedSplit.from_plan(part, plan)
-        for s, part in parts.items()
-    }
-    columns = [name for part in inputs for name in part.prunable_columns]
-    members = {feature.name: [columns[c] for c in feature.columns] for feature in features}
-    scaled = [spec.standardize == "train" and dtype == "float" for dtype in dtypes]
-    return Data(
-        source=", ".join(str(names[key]) for key in names),
+    inputs = file_inputs(recipe, next(iter(tables.values())).names)
+    plan = _FilePlan(
+        tables=tables,
+        names=tuple(str(name) for name in names.values()),
         inputs=inputs,
-        features=features,
-        classes=classes,
+        dtypes=tuple(part.dtype for part in recipe.model.inputs),
+        features=make_features(recipe, inputs),
+        stream=plan_stream(recipe, tables, inputs),
+    )
+    for table in tables.values():
+        check_columns(table, plan.columns)
+    return plan
+
+
+def _read_files(recipe: Recipe, plan: _FilePlan) -> _ReadRows:
+    """Read the targets, split the rows, and pass once over the inputs."""
+    classes, targets = read_targets(recipe, plan.tables)
+    parts = split_rows(recipe, plan.tables, targets, classes)
+    if plan.stream is not None:
+        moments = _read_inputs(plan, parts, {})
+        streamed = {name: StreamedSplit.from_plan(part, plan.stream) for name, part in parts.items()}
+        return _ReadRows(classes, parts, streamed, moments)
+    buffers = {name: _SplitBuffer(part, plan) for name, part in parts.items()}
+    moments = _read_inputs(plan, parts, buffers)
+    return _ReadRows(classes, parts, {name: b.split() for name, b in buffers.items()}, moments)
+
+
+def _assemble(recipe: Recipe, plan: _FilePlan, rows: _ReadRows) -> Data:
+    """Put together what the rest of the package needs to know of the data."""
+    standardized = [recipe.data.standardize == "train" and dtype == "float" for dtype in plan.dtypes]
+    return Data(
+        source=", ".join(plan.names),
+        inputs=plan.inputs,
+        features=plan.features,
+        classes=rows.classes,
         standardization=tuple(
-            m.standardization() if asked else None for m, asked in zip(moments, scaled, strict=True)
+            moments.standardization() if wanted else None
+            for moments, wanted in zip(rows.moments, standardized, strict=True)
         ),
-        digests={key: table.digest() for key, table in tables.items()},
-        notes=tuple(notes),
-        outside=tuple(sorted(set(first.names) - {name for part in inputs for name in part.columns})),
-        protected=read_protected(recipe, tables, members, {s: part.chosen for s, part in parts.items()}),
-        **splits,
+        digests={key: table.digest() for key, table in plan.tables.items()},
+        notes=tuple(_notes(recipe, plan, rows)),
+        outside=tuple(sorted(set(plan.first.names) - set(plan.columns))),
+        protected=read_protected(
+            recipe, plan.tables, plan.feature_columns, {name: p.chosen for name, p in rows.parts.items()}
+        ),
+        train=rows.splits["train"],
+        valid=rows.splits["valid"],
+        test=rows.splits["test"],
     )
 
 
-def _dtypes(recipe: Recipe) -> list[Dtype]:
-    return [spec.dtype for spec in recipe.model.inputs]
+def _notes(recipe: Recipe, plan: _FilePlan, rows: _ReadRows) -> list[str]:
+    """Collect what the user should know of the data."""
+    notes = [
+        note
+        for moments, dtype in zip(rows.moments, plan.dtypes, strict=True)
+        for note in constant_notes(recipe, moments, dtype)
+    ]
+    if rows.classes is not None and recipe.data.classes is None:
+        notes.append(f"data.classes is not given; the sorted labels are used: {', '.join(rows.classes)}.")
+    if plan.stream is not None:
+        notes.append(stream_note(plan.stream, plan.tables))
+    return notes
 
 
-class _Kept:
-    """The rows of one split as they are read into memory."""
+class _SplitBuffer:
+    """Holds the rows of one split while they are read into memory."""
 
-    def __init__(self, part: Part, inputs: Sequence[InputColumns], dtypes: Sequence[Dtype]) -> None:
+    def __init__(self, part: Part, plan: _FilePlan) -> None:
         self.part = part
         self.arrays = [
             np.empty((len(part.target), len(own.columns)), TYPES[dtype])
-            for own, dtype in zip(inputs, dtypes, strict=True)
+            for own, dtype in zip(plan.inputs, plan.dtypes, strict=True)
         ]
 
-    def put(self, number: int, row: int, column: int, values: NDArray[Any]) -> None:
-        """Take in the split's own rows of a tile of input ``number``."""
+    def put(self, index: int, row: int, column: int, values: NDArray[Any]) -> None:
+        """Store the split's rows of a block of input ``index`` that begins at a row and column."""
         start = int(np.count_nonzero(self.part.chosen[:row]))
         rows, columns = values.shape
-        self.arrays[number][start : start + rows, column : column + columns] = values
+        self.arrays[index][start : start + rows, column : column + columns] = values
 
     def split(self) -> TensorSplit:
-        """The split."""
+        """Return the rows as a split."""
         return TensorSplit(tuple(map(torch.from_numpy, self.arrays)), torch.from_numpy(self.part.target))
 
 
-def _read_rows(
-    recipe: Recipe,
-    tables: Mapping[str, Table],
-    inputs: Sequence[InputColumns],
-    parts: Mapping[str, Part],
-    kept: Mapping[str, _Kept],
+def _read_inputs(
+    plan: _FilePlan, parts: Mapping[str, Part], buffers: Mapping[str, _SplitBuffer]
 ) -> list[RunningMoments]:
-    """Pass over all inputs: check every value, keep rows where asked to, measure the training rows.
+    """Pass over all inputs: check every value, fill the buffers, measure the training rows.
 
     Returns:
         The moments of each input's columns on the training rows.
 
     Raises:
-        DataError: A value is not finite, or no code where codes are asked for.
+        DataError: A value is not finite, or not a code where the input has dtype int.
     """
-    moments = [RunningMoments(own.columns) for own in inputs]
-    for table in tables.values():
-        here = {split: part for split, part in parts.items() if part.table is table}
-        for number, (own, dtype) in enumerate(zip(inputs, _dtypes(recipe), strict=True)):
-            facts, read = ColumnChecker(own.columns, dtype), table.reader()
-            for piece in table.pieces:
-                for tile in blocks(read, piece, own.columns, dtype):
-                    values = facts.check(tile)
-                    if facts.flawed:
-                        continue  # the rest is read for what else is wrong
-                    for split, part in here.items():
-                        rows = values[part.chosen[tile.row : tile.row + len(values)]]
-                        if split in kept:
-                            kept[split].put(number, tile.row, tile.column, rows)
-                        if split == "train":
-                            moments[number].add(tile.column, rows)
-            facts.refuse_defects(table)
+    moments = [RunningMoments(own.columns) for own in plan.inputs]
+    for table in plan.tables.values():
+        parts_here = {split: part for split, part in parts.items() if part.table is table}
+        for index, (own, dtype) in enumerate(zip(plan.inputs, plan.dtypes, strict=True)):
+            checker, read = ColumnChecker(own.columns, dtype), table.reader()
+            for block in itertools.chain.from_iterable(
+                blocks(read, row_group, own.columns, dtype) for row_group in table.row_groups
+            ):
+                values = checker.check(block)
+                if checker.flawed:
+                    continue  # the rest is read only to find the other defects
+                for split, part in parts_here.items():
+                    rows = values[part.chosen[block.row : block.row + len(values)]]
+                    if split in buffers:
+                        buffers[split].put(index, block.row, block.column, rows)
+                    if split == "train":
+                        moments[index].add(block.column, rows)
+            checker.refuse_defects(table)
     return moments

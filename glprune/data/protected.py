@@ -1,4 +1,4 @@
-"""Protected attributes: columns by whose values a model is looked at, whether it reads them or not."""
+"""Read protected attributes: columns by whose values metrics are reported, used by the model or not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from glprune.schema.recipe import Recipe
 
 MISSING = "missing"
-_FEW_VALUES, _MANY_VALUES = 6, 50
+_MAX_NUMBERS, _MAX_LABELS = 6, 50  # distinct values that get a segment each
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Attribute:
 
     Attributes:
         name: A column of the file, or a one-hot feature.
-        values: Split -> values, shape (rows,): float64 with NaN where empty, or places in ``labels``.
-        columns: The columns it lies in.
-        labels: The texts it takes, sorted; None where its values are numbers.
+        values: Split -> values, shape (rows,): float64 with NaN for empty ones, or indices of ``labels``.
+        columns: The columns that hold it.
+        labels: Its distinct texts, sorted; None if its values are numbers.
     """
 
     name: str
@@ -46,8 +46,8 @@ class Segmentation:
 
     Attributes:
         labels: Names of the segments, in order.
-        by: How they were made, in words.
-        number: Split -> the segment of each row, shape (rows,), int64.
+        by: What divides them, for the report.
+        number: Split -> index of the segment of each row, shape (rows,), int64.
     """
 
     labels: tuple[str, ...]
@@ -61,16 +61,16 @@ def read_protected(
     features: Mapping[str, Sequence[str]],
     chosen: Mapping[str, NDArray[np.bool_]],
 ) -> tuple[Attribute, ...]:
-    """Read the attributes the recipe's policy names.
+    """Read the protected attributes of the recipe's policy.
 
     Args:
         recipe: The recipe.
         tables: ``file``, or one for each split.
         features: The network's features and their columns.
-        chosen: Split -> which rows of its table it has.
+        chosen: Split -> mask of the rows of its table.
 
     Raises:
-        RecipeError: There is no such column or feature, or bins are given for text.
+        RecipeError: A column or feature does not exist, or bins are given for text.
         DataError: A feature is not one-hot, or text has too many values.
     """
     if recipe.policy is None:
@@ -81,48 +81,50 @@ def read_protected(
         texts = [labels for labels, _ in columns.values() if labels is not None]
         if texts and len(texts) < len(columns):
             raise DataError(f"{recipe.where('policy', 'protected')}: {name!r} is text in one file only.")
-        labels = tuple(sorted({label for own in texts for label in own})) if texts else None
-        whole = {key: _renumbered(own, values, labels) for key, (own, values) in columns.items()}
-        values = {s: whole["file" if "file" in whole else s][rows] for s, rows in chosen.items()}
-        taken = (name,) if name in next(iter(tables.values())).names else tuple(features[name])
-        attribute = Attribute(name, values, taken, labels)
+        labels = tuple(sorted({label for text in texts for label in text})) if texts else None
+        coded = {key: _recode(text, values, labels) for key, (text, values) in columns.items()}
+        values = {s: coded["file" if "file" in coded else s][rows] for s, rows in chosen.items()}
+        sources = (name,) if name in next(iter(tables.values())).names else tuple(features[name])
+        attribute = Attribute(name, values, sources, labels)
         _check_values(recipe, attribute)
         found.append(attribute)
     return tuple(found)
 
 
-def _renumbered(
-    own: Sequence[str] | None, values: NDArray[Any], labels: Sequence[str] | None
+def _recode(
+    table_labels: Sequence[str] | None, values: NDArray[Any], labels: Sequence[str] | None
 ) -> NDArray[Any]:
-    """A table's values, texts counted among those of all tables."""
-    if own is None or labels is None:
+    """Replace indices of one table's labels by indices of the labels of all tables."""
+    if table_labels is None or labels is None:
         return values
-    place = {label: n for n, label in enumerate(labels)}
-    return np.array([place[label] for label in own], dtype=np.int32)[values]
+    index = {label: n for n, label in enumerate(labels)}
+    recoded: NDArray[np.int32] = np.array([index[label] for label in table_labels], dtype=np.int32)[values]
+    return recoded
 
 
 def _column(
     recipe: Recipe, table: Table, name: str, features: Mapping[str, Sequence[str]]
 ) -> tuple[list[str] | None, NDArray[Any]]:
-    """A column's or a one-hot feature's texts, none where it holds numbers, and each row's place or value."""
+    """Return the labels of a column or one-hot feature, None for numbers, and each row's index or value."""
     if name not in table.names:
         if name not in features:
             guess = did_you_mean(name, [*table.names, *features])
             raise RecipeError(f"{recipe.where('policy', 'protected')}: no column or feature {name!r}.{guess}")
         return _one_hot(table, name, features[name])
     column = table.column(name)
-    kind = column.type
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-        if pa.types.is_integer(kind):
+    dtype = column.type
+    if pa.types.is_integer(dtype) or pa.types.is_floating(dtype) or pa.types.is_decimal(dtype):
+        if pa.types.is_integer(dtype):
             refuse_inexact(table, name, column, "write them as text")
-        return None, column.cast(pa.float64(), safe=False).to_numpy().astype(np.float64)
+        values: NDArray[np.float64] = column.cast(pa.float64(), safe=False).to_numpy().astype(np.float64)
+        return None, values
     found = pc.unique(column).to_pylist()
-    numbers = pc.index_in(column, pa.array(found, kind)).combine_chunks().to_numpy()
+    numbers = pc.index_in(column, pa.array(found, dtype)).combine_chunks().to_numpy()
     return [MISSING if v is None else str(v) for v in found], numbers
 
 
 def _one_hot(table: Table, name: str, columns: Sequence[str]) -> tuple[list[str], NDArray[np.int32]]:
-    """The parts of a one-hot feature, and which of them each row has."""
+    """Return the labels of a one-hot feature, and the index of each row's label."""
     number = np.empty(table.rows, dtype=np.int32)
     row = 0
     for batch in table.batches(columns):
@@ -132,7 +134,7 @@ def _one_hot(table: Table, name: str, columns: Sequence[str]) -> tuple[list[str]
         if len(several):
             raise DataError(
                 f"{table.path}: feature {name!r} is not one-hot: {table.place(row + int(several[0]))} has "
-                "several columns that are not 0; name a column under policy.protected instead."
+                "several columns that are not 0; list a column under policy.protected instead."
             )
         number[row : row + len(hot)] = np.where(hot.any(axis=1), hot.argmax(axis=1), len(columns))
         row += len(hot)
@@ -140,34 +142,35 @@ def _one_hot(table: Table, name: str, columns: Sequence[str]) -> tuple[list[str]
 
 
 def _check_values(recipe: Recipe, attribute: Attribute) -> None:
+    """Refuse bins for text, and text with too many values."""
     bins = recipe.policy.bins if recipe.policy else {}
     if attribute.labels is None:
         return
     if attribute.name in bins:
         raise RecipeError(
-            f"{recipe.where('policy', 'bins', attribute.name)}: its values are text, which has no "
-            "edges; remove it."
+            f"{recipe.where('policy', 'bins', attribute.name)}: its values are text, and bins are for "
+            "numbers; remove it."
         )
-    if len(attribute.labels) > _MANY_VALUES:
+    if len(attribute.labels) > _MAX_LABELS:
         raise DataError(
             f"{recipe.where('policy', 'protected')}: {attribute.name!r} has {len(attribute.labels)} values; "
-            f"name a column of at most {_MANY_VALUES}."
+            f"use a column of at most {_MAX_LABELS}."
         )
 
 
 def segmented(attribute: Attribute, bins: Sequence[float] | None) -> Segmentation:
-    """Divide rows by the values of an attribute, or by ranges of numbers.
+    """Divide rows into segments by the values of an attribute, or by ranges of numbers.
 
     Args:
         attribute: The attribute.
-        bins: Ascending edges; None takes the values, or quartiles where there are many numbers.
+        bins: Ascending edges; None: one segment for each value, or quartiles for many numbers.
     """
     if attribute.labels is not None:
-        taken = np.unique(np.concatenate([np.unique(v) for v in attribute.values.values()]))
-        number = {s: np.searchsorted(taken, v) for s, v in attribute.values.items()}
-        return Segmentation(tuple(attribute.labels[n] for n in taken.tolist()), "values", number)
+        used = np.unique(np.concatenate([np.unique(v) for v in attribute.values.values()]))
+        number = {s: np.searchsorted(used, v) for s, v in attribute.values.items()}
+        return Segmentation(tuple(attribute.labels[n] for n in used.tolist()), "values", number)
     distinct = np.unique(np.concatenate([v[np.isfinite(v)] for v in attribute.values.values()]))
-    if bins is None and len(distinct) <= _FEW_VALUES:
+    if bins is None and len(distinct) <= _MAX_NUMBERS:
         number = {s: np.searchsorted(distinct, v) for s, v in attribute.values.items()}
         return _label_missing(_texts(distinct.tolist()), "values", number, attribute)
     by = "edges of the recipe"
@@ -184,7 +187,7 @@ def segmented(attribute: Attribute, bins: Sequence[float] | None) -> Segmentatio
 
 
 def _texts(values: Sequence[float]) -> list[str]:
-    """Distinct numbers in few digits, and in all where they would look alike."""
+    """Format distinct numbers with few digits, or with all of them if they would look the same."""
     short = [f"{v:.0f}" if v.is_integer() and abs(v) < EXACT else f"{v:g}" for v in values]
     return short if len(set(short)) == len(short) else [repr(v) for v in values]
 
@@ -192,9 +195,9 @@ def _texts(values: Sequence[float]) -> list[str]:
 def _label_missing(
     labels: list[str], by: str, number: Mapping[str, NDArray[np.int64]], attribute: Attribute
 ) -> Segmentation:
-    """Give rows without a number a segment of their own, where there are any."""
+    """Add a segment for the rows without a number, if there are any."""
     empty = {s: ~np.isfinite(v) for s, v in attribute.values.items()}
     if any(e.any() for e in empty.values()):
         labels = [*labels, MISSING]
-    own = {s: np.where(empty[s], len(labels) - 1, n).astype(np.int64) for s, n in number.items()}
-    return Segmentation(tuple(labels), by, own)
+    filled = {s: np.where(empty[s], len(labels) - 1, n).astype(np.int64) for s, n in number.items()}
+    return Segmentation(tuple(labels), by, filled)

@@ -1,14 +1,16 @@
-"""What is known of the data of a run: inputs, features, splits and what reading them found."""
+"""The data of a run as the rest of the package sees it: inputs, features, splits, and notes."""
 
 from __future__ import annotations
 
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor
+
+from glprune.data.splits import ColumnId, ColumnSelection, InputPosition, view_columns
 
 if TYPE_CHECKING:
     from glprune.data.protected import Attribute
@@ -21,7 +23,7 @@ class InputColumns:
 
     Attributes:
         name: Name of the input.
-        axis: Axis of a batch that holds the features; None where none can be pruned.
+        axis: Axis of a batch that holds the features; None if none can be pruned.
         columns: Names along that axis, in order; without an axis the columns of the file, if any.
     """
 
@@ -37,20 +39,20 @@ class InputColumns:
 
 @dataclass(frozen=True)
 class Feature:
-    """A raw input feature: a column, or several columns of one input that live and die together.
+    """An input feature: a column, or several columns of one input that are kept or removed together.
 
     Attributes:
         name: The feature.
-        columns: Numbers of its columns, counted over the features of all inputs.
+        columns: Indices of its columns, counted over the feature columns of all inputs.
     """
 
     name: str
-    columns: tuple[int, ...]
+    columns: tuple[ColumnId, ...]
 
 
 @dataclass(frozen=True)
 class Standardization:
-    """Mean and standard deviation of the training rows, each (n_columns,), float64."""
+    """Mean and standard deviation of columns on the training rows, each of shape (n_columns,), float64."""
 
     mean: Tensor
     std: Tensor
@@ -60,23 +62,23 @@ class Standardization:
 class Data:
     """Data ready for a network.
 
-    Columns are numbered through over the features of all inputs; ``spans`` says where each begins.
+    Columns are indexed over the feature columns of all inputs; ``spans`` gives each input's range.
 
     Attributes:
-        source: What was read, in words.
+        source: The files, or the loader, for the report.
         inputs: The inputs in the network's order.
         features: Features in the order of their first column; every column is in one, and every feature
             in one input.
         train: Training rows, raw.
         valid: Validation rows, raw.
         test: Test rows, raw.
-        classes: Labels in the order of the network's outputs; None where there are none.
-        standardization: What the recipe's ``standardize: train`` puts before each input; None for
-            inputs that are codes.
+        classes: Labels in the order of the network's outputs; None without classes.
+        standardization: What ``standardize: train`` puts before each input; None for inputs that are not
+            standardised.
         digests: File or split -> ``sha256:...``.
-        notes: What the user should know, by column.
-        outside: Columns of the file that the network does not take.
-        protected: Attributes the recipe's policy names.
+        notes: What the user should know.
+        outside: Columns of the file that no input takes.
+        protected: The protected attributes of the recipe's policy.
     """
 
     source: str
@@ -99,12 +101,58 @@ class Data:
 
     @property
     def spans(self) -> tuple[range, ...]:
-        """The numbers of each input's features; empty for inputs that have none."""
+        """The indices of each input's feature columns; empty for inputs without features."""
         return spans(self.inputs)
+
+    def input_of(self, feature: Feature) -> int:
+        """The number of the input that a feature belongs to."""
+        return next(n for n, span in enumerate(self.spans) if feature.columns[0] in span)
+
+    def positions(self, feature: Feature) -> tuple[InputPosition, ...]:
+        """The positions of a feature's columns within its input."""
+        start = self.spans[self.input_of(feature)].start
+        return tuple(InputPosition(c - start) for c in feature.columns)
+
+    def kept_positions(self, selection: ColumnSelection) -> list[tuple[InputPosition, ...]]:
+        """For each feature, the positions within its input of the columns that a selection keeps."""
+        kept = [set(positions) for positions in selection.positions()]
+        starts = [span.start for span in self.spans]
+        owner = [number for number, span in enumerate(self.spans) for _ in span]
+        return [
+            tuple(
+                InputPosition(c - starts[owner[c]])
+                for c in feature.columns
+                if InputPosition(c - starts[owner[c]]) in kept[owner[c]]
+            )
+            for feature in self.features
+        ]
+
+    def select_columns(self, selection: ColumnSelection) -> Data:
+        """The same rows with the selected columns of every input; features without a column are left out."""
+        kept = [
+            ColumnId(span[p])
+            for span, positions in zip(self.spans, selection.positions(), strict=True)
+            for p in positions
+        ]
+        place = {old: ColumnId(new) for new, old in enumerate(kept)}
+        features = [(f, tuple(place[c] for c in f.columns if c in place)) for f in self.features]
+        return replace(
+            self,
+            inputs=tuple(
+                part
+                if part.axis is None
+                else replace(part, columns=tuple(part.columns[p] for p in positions))
+                for part, positions in zip(self.inputs, selection.positions(), strict=True)
+            ),
+            features=tuple(replace(f, columns=left) for f, left in features if left),
+            train=view_columns(self.train, selection),
+            valid=view_columns(self.valid, selection),
+            test=view_columns(self.test, selection),
+        )
 
 
 def spans(inputs: Sequence[InputColumns]) -> tuple[range, ...]:
-    """The numbers of each input's features, counted through."""
+    """Return the indices of each input's feature columns."""
     ends = [0]
     for part in inputs:
         ends.append(ends[-1] + len(part.prunable_columns))

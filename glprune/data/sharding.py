@@ -1,4 +1,4 @@
-"""What the processes of one run share out and what they hear from the first one."""
+"""Divide the training rows among the processes of a run."""
 
 from __future__ import annotations
 
@@ -16,67 +16,67 @@ from glprune.data.streaming import StreamedSplit
 if TYPE_CHECKING:
     from glprune.runtime.process_group import ProcessGroup
 
-_MEND = "write the files with smaller row groups or start fewer processes"
+_FIX = "write the files with smaller row groups or start fewer processes"
 
 
 @dataclass(frozen=True)
 class ShardedSplit:
-    """One process's part of the training rows.
+    """The training rows of one process.
 
-    Of a split in memory each batch is shared out, row by row, so that the processes together take the batches
-    that one would take. Of streamed files each process reads row groups of its own, and of each batch as many
-    rows as fall to it.
+    In memory, the rows of each batch are dealt out in turn, so that all processes together use the batches
+    that one process would. Streamed, each process reads different row groups and takes an equal part of each
+    batch.
 
     Attributes:
         whole: All rows.
-        crew: The processes.
+        group: The processes.
     """
 
     whole: Split
-    crew: ProcessGroup
+    group: ProcessGroup
 
     @property
     def rows(self) -> int:
-        """Number of rows of all processes."""
+        """Number of rows over all processes."""
         return self.whole.rows
 
-    def view_columns(self, narrow: ColumnSelection) -> ShardedSplit:
-        """The same parts of the kept columns."""
-        return replace(self, whole=view_columns(self.whole, narrow))
+    def view_columns(self, selection: ColumnSelection) -> ShardedSplit:
+        """Return the same rows with the kept columns only."""
+        return replace(self, whole=view_columns(self.whole, selection))
 
     def batches(self, size: int | None, generator: torch.Generator | None) -> Iterator[tuple[Inputs, Tensor]]:
-        """Yield this process's part of each batch; every process gets as many, some of no rows."""
+        """Yield this process's part of each batch; all get the same number of parts, some without rows."""
         if isinstance(self.whole, StreamedSplit):
-            yield from self._own_lane(self.whole, size, generator)
+            yield from self._lane_batches(self.whole, size, generator)
             return
-        rank, step = self.crew.rank, self.crew.size
+        rank, step = self.group.rank, self.group.size
         for inputs, target in self.whole.batches(size, generator):
             yield tuple(x[rank::step] for x in inputs), target[rank::step]
 
     def note(self) -> str | None:
-        """What the user should know where row groups do not go round."""
+        """Return what the user should know if there are fewer row groups than processes."""
         if not isinstance(self.whole, StreamedSplit):
             return None
         idle = sum(not lane.rows for lane in self._lanes)
         return (
-            f"{idle} of {self.crew.size} processes have no row group to read and wait; {_MEND}."
+            f"{idle} of {self.group.size} processes have no row group to read and wait; {_FIX}."
             if idle
             else None
         )
 
     @functools.cached_property
     def _lanes(self) -> list[StreamedSplit]:
-        """The row groups of every process: each has to know how many batches the others take."""
-        assert isinstance(self.whole, StreamedSplit)  # nothing else is read in lanes
-        return [self.whole.lane(n, self.crew.size) for n in range(self.crew.size)]
+        """The rows of every process: each must know how many batches the others take."""
+        assert isinstance(self.whole, StreamedSplit)  # nothing else has lanes
+        return [self.whole.lane(n, self.group.size) for n in range(self.group.size)]
 
-    def _own_lane(
+    def _lane_batches(
         self, whole: StreamedSplit, size: int | None, generator: torch.Generator | None
     ) -> Iterator[tuple[Inputs, Tensor]]:
-        most = whole.plan.block_rows
-        part = most if size is None else min(most, max(1, -(-size // self.crew.size)))
-        count = max(-(-lane.rows // part) for lane in self._lanes)
-        for batch in self._lanes[self.crew.rank].batches(part, generator):
+        max_rows = whole.plan.block_rows
+        size_here = max_rows if size is None else min(max_rows, max(1, -(-size // self.group.size)))
+        count = max(-(-lane.rows // size_here) for lane in self._lanes)
+        for batch in self._lanes[self.group.rank].batches(size_here, generator):
             yield batch
             count -= 1
         for _ in range(count):

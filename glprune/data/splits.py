@@ -1,10 +1,10 @@
-"""Splits: rows in batches, from memory or from wherever they lie."""
+"""Splits: rows in batches, held in memory or read when they are needed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self, runtime_checkable
+from typing import NewType, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,9 +14,16 @@ from torch import Tensor
 SPLITS = ("train", "valid", "test")
 Inputs = tuple[Tensor, ...]
 
+ColumnId = NewType("ColumnId", int)
+"""Number of a column, counted over the feature axes of all inputs."""
+InputPosition = NewType("InputPosition", int)
+"""Position of a column along the feature axis of its full input."""
+KeptPosition = NewType("KeptPosition", int)
+"""Position of a column among the kept columns of its input."""
+
 
 def select_columns(inputs: Inputs, axes: Sequence[int | None], columns: Sequence[Tensor]) -> Inputs:
-    """Take the kept columns of every input; an input without a feature axis passes whole."""
+    """Select the kept columns of every input; an input without a feature axis is kept whole."""
     return tuple(
         x if axis is None else x.index_select(axis, kept)
         for x, axis, kept in zip(inputs, axes, columns, strict=True)
@@ -24,7 +31,7 @@ def select_columns(inputs: Inputs, axes: Sequence[int | None], columns: Sequence
 
 
 class Split(Protocol):
-    """Rows of one split, in batches."""
+    """The rows of one split, in batches."""
 
     @property
     def rows(self) -> int:
@@ -32,21 +39,21 @@ class Split(Protocol):
         ...
 
     def batches(self, size: int | None, generator: torch.Generator | None) -> Iterator[tuple[Inputs, Tensor]]:
-        """Yield ``(inputs, target)``; at most ``size`` rows each, shuffled where a generator is given."""
+        """Yield ``(inputs, target)`` of at most ``size`` rows, shuffled if a generator is given."""
         ...
 
 
 @runtime_checkable
 class IndexableSplit(Split, Protocol):
-    """A split whose targets are in memory and whose rows can be chosen by their numbers."""
+    """A split whose targets are in memory and whose rows can be selected by index."""
 
     @property
     def target(self) -> Tensor:
-        """Class numbers or values, shape (rows,); (rows, n) where the network is to agree with another."""
+        """Class numbers or values, shape (rows,); (rows, n) for distillation."""
         ...
 
     def take(self, rows: NDArray[np.int64]) -> Self:
-        """The split of some rows, given by ascending numbers."""
+        """Return the split of some rows, given by ascending indices."""
         ...
 
 
@@ -56,41 +63,50 @@ class ColumnSelection:
 
     Attributes:
         columns: Kept positions along each input's feature axis, int64.
-        axes: The feature axis of each input; None passes an input whole.
+        axes: The feature axis of each input; None: the input is kept whole.
     """
 
     columns: tuple[Tensor, ...]
     axes: tuple[int | None, ...]
 
     def __call__(self, inputs: Inputs) -> Inputs:
-        """Take the kept columns out of a full batch."""
+        """Select the kept columns of a full batch."""
         return select_columns(inputs, self.axes, self.columns)
+
+    def positions(self) -> list[list[InputPosition]]:
+        """The kept positions of each input; empty for an input without a feature axis."""
+        return [[InputPosition(p) for p in kept.tolist()] for kept in self.columns]
+
+    def then(self, second: ColumnSelection) -> ColumnSelection:
+        """This selection followed by a second one of its result, as one selection of full inputs."""
+        pairs = zip(self.columns, second.columns, strict=True)
+        return ColumnSelection(tuple(a[b] if len(a) else a for a, b in pairs), self.axes)
 
 
 @runtime_checkable
 class SupportsColumnSelection(Split, Protocol):
-    """A split that can do without columns nobody wants."""
+    """A split that can avoid reading columns that are not kept."""
 
-    def view_columns(self, narrow: ColumnSelection) -> Split:
-        """The same rows, in the same order, of the kept columns."""
+    def view_columns(self, selection: ColumnSelection) -> Split:
+        """Return the same rows, in the same order, with the kept columns only."""
         ...
 
 
-def view_columns(split: Split, narrow: ColumnSelection) -> Split:
-    """A split of the kept columns: cut out once in memory, alone read of files, else cut of every batch."""
+def view_columns(split: Split, selection: ColumnSelection) -> Split:
+    """Return a split with the kept columns only; without support by the split, each batch is cut."""
     return (
-        split.view_columns(narrow)
+        split.view_columns(selection)
         if isinstance(split, SupportsColumnSelection)
-        else _ColumnView(split, narrow)
+        else _ColumnView(split, selection)
     )
 
 
 @dataclass(frozen=True)
 class _ColumnView:
-    """A split seen through the kept columns."""
+    """A split of which each batch is cut to the kept columns."""
 
     split: Split
-    narrow: ColumnSelection
+    selection: ColumnSelection
 
     @property
     def rows(self) -> int:
@@ -98,7 +114,7 @@ class _ColumnView:
 
     def batches(self, size: int | None, generator: torch.Generator | None) -> Iterator[tuple[Inputs, Tensor]]:
         for inputs, target in self.split.batches(size, generator):
-            yield self.narrow(inputs), target
+            yield self.selection(inputs), target
 
 
 @dataclass(frozen=True)
@@ -107,8 +123,8 @@ class TensorSplit:
 
     Attributes:
         inputs: Each (rows, ...), float32 or int64.
-        target: Class numbers int64 or values float32, shape (rows,); (rows, n) where the network is to
-            agree with another, n = 0 until that one was asked.
+        target: Class numbers int64 or values float32, shape (rows,); for distillation (rows, n), with
+            n = 0 until the original network's outputs were computed.
     """
 
     inputs: Inputs
@@ -128,20 +144,20 @@ class TensorSplit:
             yield tuple(x[pick] for x in self.inputs), self.target[pick]
 
     def take(self, rows: NDArray[np.int64]) -> TensorSplit:
-        """The split of some rows."""
+        """Return the split of some rows."""
         return TensorSplit(tuple(x[rows] for x in self.inputs), self.target[rows])
 
-    def view_columns(self, narrow: ColumnSelection) -> TensorSplit:
-        """The same rows of the kept columns."""
-        return TensorSplit(narrow(self.inputs), self.target)
+    def view_columns(self, selection: ColumnSelection) -> TensorSplit:
+        """Return the same rows with the kept columns only."""
+        return TensorSplit(selection(self.inputs), self.target)
 
 
 def first_rows(split: Split, rows: int) -> Inputs:
-    """The first rows of a split."""
+    """Return the first rows of a split."""
     inputs, _ = next(split.batches(rows, None))
     return inputs
 
 
 def identity(inputs: Inputs) -> Inputs:
-    """Take all columns of a batch."""
+    """Return a batch unchanged: the selection of all columns."""
     return inputs

@@ -1,4 +1,4 @@
-"""Which rows are train, valid and test."""
+"""Split rows into train, valid and test."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Part:
     """The rows of one split.
 
     Attributes:
-        table: The table they are in.
-        chosen: Which of its rows, bool, shape (table.rows,).
+        table: The table that holds them.
+        chosen: Mask of the table's rows, bool, shape (table.rows,).
         target: Their targets, shape (rows, ...).
     """
 
@@ -39,21 +39,21 @@ def split_rows(
     targets: Mapping[str, NDArray[Any]],
     classes: tuple[str, ...] | None,
 ) -> dict[str, Part]:
-    """Divide the rows of one table, or take each split's own.
+    """Split the rows of one table, or take the table of each split.
 
     Args:
         recipe: The recipe.
         tables: ``file``, or one for each split.
-        targets: The targets of each, shape (table.rows, ...).
-        classes: Names of the classes.
+        targets: The targets of each table, shape (table.rows, ...).
+        classes: Class labels.
 
     Raises:
-        DataError: A split has too few rows or one class only, or the split column other values.
+        DataError: A split has too few rows or only one class, or the split column has other values.
     """
     if "file" in tables:
         table, target = tables["file"], targets["file"]
-        number = _split_numbers(recipe, table, target)
-        masks = {name: number == n for n, name in enumerate(SPLITS)}
+        index = _split_numbers(recipe, table, target)
+        masks = {name: index == n for n, name in enumerate(SPLITS)}
         parts = {name: Part(table, chosen, target[chosen]) for name, chosen in masks.items()}
     else:
         parts = {s: Part(t, np.ones(t.rows, dtype=np.bool_), targets[s]) for s, t in tables.items()}
@@ -62,15 +62,15 @@ def split_rows(
 
 
 def _split_numbers(recipe: Recipe, table: Table, target: NDArray[Any]) -> NDArray[np.uint8]:
-    """The number of every row's split."""
+    """Return the index in ``SPLITS`` of every row's split."""
     spec = recipe.data.split
     if spec is not None and spec.column is not None:
         values, indices = dictionary(table.column(spec.column))
         names = [str(v) for v in values]
-        strange = sorted(set(names) - set(SPLITS))
-        if strange:
+        unknown = sorted(set(names) - set(SPLITS))
+        if unknown:
             raise DataError(
-                f"{table.path}: split column {spec.column!r} holds {strange[0]!r}; use train, valid and test."
+                f"{table.path}: split column {spec.column!r} holds {unknown[0]!r}; use train, valid and test."
             )
         return np.array([SPLITS.index(name) for name in names], dtype=np.uint8)[indices]
     shares = spec.shares if spec is not None else (0.6, 0.2, 0.2)
@@ -79,16 +79,17 @@ def _split_numbers(recipe: Recipe, table: Table, target: NDArray[Any]) -> NDArra
     strata = (
         (np.flatnonzero(target == c) for c in np.unique(target)) if by_class else [np.arange(len(target))]
     )
-    number = np.empty(len(target), dtype=np.uint8)
+    index = np.empty(len(target), dtype=np.uint8)
     for rows in strata:
-        mixed = rng.permutation(rows)
-        ends = np.rint(np.cumsum(shares) * len(mixed)).astype(int)
+        shuffled = rng.permutation(rows)
+        ends = np.rint(np.cumsum(shares) * len(shuffled)).astype(int)
         for split, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
-            number[mixed[start:end]] = split
-    return number
+            index[shuffled[start:end]] = split
+    return index
 
 
 def _check_parts(recipe: Recipe, parts: Mapping[str, Part], classes: tuple[str, ...] | None) -> None:
+    """Refuse splits that are too small to train or measure on."""
     for name, part in parts.items():
         if len(part.target) < 2:
             raise DataError(
@@ -97,6 +98,6 @@ def _check_parts(recipe: Recipe, parts: Mapping[str, Part], classes: tuple[str, 
         if classes is not None and bool((part.target == part.target[0]).all()):
             only = classes[int(part.target[0])]
             raise DataError(
-                f"{recipe.where('data')}: the {name} split holds class {only!r} only; "
+                f"{recipe.where('data')}: the {name} split holds only class {only!r}; "
                 "nothing can be measured."
             )

@@ -1,4 +1,4 @@
-"""Rows of Parquet files streamed in batches: never more of them in memory than a buffer of two blocks."""
+"""Stream the rows of Parquet files in batches, with at most two blocks of rows in memory."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class StreamPlan:
 
     Attributes:
         columns: The columns of each input.
-        dtypes: What each input is read as.
-        block_rows: Rows shuffled together, a quarter and a half of them at first; two such blocks are in
-            memory, one in use and one being filled.
-        pass_rows: Rows of a block where nothing is shuffled.
+        dtypes: The type that each input is read as.
+        block_rows: Rows that are shuffled together; the first two blocks have a quarter and a half of them.
+            Two blocks are in memory: one in use and one that is being read.
+        pass_rows: Rows of a block without shuffling.
     """
 
     columns: tuple[tuple[str, ...], ...]
@@ -47,14 +47,14 @@ class StreamPlan:
 
     @property
     def every(self) -> list[str]:
-        """The columns of all inputs, as they are read together."""
+        """The columns of all inputs, in the order in which they are read."""
         return [name for own in self.columns for name in own]
 
 
 def plan_stream(
     recipe: Recipe, tables: Mapping[str, Table], inputs: Sequence[InputColumns]
 ) -> StreamPlan | None:
-    """What the recipe's ``data.stream`` comes to; None where rows are to be held in memory.
+    """Plan how to stream with the recipe's ``data.stream``; None if rows are held in memory.
 
     Raises:
         RecipeError: A file is not Parquet, or a batch is larger than the buffer.
@@ -65,7 +65,7 @@ def plan_stream(
     other = next((t.path for t in tables.values() if not isinstance(t, ParquetTable)), None)
     if other is not None:
         raise RecipeError(
-            f"{recipe.where('data', 'stream')}: {other} is not Parquet, which alone can be streamed; "
+            f"{recipe.where('data', 'stream')}: {other} is not Parquet, and only Parquet can be streamed; "
             "convert it, or remove data.stream."
         )
     dtypes = tuple(own.dtype for own in recipe.model.inputs)
@@ -85,16 +85,16 @@ def plan_stream(
 
 
 def stream_note(plan: StreamPlan, tables: Mapping[str, Table]) -> str:
-    """What the user should know of the shuffling."""
-    largest = max(piece.rows for table in tables.values() for piece in table.pieces)
+    """Return what the user should know about the shuffling."""
+    largest = max(group.rows for table in tables.values() for group in table.row_groups)
     return (
-        f"Rows are streamed from their files (data.stream); row groups, of at most {largest:,} rows, come in "
-        f"random order and {plan.block_rows:,} rows are shuffled at a time."
+        f"Rows are streamed from their files (data.stream): row groups, of at most {largest:,} rows, are "
+        f"read in random order, and {plan.block_rows:,} rows are shuffled together."
     )
 
 
 def _sizes(step: int, limit: int) -> Iterator[int]:
-    """Rows of one block after another, in whole batches: the first is small, since all wait for it."""
+    """Yield the rows of each block, in whole batches; the first is small, because training waits for it."""
     for share in (4, 2):
         yield max(step, limit // share // step * step)
     yield from itertools.repeat(limit)
@@ -102,15 +102,15 @@ def _sizes(step: int, limit: int) -> Iterator[int]:
 
 @dataclass(frozen=True, eq=False)
 class StreamedSplit:
-    """A split read from Parquet files whenever it is gone through.
+    """A split that is read from Parquet files on every pass.
 
-    Row groups come in an order drawn from the generator, and a block of rows at a time is shuffled; the
-    order depends on the generator, the files, the block and the batch size, and on nothing else.
+    Row groups are read in random order, and the rows of a block are shuffled together. The order depends only
+    on the generator, the files, the block size and the batch size.
 
     Attributes:
         table: The files.
         plan: How they are read.
-        chosen: Which rows of the table are of this split, bool, shape (table.rows,).
+        chosen: Mask of the table's rows that belong to this split, bool, shape (table.rows,).
         target: Class numbers int32 or values float32, shape (rows,); (rows, 0) without labels.
     """
 
@@ -121,7 +121,7 @@ class StreamedSplit:
 
     @classmethod
     def from_plan(cls, part: Part, plan: StreamPlan) -> StreamedSplit:
-        """The split of a part; class numbers take four bytes a row."""
+        """Make the split of a part; class numbers take four bytes for each row."""
         target = part.target if part.target.dtype == np.float32 else part.target.astype(np.int32)
         return cls(part.table, plan, part.chosen, torch.from_numpy(target))
 
@@ -131,37 +131,37 @@ class StreamedSplit:
         return len(self.target)
 
     def take(self, rows: NDArray[np.int64]) -> StreamedSplit:
-        """The split of some rows."""
+        """Return the split of some rows."""
         chosen = np.zeros_like(self.chosen)
         chosen[np.flatnonzero(self.chosen)[rows]] = True
         return replace(self, chosen=chosen, target=self.target[torch.from_numpy(rows)])
 
-    def view_columns(self, narrow: ColumnSelection) -> StreamedSplit:
-        """The same rows in the same blocks, of which the kept columns alone are read."""
-        kept = zip(self.plan.columns, narrow.axes, narrow.columns, strict=True)
+    def view_columns(self, selection: ColumnSelection) -> StreamedSplit:
+        """Return the same rows in the same blocks; only the kept columns are read."""
+        kept = zip(self.plan.columns, selection.axes, selection.columns, strict=True)
         columns = tuple(
             own if axis is None else tuple(own[n] for n in positions.tolist())
             for own, axis, positions in kept
         )
         return replace(self, plan=replace(self.plan, columns=columns))
 
-    def lane(self, number: int, count: int) -> StreamedSplit:
-        """Every ``count``-th row group from ``number`` on: what one of several processes is to read.
+    def lane(self, index: int, count: int) -> StreamedSplit:
+        """Return every ``count``-th row group from ``index`` on: what one of several processes reads.
 
-        Whoever joins the batches of all lanes has the same rows, in however many processes they are read.
+        Together all lanes hold the rows of the split.
         """
-        own = np.zeros_like(self.chosen)
-        for piece in self.table.pieces[number::count]:
-            own[piece.span] = True
-        return self.take(np.flatnonzero(own[self.chosen]))
+        in_lane = np.zeros_like(self.chosen)
+        for group in self.table.row_groups[index::count]:
+            in_lane[group.span] = True
+        return self.take(np.flatnonzero(in_lane[self.chosen]))
 
     def empty(self) -> tuple[Inputs, Tensor]:
-        """A batch of no rows."""
+        """Return a batch without rows."""
         inputs, target = self._block(0, None).tensors()
         return inputs, target if target.is_floating_point() else target.long()
 
     def batches(self, size: int | None, generator: torch.Generator | None) -> Iterator[tuple[Inputs, Tensor]]:
-        """Yield batches in file order, or shuffled by one draw from ``generator``; no larger than a block."""
+        """Yield batches in file order, or shuffled with a seed from ``generator``; at most a block each."""
         step = min(size or self.plan.block_rows, self.plan.block_rows)
         if generator is None:
             random, limit = None, max(step, self.plan.pass_rows // step * step)
@@ -177,30 +177,30 @@ class StreamedSplit:
                 )
 
     @functools.cached_property
-    def _places(self) -> list[tuple[RowGroup, int]]:
-        """Every piece with rows of this split, and the number of its first one in the split."""
-        counts = [int(np.count_nonzero(self.chosen[piece.span])) for piece in self.table.pieces]
+    def _groups(self) -> list[tuple[RowGroup, int]]:
+        """Every row group with rows of this split, and the index of the first of them in the split."""
+        counts = [int(np.count_nonzero(self.chosen[g.span])) for g in self.table.row_groups]
         starts = [0, *np.cumsum(counts).tolist()]
-        return [(p, start) for p, start, n in zip(self.table.pieces, starts, counts, strict=False) if n]
+        return [(g, start) for g, start, n in zip(self.table.row_groups, starts, counts, strict=False) if n]
 
     def _blocks(
         self, sizes: Iterator[int], random: np.random.Generator | None
     ) -> Iterator[tuple[Inputs, Tensor]]:
-        """Yield blocks of so many rows, the last of what is left, shuffled by ``random``."""
-        places, left = self._places, self.rows
+        """Yield blocks of the given sizes, the last of the remaining rows, shuffled by ``random``."""
+        groups, remaining = self._groups, self.rows
         if random is not None:
-            places = [places[n] for n in random.permutation(len(places))]
-        read, block = self.table.reader(), self._block(min(next(sizes), left), random)
-        for piece, position in places:
-            for values in self._slices(read, piece):
+            groups = [groups[n] for n in random.permutation(len(groups))]
+        read, block = self.table.reader(), self._block(min(next(sizes), remaining), random)
+        for group, position in groups:
+            for values in self._slices(read, group):
                 count, done = len(values[0]), 0
                 target = self.target[position : position + count].numpy()
                 while done < count:
                     done += block.put([x[done:] for x in (*values, target)])
                     if block.full:
                         yield block.tensors()
-                        left -= block.rows
-                        block = self._block(min(next(sizes), left), random)
+                        remaining -= block.rows
+                        block = self._block(min(next(sizes), remaining), random)
                 position += count
 
     def _block(self, rows: int, random: np.random.Generator | None) -> _Block:
@@ -211,46 +211,46 @@ class StreamedSplit:
         arrays.append(np.empty((rows, *target.shape[1:]), target.dtype))
         return _Block(arrays, rows, None if random is None else random.permutation(rows))
 
-    def _slices(self, read: Reader, piece: RowGroup) -> Iterator[tuple[NDArray[Any], ...]]:
-        """Yield the inputs of a piece's rows that are of this split, some rows at a time."""
-        row = piece.start
-        for values in self._values(read, piece):
+    def _slices(self, read: Reader, group: RowGroup) -> Iterator[tuple[NDArray[Any], ...]]:
+        """Yield the inputs of a row group's rows that belong to this split, some rows at a time."""
+        row = group.start
+        for values in self._values(read, group):
             chosen = self.chosen[row : row + len(values[0])]
             row += len(chosen)
             yield values if chosen.all() else tuple(x[chosen] for x in values)
 
-    def _values(self, read: Reader, piece: RowGroup) -> Iterator[tuple[NDArray[Any], ...]]:
+    def _values(self, read: Reader, group: RowGroup) -> Iterator[tuple[NDArray[Any], ...]]:
         plan = self.plan
-        if len(plan.every) > COLUMNS_AT_ONCE and piece.rows <= plan.block_rows:
+        if len(plan.every) > COLUMNS_AT_ONCE and group.rows <= plan.block_rows:
             yield tuple(
-                _assembled(read, piece, own, dtype)
+                _read_values(read, group, own, dtype)
                 for own, dtype in zip(plan.columns, plan.dtypes, strict=True)
             )
             return
-        for batch in read(piece, plan.every):
+        for batch in read(group, plan.every):
             yield tuple(
                 coded(numbers(batch.select(list(own)), dtype), dtype)
                 for own, dtype in zip(plan.columns, plan.dtypes, strict=True)
             )
 
 
-def _assembled(read: Reader, piece: RowGroup, columns: Sequence[str], dtype: Dtype) -> NDArray[Any]:
-    """An input's values in a piece, read some columns at a time: a reader holds buffers for each."""
-    whole = np.empty((piece.rows, len(columns)), TYPES[dtype])
-    for tile in blocks(read, piece, columns, dtype):
-        rows, width = tile.values.shape
-        start = tile.row - piece.start
-        whole[start : start + rows, tile.column : tile.column + width] = coded(tile.values, dtype)
-    return whole
+def _read_values(read: Reader, group: RowGroup, columns: Sequence[str], dtype: Dtype) -> NDArray[Any]:
+    """Read an input's values in a row group, some columns at a time: a reader holds a buffer for each."""
+    values = np.empty((group.rows, len(columns)), TYPES[dtype])
+    for block in blocks(read, group, columns, dtype):
+        rows, width = block.values.shape
+        start = block.row - group.start
+        values[start : start + rows, block.column : block.column + width] = coded(block.values, dtype)
+    return values
 
 
 class _Block:
-    """Rows on their way into batches.
+    """A block of rows that is filled, then cut into batches.
 
     Args:
         arrays: The inputs and the target, shape (rows, ...) each, to be filled.
         rows: Number of rows.
-        order: Where each comes to lie; None keeps the order they come in.
+        order: Position of each row in the block; None keeps the order of reading.
     """
 
     def __init__(self, arrays: Sequence[NDArray[Any]], rows: int, order: NDArray[np.int64] | None) -> None:
@@ -259,54 +259,53 @@ class _Block:
 
     @property
     def full(self) -> bool:
-        """Whether all rows are there."""
+        """Whether all rows are filled."""
         return self._filled == self.rows
 
     def put(self, values: Sequence[NDArray[Any]]) -> int:
-        """Take in as many rows as there is room for, and say how many."""
+        """Store as many rows as fit, and return their number."""
         count = min(self.rows - self._filled, len(values[0]))
-        there = slice(self._filled, self._filled + count)
+        span = slice(self._filled, self._filled + count)
         for array, x in zip(self._arrays, values, strict=True):
-            array[there if self._order is None else self._order[there]] = x[:count]
+            array[span if self._order is None else self._order[span]] = x[:count]
         self._filled += count
         return count
 
     def tensors(self) -> tuple[Inputs, Tensor]:
-        """The inputs and the target."""
+        """Return the inputs and the target."""
         *inputs, target = (torch.from_numpy(array) for array in self._arrays)
         return tuple(inputs), target
 
 
 def read_ahead(items: Iterator[_Item]) -> Iterator[_Item]:
-    """Draw from an iterator in a thread of its own: the next item is made while the last one is used.
+    """Iterate in a second thread, which makes the next item while the current one is used.
 
-    The thread ends with the iteration, also where that is abandoned; what the iterator raises is raised
-    here.
+    The thread ends with the iteration, also if it is abandoned. Errors of the iterator are raised here.
     """
-    made: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
-    wanted, over = threading.Semaphore(1), threading.Event()
+    results: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
+    wanted, stopped = threading.Semaphore(1), threading.Event()
 
     def work() -> None:
         try:
-            while wanted.acquire() and not over.is_set():
+            while wanted.acquire() and not stopped.is_set():
                 item = next(items)
-                made.put((True, item))
-                del item  # not to be held while the next one is made
-        except BaseException as error:  # whatever it is, it is the iterating thread's
-            made.put((False, error))
+                results.put((True, item))
+                del item  # free it while the next one is made
+        except BaseException as error:  # noqa: BLE001  raised again in the iterating thread
+            results.put((False, error))
 
     thread = threading.Thread(target=work, name="glprune-read-ahead", daemon=True)
     thread.start()
     try:
         while True:
-            good, item = made.get()
-            if not good:
+            is_item, item = results.get()
+            if not is_item:
                 if isinstance(item, StopIteration):
                     return
                 raise item
             wanted.release()
             yield item
     finally:
-        over.set()
+        stopped.set()
         wanted.release()
         thread.join()

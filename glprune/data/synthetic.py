@@ -1,4 +1,4 @@
-"""Synthetic rows drawn around real ones."""
+"""Draw synthetic rows around real ones."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from torch import Tensor
 if TYPE_CHECKING:
     from glprune.data.splits import Inputs
 
-_ROWS = 32
-_FEW = 4
-_NUMBERS = 1 << 18  # a megabyte of float32 is enough evidence
+_MAX_ROWS = 32
+_MIN_ROWS = 4
+_MAX_NUMBERS = 1 << 18  # a megabyte of float32 is enough
 
 
 def synthetic(inputs: Inputs, axes: Sequence[int | None], seed: int) -> Inputs:
-    """Rows that are nobody's: numbers drawn around the real ones, the rest shuffled position by position.
+    """Make rows that match no real row: numbers drawn around the real ones, the rest shuffled by position.
 
-    Codes, and inputs without features (ids, masks), take at each position a value that some real row
-    has there, each position from another row: no other value need mean anything to the network.
+    Codes and inputs without features (ids, masks) get at each position the value of a randomly chosen real
+    row, because other values may be invalid for the network.
 
     Args:
         inputs: Real rows of each input, shape (n_rows, ...).
         axes: The feature axis of each input.
-        seed: Seed of the draw.
+        seed: Seed of the random numbers.
     """
     numbers = max(1, sum(x[0].numel() for x in inputs))
-    rows = max(_FEW, min(_ROWS, _NUMBERS // numbers))
+    rows = max(_MIN_ROWS, min(_MAX_ROWS, _MAX_NUMBERS // numbers))
     generator = torch.Generator().manual_seed(seed)
     drawn = random_like(inputs, axes, rows, seed)
     return tuple(
@@ -43,14 +43,15 @@ def _shuffled(x: Tensor, rows: int, generator: torch.Generator) -> Tensor:
     return flat.gather(0, picked).reshape(rows, *x.shape[1:])
 
 
-_CONSTANT, _AROUND_CONSTANT = 1e-7, 1e-3  # spread over mean that is round-off, and what is drawn with instead
+_CONSTANT = 1e-7  # a smaller spread over mean is round-off
+_AROUND_CONSTANT = 1e-3  # spread used for constant columns
 
 
 def random_like(inputs: Sequence[Tensor], axes: Sequence[int | None], rows: int, seed: int) -> Inputs:
-    """Random rows around real ones: normal with three times their spread, or around a constant.
+    """Draw normal random rows with the mean and three times the spread of real ones.
 
-    Integers, and inputs without features (ids, masks), are drawn from the real rows: no other value
-    need mean anything to the network.
+    Integers and inputs without features (ids, masks) are drawn from the real rows, since other values may be
+    invalid for the network.
 
     Args:
         inputs: Real rows of each input.
@@ -65,8 +66,8 @@ def random_like(inputs: Sequence[Tensor], axes: Sequence[int | None], rows: int,
             noise = torch.randn((rows, *x.shape[1:]), generator=generator, dtype=x.dtype)
             mean, spread = x.double().mean(0), x.double().std(0, unbiased=False)
             spread = spread.where(spread > _CONSTANT * mean.abs(), _AROUND_CONSTANT)
-            most = torch.finfo(x.dtype).max
-            drawn.append((mean + 3.0 * spread * noise).clamp(-most, most).to(x.dtype))
+            limit = torch.finfo(x.dtype).max
+            drawn.append((mean + 3.0 * spread * noise).clamp(-limit, limit).to(x.dtype))
         else:
             drawn.append(x[torch.randint(x.shape[0], (rows,), generator=generator)])
     return tuple(drawn)

@@ -1,4 +1,4 @@
-"""Files of columns, opened without reading their rows: CSV, Parquet, folders of Parquet."""
+"""Open files of columns: CSV, Parquet, and folders of Parquet, whose rows are read on demand."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from glprune._files import unreadable_reason
 from glprune.errors import DataError, did_you_mean, name_list
 
 EXACT = 2**53
-"""Up to here float64 holds every whole number."""
-_BATCH_BYTES = 1 << 22  # of the rows read at once, as float32; conversions stay in the cache
-_FEWEST_ROWS = 256  # read at once, however wide: a call has a price for each column
-_BUFFER = 1 << 16  # of one column's bytes; without it a reader holds a whole row group
+"""float64 holds every whole number up to this one."""
+_BATCH_BYTES = 1 << 22  # of the rows read at once, as float32; small enough for the cache
+_MIN_ROWS = 256  # read at once, however many columns: each call costs time for every column
+_BUFFER = 1 << 16  # bytes of one column; without it a reader holds a whole row group
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class RowGroup:
     """Rows that are read together: a row group of a Parquet file, or a whole CSV file.
 
     Attributes:
-        shard: Number of the file.
-        group: Number of the row group in it.
-        start: Number of its first row in the table.
+        shard: Index of the file.
+        group: Index of the row group in the file.
+        start: Index of its first row in the table.
         rows: Number of rows.
     """
 
@@ -45,7 +45,7 @@ class RowGroup:
 
     @property
     def span(self) -> slice:
-        """Its rows in the table."""
+        """The indices of its rows in the table."""
         return slice(self.start, self.start + self.rows)
 
 
@@ -53,75 +53,76 @@ Reader = Callable[[RowGroup, Sequence[str]], Iterator[pa.RecordBatch]]
 
 
 class Table(ABC):
-    """Columns by name, read when they are asked for.
+    """Columns by name, read on demand.
 
     Attributes:
         path: The file or folder.
         schema: Names and types of the columns.
-        pieces: What can be read on its own, in order.
+        row_groups: The groups of rows that are read together, in order.
     """
 
     path: Path
     schema: pa.Schema
-    pieces: tuple[RowGroup, ...]
+    row_groups: tuple[RowGroup, ...]
 
     @property
     def names(self) -> list[str]:
         """The columns in file order."""
-        return self.schema.names
+        return list(self.schema.names)
 
     @property
     def rows(self) -> int:
         """Number of rows."""
-        return sum(piece.rows for piece in self.pieces)
+        return sum(row_group.rows for row_group in self.row_groups)
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """A whole column of plain values.
+        """Read a whole column of numbers or text.
 
         Raises:
             DataError: It holds lists, structs or bytes, such as text that is not UTF-8.
         """
-        kind = self.schema.field(name).type
-        if pa.types.is_nested(kind) or pa.types.is_binary(kind):
-            raise DataError(f"{self.path}: column {name!r} holds {kind} values; take numbers or UTF-8 text.")
-        return pa.chunked_array([b[0] for b in self.batches([name])], kind)
+        dtype = self.schema.field(name).type
+        if pa.types.is_nested(dtype) or pa.types.is_binary(dtype):
+            raise DataError(f"{self.path}: column {name!r} holds {dtype} values; use numbers or UTF-8 text.")
+        return pa.chunked_array([b[0] for b in self.batches([name])], dtype)
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Yield all rows of some columns, some megabytes at a time."""
+        """Yield all rows of some columns, a few megabytes at a time."""
         read = self.reader()
-        for piece in self.pieces:
-            yield from read(piece, columns)
+        for row_group in self.row_groups:
+            yield from read(row_group, columns)
 
     @abstractmethod
     def reader(self) -> Reader:
-        """What yields the rows of a piece, some megabytes at a time, columns in the order asked for.
+        """Return a function that yields the rows of a row group, a few megabytes at a time.
 
-        It raises DataError where the file is damaged, or another than it was.
+        The columns come in the requested order. The function raises DataError if the file is damaged or has
+        changed.
         """
 
     @abstractmethod
     def place(self, row: int) -> str:
-        """Where a row is, counted from 0: ``row 3``, or ``row 3 of part-1.parquet``."""
+        """Return the place of the row with an index: ``row 3``, or ``row 3 of part-1.parquet``."""
 
     @abstractmethod
     def digest(self) -> str:
-        """``sha256:...`` of the file, or of the digests of a folder's files."""
+        """Return ``sha256:...`` of the file, or of the digests of a folder's files."""
 
 
 def open_table(path: Path) -> Table:
     """Open a CSV file, a Parquet file, or a folder of Parquet files.
 
     Raises:
-        DataError: It is missing, empty, truncated, ragged, not UTF-8 or of another kind.
+        DataError: It is missing, empty, damaged, not UTF-8 or of another kind.
     """
-    why = unreadable_reason(path)
-    if why is not None and not os.path.isdir(path):
-        raise DataError(f"{path} {why}; name a file or a folder of Parquet, relative to the recipe.")
-    kind = path.suffix.lower()
+    reason = unreadable_reason(path)
+    if reason is not None and not os.path.isdir(path):
+        raise DataError(f"{path} {reason}; name a file or a folder of Parquet, relative to the recipe.")
+    suffix = path.suffix.lower()
     table: Table
-    if path.is_dir() or kind in (".parquet", ".pq"):
+    if path.is_dir() or suffix in (".parquet", ".pq"):
         table = ParquetTable(path)
-    elif kind in (".csv", ".txt"):
+    elif suffix in (".csv", ".txt"):
         table = CsvTable(path)
     else:
         raise DataError(
@@ -133,39 +134,39 @@ def open_table(path: Path) -> Table:
 
 
 class CsvTable(Table):
-    """A CSV file, which is in memory whole: its types are known when all of it was read."""
+    """A CSV file, held in memory: its types are known only after all of it was read."""
 
     def __init__(self, path: Path) -> None:
         with _readable(path):
             self._table = pa.csv.read_csv(path)
             _check_distinct(self._table.column_names, path)
         self.path, self.schema = path, self._table.schema
-        self.pieces = (RowGroup(0, 0, 0, self._table.num_rows),)
+        self.row_groups = (RowGroup(0, 0, 0, self._table.num_rows),)
 
     def reader(self) -> Reader:
-        """What yields all rows."""
+        """Return a function that yields all rows."""
         return lambda _, columns: iter(
             self._table.select(list(columns)).to_batches(max_chunksize=rows_at_once(len(columns)))
         )
 
     def place(self, row: int) -> str:
-        """Where a row is."""
+        """Return the place of a row."""
         return f"row {row + 1}"
 
     def digest(self) -> str:
-        """The file's."""
+        """Return the digest of the file."""
         return "sha256:" + _hash(self.path).hex()
 
 
 @dataclass(frozen=True)
 class _Shard:
-    """A Parquet file as it was when it was opened.
+    """A Parquet file at the time it was opened.
 
     Attributes:
         path: The file.
-        start: Number of its first row in the table.
-        groups: Rows of each row group.
-        stamp: Size and time of its last change.
+        start: Index of its first row in the table.
+        groups: Number of rows of each row group.
+        stamp: Size and modification time.
     """
 
     path: Path
@@ -175,7 +176,7 @@ class _Shard:
 
 
 class ParquetTable(Table):
-    """A Parquet file or a folder of them, one table in the order of their paths; nothing of it is held."""
+    """A Parquet file, or a folder of them as one table in the order of their paths; no row is held."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.whole = path, not path.is_dir()
@@ -187,45 +188,45 @@ class ParquetTable(Table):
                 _check_distinct(opened.schema_arrow.names, file)
             if not self._shards:
                 self.schema = opened.schema_arrow
-            _check_alike(opened.schema_arrow, self.schema, file, self._shards)
+            _check_same_schema(opened.schema_arrow, self.schema, file, self._shards)
             metadata = opened.metadata
             groups = tuple(metadata.row_group(n).num_rows for n in range(metadata.num_row_groups))
             self._shards.append(_Shard(file, start, groups, stamp))
             start += sum(groups)
-        self.pieces = tuple(_pieces(self._shards))
+        self.row_groups = tuple(_row_groups(self._shards))
 
     def reader(self) -> Reader:
-        """What yields the rows of a row group; the file it read last stays open as long as it lives."""
+        """Return a function that yields the rows of a row group and keeps the last file open."""
         return _ShardReader(self._shards)
 
     def place(self, row: int) -> str:
-        """Where a row is."""
+        """Return the place of a row."""
         shard = next(s for s in reversed(self._shards) if s.start <= row)
         file = "" if self.whole else f" of {shard.path.relative_to(self.path).as_posix()}"
         return f"row {row - shard.start + 1}{file}"
 
     def digest(self) -> str:
-        """The file's; of a folder that of its files' digests, in order."""
+        """Return the digest of the file; of a folder, the digest of its files' digests in order."""
         hashes = [_hash(shard.path) for shard in self._shards]
         return "sha256:" + (hashes[0] if self.whole else hashlib.sha256(b"".join(hashes)).digest()).hex()
 
 
 def rows_at_once(columns: int) -> int:
-    """Rows to read together: some megabytes."""
-    return max(_FEWEST_ROWS, _BATCH_BYTES // (4 * max(1, columns)))
+    """Return the number of rows to read together: a few megabytes."""
+    return max(_MIN_ROWS, _BATCH_BYTES // (4 * max(1, columns)))
 
 
 def _parquet_files(folder: Path) -> list[Path]:
-    """The Parquet files of a folder and its folders; hidden ones and those of a writer's own are not data."""
-    files = [p for kind in ("*.parquet", "*.pq") for p in folder.rglob(kind) if p.is_file()]
-    shown = [p for p in files if not any(s[0] in "._" for s in p.relative_to(folder).parts)]
-    if not shown:
+    """List the Parquet files of a folder and its subfolders, without hidden and temporary ones."""
+    files = [p for pattern in ("*.parquet", "*.pq") for p in folder.rglob(pattern) if p.is_file()]
+    visible = [p for p in files if not any(s[0] in "._" for s in p.relative_to(folder).parts)]
+    if not visible:
         raise DataError(f"{folder}: no Parquet file in this folder.")
-    return sorted(shown, key=lambda p: p.as_posix())
+    return sorted(visible, key=lambda p: p.as_posix())
 
 
-def _check_alike(schema: pa.Schema, first: pa.Schema, file: Path, before: Sequence[_Shard]) -> None:
-    """Refuse a file of other columns, or other types, than the first one's."""
+def _check_same_schema(schema: pa.Schema, first: pa.Schema, file: Path, before: Sequence[_Shard]) -> None:
+    """Refuse a file whose columns or types differ from those of the first file."""
     if not before or schema.equals(first):
         return
     known, found = set(first.names), set(schema.names)
@@ -246,7 +247,7 @@ def _check_alike(schema: pa.Schema, first: pa.Schema, file: Path, before: Sequen
         )
 
 
-def _pieces(shards: Sequence[_Shard]) -> Iterator[RowGroup]:
+def _row_groups(shards: Sequence[_Shard]) -> Iterator[RowGroup]:
     for number, shard in enumerate(shards):
         starts = itertools.accumulate(shard.groups, initial=shard.start)
         for group, (start, rows) in enumerate(zip(starts, shard.groups, strict=False)):
@@ -255,17 +256,17 @@ def _pieces(shards: Sequence[_Shard]) -> Iterator[RowGroup]:
 
 
 class _ShardReader:
-    """Reads row groups; keeps the file it read last, whose footer may hold megabytes."""
+    """Reads row groups; keeps the last file open, because its footer may take megabytes."""
 
     def __init__(self, shards: Sequence[_Shard]) -> None:
         self._shards, self._number, self._file = shards, -1, None
 
-    def __call__(self, piece: RowGroup, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    def __call__(self, row_group: RowGroup, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         names = list(columns)
-        with _readable(self._shards[piece.shard].path):
-            # threads of Arrow would hold buffers for every column each
-            for batch in self._open(piece.shard).iter_batches(
-                rows_at_once(len(names)), row_groups=[piece.group], columns=names, use_threads=False
+        with _readable(self._shards[row_group.shard].path):
+            # each thread of Arrow would hold buffers for every column
+            for batch in self._open(row_group.shard).iter_batches(
+                rows_at_once(len(names)), row_groups=[row_group.group], columns=names, use_threads=False
             ):
                 yield batch.select(names)
 
@@ -274,7 +275,7 @@ class _ShardReader:
             shard = self._shards[number]
             if _stamp(shard.path) != shard.stamp:
                 raise DataError(
-                    f"{shard.path} changed since the run began; leave the data alone while it works."
+                    f"{shard.path} changed since the run began; do not change the data during a run."
                 )
             self._file = pa.parquet.ParquetFile(shard.path, buffer_size=_BUFFER, pre_buffer=False)
             self._number = number
@@ -282,14 +283,15 @@ class _ShardReader:
 
 
 def _check_distinct(names: Sequence[str], path: Path) -> None:
+    """Refuse a file with two columns of the same name."""
     if len(set(names)) < len(names):
-        double = sorted(name for name, count in Counter(names).items() if count > 1)
-        raise DataError(f"{path}: column {name_list(double)} there twice; rename one.")
+        repeated = sorted(name for name, count in Counter(names).items() if count > 1)
+        raise DataError(f"{path}: column {name_list(repeated)} there twice; rename one.")
 
 
 def _stamp(file: Path) -> tuple[int, int]:
-    facts = file.stat()
-    return facts.st_size, facts.st_mtime_ns
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def _hash(file: Path) -> bytes:
@@ -299,7 +301,7 @@ def _hash(file: Path) -> bytes:
 
 @contextlib.contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """What goes wrong while a file is read, as one line that names it."""
+    """Turn errors while a file is read into one line that names the file."""
     try:
         yield
     except UnicodeDecodeError as error:
@@ -310,38 +312,38 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def first_inexact(column: pa.Array | pa.ChunkedArray) -> int | None:
-    """The row of a column's first number beyond what its type, or float64, counts to; None where none is."""
+    """Return the row of a column's first number beyond the exact range of its type; None if there is none."""
     if pa.types.is_integer(column.type) and column.type.bit_width < 64:
         return None
     limit = pa.scalar(2 ** _digits(column.type), pa.int64()).cast(column.type)
     ends = pc.min_max(column)
     if not any(e.is_valid and abs(e.as_py()) > limit.as_py() for e in ends.values()):
         return None
-    past = pc.greater(column, limit)
+    beyond = pc.greater(column, limit)
     if not pa.types.is_unsigned_integer(column.type):
-        past = pc.or_(past, pc.less(column, pc.negate(limit)))
-    return int(pc.index(past, True).as_py())
+        beyond = pc.or_(beyond, pc.less(column, pc.negate(limit)))
+    return int(pc.index(beyond, True).as_py())
 
 
-def _digits(kind: pa.DataType) -> int:
-    """Binary digits of the whole numbers that a type, or float64, holds without a gap."""
-    return {pa.float16(): 11, pa.float32(): 24}.get(kind, 53)
+def _digits(dtype: pa.DataType) -> int:
+    """Return the number of bits up to which a type, or float64, holds every whole number."""
+    return {pa.float16(): 11, pa.float32(): 24}.get(dtype, 53)
 
 
-def inexact_message(table: Table, name: str, row: int, value: pa.Scalar, mend: str) -> str:
-    """What is wrong with a number that is merged with its neighbours."""
+def inexact_message(table: Table, name: str, row: int, value: pa.Scalar, fix: str) -> str:
+    """Return the message on a number beyond the range in which whole numbers are exact."""
     return (
-        f"{table.path}: column {name!r} holds {value.as_py()} in {table.place(row)}; past "
-        f"2^{_digits(value.type)} neighbouring numbers become one; {mend}."
+        f"{table.path}: column {name!r} holds {value.as_py()} in {table.place(row)}; above "
+        f"2^{_digits(value.type)} neighbouring numbers become equal; {fix}."
     )
 
 
-def refuse_inexact(table: Table, name: str, column: pa.ChunkedArray, mend: str) -> None:
-    """Refuse a column of whole or floating-point numbers with one that is merged with its neighbours.
+def refuse_inexact(table: Table, name: str, column: pa.ChunkedArray, fix: str) -> None:
+    """Refuse a column with a number beyond the range in which whole numbers are exact.
 
     Raises:
-        DataError: With its row and the mend.
+        DataError: With its row and a fix.
     """
     row = first_inexact(column)
     if row is not None:
-        raise DataError(inexact_message(table, name, row, column[row], mend))
+        raise DataError(inexact_message(table, name, row, column[row], fix))

@@ -1,4 +1,4 @@
-"""The column to predict: class labels or values."""
+"""Read the target column: class labels or values."""
 
 from __future__ import annotations
 
@@ -24,24 +24,25 @@ def read_targets(
     """Read the target column of every table.
 
     Returns:
-        The classes, None where there are none; and each table's class numbers int64 or values float32,
-        shape (rows,), or (rows, 0) where there are no labels.
+        The class labels, None without classes; and for each table class numbers int64 or values float32,
+        shape (rows,), or (rows, 0) without labels.
 
     Raises:
-        DataError: A target is missing, empty, not finite, or none of the classes.
+        DataError: A target is missing, empty, not finite, or not one of the classes.
     """
     if recipe.task == "distillation":
         return None, {key: np.empty((t.rows, 0), dtype=np.float32) for key, t in tables.items()}
     raw = {key: _target_column(recipe, table) for key, table in tables.items()}
     for key, column in raw.items():
         if recipe.task != "regression" and pa.types.is_floating(column.type):
-            mend = "write the classes as whole numbers below 2^63 or as text"
-            refuse_inexact(tables[key], str(recipe.data.target), column, mend)
+            fix = "write the classes as whole numbers below 2^63 or as text"
+            refuse_inexact(tables[key], str(recipe.data.target), column, fix)
     classes = _classes(recipe, raw, next(iter(tables.values())))
     return classes, {key: _encode(recipe, raw.pop(key), classes, tables[key]) for key in tables}
 
 
 def _target_column(recipe: Recipe, table: Table) -> pa.ChunkedArray:
+    """Read a target column without empty values."""
     name = str(recipe.data.target)
     if name not in table.names:
         raise DataError(f"{table.path}: target column {name!r} is missing.{did_you_mean(name, table.names)}")
@@ -56,6 +57,7 @@ def _target_column(recipe: Recipe, table: Table) -> pa.ChunkedArray:
 
 
 def _classes(recipe: Recipe, raw: Mapping[str, pa.ChunkedArray], first: Table) -> tuple[str, ...] | None:
+    """Return the class labels: those of the recipe, or the sorted values of the target."""
     if recipe.task == "regression":
         return None
     if recipe.data.classes is not None:
@@ -75,35 +77,43 @@ def _classes(recipe: Recipe, raw: Mapping[str, pa.ChunkedArray], first: Table) -
 def _encode(
     recipe: Recipe, column: pa.ChunkedArray, classes: tuple[str, ...] | None, table: Table
 ) -> NDArray[Any]:
-    """Class numbers int64, or values float32."""
-    name = recipe.data.target
-    if classes is None:
-        if not is_numeric(column.type):
-            raise DataError(f"{table.path}: target {name!r} is not numeric; a regression target must be.")
-        if pa.types.is_integer(column.type):
-            refuse_inexact(table, str(name), column, "scale the target")
-        values = column.cast(pa.float64(), safe=False).to_numpy()
-        finite = np.isfinite(values)
-        if not finite.all():
-            place = table.place(int(np.argmin(finite)))
-            raise DataError(f"{table.path}: target {name!r} is not finite in {place}.")
-        with np.errstate(over="ignore"):  # a run refuses what float32 does not hold
-            return values.astype(np.float32)
-    number = {label: n for n, label in enumerate(classes)}
+    """Return class numbers int64, or values float32."""
+    name = str(recipe.data.target)
+    return _values(name, column, table) if classes is None else _class_numbers(name, column, classes, table)
+
+
+def _values(name: str, column: pa.ChunkedArray, table: Table) -> NDArray[np.float32]:
+    if not is_numeric(column.type):
+        raise DataError(f"{table.path}: target {name!r} is not numeric; a regression target must be.")
+    if pa.types.is_integer(column.type):
+        refuse_inexact(table, name, column, "scale the target")
+    values: NDArray[np.float64] = column.cast(pa.float64(), safe=False).to_numpy()
+    finite = np.isfinite(values)
+    if not finite.all():
+        place = table.place(int(np.argmin(finite)))
+        raise DataError(f"{table.path}: target {name!r} is not finite in {place}.")
+    with np.errstate(over="ignore"):  # values too large for float32 become Inf, which a run refuses
+        return values.astype(np.float32)
+
+
+def _class_numbers(
+    name: str, column: pa.ChunkedArray, classes: tuple[str, ...], table: Table
+) -> NDArray[np.int64]:
+    index = {label: n for n, label in enumerate(classes)}
     found, indices = dictionary(column)
     labels = [_label(v) for v in found]
-    unknown = next((label for label in labels if label not in number), None)
+    unknown = next((label for label in labels if label not in index), None)
     if unknown is not None:
-        at = int(np.flatnonzero(indices == labels.index(unknown))[0])
+        row = int(np.flatnonzero(indices == labels.index(unknown))[0])
         raise DataError(
-            f"{table.path}: target {name!r} holds {unknown!r} ({table.place(at)}), which data.classes does "
+            f"{table.path}: target {name!r} holds {unknown!r} ({table.place(row)}), which data.classes does "
             f"not list ({', '.join(classes)})."
         )
-    return np.array([number[label] for label in labels], dtype=np.int64)[indices]
+    return np.array([index[label] for label in labels], dtype=np.int64)[indices]
 
 
 def dictionary(column: pa.ChunkedArray) -> tuple[list[Any], NDArray[np.int32]]:
-    """The distinct values of a column, None where some are empty, and each row's number among them."""
+    """Return the distinct values of a column, with None for empty ones, and each row's index among them."""
     encoded = column.dictionary_encode("encode").combine_chunks()
     if isinstance(encoded, pa.ChunkedArray):
         encoded = encoded.combine_chunks()
@@ -111,11 +121,12 @@ def dictionary(column: pa.ChunkedArray) -> tuple[list[Any], NDArray[np.int32]]:
 
 
 def _label(value: object) -> str:
-    """A class label as text; 1, 1.0 and '1' are one label."""
+    """Return a class label as text; 1, 1.0 and '1' are the same label."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value)
 
 
 def _sort_key(value: object) -> tuple[bool, Any]:
+    """Sort numbers before text."""
     return (isinstance(value, str), value)

@@ -1,4 +1,4 @@
-"""Numbers out of columns, and what a pass over them finds: defects, constant columns, mean and spread."""
+"""Convert columns to numbers, check every value, and measure extremes, mean and spread."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ Dtype = Literal["float", "int"]
 TYPES = {"float": np.float32, "int": np.int64}
 _SCALE = "scale or encode them otherwise, or list it under data.exclude"
 _WHOLE = "write them as whole numbers"
-COLUMNS_AT_ONCE = 1024  # of a piece; a reader holds buffers for each
+COLUMNS_AT_ONCE = 1024  # of a row group; a reader holds a buffer for each
 
 
-def is_numeric(kind: pa.DataType) -> bool:
-    """Whether values of an Arrow type can be features as they are."""
-    return (
-        pa.types.is_integer(kind)
-        or pa.types.is_floating(kind)
-        or pa.types.is_boolean(kind)
-        or pa.types.is_decimal(kind)
+def is_numeric(dtype: pa.DataType) -> bool:
+    """Whether values of an Arrow type can be used as features without encoding."""
+    return bool(
+        pa.types.is_integer(dtype)
+        or pa.types.is_floating(dtype)
+        or pa.types.is_boolean(dtype)
+        or pa.types.is_decimal(dtype)
     )
 
 
@@ -39,15 +39,15 @@ def check_columns(table: Table, columns: Sequence[str]) -> None:
     """Refuse columns that are missing or not numeric.
 
     Raises:
-        DataError: They are named, with a value of the first.
+        DataError: With the names, and a value of the first.
     """
     missing = sorted(set(columns) - set(table.names))
     if missing:
         raise DataError(
             f"{table.path}: column {name_list(missing)} missing.{did_you_mean(missing[0], table.names)}"
         )
-    kinds = dict(zip(table.schema.names, table.schema.types, strict=True))
-    bad = [name for name in columns if not is_numeric(kinds[name])]
+    types = dict(zip(table.schema.names, table.schema.types, strict=True))
+    bad = [name for name in columns if not is_numeric(types[name])]
     if bad:
         values = (v for batch in table.batches(bad[:1]) for v in batch[0] if v.is_valid)
         example = next((v.as_py() for v in values), None)
@@ -62,10 +62,10 @@ class Block:
     """Some rows of some columns of an input.
 
     Attributes:
-        row: Number of its first row in the table.
-        column: Number of its first column in the input.
+        row: Index of its first row in the table.
+        column: Index of its first column in the input.
         values: Shape (rows, columns); float32, or int64 or float64 for codes.
-        batch: What they were made of.
+        batch: The values as they were read.
     """
 
     row: int
@@ -74,36 +74,39 @@ class Block:
     batch: pa.RecordBatch
 
 
-def blocks(read: Reader, piece: RowGroup, columns: Sequence[str], dtype: Dtype) -> Iterator[Block]:
-    """Yield a piece in tiles, some columns after others."""
+def blocks(read: Reader, row_group: RowGroup, columns: Sequence[str], dtype: Dtype) -> Iterator[Block]:
+    """Yield a row group in blocks: all rows of some columns, then of the next columns."""
     for start in range(0, len(columns), COLUMNS_AT_ONCE):
-        row = piece.start
-        for batch in read(piece, columns[start : start + COLUMNS_AT_ONCE]):
+        row = row_group.start
+        for batch in read(row_group, columns[start : start + COLUMNS_AT_ONCE]):
             yield Block(row, start, numbers(batch, dtype), batch)
             row += batch.num_rows
 
 
 def numbers(batch: pa.RecordBatch, dtype: Dtype) -> NDArray[Any]:
-    """Numeric columns as a matrix, shape (rows, columns), NaN where empty.
+    """Return numeric columns as a matrix, shape (rows, columns), with NaN for empty values.
 
     Returns:
-        float32; for codes int64, exactly, or float64 where a column holds anything else.
+        float32; for codes int64 without rounding, or float64 if a column holds anything else.
     """
-    kind, columns = pa.float32(), None
+    arrow_type, columns = pa.float32(), None
     if dtype == "int":
-        kind, columns = pa.int64(), whole(batch)
+        arrow_type, columns = pa.int64(), whole(batch)
         if columns is None:
-            kind = pa.float64()
+            arrow_type = pa.float64()
     if columns is None:
-        # values too large for the type become Inf, or are rounded: what is not finite is refused
-        columns = [c if c.type == kind else c.cast(kind, safe=False) for c in batch.columns]
-    alike = pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
-    # to give NaN for null, Arrow makes floating-point numbers of whole ones
-    return alike.to_tensor(null_to_nan=kind != pa.int64(), row_major=True).to_numpy()
+        # values that are too large become Inf, which is refused later
+        columns = [c if c.type == arrow_type else c.cast(arrow_type, safe=False) for c in batch.columns]
+    converted = pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+    # null_to_nan would convert integers to floating point
+    values: NDArray[Any] = converted.to_tensor(
+        null_to_nan=arrow_type != pa.int64(), row_major=True
+    ).to_numpy()
+    return values
 
 
 def whole(batch: pa.RecordBatch) -> list[pa.Array] | None:
-    """Columns as int64; None where a value is empty or no whole number below 2^63."""
+    """Return columns as int64; None if a value is empty or not a whole number below 2^63."""
     try:
         columns = [c.cast(pa.int64()) for c in batch.columns]
     except pa.ArrowInvalid:
@@ -112,71 +115,74 @@ def whole(batch: pa.RecordBatch) -> list[pa.Array] | None:
 
 
 def coded(values: NDArray[Any], dtype: Dtype) -> NDArray[Any]:
-    """Checked numbers as the network takes them: float32, or int64 for codes."""
+    """Return checked numbers as the network takes them: float32, or int64 for codes."""
     return values if dtype == "float" else values.astype(np.int64, copy=False)
 
 
 class ColumnChecker:
-    """The defects a pass over the columns of one input finds; every tile is shown once.
+    """Find the defects in the columns of one input; every block must be checked once.
 
     Args:
         columns: The input's columns.
-        dtype: What they are read as.
+        dtype: The type they are read as.
+
+    Attributes:
+        flawed: Whether a defect was found.
     """
 
     def __init__(self, columns: Sequence[str], dtype: Dtype) -> None:
         self.columns, self.dtype = columns, dtype
         self._defects = np.zeros(len(columns), dtype=np.int64)
-        self._first = np.zeros(len(columns), dtype=np.int64)
-        self._uncoded: tuple[int, int, float] | None = None
-        self._past: tuple[int, int, pa.Scalar] | None = None
+        self._first_row = np.zeros(len(columns), dtype=np.int64)
+        self._first_non_integer: tuple[int, int, float] | None = None
+        self._first_inexact: tuple[int, int, pa.Scalar] | None = None
         self.flawed = False
 
-    def check(self, tile: Block) -> NDArray[Any]:
-        """Note the defects of a tile; its values as the network takes them, where there are none."""
-        self._check_exact(tile)
-        if tile.values.dtype.kind == "f":
-            finite = np.isfinite(tile.values)
+    def check(self, block: Block) -> NDArray[Any]:
+        """Record the defects of a block; return its values, as the network takes them if there are none."""
+        self._check_exact(block)
+        if block.values.dtype.kind == "f":
+            finite = np.isfinite(block.values)
             if not finite.all():
-                self._note(tile, finite)
+                self._record_not_finite(block, finite)
             elif self.dtype == "int":
-                self._check_codes(tile)
-        return tile.values if self.flawed else coded(tile.values, self.dtype)
+                self._check_codes(block)
+        return block.values if self.flawed else coded(block.values, self.dtype)
 
-    def _note(self, tile: Block, finite: NDArray[np.bool_]) -> None:
-        """Count what is not finite, and remember the first row of each column."""
-        span = slice(tile.column, tile.column + finite.shape[1])
+    def _record_not_finite(self, block: Block, finite: NDArray[np.bool_]) -> None:
+        """Count the values that are not finite, and record the first row of each column."""
+        span = slice(block.column, block.column + finite.shape[1])
         counts = (~finite).sum(axis=0)
         fresh = (counts > 0) & (self._defects[span] == 0)
-        self._first[span][fresh] = tile.row + np.argmin(finite, axis=0)[fresh]
+        self._first_row[span][fresh] = block.row + np.argmin(finite, axis=0)[fresh]
         self._defects[span] += counts
         self.flawed = True
 
-    def _check_exact(self, tile: Block) -> None:
-        """Remember the first number of the first column that was merged with its neighbours, or will be."""
+    def _check_exact(self, block: Block) -> None:
+        """Record the first number of the first column beyond the range in which whole numbers are exact."""
         suspected = pa.types.is_integer if self.dtype == "float" else pa.types.is_floating
-        for number, column in enumerate(tile.batch.columns):
+        for index, column in enumerate(block.batch.columns):
             row = first_inexact(column) if suspected(column.type) else None
-            if row is not None and np.isfinite(tile.values[row, number]):
-                found = (tile.column + number, tile.row + row, column[row])
-                self._past = min(self._past or found, found, key=lambda place: place[:2])
+            if row is not None and np.isfinite(block.values[row, index]):
+                found = (block.column + index, block.row + row, column[row])
+                self._first_inexact = min(self._first_inexact or found, found, key=lambda place: place[:2])
                 self.flawed = True
                 return
 
-    def _check_codes(self, tile: Block) -> None:
-        """Remember the first value of the first column that is no whole number."""
-        for number in range(tile.batch.num_columns):
-            if whole(tile.batch.select([number])) is None:
-                values = tile.values[:, number]
+    def _check_codes(self, block: Block) -> None:
+        """Record the first value of the first column that is not a whole number."""
+        for index in range(block.batch.num_columns):
+            if whole(block.batch.select([index])) is None:
+                values = block.values[:, index]
                 wrong = (np.trunc(values) != values) | (np.abs(values) >= 2.0**63)
                 row = int(np.argmax(wrong))
-                found = (tile.column + number, tile.row + row, float(values[row]))
-                self._uncoded = min(self._uncoded or found, found)
+                found = (block.column + index, block.row + row, float(values[row]))
+                self._first_non_integer = min(self._first_non_integer or found, found)
                 self.flawed = True
                 return
 
     def refuse_defects(self, table: Table) -> None:
-        """Say what was wrong with the columns, once all rows were seen.
+        """Refuse the columns if a defect was found; call it after all blocks were checked.
 
         Raises:
             DataError: With column, count and first row.
@@ -185,23 +191,24 @@ class ColumnChecker:
         if wrong:
             names, first = [self.columns[w] for w in wrong], wrong[0]
             raise DataError(
-                f"{table.path}: column {name_list(names)} not finite: {self._defects[first]} empty, NaN or Inf "
-                f"in {names[0]!r}, first in {table.place(int(self._first[first]))}; fill or drop them."
+                f"{table.path}: column {name_list(names)} not finite: {self._defects[first]} empty, NaN or "
+                f"Inf in {names[0]!r}, first in {table.place(int(self._first_row[first]))}; "
+                "fill or drop them."
             )
-        if self._uncoded is not None:
-            column, row, value = self._uncoded
+        if self._first_non_integer is not None:
+            column, row, value = self._first_non_integer
             raise DataError(
                 f"{table.path}: column {self.columns[column]!r} feeds an input of dtype: int and holds "
                 f"{value:g} in {table.place(row)}; encode as whole numbers below 2^63."
             )
-        if self._past is not None:
-            column, row, value = self._past
-            mend = _SCALE if self.dtype == "float" else _WHOLE
-            raise DataError(inexact_message(table, self.columns[column], row, value, mend))
+        if self._first_inexact is not None:
+            column, row, value = self._first_inexact
+            fix = _SCALE if self.dtype == "float" else _WHOLE
+            raise DataError(inexact_message(table, self.columns[column], row, value, fix))
 
 
 class RunningMoments:
-    """Extremes, mean and spread of columns, gathered tile by tile.
+    """Extremes, mean and spread of columns, updated block by block.
 
     References:
         Chan, Golub and LeVeque (1983), "Algorithms for computing the sample variance", Am. Stat. 37(3).
@@ -214,7 +221,7 @@ class RunningMoments:
         self._low, self._high = np.full(len(columns), np.inf), np.full(len(columns), -np.inf)
 
     def add(self, column: int, values: NDArray[Any]) -> None:
-        """Take in some rows of the columns from ``column`` on."""
+        """Update with some rows of the columns from ``column`` on."""
         if not len(values):
             return
         span = slice(column, column + values.shape[1])
@@ -229,20 +236,20 @@ class RunningMoments:
 
     @property
     def constant(self) -> list[str]:
-        """Columns of one value."""
+        """Columns with a single value."""
         return [self.columns[n] for n in np.flatnonzero(self._low == self._high).tolist()]
 
     def standardization(self) -> Standardization:
-        """Mean and standard deviation of every column."""
+        """Return mean and standard deviation of every column."""
         std = np.sqrt(self._squares / self._count)
         return Standardization(torch.from_numpy(self._mean.copy()), torch.from_numpy(std))
 
 
 def constant_notes(recipe: Recipe, moments: RunningMoments, dtype: Dtype) -> list[str]:
-    """What the user should know of columns that never vary on the training rows.
+    """Return a note on columns that are constant on the training rows.
 
     Raises:
-        DataError: They are to be standardised.
+        DataError: Such columns are to be standardised.
     """
     constant = moments.constant
     if not constant:

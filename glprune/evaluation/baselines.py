@@ -17,7 +17,7 @@ import copy
 import math
 import statistics
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -34,16 +34,18 @@ from glprune.pruning.removal import RemovalResult, remove, then
 from glprune.pruning.units import Kind
 from glprune.runtime.events import Listener, Progress, Stage
 from glprune.schema.report import Baseline, BaselineRun, Baselines, Spread
-from glprune.search.job import Job, kept_features, narrowed_job
+from glprune.search.outcome import kept_names
+from glprune.search.prepare import slim_job
 from glprune.search.refit import refit_or_resume
 
 if TYPE_CHECKING:
+    from glprune.search.job import Job
     from glprune.search.search import SearchResult
 
 RANDOM_DRAWS = 5
 PERMUTATIONS = 5
 Name = Literal["random", "magnitude", "permutation"]
-Ranking = Callable[[Job, GroupSet], Tensor]
+Ranking = Callable[["Job", GroupSet], Tensor]
 Sizes = Mapping[tuple[Kind, str], int]
 
 
@@ -53,11 +55,13 @@ class _Shipped:
 
     Attributes:
         removed: What was removed.
+        kept: Names of the kept features.
         sizes: Kind and name of a group set -> the number of its features or units that are kept.
         staged: Whether hidden units were removed after the inputs, from the refitted network.
     """
 
     removed: RemovalResult
+    kept: frozenset[str]
     sizes: Sizes
     staged: bool
 
@@ -77,9 +81,9 @@ def measure_baselines(job: Job, chosen: SearchResult, folder: Path, listener: Li
     """
     if not job.recipe.report.baselines:
         return None
-    removed = chosen.removed
+    removed, kept = chosen.removed, frozenset(kept_names(chosen.outcomes))
     staged = any(stage.spec.kinds == ("hidden",) for stage in chosen.stages[1:])
-    shipped = _Shipped(removed, _sizes(job, removed), staged)
+    shipped = _Shipped(removed, kept, _sizes(job, removed, kept), staged)
     runs, failures = _runs(job, shipped, folder, listener)
     return Baselines(
         features=sum(count for (kind, _), count in shipped.sizes.items() if kind == "input"),
@@ -114,13 +118,18 @@ def _runs(
     return runs, list(dict.fromkeys(notes))
 
 
-def _sizes(job: Job, removed: RemovalResult) -> Sizes:
+def _kept_by(job: Job, removed: RemovalResult) -> list[str]:
+    """Return the names of the features that a removal keeps."""
+    pairs = zip(job.data.features, job.data.kept_positions(removed.selection), strict=True)
+    return [feature.name for feature, positions in pairs if positions]
+
+
+def _sizes(job: Job, removed: RemovalResult, kept: Collection[str]) -> Sizes:
     """Count the features of every input and the units of every layer that are kept."""
-    kept = iter(kept_features(job.data, removed))
     sizes: dict[tuple[Kind, str], int] = {}
     for groups in job.groups:
         if groups.kind == "input":
-            sizes["input", groups.name] = sum(next(kept) for _ in groups.labels)
+            sizes["input", groups.name] = sum(label in kept for label in groups.labels)
         else:
             cut = sum(c.units for c in removed.cuts if (c.kind, c.name) == ("hidden", groups.name))
             sizes["hidden", groups.name] = groups.units.count - cut
@@ -197,11 +206,11 @@ def _measure(job: Job, shipped: _Shipped, ranking: Ranking, folder: Path) -> tup
     test = job.task.metrics(job.task.view(outputs), target)
     if not all(map(math.isfinite, (valid, *test.values()))):
         raise ModelError("a metric is not finite")
-    kept, kept_shipped = kept_features(job.data, removed), kept_features(job.data, shipped.removed)
-    sizes = _sizes(job, removed)
+    kept = _kept_by(job, removed)
+    sizes = _sizes(job, removed, set(kept))
     run = BaselineRun(
-        kept=[f.name for f, is_kept in zip(job.data.features, kept, strict=True) if is_kept],
-        common=sum(a and b for a, b in zip(kept, kept_shipped, strict=True)),
+        kept=kept,
+        common=sum(name in shipped.kept for name in kept),
         hidden=sum(count for (kind, _), count in sizes.items() if kind == "hidden"),
         common_hidden=sum(len(_kept_units(g, removed) & _kept_units(g, shipped.removed)) for g in job.groups),
         valid=valid,
@@ -215,7 +224,7 @@ def _slim(job: Job, shipped: _Shipped, ranking: Ranking) -> tuple[RemovalResult,
     if not shipped.staged:
         return _cut_weakest(job, shipped.sizes, ranking, ("input", "hidden"))
     first, network, _ = _cut_weakest(job, shipped.sizes, ranking, ("input",))
-    next_job = narrowed_job(job, network, first.columns, [sliced(g, first.plan.kept) for g in job.groups])
+    next_job = slim_job(job, network, first.selection, [sliced(g, first.plan.kept) for g in job.groups])
     second, network, valid = _cut_weakest(next_job, shipped.sizes, ranking, ("hidden",))
     return then(first, second), network, valid
 

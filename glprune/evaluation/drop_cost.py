@@ -19,13 +19,15 @@ from glprune.export.onnx_runtime import EXPORT_TOLERANCE, OnnxFile
 from glprune.export.shipped_model import file_columns, on_test_rows, write_shipped
 from glprune.model.prediction import predict
 from glprune.pruning.groups import GroupSet, sliced, zero_units_
+from glprune.pruning.ids import Positions, UnitIds
 from glprune.pruning.removal import RemovalResult
 from glprune.pruning.surgery import PruningPlan, plan_pruning, slice_
 from glprune.pruning.verification import TOLERANCE, difference, outputs
 from glprune.runtime.events import Listener, Progress, Stage
-from glprune.runtime.process_pool import WorkerPool, map_with_checkpoint
+from glprune.runtime.process_pool import OutcomeLog, WorkerPool, map_with_checkpoint
 from glprune.schema.recipe import HIGHER_IS_BETTER
 from glprune.schema.report import DropCost, DropCosts
+from glprune.search.outcome import kept_names
 from glprune.search.refit import refit_or_resume
 
 if TYPE_CHECKING:
@@ -49,17 +51,16 @@ def measure_drop_costs(
         GlpruneError: A feature cannot be measured.
     """
     job = shipped.job
-    names = [f.name for f, is_kept in zip(job.data.features, shipped.kept, strict=True) if is_kept]
+    names = kept_names(shipped.outcomes)
     listener(Stage("drop cost", f"each of {len(names)} features cut, the network refitted without it"))
     with tempfile.TemporaryDirectory(dir=shipped.folder) as scratch:
+        record = job.journal.open_step("drop costs", {"features": names})
         refitted, *costs = map_with_checkpoint(
             workers,
             functools.partial(_without, Path(scratch)),
             [None, *names],
+            OutcomeLog(record, job.journal, TypeAdapter(DropCost)),
             lambda done: listener(Progress("refits", done, len(names) + 1)),
-            job.journal.open_step("drop costs", {"features": names}),
-            job.journal,
-            TypeAdapter(DropCost),
         )
     file = OnnxFile(shipped.file, job.recipe.threads)
     valid, test = (
@@ -85,7 +86,7 @@ def _without(scratch: Path, context: WorkerContext, name: str | None) -> DropCos
     """Refit and measure the shipped network without a feature; with all of them where ``name`` is None."""
     if name is None:
         unchanged = RemovalResult(
-            context.network, context.surgery, context.columns, (), (), 0.0, len(context.job.probe[0])
+            context.network, context.plan, context.selection, (), (), 0.0, len(context.job.probe[0])
         )
         return _refit_and_measure(scratch, context.job, "", unchanged)
     groups = next(g for g in context.job.input_groups if name in g.labels)
@@ -103,7 +104,7 @@ def _obstacle(context: WorkerContext, units: UnitSet, is_dropped: Tensor) -> str
         return units.refused
     if units.family:
         return f"the layers of {units.family!r} share one width"
-    if bool(is_dropped[context.columns[units.source]].all()):
+    if bool(is_dropped[context.selection.columns[units.source]].all()):
         return f"it is the last feature of input {units.name!r}, and an input needs one"
     return None
 
@@ -112,22 +113,24 @@ def _cut(context: WorkerContext, groups: GroupSet, name: str) -> RemovalResult |
     """Zero the weights of a feature and cut it, or return by how much the cut changes outputs."""
     job, units = context.job, groups.units
     zeroed = copy.deepcopy(context.network)
-    remaining = sliced(groups, context.surgery.kept)
+    remaining = sliced(groups, context.plan.kept)
     zero_units_(zeroed.state_dict(), remaining.units, remaining.group == remaining.labels.index(name))
     is_dropped = groups.group == groups.labels.index(name)
     columns = tuple(
-        kept[~is_dropped[kept]] if n == units.source else kept for n, kept in enumerate(context.columns)
+        kept[~is_dropped[kept]] if n == units.source else kept
+        for n, kept in enumerate(context.selection.columns)
     )
+    selection = ColumnSelection(columns, job.axes)
     keep = next(kept for n, kept in enumerate(columns) if n == units.source)
-    plan = context.surgery.merge(plan_pruning(job.network, [(units, keep)], job.probe, job.axes))
+    plan = context.plan.merge(plan_pruning(job.network, [(units, UnitIds(keep))], job.probe, job.axes))
     network = copy.deepcopy(job.network)
     plan.apply_(network)
-    network.load_state_dict(_cut_further(zeroed, context.surgery, plan))
-    before = outputs(zeroed, ColumnSelection(context.columns, job.axes)(job.probe))
-    gap = difference(before, outputs(network, ColumnSelection(columns, job.axes)(job.probe)))
+    network.load_state_dict(_cut_further(zeroed, context.plan, plan))
+    before = outputs(zeroed, context.selection(job.probe))
+    gap = difference(before, outputs(network, selection(job.probe)))
     if gap > TOLERANCE and not units.inexact:
         return f"the cut changes outputs by {gap:.1e}"
-    return RemovalResult(network, plan, columns, (), (), gap, len(job.probe[0]))
+    return RemovalResult(network, plan, selection, (), (), gap, len(job.probe[0]))
 
 
 def _cut_further(network: nn.Module, done: PruningPlan, wanted: PruningPlan) -> dict[str, Tensor]:
@@ -136,7 +139,10 @@ def _cut_further(network: nn.Module, done: PruningPlan, wanted: PruningPlan) -> 
     kept = {}
     for axis, positions in wanted.kept.items():
         current = done.kept.get(axis)
-        kept[axis] = positions if current is None else torch.nonzero(torch.isin(current, positions)).flatten()
+        if current is None:
+            kept[axis] = positions
+        else:
+            kept[axis] = Positions(torch.nonzero(torch.isin(current, positions)).flatten())
     slice_(smaller, kept)
     return smaller.state_dict()
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from glprune.data.splits import ColumnSelection, first_rows, identity
+from glprune.data.splits import first_rows, identity
 from glprune.errors import ModelError, NonFiniteError
 from glprune.evaluation.segments import measure_segments
 from glprune.export.onnx_runtime import EXPORT_TOLERANCE, OnnxFile, latency
@@ -131,7 +131,7 @@ def _test_outputs(
     """Run the three files on the test split; refuse a shipped file that does not agree with PyTorch."""
     job, removed = shipped.job, shipped.removed
     before, target = predict(original, job.data.test, identity)
-    between, _ = predict(zeroed, job.data.test, ColumnSelection(removed.columns, job.axes))
+    between, _ = predict(zeroed, job.data.test, removed.selection)
     after, _, gap = on_test_rows(job, removed, shipped.network, final)
     if not gap <= EXPORT_TOLERANCE:
         raise ModelError(
@@ -202,7 +202,7 @@ def _size(shipped: ShippedModel, files: ExportedFiles) -> Size:
         parameters_before=parameters(job.network),
         parameters_after=parameters(shipped.network),
         macs_before=macs(job.network, row),
-        macs_after=macs(shipped.network, ColumnSelection(shipped.removed.columns, job.axes)(row)),
+        macs_after=macs(shipped.network, shipped.removed.selection(row)),
         onnx_bytes_before=files.original.stat().st_size,
         onnx_bytes_after=files.shipped.stat().st_size,
     )

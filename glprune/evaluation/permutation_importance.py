@@ -17,11 +17,12 @@ from torch import Tensor
 from glprune.data.splits import Split, TensorSplit, identity
 from glprune.data.streaming import StreamedSplit
 from glprune.errors import DataError
+from glprune.model.prediction import validate
 from glprune.model.task import improvement
-from glprune.search.job import Job, validate
 
 if TYPE_CHECKING:
     from glprune.pruning.groups import GroupSet
+    from glprune.search.job import Job
 
 
 def permutation_importance(job: Job, groups: GroupSet, repeats: int) -> Tensor:
@@ -79,7 +80,7 @@ def split_in_memory(split: Split) -> TensorSplit:
 
 
 def _metric(job: Job, split: Split) -> float:
-    return validate(replace(job, data=replace(job.data, valid=split)), job.network, identity)
+    return validate(job.network, job.task, job.metric, split, identity)
 
 
 def _permuted(

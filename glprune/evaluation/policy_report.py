@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from glprune.evaluation.segments import attribute_status
 from glprune.schema.report import Policy, Proxies, ReasonCode, ReasonCodes
+from glprune.search.outcome import kept_names
 from glprune.search.policy import MUST_KEEP, listed_names
 
 if TYPE_CHECKING:
     from glprune.search.job import Job
+    from glprune.search.outcome import FeatureOutcome
 
 NO_PROXIES = "Whether kept features carry the information of removed ones (proxies)."
 NO_SEGMENTS = "Performance by segment, calibration, and confidence intervals of the metrics."
@@ -35,23 +37,23 @@ def make_policy(job: Job) -> Policy | None:
     )
 
 
-def reason(job: Job, feature: str, kept: bool) -> str | None:
+def reason(job: Job, outcome: FeatureOutcome) -> str | None:
     """Return why a feature is removed, or that the policy keeps it."""
-    if kept:
-        return MUST_KEEP if feature in job.rules.required else None
-    return job.rules.forbidden.get(feature, "penalty")
+    if outcome.is_kept:
+        return MUST_KEEP if outcome.feature in job.rules.required else None
+    return outcome.removed_by
 
 
-def make_reason_codes(job: Job, kept: Sequence[bool]) -> ReasonCodes | None:
+def make_reason_codes(job: Job, outcomes: Sequence[FeatureOutcome]) -> ReasonCodes | None:
     """Sort reason codes by how many of their features are kept; None where the recipe lists none."""
     if not job.rules.codes:
         return None
-    kept_names = {f.name for f, is_kept in zip(job.data.features, kept, strict=True) if is_kept}
+    kept = set(kept_names(outcomes))
     codes = [
         ReasonCode(
             code=code,
-            removed=[f for f in features if f not in kept_names],
-            kept=[f for f in features if f in kept_names],
+            removed=[f for f in features if f not in kept],
+            kept=[f for f in features if f in kept],
         )
         for code, features in job.rules.codes.items()
     ]
@@ -62,12 +64,12 @@ def make_reason_codes(job: Job, kept: Sequence[bool]) -> ReasonCodes | None:
     )
 
 
-def policy_warnings(job: Job, kept: Sequence[bool]) -> list[str]:
+def policy_warnings(job: Job, outcomes: Sequence[FeatureOutcome]) -> list[str]:
     """Warn of protected features that are kept and of dropped ones that the original network still uses."""
     warnings = [
         f"{a.name} is protected and the shipped model reads it."
         for a in job.data.protected
-        if attribute_status(job, a, kept) == "kept"
+        if attribute_status(job, a, outcomes) == "kept"
     ]
     dropped = ", ".join(job.rules.forbidden)
     if dropped and job.task.kind == "distillation":

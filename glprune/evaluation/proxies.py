@@ -105,9 +105,9 @@ def _score(shipped: ShippedModel) -> Floats:
 
 def _attribute(shipped: ShippedModel, attribute: Attribute, inputs: Floats, score: Floats) -> ProxyAttribute:
     """Predict one attribute from each of the three sources."""
-    job, kept = shipped.job, shipped.kept
+    job, outcomes = shipped.job, shipped.outcomes
     names = job.data.columns
-    kept_features = [f for f, is_kept in zip(job.data.features, kept, strict=True) if is_kept]
+    kept_features = [f for f, outcome in zip(job.data.features, outcomes, strict=True) if outcome.is_kept]
     kept_columns = {c for f in kept_features for c in f.columns}
     others = [c for c in range(len(names)) if names[c] not in set(attribute.columns)]
     sources: list[tuple[ProxySource, Floats, bool]] = [
@@ -123,7 +123,7 @@ def _attribute(shipped: ShippedModel, attribute: Attribute, inputs: Floats, scor
     labels, seed = parts.labels if classes else (), job.recipe.seed
     return ProxyAttribute(
         name=attribute.name,
-        status=attribute_status(job, attribute, kept),
+        status=attribute_status(job, attribute, outcomes),
         measure="auc" if classes else "r2",
         classes=list(labels),
         predictions=[

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from glprune._plugins import packages
 from glprune._version import __version__
-from glprune.data.splits import IndexableSplit, Split
+from glprune.data.splits import IndexableSplit, InputPosition, KeptPosition, Split
 from glprune.evaluation.policy_report import (
     NO_PROXIES,
     NO_SEGMENTS,
@@ -54,7 +54,6 @@ from glprune.schema.report import (
     Stability,
     Timing,
 )
-from glprune.search.job import Job, kept_features
 from glprune.search.path_point import path_record
 from glprune.search.refit import distill_share
 
@@ -64,6 +63,7 @@ if TYPE_CHECKING:
     from glprune.evaluation.measurements import TestMeasurements
     from glprune.pruning.removal import RemovalResult
     from glprune.schema.recipe import MaxDrop
+    from glprune.search.job import Job
     from glprune.search.search import SearchResult
     from glprune.search.stage import StageResult
 
@@ -156,7 +156,7 @@ def make_report(outcome: RunResults) -> Report:
         quantized=outcome.quantized,
         policy=make_policy(job),
         segments=measured.segments,
-        reason_codes=make_reason_codes(job, kept_features(job.data, chosen.removed)),
+        reason_codes=make_reason_codes(job, chosen.outcomes),
         proxies=outcome.proxies,
         warnings=_warnings(outcome),
         stability=outcome.stability,
@@ -286,36 +286,6 @@ def _targets(split: Split) -> Tensor:
     return torch.cat([y for _, y in split.batches(8192, None)])
 
 
-@dataclass(frozen=True)
-class _RemovalPoint:
-    """Where a feature's penalty ended: its last stage's weight and norm, and what removed it."""
-
-    penalty: float
-    norm: float
-    stage: int | None
-    lam: float | None
-
-
-def _removal_points(outcome: RunResults) -> dict[str, _RemovalPoint]:
-    """By feature, over the stages that had it under the penalty."""
-    found: dict[str, _RemovalPoint] = {}
-    for number, run in enumerate(outcome.chosen.stages, 1):
-        if "input" not in run.spec.kinds:
-            continue
-        sets = run.job.input_groups
-        weights = [w for g in sets for w in run.job.weights(g).tolist()]
-        refused = [bool(g.units.refused) for g in sets for _ in g.labels]
-        names = [f.name for f in run.job.data.features]
-        norms = zip(*(p.norms for p in run.points), strict=True)
-        for name, weight, stays, path, norm in zip(
-            names, weights, refused, norms, run.selected.norms, strict=True
-        ):
-            first = next((p.lam for p, n in zip(run.points, path, strict=True) if n == 0), None)
-            gone = norm == 0 and not stays
-            found[name] = _RemovalPoint(weight, norm, number if gone else None, first if gone else None)
-    return found
-
-
 def _norms(state: State, sets: Sequence[GroupSet]) -> dict[str, float]:
     """The group norm of every feature of some input sets."""
     return {
@@ -326,44 +296,38 @@ def _norms(state: State, sets: Sequence[GroupSet]) -> dict[str, float]:
 
 
 def _features(outcome: RunResults) -> list[Feature]:
-    job, removed = outcome.job, outcome.chosen.removed
-    place, exits = _shipped_positions(outcome), _removal_points(outcome)
+    job, chosen = outcome.job, outcome.chosen
     state = dict(job.network.state_dict())
-    left = [sliced(g, removed.plan.kept) for g in job.input_groups]
+    left = [sliced(g, chosen.removed.plan.kept) for g in job.input_groups]
     original = _norms(state, job.input_groups)
-    final = _norms(dict(outcome.chosen.refit.network.state_dict()), left)
+    final = _norms(dict(chosen.refit.network.state_dict()), left)
     sizes = {
         label: size
         for g in job.input_groups
         for label, size in zip(g.labels, group_sizes(state, g).tolist(), strict=True)
     }
-    owner = {label: g.name for g in job.input_groups for label in g.labels}
+    positions = _shipped_positions(outcome)
     counts, total = _kept_in(outcome)
-    records = []
-    for feature, stays in zip(job.data.features, kept_features(job.data, removed), strict=True):
-        name = feature.name
-        never = 0.0 if name in job.rules.forbidden else original[name]
-        left_at = exits.get(name, _RemovalPoint(0.0, never, None, None))
-        records.append(
-            Feature(
-                name=name,
-                columns=[job.data.columns[c] for c in feature.columns],
-                status="kept" if stays else "removed",
-                group_size=sizes[name],
-                penalty_weight=left_at.penalty,
-                norm_original=original[name],
-                norm_selected=left_at.norm,
-                norm_final=final[name] if stays else None,
-                lambda_exit=left_at.lam,
-                stage_exit=left_at.stage,
-                input=owner[name],
-                input_columns=[place[c] for c in feature.columns if c in place] if stays else None,
-                kept_in=counts.get(name),
-                kept_share=counts[name] / total if name in counts else None,
-                reason=reason(job, name, stays),
-            )
+    return [
+        Feature(
+            name=feature.name,
+            columns=[job.data.columns[c] for c in feature.columns],
+            status=fate.status,
+            group_size=sizes[feature.name],
+            penalty_weight=fate.penalty_weight,
+            norm_original=original[feature.name],
+            norm_selected=fate.norm,
+            norm_final=final[feature.name] if fate.is_kept else None,
+            lambda_exit=fate.lam,
+            stage_exit=fate.stage,
+            input=fate.input,
+            input_columns=columns,
+            kept_in=counts.get(feature.name),
+            kept_share=counts[feature.name] / total if feature.name in counts else None,
+            reason=reason(job, fate),
         )
-    return records
+        for feature, fate, columns in zip(job.data.features, chosen.outcomes, positions, strict=True)
+    ]
 
 
 def _kept_in(outcome: RunResults) -> tuple[dict[str, int], int]:
@@ -377,16 +341,22 @@ def _kept_in(outcome: RunResults) -> tuple[dict[str, int], int]:
     return counts, len(record.resamples)
 
 
-def _shipped_positions(outcome: RunResults) -> dict[int, int]:
-    """Return the position of each column of the shipped file in its input."""
-    job, removed = outcome.job, outcome.chosen.removed
+def _shipped_positions(outcome: RunResults) -> list[list[int] | None]:
+    """Return the positions of each kept feature's columns in the inputs of the shipped file."""
+    job, chosen = outcome.job, outcome.chosen
     if job.recipe.export.signature == "original":
-        return {c: n for span in job.data.spans for n, c in enumerate(span)}
-    return {
-        span[c]: n
-        for span, kept in zip(job.data.spans, removed.columns, strict=True)
-        for n, c in enumerate(kept.tolist())
+        return [
+            list(job.data.positions(feature)) if fate.is_kept else None
+            for feature, fate in zip(job.data.features, chosen.outcomes, strict=True)
+        ]
+    positions: dict[str, dict[InputPosition, KeptPosition]] = {
+        part.name: {position: KeptPosition(n) for n, position in enumerate(kept)}
+        for part, kept in zip(job.data.inputs, chosen.removed.selection.positions(), strict=True)
     }
+    return [
+        [positions[fate.input][position] for position in fate.columns] if fate.is_kept else None
+        for fate in chosen.outcomes
+    ]
 
 
 def _hidden(outcome: RunResults) -> list[HiddenLayer]:
@@ -479,7 +449,7 @@ def _warnings(outcome: RunResults) -> list[str]:
         *_zero_input_warnings(outcome),
         *_stability_warnings(outcome),
         *_halving_warnings(_halvings(chosen)),
-        *policy_warnings(job, kept_features(job.data, chosen.removed)),
+        *policy_warnings(job, chosen.outcomes),
         *_optimality_warnings(chosen),
         *_performance_warnings(job, outcome.measured),
     ]
@@ -539,15 +509,14 @@ def _stability_warnings(outcome: RunResults) -> Iterator[str]:
     """Warn of features on which most resamples disagree with the run, and of resamples that failed."""
     if outcome.stability is None:
         return
-    data = outcome.job.data
     counts, total = _kept_in(outcome)
     kept_rarely, removed_rarely = [], []
-    for feature, is_kept in zip(data.features, kept_features(data, outcome.chosen.removed), strict=True):
-        count = counts.get(feature.name)
-        if count is not None and is_kept and 2 * count < total:
-            kept_rarely.append(f"{feature.name} ({count})")
-        elif count is not None and not is_kept and 2 * count > total:
-            removed_rarely.append(f"{feature.name} ({count})")
+    for fate in outcome.chosen.outcomes:
+        count = counts.get(fate.feature)
+        if count is not None and fate.is_kept and 2 * count < total:
+            kept_rarely.append(f"{fate.feature} ({count})")
+        elif count is not None and not fate.is_kept and 2 * count > total:
+            removed_rarely.append(f"{fate.feature} ({count})")
     if kept_rarely:
         yield f"Kept, but in fewer than half of {total} resamples: {_name_list(kept_rarely)}."
     if removed_rarely:

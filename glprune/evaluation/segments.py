@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from glprune.export.shipped_model import ShippedModel
     from glprune.model.task import Task
     from glprune.search.job import Job
+    from glprune.search.outcome import FeatureOutcome
 
 THRESHOLD = 0.5
 Status = Literal["kept", "removed", "outside"]
@@ -60,17 +61,19 @@ def measure_segments(
         threshold=pair.threshold if job.task.kind == "binary" else None,
         adverse=[str(c) for c in spec.adverse] if spec.adverse is not None else None,
         decisions=pair.decisions(torch.arange(len(target))) if classes is not None else None,
-        attributes=[_attribute(pair, a, attribute_status(job, a, shipped.kept)) for a in job.data.protected],
+        attributes=[
+            _attribute(pair, a, attribute_status(job, a, shipped.outcomes)) for a in job.data.protected
+        ],
     )
 
 
-def attribute_status(job: Job, attribute: Attribute, kept: Sequence[bool]) -> Status:
+def attribute_status(job: Job, attribute: Attribute, outcomes: Sequence[FeatureOutcome]) -> Status:
     """Return whether an attribute is a kept or a removed feature of the network, or outside of it."""
     names = job.data.columns
     columns = set(attribute.columns)
     found = [
-        is_kept
-        for feature, is_kept in zip(job.data.features, kept, strict=True)
+        outcome.is_kept
+        for feature, outcome in zip(job.data.features, outcomes, strict=True)
         if columns & {names[c] for c in feature.columns}
     ]
     return "outside" if not found else "kept" if any(found) else "removed"

@@ -20,15 +20,16 @@ from pydantic import TypeAdapter
 from glprune.errors import DataError, NonFiniteError, TargetError
 from glprune.report.stability_index import Supports, false_bound, jaccard, nogueira, stable
 from glprune.runtime.events import Listener, Notice, Progress, Stage, silent
-from glprune.runtime.process_pool import WorkerPool, map_with_checkpoint
+from glprune.runtime.process_pool import OutcomeLog, WorkerPool, map_with_checkpoint
 from glprune.schema.recipe import Recipe, StabilitySpec, TargetSpec
 from glprune.schema.report import Interval, Resample, Stability
-from glprune.search.job import Job, kept_features
+from glprune.search.outcome import FeatureOutcome
 from glprune.search.search import search
 from glprune.search.worker_setup import WorkerContext, indexable_split
 
 if TYPE_CHECKING:
     from glprune.data.splits import IndexableSplit
+    from glprune.search.job import Job
 
 _OUTCOME: TypeAdapter[Resample | str] = TypeAdapter(Resample | str)
 _MIN_FOR_INTERVAL = 10  # selections that a normal approximation needs
@@ -69,15 +70,15 @@ def check_rows(job: Job) -> None:
     rows = indexable_split(job.data.train, job.recipe.seed).rows
     if int(rows * spec.subsample) < 2:
         raise DataError(
-            f"{job.recipe.where('stability', 'subsample')}: {spec.subsample:g} of {rows} training rows leaves "
-            "fewer than 2; raise it."
+            f"{job.recipe.where('stability', 'subsample')}: {spec.subsample:g} of {rows} training rows "
+            "leaves fewer than 2; raise it."
         )
 
 
 def measure_stability(
     job: Job,
     spec: StabilitySpec,
-    kept: Sequence[bool],
+    outcomes: Sequence[FeatureOutcome],
     workers: WorkerPool[WorkerContext],
     listener: Listener,
 ) -> Stability | None:
@@ -86,7 +87,7 @@ def measure_stability(
     Args:
         job: The job.
         spec: The recipe's ``stability`` section.
-        kept: Whether the shipped model keeps each feature.
+        outcomes: What became of each feature in the shipped model.
         workers: Processes that rebuild the job.
         listener: Receives every finished search.
 
@@ -100,7 +101,7 @@ def measure_stability(
     if spec.n_resamples == 0:
         return None
     removable = _removable(job)
-    if all(is_kept for is_kept, is_removable in zip(kept, removable, strict=True) if is_removable):
+    if all(o.is_kept for o, is_removable in zip(outcomes, removable, strict=True) if is_removable):
         listener(
             Notice("No feature was removed, so there is no selection whose stability could be measured.")
         )
@@ -108,20 +109,19 @@ def measure_stability(
     listener(
         Stage("stability", f"searching again on {spec.n_resamples} random resamples of the training rows")
     )
-    outcomes = map_with_checkpoint(
+    limit = sum(outcome.is_kept for outcome in outcomes)
+    found = map_with_checkpoint(
         workers,
-        functools.partial(_search_resample, sum(kept)),
+        functools.partial(_search_resample, limit),
         range(spec.n_resamples),
+        OutcomeLog(job.journal.open_step("resamples", {"limit": limit}), job.journal, _OUTCOME),
         lambda done: listener(Progress("resamples", done, spec.n_resamples)),
-        job.journal.open_step("resamples", {"limit": sum(kept)}),
-        job.journal,
-        _OUTCOME,
     )
-    resamples = [outcome for outcome in outcomes if isinstance(outcome, Resample)]
-    failures = [outcome for outcome in outcomes if isinstance(outcome, str)]
+    resamples = [resample for resample in found if isinstance(resample, Resample)]
+    failures = [reason for reason in found if isinstance(reason, str)]
     if len(resamples) < 2:
         raise TargetError(f"stability: {len(failures)} of {spec.n_resamples} resamples failed: {failures[0]}")
-    return make_stability(spec, sum(kept), removable, resamples, failures)
+    return make_stability(spec, limit, removable, resamples, failures)
 
 
 def _search_resample(limit: int, context: WorkerContext, number: int) -> Resample | str:
@@ -144,7 +144,7 @@ def _search_resample(limit: int, context: WorkerContext, number: int) -> Resampl
         stages=len(chosen.stages),
         lam=chosen.stages[-1].selected.lam,
         metric=chosen.refit_metric,
-        kept=_digits(kept_features(job.data, chosen.removed)),
+        kept=_digits([outcome.is_kept for outcome in chosen.outcomes]),
     )
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from glprune.export.exporters import EXPORTERS, ExportRequest, first_line
+from glprune.export.exporters import EXPORTERS, ExportRequest, chosen_exporters, first_line
 
 if TYPE_CHECKING:
     from glprune.data.splits import Inputs
@@ -66,7 +66,7 @@ def _first_failure(
 ) -> tuple[str, nn.Module, FailedLayer] | None:
     """Return the first of some layers that cannot be exported alone."""
     for name, layer in layers:
-        reasons = _errors_alone(layer, *calls[layer], opset, exporter)
+        reasons = _errors_alone(layer, calls[layer], opset, exporter)
         if reasons:
             shown = name.removeprefix("network.")
             return name, layer, FailedLayer(f'layer "{shown}" ({type(layer).__name__})', reasons)
@@ -120,11 +120,9 @@ class _LayerAlone(nn.Module):
         return tuple(y for y in pytree.tree_leaves(self.layer(*args, **kwargs)) if isinstance(y, Tensor))
 
 
-def _errors_alone(
-    layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], opset: int, exporter: ExporterChoice
-) -> tuple[str, ...]:
+def _errors_alone(layer: nn.Module, call: _Call, opset: int, exporter: ExporterChoice) -> tuple[str, ...]:
     """Return the first line of each exporter's error on one layer; empty where one of them can export it."""
-    arguments, spec = pytree.tree_flatten((args, kwargs))
+    arguments, spec = pytree.tree_flatten(call)
     tensors = tuple(x for x in arguments if isinstance(x, Tensor))
     alone = _LayerAlone(layer, spec, arguments)
     try:
@@ -141,19 +139,18 @@ def _errors_alone(
         tuple(f"out_{n}" for n in range(len(outputs))),
         tuple({} for _ in tensors),
         opset,
-        exporter,
     )
-    return _exporter_errors(request)
+    return _exporter_errors(request, exporter)
 
 
-def _exporter_errors(request: ExportRequest) -> tuple[str, ...]:
+def _exporter_errors(request: ExportRequest, exporter: ExporterChoice) -> tuple[str, ...]:
     """Try the exporters, the faster one first; empty where one of them succeeds."""
     errors = []
     with tempfile.TemporaryDirectory() as folder:
-        for exporter, export in reversed(request.allowed(EXPORTERS)):
+        for name, export in reversed(chosen_exporters(exporter, EXPORTERS)):
             try:
                 export(request, Path(folder) / "layer.onnx")
                 return ()
             except Exception as error:  # noqa: BLE001 - exporters raise errors of any class
-                errors.append(f"{exporter}: {first_line(error)}")
+                errors.append(f"{name}: {first_line(error)}")
     return tuple(errors)

@@ -19,16 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from glprune.model.outputs import leaves
+from glprune.schema.recipe import BATCH_LABEL
 
 if TYPE_CHECKING:
     from glprune.data.splits import Inputs
     from glprune.schema.recipe import ExporterChoice
 
-    Exporter = tuple[str, Callable[["ExportRequest", Path], None]]
-
 DynamicAxes = Mapping[str, Mapping[int, str]]
-BATCH = "batch"
-"""Label of the batch axis."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,6 @@ class ExportRequest:
         outputs: Name of each output.
         axes: Dynamic axes of each input: axis, counted from the front -> label.
         opset: Version of the default operator set.
-        exporter: The only exporter to try; ``auto`` tries both.
     """
 
     network: nn.Module
@@ -51,16 +47,11 @@ class ExportRequest:
     outputs: tuple[str, ...]
     axes: tuple[dict[int, str], ...]
     opset: int
-    exporter: ExporterChoice = "auto"
-
-    def allowed(self, exporters: Sequence[Exporter]) -> list[Exporter]:
-        """Return the exporters to try, in order."""
-        return [(name, export) for name, export in exporters if self.exporter in ("auto", name)]
 
 
 def label_axes(x: Tensor, axes: Mapping[int, str]) -> dict[int, str]:
     """Return the labels of the dynamic axes, counted from the front; the batch axis is always one of them."""
-    return {0: BATCH} | {axis % x.ndim: label for axis, label in axes.items()}
+    return {0: BATCH_LABEL} | {axis % x.ndim: label for axis, label in axes.items()}
 
 
 def _export_dynamo(request: ExportRequest, path: Path) -> None:
@@ -126,16 +117,22 @@ def _output_axes(network: nn.Module, request: ExportRequest) -> dict[str, dict[i
     with torch.no_grad():
         outputs = leaves(network(*request.example))
     return {
-        name: {0: BATCH} | {a: lengths[n] for a, n in enumerate(y.shape) if a > 0 and n in lengths}
+        name: {0: BATCH_LABEL} | {a: lengths[n] for a, n in enumerate(y.shape) if a > 0 and n in lengths}
         for name, y in zip(request.outputs, outputs, strict=True)
     }
 
 
+Exporter = tuple[str, Callable[[ExportRequest, Path], None]]
 EXPORTERS: tuple[Exporter, ...] = (
     ("dynamo", _export_dynamo),
     ("torchscript", _export_torchscript),
 )
 """Name and function of each exporter, in the order they are tried."""
+
+
+def chosen_exporters(choice: ExporterChoice, exporters: Sequence[Exporter]) -> list[Exporter]:
+    """Return the exporters that the recipe's ``export.exporter`` allows, in the order they are tried."""
+    return [(name, export) for name, export in exporters if choice in ("auto", name)]
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from glprune.data.synthetic import synthetic
 from glprune.export.onnx_runtime import OnnxFile
 from glprune.schema import bundle as bundles
 from glprune.schema.input_schema import make_input_schema
-from glprune.search.job import PROBE_ROWS
+from glprune.search.prepare import PROBE_ROWS
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from glprune.errors import ModelError
 from glprune.export.diagnosis import failing_layer
-from glprune.export.exporters import EXPORTERS, DynamicAxes, ExportRequest, first_line, label_axes
+from glprune.export.exporters import (
+    EXPORTERS,
+    DynamicAxes,
+    ExportRequest,
+    chosen_exporters,
+    first_line,
+    label_axes,
+)
 from glprune.export.onnx_runtime import EXPORT_TOLERANCE, OnnxFile
 from glprune.export.shrink import shrink, strip_exporter_metadata
 from glprune.model.outputs import leaves
@@ -56,7 +63,7 @@ class ColumnSelector(nn.Module):
 
 @dataclass(frozen=True)
 class OnnxSignature:
-    """Inputs, outputs and operator set of an ONNX file.
+    """Inputs, outputs and operator set of an ONNX file, and the exporter that writes it.
 
     Attributes:
         inputs: Name of each input.
@@ -78,13 +85,7 @@ class OnnxSignature:
             label_axes(x, self.dynamic.get(name, {})) for x, name in zip(example, self.inputs, strict=True)
         ]
         return ExportRequest(
-            network,
-            example,
-            tuple(self.inputs),
-            tuple(self.outputs),
-            tuple(axes),
-            self.opset,
-            self.exporter,
+            network, example, tuple(self.inputs), tuple(self.outputs), tuple(axes), self.opset
         )
 
 
@@ -149,7 +150,7 @@ def export_onnx(
     request = signature.request(network, example)
     candidates: list[_Candidate] = []
     failures: list[str] = []
-    for exporter, export in request.allowed(EXPORTERS):
+    for exporter, export in chosen_exporters(signature.exporter, EXPORTERS):
         try:
             candidate = _export_candidate(exporter, export, request, path, variants)
             gap = _max_difference(candidate.raw, request, path)
@@ -165,7 +166,7 @@ def export_onnx(
         if variants.accepts(candidate.raw):
             break
     if not candidates:
-        raise _export_error(request, failures)
+        raise _export_error(request, failures, signature.exporter)
     smallest = min(candidates, key=lambda candidate: len(candidate.raw))
     path.write_bytes(smallest.raw)
     return smallest.result
@@ -239,9 +240,9 @@ def _max_difference(raw: bytes, request: ExportRequest, path: Path) -> float:
     return gap
 
 
-def _export_error(request: ExportRequest, failures: Sequence[str]) -> ModelError:
+def _export_error(request: ExportRequest, failures: Sequence[str], exporter: ExporterChoice) -> ModelError:
     """Name the layer that cannot be exported, where one can be found."""
-    layer = failing_layer(request.network, request.example, request.opset, request.exporter)
+    layer = failing_layer(request.network, request.example, request.opset, exporter)
     reasons = "; ".join(failures if layer is None else layer.reasons)
     where = f": {layer.name}" if layer is not None else ""
     return ModelError(f"The network cannot be exported to ONNX{where} ({reasons}).")

@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from glprune.data.splits import ColumnSelection, Inputs, first_rows, identity
+from glprune.data.splits import Inputs, first_rows, identity
 from glprune.export.onnx_export import ColumnSelector, ExportResult, FileVariants, OnnxSignature, export_onnx
 from glprune.model.counting import parameters
-from glprune.model.prediction import predict
+from glprune.model.prediction import as_function, predict
 from glprune.pruning.verification import difference
 from glprune.schema import bundle as bundles
-from glprune.search.job import Job, as_function, kept_features
 
 if TYPE_CHECKING:
     from glprune.export.onnx_runtime import OnnxFile
     from glprune.pruning.removal import RemovalResult
+    from glprune.search.job import Job
+    from glprune.search.outcome import Outcomes
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,14 @@ class ShippedModel:
     Attributes:
         job: The job of the original network.
         removed: What was removed from that.
+        outcomes: What became of each feature, in the order of the data.
         network: The slim network after the refit.
         folder: The bundle's files so far.
     """
 
     job: Job
     removed: RemovalResult
+    outcomes: Outcomes
     network: nn.Module
     folder: Path
 
@@ -42,11 +45,6 @@ class ShippedModel:
     def file(self) -> Path:
         """The ONNX file."""
         return self.folder / bundles.ONNX
-
-    @property
-    def kept(self) -> list[bool]:
-        """Whether each feature is kept, in the order of the data."""
-        return kept_features(self.job.data, self.removed)
 
     @property
     def select_columns(self) -> Callable[[Inputs], Inputs]:
@@ -99,7 +97,7 @@ def file_columns(job: Job, removed: RemovalResult) -> Callable[[Inputs], Inputs]
     """Return the function that selects the columns of a full batch that the shipped file has inputs for."""
     if job.recipe.export.signature == "original":
         return identity
-    return ColumnSelection(removed.columns, job.axes)
+    return removed.selection
 
 
 def on_test_rows(
@@ -117,5 +115,5 @@ def on_test_rows(
         Its outputs, the targets, and the largest relative difference to PyTorch's outputs.
     """
     found, target = predict(file, job.data.test, file_columns(job, removed))
-    expected, _ = predict(as_function(network), job.data.test, ColumnSelection(removed.columns, job.axes))
+    expected, _ = predict(as_function(network), job.data.test, removed.selection)
     return found, target, difference(expected, found)

@@ -31,8 +31,9 @@ def shrink(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Inputs, outputs and parameters keep their names; nodes lose theirs.
     """
-    import onnx_ir as ir  # noqa: PLC0415 - with sympy it takes half a second, for large files alone
-    from onnx_ir.passes import common as passes  # noqa: PLC0415 - the same
+    # only large files are shrunk, and this import takes half a second
+    import onnx_ir as ir  # noqa: PLC0415
+    from onnx_ir.passes import common as passes  # noqa: PLC0415
 
     graph = ir.from_proto(model)
     with silence_exporters():

@@ -15,6 +15,7 @@ from torch import nn
 from glprune._imports import describe, load_callable
 from glprune.errors import ModelError
 from glprune.model.standardize import Standardize, StandardizedNetwork
+from glprune.pruning.ids import Positions
 from glprune.pruning.surgery import ConstantFill, PruningPlan
 from glprune.schema.bundle import PLAN, WEIGHTS
 from glprune.schema.plan import Axis, InputPlan, Plan
@@ -66,7 +67,7 @@ def load(
 
 def _pruning_plan(plan: Plan) -> PruningPlan:
     return PruningPlan(
-        kept={(a.tensor, a.dim): torch.tensor(a.kept, dtype=torch.int64) for a in plan.axes},
+        kept={(a.tensor, a.dim): Positions(torch.tensor(a.kept, dtype=torch.int64)) for a in plan.axes},
         attributes={
             (a.module, a.name): tuple(a.value) if isinstance(a.value, list) else a.value
             for a in plan.attributes

@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -15,17 +15,19 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from glprune.data.records import Data, Feature, InputColumns, Standardization
-from glprune.data.splits import TensorSplit, identity
+from glprune.data.splits import ColumnId, TensorSplit, identity
 from glprune.errors import GlpruneError, ModelError
 from glprune.model.loading import LoadedNetwork
 from glprune.runtime.determinism import reproducible
 from glprune.runtime.events import silent
 from glprune.schema.recipe import Recipe, RefitSpec
-from glprune.search.job import Job, kept_features
 from glprune.search.path_point import path_record
 from glprune.search.prepare import build_job
 from glprune.search.search import SearchResult, search
-from glprune.training.refit import refit
+from glprune.training.refit import Refit
+
+if TYPE_CHECKING:
+    from glprune.search.job import Job
 
 try:
     from sklearn.base import BaseEstimator, clone
@@ -173,10 +175,10 @@ class GroupLassoPruner(SelectorMixin, BaseEstimator):
         if trained:
             return job
         spec = RefitSpec.model_validate(dict(self.pretrain or {}))
-        start = refit(
-            job.network, identity, job.task, data.train, data.valid, spec, seed, job.network, job.metric
+        pretrain = Refit(
+            job.task, data.train, data.valid, identity, spec, seed, teacher=job.network, metric=job.metric
         )
-        return replace(job, network=start.network)
+        return replace(job, network=pretrain.run(job.network).network)
 
     def _module(self, rows: NDArray[np.float32], goal: Tensor, task: str) -> tuple[nn.Module, bool]:
         """Return a copy of the network, and whether it is trained."""
@@ -243,8 +245,8 @@ class GroupLassoPruner(SelectorMixin, BaseEstimator):
     def _store_result(self, job: Job, chosen: SearchResult) -> None:
         """Set the fitted attributes."""
         self.support_ = np.zeros(len(job.data.columns), dtype=bool)
-        for feature, kept in zip(job.data.features, kept_features(job.data, chosen.removed), strict=True):
-            self.support_[list(feature.columns)] = kept
+        for feature, outcome in zip(job.data.features, chosen.outcomes, strict=True):
+            self.support_[list(feature.columns)] = outcome.is_kept
         self.network_ = chosen.refit.network.eval()
         self.path_ = [
             path_record(point, number, run.job, job, point is run.selected)
@@ -293,4 +295,4 @@ def _features(names: Sequence[str], groups: Mapping[str, Sequence[int | str]]) -
     columns: dict[str, list[int]] = {}
     for number, name in enumerate(names):
         columns.setdefault(owner.get(number, name), []).append(number)
-    return tuple(Feature(name, tuple(numbers)) for name, numbers in columns.items())
+    return tuple(Feature(name, tuple(map(ColumnId, numbers))) for name, numbers in columns.items())

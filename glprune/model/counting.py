@@ -1,4 +1,4 @@
-"""Multiply-accumulates and parameters of a network."""
+"""Count the multiply-accumulates and parameters of a network."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
 
 
 def macs(network: nn.Module, inputs: Inputs) -> int:
-    """Multiply-accumulates of one row: matrix products and convolutions, half their FLOPs.
+    """Count the multiply-accumulates of one row: matrix products and convolutions, half their FLOPs.
 
     Args:
         network: The network, in evaluation mode.
         inputs: At least one row of each input.
     """
-    # fused recurrent kernels are not counted; without them the same products are seen one by one
+    # the counter misses fused recurrent kernels; without MKL-DNN it sees their products one by one
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")  # of hardware this build does not know
+        warnings.simplefilter("ignore")  # about hardware that this build of PyTorch does not know
         stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
         stack.enter_context(torch.no_grad())
         counter = stack.enter_context(FlopCounterMode(display=False))
         network(*(x[:1] for x in inputs))
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2
 
 
 def parameters(network: nn.Module) -> int:
-    """Number of parameters, tied ones once."""
+    """Count the parameters, tied ones once."""
     return sum(p.numel() for p in network.parameters())

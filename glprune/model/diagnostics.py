@@ -1,4 +1,4 @@
-"""Numbers that stop being finite: where in a network, looked for only once something went wrong."""
+"""Find where in a network values stop being finite, once a training has failed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from glprune.errors import DataError, GlpruneError, NonFiniteError
 from glprune.model.outputs import leaves
@@ -22,12 +23,12 @@ _NAMED_ROWS = 3
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch and what a training makes of it.
+    """A batch and its loss.
 
     Attributes:
         network: The network.
-        inputs: What it takes.
-        target: What its outputs are compared with.
+        inputs: Its inputs.
+        target: The target of the loss.
         loss: Computes the loss, a scalar with gradients.
         first_row: Number of the batch's first row in its split, from 1; None where rows are shuffled.
     """
@@ -40,14 +41,13 @@ class Batch:
 
 
 def all_finite(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether every element of some tensors is finite; None counts as finite."""
+    """Return whether every element of some tensors is finite; None counts as finite."""
     found = [t.detach() for t in tensors if t is not None]
+    if not found:
+        return True
     # one pass over each; a norm may overflow where no element does
-    return (
-        not found
-        or math.isfinite(torch.stack(torch._foreach_norm(found)).sum())
-        or not any(map(_has_nonfinite, found))
-    )
+    norms = torch._foreach_norm(found)  # noqa: SLF001 - the only fused norm of many tensors
+    return math.isfinite(torch.stack(norms).sum()) or not any(map(_has_nonfinite, found))
 
 
 def finite_rows(outputs: Sequence[Tensor]) -> Tensor:
@@ -55,34 +55,34 @@ def finite_rows(outputs: Sequence[Tensor]) -> Tensor:
     return torch.stack([torch.isfinite(y).reshape(len(y), -1).all(dim=1) for y in outputs]).all(dim=0)
 
 
-def explain_nonfinite(batch: Batch, where: str, mend: str) -> GlpruneError | None:
-    """The error of a training whose loss, gradient or weights are not finite; the batch is run once more.
+def explain_nonfinite(batch: Batch, where: str, hint: str) -> GlpruneError | None:
+    """Run a batch once more to explain why a loss, gradient or weight is not finite.
 
     Args:
         batch: The batch after which they are not; gradients in ``.grad`` are those of its loss, or None.
-        where: Where the training stands.
-        mend: What the user can do.
+        where: The step of the training, for the message.
+        hint: What the user can do.
 
     Returns:
-        DataError where the batch holds NaN or Inf itself, else NonFiniteError; None where it has no rows or
-        all is finite: the rows of another process are to blame.
+        DataError where the batch itself holds NaN or Inf, else NonFiniteError; None where it has no rows or
+        all is finite: the cause is in the rows of another process.
     """
     if not len(batch.inputs[0]):
         return None
     for number, x in enumerate(batch.inputs, 1):
         if _has_nonfinite(x):
             rows = _in_rows(batch, [x])
-            return DataError(f"{where}: input {number} holds NaN or Inf{rows}; mend the data.")
+            return DataError(f"{where}: input {number} holds NaN or Inf{rows}; correct the data.")
     if _has_nonfinite(batch.target):
         return DataError(
-            f"{where}: the target is NaN or Inf{_in_rows(batch, [batch.target])}; mend the data."
+            f"{where}: the target is NaN or Inf{_in_rows(batch, [batch.target])}; correct the data."
         )
     cause = _cause(batch)
-    return None if cause is None else NonFiniteError(f"{where}: {cause}; {mend}.")
+    return None if cause is None else NonFiniteError(f"{where}: {cause}; {hint}.")
 
 
 def first_fault(network: nn.Module, inputs: Inputs, first_row: int) -> str:
-    """The first layer whose output is not finite, in words."""
+    """Describe the first layer whose output is not finite."""
     batch = Batch(network, inputs, torch.empty(0), lambda: leaves(network(*inputs))[0], first_row)
     return _first_layer(batch)[0] or "no layer by itself"
 
@@ -110,21 +110,22 @@ def _cause(batch: Batch) -> str | None:
 
 
 def _first_layer(batch: Batch) -> tuple[str | None, dict[str, int]]:
-    """The first layer whose output is not finite, in words, and in which order the layers ran."""
+    """Describe the first layer whose output is not finite, and number the layers in the order they run."""
     order: dict[str, int] = {}
     found: list[str] = []
 
     def hook(name: str) -> Callable[[nn.Module, object, object], None]:
-        def look(module: nn.Module, inputs: object, output: object) -> None:
+        def check(module: nn.Module, inputs: object, output: object) -> None:
             order[name] = len(order)
-            odd = [y for y in _tensors(output) if _has_nonfinite(y)]
-            if odd and not found:
+            nonfinite = [y for y in _tensors(output) if _has_nonfinite(y)]
+            if nonfinite and not found:
                 named = f"layer {_named(batch.network, name)!r}" if name else "the network"
                 found.append(
-                    f"the output of {named} ({type(module).__name__}) is not finite{_in_rows(batch, odd)}"
+                    f"the output of {named} ({type(module).__name__}) is not finite"
+                    f"{_in_rows(batch, nonfinite)}"
                 )
 
-        return look
+        return check
 
     handles = [m.register_forward_hook(hook(name)) for name, m in batch.network.named_modules()]
     try:
@@ -137,12 +138,12 @@ def _first_layer(batch: Batch) -> tuple[str | None, dict[str, int]]:
 
 
 def _tensors(output: object) -> list[Tensor]:
-    """The tensors a layer returned, whatever else it returned."""
-    return [y for y in torch.utils._pytree.tree_leaves(output) if isinstance(y, Tensor)]
+    """Return the tensors among everything a layer returned."""
+    return [y for y in pytree.tree_leaves(output) if isinstance(y, Tensor)]
 
 
 def _in_rows(batch: Batch, tensors: Sequence[Tensor]) -> str:
-    """In which rows of the batch some tensors are not finite; nothing where they have no rows."""
+    """Name the rows of the batch in which some tensors are not finite; empty where they have no rows."""
     size = len(batch.inputs[0])
     per_row = [t for t in tensors if t.ndim and len(t) == size]
     if not per_row:
@@ -154,7 +155,7 @@ def _in_rows(batch: Batch, tensors: Sequence[Tensor]) -> str:
 
 
 def _named(network: nn.Module, name: str) -> str:
-    """A name as the user gave it: without the standardisation layer around the network."""
+    """Return a name without the prefix of the standardisation layers around the network."""
     return name.removeprefix("network.") if isinstance(network, StandardizedNetwork) else name
 
 

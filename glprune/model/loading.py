@@ -1,4 +1,4 @@
-"""Load a trained network: a factory from the recipe and weights from a file, without running code."""
+"""Load a trained network: build it by the recipe's factory and read its weights without running code."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class LoadedNetwork:
     """A loaded network.
 
     Attributes:
-        module: In evaluation mode, float32, on the CPU.
+        module: The network in evaluation mode, float32, on the CPU.
         sha256: Digest of the weights' file.
         format: How the file was read.
     """
@@ -60,7 +60,9 @@ def load_network(recipe: Recipe, path: Path, *, trust_pickle: bool = False) -> L
     if why is not None:
         raise ModelError(f"{path} {why}; give the trained weights (.pt or .safetensors).")
     content, form = (
-        _read(path, trust_pickle) if recipe.model.loader is None else (_asked(recipe, path), "plugin")
+        _read(path, trust_pickle)
+        if recipe.model.loader is None
+        else (_read_with_plugin(recipe, path), "plugin")
     )
     if isinstance(content, nn.Module):
         module: nn.Module = content
@@ -73,8 +75,8 @@ def load_network(recipe: Recipe, path: Path, *, trust_pickle: bool = False) -> L
     return LoadedNetwork(module.float().cpu().eval(), digest, form)
 
 
-def _asked(recipe: Recipe, path: Path) -> Mapping[str, Tensor] | nn.Module:
-    """What the recipe's loader plugin makes of the file."""
+def _read_with_plugin(recipe: Recipe, path: Path) -> Mapping[str, Tensor] | nn.Module:
+    """Read the file with the recipe's loader plugin."""
     where = recipe.where("model", "loader")
     plugin = load_plugin("glprune.loaders", str(recipe.model.loader), where, recipe.allowed)
     content = plugin(path)
@@ -86,11 +88,11 @@ def _read(path: Path, trust_pickle: bool) -> tuple[Mapping[str, Tensor] | nn.Mod
         try:
             return safetensors.torch.load_file(path), "safetensors"
         except (safetensors.SafetensorError, OSError, LookupError, ValueError) as error:
-            raise ModelError(f"{path}: not a safetensors file ({_first(error)}).") from error
+            raise ModelError(f"{path}: not a safetensors file ({_first_line(error)}).") from error
     _check_container(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of other pickle protocols: those are refused
+            warnings.simplefilter("ignore")  # about other pickle protocols, which are refused
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not trust_pickle:
@@ -101,12 +103,12 @@ def _read(path: Path, trust_pickle: bool) -> tuple[Mapping[str, Tensor] | nn.Mod
         content = _unpickle(path)
         return content if isinstance(content, nn.Module) else _state(content, path), "pickle"
     except Exception as error:  # torch.load raises RuntimeError, EOFError, KeyError, ... on broken files
-        raise ModelError(f"{path}: not a file torch.save wrote ({_first(error)}).") from error
+        raise ModelError(f"{path}: not a file torch.save wrote ({_first_line(error)}).") from error
     return _state(content, path), "state_dict"
 
 
 def _check_container(path: Path) -> None:
-    """Refuse what torch.save did not write, before anything in it is unpickled or unpacked."""
+    """Refuse a file that torch.save did not write before anything in it is unpickled or unpacked."""
     with path.open("rb") as stream:
         head = stream.read(len(_ZIP))
     if head[:1] != _PICKLE and head != _ZIP:
@@ -117,17 +119,17 @@ def _check_container(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
-        raise ModelError(f"{path}: truncated or no file torch.save wrote ({_first(error)}).") from error
+        raise ModelError(f"{path}: truncated or no file torch.save wrote ({_first_line(error)}).") from error
     names = [PurePosixPath(m.filename) for m in members]
     if any(name.name == "constants.pkl" for name in names):
         raise ModelError(
             f"{path} is a TorchScript archive, which holds code; save model.state_dict() instead."
         )
-    times = Counter(names)
-    odd = next((n for n in names if n.is_absolute() or ".." in n.parts or times[n] > 1), None)
-    if odd is not None:
+    counts = Counter(names)
+    unsafe = next((n for n in names if n.is_absolute() or ".." in n.parts or counts[n] > 1), None)
+    if unsafe is not None:
         raise ModelError(
-            f"{path}: member {str(odd)[:80]!r} leaves the archive or is there twice; save it anew."
+            f"{path}: member {str(unsafe)[:80]!r} leaves the archive or is there twice; save it anew."
         )
     total = sum(m.file_size for m in members)
     if total > path.stat().st_size:
@@ -151,17 +153,21 @@ def _state(content: Any, path: Path) -> Mapping[str, Tensor]:
             f"{path}: holds {type(content).__name__}, not a state dict; save model.state_dict()."
         )
     state = dict(dict.items(content))  # here and below: attributes from a file may hide methods
-    strange = [str(k) for k, v in state.items() if not isinstance(v, Tensor)]
-    if strange:
-        raise ModelError(f"{path}: {_listed(strange)} not a tensor; save model.state_dict() alone.")
+    not_tensors = [str(k) for k, v in state.items() if not isinstance(v, Tensor)]
+    if not_tensors:
+        raise ModelError(
+            f"{path}: {_shortened_list(not_tensors)} not a tensor; save model.state_dict() alone."
+        )
     unnamed = [repr(k) for k in state if not isinstance(k, str)]
     if unnamed:
-        raise ModelError(f"{path}: {_listed(unnamed)} not a name of a tensor; save model.state_dict().")
-    state = {name: Tensor.detach(tensor) for name, tensor in state.items()}
-    undense = [k for k, v in state.items() if v.layout != torch.strided or v.is_quantized or v.is_meta]
-    if undense:
         raise ModelError(
-            f"{path}: {_listed(undense)} sparse, quantised or without values; save dense tensors."
+            f"{path}: {_shortened_list(unnamed)} not a name of a tensor; save model.state_dict()."
+        )
+    state = {name: Tensor.detach(tensor) for name, tensor in state.items()}
+    not_dense = [k for k, v in state.items() if v.layout != torch.strided or v.is_quantized or v.is_meta]
+    if not_dense:
+        raise ModelError(
+            f"{path}: {_shortened_list(not_dense)} sparse, quantised or without values; save dense tensors."
         )
     return state
 
@@ -189,17 +195,19 @@ def _build(recipe: Recipe) -> nn.Module:
 
 
 def _load(module: nn.Module, state: Mapping[str, Tensor], path: Path, factory: str) -> None:
-    own = module.state_dict()
-    missing = [name for name in own if name not in state]
-    unexpected = [name for name in state if name not in own]
+    expected = module.state_dict()
+    missing = [name for name in expected if name not in state]
+    unexpected = [name for name in state if name not in expected]
     shaped = [
         f"{name} {tuple(state[name].shape)} for {tuple(tensor.shape)}"
-        for name, tensor in own.items()
+        for name, tensor in expected.items()
         if name in state and state[name].shape != tensor.shape
     ]
-    complex_ = [n for n, tensor in own.items() if n in state and state[n].is_complex() > tensor.is_complex()]
+    complex_ = [
+        n for n, tensor in expected.items() if n in state and state[n].is_complex() > tensor.is_complex()
+    ]
     problems = [
-        f"{what} {_listed(names)}"
+        f"{what} {_shortened_list(names)}"
         for what, names in (
             ("missing", missing),
             ("unexpected", unexpected),
@@ -213,7 +221,7 @@ def _load(module: nn.Module, state: Mapping[str, Tensor], path: Path, factory: s
     try:
         module.load_state_dict(dict(state))
     except RuntimeError as error:
-        raise ModelError(f"{path} does not fit {factory} ({_first(error)}).") from error
+        raise ModelError(f"{path} does not fit {factory} ({_first_line(error)}).") from error
 
 
 def _check_finite(module: nn.Module, path: Path) -> None:
@@ -223,13 +231,13 @@ def _check_finite(module: nn.Module, path: Path) -> None:
         if t.is_floating_point() and not bool(torch.isfinite(t).all())
     ]
     if bad:
-        raise ModelError(f"{path}: NaN or Inf in {_listed(bad)}; train again or mend the weights.")
+        raise ModelError(f"{path}: NaN or Inf in {_shortened_list(bad)}; train again or correct the weights.")
 
 
-def _listed(names: Sequence[str]) -> str:
+def _shortened_list(names: Sequence[str]) -> str:
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return ", ".join(names[:5]) + more
 
 
-def _first(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

@@ -1,4 +1,4 @@
-"""What a network returns, as a flat tuple of tensors: tuples, mappings and dataclasses alike."""
+"""Flatten what a network returns, be it a tuple, mapping or dataclass, to a tuple of tensors."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Outputs = Tensor | Sequence[Tensor]
 
 
 def named_leaves(output: Any) -> list[tuple[str | None, Tensor]]:
-    """The tensors in what a network returned, each with its key where a mapping holds it.
+    """Return the tensors of a network's output, each with its key where a mapping holds it.
 
-    None is dropped, since networks use it for what they did not compute.
+    None is dropped: networks return it in place of what they did not compute.
 
     Raises:
-        ModelError: Something else than tensors is returned.
+        ModelError: The output holds something other than tensors.
     """
     found: list[tuple[str | None, Tensor]] = []
     for path, leaf in pytree.tree_flatten_with_path(_as_mapping(output))[0]:
@@ -46,23 +46,23 @@ def named_leaves(output: Any) -> list[tuple[str | None, Tensor]]:
 
 
 def leaves(output: Any) -> tuple[Tensor, ...]:
-    """The tensors in what a network returned, in order."""
+    """Return the tensors of a network's output, in order."""
     if isinstance(output, Tensor):
         return (output,)
     return tuple(tensor for _, tensor in named_leaves(output))
 
 
 def flatten_outputs_(network: nn.Module) -> None:
-    """Make a network return a tuple of its tensors; a hook leaves the names of its weights alone."""
-    network.register_forward_hook(_flat)
+    """Make a network return a tuple of tensors; a hook keeps the names of its weights as they are."""
+    network.register_forward_hook(_flatten_output)
 
 
-def _flat(module: nn.Module, inputs: Any, output: Any) -> tuple[Tensor, ...]:
+def _flatten_output(module: nn.Module, inputs: Any, output: Any) -> tuple[Tensor, ...]:
     return leaves(output)
 
 
 def _as_mapping(value: Any) -> Any:
-    """A dataclass as a mapping of its features, which pytree flattens; anything else as it is."""
+    """Turn a dataclass into a mapping of its attributes, which pytree flattens; return all else unchanged."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     return value
@@ -74,7 +74,7 @@ class OutputNames:
 
     Attributes:
         names: The name of each in the ONNX file.
-        predicted: Number of the one the task is about; None where it is about all.
+        predicted: Number of the output the task predicts; None where it predicts all.
     """
 
     names: tuple[str, ...]
@@ -82,7 +82,7 @@ class OutputNames:
 
 
 def name_outputs(recipe: Recipe, found: Sequence[tuple[str | None, Tensor]], rows: int) -> OutputNames:
-    """Name the outputs as the recipe says and find the one the task is about.
+    """Name the outputs by the recipe and find the one the task predicts.
 
     Args:
         recipe: The recipe.
@@ -91,7 +91,7 @@ def name_outputs(recipe: Recipe, found: Sequence[tuple[str | None, Tensor]], row
 
     Raises:
         RecipeError: The recipe names outputs the network does not have.
-        ModelError: An output does not begin with the rows.
+        ModelError: The first dimension of an output is not the rows.
     """
     keys = [key for key, _ in found]
     given = recipe.model.outputs

@@ -17,15 +17,15 @@ def forward(
     view: Callable[[Any], Tensor],
     precision: Precision,
 ) -> Tensor:
-    """What a loss sees of a network's outputs, computed in a precision.
+    """Compute the part of a network's outputs that a loss takes, in a given precision.
 
-    Under ``bf16`` autocast multiplies matrices in bfloat16 and leaves the parameters alone, whose
-    gradients are float32 then; the output is widened, so that the loss is computed in float32.
+    Under ``bf16`` autocast multiplies matrices in bfloat16; parameters and their gradients stay in float32,
+    and the output is converted to float32 before the loss.
 
     Args:
         network: The network.
         inputs: A batch.
-        view: Takes the tensor of interest out of the outputs.
+        view: Takes the tensor of the loss out of the outputs.
         precision: ``float32`` computes in the parameters' own type.
 
     References:

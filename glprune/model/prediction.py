@@ -1,30 +1,68 @@
-"""Outputs of a network over a whole split."""
+"""Compute outputs and metrics of a network over a whole split."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from glprune.data.splits import ColumnSelection, Inputs, Split
 from glprune.data.streaming import StreamedSplit
+from glprune.errors import NonFiniteError
+from glprune.model.outputs import leaves
 from glprune.model.task import concat_batches
+
+if TYPE_CHECKING:
+    from glprune.model.task import Task
 
 _CHUNK = 1024
 
 
 def predict(
-    model: Callable[[Inputs], Sequence[Tensor]], split: Split, narrow: Callable[[Inputs], Inputs]
+    model: Callable[[Inputs], Sequence[Tensor]], split: Split, select: Callable[[Inputs], Inputs]
 ) -> tuple[tuple[Tensor, ...], Tensor]:
-    """All outputs of a model over a split, in order, with the targets.
+    """Return all outputs of a model over a split, in order, with the targets.
 
     Args:
         model: Takes a tuple of inputs.
         split: The rows.
-        narrow: Takes the model's columns out of a full batch.
+        select: Takes the model's columns out of a full batch.
     """
-    if isinstance(split, StreamedSplit) and isinstance(narrow, ColumnSelection):
-        split, narrow = split.view_columns(narrow), lambda inputs: inputs
+    if isinstance(split, StreamedSplit) and isinstance(select, ColumnSelection):
+        split, select = split.view_columns(select), lambda inputs: inputs
     with torch.no_grad():
-        return concat_batches(((model(narrow(x)), y) for x, y in split.batches(_CHUNK, None)), split.rows)
+        return concat_batches(((model(select(x)), y) for x, y in split.batches(_CHUNK, None)), split.rows)
+
+
+def validate(
+    network: nn.Module, task: Task, metric: str, split: Split, narrow: Callable[[Inputs], Inputs]
+) -> float:
+    """Measure a metric of a network on the validation split; puts the network in evaluation mode.
+
+    Args:
+        network: The network.
+        task: Computes the metric.
+        metric: Name of the metric.
+        split: The validation rows.
+        narrow: Takes the network's columns out of a full batch.
+
+    Raises:
+        NonFiniteError: The metric is not a finite number.
+    """
+    network.eval()
+    (output,), target = predict(lambda x: (task.view(network(*x)),), split, narrow)
+    value = task.metric(metric, output, target)
+    if not math.isfinite(value):
+        raise NonFiniteError(
+            f"{metric} on the validation split is {value}; lower train.lr and refit.lr, or check the "
+            "scale of columns and target."
+        )
+    return value
+
+
+def as_function(network: nn.Module) -> Callable[[Inputs], tuple[Tensor, ...]]:
+    """Wrap a network as a function from the tuple of its inputs to the tuple of its outputs."""
+    return lambda inputs: leaves(network(*inputs))

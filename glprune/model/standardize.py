@@ -31,7 +31,7 @@ class Standardize(nn.Module):
 
 
 class StandardizedNetwork(nn.Module):
-    """A network behind its standardisation layers, so that the exported file takes raw columns.
+    """A network that standardises its inputs, so that the exported file takes raw columns.
 
     Args:
         layers: The layer of each input, ``standardize``, ``standardize_1`` and so on; None passes an
@@ -53,5 +53,5 @@ class StandardizedNetwork(nn.Module):
 
 
 def with_standardization(network: nn.Module, mean: Tensor, std: Tensor) -> StandardizedNetwork:
-    """Put a standardisation layer in front of a network of one input, keeping its train/eval mode."""
+    """Add a standardisation layer to a network of one input, keeping its train/eval mode."""
     return StandardizedNetwork([Standardize(mean, std)], network).train(network.training)

@@ -1,4 +1,4 @@
-"""What the network is for: its loss, its predictions and its metrics."""
+"""The task of a network: its loss, its predictions and its metrics."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ Output = Literal["logits", "probabilities"]
 class Task:
     """Loss and metrics of one kind of prediction.
 
-    Of all that a network returns, ``view`` takes what the task is about, and loss and metrics see
-    that alone. Classes are brought to one form first: log-probabilities of shape (n, n_classes) (a
-    binary network may have one output, the positive class, or two); values have shape (n,).
-    Distillation is about every output: rows are flattened, shape (n, n_values).
+    ``view`` takes the part of a network's outputs that loss and metrics are computed from. Outputs for
+    classes are converted to log-probabilities of shape (n, n_classes) first (a binary network may have
+    one output, for the positive class, or two); values have shape (n,). Distillation takes every output:
+    rows are flattened, shape (n, n_values).
 
     Attributes:
         kind: ``binary``, ``multiclass``, ``regression`` or ``distillation``.
         output: What the network returns for classes, ``logits`` or ``probabilities``.
         classes: Number of classes; 0 where there are none.
         width: Columns of the network's output; a binary network has one or two.
-        prediction: Number of the output the task is about.
-        scales: For distillation, what each output is divided by; 0 leaves it out.
+        prediction: Number of the output the task predicts.
+        scales: For distillation, the divisor of each output; 0 leaves the output out.
     """
 
     kind: Kind
@@ -44,7 +44,7 @@ class Task:
     scales: tuple[float, ...] = ()
 
     def fitted(self, output: Tensor) -> Task:
-        """Take the width from an output; refuse one of another shape than the task needs.
+        """Take the width from an output; refuse a shape that does not suit the task.
 
         Raises:
             ModelError: The network's output is not of shape (n,), (n, 1) or (n, n_classes).
@@ -64,7 +64,7 @@ class Task:
         return replace(self, width=width)
 
     def view(self, outputs: Outputs) -> Tensor:
-        """What loss and metrics see of a network's outputs, the rows first."""
+        """Return the part of the outputs that loss and metrics are computed from, rows first."""
         found = leaves(outputs)
         if self.kind != "distillation":
             return found[self.prediction]
@@ -72,7 +72,7 @@ class Task:
         return torch.cat(scaled, dim=1)
 
     def log_probabilities(self, output: Tensor) -> Tensor:
-        """Log-probabilities of the classes, shape (n, n_classes)."""
+        """Return the log-probabilities of the classes, shape (n, n_classes)."""
         if self.kind == "binary" and (output.ndim == 1 or output.shape[-1] == 1):
             flat = output.reshape(-1)
             if self.output == "logits":
@@ -83,7 +83,7 @@ class Task:
         return functional.log_softmax(output, dim=-1) if self.output == "logits" else _log(output)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Mean cross-entropy, or mean squared error; a scalar."""
+        """Return the mean cross-entropy or mean squared error; a scalar."""
         if self.kind == "distillation":
             return functional.mse_loss(output, target)
         if self.kind == "regression":
@@ -91,11 +91,11 @@ class Task:
         return functional.nll_loss(self.log_probabilities(output), target)
 
     def distillation_loss(self, output: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-        """Mean divergence from the teacher's softened prediction; a scalar.
+        """Return the mean divergence from the teacher's softened prediction; a scalar.
 
         References:
             Hinton, Vinyals and Dean (2015), "Distilling the knowledge in a neural network",
-            section 2; the factor ``temperature**2`` keeps gradients of one size.
+            section 2; the factor ``temperature**2`` keeps the size of gradients.
         """
         if self.kind == "regression":
             return functional.mse_loss(output.reshape(-1), teacher.reshape(-1))
@@ -105,7 +105,7 @@ class Task:
         return divergence * temperature**2
 
     def metric(self, name: str, output: Tensor, target: Tensor) -> float:
-        """One metric over all rows.
+        """Compute one metric over all rows.
 
         Args:
             name: A name of ``METRICS[kind]``.
@@ -121,12 +121,12 @@ class Task:
             return float(functional.nll_loss(logs, target))
         if name == "accuracy":
             return float((logs.argmax(dim=-1) == target).double().mean())
-        # ranks are what AUROC sees; a logit keeps ties apart where a probability would round to 1
+        # AUROC depends on ranks alone; logits stay distinct where probabilities would round to 1
         margin = logs[:, 1] - logs[:, 0]
         return float(auroc(margin, target))
 
     def metrics(self, output: Tensor, target: Tensor) -> dict[str, float]:
-        """Every metric of the task over all rows."""
+        """Compute every metric of the task over all rows."""
         return {name: self.metric(name, output, target) for name in METRICS[self.kind]}
 
     @property
@@ -136,7 +136,7 @@ class Task:
 
 
 def improvement(metric: str, before: float, after: float) -> float:
-    """By how much ``after`` is better than ``before``; negative where it is worse."""
+    """Return by how much ``after`` is better than ``before``; negative where it is worse."""
     return after - before if HIGHER_IS_BETTER[metric] else before - after
 
 
@@ -168,9 +168,9 @@ def _mae(output: Tensor, target: Tensor) -> Tensor:
 
 
 def r2_score(output: Tensor, target: Tensor) -> Tensor:
-    """Share of the variance of ``target`` that ``output`` explains, over all columns; (n,) or (n, k) both.
+    """Return the fraction of the variance of ``target`` that ``output`` explains; both (n,) or (n, k).
 
-    Columns are pooled, so that one that never varies divides nothing by zero. Not finite where none varies.
+    Columns are pooled, so that a constant one causes no division by zero. Not finite where all are constant.
     """
     total = (target - target.mean(dim=0)).square().sum()
     return 1 - (target - output).square().sum() / total
@@ -202,32 +202,32 @@ _AGREEMENT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def concat_batches(
     batches: Iterable[tuple[Sequence[Tensor], Tensor]], rows: int
 ) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Outputs and targets of many batches as one, in order.
+    """Concatenate the outputs and targets of many batches, in order.
 
-    They are copied into their place one by one: small tensors that stay, between large ones that go, would
-    leave the heap full of holes as large as the rows themselves.
+    Each batch is copied into preallocated tensors: small tensors that are kept between large ones that are
+    freed would fragment the heap.
 
     Args:
         batches: Outputs and target of each batch.
         rows: Number of rows of all batches.
 
     Raises:
-        ModelError: An output changes its shape from batch to batch.
-        DataError: The batches hold another number of rows.
+        ModelError: The shape of an output changes from batch to batch.
+        DataError: The batches do not hold ``rows`` rows.
     """
-    whole: list[Tensor] = []
+    joined: list[Tensor] = []
     start = 0
     for outputs, target in batches:
         parts = (*outputs, target)
-        whole = whole or [x.new_empty((rows, *x.shape[1:])) for x in parts]
-        if any(x.shape[1:] != y.shape[1:] for x, y in zip(parts, whole, strict=True)):
+        joined = joined or [x.new_empty((rows, *x.shape[1:])) for x in parts]
+        if any(x.shape[1:] != y.shape[1:] for x, y in zip(parts, joined, strict=True)):
             raise ModelError(
                 "The network's outputs change their shape from batch to batch; let the loader pad to one "
                 "length."
             )
         end = start + len(target)
         if end <= rows:
-            for x, y in zip(parts, whole, strict=True):
+            for x, y in zip(parts, joined, strict=True):
                 y[start:end] = x
         start = end
         if end > rows:
@@ -236,8 +236,8 @@ def concat_batches(
         raise DataError(
             f"The data hold {rows} rows at first and {start} later; let the loader yield the same."
         )
-    *joint, targets = whole
-    return tuple(joint), targets
+    *all_outputs, targets = joined
+    return tuple(all_outputs), targets
 
 
 def _log(probability: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""From a trace to drafts: joined positions are a unit, the units of one layer a set."""
+"""Find candidate unit sets in a trace: joined positions are a unit, the units of one layer a set."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -12,24 +12,26 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from glprune.pruning.ids import ClassId, ClassIds, NodeIds, UnitId, UnitIds
 from glprune.pruning.units import Role, TensorAxis
 
 if TYPE_CHECKING:
-    from glprune.pruning.tracer import Axis, Trace, WeightUse
+    from glprune.pruning.tracer import AnnotationKind, Trace, TracedAxis, WeightUse
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A unit set as traced, before any proof.
+    """A unit set as traced; it is not checked yet.
 
     Attributes:
         name: Name of the input or of the layer.
         source: The input it belongs to, or None for hidden units.
         count: Number of units.
-        slots: Places of the units; ``reader`` where a contraction reads them.
-        scales: The same with elementwise factors as readers, for units no contraction reads first.
-        refused: Why the units cannot be cut.
-        mixed: The operation that makes a cut inexact.
+        slots: Where the units lie; ``reader`` where a contraction reads them.
+        scales: The same with elementwise factors as readers, for units that meet such a factor before any
+            contraction.
+        refused: Why the units cannot be cut, or None.
+        mixed: The operation that makes a cut inexact, or None.
         family: The module that holds these units under one width with others, or None.
     """
 
@@ -43,92 +45,117 @@ class Candidate:
     family: str | None = None
 
 
-def find_candidates(seen: Trace, names: Sequence[str]) -> list[Candidate]:
-    """Draft the unit sets of a traced network, inputs first, then layers as they run.
+def find_candidates(trace: Trace, names: Sequence[str]) -> list[Candidate]:
+    """Find the candidate unit sets of a traced network, inputs first, then layers as they run.
 
     Args:
-        seen: The trace.
+        trace: The trace.
         names: The name of each input.
     """
-    if not seen.axes:
+    if not trace.axes:
         return []
-    classes = _Classes(seen)
-    taken: set[int] = set()
-    made = []
-    for root in sorted(seen.roots, key=lambda r: r.source is None):
-        own = dict.fromkeys(classes.of[_range(root)].tolist())
-        if root.source is None:  # units that meet at an earlier root are that root's
-            own = {c: None for c in own if c not in taken}
-        taken |= set(own)
-        if own:
-            made.append(_candidate(seen, classes, root, {c: n for n, c in enumerate(own)}, names))
-    return _distinct([draft for draft in made if draft is not None])
+    classes = _Classes(trace)
+    taken: set[ClassId] = set()
+    found = []
+    for root in sorted(trace.roots, key=lambda r: r.source is None):
+        begun = list(dict.fromkeys(classes.along(root)))
+        if root.source is None:  # units that meet at an earlier root belong to that root
+            begun = [c for c in begun if c not in taken]
+        taken |= set(begun)
+        if begun:
+            units = {c: UnitId(number) for number, c in enumerate(begun)}
+            found.append(_candidate(classes, root, units, names))
+    return _number_duplicate_names([candidate for candidate in found if candidate is not None])
 
 
 class _Classes:
-    """Joined nodes: the class of every node, and of every weight position within a plane."""
+    """The class of every node, and of every weight position within a plane: joined nodes are one class."""
 
-    def __init__(self, seen: Trace) -> None:
-        self.nodes = seen.nodes
-        planes = 1 + max((c.plane for c in seen.claims), default=0)
-        size = self.nodes * planes + 1
-        edges = [*seen.pairs, *(np.stack([self.place(c), c.ids]) for c in seen.claims)]
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        planes = 1 + max((use.plane for use in trace.weight_uses), default=0)
+        size = trace.n_nodes * planes + 1
+        uses = (np.stack([self.nodes_in_plane(use), use.unit_nodes]) for use in trace.weight_uses)
+        edges = [*trace.joined, *uses]
         a, b = np.concatenate(edges, axis=1) if edges else np.zeros((2, 0), dtype=np.int64)
         ones = np.ones(len(a), dtype=np.int8)
-        _, self.of = connected_components(coo_array((ones, (a, b)), shape=(size, size)), directed=False)
+        _, labels = connected_components(coo_array((ones, (a, b)), shape=(size, size)), directed=False)
+        self._class_of_node = ClassIds(labels)
 
-    def place(self, claim: WeightUse) -> NDArray[np.int64]:
-        """The node of each claimed cell within the claim's plane."""
-        return claim.cells + self.nodes * claim.plane
+    def nodes_in_plane(self, use: WeightUse) -> NodeIds:
+        """Return the node of each used weight position within the plane of the use."""
+        return NodeIds(use.weight_nodes + self.trace.n_nodes * use.plane)
 
-    def marked(self, seen: Trace, kind: str, wanted: NDArray[np.int64]) -> list[str]:
-        """Reasons of the marks of one kind on the wanted classes, first come first."""
-        hits = (m.reason for m in seen.marks if m.kind == kind and np.isin(self.of[m.ids], wanted).any())
+    def of(self, nodes: NodeIds) -> ClassIds:
+        """Return the class of each node."""
+        return ClassIds(self._class_of_node[nodes])
+
+    def along(self, axis: TracedAxis) -> list[ClassId]:
+        """Return the class of each position of an axis."""
+        return [ClassId(c) for c in self._class_of_node[_node_slice(axis)].tolist()]
+
+    def units_of_nodes(self, units: Mapping[ClassId, UnitId]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the unit of each class and the unit of each node outside planes; -1 where there is none."""
+        unit_of_class = np.full(self._class_of_node.max() + 1, -1)
+        unit_of_class[list(units)] = list(units.values())
+        unit_of_node = np.full(self.trace.n_nodes + 1, -1)
+        unit_of_node[1:] = unit_of_class[self._class_of_node[1 : self.trace.n_nodes + 1]]
+        return unit_of_class, unit_of_node
+
+    def reasons(self, kind: AnnotationKind, wanted: ClassIds) -> list[str]:
+        """Return the distinct reasons of one kind of annotation on the wanted classes, in order."""
+        hits = (
+            note.reason
+            for note in self.trace.annotations
+            if note.kind == kind and np.isin(self.of(note.nodes), wanted).any()
+        )
         return list(dict.fromkeys(hits))
 
-    def share(self, seen: Trace, kind: str, wanted: NDArray[np.int64]) -> float:
-        """Share of the wanted classes that carry a mark of one kind."""
-        hit = [self.of[m.ids] for m in seen.marks if m.kind == kind]
+    def annotated_fraction(self, kind: AnnotationKind, wanted: ClassIds) -> float:
+        """Return the fraction of the wanted classes that carry one kind of annotation."""
+        hit = [self.of(note.nodes) for note in self.trace.annotations if note.kind == kind]
         return float(np.isin(wanted, np.concatenate(hit)).mean()) if hit else 0.0
 
 
 def _candidate(
-    seen: Trace, classes: _Classes, root: Axis, units: Mapping[int, int], names: Sequence[str]
+    classes: _Classes, root: TracedAxis, units: Mapping[ClassId, UnitId], names: Sequence[str]
 ) -> Candidate | None:
-    wanted = np.array(list(units))
-    outputs = classes.share(seen, "output", wanted)
+    wanted = ClassIds(np.array(list(units)))
+    outputs = classes.annotated_fraction("output", wanted)
     if root.source is None and outputs == 1.0:
         return None
-    refused = _refusal(seen, classes, wanted, outputs, root, names)
-    reads = _slots(seen, classes, units, lambda c: c.role == "reader")
-    factors = _slots(seen, classes, units, lambda c: c.scales)
-    if not any(s.role == "reader" for s in reads):
-        reads = factors
-    mixed = classes.marked(seen, "mixed", wanted)
+    refused = _refusal(classes, wanted, outputs, root, names)
+    slots = _tensor_axes(classes, units, lambda use: use.role == "reader")
+    scales = _tensor_axes(classes, units, lambda use: use.scales)
+    if not any(s.role == "reader" for s in slots):
+        slots = scales
+    mixed = classes.reasons("mixed", wanted)
     return Candidate(
-        name=names[root.source] if root.source is not None else _name(root.tensor),
+        name=names[root.source] if root.source is not None else _layer_name(root.tensor),
         source=root.source,
         count=root.size if refused else len(units),
-        slots=reads,
-        scales=factors,
+        slots=slots,
+        scales=scales,
         refused=refused,
         mixed=mixed[0] if mixed else None,
     )
 
 
 def _refusal(
-    seen: Trace,
-    classes: _Classes,
-    wanted: NDArray[np.int64],
-    outputs: float,
-    root: Axis,
-    names: Sequence[str],
+    classes: _Classes, wanted: ClassIds, outputs: float, root: TracedAxis, names: Sequence[str]
 ) -> str | None:
-    if root.source is not None:
-        met = {names[r.source] for r in seen.roots if r.source is not None and _meets(classes, r, wanted)}
-        if len(met) > 1:
-            return f"the inputs {' and '.join(map(repr, sorted(met)))} are joined column by column"
-    refused = classes.marked(seen, "refused", wanted)
+    """Return why the units of a root cannot be cut, or None.
+
+    Args:
+        classes: All classes.
+        wanted: The classes of the units.
+        outputs: The fraction of them that are outputs of the network.
+        root: The axis that began them.
+        names: The name of each input.
+    """
+    refused = classes.reasons("refused", wanted)
+    if root.source is not None and (joined := _joined_inputs(classes, wanted, names)):
+        return joined
     if refused:
         return refused[0]
     if outputs:
@@ -138,62 +165,66 @@ def _refusal(
             else "the units are added to the network's output"
         )
     if len(wanted) < 2:
-        tied = classes.marked(seen, "tied", wanted)
+        tied = classes.reasons("tied", wanted)
         return f"all units are tied together by {tied[0]}" if tied else "all units are tied together"
     if root.source is not None and len(wanted) < root.size:
         return "the network joins columns with one another, so that they cannot leave one by one"
     return None
 
 
-def _meets(classes: _Classes, root: Axis, wanted: NDArray[np.int64]) -> bool:
-    return bool(np.isin(classes.of[_range(root)], wanted).any())
+def _joined_inputs(classes: _Classes, wanted: ClassIds, names: Sequence[str]) -> str | None:
+    """Return the reason to refuse columns of several inputs that are joined, or None."""
+    joined = {
+        names[axis.source]
+        for axis in classes.trace.roots
+        if axis.source is not None and np.isin(classes.along(axis), wanted).any()
+    }
+    if len(joined) > 1:
+        return f"the inputs {' and '.join(map(repr, sorted(joined)))} are joined column by column"
+    return None
 
 
-def _distinct(drafts: Sequence[Candidate]) -> list[Candidate]:
-    """Give a set whose name is taken, as of a weight with units along two dimensions, a number."""
-    seen: dict[str, int] = {}
+def _number_duplicate_names(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Number the sets of one name, as those of a weight that has units along two dimensions."""
+    times: dict[str, int] = {}
     named = []
-    for draft in drafts:
-        seen[draft.name] = seen.get(draft.name, 0) + 1
-        number = seen[draft.name]
-        named.append(replace(draft, name=f"{draft.name}#{number}") if number > 1 else draft)
+    for candidate in candidates:
+        number = times[candidate.name] = times.get(candidate.name, 0) + 1
+        named.append(replace(candidate, name=f"{candidate.name}#{number}") if number > 1 else candidate)
     return named
 
 
-def _slots(
-    seen: Trace, classes: _Classes, units: Mapping[int, int], reads: Callable[[WeightUse], bool]
+def _tensor_axes(
+    classes: _Classes, units: Mapping[ClassId, UnitId], reads: Callable[[WeightUse], bool]
 ) -> tuple[TensorAxis, ...]:
-    """Every position whose class is a unit; readers where a claim that ``reads`` says so."""
-    unit = np.full(classes.of.max() + 1, -1)
-    unit[list(units)] = list(units.values())
-    owner = np.full(seen.nodes + 1, -1)
-    owner[1:] = unit[classes.of[1 : seen.nodes + 1]]
+    """Return every tensor axis that units lie along; it is a reader where ``reads`` accepts a use of it."""
+    trace = classes.trace
+    unit_of_class, unit_of_node = classes.units_of_nodes(units)
     reading: set[int] = set()
-    starts = np.array([a.start for a in seen.axes])
-    for claim in seen.claims:
-        mine = unit[classes.of[classes.place(claim)]]
-        hit = mine >= 0
+    starts = np.array([axis.start for axis in trace.axes])
+    for use in trace.weight_uses:
+        used_by = unit_of_class[classes.of(classes.nodes_in_plane(use))]
+        hit = used_by >= 0
         if hit.any():
-            if claim.plane:
-                owner[claim.cells[hit]] = mine[hit]
-            if reads(claim):
-                reading |= set(
-                    np.unique(np.searchsorted(starts, claim.cells[hit], side="right") - 1).tolist()
-                )
+            if use.plane:
+                unit_of_node[use.weight_nodes[hit]] = used_by[hit]
+            if reads(use):
+                axes = np.searchsorted(starts, use.weight_nodes[hit], side="right") - 1
+                reading |= set(np.unique(axes).tolist())
     slots = []
-    for place, axis in enumerate(seen.axes):
-        positions = owner[_range(axis)]
-        if axis.source is None and (positions >= 0).any():
-            role: Role = "reader" if place in reading else "carrier"
-            slots.append(TensorAxis(axis.tensor, axis.dim, torch.from_numpy(positions.copy()), role))
+    for number, axis in enumerate(trace.axes):
+        along = unit_of_node[_node_slice(axis)]
+        if axis.source is None and (along >= 0).any():
+            role: Role = "reader" if number in reading else "carrier"
+            slots.append(TensorAxis(axis.tensor, axis.dim, UnitIds(torch.from_numpy(along.copy())), role))
     return tuple(slots)
 
 
-def _range(axis: Axis) -> slice:
+def _node_slice(axis: TracedAxis) -> slice:
     return slice(axis.start, axis.start + axis.size)
 
 
-def _name(tensor: str) -> str:
+def _layer_name(tensor: str) -> str:
     """Name a layer after the tensor that begins its units."""
     path, _, leaf = tensor.rpartition(".")
     if leaf == "weight" and path:

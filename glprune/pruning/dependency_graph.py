@@ -1,8 +1,8 @@
-"""The second plan: which weights belong to which unit, read off torch-pruning's dependency graph.
+"""Plan which weights belong to which unit by torch-pruning's dependency graph, as a second opinion.
 
-This is the only module that knows torch-pruning. The model's inputs get a gate module each, since
-the graph has no node for a raw input, and its outputs one too, so that a unit reaching the output
-is seen. The plan is compared with the traced one and never cut by itself.
+This is the only module that imports torch-pruning. The model's inputs get a gate module each, since
+the graph has no node for a raw input, and its outputs one too, so that units that reach the output
+are found. The plan is only compared with the traced one.
 
 References:
     Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023.
@@ -13,10 +13,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +24,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from glprune.pruning.ids import UnitIds
 from glprune.pruning.units import Kind, Role, TensorAxis, UnitSet
 
 if TYPE_CHECKING:
@@ -39,8 +39,57 @@ class _RefusedError(Exception):
     """A unit set cannot be planned; the message names the operation."""
 
 
-class _DeadlineExceeded(BaseException):  # past every `except Exception` on the way
+class _DeadlineExceeded(BaseException):  # not an Exception: torch-pruning and `_members` catch those
     """torch-pruning took too long."""
+
+
+class _Deadline:
+    """A point in time after which :meth:`check` raises."""
+
+    def __init__(self, seconds: float) -> None:
+        self.end = time.monotonic() + seconds
+
+    def check(self) -> None:
+        """Raise _DeadlineExceeded if the time is over."""
+        if time.monotonic() > self.end:
+            raise _DeadlineExceeded
+
+
+class _TimedList(list[Any]):
+    """A list that checks a deadline whenever an iteration over it starts."""
+
+    def __init__(self, items: Iterable[Any], deadline: _Deadline) -> None:
+        super().__init__(items)
+        self.deadline = deadline
+
+    def __iter__(self) -> Iterator[Any]:
+        self.deadline.check()
+        return super().__iter__()
+
+
+class _TimedGraph(tp.DependencyGraph):  # type: ignore[misc]  # torch-pruning has no types
+    """A dependency graph that stops at a deadline.
+
+    On some networks torch-pruning's search for a group never ends. Every step of that search iterates over
+    the dependencies of one node, and every step of the shape inference looks up the pruner of a module:
+    both check the deadline.
+    """
+
+    def __init__(self, deadline: _Deadline) -> None:
+        super().__init__()
+        self.deadline = deadline
+
+    def build_dependency(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        """Build the graph of a model and make the search on it stop at the deadline."""
+        super().build_dependency(model, *args, **kwargs)
+        for node in self.module2node.values():
+            node.dependencies = _TimedList(node.dependencies, self.deadline)
+        self.deadline.check()
+
+    def get_pruner_of_module(self, module: nn.Module) -> Any:
+        """Look up the pruner of a module."""
+        self.deadline.check()
+        return super().get_pruner_of_module(module)
 
 
 class _Gate(nn.Module):
@@ -57,14 +106,14 @@ class _Gate(nn.Module):
         return x * self.weight.to(x.dtype).view(shape)
 
 
-class _GatePruner(tp.pruner.function.BasePruningFunc):
+class _GatePruner(tp.pruner.function.BasePruningFunc):  # type: ignore[misc]  # torch-pruning has no types
     def prune_out_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
         return layer
 
     prune_in_channels = prune_out_channels
 
     def get_out_channels(self, layer: Any) -> int:
-        return layer.weight.numel()
+        return int(layer.weight.numel())
 
     get_in_channels = get_out_channels
 
@@ -94,8 +143,8 @@ _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-def _places(module: nn.Module, side: Side) -> list[tuple[str, int, Role]]:
-    """Name the tensors of a layer that units on one side of it lie in, with dimension and role."""
+def _parameters_along(module: nn.Module, side: Side) -> list[tuple[str, int, Role]]:
+    """Return the tensors of a layer that units on one side of it lie in, with dimension and role."""
     if isinstance(module, (nn.Linear, *_CONVS)) and getattr(module, "groups", 1) == 1:
         return (
             [("weight", 1, "reader")] if side == "in" else [("weight", 0, "carrier"), ("bias", 0, "carrier")]
@@ -119,26 +168,28 @@ def _places(module: nn.Module, side: Side) -> list[tuple[str, int, Role]]:
     raise _RefusedError(f"{type(module).__name__} has no exact cut")
 
 
-class _Planner:
-    """One torch-pruning dependency graph, asked for the units of each root."""
+class _GraphPlanner:
+    """Plan the units of each root by one torch-pruning dependency graph."""
 
-    def __init__(self, model: nn.Module, inputs: Inputs, axes: Sequence[int | None]) -> None:
-        self.gated = _Gated(_traceable(model), inputs, axes)
+    def __init__(
+        self, model: nn.Module, inputs: Inputs, axes: Sequence[int | None], deadline: _Deadline
+    ) -> None:
+        self.gated = _Gated(_copy_for_tracing(model), inputs, axes)
         self.names = {module: name for name, module in self.gated.model.named_modules()}
         self.tensors = _canonical_names(self.gated.model)
-        # Index mappings are rebuilt at every query, so one graph serves all roots.
-        self.graph = tp.DependencyGraph()
+        # torch-pruning rebuilds index mappings at every query, so one graph serves all roots
+        self.graph = _TimedGraph(deadline)
         pruners = {_Gate: _GatePruner()}
         with _quiet():
             self.graph.build_dependency(self.gated, inputs, customized_pruners=pruners, verbose=False)
         self.covered: set[nn.Module] = set()
 
     def roots(self) -> Iterator[tuple[str, Kind, nn.Module]]:
-        """Yield inputs first, then every layer with outputs of its own, in forward order."""
+        """Yield inputs first, then every layer that begins units, in forward order."""
         for number, gate in enumerate(self.gated.entries):
             if isinstance(gate, _Gate):
                 yield str(number), "input", gate
-        order = {module: place for place, module in enumerate(self.gated.model.modules())}
+        order = {module: number for number, module in enumerate(self.gated.model.modules())}
         layers = [m for m in self.graph.module2node if isinstance(m, (nn.Linear, *_CONVS, *_TRANSPOSED))]
         for module in sorted(layers, key=lambda m: order[m]):
             yield self.names[module], "hidden", module
@@ -163,7 +214,7 @@ class _Planner:
         try:
             with _quiet():
                 group = self.graph.get_pruning_group(root, pruner.prune_out_channels, list(range(count)))
-        except Exception as error:  # torch-pruning has no error class of its own
+        except Exception as error:  # torch-pruning raises errors of any class
             raise _RefusedError(
                 f"the dependency graph fails here ({type(error).__name__}: {error})"
             ) from error
@@ -186,14 +237,14 @@ class _Planner:
         return "out" if handler == pruner.prune_out_channels else "in"
 
     def _owner(self, parameter: nn.Parameter) -> str:
-        """Say which layer a parameter outside the known layers belongs to."""
+        """Describe a parameter outside the known layers by the layer it belongs to."""
         path, _, leaf = self.tensors[parameter].rpartition(".")
         layer = self.gated.model.get_submodule(path)
         return f"parameter {leaf!r} of {type(layer).__name__} {path!r}"
 
-    def _places(self, module: nn.Module, side: Side) -> list[tuple[str, int, Role]]:
+    def _parameters_along(self, module: nn.Module, side: Side) -> list[tuple[str, int, Role]]:
         try:
-            return _places(module, side)
+            return _parameters_along(module, side)
         except _RefusedError as refusal:
             raise _RefusedError(f"layer {self.names[module]!r}: {refusal}") from None
 
@@ -202,15 +253,17 @@ class _Planner:
         for module, side, (positions, units) in members:
             if module not in self.names:
                 continue
-            for attribute, dim, role in self._places(module, side):
+            for attribute, dim, role in self._parameters_along(module, side):
                 tensor = getattr(module, attribute)
                 if tensor is not None:
                     key = (self.tensors[tensor], dim, role)
                     owner = owners.setdefault(key, torch.full((tensor.shape[dim],), -1))
-                    _claim(owner, positions, units, key[0])
+                    _assign_units(owner, positions, units, key[0])
         if not any(role == "reader" for _, _, role in owners):
             raise _RefusedError("no layer reads these units through weights of its own")
-        return tuple(TensorAxis(tensor, dim, owner, role) for (tensor, dim, role), owner in owners.items())
+        return tuple(
+            TensorAxis(tensor, dim, UnitIds(owner), role) for (tensor, dim, role), owner in owners.items()
+        )
 
 
 def dependency_plans(
@@ -227,26 +280,26 @@ def dependency_plans(
         inputs: Example inputs, each (batch, ...), batch at least 2.
         axes: The axis of each input that holds its features, or None.
         names: The name of each input.
-        seconds: Longest time to wait; on some networks torch-pruning never ends.
+        seconds: Time limit; on some networks torch-pruning never ends.
 
     Returns:
-        Name -> unit set, refused where the graph or our knowledge of a layer gives no plan;
-        nothing where torch-pruning cannot read the network at all.
+        Name -> unit set, refused where the graph or a layer's type allows no plan; empty where torch-pruning
+        cannot read the network or exceeds the time limit.
 
     References:
-        Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023; the gates cure the
+        Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023; the gates replace the
         graph's missing input node.
     """
     if any(isinstance(m, nn.RNNBase | nn.RNNCellBase) for m in model.modules()):
         return {}  # their gates are planned wrongly or not at all
+    deadline = _Deadline(seconds)
     try:
-        with _deadline(seconds):
-            planner = _Planner(model, inputs, axes)
-            planned = [planner.unit_set(name, kind, root) for name, kind, root in planner.roots()]
-    except (
-        Exception,
-        _DeadlineExceeded,
-    ):  # torch-pruning has no error class of its own; its plan is only compared
+        planner = _GraphPlanner(model, inputs, axes, deadline)
+        planned = [planner.unit_set(name, kind, root) for name, kind, root in planner.roots()]
+        deadline.check()
+    except _DeadlineExceeded:
+        return {}
+    except Exception:  # noqa: BLE001 - torch-pruning raises any class; its plan is only compared
         return {}
     named = [
         replace(u, name=names[int(u.name)]) if u.kind == "input" else u for u in planned if u is not None
@@ -254,7 +307,7 @@ def dependency_plans(
     return {units.name: units for units in named}
 
 
-def _claim(owner: Tensor, positions: Tensor, units: Tensor, tensor: str) -> None:
+def _assign_units(owner: Tensor, positions: Tensor, units: Tensor, tensor: str) -> None:
     if positions.numel() and int(positions.max()) >= owner.numel():
         raise _RefusedError(f"{tensor!r} is indexed past its end")
     taken = owner[positions]
@@ -263,12 +316,12 @@ def _claim(owner: Tensor, positions: Tensor, units: Tensor, tensor: str) -> None
     owner[positions] = units
 
 
-def _traceable(model: nn.Module) -> nn.Module:
-    """Copy a model for tracing; the graph is read off autograd, so everything needs gradients."""
-    twin = copy.deepcopy(model).eval()
-    for parameter in twin.parameters():
+def _copy_for_tracing(model: nn.Module) -> nn.Module:
+    """Copy a model for tracing; the graph comes from autograd, so all parameters need gradients."""
+    copied = copy.deepcopy(model).eval()
+    for parameter in copied.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    return twin
+    return copied
 
 
 def _canonical_names(model: nn.Module) -> dict[Tensor, str]:
@@ -280,24 +333,8 @@ def _canonical_names(model: nn.Module) -> dict[Tensor, str]:
 
 
 @contextlib.contextmanager
-def _deadline(seconds: float) -> Iterator[None]:
-    """Stop code that runs on past its time; any function call may be the place."""
-    end, before = time.monotonic() + seconds, sys.getprofile()
-
-    def look(*_: object) -> None:
-        if time.monotonic() > end:
-            raise _DeadlineExceeded
-
-    sys.setprofile(look)
-    try:
-        yield
-    finally:
-        sys.setprofile(before)
-
-
-@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torch-pruning's prints and warnings out of the user's terminal; gradients on."""
+    """Suppress torch-pruning's prints and warnings and enable gradients."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.enable_grad():
         warnings.simplefilter("ignore")
         yield

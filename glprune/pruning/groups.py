@@ -1,8 +1,7 @@
-"""Groups: which weights live and die together, and the arithmetic on them.
+"""Groups: the weights that are removed together, and arithmetic on them.
 
-A group is all weights leaving a unit, in every layer that reads it: an input feature (one
-column, or several joined by domain knowledge) or a hidden neuron. Groups never overlap, so
-the proximal operator of their penalty is separable.
+A group is all weights that read a feature (one input column or several) or a hidden unit, in every layer.
+Groups never overlap, so the proximal operator of their penalty is separable.
 """
 
 from __future__ import annotations
@@ -14,11 +13,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from glprune.pruning.ids import GroupIds, Positions, UnitIds
+
 if TYPE_CHECKING:
     from glprune.pruning.units import Kind, TensorAxis, UnitSet
 
 State = Mapping[str, Tensor]
-_LEAST_SIZE = 1e-4  # of the largest: a group that is zero already has a large weight, not an infinite one
+_MIN_RELATIVE_SIZE = (
+    1e-4  # of the largest: a group that is already zero gets a large penalty weight, not an infinite one
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class GroupSet:
 
     units: UnitSet
     labels: tuple[str, ...]
-    group: Tensor
+    group: GroupIds
 
     @property
     def name(self) -> str:
@@ -45,13 +48,13 @@ class GroupSet:
         """``input`` or ``hidden``."""
         return self.units.kind
 
-    def owner(self, slot: TensorAxis) -> Tensor:
-        """The group of each position of ``slot``, shape of ``slot.unit``; -1 is nobody's."""
-        return torch.where(slot.unit >= 0, self.group[slot.unit.clamp(min=0)], -1)
+    def owner(self, slot: TensorAxis) -> GroupIds:
+        """Return the group of each position of ``slot``, shape of ``slot.unit``; -1 where it has none."""
+        return GroupIds(torch.where(slot.unit >= 0, self.group[slot.unit.clamp(min=0)], -1))
 
-    def units_of(self, groups: Tensor) -> Tensor:
-        """The units whose group is marked; ``groups`` is bool, shape (n_groups,)."""
-        return torch.nonzero(groups[self.group]).flatten()
+    def units_of(self, groups: Tensor) -> UnitIds:
+        """Return the units whose group is marked; ``groups`` is bool, shape (n_groups,)."""
+        return UnitIds(torch.nonzero(groups[self.group]).flatten())
 
 
 def input_groups(units: UnitSet, features: Sequence[tuple[str, Sequence[int]]]) -> GroupSet:
@@ -64,16 +67,16 @@ def input_groups(units: UnitSet, features: Sequence[tuple[str, Sequence[int]]]) 
     group = torch.empty(units.count, dtype=torch.int64)
     for number, (_, columns) in enumerate(features):
         group[list(columns)] = number
-    return GroupSet(units, tuple(name for name, _ in features), group)
+    return GroupSet(units, tuple(name for name, _ in features), GroupIds(group))
 
 
 def hidden_groups(units: UnitSet) -> GroupSet:
-    """Make every unit of a layer a group of its own."""
-    return GroupSet(units, tuple(map(str, range(units.count))), torch.arange(units.count))
+    """Make every unit of a layer one group."""
+    return GroupSet(units, tuple(map(str, range(units.count))), GroupIds(torch.arange(units.count)))
 
 
-def sliced(groups: GroupSet, kept: Mapping[tuple[str, int], Tensor]) -> GroupSet:
-    """The groups that are left of a set once tensors were sliced, where they lie now.
+def sliced(groups: GroupSet, kept: Mapping[tuple[str, int], Positions]) -> GroupSet:
+    """Return the groups that are left of a set after tensors were sliced, at their new positions.
 
     Args:
         groups: Groups of the network before.
@@ -82,20 +85,21 @@ def sliced(groups: GroupSet, kept: Mapping[tuple[str, int], Tensor]) -> GroupSet
     slots = []
     for slot in groups.units.slots:
         positions = kept.get((slot.tensor, slot.dim))
-        slots.append(slot if positions is None else replace(slot, unit=slot.unit[positions]))
+        slots.append(slot if positions is None else replace(slot, unit=UnitIds(slot.unit[positions])))
     if not slots:
         return groups
     left = torch.unique(torch.cat([s.unit for s in slots]))
     left = left[left >= 0]
-    place = torch.full((groups.units.count + 1,), -1)  # the last is for positions of nobody
-    place[left] = torch.arange(len(left))
-    units = replace(groups.units, count=len(left), slots=tuple(replace(s, unit=place[s.unit]) for s in slots))
+    renumbered = torch.full((groups.units.count + 1,), -1)  # the last is for positions of no unit
+    renumbered[left] = torch.arange(len(left))
+    moved = tuple(replace(s, unit=UnitIds(renumbered[s.unit])) for s in slots)
+    units = replace(groups.units, count=len(left), slots=moved)
     names, group = torch.unique(groups.group[left], return_inverse=True)
-    return GroupSet(units, tuple(groups.labels[n] for n in names.tolist()), group)
+    return GroupSet(units, tuple(groups.labels[n] for n in names.tolist()), GroupIds(group))
 
 
-def _sum_by_owner(values: Tensor, dim: int, owner: Tensor, count: int) -> Tensor:
-    """Sum ``values`` over all but ``dim`` and add up by owner; owner -1 is dropped."""
+def _sum_by_owner(values: Tensor, dim: int, owner: GroupIds, count: int) -> Tensor:
+    """Sum ``values`` over all dimensions but ``dim``, then by owner; owner -1 is dropped."""
     others = [d for d in range(values.ndim) if d != dim % values.ndim]
     along = values.sum(dim=others) if others else values
     total = torch.zeros(count + 1, dtype=values.dtype)
@@ -103,7 +107,7 @@ def _sum_by_owner(values: Tensor, dim: int, owner: Tensor, count: int) -> Tensor
 
 
 def group_norms(state: State, groups: GroupSet) -> Tensor:
-    """L2 norms of the weights leaving each group, shape (n_groups,), float64."""
+    """Return the L2 norm of each group's weights, shape (n_groups,), float64."""
     total = torch.zeros(len(groups.labels), dtype=torch.float64)
     for slot in groups.units.readers:
         squares = state[slot.tensor].detach().double().square()
@@ -112,7 +116,7 @@ def group_norms(state: State, groups: GroupSet) -> Tensor:
 
 
 def group_sizes(state: State, groups: GroupSet) -> Tensor:
-    """Number of weights leaving each group, p_g, shape (n_groups,), int64."""
+    """Return the number of each group's weights, p_g, shape (n_groups,), int64."""
     total = torch.zeros(len(groups.labels), dtype=torch.float64)
     for slot in groups.units.readers:
         ones = torch.ones(state[slot.tensor].shape, dtype=torch.float64)
@@ -121,16 +125,16 @@ def group_sizes(state: State, groups: GroupSet) -> Tensor:
 
 
 def penalty_weights(state: State, groups: GroupSet, strength: float, adaptive: bool = False) -> Tensor:
-    """Weight of each group in the penalty, shape (n_groups,), float64.
+    """Return the weight of each group in the penalty, shape (n_groups,), float64.
 
-    ``strength * sqrt(p_g)``; adaptive ones are divided by the root mean square of the group's weights
-    now, so that a group shrinks relative to what it was and weak ones go first.
+    ``strength * sqrt(p_g)``; an adaptive weight is divided by the root mean square of the group's trained
+    weights, so that a group shrinks relative to its trained size and weak groups are removed first.
 
     Args:
         state: The trained network's tensors.
         groups: The groups.
         strength: Factor of all of them.
-        adaptive: Divide by the trained size of the weights.
+        adaptive: Divide by the root mean square of the trained weights.
 
     References:
         Yuan and Lin (2006), J. R. Stat. Soc. B 68(1), 49-67; adaptive: Wang and Leng (2008), "A note
@@ -140,14 +144,14 @@ def penalty_weights(state: State, groups: GroupSet, strength: float, adaptive: b
     if not adaptive:
         return strength * root
     size = group_norms(state, groups) / root.clamp(min=1.0)
-    if not bool(size.any()):  # a set that is zero altogether has no weak groups
+    if not bool(size.any()):  # where all groups are zero none is weaker than another
         return strength * root
-    least = size.max() * _LEAST_SIZE
-    return strength * root / torch.maximum(size, least)
+    smallest = size.max() * _MIN_RELATIVE_SIZE
+    return strength * root / torch.maximum(size, smallest)
 
 
 def support(state: State, groups: GroupSet) -> Tensor:
-    """Mark the groups with any non-zero weight, bool, shape (n_groups,); all of a refused set."""
+    """Mark the groups that have a non-zero weight, bool, shape (n_groups,); all groups of a refused set."""
     if groups.units.refused:
         return torch.ones(len(groups.labels), dtype=torch.bool)
     alive = torch.zeros(len(groups.labels), dtype=torch.float64)
@@ -158,7 +162,7 @@ def support(state: State, groups: GroupSet) -> Tensor:
 
 
 def zero_units_(state: State, units: UnitSet, marked: Tensor) -> None:
-    """Set the weights leaving the marked units to zero, in place; ``marked`` is bool (n_units,)."""
+    """Set the weights that read the marked units to zero, in place; ``marked`` is bool (n_units,)."""
     for slot in units.readers:
         hit = (slot.unit >= 0) & marked[slot.unit.clamp(min=0)]
         state[slot.tensor].data.index_fill_(slot.dim, torch.nonzero(hit).flatten(), 0.0)

@@ -1,7 +1,7 @@
-"""Removal: cut the units whose groups are exactly zero and certify that nothing changed.
+"""Cut the units whose groups are exactly zero and certify that the outputs stay the same.
 
-Plans were proved by :mod:`glprune.pruning.verification`; here every cut is compared again, on the network's own
-weights and on real and random rows, with the network whose groups are zero.
+:mod:`glprune.pruning.verification` checked the plans on random weights; here every cut is compared again,
+on the network's own weights and on real and random rows, with the network whose groups are zero.
 """
 
 from __future__ import annotations
@@ -15,57 +15,75 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from glprune.data.splits import Inputs, select_columns
+from glprune.data.splits import ColumnSelection, Inputs, select_columns
 from glprune.errors import NonFiniteError
 from glprune.model.diagnostics import finite_rows
 from glprune.pruning.groups import GroupSet, support
-from glprune.pruning.surgery import PruningPlan, all_columns, plan_pruning
-from glprune.pruning.verification import TOLERANCE, difference, difference_after, outputs
+from glprune.pruning.ids import UnitIds
+from glprune.pruning.surgery import PruningPlan, all_columns, kept_columns, plan_pruning
+from glprune.pruning.verification import TOLERANCE, difference, no_longer_runs, outputs
 from glprune.schema.report import Cut, Skipped
 
 if TYPE_CHECKING:
-    from glprune.pruning.units import UnitSet
+    from glprune.pruning.units import UnitChoice, UnitSet
 
 _SMALL_BATCHES = (1, 3)
 
 
 @dataclass(frozen=True)
 class RemovalResult:
-    """The outcome of a removal.
+    """The result of a removal.
 
     Attributes:
         network: The slim network; it takes the kept columns of every input.
-        surgery: What turns the dense network into the slim one.
-        columns: Kept positions of every input's feature axis; empty where it has no such axis.
+        plan: What turns the dense network into the slim one.
+        selection: The kept columns of every input; takes them out of full inputs.
         cuts: One record for each certified cut.
-        refused: Units that stayed though their group is zero, with the reason.
+        refused: Units that are kept although their group is zero, with the reason.
         difference: Largest relative difference between zeroed dense and slim.
-        rows: Rows every cut was compared on.
+        rows: Number of rows every cut was compared on.
     """
 
     network: nn.Module
     plan: PruningPlan
-    columns: tuple[Tensor, ...]
+    selection: ColumnSelection
     cuts: tuple[Cut, ...]
     refused: tuple[Skipped, ...]
     difference: float
     rows: int
 
+    @property
+    def columns(self) -> tuple[Tensor, ...]:
+        """Kept positions along each input's feature axis; empty where it has no such axis."""
+        return self.selection.columns
+
 
 @dataclass
 class _RemovalState:
-    """A removal at work: what was chosen so far."""
+    """A removal in progress: its options and the cuts accepted so far."""
 
     network: nn.Module
     inputs: Inputs
     axes: tuple[int | None, ...]
+    tolerance: float
+    multiple: int
     reference: list[Tensor]
     columns: list[Tensor]
     slim: nn.Module
-    choices: list[tuple[UnitSet, Tensor]] = field(default_factory=list)
+    choices: list[UnitChoice] = field(default_factory=list)
 
 
-def remove(
+@dataclass(frozen=True)
+class _Trial:
+    """A cut that was made on a copy, before it is accepted."""
+
+    network: nn.Module
+    columns: list[Tensor]
+    outputs: list[Tensor]
+    difference: float
+
+
+def remove(  # noqa: PLR0913 - two are options, and inputs and axes belong together everywhere
     network: nn.Module,
     groups: Sequence[GroupSet],
     inputs: Inputs,
@@ -77,53 +95,54 @@ def remove(
 
     Args:
         network: The network with zeroed groups; it is copied, never changed.
-        groups: Proved group sets.
+        groups: Group sets of checked unit sets.
         inputs: Real and random rows to compare outputs on.
         axes: The feature axis of each input; None where it has none.
-        tolerance: Largest relative difference a cut may make, but for inexact sets.
-        multiple: Zero hidden units stay until their layer's width is a multiple of this, or the whole.
+        tolerance: Largest relative difference a cut may make, except for inexact sets.
+        multiple: Widths of hidden layers are rounded up to a multiple of this, or to the full width, by
+            keeping zero units.
 
     Returns:
-        The slim network and the evidence. A set whose cut changes outputs is left alone. At
-        least one unit of every set is kept, since a layer of width zero cannot run.
+        The slim network and how it was certified. A set whose cut changes outputs is kept. At least
+        one unit of every set is kept, since a layer of width zero cannot run.
 
     Raises:
-        NonFiniteError: There is no row on which the zeroed network's outputs are finite.
+        NonFiniteError: There are no rows on which the zeroed network's outputs are finite.
     """
     # the cuts are compared in the weights' own precision, against the zeroed network itself
     reference = outputs(network, inputs)
-    sound = finite_rows(reference)
-    if not bool(sound.all()):  # random rows, on which weights trained since may overflow
-        inputs = tuple(x[sound] for x in inputs)
+    finite = finite_rows(reference)
+    if not bool(finite.all()):  # weights trained since the rows were drawn may overflow on random ones
+        inputs = tuple(x[finite] for x in inputs)
         if not len(inputs[0]):
             raise NonFiniteError(
                 "The network with zeroed groups returns NaN or Inf on all rows; lower train.lr."
             )
         reference = outputs(network, inputs)
-    work = _RemovalState(network, inputs, tuple(axes), reference, list(all_columns(inputs, axes)), network)
+    columns = list(all_columns(inputs, axes))
+    state = _RemovalState(network, inputs, tuple(axes), tolerance, multiple, reference, columns, network)
     refused = [
         Skipped(name=g.name, units=g.units.count, reason=g.units.refused) for g in groups if g.units.refused
     ]
     cuts: list[Cut] = []
-    # cuts that may change outputs come last, so that the others are held against the zeroed network
+    # cuts that may change outputs come last, so that the others are compared with the zeroed network
     for family in sorted(_families(groups), key=lambda f: any(g.units.inexact for g in f)):
-        made = _cut(work, family, tolerance, multiple)
-        cuts += [c for c in made if isinstance(c, Cut)]
-        refused += [c for c in made if isinstance(c, Skipped)]
-    slim = work.slim if work.choices else copy.deepcopy(network)
-    final = _small_batches(network, slim, work)
-    surgery = plan_pruning(network, work.choices, inputs, axes)
-    return RemovalResult(
-        slim, surgery, tuple(work.columns), tuple(cuts), tuple(refused), final, len(inputs[0])
-    )
+        records = _cut(state, family)
+        cuts += [c for c in records if isinstance(c, Cut)]
+        refused += [c for c in records if isinstance(c, Skipped)]
+    slim = state.slim if state.choices else copy.deepcopy(network)
+    final = _largest_difference(network, slim, state)
+    plan = plan_pruning(network, state.choices, inputs, axes)
+    selection = ColumnSelection(tuple(state.columns), state.axes)
+    return RemovalResult(slim, plan, selection, tuple(cuts), tuple(refused), final, len(inputs[0]))
 
 
 def then(first: RemovalResult, second: RemovalResult) -> RemovalResult:
-    """Two removals in a row as one, in the numbering of the first one's network."""
+    """Combine two successive removals into one, in the numbering of the first one's network."""
     return RemovalResult(
         network=second.network,
         plan=first.plan.then(second.plan),
-        columns=tuple(a[b] if len(a) else a for a, b in zip(first.columns, second.columns, strict=True)),
+        selection=first.selection.then(second.selection),
         cuts=(*first.cuts, *second.cuts),
         refused=tuple({r.name: r for r in (*first.refused, *second.refused)}.values()),
         difference=max(first.difference, second.difference),
@@ -131,57 +150,51 @@ def then(first: RemovalResult, second: RemovalResult) -> RemovalResult:
     )
 
 
-def cut_uncertified(
+def cut_uncertified(  # noqa: PLR0913 - as for `remove`
     network: nn.Module,
     groups: Sequence[GroupSet],
     alive: Sequence[Tensor],
     inputs: Inputs,
     axes: Sequence[int | None],
     multiple: int = 1,
-) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """The network a removal would give, uncertified, to measure its shape.
+) -> tuple[nn.Module, ColumnSelection]:
+    """Return the network a removal would give, without comparing outputs, to measure its size.
 
     Args:
         network: The dense network; it is copied.
-        groups: Proved group sets.
+        groups: Group sets of checked unit sets.
         alive: For each set, which of its groups are left, bool, shape (n_groups,).
         inputs: Rows of the dense network.
         axes: The feature axis of each input; None where it has none.
         multiple: Of hidden widths, see :func:`remove`.
 
     Returns:
-        The network, and the kept positions of every input's feature axis.
+        The network, and the kept columns of every input.
     """
-    columns, choices = list(all_columns(inputs, axes)), kept_units(groups, alive, multiple)
-    for units, keep in choices:
-        if units.source is not None:
-            columns[units.source] = keep
-    slim = copy.deepcopy(network)
-    plan_pruning(network, choices, inputs, axes).apply_(slim)
-    return slim, tuple(columns)
+    choices = kept_units(groups, alive, multiple)
+    slim = _cut_copy(network, choices, inputs, axes)
+    return slim, ColumnSelection(tuple(kept_columns(choices, inputs, axes)), tuple(axes))
 
 
-def kept_units(
-    groups: Sequence[GroupSet], alive: Sequence[Tensor], multiple: int = 1
-) -> list[tuple[UnitSet, Tensor]]:
-    """The units a removal keeps of every set that can be cut: at least one, and equal widths in a family.
+def kept_units(groups: Sequence[GroupSet], alive: Sequence[Tensor], multiple: int = 1) -> list[UnitChoice]:
+    """Return the units a removal keeps of every set that can be cut: at least one, equally many in a family.
 
     Args:
-        groups: Proved group sets.
+        groups: Group sets of checked unit sets.
         alive: For each set, which of its groups are left, bool, shape (n_groups,).
         multiple: Of hidden widths, see :func:`remove`.
     """
     marks = {id(g): a for g, a in zip(groups, alive, strict=True)}
     kept = []
     for family in _families(groups):
-        keeps = [_keep(~marks[id(g)][g.group]) for g in family]
+        keeps = [_kept(~marks[id(g)][g.group]) for g in family]
         widths = _equal_widths(keeps, [g.units for g in family], multiple)
         kept += [(g.units, keep) for g, keep in zip(family, widths, strict=True)]
     return kept
 
 
 def _families(groups: Sequence[GroupSet]) -> list[list[GroupSet]]:
-    """Sets that one module holds under one width, together; every other set alone."""
+    """Group the sets that one module holds under one width; every other set is alone."""
     families: dict[str, list[GroupSet]] = {}
     for number, group in enumerate(groups):
         if not group.units.refused:
@@ -189,36 +202,37 @@ def _families(groups: Sequence[GroupSet]) -> list[list[GroupSet]]:
     return list(families.values())
 
 
-def _cut(
-    work: _RemovalState, family: Sequence[GroupSet], tolerance: float, multiple: int
-) -> list[Cut | Skipped]:
-    """Cut one family where that is lossless."""
-    state = dict(work.network.state_dict())
-    dead = [~support(state, g)[g.group] for g in family]
-    keeps = _equal_widths([_keep(d) for d in dead], [g.units for g in family], multiple)
-    choices = [(g.units, k) for g, k in zip(family, keeps, strict=True) if len(k) < g.units.count]
+def _cut_copy(
+    network: nn.Module,
+    choices: Sequence[UnitChoice],
+    inputs: Inputs,
+    axes: Sequence[int | None],
+) -> nn.Module:
+    """Return a copy of a network that holds only the chosen units."""
+    slim = copy.deepcopy(network)
+    plan_pruning(network, choices, inputs, axes).apply_(slim)
+    return slim
+
+
+def _cut(state: _RemovalState, family: Sequence[GroupSet]) -> list[Cut | Skipped]:
+    """Cut one family of sets; skip it where the cut changes outputs."""
+    choices = _removable(state, family)
     if not choices:
         return []
-    columns = list(work.columns)
-    for units, keep in choices:
-        if units.source is not None:
-            columns[units.source] = keep
-    trial = copy.deepcopy(work.network)
-    gap = difference_after(trial, [*work.choices, *choices], work.inputs, work.axes, work.reference, columns)
     inexact = any(units.inexact for units, _ in choices)
-    if isinstance(gap, str) or (gap > tolerance and not inexact) or gap == float("inf"):
-        reason = gap if isinstance(gap, str) else f"the cut changes outputs by {gap:.1e}"
-        return [Skipped(name=u.name, units=u.count - len(k), reason=reason) for u, k in choices]
-    work.choices += choices
-    work.slim, work.columns = trial, columns
-    if inexact:  # the next cut answers for its own change alone
-        work.reference = outputs(trial, select_columns(work.inputs, work.axes, columns))
+    trial = _try_cut(state, choices, inexact)
+    if isinstance(trial, str):
+        return [Skipped(name=u.name, units=u.count - len(k), reason=trial) for u, k in choices]
+    state.choices += choices
+    state.slim, state.columns = trial.network, trial.columns
+    if inexact:  # the next cut is compared with this one, so that it accounts for its own change alone
+        state.reference = trial.outputs
     return [
         Cut(
             name=u.name,
             kind=u.kind,
             units=u.count - len(k),
-            difference=gap,
+            difference=trial.difference,
             removal=u.removal,
             inexact=u.inexact,
         )
@@ -226,40 +240,69 @@ def _cut(
     ]
 
 
-def _small_batches(network: nn.Module, slim: nn.Module, work: _RemovalState) -> float:
-    """Largest difference over all rows and over small batches, where the dense network takes them."""
+def _removable(state: _RemovalState, family: Sequence[GroupSet]) -> list[UnitChoice]:
+    """Return the sets of a family that have units to cut, each with the units to keep."""
+    tensors = dict(state.network.state_dict())
+    dead = [~support(tensors, g)[g.group] for g in family]
+    keeps = _equal_widths([_kept(d) for d in dead], [g.units for g in family], state.multiple)
+    return [(g.units, k) for g, k in zip(family, keeps, strict=True) if len(k) < g.units.count]
+
+
+def _try_cut(state: _RemovalState, choices: Sequence[UnitChoice], inexact: bool) -> _Trial | str:
+    """Make a cut together with all cuts before it, on a copy.
+
+    Returns:
+        The slim copy, or the reason to refuse the cut: the copy does not run or its outputs differ.
+    """
+    together = [*state.choices, *choices]
+    columns = kept_columns(together, state.inputs, state.axes)
+    try:
+        slim = _cut_copy(state.network, together, state.inputs, state.axes)
+        found = outputs(slim, select_columns(state.inputs, state.axes, columns))
+    except Exception as error:  # noqa: BLE001 - the user's forward may raise anything once a width changes
+        return no_longer_runs(error)
+    gap = difference(state.reference, found)
+    if (gap > state.tolerance and not inexact) or gap == float("inf"):
+        return f"the cut changes outputs by {gap:.1e}"
+    return _Trial(slim, columns, found, gap)
+
+
+def _largest_difference(network: nn.Module, slim: nn.Module, state: _RemovalState) -> float:
+    """Return the largest difference over all rows and over small batches that the dense network can run."""
     worst = difference(
-        outputs(network, work.inputs), outputs(slim, select_columns(work.inputs, work.axes, work.columns))
+        outputs(network, state.inputs), outputs(slim, select_columns(state.inputs, state.axes, state.columns))
     )
     for rows in _SMALL_BATCHES:
-        few = tuple(x[:rows] for x in work.inputs)
+        batch = tuple(x[:rows] for x in state.inputs)
         try:
-            expected = outputs(network, few)
-        except Exception:  # a forward written for larger batches says nothing of the cut
+            expected = outputs(network, batch)
+        except Exception:  # noqa: BLE001 - a forward may be written for larger batches; the cut is not at fault
             continue
-        worst = max(worst, difference(expected, outputs(slim, select_columns(few, work.axes, work.columns))))
+        worst = max(
+            worst, difference(expected, outputs(slim, select_columns(batch, state.axes, state.columns)))
+        )
     return worst
 
 
-def _keep(dead: Tensor) -> Tensor:
-    """Units to keep; the first where all are dead."""
+def _kept(dead: Tensor) -> UnitIds:
+    """Return the units to keep; the first where all are zero."""
     keep = torch.nonzero(~dead).flatten()
-    return keep if keep.numel() else torch.zeros(1, dtype=torch.int64)
+    return UnitIds(keep if keep.numel() else torch.zeros(1, dtype=torch.int64))
 
 
-def _equal_widths(keeps: Sequence[Tensor], sets: Sequence[UnitSet], multiple: int) -> list[Tensor]:
-    """Keep as many units in every set of a family as in its widest, rounded up; dead ones fill up."""
+def _equal_widths(keeps: Sequence[UnitIds], sets: Sequence[UnitSet], multiple: int) -> list[UnitIds]:
+    """Keep as many units in every set of a family as in its widest, rounded up, by adding zero units."""
     step = math.lcm(*(_step(units, multiple) for units in sets))
     width = math.ceil(max(len(k) for k in keeps) / step) * step
     filled = []
     for keep, units in zip(keeps, sets, strict=True):
         others = torch.arange(units.count)[~torch.isin(torch.arange(units.count), keep)]
-        filled.append(torch.cat([keep, others[: width - len(keep)]]).sort().values)
+        filled.append(UnitIds(torch.cat([keep, others[: width - len(keep)]]).sort().values))
     return filled
 
 
 def _step(units: UnitSet, multiple: int) -> int:
-    """Of how many units a set's number is a multiple where its width is one; removed inputs stay removed."""
+    """Return of what the number of units must be a multiple for widths to be; 1 for inputs."""
     if units.kind == "input" or not units.slots:
         return 1
     each = min(int((slot.unit >= 0).sum()) // units.count for slot in units.slots)  # such as of a head

@@ -1,4 +1,4 @@
-"""The only physical surgery: keep some positions of tensors, sizes in attributes, columns of inputs."""
+"""Cut a network: keep some positions of its tensors, resize attributes, fill removed input columns."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from glprune.pruning.ids import Positions
+
 if TYPE_CHECKING:
     from glprune.data.splits import Inputs
-    from glprune.pruning.units import UnitSet
+    from glprune.pruning.ids import UnitIds
+    from glprune.pruning.units import UnitChoice
 
 # module attribute -> (tensor, dimension) whose size it repeats
-_ATTRIBUTES: dict[str, tuple[str, int]] = {
+_SIZE_ATTRIBUTES: dict[str, tuple[str, int]] = {
     "in_features": ("weight", 1),
     "out_features": ("weight", 0),
     "num_features": ("running_mean", 0),
@@ -27,10 +30,10 @@ _ATTRIBUTES: dict[str, tuple[str, int]] = {
 
 @dataclass(frozen=True)
 class ConstantFill:
-    """Feeds constants for the removed columns of an input whose network is written for all of them.
+    """Feed constants for the removed columns of an input to a network that is written for all of them.
 
-    A forward pre-hook of the network: it takes the kept columns and gives the network its full
-    width, so that removal is exact for slices and sizes the forward holds fixed.
+    A forward pre-hook of the network: it takes the kept columns and gives the network the full
+    width, so that removal is exact where the forward fixes slices and sizes.
 
     Attributes:
         place: Number of the input.
@@ -45,10 +48,10 @@ class ConstantFill:
     values: Tensor
 
     def __call__(self, module: nn.Module, inputs: Inputs) -> Inputs:
-        """Widen one of the inputs."""
+        """Insert the constants into one of the inputs."""
         x = inputs[self.place]
         axis = self.axis % x.ndim
-        removed = _others(self.kept, self.values.numel())
+        removed = _complement(self.kept, self.values.numel())
         shape = list(x.shape)
         shape[axis] = len(removed)
         line = [1] * x.ndim
@@ -59,7 +62,7 @@ class ConstantFill:
         return (*inputs[: self.place], full, *inputs[self.place + 1 :])
 
     def then(self, first: ConstantFill) -> ConstantFill:
-        """This padding of an input that ``first`` narrowed already, as one."""
+        """Combine ``first`` and this fill, which follows it, into one."""
         values = first.values.clone()
         values[first.kept] = self.values
         return ConstantFill(self.place, self.axis, first.kept[self.kept], values)
@@ -70,12 +73,12 @@ class PruningPlan:
     """Everything that turns the dense network into the slim one.
 
     Attributes:
-        kept: ``(tensor, dim) -> positions`` that stay, int64, in the dense network's numbering.
+        kept: ``(tensor, dim) -> kept positions``, int64, in the dense network's numbering.
         attributes: ``(module path, attribute) -> value``, for sizes a forward reads.
-        padding: Input number -> its padding.
+        padding: Input number -> the fill of its removed columns.
     """
 
-    kept: Mapping[tuple[str, int], Tensor] = field(default_factory=dict)
+    kept: Mapping[tuple[str, int], Positions] = field(default_factory=dict)
     attributes: Mapping[tuple[str, str], Any] = field(default_factory=dict)
     padding: Mapping[int, ConstantFill] = field(default_factory=dict)
 
@@ -88,17 +91,18 @@ class PruningPlan:
             network.register_forward_pre_hook(padding, prepend=True)
 
     def merge(self, other: PruningPlan) -> PruningPlan:
-        """Both surgeries of one dense network."""
+        """Combine two plans for the same dense network."""
         kept = dict(self.kept)
         for key, positions in other.kept.items():
-            kept[key] = positions if key not in kept else kept[key][torch.isin(kept[key], positions)]
+            both = positions if key not in kept else kept[key][torch.isin(kept[key], positions)]
+            kept[key] = Positions(both)
         return PruningPlan(kept, {**self.attributes, **other.attributes}, {**self.padding, **other.padding})
 
     def then(self, second: PruningPlan) -> PruningPlan:
-        """This surgery, then one of the slim network it gave, in the dense network's numbering."""
+        """Combine this plan with one for its slim network, in the dense network's numbering."""
         kept = dict(self.kept)
         for key, positions in second.kept.items():
-            kept[key] = self.kept[key][positions] if key in self.kept else positions
+            kept[key] = Positions(self.kept[key][positions]) if key in self.kept else positions
         padding = dict(self.padding)
         for place, later in second.padding.items():
             padding[place] = later.then(padding[place]) if place in padding else later
@@ -106,22 +110,22 @@ class PruningPlan:
 
 
 def plan_pruning(
-    network: nn.Module, choices: Iterable[tuple[UnitSet, Tensor]], inputs: Inputs, axes: Sequence[int | None]
+    network: nn.Module, choices: Iterable[UnitChoice], inputs: Inputs, axes: Sequence[int | None]
 ) -> PruningPlan:
-    """Turn chosen units into a surgery.
+    """Plan how to cut all but the chosen units.
 
     Args:
         network: The dense network; its attributes are read.
         choices: Unit sets and the units of each to keep, int64.
-        inputs: Example inputs: a removed column that is fed a constant is fed the first row's value.
+        inputs: Example inputs; the first row's values replace removed columns that are fed a constant.
         axes: The feature axis of each input.
     """
-    whole = PruningPlan()
+    plan = PruningPlan()
     for units, keep in choices:
         alive = torch.zeros(units.count, dtype=torch.bool)
         alive[keep] = True
         kept = {
-            (s.tensor, s.dim): torch.nonzero((s.unit < 0) | alive[s.unit.clamp(min=0)]).flatten()
+            (s.tensor, s.dim): Positions(torch.nonzero((s.unit < 0) | alive[s.unit.clamp(min=0)]).flatten())
             for s in (units.slots if units.removal == "cut" else ())
         }
         attributes = {
@@ -134,13 +138,28 @@ def plan_pruning(
         if units.removal == "constant" and units.source is not None and len(keep) < units.count:
             axis = axes[units.source]
             assert axis is not None  # an input without a feature axis has no units
-            padding[units.source] = _padding(units.source, inputs[units.source], axis, keep)
-        whole = whole.merge(PruningPlan(kept, attributes, padding))
-    return whole
+            padding[units.source] = _constant_fill(units.source, inputs[units.source], axis, keep)
+        plan = plan.merge(PruningPlan(kept, attributes, padding))
+    return plan
 
 
-def _padding(place: int, x: Tensor, axis: int, keep: Tensor) -> ConstantFill:
-    """Constants that the network has met: the first row's values, the first along every other axis."""
+def kept_columns(choices: Iterable[UnitChoice], inputs: Inputs, axes: Sequence[int | None]) -> list[Tensor]:
+    """Return the kept columns of every input.
+
+    Args:
+        choices: Unit sets and the units of each to keep, int64.
+        inputs: Full inputs.
+        axes: The feature axis of each input; None where it has none.
+    """
+    columns = list(all_columns(inputs, axes))
+    for units, keep in choices:
+        if units.source is not None:
+            columns[units.source] = keep
+    return columns
+
+
+def _constant_fill(place: int, x: Tensor, axis: int, keep: UnitIds) -> ConstantFill:
+    """Take the constants from the first row, at the first position along every other axis."""
     row = x.movedim(axis, -1)
     while row.ndim > 1:
         row = row[0]
@@ -148,7 +167,7 @@ def _padding(place: int, x: Tensor, axis: int, keep: Tensor) -> ConstantFill:
 
 
 def _resized_attributes(module: nn.Module, name: str, per_unit: int, count: int, left: int) -> Any:
-    """An attribute's value once ``left`` of ``count`` units stay."""
+    """Return an attribute's value where ``left`` of ``count`` units stay."""
     value = getattr(module, name)
     old, new = per_unit * count, per_unit * left
     if isinstance(value, tuple | list):
@@ -156,7 +175,7 @@ def _resized_attributes(module: nn.Module, name: str, per_unit: int, count: int,
     return new
 
 
-def slice_(network: nn.Module, kept: Mapping[tuple[str, int], Tensor]) -> None:
+def slice_(network: nn.Module, kept: Mapping[tuple[str, int], Positions]) -> None:
     """Keep only the given positions along tensor dimensions, in place.
 
     Tied tensors stay tied, ``requires_grad`` stays as it was, and size attributes of the
@@ -164,77 +183,79 @@ def slice_(network: nn.Module, kept: Mapping[tuple[str, int], Tensor]) -> None:
 
     Args:
         network: The network to cut.
-        kept: ``(tensor name, dim) -> positions``, int64.
+        kept: ``(tensor name, dim) -> kept positions``, int64.
     """
-    before = {
+    channels_per_group = {
         module: module.num_channels // module.num_groups
         for module in network.modules()
         if isinstance(module, nn.GroupNorm)
     }
-    places = _places(network)
+    names = _names_by_tensor(network)
     for (name, dim), positions in kept.items():
-        old = _get(network, name)
+        old = _get_tensor(network, name)
         data = old.detach().index_select(dim, positions).contiguous()
         new = nn.Parameter(data, old.requires_grad) if isinstance(old, nn.Parameter) else data
-        for alias in places[id(old)]:
-            _set(network, alias, new)
-        places[id(new)] = places[id(old)]
+        for alias in names[id(old)]:
+            _set_tensor(network, alias, new)
+        names[id(new)] = names[id(old)]
     for module in network.modules():
-        _sync(module)
-    for module, per_group in before.items():
+        _update_sizes(module)
+    for module, per_group in channels_per_group.items():
         if module.weight is not None:
             module.num_channels = module.weight.shape[0]
             module.num_groups = max(1, module.num_channels // per_group)
 
 
 def all_columns(inputs: Inputs, axes: Sequence[int | None]) -> tuple[Tensor, ...]:
-    """Every position along each input's feature axis; none where it has no such axis."""
+    """Return every position along each input's feature axis; none where it has no such axis."""
     return tuple(
         torch.arange(0 if axis is None else x.shape[axis]) for x, axis in zip(inputs, axes, strict=True)
     )
 
 
-def _others(kept: Tensor, size: int) -> Tensor:
+def _complement(kept: Tensor, size: int) -> Tensor:
     out = torch.ones(size, dtype=torch.bool)
     out[kept] = False
     return torch.nonzero(out).flatten()
 
 
-def _places(network: nn.Module) -> dict[int, list[str]]:
-    """All names of every tensor, by identity, so that ties survive the cut."""
-    places: dict[int, list[str]] = {}
+def _names_by_tensor(network: nn.Module) -> dict[int, list[str]]:
+    """Return all names of every tensor, by identity, so that tied tensors stay tied."""
+    names: dict[int, list[str]] = {}
     for named in (network.named_parameters, network.named_buffers):
         for name, tensor in named(remove_duplicate=False):
-            places.setdefault(id(tensor), []).append(name)
-    return places
+            names.setdefault(id(tensor), []).append(name)
+    return names
 
 
-def _get(network: nn.Module, name: str) -> Tensor:
+def _get_tensor(network: nn.Module, name: str) -> Tensor:
     path, _, leaf = name.rpartition(".")
-    return getattr(network.get_submodule(path), leaf)
+    tensor: Tensor = getattr(network.get_submodule(path), leaf)
+    return tensor
 
 
-def _set(network: nn.Module, name: str, tensor: Any) -> None:
+def _set_tensor(network: nn.Module, name: str, tensor: Any) -> None:
     path, _, leaf = name.rpartition(".")
     module = network.get_submodule(path)
-    if isinstance(tensor, nn.Parameter) and leaf in module._parameters:
-        module._parameters[leaf] = tensor  # parametrised modules refuse plain assignment of other shapes
+    parameters = module._parameters  # noqa: SLF001 - parametrised modules refuse assignment of other shapes
+    if isinstance(tensor, nn.Parameter) and leaf in parameters:
+        parameters[leaf] = tensor
         if isinstance(module, nn.RNNBase):
-            setattr(module, leaf, tensor)  # which keeps its flat list of weights in step
+            setattr(module, leaf, tensor)  # updates its flat list of weights too
         return
     setattr(module, leaf, tensor)
 
 
-def _sync(module: nn.Module) -> None:
-    """Make a layer's size attributes say what its tensors say."""
+def _update_sizes(module: nn.Module) -> None:
+    """Set a layer's size attributes to the sizes of its tensors."""
     weight = getattr(module, "weight", None)
     if isinstance(module, nn.modules.conv._ConvNd) and isinstance(weight, Tensor):
         first, second = weight.shape[:2]
         transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
         if module.groups > 1:  # depthwise: each group reads one channel
-            own = module.out_channels // module.groups
-            module.groups = first // (1 if transposed else own)
-            module.in_channels, module.out_channels = module.groups, module.groups * own
+            per_group = module.out_channels // module.groups
+            module.groups = first // (1 if transposed else per_group)
+            module.in_channels, module.out_channels = module.groups, module.groups * per_group
         elif transposed:
             module.in_channels, module.out_channels = first, second
         else:
@@ -250,7 +271,7 @@ def _sync(module: nn.Module) -> None:
     if isinstance(module, nn.RNNCellBase):
         module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
         return
-    for attribute, (tensor_name, dim) in _ATTRIBUTES.items():
+    for attribute, (tensor_name, dim) in _SIZE_ATTRIBUTES.items():
         tensor = getattr(module, tensor_name, None)
         if hasattr(module, attribute) and isinstance(tensor, Tensor) and tensor.ndim > dim:
             setattr(module, attribute, tensor.shape[dim])

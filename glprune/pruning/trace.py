@@ -1,13 +1,13 @@
-"""Follow units through a network: from the weights that make them to the weights that read them.
+"""Follow units through a network: from the weights that produce them to the weights that read them.
 
-The network runs once on an example while every tensor operation is watched. Each tensor carries
-label planes: arrays of its own shape that say which unit every element belongs to, one plane for
-each independent way of dividing it into units (features and embedding dimensions, say). Views and
+The network runs once on an example under a dispatch mode that sees every tensor operation. Each tensor
+carries label planes: arrays of its own shape that hold the unit of every element, one plane for each
+independent way of dividing it into units (such as features and embedding dimensions). Views and
 concatenations move labels as they move values, so slices, reshapes and permutations need no rule
 of their own; elementwise operations join the units they pair; a contraction with a weight ends a
 unit at the weight's positions, which become its reader, and begins the units of its output.
-Operations that mix units are noted by name. Nothing here is trusted: :mod:`glprune.pruning.verification` tests
-every plan on numbers.
+Operations that mix units are recorded by name. :mod:`glprune.pruning.verification` checks every plan
+numerically.
 
 Positions of weights and input columns are nodes; joined nodes are found as connected components.
 """
@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from glprune.pruning.labels import tensors
+from glprune.pruning.labels import tensors_in
 from glprune.pruning.tracer import Trace, Tracer
 from glprune.pruning.tracing_rules import rule_for
 
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
 
 
 def trace(network: nn.Module, inputs: Inputs, axes: Sequence[int | None]) -> Trace:
-    """Run a network once and follow its units.
+    """Run a network once and record how its units meet its weights.
 
     Args:
         network: The network, in evaluation mode; it is not changed.
         inputs: Example inputs, each (batch, ...), batch at least 2.
         axes: The axis of each input that holds its features; None where it has none.
     """
-    watcher = Tracer(network, inputs, axes, rule_for)
-    with torch.no_grad(), _plain_operations(), watcher.layers(), watcher:
+    tracer = Tracer(network, inputs, axes, rule_for)
+    with torch.no_grad(), _plain_operations(), tracer.track_layers(), tracer:
         outputs = network(*inputs)
-    watcher.finish(tensors(outputs))
-    return watcher.trace
+    tracer.finish(tensors_in(outputs))
+    return tracer.trace
 
 
 @contextlib.contextmanager

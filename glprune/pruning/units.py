@@ -1,11 +1,11 @@
-"""The records of a plan: which positions of which tensors belong to which unit."""
+"""Records of a plan: which positions of which tensors belong to which unit."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor
+from glprune.pruning.ids import UnitIds
 
 Kind = Literal["input", "hidden"]
 Role = Literal["reader", "carrier"]
@@ -19,13 +19,14 @@ class TensorAxis:
     Attributes:
         tensor: Name in the state dict.
         dim: The dimension the units lie along.
-        unit: The unit of each position, shape (size of ``dim``,), int64; -1 is nobody's.
-        role: ``reader`` holds weights leaving a unit, ``carrier`` everything cut with it.
+        unit: The unit of each position, shape (size of ``dim``,), int64; -1 where it belongs to none.
+        role: A ``reader`` holds weights that read a unit's output, which are the unit's group; a
+            ``carrier`` holds what is only cut with it.
     """
 
     tensor: str
     dim: int
-    unit: Tensor
+    unit: UnitIds
     role: Role
 
 
@@ -35,7 +36,7 @@ class Attribute:
 
     Attributes:
         module: Path of the module; empty for the network itself.
-        name: Name of the attribute, an int or a tuple holding one.
+        name: Name of the attribute, an int or a tuple that holds one.
         per_unit: Its value for each unit of the set.
     """
 
@@ -46,22 +47,22 @@ class Attribute:
 
 @dataclass(frozen=True)
 class UnitSet:
-    """Input columns of one input, or the output units of one layer and all tied to it.
+    """The columns of one input, or the output units of one layer and everything tied to them.
 
     Attributes:
         name: Name of the input or of the layer.
         kind: ``input`` or ``hidden``.
         count: Number of units.
-        slots: Every place the units lie; empty where the set is refused.
+        slots: Every tensor axis the units lie along; empty where the set is refused.
         refused: Why the units cannot be cut, or None.
         source: Number of the input the units are columns of, or None.
         inexact: The operation that mixes the units, where the user allows an inexact cut.
-        removal: ``cut`` slices tensors; ``constant`` feeds removed input columns a constant
-            inside the network, where its forward is written for the full width.
+        removal: ``cut`` slices tensors; ``constant`` feeds a constant for removed input columns inside
+            the network, where its forward is written for the full width.
         family: Sets of one family are cut to equal widths, since one module holds them all
             under one size (layers and directions of a recurrent module).
         attributes: Module attributes that follow the number of units.
-        planner: Who found the plan: the trace alone, or torch-pruning and the trace alike.
+        planner: ``both`` where torch-pruning gives the plan of the trace, else ``trace``.
     """
 
     name: str
@@ -78,5 +79,8 @@ class UnitSet:
 
     @property
     def readers(self) -> tuple[TensorAxis, ...]:
-        """The slots holding the weights that leave the units."""
+        """The tensor axes that hold the weights of the units' groups."""
         return tuple(slot for slot in self.slots if slot.role == "reader")
+
+
+UnitChoice = tuple[UnitSet, UnitIds]  # a unit set and the units of it to keep

@@ -1,8 +1,9 @@
-"""Proof of plans on numbers: random weights in double precision, units perturbed, zeroed and cut.
+"""Check plans numerically: compare outputs on random weights in double precision.
 
-A plan from :mod:`glprune.pruning.planner` is not trusted. For subsets of units that set any two units
-apart, on a copy with random weights: perturbing the units changes the outputs; once the weights
-leaving them are zero, perturbing them changes nothing; and cutting them changes nothing either.
+The planner takes no plan from :mod:`glprune.pruning.candidates` unchecked. On a copy of the network with
+random weights, for subsets of units that separate any two units: zeroing the weights that read the units
+changes the outputs; with those weights at zero, perturbing the units changes nothing; and neither does
+cutting them.
 """
 
 from __future__ import annotations
@@ -21,21 +22,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from glprune.data.splits import Inputs, select_columns
 from glprune.pruning.groups import zero_units_
-from glprune.pruning.surgery import all_columns, plan_pruning
+from glprune.pruning.ids import UnitIds
+from glprune.pruning.surgery import kept_columns, plan_pruning
 from glprune.pruning.tracer import is_reduction
 from glprune.pruning.units import Attribute, UnitSet
 
 TOLERANCE = 1e-5  # relative, in float32
 _DOUBLE_TOLERANCE = 1e-9
 _PROBE_ROWS = 8
-_SMALL_ROW = 4096  # numbers in a row of all inputs; larger ones are probed on fewer rows
-_MOST_ATTRIBUTES = 3
-_MOST_REPAIRS = 40
-Marked = tuple[UnitSet, Tensor]  # a unit set and its marked units, bool (n_units,)
+_SMALL_ROW = 4096  # values in a row of all inputs; larger ones are compared on fewer rows
+_MAX_ATTRIBUTES = 3
+_MAX_ATTRIBUTE_CHOICES = 40
+MarkedUnits = tuple[UnitSet, Tensor]  # a unit set and its marked units, bool (n_units,)
 
 
 def difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
-    """Largest ``|a - b| / max(1, max|a|)`` over outputs; infinite where shapes or NaNs differ."""
+    """Return the largest ``|a - b| / max(1, max|a|)`` over outputs; infinite where shapes or NaNs differ."""
     worst = 0.0
     if len(a) != len(b):
         return float("inf")
@@ -49,19 +51,20 @@ def difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
 
 
 def outputs(network: nn.Module, inputs: Inputs) -> list[Tensor]:
-    """All output tensors of a network, without gradients."""
+    """Return all output tensors of a network, without gradients."""
     with torch.no_grad():
         return [y.detach() for y in pytree.tree_leaves(network(*inputs)) if isinstance(y, Tensor)]
 
 
 class EquivalenceChecker:
-    """Proves unit sets of one network.
+    """Check that cutting the units of a set equals zeroing them.
 
     Args:
         network: The network; it is copied, never changed.
         inputs: Example inputs, each (batch, ...), batch at least 2.
         axes: The feature axis of each input, or None.
-        neutral: Numbers of the reductions that mix units, for sets whose cut may be inexact.
+        mixing_reductions: Numbers of the reductions that mix units; sets whose cut may be inexact are checked
+            with those held constant.
     """
 
     def __init__(
@@ -69,15 +72,15 @@ class EquivalenceChecker:
         network: nn.Module,
         inputs: Inputs,
         axes: Sequence[int | None],
-        neutral: frozenset[int] = frozenset(),
+        mixing_reductions: frozenset[int] = frozenset(),
     ) -> None:
         self.axes = tuple(axes)
-        self.twin, self.probe, self.tolerance = random_copy(network, inputs)
-        self.whole = outputs(self.twin, self.probe)
-        self.neutral = neutral
+        self.network, self.probe, self.tolerance = random_copy(network, inputs)
+        self.reference = outputs(self.network, self.probe)
+        self.mixing_reductions = mixing_reductions
 
     def check_each(self, sets: Sequence[UnitSet]) -> str | None:
-        """Prove sets that are cut together on every separating subset; the reason where that fails."""
+        """Check sets that are cut together on every separating subset; return the reason of a failure."""
         for marks in self._subsets(sets):
             failure = self.mismatch(marks)
             if failure:
@@ -85,7 +88,7 @@ class EquivalenceChecker:
         return None
 
     def check_together(self, clusters: Sequence[Sequence[UnitSet]]) -> bool:
-        """Prove all clusters at once: every subset of each is zeroed and cut together with the others'."""
+        """Check all clusters at once: subsets of all of them are zeroed and cut together."""
         queues = [self._subsets(cluster) for cluster in clusters]
         for number in range(max((len(q) for q in queues), default=0)):
             marks = [mark for queue in queues if number < len(queue) for mark in queue[number]]
@@ -94,9 +97,9 @@ class EquivalenceChecker:
         return True
 
     def check_half(self, sets: Sequence[UnitSet]) -> list[UnitSet] | str:
-        """Prove sets that are cut together on one half of their units.
+        """Check sets that are cut together on one half of their units.
 
-        Where the forward no longer runs, attributes that it may read its widths from are tried.
+        Where the forward no longer runs, attributes that it may read its widths from are resized too.
 
         Returns:
             The sets with the attributes that follow their widths, or the reason why the plan
@@ -108,110 +111,92 @@ class EquivalenceChecker:
         failure = self.mismatch(marks)
         if failure is None:
             return list(sets)
-        if not failure.startswith(_RUNS):
+        if not failure.startswith(_NO_LONGER_RUNS):
             return failure
-        pinned = _pinned(self.twin, sets)
+        pinned = _fixed_width_reason(self.network, sets)
         if pinned is not None:
             return pinned
-        for attributes in _repairs(self.twin, sets):
-            repaired = [replace(s, attributes=attributes if n == 0 else ()) for n, s in enumerate(sets)]
-            again = [(s, mark) for s, (_, mark) in zip(repaired, marks, strict=True)]
-            if self._runs(again) and self.mismatch(again) is None:
-                return repaired
+        for attributes in _attribute_choices(self.network, sets):
+            resized = [replace(s, attributes=attributes if n == 0 else ()) for n, s in enumerate(sets)]
+            remarked = [(s, marked) for s, (_, marked) in zip(resized, marks, strict=True)]
+            if self._runs(remarked) and self.mismatch(remarked) is None:
+                return resized
         return failure
 
-    def _runs(self, marks: Sequence[Marked]) -> bool:
-        """Tell whether the network runs at all with the marked units cut."""
-        slim = _copied(self.twin, ())
-        choices = [(units, torch.nonzero(~marked).flatten()) for units, marked in marks]
-        columns = _columns(choices, self.probe, self.axes)
-        return not isinstance(difference_after(slim, choices, self.probe, self.axes, [], columns), str)
+    def _runs(self, marks: Sequence[MarkedUnits]) -> bool:
+        """Return whether the network runs without the marked units."""
+        return not isinstance(self._outputs_after_cut(_copy_tensors(self.network, ()), marks), str)
+
+    def _outputs_after_cut(self, network: nn.Module, marks: Sequence[MarkedUnits]) -> list[Tensor] | str:
+        """Return the outputs without the marked units, or the reason where the network no longer runs.
+
+        Args:
+            network: A copy that is no longer needed; it is cut in place.
+            marks: Unit sets and the units of each to cut.
+        """
+        choices = [(units, UnitIds(torch.nonzero(~marked).flatten())) for units, marked in marks]
+        columns = kept_columns(choices, self.probe, self.axes)
+        try:
+            plan_pruning(network, choices, self.probe, self.axes).apply_(network)
+            return outputs(network, select_columns(self.probe, self.axes, columns))
+        except Exception as error:  # noqa: BLE001 - a forward may raise anything once a width changes
+            return no_longer_runs(error)
 
     def _affects_output(self, sets: Sequence[UnitSet]) -> bool:
-        """Tell whether the units matter to the outputs at all."""
-        zeroed = _copied(self.twin, [slot.tensor for units in sets for slot in units.readers])
+        """Return whether zeroing all units changes the outputs."""
+        zeroed = _copy_tensors(self.network, [slot.tensor for units in sets for slot in units.readers])
         for units in sets:
             zero_units_(dict(zeroed.state_dict()), units, torch.ones(units.count, dtype=torch.bool))
-        return difference(self.whole, outputs(zeroed, self.probe)) > self.tolerance
+        return difference(self.reference, outputs(zeroed, self.probe)) > self.tolerance
 
-    def mismatch(self, marks: Sequence[Marked]) -> str | None:
-        """Say why cutting the marked units by plan is not the same as zeroing them; None where it is."""
+    def mismatch(self, marks: Sequence[MarkedUnits]) -> str | None:
+        """Return why cutting the marked units does not equal zeroing them, or None where it does."""
         inexact = any(units.inexact for units, _ in marks)
-        with _neutral(self.neutral, inexact):
+        with _neutral_statistics(self.mixing_reductions, inexact):
             return self._mismatch(marks)
 
-    def _mismatch(self, marks: Sequence[Marked]) -> str | None:
+    def _mismatch(self, marks: Sequence[MarkedUnits]) -> str | None:
         tensors = [slot.tensor for units, _ in marks for slot in units.slots]
-        zeroed = _copied(self.twin, tensors)
+        zeroed = _copy_tensors(self.network, tensors)
         for units, marked in marks:
             zero_units_(dict(zeroed.state_dict()), units, marked)
         reference = outputs(zeroed, self.probe)
-        moved = _copied(zeroed, tensors)
+        moved = _copy_tensors(zeroed, tensors)
         probe = _perturb(moved, marks, self.probe, self.axes)
         if difference(reference, outputs(moved, probe)) > self.tolerance:
-            return f"{_mixer(self.twin, marks)}: the units reach the output past the weights that read them"
-        choices = [(units, torch.nonzero(~marked).flatten()) for units, marked in marks]
-        columns = _columns(choices, self.probe, self.axes)
-        gap = difference_after(zeroed, choices, self.probe, self.axes, reference, columns)
-        if isinstance(gap, str):
-            return gap
-        if gap > self.tolerance:
-            return f"{_mixer(self.twin, marks)}: zeroed units change outputs when cut"
+            return (
+                f"{_mixing_reason(self.network, marks)}: the units reach the output past the weights that "
+                "read them"
+            )
+        slim = self._outputs_after_cut(zeroed, marks)
+        if isinstance(slim, str):
+            return slim
+        if difference(reference, slim) > self.tolerance:
+            return f"{_mixing_reason(self.network, marks)}: zeroed units change outputs when cut"
         return None
 
-    def _subsets(self, sets: Sequence[UnitSet]) -> list[list[Marked]]:
-        """Separating subsets; sets of one cluster have equal counts and are marked alike."""
+    def _subsets(self, sets: Sequence[UnitSet]) -> list[list[MarkedUnits]]:
+        """Mark separating subsets; the sets of one cluster have equal counts and are marked equally."""
         return [[(s, subset) for s in sets] for subset in separating_subsets(sets[0].count)]
 
 
-def _copied(network: nn.Module, tensors: Collection[str]) -> nn.Module:
-    """Copy a network's modules and the named tensors; the rest is shared, since only those are written."""
-    own = set(tensors)
-    shared = {id(t): t for name, t in network.state_dict(keep_vars=True).items() if name not in own}
+def _copy_tensors(network: nn.Module, names: Collection[str]) -> nn.Module:
+    """Copy a network's modules and the named tensors; all others are shared and must not be written."""
+    copied = set(names)
+    shared = {id(t): t for name, t in network.state_dict(keep_vars=True).items() if name not in copied}
     return copy.deepcopy(network, shared)
 
 
-def _columns(
-    choices: Sequence[tuple[UnitSet, Tensor]], inputs: Inputs, axes: Sequence[int | None]
-) -> list[Tensor]:
-    """Kept columns of every input."""
-    columns = list(all_columns(inputs, axes))
-    for units, keep in choices:
-        if units.source is not None:
-            columns[units.source] = keep
-    return columns
+_NO_LONGER_RUNS = "the network no longer runs after the cut"
 
 
-_RUNS = "the network no longer runs after the cut"
-
-
-def difference_after(
-    network: nn.Module,
-    choices: Sequence[tuple[UnitSet, Tensor]],
-    inputs: Inputs,
-    axes: Sequence[int | None],
-    reference: Sequence[Tensor],
-    columns: Sequence[Tensor],
-) -> float | str:
-    """Cut ``network`` in place and compare with ``reference``; a sentence where it no longer runs.
-
-    Args:
-        network: The network to cut.
-        choices: Unit sets and the units of each to keep.
-        inputs: Full inputs.
-        axes: The feature axis of each input, or None.
-        reference: Outputs before the cut.
-        columns: Kept columns of each input.
-    """
-    try:
-        plan_pruning(network, choices, inputs, axes).apply_(network)
-        return difference(reference, outputs(network, select_columns(inputs, axes, columns)))
-    except Exception as error:  # the user's forward may raise anything once a width changes
-        return f"{_RUNS} ({first_line(error)})"
+def no_longer_runs(error: Exception) -> str:
+    """Return the reason to refuse a cut after which the network raised an error."""
+    return f"{_NO_LONGER_RUNS} ({first_line(error)})"
 
 
 def separating_subsets(count: int) -> list[Tensor]:
-    """Non-empty, non-full subsets of units such that any two units are apart in one."""
+    """Return non-empty, non-full subsets of units, such that one of any two units alone is in one of them."""
     numbers = torch.arange(count)
     bits = [(numbers >> bit) & 1 == 1 for bit in range(max(1, (count - 1).bit_length()))]
     return [s for bit in bits for s in (bit, ~bit) if 0 < int(s.sum()) < count]
@@ -221,69 +206,69 @@ def random_copy(network: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, 
     """Copy a network with random weights, in double precision where its forward allows it.
 
     Returns:
-        The copy, example inputs in its precision, and the tolerance that precision deserves.
+        The copy, example inputs in its precision, and the tolerance for that precision.
     """
     larger = sum(x[0].numel() for x in inputs) / _SMALL_ROW
     rows = _PROBE_ROWS if larger <= 1 else max(2, int(_PROBE_ROWS / (2 * larger)))
     probe = tuple(x[:rows] for x in inputs)
     wide = tuple(x.double() if x.is_floating_point() else x for x in probe)
     for strength in (1.0, 0.1, 0.0):
-        twin = _randomised(network, strength)
-        double = _in_double(twin, wide)
+        copied = _randomize(network, strength)
+        double = _in_double(copied, wide)
         if double is not None:
             if strength == 0 or _is_stable(double, wide):
                 return double, wide, _DOUBLE_TOLERANCE
-        elif _finite(outputs(twin, probe)):
-            return twin, probe, TOLERANCE
-    return twin, probe, TOLERANCE
+        elif _all_finite(outputs(copied, probe)):
+            return copied, probe, TOLERANCE
+    return copied, probe, TOLERANCE
 
 
 def _in_double(network: nn.Module, inputs: Inputs) -> nn.Module | None:
-    """A copy in double precision; None where its forward fixes float32 or gives no finite numbers."""
-    twin = copy.deepcopy(network).double()
+    """Return a copy in double precision; None if it needs float32 or its outputs are not finite."""
+    copied = copy.deepcopy(network).double()
     try:
-        found = outputs(twin, inputs)
+        found = outputs(copied, inputs)
     except RuntimeError:
         return None
     floats = [y for y in found if y.is_floating_point()]
-    return twin if _finite(found) and all(y.dtype == torch.float64 for y in floats) else None
+    return copied if _all_finite(found) and all(y.dtype == torch.float64 for y in floats) else None
 
 
 def _is_stable(network: nn.Module, inputs: Inputs) -> bool:
-    """Tell whether round-off stays round-off: random recurrent weights can amplify it without bound."""
-    nudged = copy.deepcopy(network)
-    for parameter in nudged.parameters():
+    """Return whether round-off stays small: random recurrent weights can amplify it without bound."""
+    perturbed = copy.deepcopy(network)
+    for parameter in perturbed.parameters():
         parameter.data.mul_(1 + 1e-14)
-    return difference(outputs(network, inputs), outputs(nudged, inputs)) <= _DOUBLE_TOLERANCE / 100
+    return difference(outputs(network, inputs), outputs(perturbed, inputs)) <= _DOUBLE_TOLERANCE / 100
 
 
-def _finite(tensors: Sequence[Tensor]) -> bool:
+def _all_finite(tensors: Sequence[Tensor]) -> bool:
     floats = [t for t in tensors if t.is_floating_point()]
     return bool(floats) and all(bool(torch.isfinite(t).all()) for t in floats)
 
 
-def _randomised(network: nn.Module, strength: float) -> nn.Module:
+def _randomize(network: nn.Module, strength: float) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
-    twin = copy.deepcopy(network).eval()
-    for parameter in twin.parameters():
+    copied = copy.deepcopy(network).eval()
+    for parameter in copied.parameters():
         if parameter.is_floating_point():
             scale = parameter.detach().double().square().mean().sqrt().clamp(min=1e-2) * strength
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * scale
             parameter.data = (parameter.data.double() + noise).to(parameter.dtype)
-    for name, buffer in twin.named_buffers():
+    for name, buffer in copied.named_buffers():
         if buffer.is_floating_point():
             factor = 1 + strength * torch.rand(buffer.shape, generator=generator, dtype=torch.float64)
             shift = strength * torch.randn(buffer.shape, generator=generator, dtype=torch.float64) / 10
             moved = buffer.double() * factor + (shift if name.endswith("running_mean") else 0.0)
             buffer.copy_(moved.to(buffer.dtype))
-    return twin
+    return copied
 
 
 @torch.no_grad()
 def _perturb(
-    network: nn.Module, marks: Sequence[Marked], inputs: Inputs, axes: Sequence[int | None]
+    network: nn.Module, marks: Sequence[MarkedUnits], inputs: Inputs, axes: Sequence[int | None]
 ) -> Inputs:
-    """Change what makes the marked units: their carriers' positions, in place, and input columns."""
+    """Change what produces the marked units: positions of carriers, in place, and input columns."""
     state = dict(network.state_dict())
     moved = list(inputs)
     for units, marked in marks:
@@ -302,8 +287,8 @@ def _perturb(
     return tuple(moved)
 
 
-def _mixer(network: nn.Module, marks: Sequence[Marked]) -> str:
-    """Name the layer among the units' carriers that mixes units, if there is one."""
+def _mixing_reason(network: nn.Module, marks: Sequence[MarkedUnits]) -> str:
+    """Return which operation mixes the units: a norm among their carriers, or another one."""
     for units, _ in marks:
         for slot in units.slots:
             path = slot.tensor.rpartition(".")[0]
@@ -313,18 +298,18 @@ def _mixer(network: nn.Module, marks: Sequence[Marked]) -> str:
     return "an operation between the layers mixes the units"
 
 
-def _pinned(network: nn.Module, sets: Sequence[UnitSet]) -> str | None:
-    """Name a layer whose own code fixes the width, where it is a well-known one."""
+def _fixed_width_reason(network: nn.Module, sets: Sequence[UnitSet]) -> str | None:
+    """Return the reason where a well-known layer fixes the width in its own code, or None."""
     for slot in (slot for s in sets for slot in s.slots):
         path = slot.tensor.rpartition(".")[0]
-        for place in (path, path.rpartition(".")[0]):
-            if isinstance(network.get_submodule(place), nn.MultiheadAttention):
-                return f"MultiheadAttention {place!r} ties the width of its heads to the width of its input"
+        for module in (path, path.rpartition(".")[0]):
+            if isinstance(network.get_submodule(module), nn.MultiheadAttention):
+                return f"MultiheadAttention {module!r} ties the width of its heads to the width of its input"
     return None
 
 
-def _repairs(network: nn.Module, sets: Sequence[UnitSet]) -> Iterator[tuple[Attribute, ...]]:
-    """Sets of attributes, small ones first, that may hold the width of the units or their number."""
+def _attribute_choices(network: nn.Module, sets: Sequence[UnitSet]) -> Iterator[tuple[Attribute, ...]]:
+    """Yield sets of attributes, small ones first, that may hold the width of the units or their number."""
     count = sets[0].count
     widths = {count} | {int((slot.unit >= 0).sum()) for s in sets for slot in s.slots}
     paths: dict[str, None] = {}
@@ -343,39 +328,39 @@ def _repairs(network: nn.Module, sets: Sequence[UnitSet]) -> Iterator[tuple[Attr
         for path in paths
         for name, value in vars(network.get_submodule(path)).items()
         for width in widths
-        if width % count == 0 and name not in ("training",) and _agree(value, width)
+        if width % count == 0 and name not in ("training",) and _holds_width(value, width)
     ]
-    sizes = range(1, min(_MOST_ATTRIBUTES, len(found)) + 1)
+    sizes = range(1, min(_MAX_ATTRIBUTES, len(found)) + 1)
     combinations = itertools.chain.from_iterable(itertools.combinations(found, size) for size in sizes)
-    return itertools.islice(combinations, _MOST_REPAIRS)
+    return itertools.islice(combinations, _MAX_ATTRIBUTE_CHOICES)
 
 
-def _agree(value: Any, width: int) -> bool:
+def _holds_width(value: Any, width: int) -> bool:
     if isinstance(value, tuple | list):
         return width > 1 and any(type(v) is int and v == width for v in value)
     return type(value) is int and value == width
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message."""
+    """Return the first line of an error's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextlib.contextmanager
-def _neutral(mixing: frozenset[int], wanted: bool) -> Iterator[None]:
-    """Run with statistics over units held constant, so that an index map can be proved past them."""
+def _neutral_statistics(mixing: frozenset[int], wanted: bool) -> Iterator[None]:
+    """Hold statistics over units constant, so that a plan can be checked past them."""
     if not wanted:
         yield
         return
-    with _Neutral(mixing):
+    with _NeutralStatistics(mixing):
         yield
 
 
-class _Neutral(TorchDispatchMode):
-    """LayerNorm and RMSNorm as their affine part, softmax as a sigmoid, mixing reductions as ones."""
+class _NeutralStatistics(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch's __init_subclass__
+    """Compute norms as their affine part, softmax as a sigmoid, mixing reductions as ones."""
 
     def __init__(self, mixing: frozenset[int]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.mixing = mixing
         self.reductions = 0
 

@@ -1,13 +1,12 @@
-"""What a run has done so far, kept so that one that was stopped can go on.
+"""Checkpoints: the results of a run's long steps, so that a stopped run can be resumed.
 
-A run is one function of its recipe, model and data, so its long steps come in the same order every time.
-The journal keeps their results in that order. A run that goes on makes the same calls and is handed the
-results instead of working for them, up to where the journal ends: it arrives where an undisturbed run does,
-to the bit.
+A run is a function of its recipe, model and data, so its long steps always come in the same order. The log
+keeps their results in that order. A resumed run makes the same calls and gets the stored results, up to where
+the log ends: its bundle equals that of an uninterrupted run, bit for bit.
 
-A checkpoint is a JSON file that states its own digest, beside the tensors it names, one safetensors file for
-each step, called by its digest. Files are written aside, synced and renamed; the last two checkpoints are
-kept, and the older one serves where the newer one does not hold what it says.
+A checkpoint is a JSON file with its own digest, and one safetensors file of tensors for each step, named by
+its digest. Files are written under a temporary name, synced and renamed. The last two checkpoints are kept;
+the older one is used if the newer one is damaged.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ from glprune.errors import ModelError, UsageError
 if TYPE_CHECKING:
     from glprune.runtime.process_group import ProcessGroup
 
-_FORMAT = "glprune.checkpoint/1"
+_FORMAT = "glprune.checkpoint/2"
 _PATTERN = "checkpoint-*.json"
 _KEPT = 2
-_SECONDS, _SHARE = 1.0, 0.05  # at most so often, and of a run's time at most so much
+_SECONDS, _SHARE = 1.0, 0.05  # shortest interval, and largest share of a run's time spent on writing
 _SUFFIX = ".safetensors"
 
 
@@ -43,11 +42,11 @@ class Step:
     """The result of one step.
 
     Attributes:
-        name: What kind of step it was.
-        asked: What it was asked for, JSON values: a run that goes on must ask for the same.
-        facts: Its result, JSON values.
-        tensors: Its tensors, as long as no file holds them.
-        file: The digest of the file that does; None where there is none.
+        name: Kind of the step.
+        key: Its arguments, JSON values; a resumed run must call it with the same.
+        values: Its result, JSON values.
+        tensors: Its tensors, until a file holds them.
+        file: The digest of that file; None if there is none.
     """
 
     name: str
@@ -61,7 +60,7 @@ class CheckpointLog:
     """The results of a run's long steps, in order.
 
     Args:
-        folder: Where checkpoints are kept; without one nothing is.
+        folder: Where checkpoints are written; None keeps nothing.
         identity: What the run is a function of, name -> value, JSON values; see :meth:`resume`.
     """
 
@@ -73,14 +72,14 @@ class CheckpointLog:
         self._due = time.monotonic() + _SECONDS
 
     def resume(self) -> int:
-        """Take over the newest checkpoint that holds what it says; returns the number of its steps.
+        """Load the newest undamaged checkpoint; return the number of its steps.
 
         Raises:
-            UsageError: It is of a run of another recipe, model, data or software.
+            UsageError: It belongs to a run of another recipe, model, data or software.
         """
-        assert self.folder is not None  # a journal without one is not resumed
+        assert self.folder is not None  # a log without one is not resumed
         for path in reversed(checkpoints(self.folder)):
-            content = _is_intact(path)
+            content = _intact_content(path)
             if content is None:
                 continue
             self._check_identity(content["identity"])
@@ -90,11 +89,11 @@ class CheckpointLog:
         self._number = max((_checkpoint_number(p) for p in checkpoints(self.folder)), default=0)
         return len(self._records)
 
-    def load_step(self, name: str, asked: Mapping[str, Any]) -> Step | None:
-        """The record of the next step if it was this one, asked for the same; else None: it is to be done."""
+    def load_step(self, name: str, key: Mapping[str, Any]) -> Step | None:
+        """Return the stored result of the next step; None if it was another step or had another key."""
         if self._next < len(self._records):
             record = self._records[self._next]
-            if (record.name, record.key) == (name, dict(asked)):
+            if (record.name, record.key) == (name, dict(key)):
                 self._next += 1
                 return record
         return None
@@ -102,48 +101,48 @@ class CheckpointLog:
     def save_step(
         self,
         name: str,
-        asked: Mapping[str, Any],
-        facts: dict[str, Any],
+        key: Mapping[str, Any],
+        values: dict[str, Any],
         tensors: Mapping[str, Tensor] | None = None,
         since: int | None = None,
     ) -> Step:
-        """Keep the result of a step that was done, and write a checkpoint where one is due.
+        """Store the result of a step, and write a checkpoint if one is due.
 
         Args:
-            name: What kind of step it was.
-            asked: What it was asked for.
-            facts: Its result, JSON values.
-            tensors: Its tensors; they must not change any more.
-            since: A place (:attr:`place`): the steps done since were parts of this one and are dropped.
+            name: Kind of the step.
+            key: Its arguments.
+            values: Its result, JSON values.
+            tensors: Its tensors; they must not change later.
+            since: A :attr:`position`; the steps stored since then were parts of this one and are dropped.
         """
-        record = Step(name, dict(asked), facts, dict(tensors or {}))
+        record = Step(name, dict(key), values, dict(tensors or {}))
         if self.folder is not None:
-            # what lies behind was asked for by a run that went another way
+            # later steps belong to a run that took another way
             self._records[self._next if since is None else since :] = [record]
             self._next = len(self._records)
             self.save_if_due()
         return record
 
     @property
-    def step_folder(self) -> int:
-        """How many steps lie behind."""
+    def position(self) -> int:
+        """Number of steps stored or loaded so far."""
         return self._next
 
     def weights(self, record: Step) -> dict[str, Tensor]:
-        """The tensors of a record; empty once they were let go."""
+        """Return the tensors of a step; empty if they were dropped."""
         if record.file is None or self.folder is None:
             return record.tensors
-        return safetensors.torch.load_file(_read_tensors(self.folder) / f"{record.file}{_SUFFIX}")
+        return safetensors.torch.load_file(_tensor_folder(self.folder) / f"{record.file}{_SUFFIX}")
 
     def drop_tensors(self, record: Step, prefix: str) -> None:
-        """Keep a record without the tensors of a prefix: nothing will start from them again."""
+        """Drop the tensors of a step whose names start with a prefix."""
         if self.folder is not None:
             left = {n: t for n, t in self.weights(record).items() if not n.startswith(prefix)}
             record.tensors, record.file = left, None
 
-    def open_step(self, name: str, asked: Mapping[str, Any]) -> Step:
-        """The record of a step of many parts, whose facts the caller adds to as they are done."""
-        return self.load_step(name, asked) or self.save_step(name, asked, {})
+    def open_step(self, name: str, key: Mapping[str, Any]) -> Step:
+        """Return the record of a step of many parts; the caller adds values as parts are done."""
+        return self.load_step(name, key) or self.save_step(name, key, {})
 
     def save_if_due(self) -> None:
         """Write a checkpoint if the last one is old enough."""
@@ -151,10 +150,10 @@ class CheckpointLog:
             self.save()
 
     def save(self) -> None:
-        """Write a checkpoint and drop all but the last two.
+        """Write a checkpoint and delete all but the last two.
 
         Raises:
-            OSError: There is no room, or the folder cannot be written to.
+            OSError: The disk is full, or the folder cannot be written to.
         """
         if self.folder is None or not self._records:
             return
@@ -180,17 +179,17 @@ class CheckpointLog:
         }
 
     def _check_identity(self, found: Mapping[str, Any]) -> None:
-        unlike = [key for key, value in self.identity.items() if found.get(key) != value]
-        if unlike:
+        different = [key for key, value in self.identity.items() if found.get(key) != value]
+        if different:
             assert self.folder is not None  # it was read from there
             raise UsageError(
-                f"{self.folder}: the stopped run had another {' and another '.join(unlike)}; go on with the "
-                "same, or start anew with --overwrite."
+                f"{self.folder}: the stopped run had another {' and another '.join(different)}; use the "
+                "same, or start again with --overwrite."
             )
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, types, shapes and values, whatever the order of the names."""
+    """SHA-256 of names, types, shapes and values; the order of the names does not matter."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -199,7 +198,7 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:
-    """Tensors as a safetensors file holds them."""
+    """Return the content of a safetensors file."""
     return safetensors.torch.save({name: t.contiguous() for name, t in tensors.items()})
 
 
@@ -209,23 +208,23 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: aside, synced, renamed, the folder synced."""
-    aside = path.with_name(f".{path.name}.new")
+    """Write a file completely or not at all: under a temporary name, synced, renamed."""
+    temporary = path.with_name(f".{path.name}.new")
     try:
-        with aside.open("wb") as stream:
+        with temporary.open("wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        aside.replace(path)
+        temporary.replace(path)
     except OSError:
         with contextlib.suppress(OSError):
-            aside.unlink()
+            temporary.unlink()
         raise
     sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable, where the system can."""
+    """Sync the names in a folder to the disk, if the system can."""
     if hasattr(os, "O_DIRECTORY"):
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -234,7 +233,7 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def _read_tensors(folder: Path) -> Path:
+def _tensor_folder(folder: Path) -> Path:
     return folder / "tensors"
 
 
@@ -244,10 +243,10 @@ def _checkpoint_number(path: Path) -> int:
 
 
 def _write_tensors(tensors: Mapping[str, Tensor], folder: Path) -> str:
-    """Write tensors to a file called by its digest, unless it is there."""
+    """Write tensors to a file named by its digest, unless it exists."""
     content = pack_tensors(tensors)
     name = hashlib.sha256(content).hexdigest()
-    path = _read_tensors(folder) / f"{name}{_SUFFIX}"
+    path = _tensor_folder(folder) / f"{name}{_SUFFIX}"
     if not _is_complete(folder, name):
         path.parent.mkdir(exist_ok=True)
         write_durably(path, content)
@@ -263,18 +262,18 @@ def _digest_line(content: object) -> str:
 
 
 def _checked_content(path: Path) -> dict[str, Any] | None:
-    """The content of a checkpoint file; None where it is not what was written."""
+    """Return the content of a checkpoint file; None if it is damaged."""
     try:
         found = json.loads(path.read_bytes())
         content = found["content"]
-        whole = found["sha256"] == _digest_line(content) and content["format"] == _FORMAT
+        intact = found["sha256"] == _digest_line(content) and content["format"] == _FORMAT
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return content if whole else None
+    return content if intact else None
 
 
-def _is_intact(path: Path) -> dict[str, Any] | None:
-    """The content of a checkpoint whose tensors are all as they were written, or None."""
+def _intact_content(path: Path) -> dict[str, Any] | None:
+    """Return the content of a checkpoint; None if it or a file of its tensors is damaged."""
     content = _checked_content(path)
     if content is None or not all(_is_complete(path.parent, name) for name in _tensor_files(content)):
         return None
@@ -287,75 +286,75 @@ def _tensor_files(content: Mapping[str, Any]) -> Iterator[str]:
 
 def _is_complete(folder: Path, name: str) -> bool:
     try:
-        with (_read_tensors(folder) / f"{name}{_SUFFIX}").open("rb") as stream:
+        with (_tensor_folder(folder) / f"{name}{_SUFFIX}").open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest() == name
     except OSError:
         return False
 
 
 def _remove_old(folder: Path) -> None:
-    """Drop all but the last two checkpoints and the tensors neither of them names."""
+    """Delete all but the last two checkpoints, and tensors that neither of them uses."""
     found = checkpoints(folder)
     for old in found[:-_KEPT]:
         old.unlink()
     contents = filter(None, map(_checked_content, found[-_KEPT:]))
     named = {name for content in contents for name in _tensor_files(content)}
-    for path in _read_tensors(folder).glob(f"*{_SUFFIX}"):
+    for path in _tensor_folder(folder).glob(f"*{_SUFFIX}"):
         if path.stem not in named:
             path.unlink()
 
 
 class DistributedCheckpoint(CheckpointLog):
-    """The first process's journal, heard by all; what is kept must be the same in every process."""
+    """The log of process 0, shared by all processes; results must be the same in every process."""
 
-    def __init__(self, own: CheckpointLog, members: ProcessGroup) -> None:
+    def __init__(self, log: CheckpointLog, process_group: ProcessGroup) -> None:
         super().__init__()
-        self._own, self._crew = own, members
+        self._log, self._process_group = log, process_group
 
     @property
-    def step_folder(self) -> int:
-        """How many steps lie behind."""
-        return self._own.step_folder
+    def position(self) -> int:
+        """Number of steps stored or loaded so far."""
+        return self._log.position
 
-    def load_step(self, name: str, asked: Mapping[str, Any]) -> Step | None:
-        """What the first process recalls."""
-        record = self._own.load_step(name, asked)
-        sent = self._crew.broadcast_object(
-            None if record is None else (record.values, self._own.weights(record))
+    def load_step(self, name: str, key: Mapping[str, Any]) -> Step | None:
+        """Return the stored result of process 0."""
+        record = self._log.load_step(name, key)
+        sent = self._process_group.broadcast_object(
+            None if record is None else (record.values, self._log.weights(record))
         )
-        if sent is None or self._crew.is_main:
+        if sent is None or self._process_group.is_main:
             return record
-        return Step(name, dict(asked), sent[0], sent[1])
+        return Step(name, dict(key), sent[0], sent[1])
 
     def save_step(
         self,
         name: str,
-        asked: Mapping[str, Any],
-        facts: dict[str, Any],
+        key: Mapping[str, Any],
+        values: dict[str, Any],
         tensors: Mapping[str, Tensor] | None = None,
         since: int | None = None,
     ) -> Step:
-        """Keep a result that all processes came to.
+        """Store a result on which all processes agree.
 
         Raises:
-            ModelError: This process came to another one.
+            ModelError: This process has another result than process 0.
         """
-        own = repr(sorted(facts.items())), tensors_digest(tensors or {})
-        if self._crew.broadcast_object(own) != own:
+        local = repr(sorted(values.items())), tensors_digest(tensors or {})
+        if self._process_group.broadcast_object(local) != local:
             raise ModelError(
                 f"weights are not those of process 0 after the same step ({name}); run all processes on one "
                 "kind of machine with the same versions."
             )
-        return self._own.save_step(name, asked, facts, tensors, since)
+        return self._log.save_step(name, key, values, tensors, since)
 
     def weights(self, record: Step) -> dict[str, Tensor]:
-        """The tensors of a record."""
-        return self._own.weights(record)
+        """Return the tensors of a step."""
+        return self._log.weights(record)
 
     def drop_tensors(self, record: Step, prefix: str) -> None:
-        """As the first process's journal does."""
-        self._own.drop_tensors(record, prefix)
+        """See :class:`CheckpointLog`."""
+        self._log.drop_tensors(record, prefix)
 
     def save_if_due(self) -> None:
-        """As the first process's journal does."""
-        self._own.save_if_due()
+        """See :class:`CheckpointLog`."""
+        self._log.save_if_due()

@@ -1,4 +1,4 @@
-"""What a run's results may depend on: the recipe's seed and threads, never what the process had before."""
+"""Make results depend on the recipe's seed and threads only."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 
 @contextlib.contextmanager
 def reproducible(seed: int, threads: int) -> Iterator[None]:
-    """Seed PyTorch for a while, fix its threads, and give the caller's settings back.
+    """Seed PyTorch and set its threads inside the block; restore the caller's settings after it.
 
-    PyTorch splits sums among its threads, so that their number decides the last digits, and these which
-    groups leave first.
+    PyTorch splits sums among its threads, so their number changes the last digits, and these can change the
+    order in which groups become zero.
 
     Args:
         seed: Seed of PyTorch's own generator.

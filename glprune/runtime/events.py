@@ -1,4 +1,4 @@
-"""What a run tells while it works; the command line turns these into lines or bars."""
+"""Events that a run reports; the command line prints them as lines or progress bars."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of the run begins."""
+    """A stage of the run starts."""
 
     name: str
     detail: str = ""
@@ -20,7 +20,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class PointDone:
-    """A point of the regularisation path is finished; ``of`` is how many the grid has."""
+    """A point of the regularisation path is finished; ``of`` is the number of points of the grid."""
 
     index: int
     of: int
@@ -29,7 +29,7 @@ class PointDone:
 
 @dataclass(frozen=True)
 class Progress:
-    """One of many like parts of a stage is finished, in whatever order; ``what`` names them."""
+    """One of the similar parts of a stage is finished, in any order; ``what`` names them."""
 
     what: str
     done: int
@@ -38,7 +38,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something the user should read, such as a column that is constant."""
+    """A message the user should read, for example about a constant column."""
 
     text: str
 
@@ -48,4 +48,4 @@ Listener = Callable[[Event], None]
 
 
 def silent(event: Event) -> None:
-    """Listen to nothing."""
+    """Ignore an event."""

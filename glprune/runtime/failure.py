@@ -1,8 +1,8 @@
-"""How all processes of a run end when one of them does: one word, and nobody leaves before it is told.
+"""End all processes of a run if one of them fails, with one error message.
 
-A launcher ends the others as soon as one process has left. So whoever cannot go on leaves word in the store
-through which the processes met, closes its connections, which ends the sums in which others wait, and
-stays until the first process, which reads the word there, is about to tell it.
+A launcher ends the other processes as soon as one has left. So a process that fails publishes its error in
+the store through which the processes connected, closes its connections (which ends the operations in which
+others wait), and stays until process 0, which reads the error there, is about to report it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
 
 from glprune.errors import (
     DataError,
@@ -27,10 +27,11 @@ from glprune.errors import (
     user_message,
 )
 
-_TEXT_OF_GLOO = re.compile(r"\.cc:\d+\] (.*?)(?:\. |\n|$)")
-_FOR_THE_FIRST, _FOR_OTHERS = 60.0, 5.0  # seconds of waiting for them
+_GLOO_REASON = re.compile(r"\.cc:\d+\] (.*?)(?:\. |\n|$)")
+_WAIT_FOR_MAIN, _WAIT_FOR_OTHERS = 60.0, 5.0  # seconds
 _POLL = 0.02
-_KINDS = {kind.exit_code: kind for kind in (UsageError, ModelError, DataError, TargetError)}
+_KEY = "word"
+_ERRORS = {error.exit_code: error for error in (UsageError, ModelError, DataError, TargetError)}
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ class FailureRecord:
 
     Attributes:
         rank: Its number.
-        text: The reason.
+        text: The error message.
         code: Its exit code.
-        stopped: Whether it could have gone on, so that what was done is worth keeping.
+        stopped: Whether it was stopped from outside or by a bug, so that its checkpoints are worth keeping.
     """
 
     rank: int
@@ -51,56 +52,58 @@ class FailureRecord:
 
 
 class FailureStore:
-    """Where the processes leave word for each other.
+    """Where processes publish why they ended.
 
     Args:
-        store: What they met through.
-        rank: Number of this one.
-        size: How many there are.
+        store: The store through which they connected.
+        rank: Number of this process.
+        size: Number of processes.
 
     Attributes:
-        told: Whether this process, not the first, may be silent: the first one tells why all end.
+        reported: Whether process 0 reports why all end, so that this process, another one, need not.
     """
 
-    def __init__(self, store: dist.Store, rank: int, size: int) -> None:
+    def __init__(self, store: Store, rank: int, size: int) -> None:
         self._store, self.rank, self.size = store, rank, size
-        self.told = False
+        self.reported = False
 
     def publish(self, error: BaseException) -> None:
-        """Leave word of an error; the first word counts."""
-        own = isinstance(error, GlpruneError) and not isinstance(error, PeerFailedError)
-        word = FailureRecord(self.rank, user_message(error) or _rank_list(error), exit_code(error), not own)
-        with contextlib.suppress(RuntimeError):  # the store went with the process that held it
-            self._store.compare_set("word", "", json.dumps(asdict(word)))
+        """Publish an error; the first one that any process publishes counts."""
+        expected = isinstance(error, GlpruneError) and not isinstance(error, PeerFailedError)
+        text = user_message(error) or f"{type(error).__name__}: {error}"
+        record = FailureRecord(self.rank, text, exit_code(error), not expected)
+        with contextlib.suppress(RuntimeError):  # the process that held the store may be gone
+            self._store.compare_set(_KEY, "", json.dumps(asdict(record)))
 
-    def received(self, broken: RuntimeError) -> GlpruneError:
-        """What to raise where a connection broke: the error of the process that closed it.
+    def received(self, error: RuntimeError) -> GlpruneError:
+        """Return the error to raise after a lost connection: that of the process that closed it.
 
         Args:
-            broken: What gloo says of it.
+            error: The error of gloo.
         """
-        word = self._record_of()
-        if word is None:
+        record = self._first_record()
+        if record is None:
             return PeerFailedError(
-                f"another process was lost: {failure_reason(broken)} (killed, out of memory, or its machine)"
+                f"another process was lost: {failure_reason(error)} (killed, out of memory, or its machine)"
             )
-        text = f"process {word.rank}: {word.text}"
-        return PeerFailedError(text, word.code) if word.stopped else _KINDS.get(word.code, GlpruneError)(text)
+        text = f"process {record.rank}: {record.text}"
+        if record.stopped:
+            return PeerFailedError(text, record.code)
+        return _ERRORS.get(record.code, GlpruneError)(text)
 
     def leave(self, failed: bool) -> None:
-        """Leave: after an error together, the first process a moment before the others."""
-        others = [_left_sentence(rank) for rank in range(1, self.size)]
+        """Leave; after an error all leave together, process 0 a moment before the others."""
         with contextlib.suppress(RuntimeError, KeyboardInterrupt):
             if failed and self.rank:
-                self.told = self._wait([_left_sentence(0)], _FOR_THE_FIRST)
-            self._store.set(_left_sentence(self.rank), "")
+                self.reported = self._wait([_left_key(0)], _WAIT_FOR_MAIN)
+            self._store.set(_left_key(self.rank), "")
             if failed and not self.rank:
-                self._wait(others, _FOR_OTHERS)
+                self._wait([_left_key(rank) for rank in range(1, self.size)], _WAIT_FOR_OTHERS)
 
-    def _record_of(self) -> FailureRecord | None:
+    def _first_record(self) -> FailureRecord | None:
         try:
-            if self._store.check(["word"]):
-                return FailureRecord(**json.loads(self._store.get("word")))
+            if self._store.check([_KEY]):
+                return FailureRecord(**json.loads(self._store.get(_KEY)))
         except RuntimeError:
             pass
         return None
@@ -115,14 +118,10 @@ class FailureStore:
 
 
 def failure_reason(error: Exception) -> str:
-    """What gloo or a store says, without the place in its source and its advice."""
-    found = _TEXT_OF_GLOO.search(str(error))
+    """Return the reason that gloo or a store gives, without its place in the source and its advice."""
+    found = _GLOO_REASON.search(str(error))
     return found[1] if found else str(error).partition("\n")[0]
 
 
-def _left_sentence(rank: int) -> str:
+def _left_key(rank: int) -> str:
     return f"left/{rank}"
-
-
-def _rank_list(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"

@@ -1,6 +1,6 @@
-"""The folder a run works in, beside its output: the bundle so far, the journal, and the lock on both.
+"""The folder of an unfinished run, next to its output: bundle, checkpoints and a lock.
 
-The output appears whole, by one rename, or not at all. What a run that was stopped had done stays in
+The output appears completely, by one rename, or not at all. The checkpoints of a stopped run stay in
 ``<output>.unfinished``; a run that failed leaves nothing.
 """
 
@@ -29,45 +29,45 @@ _UNWRITABLE = (*_FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 
 
 class OutputFolder:
-    """What a run works with.
+    """The folder of an unfinished run.
 
     Attributes:
         folder: ``<output>.unfinished``.
-        stage: The bundle's files so far.
+        stage: Folder of the bundle's files written so far.
     """
 
     def __init__(self, out: Path, resume: bool) -> None:
         self.folder, self.resume = unfinished_path(out), resume
         self.stage = self.folder / _STAGE
-        self._journal = CheckpointLog()
+        self._log = CheckpointLog()
 
     def checkpoint_log(self, identity: Mapping[str, Any]) -> CheckpointLog:
-        """The run's journal, which begins with what a stopped run has done where this one goes on from it.
+        """Open the log of the run; a resumed run starts with the steps of the stopped one.
 
         Raises:
-            UsageError: The stopped run was another one.
+            UsageError: The stopped run had another recipe, model or data.
         """
-        found = CheckpointLog(self.folder, identity)
+        log = CheckpointLog(self.folder, identity)
         if self.resume:
             try:
-                found.resume()
+                log.resume()
             except UsageError as error:
                 raise ResumableUsageError(str(error)) from None
-        self._journal = found
-        return found
+        self._log = log
+        return log
 
     def save(self) -> None:
         """Write a last checkpoint."""
-        self._journal.save()
+        self._log.save()
 
 
 def unfinished_path(out: Path) -> Path:
-    """Where a run works whose output is to be ``out``."""
+    """Return the folder in which a run works before its output is complete."""
     return out.with_name(out.name + _SUFFIX)
 
 
 def is_resumable(out: Path) -> bool:
-    """Whether a stopped run left anything to go on from."""
+    """Whether a stopped run left checkpoints."""
     return bool(checkpoints(unfinished_path(out)))
 
 
@@ -87,54 +87,54 @@ def check_free(out: Path, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def open_output_folder(out: Path, overwrite: bool, resume: bool) -> Iterator[OutputFolder]:
-    """Lock the output's place, give a workspace, and move the bundle into place when the block ends well.
+    """Lock the output, yield a folder to work in, and move the bundle to ``out`` if the block succeeds.
 
     Args:
         out: The output folder.
-        overwrite: Replace an older bundle there, and drop what a stopped run has done.
-        resume: Go on from what a stopped run has done, if there is any.
+        overwrite: Replace an older bundle, and delete the checkpoints of a stopped run.
+        resume: Continue from the checkpoints of a stopped run, if there are any.
 
     Raises:
-        UsageError: The place is taken, locked by another run, full, or cannot be written to.
+        UsageError: The output exists, is locked by another run, or cannot be written (the disk may be full).
     """
     check_free(out, overwrite)
-    space = OutputFolder(out, resume)
-    with _locked(space.folder, out):
-        _restore(space.folder, out)
+    output = OutputFolder(out, resume)
+    with _locked(output.folder, out):
+        _restore(output.folder, out)
         _check_unfinished(out, overwrite, resume)
         keep = True
         try:
-            with _error_in_words(out):
-                _empty(space.stage)
-                yield space
+            with _write_errors(out):
+                _empty(output.stage)
+                yield output
                 check_free(out, overwrite)
-                _sync(space.stage)
-                _replace(space.stage, out, space.folder)
+                _sync(output.stage)
+                _replace(output.stage, out, output.folder)
             keep = False
         except (KeyboardInterrupt, PeerFailedError):
             with contextlib.suppress(OSError):
-                space.save()
+                output.save()
             raise
         except GlpruneError as error:
             keep = isinstance(error, ResumableUsageError)
             raise
         finally:
-            gone = space.stage if keep and is_resumable(out) else space.folder
+            gone = output.stage if keep and is_resumable(out) else output.folder
             shutil.rmtree(gone, ignore_errors=True)
 
 
 class ResumableUsageError(UsageError):
-    """The run could not go on for reasons that lie outside of it; what it has done is kept."""
+    """The run could not continue for external reasons; its checkpoints are kept."""
 
 
 @contextlib.contextmanager
 def _locked(folder: Path, out: Path) -> Iterator[None]:
-    """Make a folder and hold its lock; the folder goes with the lock if nothing else is in it.
+    """Create a folder and hold its lock.
 
     Raises:
-        UsageError: Another run holds it, or the place cannot be written to.
+        UsageError: Another run holds the lock, or the folder cannot be created.
     """
-    if folder.is_symlink():  # what lies elsewhere is not emptied
+    if folder.is_symlink():  # its target must not be emptied
         raise UsageError(f"{folder} is a symbolic link; remove it, or choose another --out.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -153,39 +153,39 @@ def _locked(folder: Path, out: Path) -> Iterator[None]:
 
 
 def _check_unfinished(out: Path, overwrite: bool, resume: bool) -> None:
-    """Neither lose nor use what a stopped run has done without being told to."""
+    """Refuse to use or to delete the checkpoints of a stopped run without an option that says so."""
     if resume or not is_resumable(out):
         return
     if not overwrite:
         raise ResumableUsageError(
-            f"{unfinished_path(out)} holds a run that was stopped; go on with --resume, or start anew with "
-            "--overwrite."
+            f"{unfinished_path(out)} holds a run that was stopped; continue with --resume, or start again "
+            "with --overwrite."
         )
     for path in checkpoints(unfinished_path(out)):
         path.unlink()
 
 
 @contextlib.contextmanager
-def _error_in_words(out: Path) -> Iterator[None]:
-    """Say in one line that a file could not be written, whoever tried."""
+def _write_errors(out: Path) -> Iterator[None]:
+    """Turn errors of writing, of any library, into a one-line message."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         reason = _not_writable(error)
         if reason is None:
             raise
-        mend = "; make room" if reason[0] in _FULL else ""
-        on = " and go on with --resume" if is_resumable(out) else ""
+        hint = "; free some space" if reason[0] in _FULL else ""
+        resume = " and continue with --resume" if is_resumable(out) else ""
         raise ResumableUsageError(
-            f"{out}: cannot be written ({os.strerror(reason[0])}){mend}{on}."
+            f"{out}: cannot be written ({os.strerror(reason[0])}){hint}{resume}."
         ) from error
 
 
 def _not_writable(error: Exception) -> tuple[int] | None:
-    """The system's reason why a file could not be written; None where that was not it."""
+    """Return the error number if the error says that a file could not be written, else None."""
     if isinstance(error, OSError):
         number = error.errno
-    else:  # safetensors has it in words alone
+    else:  # safetensors gives the number in its text only
         found = re.search(r"os error (\d+)", str(error))
         number = int(found[1]) if found else None
     return (number,) if number in _UNWRITABLE else None
@@ -197,7 +197,7 @@ def _empty(folder: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Make every file of a folder durable."""
+    """Sync every file of a folder to the disk."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as stream:
@@ -206,7 +206,7 @@ def _sync(folder: Path) -> None:
 
 
 def _replace(stage: Path, out: Path, scratch: Path) -> None:
-    """Move ``stage`` to ``out``; an older bundle is kept in ``scratch`` until the new one stands."""
+    """Move ``stage`` to ``out``; keep an older bundle in ``scratch`` until the new one is in place."""
     if out.exists():
         out.rename(scratch / _OLD)
     try:
@@ -218,6 +218,6 @@ def _replace(stage: Path, out: Path, scratch: Path) -> None:
 
 
 def _restore(scratch: Path, out: Path) -> None:
-    """Put the older bundle back where a run was stopped, or failed, before the new one stood."""
+    """Move the older bundle back if a run ended before the new one was in place."""
     if (scratch / _OLD).exists() and not out.exists():
         (scratch / _OLD).rename(out)

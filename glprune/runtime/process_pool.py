@@ -1,7 +1,7 @@
-"""Fan work out over processes: local ones here, behind one small interface that Ray's workers share.
+"""Distribute work over local processes, through an interface that Ray's workers share.
 
-The processes are started anew (``spawn``), never forked: a fork of a process whose PyTorch has threads
-may hang. Nothing but bytes is passed in, so no tensor is shared with the caller.
+The processes are spawned, never forked: a fork of a process in which PyTorch has threads may hang. Only bytes
+are passed to them, so no tensor is shared with the caller.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from multiprocessing import parent_process, util
 from multiprocessing.context import SpawnContext, SpawnProcess
 from types import FrameType, TracebackType
@@ -35,16 +36,16 @@ Outcome = TypeVar("Outcome")
 
 
 class WorkerPool(Protocol[State]):
-    """Whatever works on many items side by side; :class:`Workers` here, :mod:`glprune.runtime.ray_pool` on Ray."""
+    """Workers that process items in parallel: :class:`ProcessPool`, or ``RayPool`` on Ray."""
 
     def __enter__(self) -> WorkerPool[State]:
-        """Begin."""
+        """Start."""
         ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End what is at work."""
+        """End the workers."""
         ...
 
     def map(
@@ -53,23 +54,23 @@ class WorkerPool(Protocol[State]):
         items: Sequence[Item],
         done: Callable[[int, Outcome], None],
     ) -> list[Outcome]:
-        """See :meth:`Workers.map`."""
+        """See :meth:`ProcessPool.map`."""
         ...
 
 
 class ProcessPool(Generic[State]):
-    """Processes that each prepare once and then work on items; none is started before the first item.
+    """Local processes that each prepare once and then process items.
 
-    On leaving the context the processes end; where it is left by an error they are stopped at once.
+    The first item starts them. They end with the context; if an error ends it, they are terminated.
 
     Args:
-        prepare: Called once in each process, before its first item; it pickles.
+        prepare: Called once in each process, before its first item; must pickle.
         processes: Number of processes, at least 1; each computes with one thread.
     """
 
     def __init__(self, prepare: Callable[[], State], processes: int) -> None:
         self._context = _Context()
-        payload = pickle.dumps(prepare)  # by value: torch shares the memory of tensors it is left to pass
+        payload = pickle.dumps(prepare)  # bytes: torch would share the memory of tensors
         self._pool = ProcessPoolExecutor(processes, self._context, _start_worker, (payload,))
 
     def __enter__(self) -> ProcessPool[State]:
@@ -89,60 +90,86 @@ class ProcessPool(Generic[State]):
         items: Sequence[Item],
         done: Callable[[int, Outcome], None],
     ) -> list[Outcome]:
-        """Work on every item and return the outcomes in the order of the items.
+        """Process every item and return the outcomes in the order of the items.
 
         Args:
-            work: A function of a module, of what ``prepare`` returned and an item. Its outcome must
-                depend on these alone; items and outcomes pickle.
-            items: What to work on.
-            done: Told the place and the outcome of each item, as they come.
+            work: A module-level function of what ``prepare`` returned and an item. Its outcome must
+                depend on these alone; items and outcomes must pickle.
+            items: The items.
+            done: Called with the index and the outcome of each item, in the order they finish.
 
         Raises:
             GlpruneError: A process was killed.
-            Exception: Whatever ``prepare`` or ``work`` raised first.
+            Exception: The first error of ``prepare`` or ``work``.
         """
         try:
             futures = [self._pool.submit(_run_item, work, item) for item in items]
-            places = {future: place for place, future in enumerate(futures)}
+            indices = {future: index for index, future in enumerate(futures)}
             for future in as_completed(futures):
-                done(places[future], future.result())
+                done(indices[future], future.result())
         except BrokenProcessPool:
             raise GlpruneError(
-                "A worker process was killed, most likely for want of memory; set workers.processes lower."
+                "A worker process was killed, probably for lack of memory; set workers.processes lower."
             ) from None
         return [future.result() for future in futures]
+
+
+@dataclass(frozen=True)
+class OutcomeLog(Generic[Outcome]):
+    """A checkpointed step that keeps outcomes by the index of their item.
+
+    Attributes:
+        record: The step; outcomes are added to its values.
+        log: Writes the checkpoints.
+        adapter: Converts outcomes to JSON values and back.
+    """
+
+    record: Step
+    log: CheckpointLog
+    adapter: TypeAdapter[Outcome]
+
+    def __contains__(self, index: int) -> bool:
+        """Whether the outcome is known."""
+        return str(index) in self.record.values
+
+    def __len__(self) -> int:
+        """Number of known outcomes."""
+        return len(self.record.values)
+
+    def __getitem__(self, index: int) -> Outcome:
+        """The outcome of an item."""
+        return self.adapter.validate_python(self.record.values[str(index)])
+
+    def __setitem__(self, index: int, outcome: Outcome) -> None:
+        """Keep an outcome, and write a checkpoint if one is due."""
+        self.record.values[str(index)] = self.adapter.dump_python(outcome, mode="json")
+        self.log.save_if_due()
 
 
 def map_with_checkpoint(
     workers: WorkerPool[State],
     work: Callable[[State, Item], Outcome],
     items: Sequence[Item],
-    told: Callable[[int], None],
-    record: Step,
-    journal: CheckpointLog,
-    kind: TypeAdapter[Outcome],
+    outcomes: OutcomeLog[Outcome],
+    report: Callable[[int], None],
 ) -> list[Outcome]:
-    """:meth:`Workers.map` of what a stopped run had not done yet.
+    """Call :meth:`ProcessPool.map` on the items that a stopped run has not processed.
 
     Args:
         workers: The processes.
-        work: See there.
-        items: See there.
-        told: Told how many items are done, after each.
-        record: Holds the outcomes so far, by place, and is given each new one.
-        journal: Keeps the record.
-        kind: Brings outcomes to JSON values and back.
+        work: See :meth:`ProcessPool.map`.
+        items: All items.
+        outcomes: The outcomes of the stopped run; new ones are added.
+        report: Called with the number of processed items, after each.
     """
-    known = record.values
-    left = [place for place in range(len(items)) if str(place) not in known]
+    left = [index for index in range(len(items)) if index not in outcomes]
 
-    def done(place: int, outcome: Outcome) -> None:
-        known[str(left[place])] = kind.dump_python(outcome, mode="json")
-        journal.save_if_due()
-        told(len(known))
+    def done(position: int, outcome: Outcome) -> None:
+        outcomes[left[position]] = outcome
+        report(len(outcomes))
 
-    workers.map(work, [items[place] for place in left], done)
-    return [kind.validate_python(known[str(place)]) for place in range(len(items))]
+    workers.map(work, [items[index] for index in left], done)
+    return [outcomes[index] for index in range(len(items))]
 
 
 def available_cores() -> int:
@@ -151,7 +178,7 @@ def available_cores() -> int:
 
 
 class _Process(SpawnProcess):
-    """A process that neither imports the caller's script nor sees Ctrl-C, which the caller answers."""
+    """A process that does not import the caller's script and ignores Ctrl-C, which the caller handles."""
 
     def start(self) -> None:
         with _without_main_script(), _ignore_interrupts():
@@ -159,7 +186,7 @@ class _Process(SpawnProcess):
 
 
 class _Context(SpawnContext):
-    """Starts the pool's processes and remembers them."""
+    """Starts the processes of the pool and keeps a list of them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -173,7 +200,7 @@ class _Context(SpawnContext):
 
 @contextlib.contextmanager
 def _without_main_script() -> Iterator[None]:
-    """Hide ``__main__``: a spawned process would run it again, and with it the run it calls."""
+    """Hide ``__main__``: a spawned process would run it again, and the run it calls."""
     script = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:
@@ -184,7 +211,7 @@ def _without_main_script() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _ignore_interrupts() -> Iterator[None]:
-    """Block SIGINT, which a new process inherits from its first instruction; here it only waits."""
+    """Block SIGINT: a new process inherits the block from its first instruction; here it waits."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -196,10 +223,10 @@ def _ignore_interrupts() -> Iterator[None]:
 
 
 class WorkerState(Generic[State]):
-    """What a process prepares once, and the random state every item begins with.
+    """What a worker prepares once, and the random state with which every item starts.
 
     Args:
-        payload: The pickled function that prepares.
+        payload: The pickled ``prepare``.
     """
 
     def __init__(self, payload: bytes) -> None:
@@ -207,7 +234,7 @@ class WorkerState(Generic[State]):
         self._made: tuple[State, torch.Tensor] | None = None
 
     def work(self, work: Callable[[State, Item], Outcome], item: Item) -> Outcome:
-        """Work on one item; what may fail in preparing waits for the first one, whose error is told."""
+        """Process one item; the first one prepares, so that an error in it is reported as the item's."""
         if self._made is None:
             self._made = pickle.loads(self._payload)(), torch.get_rng_state()
         state, random = self._made
@@ -219,7 +246,7 @@ _prepared: list[WorkerState[Any]] = []
 
 
 def _start_worker(payload: bytes) -> None:
-    """Set a process up."""
+    """Initialise a worker process."""
     _prepared.append(WorkerState(payload))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _exit_worker)
@@ -228,13 +255,13 @@ def _start_worker(payload: bytes) -> None:
 
 
 def _exit_worker(number: int, frame: FrameType | None) -> None:
-    """Leave when told to, but give back what libraries hold: semaphores, processes of a DataLoader."""
-    util._exit_function()  # type: ignore[attr-defined]
+    """Exit on SIGTERM, but release what libraries hold: semaphores, processes of a DataLoader."""
+    util._exit_function()  # type: ignore[attr-defined]  # noqa: SLF001 - sys.exit would wait for the pool
     os._exit(128 + number)
 
 
 def _exit_with_parent() -> None:
-    """Leave when the caller is gone, killed without a word: the pool itself would wait for ever."""
+    """Exit if the caller was killed: the pool itself would wait forever."""
     caller = parent_process()
     assert caller is not None  # only a pool's process runs this
     caller.join()

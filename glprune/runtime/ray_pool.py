@@ -1,4 +1,4 @@
-"""Workers on Ray: paths, resamples and refits on every machine of a cluster (``pip install 'glprune[ray]'``).
+"""Workers on the machines of a Ray cluster (``pip install 'glprune[ray]'``).
 
 The recipe, the model and the data must be readable under the same paths everywhere.
 """
@@ -26,27 +26,27 @@ Outcome = TypeVar("Outcome")
 
 
 class _Actor:
-    """A process of Ray's that prepares once and then works on items, with one thread."""
+    """A process of Ray that prepares once and then processes items with one thread."""
 
     def __init__(self, payload: bytes) -> None:
         torch.set_num_threads(1)
-        self._preparation: WorkerState[Any] = WorkerState(payload)
+        self._state: WorkerState[Any] = WorkerState(payload)
 
     def work(self, work: Callable[[Any, Any], Any], item: Any) -> Any:
-        return self._preparation.work(work, item)
+        return self._state.work(work, item)
 
 
 class RayPool(Generic[State]):
-    """:class:`glprune.runtime.process_pool.Workers` on a Ray cluster.
+    """:class:`glprune.runtime.process_pool.ProcessPool` on a Ray cluster.
 
-    That is the cluster joined already, else the one ``RAY_ADDRESS`` names, else one of this machine's cores.
+    The cluster is the one joined already, else the one that ``RAY_ADDRESS`` names, else a new one of this
+    machine's cores.
 
     Args:
-        prepare: Called once by each worker; it pickles.
-        processes: Number of workers at most, of a cluster that has cores for them; None takes as many as
-            it has cores for.
-        threads: Cores of each.
-        most: More workers than these have nothing to do.
+        prepare: Called once by each worker; must pickle.
+        processes: Largest number of workers; the cluster may have cores for fewer. None: no limit.
+        threads: Cores of each worker.
+        max_workers: Largest useful number of workers.
 
     Raises:
         GlpruneError: The cluster cannot be joined.
@@ -57,16 +57,16 @@ class RayPool(Generic[State]):
         prepare: Callable[[], State],
         processes: int | None = None,
         threads: int = 1,
-        most: int | None = None,
+        max_workers: int | None = None,
     ) -> None:
         self._joined = not ray.is_initialized()
         if self._joined:
             _connect(threads * (processes or max(1, available_cores() // threads)))
         self._payload = pickle.dumps(prepare)
         cores = int(ray.cluster_resources().get("CPU", 1))
-        offered = max(1, cores // threads)
-        self._most = min(offered, processes or offered, most or offered)
-        self._make: Any = ray.remote(num_cpus=min(threads, cores))(_Actor)
+        available = max(1, cores // threads)
+        self._max_workers = min(available, processes or available, max_workers or available)
+        self._actor_class: Any = ray.remote(num_cpus=min(threads, cores))(_Actor)
         self._actors: list[Any] = []
 
     def __enter__(self) -> RayPool[State]:
@@ -86,26 +86,26 @@ class RayPool(Generic[State]):
         items: Sequence[Item],
         done: Callable[[int, Outcome], None],
     ) -> list[Outcome]:
-        """See :meth:`glprune.runtime.process_pool.Workers.map`."""
+        """See :meth:`glprune.runtime.process_pool.ProcessPool.map`."""
         outcomes: dict[int, Outcome] = {}
-        while len(self._actors) < min(self._most, len(items)):
-            self._actors.append(self._make.remote(self._payload))
+        while len(self._actors) < min(self._max_workers, len(items)):
+            self._actors.append(self._actor_class.remote(self._payload))
         waiting, idle, busy = list(enumerate(items)), list(self._actors), dict[Any, tuple[int, Any]]()
         while waiting or busy:
             while waiting and idle:
-                place, item = waiting.pop(0)
+                index, item = waiting.pop(0)
                 actor = idle.pop()
-                busy[actor.work.remote(work, item)] = place, actor
+                busy[actor.work.remote(work, item)] = index, actor
             (ready,), _ = ray.wait(list(busy), num_returns=1)
-            place, actor = busy.pop(ready)
+            index, actor = busy.pop(ready)
             idle.append(actor)
-            outcomes[place] = _result_or_error(ready)
-            done(place, outcomes[place])
-        return [outcomes[place] for place in range(len(items))]
+            outcomes[index] = _result_or_error(ready)
+            done(index, outcomes[index])
+        return [outcomes[index] for index in range(len(items))]
 
 
-def ray_address() -> bool:
-    """Whether a cluster is joined already or named: no other will do."""
+def has_cluster() -> bool:
+    """Whether a cluster is joined already, or the environment names one."""
     return ray.is_initialized() or "RAY_ADDRESS" in os.environ
 
 
@@ -117,7 +117,7 @@ def _connect(cores: int) -> None:
         if address:
             ray.init(address=address, **quiet)
         else:
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anybody
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # send no usage statistics
             ray.init(num_cpus=cores, include_dashboard=False, **quiet)
     except (RayError, ConnectionError, RuntimeError, ValueError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -126,16 +126,16 @@ def _connect(cores: int) -> None:
         ) from error
     finally:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)  # Ray takes it; the command says what became of the run
+            signal.signal(signal.SIGTERM, before)  # Ray replaces it; the command reports the state of the run
 
 
 def _result_or_error(ready: Any) -> Any:
-    """An outcome, or the error that was raised in its place."""
+    """Return an outcome, or raise the error of its worker."""
     try:
         return ray.get(ready)
     except RayTaskError as error:
         raise error.cause from None
     except RayError as error:
         raise GlpruneError(
-            "A worker of Ray's was lost, most likely for want of memory; set workers.processes lower."
+            "A worker of Ray was lost, probably for lack of memory; set workers.processes lower."
         ) from error

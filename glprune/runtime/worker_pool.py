@@ -1,4 +1,4 @@
-"""Which workers a recipe asks for: processes of this machine, or Ray's."""
+"""Create the workers of a recipe: local processes, or Ray's."""
 
 from __future__ import annotations
 
@@ -17,35 +17,39 @@ State = TypeVar("State")
 
 
 def make_worker_pool(
-    prepare: Callable[[], State], spec: WorkersSpec, where: str, threads: int = 1, most: int | None = None
+    prepare: Callable[[], State],
+    spec: WorkersSpec,
+    where: str,
+    threads: int = 1,
+    max_workers: int | None = None,
 ) -> WorkerPool[State]:
-    """Workers as a recipe asks for them.
+    """Create the workers that a recipe asks for.
 
     Args:
-        prepare: See :class:`glprune.runtime.process_pool.Workers`.
-        spec: The engine, and how many; None takes as many as cores allow, of Ray's cluster where that is at
-            work.
-        where: Place of the engine in the recipe, for messages.
-        threads: Threads that each will compute with.
-        most: More than these have nothing to do.
+        prepare: See :class:`glprune.runtime.process_pool.ProcessPool`.
+        spec: The engine and the number of workers; None for one worker for each core, or for each core of
+            Ray's cluster.
+        where: Position of the engine in the recipe, for messages.
+        threads: Threads of each worker.
+        max_workers: Largest useful number of workers.
 
     Raises:
-        RecipeError: Ray is asked for and not installed.
-        GlpruneError: Ray is asked for, or a cluster named, and it cannot be joined.
+        RecipeError: The recipe asks for Ray, and it is not installed.
+        GlpruneError: The recipe asks for Ray or the environment names a cluster, and it cannot be joined.
     """
     installed = ray_installed()
     if spec.engine == "ray" and not installed:
-        raise RecipeError(f"{where}: Ray is not installed; pip install 'glprune[ray]', or say local.")
+        raise RecipeError(f"{where}: Ray is not installed; pip install 'glprune[ray]', or set local.")
     if installed and spec.engine != "local":
-        from glprune.runtime.ray_pool import RayPool, ray_address
+        from glprune.runtime.ray_pool import RayPool, has_cluster  # noqa: PLC0415 - Ray is optional
 
         try:
-            return RayPool(prepare, spec.processes, threads, most)
+            return RayPool(prepare, spec.processes, threads, max_workers)
         except GlpruneError:
-            if spec.engine == "ray" or ray_address():
+            if spec.engine == "ray" or has_cluster():
                 raise
     processes = spec.processes or max(1, available_cores() // threads)
-    return ProcessPool(prepare, min(processes, most or processes))
+    return ProcessPool(prepare, min(processes, max_workers or processes))
 
 
 def ray_installed() -> bool:
@@ -54,7 +58,7 @@ def ray_installed() -> bool:
 
 
 def is_parallel(spec: WorkersSpec, threads: int) -> bool:
-    """Whether more than one worker of so many threads would be at work."""
+    """Whether a recipe gives more than one worker of ``threads`` threads each."""
     if spec.processes is not None:
         return spec.processes > 1
     return available_cores() // threads > 1 or (spec.engine != "local" and "RAY_ADDRESS" in os.environ)

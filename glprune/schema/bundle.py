@@ -1,6 +1,6 @@
-"""The bundle's files: their names, digests and strict JSON.
+"""The files of a bundle: names, digests, and how JSON is written.
 
-No PyTorch here: the auditor's commands read bundles without it. :mod:`glprune.export.slim_network` rebuilds the network.
+This module does not need PyTorch; :mod:`glprune.export.slim_network` rebuilds the network from a bundle.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ PROXIES = "proxy.json"
 MANIFEST = "MANIFEST.json"
 SIGNATURES = "signatures"
 FILES = (ONNX, WEIGHTS, PLAN, REPORT, PAGE, SUMMARY, RECIPE, SCHEMA, CONTRACT, GOLDEN)
-"""What every bundle holds beside its manifest and the signatures of it."""
+"""The files of every bundle besides the manifest and its signatures."""
 OPTIONAL = (PROXIES, INT8)
-"""What a bundle may hold besides; once listed in the manifest it may be withheld.
+"""Files that a bundle may hold in addition; a listed one may be withheld from an auditor.
 
-The report states the digest of the 8-bit file among its outputs: that one is missed.
+The 8-bit file may not be withheld: the report states its digest among the outputs.
 """
 MADE_BEFORE_THE_REPORT = (ONNX, WEIGHTS, PLAN, RECIPE, GOLDEN)
 """The files whose digests the report states."""
 
 
 def size_limit(parameters: int) -> int:
-    """Bytes a model file should not exceed: four for each parameter, 5 % of them, and 4 kB."""
+    """Return the largest size of a model file in bytes: 4 for each parameter, plus 5 %, plus 4000."""
     return int(1.05 * 4 * parameters) + 4000
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file as ``sha256:<hex>``."""
+    """Return the SHA-256 of a file as ``sha256:<hex>``."""
     with path.open("rb") as stream:
         return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def as_json(value: object) -> str:
-    """Strict, stable JSON: two-space indent, no NaN, final newline."""
+    """Return a value as strict, reproducible JSON: two-space indent, no NaN, final newline."""
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write strict, stable JSON as UTF-8."""
+    """Write a value as strict, reproducible JSON in UTF-8."""
     path.write_text(as_json(value), encoding="utf-8")

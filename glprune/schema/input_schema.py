@@ -1,6 +1,6 @@
-"""The input contract, ``input_schema.json``: what the shipped file takes and gives, for who calls it.
+"""``input_schema.json``: the inputs and outputs of the shipped model, for its callers.
 
-The file is a JSON Schema of one row of named values, and says in keys of its own how rows become tensors.
+The file is a JSON Schema of one row of named values. Further keys say how rows become tensors.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pydantic import Field
 from glprune.schema.plan import Plan
 from glprune.schema.report import DType, Input, Record, Report
 
-_LARGEST = 3.4028234663852886e38
+_MAX_FLOAT32 = 3.4028234663852886e38
 _VALUES: dict[DType, dict[str, Any]] = {
-    "float32": {"type": "number", "minimum": -_LARGEST, "maximum": _LARGEST},
+    "float32": {"type": "number", "minimum": -_MAX_FLOAT32, "maximum": _MAX_FLOAT32},
     "int64": {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1},
     "bool": {"type": "boolean"},
 }
@@ -26,35 +26,39 @@ class Column(Record):
 
     position: int
     name: str
-    feature: str | None = Field(description="the feature it belongs to; null where the input has none")
+    feature: str | None = Field(description="the feature it belongs to; null if the input has no features")
     read: bool = Field(description="whether its value can reach an output")
 
 
 class SchemaInput(Record):
-    """One input of the shipped file, to be filled in this order."""
+    """One input of the shipped model; the inputs are in order."""
 
     name: str
     dtype: DType
-    shape: list[int | str] = Field(description="sizes; a name stands for any length, equal names for equal")
-    axis: int | None = Field(description="axis of the columns, from the front; null where it passes whole")
+    shape: list[int | str] = Field(
+        description="sizes; a name stands for any length, the same name for the same length"
+    )
+    axis: int | None = Field(
+        description="axis of the columns, counted from 0; null if the input is kept whole"
+    )
     columns: list[Column]
 
 
 class SchemaOutput(Record):
-    """One output of the shipped file."""
+    """One output of the shipped model."""
 
     name: str
     meaning: str
 
 
 class InputSchema(Record):
-    """All of ``input_schema.json``: a JSON Schema of a row, which ignores the keys it does not know."""
+    """The contents of ``input_schema.json``: a JSON Schema of a row, with keys that validators ignore."""
 
     dialect: Literal["https://json-schema.org/draft/2020-12/schema"] = Field(alias="$schema")
     title: str
     type: Literal["object"]
     properties: dict[str, dict[str, Any]] = Field(
-        description="column -> its value; input -> nested lists where it has no named columns"
+        description="column -> its value; for an input without named columns: input -> nested lists"
     )
     required: list[str] = Field(description="the properties that can reach an output")
     schema_: Literal["glprune.input/1"] = Field(alias="schema")
@@ -67,7 +71,7 @@ Shape = list[int | str]
 
 
 def make_input_schema(report: Report, plan: Plan, shapes: Mapping[str, Shape]) -> InputSchema:
-    """The contract that follows from a report, the plan and the shapes of the ONNX file's inputs."""
+    """Make the input schema from a report, the plan and the shapes of the ONNX file's inputs."""
     reads = {part.name: set(part.columns) for part in plan.inputs}
     inputs = [
         _input(given, shapes[given.name], _owners(report, given), reads[given.name])
@@ -92,9 +96,9 @@ def make_input_schema(report: Report, plan: Plan, shapes: Mapping[str, Shape]) -
 
 
 def _row(inputs: Sequence[SchemaInput]) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Properties of a row and those it must have: columns by name, and whole inputs where those are not flat.
+    """Return the properties of a row and the required ones: columns by name, and inputs that are not flat.
 
-    Where a name would stand for two things, every input goes by its own name.
+    If a name would be ambiguous, every input is a property.
     """
     flat = [part for part in inputs if len(part.shape) == 2 and len(part.columns) == part.shape[1]]
     names = [c.name for part in flat for c in part.columns] + [p.name for p in inputs if p not in flat]
@@ -113,7 +117,7 @@ def _row(inputs: Sequence[SchemaInput]) -> tuple[dict[str, dict[str, Any]], list
 
 
 def _nested(sizes: Sequence[int | str], dtype: DType) -> dict[str, Any]:
-    """The schema of nested lists; a name among the sizes stands for any length."""
+    """Return the schema of nested lists; a name among the sizes stands for any length."""
     if not sizes:
         return dict(_VALUES[dtype])
     length = {"minItems": sizes[0], "maxItems": sizes[0]} if isinstance(sizes[0], int) else {}
@@ -121,6 +125,7 @@ def _nested(sizes: Sequence[int | str], dtype: DType) -> dict[str, Any]:
 
 
 def _input(given: Input, shape: Shape, owners: Mapping[str, str], reads: set[str]) -> SchemaInput:
+    """Describe one input and its columns."""
     return SchemaInput(
         name=given.name,
         dtype=given.dtype,
@@ -134,5 +139,5 @@ def _input(given: Input, shape: Shape, owners: Mapping[str, str], reads: set[str
 
 
 def _owners(report: Report, given: Input) -> dict[str, str]:
-    """Column -> feature, of one input."""
+    """Return column -> feature, of one input."""
     return {c: f.name for f in report.features if f.input == given.name for c in f.columns}

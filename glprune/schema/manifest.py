@@ -1,4 +1,4 @@
-"""The manifest: every file of a bundle with its digest, as an in-toto Statement."""
+"""``MANIFEST.json``: every file of a bundle with its digest, as an in-toto Statement."""
 
 from __future__ import annotations
 
@@ -33,16 +33,18 @@ class Subject(_Strict):
 
 
 class Contents(_Strict):
-    """What the statement says of its subjects."""
+    """The predicate of the statement: number and size of the files."""
 
     schema_: Literal["glprune.bundle/1"] = Field(alias="schema")
     files: int
     bytes: int
-    closed: Literal[True] = Field(description="the bundle holds no file but these and signatures of them")
+    closed: Literal[True] = Field(
+        description="the bundle holds no files except these and the signatures of the manifest"
+    )
 
 
 class Manifest(_Strict):
-    """All of ``MANIFEST.json``, an in-toto Statement v1."""
+    """The contents of ``MANIFEST.json``, an in-toto Statement v1."""
 
     type_: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")
     subject: list[Subject]
@@ -51,7 +53,7 @@ class Manifest(_Strict):
 
 
 def make_manifest(files: Mapping[str, bytes]) -> dict[str, object]:
-    """The manifest of some files, by name."""
+    """Return the manifest of files, given by name."""
     return {
         "_type": STATEMENT,
         "subject": [{"name": name, "digest": {"sha256": sha256(raw)}} for name, raw in sorted(files.items())],
@@ -66,12 +68,12 @@ def make_manifest(files: Mapping[str, bytes]) -> dict[str, object]:
 
 
 def write_manifest(folder: Path) -> None:
-    """Write the manifest of a bundle's files; signatures of an older one do not belong to it."""
+    """Write the manifest of a bundle's files; signatures of an earlier manifest are not part of it."""
     names = [n for n in (*bundles.FILES, *bundles.OPTIONAL) if (folder / n).is_file()]
     files = {name: (folder / name).read_bytes() for name in names}
     bundles.write_json(folder / bundles.MANIFEST, make_manifest(files))
 
 
 def sha256(raw: bytes) -> str:
-    """SHA-256 in hex."""
+    """Return a SHA-256 in hex."""
     return hashlib.sha256(raw).hexdigest()

@@ -1,4 +1,4 @@
-"""The plan: how the slim network is cut out of the original one; all of ``plan.json``."""
+"""``plan.json``: how the slim network is made from the original one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class _Record(BaseModel):
 
 
 class Axis(_Record):
-    """Positions kept along one dimension of one tensor of the original network."""
+    """The positions that are kept along one dimension of one tensor of the original network."""
 
     tensor: str
     dim: int
@@ -23,9 +23,10 @@ class Axis(_Record):
 
 
 class Reader(_Record):
-    """Where weights leaving an input's columns lie in one tensor of the slim network.
+    """Where one tensor of the slim network reads an input's columns.
 
-    ``columns`` gives for each position along ``dim`` the column of the original input, -1 for nobody's.
+    ``columns`` gives for each position along ``dim`` the column of the original input, or -1 if the position
+    reads no column of it.
     """
 
     tensor: str
@@ -34,7 +35,7 @@ class Reader(_Record):
 
 
 class InputPlan(_Record):
-    """The kept columns of one input; without an axis it passes whole."""
+    """The kept columns of one input; an input without an axis is kept whole."""
 
     name: str
     axis: int | None
@@ -47,7 +48,7 @@ class InputPlan(_Record):
 
 
 class AttributePlan(_Record):
-    """A size that a module's forward reads, in the slim network."""
+    """The value, in the slim network, of a module's attribute that holds a size."""
 
     module: str
     name: str
@@ -55,10 +56,10 @@ class AttributePlan(_Record):
 
 
 class Plan(_Record):
-    """How the slim network is cut out of the original one; all of ``plan.json``.
+    """The contents of ``plan.json``.
 
-    ``buffers`` are the saved tensors that are no parameters; ``in_model`` those whose values are in
-    ``model.onnx`` bit for bit, as exporters fold or reorder others.
+    ``buffers`` are the saved tensors that are not parameters; ``in_model`` are the tensors whose values
+    ``model.onnx`` holds bit for bit (exporters fold or reorder others).
     """
 
     schema_version: Literal["glprune.plan/1"] = "glprune.plan/1"

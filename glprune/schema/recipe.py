@@ -1,18 +1,13 @@
-"""The recipe: every setting of a run, checked before anything is done.
+"""The recipe: the settings of a run, as frozen models whose values are checked when they are made.
 
-A recipe is YAML 1.2. Unknown keys, wrong types and contradictions are refused with
-``file:line:``, the key and the mend. Paths in a recipe are relative to its folder.
+:mod:`glprune.schema.recipe_loading` reads recipes from YAML and explains mistakes;
+:mod:`glprune.schema.recipe_rules` holds the rules between keys. Paths are relative to the recipe's folder.
 """
 
 from __future__ import annotations
 
-import io
-import itertools
-import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -22,25 +17,45 @@ from pydantic import (
     StringConstraints,
     model_validator,
 )
-from ruamel.yaml import YAML
 
-from glprune._plugins import Group
+from glprune.schema import recipe_rules
+from glprune.schema.metrics import HIGHER_IS_BETTER, METRICS
+from glprune.schema.strict_yaml import dump, nearest_line
 
-METRICS: dict[str, tuple[str, ...]] = {
-    "binary": ("auroc", "accuracy", "log_loss"),
-    "multiclass": ("accuracy", "log_loss"),
-    "regression": ("r2", "rmse", "mae"),
-    "distillation": ("r2", "rmse", "cosine"),
-}
-HIGHER_IS_BETTER = {
-    "auroc": True,
-    "accuracy": True,
-    "log_loss": False,
-    "r2": True,
-    "rmse": False,
-    "mae": False,
-    "cosine": True,
-}
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from glprune._plugins import Group
+    from glprune.schema.strict_yaml import Lines
+
+__all__ = [
+    "AUTO_MULTIPLE",
+    "FASTER",
+    "HIGHER_IS_BETTER",
+    "METRICS",
+    "BatchSize",
+    "Budget",
+    "DataSpec",
+    "ExportSpec",
+    "HiddenStrength",
+    "InputSpec",
+    "MaxDrop",
+    "ModelSpec",
+    "PenaltySpec",
+    "PolicySpec",
+    "Recipe",
+    "RefitSpec",
+    "ReportSpec",
+    "Section",
+    "SplitSpec",
+    "StabilitySpec",
+    "StreamSpec",
+    "Strength",
+    "TargetSpec",
+    "TrainSpec",
+    "WorkersSpec",
+]
+
 Scalar = str | int | float | bool | None
 Text = Annotated[str, StringConstraints(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -53,115 +68,111 @@ _PERCENT = r"^(100(\.0+)?|\d?[1-9](\.\d+)?|[1-9]0(\.\d+)?|00?\.0*[1-9]\d*)\s?%$"
 Budget = Annotated[str, StringConstraints(pattern=_PERCENT)] | Positive
 ExporterChoice = Literal["auto", "dynamo", "torchscript"]
 BatchSize = Annotated[int, Field(ge=1)] | Literal["all"]
-AUTO_MULTIPLE = 8  # floats of an AVX2 register; half of one of AVX-512
-FASTER = 0.02  # by which networks of such widths must be faster, beyond a clock's noise
+BATCH_LABEL = "batch"
+"""Label of the axis of rows in an ONNX file; no axis of ``export.dynamic_axes`` may have it."""
+AUTO_MULTIPLE = 8
+"""The multiple of ``round_to: auto``: the floats in a register of AVX2, half of one of AVX-512."""
+FASTER = 0.02
+"""The least relative speed-up for which ``round_to: auto`` rounds; smaller ones are within timing noise."""
 
 
 class Section(BaseModel):
-    """A part of a recipe: frozen, strict, no unknown key, no NaN."""
+    """A section of a recipe: frozen, strict types, no unknown key, no NaN.
+
+    Attributes:
+        rules: What its keys must satisfy together.
+    """
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, populate_by_name=True
     )
+    rules: ClassVar[tuple[recipe_rules.Rule[Any], ...]] = ()
 
-
-def _twice(names: Iterable[str]) -> str | None:
-    """The first name that is there more than once."""
-    return next((name for name, times in Counter(names).items() if times > 1), None)
+    @model_validator(mode="after")
+    def _check_rules(self) -> Self:
+        recipe_rules.check_rules(self.rules, self)
+        return self
 
 
 class InputSpec(Section):
     """One input of the network."""
+
+    rules = recipe_rules.INPUT_RULES
 
     name: str = Field(
         "features", pattern=r"^[A-Za-z_]\w*$", description="Name of the input in the ONNX file."
     )
     axis: int | None = Field(
         -1,
-        description="Axis of a batch that holds the features; never 0, the batch. null: the input has no "
-        "features to prune (ids, masks) and is passed through.",
+        description="Axis of a batch that holds the features; 0, the batch, is not allowed. null: the "
+        "input has no features to prune (for example ids or masks) and is kept whole.",
     )
     columns: Annotated[list[Text], Field(min_length=1)] | None = Field(
         None,
-        description="Files: the columns that feed this input, in order, by name or pattern. With one input "
-        "it may be left out.",
+        description="For files: the columns that feed this input, in order, by name or pattern. A network "
+        "with one input takes all features by default.",
     )
     dtype: Literal["float", "int"] = Field(
-        "float", description="int: the columns are codes, passed as int64 and never standardised."
+        "float", description="Type of the values. int: codes, passed as int64 and never standardised."
     )
-
-    @model_validator(mode="after")
-    def _axis_is_not_the_batch(self) -> InputSpec:
-        if self.axis == 0:
-            raise ValueError("axis: 0 is the batch; give the axis of the features, such as 1 or -1")
-        return self
 
 
 class ModelSpec(Section):
-    """How the network is built."""
+    """How to build the network and what it takes and returns."""
+
+    rules = recipe_rules.MODEL_RULES
 
     factory: str = Field(
         pattern=r"^[^:]+:[A-Za-z_]\w*$",
-        description="What builds the network: 'package.module:function' or 'relative/file.py:function'.",
+        description="Function that builds the network: 'package.module:function' or "
+        "'relative/file.py:function'.",
     )
     arguments: dict[str, Scalar | list[Scalar]] = Field(
         default_factory=dict, description="Keyword arguments of the factory."
     )
     loader: Text | None = Field(
         None,
-        description="Plugin that reads the weights' file (entry point of the group glprune.loaders); "
-        "default: state dicts of torch.save and safetensors.",
+        description="Plugin that reads the weights file (entry point of the group glprune.loaders). By "
+        "default state dicts saved by torch.save and safetensors files are read.",
     )
     inputs: list[InputSpec] = Field(
         default_factory=lambda: [InputSpec()], min_length=1, description="The network's inputs, in order."
     )
     output: Literal["logits", "probabilities"] = Field(
-        "logits", description="What the network returns for classes."
+        "logits", description="What the network returns for classification tasks."
     )
     prediction: Annotated[int, Field(ge=0)] | Text | None = Field(
         None,
-        description="Where the network returns several tensors: number or name of the one the task is "
-        "about. Default the first.",
+        description="Number or key of the tensor that holds the prediction, if the network returns "
+        "several. Default: the first.",
     )
     outputs: Annotated[list[Name], Field(min_length=1)] | None = Field(
         None,
-        description="Names of the outputs in the ONNX file, in the order the network returns them. Default: "
-        "'prediction' for the one the task is about, else the key in a returned mapping or output_<number>.",
+        description="Names of the outputs in the ONNX file, in the order in which the network returns "
+        "them. Default: 'prediction' for the prediction; for the others their key in the returned mapping, "
+        "or output_<number>.",
     )
-
-    @model_validator(mode="after")
-    def _names_are_distinct(self) -> ModelSpec:
-        names = [spec.name for spec in self.inputs]
-        double = _twice(names)
-        if double is not None:
-            raise ValueError(f"inputs lists {double!r} twice; give every input a name of its own")
-        double = _twice([*set(names), *(self.outputs or [])])
-        if double is not None:
-            raise ValueError(f"outputs: the name {double!r} is taken; give every output a name of its own")
-        return self
 
 
 class SplitSpec(Section):
-    """How one file is divided; shares are drawn with the recipe's seed."""
+    """How the rows of one file are split, at random with the recipe's seed or by a column."""
 
-    train: Share | None = Field(None, description="Share of rows to train on; default 0.6.")
-    valid: Share | None = Field(None, description="Share of rows that choose lambda; default 0.2.")
-    test: Share | None = Field(None, description="Share of rows the report measures on; default 0.2.")
+    rules = recipe_rules.SPLIT_RULES
+
+    train: Share | None = Field(None, description="Share of rows for training; default 0.6.")
+    valid: Share | None = Field(
+        None, description="Share of rows for validation, on which lambda is chosen; default 0.2."
+    )
+    test: Share | None = Field(
+        None, description="Share of rows for the test, on which the report measures; default 0.2."
+    )
     stratify: bool | None = Field(
-        None, description="Keep the class shares in every split; default yes for classes."
+        None,
+        description="Keep the proportions of the classes in every split; default true for classification.",
     )
     column: Text | None = Field(
-        None, description="Column holding 'train', 'valid' or 'test' for each row, instead of shares."
+        None, description="Column that holds 'train', 'valid' or 'test' for each row; replaces the shares."
     )
-
-    @model_validator(mode="after")
-    def _one_way_to_split(self) -> SplitSpec:
-        given = [s for s in (self.train, self.valid, self.test) if s is not None]
-        if self.column is not None and (given or self.stratify is not None):
-            raise ValueError("column and shares contradict each other; keep one of them")
-        if given and (len(given) < 3 or not math.isclose(sum(given), 1.0, abs_tol=1e-9) or min(given) == 0):
-            raise ValueError("train, valid and test must all be given, be above 0 and add up to 1")
-        return self
 
     @property
     def shares(self) -> tuple[float, float, float]:
@@ -170,118 +181,114 @@ class SplitSpec(Section):
 
 
 class StreamSpec(Section):
-    """How rows are streamed instead of held in memory."""
+    """How to stream rows from files instead of holding them in memory."""
 
     buffer_mb: Positive = Field(
         256.0,
-        description="Megabytes of rows in memory: half are shuffled together and in use while the other "
-        "half is read. Results depend on it, never on the machine's memory.",
+        description="Size of the buffer of rows, in MiB. One half is shuffled and in use while the other "
+        "is read. Results depend on this number and not on the machine's memory.",
     )
 
 
 class DataSpec(Section):
-    """Where the rows are and what the columns mean."""
+    """Where the rows come from and what the columns mean."""
 
-    file: Text | None = Field(None, description="CSV, Parquet, or a folder of Parquet files, to be split.")
+    rules = recipe_rules.DATA_RULES
+
+    file: Text | None = Field(
+        None, description="CSV file, Parquet file or folder of Parquet files, to be split into three."
+    )
     train: Text | None = Field(None, description="File of training rows.")
-    valid: Text | None = Field(None, description="File of validation rows, which choose lambda.")
-    test: Text | None = Field(None, description="File of test rows, which the report measures on.")
+    valid: Text | None = Field(None, description="File of validation rows, on which lambda is chosen.")
+    test: Text | None = Field(None, description="File of test rows, on which the report measures.")
     loader: Text | None = Field(
         None,
-        description="'module:function' or 'file.py:function' called with split='train'|'valid'|'test' "
-        "and returning a DataLoader of (inputs, target); inputs: a tensor, a tuple, or a mapping by name.",
+        description="Function 'package.module:function' or 'file.py:function' that is called with "
+        "split='train', 'valid' or 'test' and returns a DataLoader of (inputs, target). The inputs are a "
+        "tensor, a tuple of tensors, or a mapping by input name.",
     )
     source: Text | None = Field(
         None,
-        description="Plugin that yields the rows as a loader does (entry point of the group glprune.data).",
+        description="Plugin that yields rows like a loader (entry point of the group glprune.data).",
     )
     arguments: dict[str, Scalar | list[Scalar]] = Field(
         default_factory=dict, description="Keyword arguments of the source."
     )
-    split: SplitSpec | None = Field(None, description="How `file` is divided; default 0.6/0.2/0.2.")
-    target: Text | None = Field(None, description="Column to predict; none for distillation.")
+    split: SplitSpec | None = Field(
+        None, description="How `file` is split. Default: 60 % training, 20 % validation, 20 % test rows."
+    )
+    target: Text | None = Field(None, description="Column to predict; not used by distillation.")
     features: Annotated[list[Text], Field(min_length=1)] | None = Field(
         None,
-        description="Columns in the network's input order; names or patterns such as 'px_*', which expand "
-        "in file order. Default: every column but target, split column and `exclude`. Loaders: names of the "
-        "features of all inputs, in order.",
+        description="Feature columns in the order of the network's input, by name or by a pattern such as "
+        "'px_*', which expands in file order. Default: every column except the target, the split column "
+        "and `exclude`. For loaders: the names of the features of all inputs, in order.",
     )
-    exclude: list[Text] = Field(default_factory=list, description="Columns that are not features.")
+    exclude: list[Text] = Field(
+        default_factory=list, description="Columns, by name or pattern, that are not features."
+    )
     feature_groups: dict[Text, Names] = Field(
         default_factory=dict,
-        description="Feature -> its columns by name or pattern; they live and die together.",
+        description="Features of several columns: name -> its columns, by name or pattern. The columns of "
+        "a feature are kept or removed together.",
     )
     classes: Annotated[list[str | int], Field(min_length=2)] | None = Field(
         None,
-        description="Class labels in the order of the network's outputs; for binary the second is the "
-        "positive class. Default: the labels sorted.",
+        description="Class labels in the order of the network's outputs; for binary tasks the second is "
+        "the positive class. Default: the sorted labels.",
     )
     standardize: Literal["none", "train"] = Field(
         "none",
-        description="'train' puts (x - mean) / std of the training rows in front of the network, inside "
-        "the exported file; 'none' feeds the columns as they are.",
+        description="train: put (x - mean) / std of the training rows in front of the network, inside the "
+        "exported file. none: feed the columns unchanged.",
     )
     stream: StreamSpec | None = Field(
         None,
-        description="Read rows from Parquet files whenever they are needed; null: held in memory. {} takes "
-        "the defaults.",
+        description="Read rows from Parquet files whenever they are needed; {} uses the defaults. null: "
+        "hold all rows in memory.",
     )
-
-    @model_validator(mode="after")
-    def _one_source(self) -> DataSpec:
-        files = [self.train, self.valid, self.test]
-        if any(files) and not all(files):
-            raise ValueError("train, valid and test must be given together")
-        sources = [self.file is not None, all(files), self.loader is not None, self.source is not None]
-        if sum(sources) != 1:
-            raise ValueError("give exactly one of file, train+valid+test, loader or source")
-        if self.arguments and self.source is None:
-            raise ValueError("arguments are those of source; remove them")
-        if self.yields and self.target is not None:
-            raise ValueError("target contradicts loader, which yields the target itself; remove one")
-        if self.split is not None and self.file is None:
-            raise ValueError("split divides `file` only; remove it")
-        if self.yields and (self.standardize != "none" or self.exclude):
-            raise ValueError("standardize and exclude work on files; do both inside the loader")
-        if self.yields and self.stream is not None:
-            raise ValueError("stream contradicts loader, which streams by itself; remove one")
-        return self
 
     @property
     def yields(self) -> bool:
-        """Whether rows come from code, a loader or a plugin, and not from files."""
+        """Whether rows come from code (a loader or a plugin) and not from files."""
         return self.loader is not None or self.source is not None
 
 
 class Strength(Section):
-    """Strength of one kind of group relative to lambda."""
+    """Strength of the penalty on one kind of group."""
 
-    strength: Factor = Field(1.0, description="weight_g = strength * sqrt(size of the group).")
+    strength: Factor = Field(
+        1.0,
+        description="Factor on lambda. The weight of a group in the penalty is strength * sqrt(size of the "
+        "group).",
+    )
 
 
 class HiddenStrength(Strength):
-    """Strength of hidden units, of each layer if need be."""
+    """Strength of the penalty on hidden units, for all layers or layer by layer."""
 
     layers: dict[Text, Factor | Annotated[float, Field(ge=0, le=0)]] = Field(
         default_factory=dict,
-        description="Layer name or pattern -> factor on strength; 0 leaves the layer alone. Names as "
-        "'glprune inspect' lists them.",
+        description="Layer name or pattern -> factor on strength; 0: the layer is not pruned. The names "
+        "are those that 'glprune inspect' prints.",
     )
 
 
 class PenaltySpec(Section):
     """Which groups are penalised, and how."""
 
+    rules = recipe_rules.PENALTY_RULES
+
     kind: Literal["group_lasso", "sparse_group_lasso", "group_mcp", "plugin"] = Field(
         "group_lasso",
-        description="group_lasso: whole groups; sparse_group_lasso: single weights within the groups too; "
-        "group_mcp: whole groups with less shrinkage of those that stay (minimax concave penalty); plugin: "
-        "what `plugin` names.",
+        description="group_lasso: removes whole groups. sparse_group_lasso: also sets single weights "
+        "within groups to zero. group_mcp: removes whole groups and shrinks the kept ones less (minimax "
+        "concave penalty). plugin: the penalty that `plugin` names.",
     )
     plugin: Text | None = Field(
         None,
-        description="kind plugin: its name (entry point of the group glprune.penalties). It is held to what "
-        "a penalty must be on random numbers, and refused where it is not.",
+        description="Penalty plugin for kind: plugin (entry point of the group glprune.penalties). Its "
+        "value and proximal operator are checked on random numbers before the run.",
     )
     arguments: dict[str, Scalar | list[Scalar]] = Field(
         default_factory=dict, description="Keyword arguments of the plugin."
@@ -292,31 +299,31 @@ class PenaltySpec(Section):
     )
     gamma: Annotated[float, Field(gt=1)] | None = Field(
         None,
-        description="group_mcp: a group whose norm is this many times its trained one is not penalised "
-        "further; at its trained norm it feels 1 - 1/gamma of the pull. Large is the group LASSO; "
-        "default 1.2.",
+        description="group_mcp: the penalty of a group is constant from gamma times the norm of its "
+        "trained weights on; at the trained norm its derivative is 1 - 1/gamma of the group LASSO's. Large "
+        "values approach the group LASSO; default 1.2.",
     )
 
     inputs: Strength | None = Field(
-        default_factory=Strength, description="Input features; null leaves them alone."
+        default_factory=Strength, description="Penalty on input features; null: none is removed."
     )
-    hidden: HiddenStrength | None = Field(None, description="Hidden neurons; null leaves them alone.")
+    hidden: HiddenStrength | None = Field(None, description="Penalty on hidden units; null: none is removed.")
     weights: Literal["size", "adaptive"] = Field(
         "adaptive",
-        description="size: weight_g = strength * sqrt(size of the group); adaptive: that over the root mean "
-        "square of the group's weights where the stage begins, so that weak groups go first (adaptive group "
-        "LASSO).",
+        description="Weight of each group in the penalty. size: strength * sqrt(size of the group). "
+        "adaptive: the same, divided by the root mean square of the group's weights at the start of the "
+        "stage, so that weak groups are removed first (adaptive group LASSO).",
     )
 
     input_strengths: Annotated[list[Factor], Field(min_length=1)] = Field(
         default_factory=lambda: [0.3, 1.0, 3.0],
-        description="Where inputs and hidden units share one budget: factors on the strength of inputs, all "
-        "tried in every stage; the best on the validation split goes on.",
+        description="Factors on the strength of inputs, used when inputs and hidden units share one "
+        "budget. Every stage tries all of them and continues with the best on the validation split.",
     )
 
     @property
     def input_strength_list(self) -> tuple[float, ...]:
-        """The balances to try."""
+        """The factors on the strength of inputs to try."""
         return tuple(self.input_strengths)
 
     @property
@@ -326,98 +333,73 @@ class PenaltySpec(Section):
 
     @property
     def knot(self) -> float:
-        """Where the group MCP ends, in trained norms."""
+        """The norm from which on the group MCP is constant, in trained norms."""
         return 1.2 if self.gamma is None else self.gamma
-
-    @model_validator(mode="after")
-    def _constants_are_of_the_kind(self) -> PenaltySpec:
-        if self.l1_ratio is not None and self.kind != "sparse_group_lasso":
-            raise ValueError("l1_ratio belongs to kind: sparse_group_lasso; remove it")
-        if self.gamma is not None and self.kind != "group_mcp":
-            raise ValueError("gamma belongs to kind: group_mcp; remove it")
-        if (self.plugin is not None) != (self.kind == "plugin"):
-            raise ValueError("plugin and kind: plugin belong together; give both or neither")
-        if self.arguments and self.plugin is None:
-            raise ValueError("arguments are those of plugin; remove them")
-        return self
-
-    @model_validator(mode="after")
-    def _something_is_penalised(self) -> PenaltySpec:
-        if self.inputs is None and self.hidden is None:
-            raise ValueError("inputs and hidden are both null; nothing would be pruned")
-        return self
 
 
 class MaxDrop(Section):
-    """How much a validation metric may lose against the original network."""
+    """How much a validation metric may worsen against the original network."""
 
     metric: Literal["auroc", "accuracy", "log_loss", "r2", "rmse", "mae", "cosine"] = Field(
-        description="binary: auroc, accuracy, log_loss; multiclass: accuracy, log_loss; "
-        "regression: r2, rmse, mae; distillation: r2, rmse, cosine."
+        description="Metric on the validation split. binary: auroc, accuracy, log_loss; multiclass: "
+        "accuracy, log_loss; regression: r2, rmse, mae; distillation: r2, rmse, cosine."
     )
     amount: Annotated[float, Field(ge=0)] = Field(
-        description="Largest loss after the refit; for log_loss, rmse and mae the largest rise."
+        description="Largest decrease of the metric after the refit, in units of the metric; for log_loss, "
+        "rmse and mae the largest increase."
     )
 
 
 class TargetSpec(Section):
-    """What the smallest network is to satisfy: one key, or ``max_hidden`` beside one of the first three.
+    """What the smallest network must satisfy: one key, or ``max_hidden`` beside one of the first three.
 
-    With ``max_hidden`` beside another key the hidden units are left out of those paths and get
-    their own, on the refitted slim network.
+    With ``max_hidden`` beside another key, inputs are chosen first; hidden units are then chosen by separate
+    paths on the refitted slim network.
     """
+
+    rules = recipe_rules.TARGET_RULES
 
     max_features: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Keep at most this many features."
     )
-    max_drop: MaxDrop | None = Field(None, description="The smallest network that loses no more than this.")
+    max_drop: MaxDrop | None = Field(
+        None, description="Choose the smallest network whose validation metric worsens by at most this much."
+    )
     lam: Annotated[float, Field(ge=0, le=1e9)] | None = Field(
-        None, alias="lambda", description="Exactly this strength of the penalty."
+        None, alias="lambda", description="Use exactly this penalty strength."
     )
     parameters: Budget | None = Field(
-        None, description="At most so many parameters, or a share of them such as 30%."
+        None,
+        description="Largest number of parameters, or a share of the original's such as 30%.",
     )
     macs: Budget | None = Field(
-        None, description="At most so many multiply-accumulates for one row, or a share of them."
+        None,
+        description="Largest number of multiply-accumulates for one row, or a share of the original's such "
+        "as 30%.",
     )
     latency: Budget | None = Field(
         None,
-        description="At most so many milliseconds, or a share of the original's, measured on the ONNX files "
-        "by ONNX Runtime on this machine.",
+        description="Largest latency in milliseconds, or a share of the original's such as 30%; ONNX "
+        "Runtime measures both networks' ONNX files on this machine.",
     )
     batch: Annotated[int, Field(ge=1, le=2**20)] = Field(
-        1, description="Rows of one call, for latency and round_to: auto."
+        1, description="Rows in one call when latency is measured, for `latency` and `round_to: auto`."
     )
     round_to: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
         1,
-        description="Hidden widths are rounded up to multiples of this, or to what they were: zero units "
-        "stay for the refit, and every size counts them. auto: multiples of 8 in a stage where ONNX Runtime "
-        "is faster with them.",
+        description="Round hidden widths up to multiples of this number, but not above the original width. "
+        "Units that fill up a width are zero at the start of the refit, and every size counts them. auto: "
+        "multiples of 8 in the stages where ONNX Runtime is at least 2 % faster with them.",
     )
     max_hidden: Annotated[int, Field(ge=1)] | None = Field(
         None,
-        description="Keep at most this many hidden units. Beside one of the first three: by paths of their "
-        "own, after the inputs were chosen and the network refitted.",
+        description="Keep at most this many hidden units. Beside one of the first three keys: by separate "
+        "paths, after the inputs were chosen and the network refitted.",
     )
-
-    @model_validator(mode="after")
-    def _one_target(self) -> TargetSpec:
-        budgets = [k for k in ("parameters", "macs", "latency") if getattr(self, k) is not None]
-        given = len(budgets) + sum(v is not None for v in (self.max_features, self.max_drop, self.lam))
-        if given > 1 or (given == 0 and self.max_hidden is None):
-            raise ValueError(
-                "give exactly one of max_features, max_drop, lambda, parameters, macs or latency, or "
-                "max_hidden alone"
-            )
-        if budgets and self.max_hidden is not None:
-            raise ValueError(f"max_hidden contradicts {budgets[0]}, which counts hidden units too; keep one")
-        if self.batch != 1 and self.latency is None and self.round_to != "auto":
-            raise ValueError("batch belongs to latency and round_to: auto; remove it")
-        return self
 
     @property
     def size_metric_round_to(self) -> int:
-        """The multiple of hidden widths that sizes are counted with: of both for auto the larger."""
+        """The multiple of hidden widths that sizes are counted with; for auto the larger of both."""
         return AUTO_MULTIPLE if self.round_to == "auto" else self.round_to
 
     @property
@@ -428,81 +410,81 @@ class TargetSpec(Section):
 
 
 class TrainSpec(Section):
-    """How each point of the path is trained."""
+    """How the network is trained with the penalty at each point of the regularisation path."""
+
+    rules = recipe_rules.TRAIN_RULES
 
     optimizer: Literal["adam", "sgd"] = Field("adam", description="Proximal Adam or proximal SGD.")
-    lr: Positive = Field(1e-3, description="Step size, as in torch.optim.")
+    lr: Positive = Field(1e-3, description="Learning rate, as in torch.optim.")
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None, description="Momentum of sgd; default 0.9."
     )
-    batch_size: BatchSize = Field(128, description="Rows of one step, or all.")
+    batch_size: BatchSize = Field(128, description="Rows in one step, or all.")
     epochs: Annotated[int, Field(ge=0)] = Field(
         5,
-        description="Epochs at each lambda, at most; one of fewer than 20 steps goes over the rows again.",
+        description="Largest number of epochs at each lambda. An epoch has at least 20 steps: with fewer "
+        "batches it goes through the rows several times.",
     )
     tolerance: Annotated[float, Field(ge=0, lt=1)] = Field(
         1e-3,
-        description="A point ends early where an epoch removed no group and lowered the objective by less "
-        "than this share; 0: never.",
+        description="Stop training at a lambda after an epoch that removed no group and lowered the "
+        "objective by a smaller fraction than this; 0: never stop early.",
     )
     n_stages: Annotated[int, Field(ge=1, le=1000)] = Field(
         8,
-        description="Paths one after another, each a step of the way to the target: between two of them the "
-        "zero groups are cut, the rest is refitted without penalty and weighted anew. 1: one path.",
+        description="Number of paths, each of which goes part of the way to the target. Between two of "
+        "them the zero groups are removed, the rest is refitted without penalty, and the group weights are "
+        "computed again.",
     )
     stage_refit_epochs: Annotated[int, Field(ge=0)] = Field(
-        5, description="Epochs of the refit between two stages, at most."
+        5, description="Largest number of epochs of the refit between two stages."
     )
     n_lambdas: Annotated[int, Field(ge=2, le=10_000)] = Field(
-        4, description="Lambdas up to lambda_max, in each stage."
+        4, description="Number of lambdas in each stage's grid, whose last value is lambda_max."
     )
     lambda_min_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1,
-        description="First lambda of the grid over lambda_max. Below, hardly a group leaves, and a network "
-        "trained there learns its rows by heart before the choice begins.",
+        description="First lambda of the grid divided by lambda_max. Smaller lambdas remove hardly any "
+        "group, and training there overfits before groups are chosen.",
     )
     full_batch_steps: Annotated[int, Field(ge=0)] = Field(
-        20, description="Full-batch accelerated proximal steps that close each selected point."
+        20,
+        description="Full-batch accelerated proximal gradient steps at the end of each selected point.",
     )
     max_lr_halvings: Annotated[int, Field(ge=0, le=100)] = Field(
         0,
-        description="How often a point may begin anew with half the step size, since a loss, a gradient or a "
-        "weight was not finite; the report says how often. 0: the run stops and names batch and layer.",
+        description="How often training at a lambda may restart with half the learning rate after a loss, "
+        "gradient or weight that is not finite; the report states the number. 0: the run stops and names "
+        "the batch and the layer.",
     )
     precision: Literal["float32", "bf16"] = Field(
         "float32",
-        description="Of the forward passes in the stochastic steps of path and refit; bf16 multiplies "
-        "matrices in bfloat16. Penalty, proximal step, full-batch steps, optimality conditions and "
-        "validation stay in float32.",
+        description="Precision of the forward passes in the stochastic steps of path and refit. bf16: "
+        "matrices are multiplied in bfloat16. Penalty, proximal step, full-batch steps, optimality "
+        "conditions and validation always use float32.",
     )
     constrain_unpenalised: bool = Field(
-        True, description="Hold weights outside every group inside the ball of their trained norm."
+        True,
+        description="Constrain the weights outside every group to a ball whose radius is their trained norm.",
     )
-
-    @model_validator(mode="after")
-    def _momentum_is_of_sgd(self) -> TrainSpec:
-        if self.optimizer != "sgd" and self.momentum is not None:
-            raise ValueError("momentum belongs to optimizer: sgd; remove it")
-        if self.epochs == 0 and self.full_batch_steps == 0:
-            raise ValueError("epochs and full_batch_steps are both 0; nothing would be trained")
-        return self
 
 
 class RefitSpec(Section):
-    """The training without penalty on the slim network."""
+    """The fine-tuning of the slim network without penalty."""
 
-    epochs: Annotated[int, Field(ge=0)] = Field(100, description="At most; 0 skips the refit.")
+    epochs: Annotated[int, Field(ge=0)] = Field(100, description="Largest number of epochs; 0: no refit.")
     start: Literal["best", "trained", "path"] = Field(
         "best",
-        description="Weights to start from: the trained network's on the kept units, the shrunken ones of "
-        "the path, or the one of both that ends better on the validation split.",
+        description="Weights at the start. trained: those of the trained network; path: the shrunken ones "
+        "of the regularisation path; best: try both and keep the better result on the validation split.",
     )
-    lr: Positive = Field(1e-3, description="Step size of AdamW.")
-    batch_size: BatchSize = Field(128, description="Rows of one step, or all.")
+    lr: Positive = Field(1e-3, description="Learning rate of AdamW.")
+    batch_size: BatchSize = Field(128, description="Rows in one step, or all.")
     max_lr_halvings: Annotated[int, Field(ge=0, le=100)] = Field(
         0,
-        description="How often a refit may begin anew with half the step size, since a loss, a gradient or a "
-        "weight was not finite; the report says how often. 0: the run stops and names batch and layer.",
+        description="How often a refit may restart with half the learning rate after a loss, gradient or "
+        "weight that is not finite; the report states the number. 0: the run stops and names the batch and "
+        "the layer.",
     )
     patience: Annotated[int, Field(ge=1)] = Field(
         30, description="Stop after this many epochs without a better validation metric."
@@ -510,27 +492,31 @@ class RefitSpec(Section):
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="Weight decay of AdamW.")
     dropout: Literal["scaled", "kept", "off"] = Field(
         "scaled",
-        description="The network's own dropout during the refit; scaled multiplies its rates by the root of "
-        "the share of parameters left.",
+        description="The network's dropout during the refit. scaled: its rates times the square root of "
+        "the share of parameters that are left; kept: unchanged; off: none.",
     )
     distill: Share | None = Field(
         None,
-        description="Share of the loss that follows the original network's predictions; default 0.5 where "
-        "all inputs are kept, 0 where the original reads what the slim network may not.",
+        description="Share of the loss that compares with the original network's predictions "
+        "(distillation). Default: 0.5 if all input columns are kept and there are labels, else 0.",
     )
-    temperature: Positive = Field(2.0, description="Softening of the predictions that are followed.")
+    temperature: Positive = Field(
+        2.0, description="Temperature that softens the predictions for distillation."
+    )
 
 
 class ExportSpec(Section):
-    """The shipped ONNX file."""
+    """The exported ONNX file and what is written beside it."""
 
     signature: Literal["slim", "original"] = Field(
-        "slim", description="slim: the input holds the kept columns only; original: all, gathered inside."
+        "slim",
+        description="Columns of the ONNX file's inputs. slim: the kept ones; original: all, from which the "
+        "graph selects the kept ones.",
     )
     plugins: list[Text] = Field(
         default_factory=list,
-        description="Plugins that write more once the bundle is finished, each into a folder beside it, "
-        "BUNDLE.NAME (entry points of the group glprune.exporters).",
+        description="Plugins that write further files after the bundle is finished, each into a folder "
+        "beside it, BUNDLE.NAME (entry points of the group glprune.exporters).",
     )
     opset: Annotated[int, Field(ge=17, le=21)] = Field(18, description="ONNX operator set.")
     exporter: ExporterChoice = Field(
@@ -540,19 +526,19 @@ class ExportSpec(Section):
     )
     names: Literal["auto", "all", "digest"] = Field(
         "auto",
-        description="all: the ONNX file carries the names of its columns; digest: their number and SHA-256, "
-        "the names are in the report and in input_schema.json; auto: the names, unless the file then had "
-        "more bytes than four for each parameter, 5 % and 4 kB.",
+        description="Column names in the metadata of the ONNX file. all: the names; digest: their number "
+        "and SHA-256 only, while the names are in the report and in input_schema.json; auto: the names, "
+        "unless the file would exceed 4 bytes for each parameter plus 5 % plus 4 kB.",
     )
     quantize: Literal["int8"] | None = Field(
         None,
-        description="int8: a second file, model.int8.onnx, in 8-bit integers, measured like the first. It is "
-        "not lossless: model.onnx stays the certified file. null: none.",
+        description="int8: also write and measure model.int8.onnx, quantised to 8-bit integers. It is not "
+        "lossless: model.onnx stays the certified file. null: no quantised file.",
     )
     dynamic_axes: dict[Text, dict[AxisNumber, Name]] = Field(
         default_factory=dict,
-        description="Input -> axis: label, for axes of any length besides the batch; equal labels are equal "
-        "lengths.",
+        description="Axes of any length besides the batch: input -> axis number -> label. Axes with the "
+        "same label have the same length.",
     )
 
     @property
@@ -564,149 +550,130 @@ class ExportSpec(Section):
 
 
 class StabilitySpec(Section):
-    """How firm the choice of features is: the search again on random parts of the training rows."""
+    """Stability selection: the search is repeated on random subsamples of the training rows."""
+
+    rules = recipe_rules.STABILITY_RULES
 
     n_resamples: Annotated[int, Field(ge=0, le=10_000)] = Field(
         50,
-        description="Random parts of the training rows; on each the search goes on until it keeps as few "
-        "features as the shipped model. Halves come in complementary pairs, so their number is even. 0: drop "
-        "costs alone.",
+        description="Number of subsamples. On each the search continues until it keeps as few features as "
+        "the shipped model. Halves are drawn as complementary pairs, so their number must be even. 0: "
+        "measure drop costs only.",
     )
     subsample: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.5, description="Share of the training rows in a resample, drawn without replacement, by class."
+        0.5,
+        description="Share of the training rows in a subsample, drawn without replacement, in each class "
+        "separately.",
     )
     seeds: Literal["per_resample", "recipe"] = Field(
         "per_resample",
-        description="own: each search shuffles by a seed of its own; recipe: all by the recipe's, so that "
-        "their rows alone differ.",
+        description="Seed of the shuffling. per_resample: a different one for each search; recipe: the "
+        "recipe's seed for all, so that only their rows differ.",
     )
     threshold: Annotated[float, Field(gt=0.5, le=1)] = Field(
-        0.9, description="A feature kept in at least this share of the resamples is called stable."
+        0.9, description="A feature is called stable if at least this share of the searches keep it."
     )
     drop_cost: bool = Field(
         False,
-        description="Measure what it costs to drop each kept feature: cut from the shipped network, refit, "
-        "metric on the validation and the test split.",
+        description="Measure the cost of dropping each kept feature (leave-one-out ablation): remove it "
+        "from the shipped network, refit, and report the metric on the validation and the test split.",
     )
-
-    @model_validator(mode="after")
-    def _something_differs(self) -> StabilitySpec:
-        if self.n_resamples == 0 and not self.drop_cost:
-            raise ValueError("n_resamples: 0 measures drop costs alone; set drop_cost: true, or n_resamples")
-        if self.n_resamples == 1:
-            raise ValueError("n_resamples: 1 has nothing to be compared with; take at least 2")
-        if self.subsample == 0.5 and self.n_resamples % 2:
-            raise ValueError(
-                f"n_resamples: {self.n_resamples} is odd; halves come in complementary pairs, take "
-                f"{self.n_resamples + 1}"
-            )
-        if self.subsample == 1 and self.seeds == "recipe" and self.n_resamples:
-            raise ValueError("share: 1 with seeds: recipe is one search many times; set seeds: per_resample")
-        return self
 
 
 class WorkersSpec(Section):
-    """Processes for what can be done side by side: paths of a stage, resamples, drop costs."""
+    """Processes for work that can be done in parallel: the paths of a stage, subsamples, drop costs."""
 
     engine: Literal["auto", "local", "ray"] = Field(
         "auto",
-        description="local: processes of this machine; ray: workers on Ray (glprune[ray]), of the cluster "
-        "joined already or named by RAY_ADDRESS, else of one on this machine; auto: ray where it is "
-        "installed and starts. No result depends on it.",
+        description="local: processes on this machine. ray: workers of Ray (glprune[ray]), on the cluster "
+        "that is already connected or that RAY_ADDRESS names, else on a new one on this machine. auto: ray "
+        "if it is installed and starts, else local. Results do not depend on it.",
     )
     processes: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         None,
-        description="Processes at work; default as many as the cores allow. Resamples and drop costs have a "
-        "thread each, paths what threads says. No result depends on it.",
+        description="Number of processes; default as many as there are cores for. A subsample or drop cost "
+        "uses one thread, a path as many as `threads`. Results do not depend on it.",
     )
 
 
 class PolicySpec(Section):
-    """Rules on features, and who is to be looked at: whatever the penalty says, these hold.
+    """Rules on features that hold whatever the penalty chooses, and attributes to report by.
 
     A feature is named by its ``data.feature_groups`` name or by its column.
     """
 
+    rules = recipe_rules.POLICY_RULES
+
     must_drop: list[Text] = Field(
         default_factory=list,
-        description="Features cut out of the trained network before anything else, with all derived from them.",
+        description="Features that are removed from the trained network before anything else, with every "
+        "feature derived from them.",
     )
     must_keep: list[Text] = Field(
-        default_factory=list, description="Features that are never penalised and stay."
+        default_factory=list, description="Features that are not penalised and always kept."
     )
     derived_from: dict[Text, Names] = Field(
         default_factory=dict,
-        description="Feature or column -> what it was made of: features, columns of the file, or names in "
-        "must_drop.",
+        description="Feature or column -> what it is computed from: features, columns of the file, or "
+        "names in must_drop.",
     )
     protected: list[Text] = Field(
         default_factory=list,
-        description="Columns of the file, or one-hot features, by whose values metrics and decisions are "
-        "reported; they need not be features (list them under data.exclude).",
+        description="Protected attributes: columns of the file, or one-hot features. Metrics and decisions "
+        "are reported for each of their values. They need not be features; list them under data.exclude "
+        "then.",
     )
     bins: dict[Text, Annotated[list[float], Field(min_length=1)]] = Field(
         default_factory=dict,
-        description="Protected column of numbers -> ascending edges of its segments, each edge in the upper "
-        "one. Default: the values, or the quartiles of the training rows where there are more than six.",
+        description="Numeric protected attribute -> ascending edges of its segments; a value equal to an "
+        "edge belongs to the upper segment. Default: one segment for each value, or quartiles of the "
+        "training rows if there are more than six values.",
     )
     min_segment_rows: Annotated[int, Field(ge=1)] = Field(
-        20, description="Segments of fewer test rows are named without figures."
+        20, description="Segments with fewer test rows are listed without metrics."
     )
     threshold: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,
-        description="Binary: probability of the positive class from which on it is decided for; default 0.5. "
-        "Several classes: the most probable one.",
+        description="Binary tasks: the positive class is decided from this probability on; default 0.5. "
+        "Multiclass tasks decide for the most probable class.",
     )
     adverse: Annotated[list[str | int], Field(min_length=1)] | None = Field(
         None,
-        description="Classes that are adverse to the person, so that flipped decisions have a direction.",
+        description="Classes that are adverse to the person; changed decisions are then counted by "
+        "direction.",
     )
     reason_codes: dict[Text, Names] = Field(
         default_factory=dict,
-        description="Feature -> reasons given to people (adverse-action reasons) that cite it, codes or texts.",
+        description="Feature -> adverse-action reasons, as codes or texts, that cite it.",
     )
     proxies: bool = Field(
         False,
-        description="Measure in a file of its own, proxy.json, how well each protected attribute is "
-        "predicted from kept inputs, from removed ones and from the score.",
+        description="Measure how well the kept inputs, the removed inputs and the score predict each "
+        "protected attribute; written to proxy.json.",
     )
-
-    @model_validator(mode="after")
-    def _keys_fit_each_other(self) -> PolicySpec:
-        for name, edges in self.bins.items():
-            if name not in self.protected:
-                raise ValueError(f"bins: {name!r} is not in protected; add it there or remove it")
-            if any(a >= b for a, b in itertools.pairwise(edges)):
-                raise ValueError(f"bins: the edges of {name!r} do not ascend")
-        for key in ("must_drop", "must_keep", "protected"):
-            names = getattr(self, key)
-            double = _twice(names)
-            if double is not None:
-                raise ValueError(f"{key} lists {double!r} twice")
-        if self.proxies and not self.protected:
-            raise ValueError("proxies: true needs protected; name the attributes to be predicted")
-        return self
 
 
 class ReportSpec(Section):
-    """What the report says of itself."""
+    """Contents of the report."""
 
-    title: Text | None = Field(None, description="Heading; default the recipe's file name.")
-    purpose: str = Field("", description="What the model is used for.")
+    title: Text | None = Field(None, description="Heading; default: the recipe's file name.")
+    purpose: str = Field("", description="What the model is used for, for the reader of the report.")
     baselines: bool = Field(
         False,
-        description="Measure what simpler selections of the same size give (random ones, the largest "
-        "weights, permutation importance), each cut, refitted and run as an ONNX file.",
+        description="Compare with simpler selections of the same size (random, largest weights, "
+        "permutation importance); each is cut, refitted, exported to ONNX and measured.",
     )
 
 
 class Recipe(Section):
     """A whole recipe."""
 
+    rules = recipe_rules.RECIPE_RULES
+
     version: Literal[2] = Field(2, description="Version of the recipe format.")
     task: Literal["binary", "multiclass", "regression", "distillation"] = Field(
-        description="What the network predicts; distillation: no labels, the slim network is to agree with "
-        "the original one."
+        description="What the network predicts. distillation: there are no labels; the slim network learns "
+        "to agree with the original one."
     )
     model: ModelSpec
     data: DataSpec
@@ -716,176 +683,49 @@ class Recipe(Section):
     refit: RefitSpec = Field(default_factory=RefitSpec)
     export: ExportSpec = Field(default_factory=ExportSpec)
     stability: StabilitySpec | None = Field(
-        None, description="How firm the choice of features is; null: not measured."
+        None, description="Stability selection and drop costs; null: not measured."
     )
     workers: WorkersSpec = Field(default_factory=WorkersSpec)
-    policy: PolicySpec | None = Field(None, description="Rules on features; null: none.")
+    policy: PolicySpec | None = Field(
+        None, description="Rules on features and protected attributes; null: none."
+    )
     report: ReportSpec = Field(default_factory=ReportSpec)
     allow_inexact: bool = Field(
         False,
-        description="Cut units that LayerNorm, RMSNorm, softmax or a mean mixes too; the report shows by how "
-        "much each such cut changed the outputs.",
+        description="Also remove units that LayerNorm, RMSNorm, softmax or a mean combines with others. "
+        "Such a removal changes the outputs; the report states by how much.",
     )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Seed of every random choice.")
     threads: Annotated[int, Field(ge=1, le=1024)] = Field(
         1,
-        description="Threads of one tensor operation, in PyTorch and ONNX Runtime, whatever the machine has: "
-        "sums are split among them, so that each number has results of its own. More are faster for large "
-        "networks.",
+        description="Threads of one tensor operation, in PyTorch and ONNX Runtime. Sums are split among "
+        "them, so results depend on this number and not on the machine's cores. More threads are faster "
+        "for large networks.",
     )
 
     _source: Path | None = PrivateAttr(None)
     _sha256: str | None = PrivateAttr(None)
-    _lines: dict[tuple[Any, ...], int] = PrivateAttr(default_factory=dict)
+    _lines: Lines = PrivateAttr(default_factory=dict)
     _allowed: tuple[str, ...] | None = PrivateAttr(None)
-
-    @model_validator(mode="after")
-    def _sections_agree(self) -> Recipe:
-        drop = self.target.max_drop
-        if drop is not None and drop.metric not in METRICS[self.task]:
-            allowed = ", ".join(METRICS[self.task])
-            raise ValueError(
-                f"target.max_drop.metric: {drop.metric} is not of a {self.task} task; take {allowed}"
-            )
-        classes = self.data.classes
-        if classes is not None and self.task in ("regression", "distillation"):
-            raise ValueError(f"data.classes contradicts task: {self.task}; remove one")
-        if classes is not None and len({str(c) for c in classes}) < len(classes):
-            raise ValueError("data.classes lists a class twice")
-        if classes is not None and self.task == "binary" and len(classes) != 2:
-            raise ValueError(f"data.classes lists {len(classes)} classes; task: binary takes two")
-        if self.penalty.inputs is not None and all(spec.axis is None for spec in self.model.inputs):
-            raise ValueError("penalty.inputs: no input has an axis of features; set penalty.inputs: null")
-        if self.target.max_features is not None and self.penalty.inputs is None:
-            raise ValueError("target.max_features needs penalty.inputs, which is null")
-        if self.target.max_hidden is not None and self.penalty.hidden is None:
-            raise ValueError("target.max_hidden needs penalty.hidden; add 'hidden: {strength: 1}' there")
-        target, inputs = self.target, self.penalty.inputs
-        if target.max_hidden is not None and inputs is None and not target.hidden_alone:
-            raise ValueError("target.max_hidden follows a path over inputs here; keep it alone")
-        if target.hidden_alone and inputs is not None:
-            raise ValueError("target.max_hidden alone says nothing of inputs; set penalty.inputs: null")
-        return self
-
-    @model_validator(mode="after")
-    def _stability_has_something_to_vary(self) -> Recipe:
-        spec = self.stability
-        if spec is None or spec.n_resamples == 0:
-            return self
-        if self.penalty.inputs is None:
-            raise ValueError(
-                "stability.n_resamples needs penalty.inputs, which is null; set it to 0 for drop costs alone"
-            )
-        if spec.subsample == 1 and (self.train.batch_size == "all" or self.train.epochs == 0):
-            raise ValueError(
-                "stability.subsample: 1 varies the shuffling alone; train.batch_size: all or epochs: 0 has none"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _nothing_holds_streamed_rows(self) -> Recipe:
-        if self.data.stream is None:
-            return self
-        for name, size in (("train", self.train.batch_size), ("refit", self.refit.batch_size)):
-            if size == "all":
-                raise ValueError(
-                    f"{name}.batch_size: all holds every row in memory, which data.stream is to spare; give "
-                    "a number"
-                )
-        if self.policy is not None and self.policy.proxies:
-            raise ValueError(
-                "policy.proxies: true holds every row in memory, which data.stream is to spare; remove one"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _policy_fits_the_task(self) -> Recipe:
-        spec = self.policy
-        if spec is None:
-            return self
-        if spec.protected and self.data.yields:
-            raise ValueError(
-                "policy.protected needs a file whose columns it names; data.loader has none, give data.file"
-            )
-        if spec.threshold is not None and self.task != "binary":
-            raise ValueError(f"policy.threshold contradicts task: {self.task}; it is for binary, remove it")
-        if spec.adverse is not None and self.task not in ("binary", "multiclass"):
-            raise ValueError(f"policy.adverse contradicts task: {self.task}, which has no classes; remove it")
-        return self
-
-    @model_validator(mode="after")
-    def _task_fits_its_data(self) -> Recipe:
-        data = self.data
-        if self.task != "distillation":
-            if not data.yields and data.target is None:
-                raise ValueError("data: target is missing; name the column to predict")
-            return self
-        if data.target is not None:
-            raise ValueError(
-                "data.target contradicts task: distillation, which follows the original network; remove it, "
-                "and list the column under data.exclude"
-            )
-        if data.split is not None and data.split.stratify:
-            raise ValueError("data.split: stratify needs classes; task: distillation has none, remove it")
-        if self.refit.distill:
-            raise ValueError("refit.distill contradicts task: distillation, which distils already; remove it")
-        if self.model.prediction is not None:
-            raise ValueError(
-                "model.prediction contradicts task: distillation, which follows every output; remove it"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _inputs_fit_the_data(self) -> Recipe:
-        inputs, data = self.model.inputs, self.data
-        if data.yields:
-            named = next((spec.name for spec in inputs if spec.columns is not None), None)
-            if named is not None:
-                raise ValueError(f"model.inputs: columns of {named!r} contradict data.loader; remove them")
-            return self
-        bare = next((spec.name for spec in inputs if spec.columns is None), None)
-        if len(inputs) > 1 and bare is not None:
-            raise ValueError(f"model.inputs: {bare!r} has no columns; name the columns that feed each input")
-        odd = next((spec for spec in inputs if spec.axis not in (None, 1, -1)), None)
-        if odd is not None:
-            raise ValueError(
-                f"model.inputs: axis {odd.axis} of {odd.name!r}; files give (rows, columns), axis 1"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _dynamic_axes_are_of_inputs(self) -> Recipe:
-        inputs = {spec.name: spec for spec in self.model.inputs}
-        for name, axes in self.export.dynamic_axes.items():
-            if name not in inputs:
-                raise ValueError(
-                    f"export.dynamic_axes: no input {name!r}; the inputs are {', '.join(inputs)}"
-                )
-            if str(inputs[name].axis) in axes:
-                raise ValueError(
-                    f"export.dynamic_axes: axis {inputs[name].axis} of {name!r} holds the features, whose "
-                    "number is fixed; remove it"
-                )
-        return self
 
     @property
     def source(self) -> Path | None:
-        """The recipe's file; None where it was built in Python."""
+        """The recipe's file; None for a recipe built in Python."""
         return self._source
 
     @property
     def folder(self) -> Path:
-        """The folder paths are relative to."""
+        """The folder that paths are relative to."""
         return self._source.parent if self._source else Path()
 
     @property
     def sha256(self) -> str | None:
-        """Digest of the file as written."""
+        """Digest of the file."""
         return self._sha256
 
     @property
     def allowed(self) -> tuple[str, ...] | None:
-        """The packages and files its factory and loader may be imported from; None: any."""
+        """The packages and files that its factory, loader and plugins may be imported from; None: any."""
         return self._allowed
 
     @property
@@ -900,53 +740,29 @@ class Recipe(Section):
         return [(group, name) for group, name in named if name is not None]
 
     def allowing(self, packages: Sequence[str] | None) -> Recipe:
-        """This recipe, its factory and loader held to some packages and files; None: as it is."""
+        """Return a copy whose code may only be imported from some packages and files; None: no limit."""
         if packages is None:
             return self
-        pinned = self.model_copy()
-        pinned._allowed = (packages,) if isinstance(packages, str) else tuple(packages)
-        return pinned
+        limited = self.model_copy()
+        limited._allowed = (packages,) if isinstance(packages, str) else tuple(packages)  # noqa: SLF001  a Recipe
+        return limited
+
+    def set_source(self, source: Path, sha256: str, lines: Lines) -> None:
+        """Record the file that the recipe was read from: its path, its digest and the line of each key."""
+        self._source, self._sha256, self._lines = source, sha256, lines
 
     def path(self, text: str) -> Path:
         """Resolve a path of the recipe."""
         return self.folder / text
 
     def where(self, *keys: str) -> str:
-        """Name a key for an error: ``recipe.yaml:12: data.target``."""
+        """Return the place of a key for an error message: ``recipe.yaml:12: data.target``."""
         dotted = ".".join(keys)
-        line = _nearest_line(self._lines, keys)
+        line = nearest_line(self._lines, keys)
         return f"{self._source}:{line}: {dotted}" if self._source and line else dotted
 
     def to_yaml(self) -> str:
-        """The recipe with every default written out; loads back to an equal recipe."""
-        stream = io.StringIO()
-        yaml = YAML(typ="safe", pure=True)
-        yaml.default_flow_style = False
-        yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-        yaml.width = 4096
-        yaml.dump(_without_none(self.model_dump(mode="json", by_alias=True)), stream)
-        return stream.getvalue()
-
-
-def _nearest_line(lines: Mapping[tuple[Any, ...], int], loc: Sequence[Any]) -> int | None:
-    """The line of a key, or of the nearest key around it."""
-    at = tuple(loc)
-    while at and at not in lines:
-        at = at[:-1]
-    return lines.get(at)
-
-
-_NULLABLE = ("inputs", "hidden", "axis")
-
-
-def _without_none(value: Any) -> Any:
-    """Drop keys that are null, but where null is a choice: penalties, an input's axis, arguments."""
-    if isinstance(value, dict):
-        return {
-            k: v if k == "arguments" else _without_none(v)
-            for k, v in value.items()
-            if v is not None or k in _NULLABLE
-        }
-    if isinstance(value, list):
-        return [_without_none(v) for v in value]
-    return value
+        """Return the recipe as YAML with every default written out; it loads back to an equal recipe."""
+        tree = self.model_dump(mode="json", by_alias=True)
+        # null is a choice for these keys, and an argument may be null
+        return dump(tree, null_keys=("inputs", "hidden", "axis"), verbatim=("arguments",))

@@ -1,25 +1,32 @@
-"""Load a recipe from YAML and explain every mistake in one line."""
+"""Load recipes from YAML and explain every mistake in one line."""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import (
-    ValidationError,
-)
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from glprune.errors import RecipeError
-from glprune.schema.recipe import (
-    Recipe,
-    Section,
-    _nearest_line,
-)
-from glprune.schema.strict_yaml import MAX_DEPTH, parse, read_text
+from glprune.schema.recipe import Recipe, Section
+from glprune.schema.recipe_rules import RuleError
+from glprune.schema.strict_yaml import MAX_DEPTH, Lines, nearest_line, parse, read_text
+
+Keys = tuple[Any, ...]
+"""Path of a key in a recipe."""
+
+
+@dataclass(frozen=True)
+class _Mistake:
+    """One mistake: the key it is about and the message."""
+
+    keys: Keys
+    message: str
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -27,30 +34,28 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         path: A YAML file.
-        overrides: ``key=value`` texts as ``--set`` takes them, such as ``train.lr=1e-2``; the
-            value is read as YAML.
+        overrides: Changes as ``key=value``, such as ``train.lr=1e-2``; the value is read as YAML.
 
     Raises:
-        RecipeError: One line with file, line, key and the mend.
+        RecipeError: The recipe is wrong; the message gives file, line, key and fix in one line.
     """
     source = Path(path)
     text = read_text(source)
     tree, lines = parse(text, str(source))
     for override in overrides:
-        _override(tree, override)
+        _apply_override(tree, override)
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
-        raise RecipeError(_explain(error, source, lines, tree, overrides)) from None
-    recipe._source, recipe._lines = source, lines
-    recipe._sha256 = "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+        raise RecipeError(_explain(_mistakes(error, tree), source, lines, overrides)) from None
+    recipe.set_source(source, "sha256:" + hashlib.sha256(text.encode()).hexdigest(), lines)
     return recipe
 
 
 def recipe_errors(path: str | Path) -> list[str]:
-    """Every mistake of a recipe as ``file:line: what and how to mend it``; empty where it is right.
+    """Return every mistake of a recipe as ``file:line: message``; an empty list if it is valid.
 
-    No data and no model is read, and no PyTorch is needed.
+    Neither data nor model is read, and PyTorch is not needed.
     """
     source = Path(path)
     try:
@@ -60,26 +65,27 @@ def recipe_errors(path: str | Path) -> list[str]:
         return [str(error)]
     except ValidationError as error:
         return [
-            f"{source}:{_nearest_line(lines, _place(loc, message)) or 1}: {message}"
-            for loc, message in _problems(error, tree)
+            f"{source}:{nearest_line(lines, mistake.keys) or 1}: {mistake.message}"
+            for mistake in _mistakes(error, tree)
         ]
     return []
 
 
 def recipe_schema() -> dict[str, Any]:
-    """The JSON Schema of a recipe, for editors."""
+    """Return the JSON Schema of a recipe, for editors."""
     schema = Recipe.model_json_schema(by_alias=True)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "glprune recipe"} | schema
 
 
-def _override(tree: dict[str, Any], text: str) -> None:
-    key, equals, value = text.partition("=")
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set a key of the tree from a text ``key=value``."""
+    key, equals, value = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts) or len(parts) > MAX_DEPTH:
-        raise RecipeError(f"--set {text[:80]}: write it as key=value, such as train.lr=1e-2.")
+        raise RecipeError(f"--set {override[:80]}: write it as key=value, such as train.lr=1e-2.")
     wrapped, _ = parse(f"value: {value}", f"--set {key.strip()}")
     if len(wrapped) > 1:
-        raise RecipeError(f"--set {key.strip()}: the value goes on as another key; give each a --set.")
+        raise RecipeError(f"--set {key.strip()}: the value holds a second key; use one --set for each key.")
     node = tree
     for part in parts[:-1]:
         if not isinstance(node.get(part), dict):
@@ -88,46 +94,36 @@ def _override(tree: dict[str, Any], text: str) -> None:
     node[parts[-1]] = wrapped["value"]
 
 
-def _explain(
-    error: ValidationError,
-    source: Path,
-    lines: Mapping[tuple[Any, ...], int],
-    tree: Mapping[str, Any],
-    overrides: Sequence[str],
-) -> str:
-    """One line: where the first mistake is, what it is, the mend, and how many more there are."""
-    problems = _problems(error, tree)
-    loc, message = _place(*problems[0]), problems[0][1]
-    dotted = ".".join(map(str, loc))
-    changed = next(
-        (o.partition("=")[0].strip() for o in overrides if dotted.startswith(o.partition("=")[0].strip())),
-        None,
-    )
-    place = f"--set {changed}" if changed else f"{source}:{_nearest_line(lines, loc) or 1}"
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{place}: {message}{more}"
+def _explain(mistakes: Sequence[_Mistake], source: Path, lines: Lines, overrides: Sequence[str]) -> str:
+    """Describe the first mistake in one line, and say how many more there are."""
+    first = mistakes[0]
+    dotted = ".".join(map(str, first.keys))
+    changed = (override.partition("=")[0].strip() for override in overrides)
+    override = next((key for key in changed if dotted.startswith(key)), None)
+    place = f"--set {override}" if override else f"{source}:{nearest_line(lines, first.keys) or 1}"
+    more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
+    return f"{place}: {first.message}{more}"
 
 
-def _place(loc: tuple[Any, ...], message: str) -> tuple[Any, ...]:
-    """The place of a mistake; sections that contradict each other name the key themselves."""
-    return loc or tuple(re.split(r"[.:\s]", message)[:2])
-
-
-def _problems(error: ValidationError, tree: Mapping[str, Any]) -> list[tuple[tuple[Any, ...], str]]:
-    """Every distinct mistake with its place; the branches of a union count once."""
-    found: dict[tuple[Any, ...], str] = {}
+def _mistakes(error: ValidationError, tree: Mapping[str, Any]) -> list[_Mistake]:
+    """Collect the distinct mistakes; the branches of a union give one together."""
+    found: dict[Keys, str] = {}
     for item in error.errors():
-        loc = _keys(item["loc"], tree, missing=item["type"] == "missing")
-        message = _sentence(item, loc)
-        if loc in found and found[loc] != message:
-            message = _union_sentence(found[loc], message)
-        found[loc] = message
-    return list(found.items())
+        keys = _keys(item["loc"], tree, missing=item["type"] == "missing")
+        message = _message(item, keys)
+        broken_rule = item.get("ctx", {}).get("error")
+        if isinstance(broken_rule, RuleError):
+            keys = (*keys, *broken_rule.keys)
+        if keys in found and found[keys] != message:
+            message = _join_alternatives(found[keys], message)
+        found[keys] = message
+    return [_Mistake(keys, message) for keys, message in found.items()]
 
 
-def _keys(loc: tuple[Any, ...], tree: Any, missing: bool) -> tuple[Any, ...]:
-    """The keys of a place in the recipe; pydantic puts the branches of unions between them."""
-    keys, node = [], tree
+def _keys(loc: Keys, tree: Any, missing: bool) -> Keys:
+    """Return the keys of a location; pydantic puts the branches of unions between them."""
+    keys: list[Any] = []
+    node = tree
     for part in loc:
         inside = part in node if isinstance(node, dict) else isinstance(node, list) and isinstance(part, int)
         if inside:
@@ -136,28 +132,32 @@ def _keys(loc: tuple[Any, ...], tree: Any, missing: bool) -> tuple[Any, ...]:
     return (*keys, loc[-1]) if missing else tuple(keys)
 
 
-def _union_sentence(first: str, second: str) -> str:
-    head, _, wanted = first.partition(" should be ")
-    return f"{head} should be {wanted.rstrip('.').split(', not ')[0]} or {second.partition(' should be ')[2]}"
+def _join_alternatives(first: str, second: str) -> str:
+    """Join the messages of two branches of a union: "should be A or B"."""
+    head, _, expected = first.partition(" should be ")
+    return (
+        f"{head} should be {expected.rstrip('.').split(', not ')[0]} or {second.partition(' should be ')[2]}"
+    )
 
 
-def _sentence(item: Any, loc: tuple[Any, ...]) -> str:
-    dotted = ".".join(map(str, loc)) or "the recipe"
-    kind, value, context = item["type"], item["input"], item.get("ctx", {})
-    if kind == "extra_forbidden":
-        return _unknown_key(loc)
-    if kind == "missing":
+def _message(item: Any, keys: Keys) -> str:
+    """Describe one error of pydantic in a sentence."""
+    dotted = ".".join(map(str, keys)) or "the recipe"
+    error_type, value, context = item["type"], item["input"], item.get("ctx", {})
+    if error_type == "extra_forbidden":
+        return _unknown_key(keys)
+    if error_type == "missing":
         return f"{dotted} is missing; add it."
-    if kind == "value_error":
-        prefix = f"{dotted}: " if loc else ""
+    if error_type == "value_error":
+        prefix = f"{dotted}: " if keys else ""
         return f"{prefix}{context['error']}."
-    wanted = _WANTED.get(kind)
-    if kind == "string_pattern_mismatch":
-        wanted = _PATTERNS.get(str(loc[-1]), "a plain name")
-    if wanted is None:
-        wanted = str(item["msg"]).removeprefix("Input should be ").removeprefix("a valid ")
-    wanted = wanted.format(**{k: v for k, v in context.items() if isinstance(v, str | int | float)})
-    return f"{dotted} should be {wanted}, not {_short(value)}."
+    expected = _EXPECTED.get(error_type)
+    if error_type == "string_pattern_mismatch":
+        expected = _PATTERNS.get(str(keys[-1]), "a plain name")
+    if expected is None:
+        expected = str(item["msg"]).removeprefix("Input should be ").removeprefix("a valid ")
+    expected = expected.format(**{k: v for k, v in context.items() if isinstance(v, str | int | float)})
+    return f"{dotted} should be {expected}, not {_shorten(value)}."
 
 
 _SHARE = "a share above 0 such as 30%"
@@ -165,7 +165,7 @@ _PATTERNS = {
     "factory": "'package.module:function' or 'file.py:function'",
     **dict.fromkeys(("parameters", "macs", "latency"), _SHARE),
 }
-_WANTED = {
+_EXPECTED = {
     "float_type": "a number",
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -186,38 +186,43 @@ _WANTED = {
 }
 
 
-def _unknown_key(loc: tuple[Any, ...]) -> str:
-    section = _section(loc[:-1])
-    keys = [field.alias or name for name, field in section.model_fields.items()] if section else []
-    close = difflib.get_close_matches(str(loc[-1]), keys, n=1, cutoff=0.5)
+def _unknown_key(keys: Keys) -> str:
+    """Describe an unknown key: the nearest known one and all keys of its section."""
+    section = _section_of(keys[:-1])
+    known = list(_fields(section)) if section else []
+    close = difflib.get_close_matches(str(keys[-1]), known, n=1, cutoff=0.5)
     guess = f" Did you mean '{close[0]}'?" if close else ""
-    listed = f" Keys: {', '.join(keys)}." if keys else ""
-    return f"{'.'.join(map(str, loc))} is not a key.{guess}{listed}"
+    listed = f" Keys: {', '.join(known)}." if known else ""
+    return f"{'.'.join(map(str, keys))} is not a key.{guess}{listed}"
 
 
-def _section(loc: tuple[Any, ...]) -> type[Section] | None:
-    """The section a place of the recipe belongs to."""
+def _section_of(keys: Keys) -> type[Section] | None:
+    """Return the section that keys lead to."""
     section: type[Section] = Recipe
-    for part in loc:
-        if isinstance(part, int):
+    for key in keys:
+        if isinstance(key, int):
             continue
-        by_key = {field.alias or name: field for name, field in section.model_fields.items()}
-        if part not in by_key:
+        fields = _fields(section)
+        inner = next(_sections_in(fields[key].annotation), None) if key in fields else None
+        if inner is None:
             return None
-        following = next(_sections_in(by_key[part].annotation), None)
-        if following is None:
-            return None
-        section = following
+        section = inner
     return section
 
 
+def _fields(section: type[Section]) -> dict[str, FieldInfo]:
+    """Return the fields of a section by the keys that recipes use."""
+    return {field.alias or name: field for name, field in section.model_fields.items()}
+
+
 def _sections_in(annotation: Any) -> Iterator[type[Section]]:
+    """Yield the sections that a type annotation mentions."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         yield annotation
     for inner in get_args(annotation):
         yield from _sections_in(inner)
 
 
-def _short(value: object) -> str:
+def _shorten(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

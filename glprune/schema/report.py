@@ -27,7 +27,7 @@ class Digests(Record):
 
     recipe: str = Field(description="digest of the recipe file as the user wrote it")
     recipe_resolved: str = Field(
-        description="digest of `recipe.resolved.yaml` in the bundle: the recipe with every default written out",
+        description="digest of `recipe.resolved.yaml` in the bundle: the recipe with all defaults",
     )
     model: str = Field(description="digest of the file with the trained weights")
     data: dict[str, str] = Field(description="split or file name -> digest of the data")

@@ -1,4 +1,4 @@
-"""JSON with one reading: duplicate keys, NaN, deep nesting and odd bytes are refused."""
+"""Read JSON from untrusted files: duplicate keys, NaN, deep nesting and invalid bytes are refused."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import math
 from collections import Counter
 from typing import Any
 
-_DEEPEST = 64
-_MOST = 4_000_000  # values; each takes up to a hundred times its bytes in memory
+_MAX_DEPTH = 64
+_MAX_VALUES = 4_000_000  # a value takes up to a hundred times its bytes in memory
 
 
 class StrictError(ValueError):
-    """The bytes are not JSON with one reading."""
+    """The bytes are not strict JSON."""
 
 
 def read_json(raw: bytes) -> Any:
-    """Read JSON strictly.
+    """Parse strict JSON.
 
     Raises:
         StrictError: Not UTF-8 or not JSON, a duplicate key, NaN or Infinity, a number too large for a
-            double, nesting past 64 levels, or more than 4 million values.
+            double, nesting deeper than 64 levels, or more than 4 million values.
     """
-    if raw.count(b",") > _MOST:
-        raise StrictError(f"holds more than {_MOST:,} values")
+    if raw.count(b",") > _MAX_VALUES:
+        raise StrictError(f"holds more than {_MAX_VALUES:,} values")
     try:
         value = json.loads(raw.decode("utf-8"), object_pairs_hook=_object, parse_constant=_constant)
     except RecursionError:
@@ -36,18 +36,19 @@ def read_json(raw: bytes) -> Any:
         raise StrictError(f"not JSON ({error})") from None
     try:
         _check_values(value)
-    except OverflowError:  # a hook for every number would be half of the time
+    except OverflowError:  # parse again to name it; a hook for every number doubles the time
         json.loads(raw, parse_float=_float)
         raise
     return value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object whose keys are distinct."""
     found = dict(pairs)
     if len(found) < len(pairs):
         counts = Counter(name for name, _ in pairs)
-        twice = next(name for name, times in counts.items() if times > 1)
-        raise StrictError(f"key {twice[:60]!r} appears twice")
+        duplicate = next(name for name, times in counts.items() if times > 1)
+        raise StrictError(f"key {duplicate[:60]!r} appears twice")
     return found
 
 
@@ -63,13 +64,13 @@ def _float(text: str) -> float:
 
 
 def _check_values(value: Any) -> None:
-    """Refuse numbers too large and nesting too deep, level by level, without recursion."""
-    row = [value]
-    for _ in range(_DEEPEST):
-        if math.inf in row or -math.inf in row:
+    """Refuse infinite numbers and deep nesting, level by level, without recursion."""
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        if math.inf in level or -math.inf in level:
             raise OverflowError
-        nested = [v for v in row if isinstance(v, dict | list)]
-        row = [child for v in nested for child in (v.values() if isinstance(v, dict) else v)]
-        if not row:
+        nested = [v for v in level if isinstance(v, dict | list)]
+        level = [child for v in nested for child in (v.values() if isinstance(v, dict) else v)]
+        if not level:
             return
-    raise StrictError(f"nested deeper than {_DEEPEST} levels")
+    raise StrictError(f"nested deeper than {_MAX_DEPTH} levels")

@@ -1,13 +1,17 @@
-"""YAML 1.2 as plain values with the line of every key, from files nobody vouches for.
+"""Read YAML 1.2 from untrusted files as plain values, with the line of every key.
 
-Values are text, numbers, true, false, null, lists and mappings with text keys. Anchors, aliases, tags,
-merge keys, duplicate keys, several documents, deep nesting and numbers past 64 bits are refused, so
-that a short file stays a small value and has one reading.
+Values are text, numbers, true, false, null, lists and mappings with text keys. Anchors, aliases, tags, merge
+keys, duplicate keys, several documents, deep nesting and numbers beyond 64 bits are refused, so that a short
+file gives a small value and can be read in one way only.
+
+ruamel's round-trip loader also knows lines, but builds the whole value, aliases included, before it can be
+checked; this reader checks the parser's events first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +40,19 @@ MAX_DEPTH = 20
 _CORE = "tag:yaml.org,2002:"
 _BASES = {"0b": 2, "0o": 8, "0x": 16}
 Lines = dict[tuple[Any, ...], int]
+"""Path of a key or list item -> its line, from 1."""
+_Scalar = str | int | float | bool | None
 
 
 def read_text(source: Path) -> str:
-    """Read a short UTF-8 file.
+    """Read a UTF-8 file of at most a megabyte.
 
     Raises:
-        RecipeError: It is missing, no plain file, longer than a megabyte or not UTF-8.
+        RecipeError: The file is missing, not a regular file, too long or not UTF-8.
     """
-    why = unreadable_reason(source)
-    if why is not None:
-        raise RecipeError(f"{source} {why}; name a YAML file.")
+    reason = unreadable_reason(source)
+    if reason is not None:
+        raise RecipeError(f"{source} {reason}; name a YAML file.")
     with source.open("rb") as stream:
         raw = stream.read(MAX_BYTES + 1)
     if len(raw) > MAX_BYTES:
@@ -59,17 +65,17 @@ def read_text(source: Path) -> str:
 
 
 def parse(text: str, name: str) -> tuple[dict[str, Any], Lines]:
-    """Read a mapping of keys.
+    """Parse YAML text that holds a mapping.
 
     Args:
-        text: The YAML.
-        name: The file, for messages.
+        text: The YAML text.
+        name: Name of the file, for messages.
 
     Returns:
         The mapping, and the line of every key and list item by its path.
 
     Raises:
-        RecipeError: One line with file, line and the mend.
+        RecipeError: The text is not a mapping of the values above; the message gives file, line and fix.
     """
     reader = _Reader(text, name)
     try:
@@ -77,22 +83,57 @@ def parse(text: str, name: str) -> tuple[dict[str, Any], Lines]:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = " ".join((error.problem or "not YAML").split())
-        raise RecipeError(f"{name}:{mark.line + 1 if mark else 1}: {problem}; mend the YAML.") from None
+        raise RecipeError(f"{name}:{mark.line + 1 if mark else 1}: {problem}; correct the YAML.") from None
     except ReaderError as error:
         raise RecipeError(
             f"{name}:{text.count(chr(10), 0, error.position) + 1}: holds the control character "
             f"U+{ord(text[error.position]):04X}; is it a text file in UTF-8?"
         ) from None
     except (YAMLError, RecursionError, ValueError) as error:
-        raise RecipeError(f"{name}:1: not YAML ({type(error).__name__}); mend the YAML.") from None
+        raise RecipeError(f"{name}:1: not YAML ({type(error).__name__}); correct the YAML.") from None
     if not isinstance(tree, dict):
         found = "empty" if tree is None else f"a {type(tree).__name__}"
         raise RecipeError(f"{name}:1: should be a mapping of keys, this is {found}.")
     return tree, reader.lines
 
 
+def nearest_line(lines: Mapping[tuple[Any, ...], int], keys: Sequence[Any]) -> int | None:
+    """Return the line of a key, or of the nearest key that contains it."""
+    path = tuple(keys)
+    while path and path not in lines:
+        path = path[:-1]
+    return lines.get(path)
+
+
+def dump(tree: Mapping[str, Any], null_keys: Collection[str] = (), verbatim: Collection[str] = ()) -> str:
+    """Write a mapping as YAML without the keys that are null.
+
+    Args:
+        tree: The mapping, of plain values.
+        null_keys: Keys that are written although they are null.
+        verbatim: Keys whose values are written as they are, null or not.
+    """
+
+    def without_null(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {
+                key: inner if key in verbatim else without_null(inner)
+                for key, inner in value.items()
+                if inner is not None or key in null_keys
+            }
+        return [without_null(inner) for inner in value] if isinstance(value, list) else value
+
+    stream = io.StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.width = 4096
+    yaml.dump(without_null(tree), stream)
+    return stream.getvalue()
+
+
 class _Reader:
-    """Builds values from the parser's events, so that what is refused is refused before it is built."""
+    """Builds values from the parser's events, so that nothing is built before it is checked."""
 
     def __init__(self, text: str, name: str) -> None:
         self.name, self.lines = name, Lines()
@@ -100,8 +141,8 @@ class _Reader:
         self._events: Iterator[Event] = self._yaml.parse(text)
 
     def document(self) -> Any:
-        """The one document of the file; None where it is empty."""
-        next(self._events)  # the stream's start
+        """Read the only document of the file; None if the file is empty."""
+        next(self._events)  # start of the stream
         start = next(self._events)
         if isinstance(start, StreamEndEvent):
             return None
@@ -109,25 +150,25 @@ class _Reader:
         if start.version not in (None, (1, 2)) or start.tags:
             raise self._refused(start, "directives (%YAML, %TAG) are not allowed; remove them")
         value = self._value(next(self._events), ())
-        next(self._events)  # the document's end
+        next(self._events)  # end of the document
         following = next(self._events)
         if not isinstance(following, StreamEndEvent):
             raise self._refused(following, "a second document begins; keep one")
         return value
 
-    def _value(self, event: Event, at: tuple[Any, ...]) -> Any:
-        if len(at) > MAX_DEPTH:
-            raise self._refused(event, f"nested deeper than {MAX_DEPTH}; mend the YAML")
-        self._plain(event)
+    def _value(self, event: Event, path: tuple[Any, ...]) -> Any:
+        if len(path) > MAX_DEPTH:
+            raise self._refused(event, f"nested deeper than {MAX_DEPTH} levels; correct the YAML")
+        self._refuse_references(event)
         if isinstance(event, MappingStartEvent):
-            return self._mapping(at)
+            return self._mapping(path)
         if isinstance(event, SequenceStartEvent):
-            return self._sequence(at)
+            return self._sequence(path)
         assert isinstance(event, ScalarEvent)
-        return self._scalar(event, at)
+        return self._scalar(event, path)
 
-    def _plain(self, event: Event) -> None:
-        """Refuse what makes a value more than what is written."""
+    def _refuse_references(self, event: Event) -> None:
+        """Refuse anchors, aliases and tags, which make a value more than the text that is written."""
         assert isinstance(event, NodeEvent)
         tag = getattr(event, "tag", None)
         if isinstance(event, AliasEvent) or event.anchor is not None or tag is not None:
@@ -135,73 +176,74 @@ class _Reader:
             found = f"{mark}{event.anchor}" if event.anchor is not None else str(tag).replace(_CORE, "!!")
             raise self._refused(event, f"anchors, aliases and tags ({found[:40]}) are not allowed here")
 
-    def _mapping(self, at: tuple[Any, ...]) -> dict[str, Any]:
+    def _mapping(self, path: tuple[Any, ...]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         while not isinstance(event := next(self._events), MappingEndEvent):
-            key = self._key(event, at)
+            key = self._key(event, path)
             if key in found:
                 raise self._refused(event, f'found duplicate key "{key[:60]}"; keep one')
-            here = (*at, key)
-            self.lines[here] = event.start_mark.line + 1
-            found[key] = self._value(next(self._events), here)
+            inner = (*path, key)
+            self.lines[inner] = event.start_mark.line + 1
+            found[key] = self._value(next(self._events), inner)
         return found
 
-    def _key(self, event: Event, at: tuple[Any, ...]) -> str:
-        self._plain(event)
+    def _key(self, event: Event, path: tuple[Any, ...]) -> str:
+        self._refuse_references(event)
         if not isinstance(event, ScalarEvent):
-            raise self._refused(event, "a key is a list or mapping, not text; is there a '?' or '{' too many")
-        kind = self._kind(event)
+            raise self._refused(event, "a key is a list or mapping, not text; remove the extra '?' or '{'")
+        kind = self._value_type(event)
         if kind == "merge":
             raise self._refused(event, "merge keys (<<) are not allowed here; write the keys out")
         # the numbers of axes are keys that YAML reads as numbers
-        if kind != "str" and not (kind == "int" and at[:-1] == ("export", "dynamic_axes")):
+        if kind != "str" and not (kind == "int" and path[:-1] == ("export", "dynamic_axes")):
             raise self._refused(event, f"key {event.value[:40] or 'null'} is not text; put it in quotes")
         return self._text(event)
 
-    def _sequence(self, at: tuple[Any, ...]) -> list[Any]:
+    def _sequence(self, path: tuple[Any, ...]) -> list[Any]:
         found: list[Any] = []
         while not isinstance(event := next(self._events), SequenceEndEvent):
-            here = (*at, len(found))
-            self.lines[here] = event.start_mark.line + 1
-            found.append(self._value(event, here))
+            inner = (*path, len(found))
+            self.lines[inner] = event.start_mark.line + 1
+            found.append(self._value(event, inner))
         return found
 
-    def _kind(self, event: ScalarEvent) -> str:
+    def _value_type(self, event: ScalarEvent) -> str:
+        """Return the type that YAML 1.2 reads a scalar as: str, int, float, bool, null, ..."""
         tag = self._yaml.resolver.resolve(ScalarNode, event.value, event.implicit)
         return str(tag).rpartition(":")[2]
 
-    def _scalar(self, event: ScalarEvent, at: tuple[Any, ...]) -> str | int | float | bool | None:
-        kind, plain = self._kind(event), event.value.replace("_", "").lower()
+    def _scalar(self, event: ScalarEvent, path: tuple[Any, ...]) -> _Scalar:
+        kind, plain = self._value_type(event), event.value.replace("_", "").lower()
         if kind == "null":
             return None
         if kind == "bool":
-            return plain == "true"
+            return bool(plain == "true")
         if kind == "int":
-            return self._whole(event, plain)
+            return self._integer(event, plain)
         if kind == "float":
             return float(plain.replace(".inf", "inf").replace(".nan", "nan"))
         if kind == "timestamp":
-            where = ".".join(map(str, at))
+            where = ".".join(map(str, path))
             raise self._refused(
                 event, f"{where}: {event.value[:40]} is not text, a number or a list; put it in quotes"
             )
         return self._text(event)
 
-    def _whole(self, event: ScalarEvent, plain: str) -> int:
+    def _integer(self, event: ScalarEvent, plain: str) -> int:
         base = _BASES.get(plain.lstrip("+-")[:2], 10)
         try:
             value = int(plain, base) if len(plain) < 80 else 2**63
         except ValueError:  # such as 0x_
-            raise self._refused(event, f"{event.value[:40]} is no number; put text in quotes") from None
+            raise self._refused(event, f"{event.value[:40]} is not a number; put text in quotes") from None
         if not -(2**63) <= value < 2**63:
-            raise self._refused(event, f"{event.value[:40]} does not fit 64 bits; take a smaller number")
+            raise self._refused(event, f"{event.value[:40]} does not fit 64 bits; use a smaller number")
         return value
 
     def _text(self, event: ScalarEvent) -> str:
-        odd = next((c for c in event.value if c == "\0" or "\ud800" <= c <= "\udfff"), None)
-        if odd is not None:
-            raise self._refused(event, f"text holds {odd!r}, which no name or file can; remove it")
+        invalid = next((c for c in event.value if c == "\0" or "\ud800" <= c <= "\udfff"), None)
+        if invalid is not None:
+            raise self._refused(event, f"text holds {invalid!r}, which no name or file can hold; remove it")
         return str(event.value)
 
-    def _refused(self, event: Event, why: str) -> RecipeError:
-        return RecipeError(f"{self.name}:{event.start_mark.line + 1}: {why}.")
+    def _refused(self, event: Event, reason: str) -> RecipeError:
+        return RecipeError(f"{self.name}:{event.start_mark.line + 1}: {reason}.")

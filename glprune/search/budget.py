@@ -1,40 +1,151 @@
-"""What a network would measure once its zero groups are cut, before anything is cut for good."""
+"""Sizes of networks: what a target counts, before and after the zero groups are removed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from glprune.data.splits import ColumnSelection, Inputs, first_rows
 from glprune.model.counting import macs, parameters
-from glprune.pruning.removal import cut_uncertified
+from glprune.pruning.groups import support
+from glprune.pruning.removal import RemovalResult, cut_uncertified, kept_units
+from glprune.schema.report import Latency
 
 if TYPE_CHECKING:
     from glprune.pruning.groups import GroupSet
+    from glprune.pruning.units import Kind
     from glprune.search.job import Job
+    from glprune.search.path import RegularisationPath
+    from glprune.search.path_point import Point, Size
 
 Alive = Sequence[Tensor]
 Measure = Callable[[nn.Module, Inputs], int]
+SizeMetric = Literal["features", "hidden", "parameters", "macs"]
+SIZE_NAMES: Mapping[SizeMetric, str] = {
+    "features": "input features",
+    "hidden": "hidden units",
+    "parameters": "parameters",
+    "macs": "multiply-accumulates for one row",
+}
+
+
+class LatencyMeter(Protocol):
+    """Measures the latency of slim networks beside that of the original network."""
+
+    def __call__(self, network: nn.Module, selection: ColumnSelection) -> tuple[float, float]:
+        """Return the latency of a network in ms, and as a share of the original's, run in turn."""
+        ...
+
+    def against(self, first: RemovalResult, second: RemovalResult) -> Latency:
+        """Return the latency of two slim networks, run in turn, and the speed-up of the second one."""
+        ...
+
+
+class MakeLatencyMeter(Protocol):
+    """Makes a latency meter; a function or class of a module, so that it pickles."""
+
+    def __call__(self, job: Job, batch: int, folder: Path) -> LatencyMeter:
+        """Make a meter for calls of ``batch`` rows, which writes files to an empty folder."""
+        ...
+
+
+def latency_meter(job: Job, batch: int, folder: Path) -> LatencyMeter:
+    """Make the latency meter that a job was given.
+
+    Args:
+        job: The job whose network is the original.
+        batch: Rows of one call.
+        folder: An empty folder for files.
+    """
+    if job.make_latency_meter is None:
+        raise TypeError("The job has no latency meter, which a target of latency or round_to: auto needs.")
+    return job.make_latency_meter(job, batch, folder)
+
+
+@dataclass(frozen=True)
+class SizeTarget:
+    """An upper limit on a size.
+
+    Attributes:
+        counted: What is counted.
+        limit: The largest size allowed.
+        kinds: Kinds of groups under the penalty.
+        name: The target's key, for messages.
+        slack: Share of the limit by which a network may stay below it without a search for a larger one.
+    """
+
+    counted: SizeMetric
+    limit: float
+    kinds: tuple[Kind, ...]
+    name: str
+    slack: float = 0.0
+
+    @property
+    def least(self) -> float:
+        """The smallest size for which no larger one is searched."""
+        return (1 - self.slack) * self.limit
+
+
+def resolve_budget(budget: str | float, whole: float) -> float:
+    """Return a budget as a number: itself, or a percentage of the whole."""
+    return float(budget[:-1]) / 100 * whole if isinstance(budget, str) else float(budget)
+
+
+def size_of(counted: SizeMetric, job: Job, path: RegularisationPath) -> Size:
+    """Return a function that counts what a removal at a point of a path would keep."""
+    if counted == "features":
+        return path.features_kept
+    multiple = job.recipe.target.size_metric_round_to
+    if counted == "hidden":
+        return lambda point: sum(
+            len(k) for u, k in kept_units(job.groups, point.alive, multiple) if u.kind == "hidden"
+        )
+    known: dict[bytes, int] = {}  # by support: a cache by point would keep its weights in memory
+
+    def size(point: Point) -> int:
+        key = support_key(point)
+        if key not in known:
+            known[key] = size_of_support(job, point.alive, MEASURES[counted], multiple)
+        return known[key]
+
+    return size
+
+
+def support_key(point: Point) -> bytes:
+    """Return the non-zero groups of a point as a key to compare points by."""
+    return torch.cat(point.alive).numpy().tobytes()
+
+
+def current_size(job: Job, counted: SizeMetric) -> float:
+    """Count what the network of a job has."""
+    if counted == "features":
+        return len(job.data.features)
+    if counted == "hidden":
+        return sum(g.units.count for g in job.groups if g.kind == "hidden" and not g.units.refused)
+    alive = [support(job.network.state_dict(), g) for g in job.groups]
+    return size_of_support(job, alive, MEASURES[counted], job.recipe.target.size_metric_round_to)
 
 
 def size_of_support(job: Job, alive: Alive, measure: Measure, multiple: int = 1) -> int:
-    """Measure the network whose marked groups alone are left.
+    """Measure the network in which only the marked groups are left.
 
     Args:
         job: The network and its groups.
         alive: For each group set, which groups are left, bool, shape (n_groups,).
-        measure: Takes a network and one row of its inputs.
-        multiple: Of hidden widths.
+        measure: Measures a network, given one row of its inputs.
+        multiple: Hidden widths are rounded up to multiples of this.
     """
-    network, columns = cut_uncertified(job.network, job.groups, alive, job.probe, job.axes, multiple)
-    return measure(network, ColumnSelection(columns, job.axes)(first_rows(job.data.test, 1)))
+    network, selection = cut_uncertified(job.network, job.groups, alive, job.probe, job.axes, multiple)
+    return measure(network, selection(first_rows(job.data.test, 1)))
 
 
 def count_parameters(network: nn.Module, inputs: Inputs) -> int:
-    """Number of parameters; the inputs are not needed."""
+    """Count the parameters of a network; the inputs are not needed."""
     return parameters(network)
 
 
@@ -42,15 +153,15 @@ MEASURES: dict[str, Measure] = {"parameters": count_parameters, "macs": macs}
 
 
 def full_support(groups: Sequence[GroupSet]) -> list[Tensor]:
-    """Marks of groups that all stay."""
+    """Mark every group as left."""
     return [torch.ones(len(g.labels), dtype=torch.bool) for g in groups]
 
 
 def unit_costs(job: Job, measure: Measure) -> dict[str, float]:
-    """What one group of each set costs, by cutting one alone; at least a thousandth of the dearest.
+    """Measure what one group of each set costs by removing one; at least a thousandth of the largest cost.
 
     Returns:
-        Set name -> cost of a group for each weight leaving it, mean 1 over the sets.
+        Set name -> cost of a group for each weight leaving it, scaled to mean 1 over the sets.
     """
     whole = size_of_support(job, full_support(job.groups), measure)
     found = {}
@@ -61,7 +172,7 @@ def unit_costs(job: Job, measure: Measure) -> dict[str, float]:
         alive[number][-1] = False
         units = int((groups.group == len(groups.labels) - 1).sum())
         found[groups.name] = (
-            max(0, whole - size_of_support(job, alive, measure)) / units / _weights_of_a_unit(job, groups)
+            max(0, whole - size_of_support(job, alive, measure)) / units / _mean_weights_of_unit(job, groups)
         )
     largest = max(found.values(), default=0.0)
     if largest == 0:
@@ -71,8 +182,8 @@ def unit_costs(job: Job, measure: Measure) -> dict[str, float]:
     return {name: cost / mean for name, cost in found.items()}
 
 
-def _weights_of_a_unit(job: Job, groups: GroupSet) -> float:
-    """Number of weights leaving a unit, in the mean."""
+def _mean_weights_of_unit(job: Job, groups: GroupSet) -> float:
+    """Return the mean number of weights leaving a unit."""
     state = job.network.state_dict()
     total = 0.0
     for slot in groups.units.readers:
@@ -82,7 +193,7 @@ def _weights_of_a_unit(job: Job, groups: GroupSet) -> float:
 
 
 def uniform_support(job: Job, share: float, kinds: Sequence[str]) -> list[Tensor]:
-    """Marks that leave the same share of every set of some kinds, at least one group of each."""
+    """Mark the same share of every set of some kinds as left, at least one group of each."""
     marks = full_support(job.groups)
     for alive, groups in zip(marks, job.groups, strict=True):
         if groups.kind in kinds and not groups.units.refused:

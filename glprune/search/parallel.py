@@ -1,7 +1,7 @@
-"""Stages from one network side by side, in processes that prepared the same job.
+"""Run several stages from one network in parallel, in processes that prepared the same job.
 
-What a stage is asked for goes there, and what the journal would keep of it comes back: its cut is made and
-certified again here, as that of a run that was stopped is.
+The processes receive stage specifications and return checkpoints. The removal of each stage is made and
+verified again here, as after a run that was stopped.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from glprune.data.splits import ColumnSelection
 from glprune.errors import TargetError
 from glprune.pruning.removal import RemovalResult
 from glprune.runtime.checkpoint import CheckpointLog, pack_tensors
@@ -34,48 +35,49 @@ if TYPE_CHECKING:
     from glprune.pruning.surgery import PruningPlan
     from glprune.runtime.process_pool import WorkerPool
     from glprune.search.job import Job
-    from glprune.search.serialization import Kept
+    from glprune.search.outcome import Outcomes
+    from glprune.search.path_point import Checkpoint
 
-_Sent = tuple[dict[str, Any], bytes]  # facts, and tensors as safetensors has them: no memory is shared
+_Message = tuple[dict[str, Any], bytes]  # values, and tensors in safetensors format: no memory is shared
 
 
 def run_stages(
-    standing: SearchState, asks: Sequence[StageSpec], workers: WorkerPool[Job], listener: Listener
+    state: SearchState, specs: Sequence[StageSpec], workers: WorkerPool[Job], listener: Listener
 ) -> list[StageResult | TargetError | None]:
-    """:func:`glprune.search.stage.attempt` of several paths at once.
+    """Run :func:`glprune.search.stage.run_stage` for several stages at once.
 
     Args:
-        standing: The network all begin with.
-        asks: What each is to do.
+        state: The network all stages begin with.
+        specs: What each stage does.
         workers: Processes that prepared the original job.
-        listener: Told every finished one.
+        listener: Receives the progress.
 
     Returns:
-        For each what an attempt here would have returned, or raised.
+        For each stage what ``run_stage`` would have returned, or the error it would have raised.
     """
-    number, journal = standing.stages + 1, standing.original.journal
-    come = {place: kept for place, kept in enumerate(_load_finished(asks, number, journal))}
-    stored, left = len(come), list(range(len(come), len(asks)))
+    number, journal = state.stages + 1, state.original.journal
+    finished = {place: found for place, found in enumerate(_load_finished(specs, number, journal))}
+    stored, left = len(finished), list(range(len(finished), len(specs)))
     if left:
-        listener(Stage(f"path {number}", f"{len(left)} paths side by side, {asks[0].rule}"))
+        listener(Stage(f"path {number}", f"{len(left)} paths side by side, {specs[0].rule}"))
 
-    def done(item: int, sent: _Sent) -> None:
+    def done(item: int, message: _Message) -> None:
         nonlocal stored
-        come[left[item]] = sent[0], safetensors.torch.load(sent[1])
-        while stored in come:  # a run that goes on is handed them in this order
-            journal.save_step("stage", asks[stored].key(number), *come[stored])
+        finished[left[item]] = message[0], safetensors.torch.load(message[1])
+        while stored in finished:  # a resumed run loads them in this order
+            journal.save_step("stage", specs[stored].key(number), *finished[stored])
             stored += 1
-        listener(Progress("paths", len(come), len(asks)))
+        listener(Progress("paths", len(finished), len(specs)))
 
-    start = pickle.dumps(_StartState.of(standing))
-    workers.map(functools.partial(_run_in_worker, start), [asks[place] for place in left], done)
-    return [_to_result(standing, asked, *come[place]) for place, asked in enumerate(asks)]
+    start = pickle.dumps(_StartState.of(state))
+    workers.map(functools.partial(_run_in_worker, start), [specs[place] for place in left], done)
+    return [_to_result(state, spec, *finished[place]) for place, spec in enumerate(specs)]
 
 
-def _load_finished(asks: Sequence[StageSpec], number: int, journal: CheckpointLog) -> Iterator[Kept]:
-    """What a run that was stopped had done of them: the first ones."""
-    for asked in asks:
-        record = journal.load_step("stage", asked.key(number))
+def _load_finished(specs: Sequence[StageSpec], number: int, journal: CheckpointLog) -> Iterator[Checkpoint]:
+    """Yield the stages that a stopped run had finished: the first ones."""
+    for spec in specs:
+        record = journal.load_step("stage", spec.key(number))
         if record is None:
             return
         yield record.values, journal.weights(record)
@@ -83,48 +85,50 @@ def _load_finished(asks: Sequence[StageSpec], number: int, journal: CheckpointLo
 
 @dataclass(frozen=True)
 class _StartState:
-    """A network to stand on, as it pickles.
+    """A search state in a form that pickles.
 
     Attributes:
-        stages: Stages that led to it.
-        surgery: What turned the original network into it; None: nothing.
-        columns: The columns it takes.
-        state: Its tensors.
+        stages: Number of stages that led to it.
+        outcomes: What became of each feature.
+        cut: What turns the original network into its own, and the columns that one takes; None: nothing.
+        tensors: The network's tensors.
     """
 
     stages: int
-    surgery: PruningPlan | None
-    columns: tuple[Tensor, ...]
-    state: dict[str, Tensor]
+    outcomes: Outcomes
+    cut: tuple[PruningPlan, ColumnSelection] | None
+    tensors: dict[str, Tensor]
 
     @classmethod
-    def of(cls, standing: SearchState) -> _StartState:
-        removed = standing.removed
-        surgery, columns = (removed.plan, removed.columns) if removed is not None else (None, ())
-        return cls(standing.stages, surgery, columns, standing.job.network.state_dict())
+    def of(cls, state: SearchState) -> _StartState:
+        removed = state.removed
+        cut = (removed.plan, removed.selection) if removed is not None else None
+        return cls(state.stages, state.outcomes, cut, state.job.network.state_dict())
 
     def search_state(self, original: Job) -> SearchState:
-        if self.surgery is None:
-            return SearchState(original, original, None, self.stages)
-        network = slim_network(original, self.surgery, self.state)
-        removed = RemovalResult(network, self.surgery, self.columns, (), (), 0.0, len(original.probe[0]))
-        return SearchState.advanced(original, network, removed, self.stages)
+        begin = SearchState(original, original, self.outcomes, None, self.stages)
+        if self.cut is None:
+            return begin
+        plan, selection = self.cut
+        network = slim_network(original, plan, self.tensors)
+        removed = RemovalResult(network, plan, selection, (), (), 0.0, len(original.probe[0]))
+        return begin.advanced(network, removed, self.outcomes, self.stages)
 
 
-def _run_in_worker(start: bytes, job: Job, asked: StageSpec) -> _Sent:
+def _run_in_worker(start: bytes, job: Job, spec: StageSpec) -> _Message:
     torch.set_num_threads(job.recipe.threads)  # results depend on their number
     try:
-        run, _ = run_stage_uncached(pickle.loads(start).search_state(job), asked, silent)
+        run, _ = run_stage_uncached(pickle.loads(start).search_state(job), spec, silent)
     except TargetError as error:
         return {"failed": str(error)}, pack_tensors({})
-    facts, tensors = to_record(run)
-    return facts, pack_tensors(tensors)
+    values, tensors = to_record(run)
+    return values, pack_tensors(tensors)
 
 
 def _to_result(
-    standing: SearchState, asked: StageSpec, facts: dict[str, Any], tensors: dict[str, Tensor]
+    state: SearchState, spec: StageSpec, values: dict[str, Any], tensors: dict[str, Tensor]
 ) -> StageResult | TargetError | None:
     try:
-        return from_record(standing, asked, facts, tensors)
+        return from_record(state, spec, values, tensors)
     except TargetError as error:
         return error

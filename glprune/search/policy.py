@@ -1,4 +1,4 @@
-"""The rules of ``policy`` in a recipe, resolved against the features a network has."""
+"""Resolve the rules of ``policy`` in a recipe against the features of a network."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ MUST_DROP, MUST_KEEP = "must_drop", "must_keep"
 
 @dataclass(frozen=True)
 class Rules:
-    """What becomes of a network's features whatever the penalty says.
+    """The features that the policy decides on, and what else it states.
 
     Attributes:
-        forbidden: Feature to be dropped -> why: ``must_drop`` or ``derived_from <name>``.
-        required: Features that stay and are not penalised.
+        forbidden: Feature to remove -> the reason: ``must_drop`` or ``derived_from <name>``.
+        required: Features that are kept and not penalised.
         codes: Reason code -> the features it cites.
-        adverse: Numbers of the classes that are adverse; None where nothing is said of that.
+        adverse: Numbers of the adverse classes; None where the policy states none.
     """
 
     forbidden: Mapping[str, str]
@@ -32,15 +32,15 @@ class Rules:
     adverse: frozenset[int] | None
 
     def free(self, feature: str) -> bool:
-        """Whether the penalty decides over a feature."""
+        """Whether the penalty decides on a feature."""
         return feature not in self.forbidden and feature not in self.required
 
     def rank(self, feature: str) -> int:
-        """What any selection goes by first: 0 to be dropped, 1 free, 2 to be kept."""
+        """Return the rank by which any selection sorts first: 0 forbidden, 1 free, 2 required."""
         return 2 if feature in self.required else int(feature not in self.forbidden)
 
     def sentences(self) -> list[str]:
-        """What was decided, for the user."""
+        """Return notes for the user on the features that the policy decides."""
         dropped = [f"{name} ({why.replace('_', ' ', 1)})" for name, why in self.forbidden.items()]
         found = {"dropped": dropped, "kept": sorted(self.required)}
         return [
@@ -52,9 +52,9 @@ NO_RULES = Rules({}, frozenset(), {}, None)
 
 
 def resolve(recipe: Recipe, data: Data) -> Rules:
-    """Find the features that must go, with all that is derived from them, and those that must stay.
+    """Find the forbidden features, with all that are derived from them, and the required ones.
 
-    A column stands for its feature: its columns live and die together.
+    The name of a column stands for its feature: its columns are kept or removed together.
 
     Raises:
         RecipeError: A name is unknown, rules contradict each other, or a feature is derived from itself.
@@ -82,7 +82,7 @@ def resolve(recipe: Recipe, data: Data) -> Rules:
 
 
 def _adverse(recipe: Recipe, spec: PolicySpec, data: Data) -> frozenset[int] | None:
-    """The numbers of the classes that are adverse."""
+    """Return the numbers of the adverse classes."""
     if spec.adverse is None:
         return None
     classes, where = list(data.classes or ()), recipe.where("policy", "adverse")
@@ -96,12 +96,12 @@ def _adverse(recipe: Recipe, spec: PolicySpec, data: Data) -> frozenset[int] | N
 
 
 def listed_names(names: str | Sequence[str]) -> list[str]:
-    """A name or a list of names as a list."""
+    """Return a name or a list of names as a list."""
     return [names] if isinstance(names, str) else list(names)
 
 
 class _Names:
-    """The names a policy may use; ``owner`` maps features and their columns to the feature."""
+    """The names a policy may use; ``owner`` maps each feature and each column to its feature."""
 
     def __init__(self, recipe: Recipe, spec: PolicySpec, data: Data) -> None:
         self.recipe, self.spec, self.outside = recipe, spec, set(data.outside)
@@ -109,19 +109,19 @@ class _Names:
         self.owner |= {feature.name: feature.name for feature in data.features}
 
     def check(self) -> None:
-        """Refuse names of nothing: features, columns of the file, or what the policy itself speaks of twice."""
+        """Check that every name is a feature, a column of the file or one of ``derived_from``."""
         spec = self.spec
         seen = {*self.owner, *self.outside}
         ancestors = {name for names in spec.derived_from.values() for name in listed_names(names)}
-        self._all(spec.must_keep, set(self.owner), "must_keep")
-        self._all(spec.reason_codes, set(self.owner), "reason_codes")
-        self._all(spec.must_drop, seen | ancestors | set(spec.derived_from), "must_drop")
-        self._all(spec.derived_from, seen | ancestors, "derived_from")
+        self._check_names(spec.must_keep, set(self.owner), "must_keep")
+        self._check_names(spec.reason_codes, set(self.owner), "reason_codes")
+        self._check_names(spec.must_drop, seen | ancestors | set(spec.derived_from), "must_drop")
+        self._check_names(spec.derived_from, seen | ancestors, "derived_from")
         known = {*seen, *spec.must_drop, *spec.derived_from}
         for name, names in spec.derived_from.items():
-            self._all(listed_names(names), known, "derived_from", name)
+            self._check_names(listed_names(names), known, "derived_from", name)
 
-    def _all(self, names: Iterable[str], known: set[str], *keys: str) -> None:
+    def _check_names(self, names: Iterable[str], known: set[str], *keys: str) -> None:
         for name in names:
             if name not in known:
                 where = self.recipe.where("policy", *keys)
@@ -131,24 +131,24 @@ class _Names:
 
 
 def _parents(recipe: Recipe, spec: PolicySpec, owner: Mapping[str, str]) -> dict[str, list[str]]:
-    """Feature -> the features it is derived from, columns replaced by their features."""
+    """Map each feature to the features it is derived from; columns are replaced by their features."""
     parents: dict[str, list[str]] = {}
     for name, names in spec.derived_from.items():
         child = owner.get(name, name)
         # a column is derived from its own feature by nature
         found = [owner.get(a, a) for a in listed_names(names) if a == name or owner.get(a, a) != child]
         parents[child] = [*parents.get(child, []), *found]
-    circle = next(_cycles(parents), None)
-    if circle is not None:
+    cycle = next(_cycles(parents), None)
+    if cycle is not None:
         raise RecipeError(
-            f"{recipe.where('policy', 'derived_from', circle[0])}: {' <- '.join(circle)} is a circle; "
+            f"{recipe.where('policy', 'derived_from', cycle[0])}: {' <- '.join(cycle)} is a circle; "
             "remove one of them."
         )
     return parents
 
 
 def _cycles(parents: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
-    """Ways from a name back to itself."""
+    """Yield paths from a name back to itself."""
     for start in parents:
         trails, seen = [[start]], set[str]()
         while trails:
@@ -162,17 +162,17 @@ def _cycles(parents: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
 
 
 def _origin(feature: str, dropped: Mapping[str, str], parents: Mapping[str, Sequence[str]]) -> str | None:
-    """Why a feature must go: by its own name, or by the nearest ancestor that must."""
+    """Return why a feature is forbidden: by its own name, or by that of its nearest ancestor."""
     if feature in dropped:
         return MUST_DROP
-    waiting, seen = list(parents.get(feature, ())), set[str]()
-    while waiting:
-        name = waiting.pop(0)
+    queue, seen = list(parents.get(feature, ())), set[str]()
+    while queue:
+        name = queue.pop(0)
         if name in dropped:
             return f"derived_from {dropped[name]}"
         if name not in seen:
             seen.add(name)
-            waiting += parents.get(name, ())
+            queue += parents.get(name, ())
     return None
 
 
@@ -190,15 +190,16 @@ def _check_conflicts(
     most, count = recipe.target.max_features, len(set(required))
     if most is not None and count > most:
         raise RecipeError(
-            f"{where} lists {count} features, more than target.max_features: {most}; raise that, or keep fewer."
+            f"{where} lists {count} features, more than target.max_features: {most}; "
+            "raise that, or keep fewer."
         )
 
 
 def _check_choice(recipe: Recipe, data: Data, required: frozenset[str], forbidden: Mapping[str, str]) -> None:
-    """Refuse rules that leave an input without a column, or nothing to choose."""
+    """Check that the rules leave a column in every input, and something to choose."""
     for part, span in zip(data.inputs, data.spans, strict=True):
-        own = [feature.name for feature in data.features if feature.columns[0] in span]
-        if own and all(name in forbidden for name in own):
+        names = [feature.name for feature in data.features if feature.columns[0] in span]
+        if names and all(name in forbidden for name in names):
             raise RecipeError(
                 f"{recipe.where('policy', 'must_drop')}: every feature of input {part.name!r} goes, and an "
                 "input needs one; leave the input out of the network instead."

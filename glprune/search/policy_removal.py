@@ -1,4 +1,4 @@
-"""Cut the features a policy forbids out of the trained network, before any path and certified as any cut."""
+"""Remove the features that a policy forbids from the trained network, before any path."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 
 def remove_forbidden(job: Job) -> RemovalResult | None:
-    """Zero the weights leaving every forbidden feature in a copy of the trained network and cut the feature.
+    """Zero the weights leaving every forbidden feature in a copy of the network and remove the feature.
 
     Args:
         job: The job of the trained network.
 
     Returns:
-        The slim network and the evidence; None where nothing is forbidden.
+        The slim network and the evidence; None where the policy forbids no feature.
 
     Raises:
-        ModelError: A forbidden feature cannot be cut, or one to be kept is not read by the trained network.
+        ModelError: A forbidden feature cannot be removed, or a required one is not read by the network.
     """
     _check_required(job)
     if not job.rules.forbidden:
@@ -40,20 +40,18 @@ def remove_forbidden(job: Job) -> RemovalResult | None:
 
 
 def check_rules(job: Job, removed: RemovalResult) -> None:
-    """Refuse a network that reads a forbidden feature, or has lost one that was to be kept.
+    """Check that a network reads no forbidden feature and every required one.
 
     Raises:
-        ModelError: It is so; the message says what stood in the way.
+        ModelError: It does not; the message names the reason.
     """
-    pairs = zip(job.data.spans, removed.columns, strict=True)
-    columns = {span[c] for span, own in pairs for c in own.tolist()}
     reasons = "; ".join(f"{r.name}: {r.reason}" for r in removed.refused) or "its input needs a column"
-    for feature in job.data.features:
-        left = columns.intersection(feature.columns)
+    kept = job.data.kept_positions(removed.selection)
+    for feature, left in zip(job.data.features, kept, strict=True):
         if feature.name in job.rules.forbidden and left:
             raise ModelError(
-                f"{job.recipe.where('policy', 'must_drop')}: {feature.name!r} cannot be cut out of the network "
-                f"({reasons}); nothing was released."
+                f"{job.recipe.where('policy', 'must_drop')}: {feature.name!r} cannot be cut out of the "
+                f"network ({reasons}); nothing was released."
             )
         if feature.name in job.rules.required and len(left) < len(feature.columns):
             raise ModelError(

@@ -1,4 +1,4 @@
-"""Read recipe, data and network, check them against each other and find the groups."""
+"""Make the job of a run: read data and network, check them against the recipe and find the groups."""
 
 from __future__ import annotations
 
@@ -15,21 +15,17 @@ from glprune.data.loading import load_data
 from glprune.data.splits import Inputs, first_rows
 from glprune.data.synthetic import random_like
 from glprune.errors import DataError, GlpruneError, ModelError, RecipeError
-from glprune.export.exporters import BATCH
-from glprune.export.plugin_hooks import load_exporters
 from glprune.model.counting import macs
 from glprune.model.diagnostics import all_finite, finite_rows, first_fault
 from glprune.model.loading import LoadedNetwork, load_network
 from glprune.model.outputs import flatten_outputs_, leaves, name_outputs, named_leaves
 from glprune.model.standardize import Standardize, StandardizedNetwork
 from glprune.model.task import Task
+from glprune.pruning.group_discovery import find_groups
 from glprune.runtime.events import Listener, Notice, Stage
 from glprune.runtime.process_pool import available_cores
-from glprune.search.job import (
-    PROBE_ROWS,
-    Job,
-    find_groups,
-)
+from glprune.schema.recipe import BATCH_LABEL
+from glprune.search.job import Job
 from glprune.search.policy import NO_RULES, Rules, resolve
 from glprune.training.distillation import with_teacher_targets
 from glprune.training.epochs import batch_size
@@ -37,26 +33,28 @@ from glprune.training.penalty_plugin import load_penalty
 
 if TYPE_CHECKING:
     from glprune.data.records import Data
+    from glprune.data.splits import ColumnSelection
+    from glprune.pruning.groups import GroupSet
     from glprune.schema.recipe import Recipe
 
+PROBE_ROWS = 256
 _CHECKED_ROWS = 1024
-_LARGE = 2e7  # multiply-accumulates of a step from which on a second thread makes it 1.4 times as fast
+_LARGE = 2e7  # multiply-accumulates of a step; above this, a second thread makes it 1.4 times as fast
 
 
 def prepare(recipe: Recipe, model: Path, trust_pickle: bool, listener: Listener) -> Job:
-    """Read data and network, run the network once, find its groups and prove them.
+    """Read data and network, run the network once, find its groups and verify them.
 
     Args:
         recipe: The recipe.
         model: The trained weights.
         trust_pickle: Allow a fully pickled module.
-        listener: Told the stages and what the user should know of the data.
+        listener: Receives the stages, and notices about data and groups.
 
     Raises:
-        GlpruneError: Whatever is wrong with recipe, data or model, in one line.
+        GlpruneError: Recipe, data or model have an error; the message has one line.
     """
     make_penalty = load_penalty(recipe)
-    load_exporters(recipe)  # better missing now than after hours
     listener(Stage("data", "reading and checking"))
     data = load_data(recipe)
     rules = resolve(recipe, data)
@@ -73,10 +71,10 @@ def prepare(recipe: Recipe, model: Path, trust_pickle: bool, listener: Listener)
 
 
 def build_job(recipe: Recipe, data: Data, loaded: LoadedNetwork, rules: Rules = NO_RULES) -> Job:
-    """The job of data and a network already in memory: runs it on every row, finds its groups, proves them.
+    """Make the job of data and a network in memory: run it on every row, find its groups and verify them.
 
     Raises:
-        GlpruneError: Whatever is wrong with data or model, in one line.
+        GlpruneError: Data or model have an error; the message has one line.
     """
     network = _with_standardization(loaded.module, data)
     real = first_rows(data.test, PROBE_ROWS)
@@ -96,8 +94,24 @@ def build_job(recipe: Recipe, data: Data, loaded: LoadedNetwork, rules: Rules = 
     return Job(recipe, data, loaded, network, task, groups, probe, outputs, rules)
 
 
+def slim_job(job: Job, network: nn.Module, selection: ColumnSelection, groups: list[GroupSet]) -> Job:
+    """Make the job of a slim network: the same rows with the kept columns.
+
+    Args:
+        job: The job of the network that the slim one was cut from.
+        network: The slim network, in evaluation mode.
+        selection: The kept columns of every input.
+        groups: What is left of the groups. A network that feeds itself constants keeps unsliced tensors, so
+            that its groups are found again.
+    """
+    data, probe = job.data.select_columns(selection), selection(job.probe)
+    if any(g.units.removal == "constant" for g in groups):
+        groups = find_groups(network, job.recipe, data, probe)
+    return replace(job, data=data, network=network, groups=groups, probe=probe)
+
+
 def _check_dynamic_axes(recipe: Recipe, rows: Inputs) -> None:
-    """Refuse axes of any length that the inputs do not have, or whose length is fixed or no other's."""
+    """Check that dynamic axes exist, have no fixed length, and that axes of one label have one length."""
     lengths: dict[str, tuple[str, int]] = {}
     for spec, x in zip(recipe.model.inputs, rows, strict=True):
         taken = {0: "counts the rows and is of any length anyway"}
@@ -114,8 +128,10 @@ def _check_dynamic_axes(recipe: Recipe, rows: Inputs) -> None:
             place = axis % x.ndim
             if place in taken:
                 raise RecipeError(f"{where}: axis {axis} of {spec.name!r} {taken[place]}; remove it.")
-            if label == BATCH:
-                raise RecipeError(f"{where}: {BATCH!r} is the number of rows; give the axis another label.")
+            if label == BATCH_LABEL:
+                raise RecipeError(
+                    f"{where}: {BATCH_LABEL!r} is the number of rows; give the axis another label."
+                )
             taken[place] = "is named twice"
             known = lengths.setdefault(label, (f"axis {axis} of {spec.name!r}", x.shape[place]))
             if known[1] != x.shape[place]:
@@ -126,7 +142,7 @@ def _check_dynamic_axes(recipe: Recipe, rows: Inputs) -> None:
 
 
 def _idle_cores(job: Job) -> list[str]:
-    """What the user should know where one thread is slow and the machine has more cores."""
+    """Suggest more threads where steps are large and the machine has idle cores."""
     size = batch_size(job.recipe.train.batch_size, job.data.train)
     products = macs(job.network, first_rows(job.data.train, 1)) * (size or 1)
     if job.recipe.threads > 1 or products < _LARGE or available_cores() < 2:
@@ -138,7 +154,7 @@ def _idle_cores(job: Job) -> list[str]:
 
 
 def _with_standardization(network: nn.Module, data: Data) -> nn.Module:
-    """The network behind the standardisation the recipe asks for."""
+    """Put the standardisation that the recipe asks for in front of the network."""
     if not any(data.standardization):
         return network
     layers = [Standardize(s.mean, s.std) if s is not None else None for s in data.standardization]
@@ -149,7 +165,7 @@ def _with_standardization(network: nn.Module, data: Data) -> nn.Module:
 
 
 def _check_scales(layer: Standardize, columns: Sequence[str]) -> None:
-    """Refuse columns whose spread single precision cannot hold."""
+    """Check that float32 can divide by the standard deviation of every column."""
     tiny = torch.finfo(torch.float32).tiny
     lost = torch.nonzero(~((layer.std >= tiny) & torch.isfinite(layer.std))).flatten().tolist()
     if lost:
@@ -160,7 +176,7 @@ def _check_scales(layer: Standardize, columns: Sequence[str]) -> None:
 
 
 def _check_rows(network: nn.Module, data: Data, recipe: Recipe) -> None:
-    """Run every row once: a code may be past the end of a table, a value too large for a layer."""
+    """Run the network on every row: a code may exceed an embedding table, a value overflow in a layer."""
     for name, split in (("train", data.train), ("valid", data.valid), ("test", data.test)):
         ends, rows = [], 0
         for inputs, target in split.batches(_CHECKED_ROWS, None):
@@ -175,7 +191,7 @@ def _check_rows(network: nn.Module, data: Data, recipe: Recipe) -> None:
 
 
 def _check_range(low: float, high: float, data: Data, split: str) -> None:
-    """Refuse targets that nothing can be measured against."""
+    """Check that targets are finite and not all equal."""
     if not (math.isfinite(low) and math.isfinite(high)):
         raise DataError(f"{split} has targets that float32 does not hold; scale the target.")
     if low == high:
@@ -207,7 +223,7 @@ def _try_forward(
 
 
 def _probe(network: nn.Module, real: Inputs, axes: Sequence[int | None], seed: int) -> Inputs:
-    """Real rows and random ones around them, of those the ones on which the network's outputs are finite."""
+    """Return real rows, and random rows around them on which the network's outputs are finite."""
     noise = random_like(real, axes, PROBE_ROWS, seed)
     with torch.no_grad():
         sound = finite_rows(leaves(network(*noise)))

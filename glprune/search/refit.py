@@ -1,34 +1,35 @@
-"""The refit as the recipe states it, on a network some of whose groups were removed."""
+"""Refit a network after a removal as the recipe states it, or resume a refit from its checkpoint."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from glprune.data.splits import ColumnSelection, Inputs, identity, view_columns
-from glprune.search.job import Job, validate
-from glprune.search.serialization import load_refit, save_refit
-from glprune.training.refit import RefitResult, refit
+from glprune.data.splits import Inputs, identity, view_columns
+from glprune.model.prediction import validate
+from glprune.search.path_point import STATE, Checkpoint, add_prefix, strip_prefix
+from glprune.training.refit import Refit, RefitResult
 
 if TYPE_CHECKING:
     from glprune.pruning.removal import RemovalResult
     from glprune.schema.recipe import RefitSpec
+    from glprune.search.job import Job
 
-_FOLLOWED = 0.5  # share of the refit's loss that follows the original network, where nothing is said
+_DEFAULT_DISTILL = 0.5  # share of the refit's loss that follows the original network
 
 
 def refit_or_resume(
     job: Job, removed: RemovalResult, spec: RefitSpec | None = None
 ) -> tuple[RefitResult, float]:
-    """Refit a slim network, from the weights ``refit.start`` names; of two starts the better one stays.
+    """Refit a slim network from the weights that ``refit.start`` names; of two starts, keep the better one.
 
     Args:
-        job: The job of the network it was cut from.
-        removed: What was cut.
-        spec: How; as the recipe says where it is not given.
+        job: The job of the network that the slim one was cut from.
+        removed: What was removed.
+        spec: How to refit; default as the recipe says.
 
     Returns:
         The refit and the selection metric on the validation split after it.
@@ -36,65 +37,82 @@ def refit_or_resume(
     Raises:
         ModelError: The loss is not finite.
     """
-    how = spec or job.recipe.refit
-    how = how.model_copy(update={"distill": distill_share(job, removed)})
-    narrow = ColumnSelection(removed.columns, job.axes)
-    asked = {"epochs": how.epochs, "columns": [len(own) for own in removed.columns]}
-    record = job.journal.load_step("refit", asked)
+    refit_spec = spec or job.recipe.refit
+    refit_spec = refit_spec.model_copy(update={"distill": distill_share(job, removed)})
+    key = {"epochs": refit_spec.epochs, "columns": [len(kept) for kept in removed.columns]}
+    record = job.journal.load_step("refit", key)
     if record is not None:
-        kept = load_refit(record.values, job.journal.weights(record), removed.network)
-        return kept, record.values["metric"]
-    best, metric = _best_refit(job, removed, how, narrow)
-    facts, tensors = save_refit(best)
-    job.journal.save_step("refit", asked, facts | {"metric": metric}, tensors)
+        resumed = load_refit(record.values, job.journal.weights(record), removed.network)
+        return resumed, record.values["metric"]
+    best, metric = _best_refit(job, removed, refit_spec)
+    values, tensors = save_refit(best)
+    job.journal.save_step("refit", key, values | {"metric": metric}, tensors)
     return best, metric
 
 
-def _best_refit(
-    job: Job, removed: RemovalResult, how: RefitSpec, narrow: ColumnSelection
-) -> tuple[RefitResult, float]:
-    taken: Callable[[Inputs], Inputs]
-    recipe, train, valid, taken = job.recipe, job.data.train, job.data.valid, narrow
-    if not how.distill:  # a teacher would need all columns
-        train, valid, taken = view_columns(train, narrow), view_columns(valid, narrow), identity
-    results = [
-        refit(
-            start,
-            taken,
-            job.task,
-            train,
-            valid,
-            how,
-            recipe.seed,
-            job.network,
-            job.metric,
-            recipe.train.precision,
-        )
-        for start in _initial_weights(job, removed, how)
-    ]
+def _best_refit(job: Job, removed: RemovalResult, spec: RefitSpec) -> tuple[RefitResult, float]:
+    select: Callable[[Inputs], Inputs]
+    recipe, selection = job.recipe, removed.selection
+    train, valid, select = job.data.train, job.data.valid, selection
+    if not spec.distill:  # the original network, as teacher, would need all columns
+        train, valid, select = view_columns(train, selection), view_columns(valid, selection), identity
+    refit = Refit(
+        job.task,
+        train,
+        valid,
+        select,
+        spec,
+        recipe.seed,
+        teacher=job.network,
+        metric=job.metric,
+        precision=recipe.train.precision,
+        process_group=job.process_group,
+    )
+    results = [refit.run(start) for start in _initial_weights(job, removed, spec)]
     best = max(results, key=lambda result: result.score)
-    return best, validate(job, best.network, narrow)
+    return best, validate(best.network, job.task, job.metric, job.data.valid, selection)
 
 
 def distill_share(job: Job, removed: RemovalResult) -> float:
-    """Share of the refit's loss that follows the original network.
+    """Return the share of the refit's loss that follows the original network.
 
-    By default a half where the slim network reads all that the original reads, and there are labels: what
-    the original makes of a column that was removed would be noise to it.
+    The default is a half where the slim network reads all columns that the original reads and there are
+    labels. What the original computes from a removed column would be noise to a network without it.
     """
-    asked = job.recipe.refit.distill
-    if asked is not None:
-        return asked
+    share = job.recipe.refit.distill
+    if share is not None:
+        return share
     spans = (len(span) for span, axis in zip(job.data.spans, job.axes, strict=True) if axis is not None)
-    whole = sum(spans) == sum(len(own) for own in removed.columns)
-    return _FOLLOWED if whole and job.task.kind != "distillation" else 0.0
+    reads_all = sum(spans) == sum(len(kept) for kept in removed.columns)
+    return _DEFAULT_DISTILL if reads_all and job.task.kind != "distillation" else 0.0
 
 
 def _initial_weights(job: Job, removed: RemovalResult, spec: RefitSpec) -> list[nn.Module]:
-    """The weights of the path, the trained ones on what is left, or both."""
+    """Return networks to start from: with the weights of the path, the trained weights, or both."""
     starts = [removed.network] if spec.start != "trained" or spec.epochs == 0 else []
     if spec.start != "path" and spec.epochs:
         trained = copy.deepcopy(job.network)
         removed.plan.apply_(trained)
         starts.append(trained)
     return starts
+
+
+def save_refit(result: RefitResult) -> Checkpoint:
+    """Return a refit and its network's tensors as values and tensors."""
+    values = {
+        "epochs": result.epochs,
+        "best_epoch": result.best_epoch,
+        "score": list(result.score),
+        "halvings": result.halvings,
+    }
+    state = {name: tensor.detach().clone() for name, tensor in result.network.state_dict().items()}
+    return values, add_prefix(STATE, state)
+
+
+def load_refit(values: Mapping[str, Any], tensors: Mapping[str, Tensor], slim: nn.Module) -> RefitResult:
+    """Return the refit that :func:`save_refit` saved, on a copy of the slim network."""
+    network = copy.deepcopy(slim)
+    network.load_state_dict(strip_prefix(STATE, tensors))
+    metric, loss = values["score"]
+    counts = (values["epochs"], values["best_epoch"], (metric, loss), values["halvings"])
+    return RefitResult(network.eval(), *counts)

@@ -1,4 +1,4 @@
-"""One stage of a search: a path over the network it stands on, the cut at the chosen point, and a refit."""
+"""One stage of a search: a path from the present network, the removal at the chosen point, and a refit."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from torch import Tensor, nn
 
 from glprune.data.splits import identity
 from glprune.errors import TargetError
-from glprune.export.latency import LatencyMeter
 from glprune.model.counting import parameters
+from glprune.model.prediction import validate
 from glprune.pruning.groups import sliced
 from glprune.pruning.removal import RemovalResult, remove, then
-from glprune.runtime import process_group
 from glprune.runtime.events import Listener, PointDone, Stage
 from glprune.schema.recipe import AUTO_MULTIPLE, FASTER, RefitSpec
 from glprune.schema.report import Latency, WidthTiming
-from glprune.search.job import Job, narrowed_job, validate
+from glprune.search.budget import latency_meter
+from glprune.search.job import Job
+from glprune.search.outcome import Outcomes, initial_outcomes
 from glprune.search.path import RegularisationPath
-from glprune.search.path_point import Point, path_record
-from glprune.search.refit import refit_or_resume
-from glprune.search.serialization import Kept, load_points, load_refit, save_points, save_refit
+from glprune.search.path_point import Checkpoint, Point, load_points, path_record, save_points
+from glprune.search.prepare import slim_job
+from glprune.search.refit import load_refit, refit_or_resume, save_refit
 from glprune.training.objective import Objective
+from glprune.training.solver import PointSolver
 
 if TYPE_CHECKING:
     from glprune.pruning.units import Kind
@@ -40,50 +42,66 @@ class SearchState:
 
     Attributes:
         original: The job of the original network.
-        job: The job of this one.
-        removed: Everything cut so far, in the numbering of the original network.
-        stages: Stages that led here.
+        job: The job of this network.
+        outcomes: What became of each feature of the original network.
+        removed: Everything removed so far, in the numbering of the original network.
+        stages: Number of stages that led here.
     """
 
     original: Job
     job: Job
+    outcomes: Outcomes
     removed: RemovalResult | None = None
     stages: int = 0
 
     @classmethod
-    def advanced(cls, original: Job, network: nn.Module, removed: RemovalResult, stages: int) -> SearchState:
-        """Stand on a network with what was removed from the original one."""
-        groups = [sliced(g, removed.plan.kept) for g in original.groups]
-        return cls(original, narrowed_job(original, network, removed.columns, groups), removed, stages)
+    def initial(cls, job: Job) -> SearchState:
+        """Begin with the trained network."""
+        return cls(job, job, initial_outcomes(job))
+
+    def advanced(
+        self, network: nn.Module, removed: RemovalResult, outcomes: Outcomes, stages: int
+    ) -> SearchState:
+        """Go on to a slim network.
+
+        Args:
+            network: The network, in evaluation mode.
+            removed: Everything removed from the original network.
+            outcomes: What became of each feature.
+            stages: Number of stages that led to the network.
+        """
+        groups = [sliced(g, removed.plan.kept) for g in self.original.groups]
+        job = slim_job(self.original, network, removed.selection, groups)
+        return replace(self, job=job, outcomes=outcomes, removed=removed, stages=stages)
 
 
 @dataclass(frozen=True)
 class StageSpec:
-    """What a stage is to do; it pickles.
+    """What a stage does; it pickles.
 
     Attributes:
         kinds: Kinds of groups under the penalty.
-        rule: What its point is chosen by, in words.
-        pick: Runs the path and chooses.
-        spec: The refit after the cut.
-        balance: Factor on the strength of input groups.
-        costs: Factor on the strength of each unit set, by its name; 1 where there is none.
+        rule: How the point is chosen, in words.
+        selector: Runs the path and chooses the point.
+        refit: The refit after the removal.
+        input_strength: Factor on the strength of input groups.
+        costs: Factor on the strength of each unit set, by its name; default 1.
     """
 
     kinds: tuple[Kind, ...]
     rule: str
     selector: PointSelector
-    spec: RefitSpec
+    refit: RefitSpec
     input_strength: float = 1.0
     costs: Mapping[str, float] = field(default_factory=dict)
 
     def key(self, number: int) -> dict[str, Any]:
-        """What the journal knows a stage by."""
+        """Return what identifies the stage in the checkpoint log."""
         return {
             "number": number,
             "rule": self.rule,
             "input_strength": self.input_strength,
-            "epochs": self.spec.epochs,
+            "epochs": self.refit.epochs,
         }
 
 
@@ -92,15 +110,15 @@ class StageResult:
     """One path and the network it led to.
 
     Attributes:
-        job: The network it began with, its groups and its data.
-        asked: What it was to do.
+        job: The job of the network it began with.
+        spec: What the stage did.
         points: The path, by growing lambda.
         selected: The chosen point.
-        cut: What this stage cut.
-        removed: Everything cut so far, in the numbering of the original network.
-        fitted: The refit.
-        metric: The selection metric on the validation split after it.
-        widths: What the clock said of hidden widths, where it was asked.
+        cut: What this stage removed.
+        removed: Everything removed so far, in the numbering of the original network.
+        refit: The refit.
+        metric: The selection metric on the validation split after the refit.
+        widths: The measured latency of hidden widths, if the recipe asks for it.
     """
 
     job: Job
@@ -114,23 +132,23 @@ class StageResult:
     widths: WidthTiming | None = None
 
 
-def run_stage(standing: SearchState, asked: StageSpec, listener: Listener) -> StageResult | None:
-    """Run one path, cut at its chosen point and refit; nothing is changed here.
+def run_stage(state: SearchState, spec: StageSpec, listener: Listener) -> StageResult | None:
+    """Run one path, remove the zero groups of its chosen point and refit; the state is not changed.
 
     Returns:
-        None where the path has no point that will do.
+        None where the path has no suitable point.
 
     Raises:
         TargetError: The path cannot meet the target.
     """
-    number, journal = standing.stages + 1, standing.original.journal
-    listener(Stage(f"path {number}", f"training along growing lambda, {asked.rule}"))
-    place, key = journal.step_folder, asked.key(number)
+    number, journal = state.stages + 1, state.original.journal
+    listener(Stage(f"path {number}", f"training along growing lambda, {spec.rule}"))
+    place, key = journal.position, spec.key(number)
     record = journal.load_step("stage", key)
     if record is not None:
-        return from_record(standing, asked, record.values, journal.weights(record))
+        return from_record(state, spec, record.values, journal.weights(record))
     try:
-        run, points = run_stage_uncached(standing, asked, listener)
+        run, points = run_stage_uncached(state, spec, listener)
     except TargetError as error:
         journal.save_step("stage", key, {"failed": str(error)}, since=place)
         raise
@@ -141,58 +159,57 @@ def run_stage(standing: SearchState, asked: StageSpec, listener: Listener) -> St
 
 
 def run_stage_uncached(
-    standing: SearchState, asked: StageSpec, listener: Listener
+    state: SearchState, spec: StageSpec, listener: Listener
 ) -> tuple[StageResult | None, list[Point]]:
-    """:func:`attempt` without a journal; the points of the path still have their weights."""
-    path = _solve_path(standing, asked, listener)
-    point = asked.selector(path, standing.job)
-    run = None if point is None else _cut_at(standing, asked, point, path.points, listener)
+    """:func:`run_stage` without the checkpoint log; the points of the path still have their weights."""
+    path = _make_path(state, spec, listener)
+    point = spec.selector(path, state.job)
+    run = None if point is None else _cut_at(state, spec, point, path.points, listener)
     return run, path.points
 
 
-def to_record(run: StageResult | None) -> Kept:
-    """A stage as the journal keeps it: points, of which the selected one has its weights, and the refit."""
+def to_record(run: StageResult | None) -> Checkpoint:
+    """Return the checkpoint of a stage: its points, the selected one with weights, and its refit."""
     if run is None:
         return {}, {}
     points = [p if p is run.selected else replace(p, state={}) for p in run.points]
-    facts, tensors = save_points(points)
-    refit, own = save_refit(run.refit)
-    chosen = {"selected": run.points.index(run.selected), "refit": refit, "metric": run.metric}
+    values, tensors = save_points(points)
+    refit_values, refit_tensors = save_refit(run.refit)
+    chosen = {"selected": run.points.index(run.selected), "refit": refit_values, "metric": run.metric}
     chosen["widths"] = run.widths.model_dump() if run.widths else None
-    return facts | chosen, tensors | own
+    return values | chosen, tensors | refit_tensors
 
 
 def from_record(
-    standing: SearchState, asked: StageSpec, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    state: SearchState, spec: StageSpec, values: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> StageResult | None:
-    """A stage that was done before, or elsewhere; its cut is made and certified again.
+    """Return a stage that was run before, or in another process; its removal is made and verified again.
 
     Raises:
-        TargetError: It had failed.
+        TargetError: The stage failed.
     """
-    if "failed" in facts:
-        raise TargetError(facts["failed"])
-    if not facts:
+    if "failed" in values:
+        raise TargetError(values["failed"])
+    if not values:
         return None
-    points = load_points(facts, tensors)
-    selected = points[facts["selected"]]
-    widths = WidthTiming.model_validate(facts["widths"]) if facts["widths"] else None
-    target = standing.original.recipe.target
+    points = load_points(values, tensors)
+    selected = points[values["selected"]]
+    widths = WidthTiming.model_validate(values["widths"]) if values["widths"] else None
+    target = state.original.recipe.target
     multiple = 1 if target.round_to == "auto" else target.round_to
-    cut, removed = _removals(standing, selected, widths.round_to if widths else multiple)
+    cut, removed = _removals(state, selected, widths.round_to if widths else multiple)
     selected.state = {}
-    fitted = load_refit(facts["refit"], tensors, removed.network)
-    metric = facts["metric"]
-    return StageResult(standing.job, asked, points, selected, cut, removed, fitted, metric, widths)
+    refit = load_refit(values["refit"], tensors, removed.network)
+    return StageResult(state.job, spec, points, selected, cut, removed, refit, values["metric"], widths)
 
 
-def _solve_path(standing: SearchState, asked: StageSpec, listener: Listener) -> RegularisationPath:
-    job, original = standing.job, standing.original
-    recipe, number = original.recipe, standing.stages + 1
+def _make_path(state: SearchState, spec: StageSpec, listener: Listener) -> RegularisationPath:
+    job, original = state.job, state.original
+    recipe, number = original.recipe, state.stages + 1
     network = copy.deepcopy(job.network)
     penalised = [
-        (g, w * asked.costs.get(g.name, 1.0) * (asked.input_strength if g.kind == "input" else 1.0))
-        for g, w in job.penalised(asked.kinds)
+        (g, w * spec.costs.get(g.name, 1.0) * (spec.input_strength if g.kind == "input" else 1.0))
+        for g, w in job.penalised(spec.kinds)
     ]
     objective = Objective(
         network,
@@ -202,78 +219,78 @@ def _solve_path(standing: SearchState, asked: StageSpec, listener: Listener) -> 
         recipe.train.constrain_unpenalised,
         recipe.penalty,
         job.make_penalty,
+        job.process_group,
     )
 
-    def done(point: Point) -> None:
+    def report(point: Point) -> None:
         record = path_record(point, number, job, original)
         listener(PointDone(len(path.points), recipe.train.n_lambdas, record))
 
     def measure() -> float:
-        return validate(job, network, identity)
+        return validate(network, job.task, job.metric, job.data.valid, identity)
 
-    path = RegularisationPath(
-        objective, job.groups, recipe.train, recipe.seed, measure, done, original.journal
-    )
-    return path
+    solver = PointSolver(objective, recipe.train, recipe.seed)
+    path = RegularisationPath(solver, job.groups, measure, report, original.journal)
+    return path  # a name, since report() reads its points
 
 
 def _cut_at(
-    standing: SearchState, asked: StageSpec, point: Point, points: list[Point], listener: Listener
+    state: SearchState, spec: StageSpec, point: Point, points: list[Point], listener: Listener
 ) -> StageResult:
-    number = standing.stages + 1
+    number = state.stages + 1
     listener(Stage(f"cut {number}", "cutting zero groups, comparing outputs at every cut"))
-    cut, removed, widths = _largest_fitting(standing, point, listener)
+    cut, removed, widths = _largest_fitting(state, point, listener)
     listener(Stage(f"refit {number}", "training the slim network without penalty"))
-    fitted, metric = refit_or_resume(standing.original, removed, asked.spec)
+    refit, metric = refit_or_resume(state.original, removed, spec.refit)
     point.refit_metric = metric
-    return StageResult(standing.job, asked, points, point, cut, removed, fitted, metric, widths)
+    return StageResult(state.job, spec, points, point, cut, removed, refit, metric, widths)
 
 
 def _largest_fitting(
-    standing: SearchState, point: Point, listener: Listener
+    state: SearchState, point: Point, listener: Listener
 ) -> tuple[RemovalResult, RemovalResult, WidthTiming | None]:
-    """The removals of a point, with the hidden widths the recipe asks for or the clock prefers."""
-    original = standing.original
+    """Return the removals of a point, with the hidden widths that the recipe asks for or that are faster."""
+    original = state.original
     target = original.recipe.target
     if target.round_to != "auto":
-        return *_removals(standing, point, target.round_to), None
-    exact, rounded = (_removals(standing, point, m) for m in (1, AUTO_MULTIPLE))
+        return *_removals(state, point, target.round_to), None
+    exact, rounded = (_removals(state, point, m) for m in (1, AUTO_MULTIPLE))
     if parameters(exact[0].network) == parameters(rounded[0].network):
         return *exact, None
-    listener(Stage(f"widths {standing.stages + 1}", f"timing widths that are multiples of {AUTO_MULTIPLE}"))
-    widths = _time_widths(standing, exact[1], rounded[1])
+    listener(Stage(f"widths {state.stages + 1}", f"timing widths that are multiples of {AUTO_MULTIPLE}"))
+    widths = _time_widths(state, exact[1], rounded[1])
     return *(exact if widths.round_to == 1 else rounded), widths
 
 
-def _time_widths(standing: SearchState, exact: RemovalResult, rounded: RemovalResult) -> WidthTiming:
-    """What the clock says of two removals, or said before the run was stopped."""
-    original = standing.original
+def _time_widths(state: SearchState, exact: RemovalResult, rounded: RemovalResult) -> WidthTiming:
+    """Measure the latency of two removals, or return what a stopped run measured."""
+    original = state.original
 
     def measure() -> WidthTiming:
         with tempfile.TemporaryDirectory(prefix="glprune-") as folder:
-            watch = LatencyMeter(original, original.recipe.target.batch, Path(folder))
-            return _width_timing(watch.against(exact, rounded))
+            meter = latency_meter(original, original.recipe.target.batch, Path(folder))
+            return _width_timing(meter.against(exact, rounded))
 
-    journal, asked = original.journal, {"number": standing.stages + 1}
-    record = journal.load_step("widths", asked)
+    journal, key = original.journal, {"number": state.stages + 1}
+    record = journal.load_step("widths", key)
     if record is None:
         record = journal.save_step(
-            "widths", asked, process_group.measure_on_rank0(measure).model_dump(mode="json")
+            "widths", key, original.process_group.measure_on_rank0(measure).model_dump(mode="json")
         )
     return WidthTiming.model_validate(record.values)
 
 
-def _removals(standing: SearchState, point: Point, multiple: int) -> tuple[RemovalResult, RemovalResult]:
-    """What a point cuts out of the network the search stands on, and everything cut so far."""
-    job = standing.job
+def _removals(state: SearchState, point: Point, multiple: int) -> tuple[RemovalResult, RemovalResult]:
+    """Remove the zero groups of a point; return this removal, and it together with all earlier ones."""
+    job = state.job
     zeroed = copy.deepcopy(job.network)
     zeroed.load_state_dict(point.state)
     cut = remove(zeroed, job.groups, job.probe, job.axes, multiple=multiple)
-    return cut, then(standing.removed, cut) if standing.removed is not None else cut
+    return cut, then(state.removed, cut) if state.removed is not None else cut
 
 
 def _width_timing(times: Latency) -> WidthTiming:
-    """The widths the clock prefers; rounded ones have more weights and must be faster beyond its noise."""
+    """Choose the faster widths; rounded ones have more weights and must be faster by more than noise."""
     return WidthTiming(
         round_to=AUTO_MULTIPLE if times.speedup > 1 + FASTER else 1,
         tried=AUTO_MULTIPLE,

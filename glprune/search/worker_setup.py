@@ -1,18 +1,18 @@
-"""A run's job and shipped network made again in another process; what they come from pickles, they do not."""
+"""Rebuild a run's job and shipped network in another process, from what they are made of, which pickles."""
 
 from __future__ import annotations
 
 import copy
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from glprune.data.splits import IndexableSplit, Split, TensorSplit
+from glprune.data.splits import ColumnSelection, IndexableSplit, Split, TensorSplit
 from glprune.errors import DataError
 from glprune.runtime.events import silent
 from glprune.search.prepare import prepare
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from glprune.pruning.removal import RemovalResult
     from glprune.pruning.surgery import PruningPlan
     from glprune.schema.recipe import Recipe
+    from glprune.search.budget import MakeLatencyMeter
     from glprune.search.job import Job
 
 
@@ -31,81 +32,84 @@ class WorkerContext:
     Attributes:
         job: The job of the original network.
         network: The shipped network, with the original's dropout rates: a refit scales them itself.
-        surgery: What turns the original network into it.
-        columns: The columns it takes, positions along each input's feature axis.
+        plan: Turns the original network into it.
+        selection: The columns it takes.
     """
 
     job: Job
     network: nn.Module
-    surgery: PruningPlan
-    columns: tuple[Tensor, ...]
+    plan: PruningPlan
+    selection: ColumnSelection
 
     @functools.cached_property
     def rows(self) -> IndexableSplit:
-        """The training rows, to be drawn from."""
+        """The training rows, of which a resample draws some."""
         return indexable_split(self.job.data.train, self.job.recipe.seed)
 
 
 @dataclass(frozen=True)
 class JobFactory:
-    """Makes the same job in another process.
+    """Prepares the same job in another process.
 
     Attributes:
         recipe: The recipe.
         model: The trained weights.
         trust_pickle: Allow a fully pickled module.
+        make_latency_meter: Makes the job's latency meter.
     """
 
     recipe: Recipe
     model: Path
     trust_pickle: bool
+    make_latency_meter: MakeLatencyMeter | None = None
 
     def __call__(self) -> Job:
         """Prepare the job with the process seeded as :func:`glprune.run` seeds its own."""
         torch.manual_seed(self.recipe.seed)
         torch.use_deterministic_algorithms(True)
-        return prepare(self.recipe, self.model, self.trust_pickle, silent)
+        job = prepare(self.recipe, self.model, self.trust_pickle, silent)
+        return replace(job, make_latency_meter=self.make_latency_meter)
 
 
 @dataclass(frozen=True)
 class WorkerContextFactory:
-    """Makes the same job and shipped network in another process.
+    """Prepares the same job and shipped network in another process.
 
     Attributes:
-        job: Makes the job.
-        surgery: What turned the network into the shipped one.
-        columns: The columns that one takes.
-        state: Its tensors.
+        job: Prepares the job.
+        plan: Turns the original network into the shipped one.
+        selection: The columns the shipped network takes.
+        state: The shipped network's tensors.
     """
 
     job: JobFactory
-    surgery: PruningPlan
-    columns: tuple[Tensor, ...]
+    plan: PruningPlan
+    selection: ColumnSelection
     state: dict[str, Tensor]
 
     @classmethod
     def of(cls, job: JobFactory, removed: RemovalResult, network: nn.Module) -> WorkerContextFactory:
-        """Of a run: what makes its job, what it removed and the network it ships."""
+        """Make the factory of a run from its job, what it removed and the network it ships."""
         state = {name: tensor.detach() for name, tensor in network.state_dict().items()}
-        return cls(job, removed.plan, removed.columns, state)
+        return cls(job, removed.plan, removed.selection, state)
 
     def __call__(self) -> WorkerContext:
-        """Prepare the job and cut its network."""
+        """Prepare the job and its slim network."""
         job = self.job()
-        network = slim_network(job, self.surgery, self.state)
-        return WorkerContext(job, network, self.surgery, self.columns)
+        network = slim_network(job, self.plan, self.state)
+        return WorkerContext(job, network, self.plan, self.selection)
 
 
-def slim_network(job: Job, surgery: PruningPlan, state: Mapping[str, Tensor]) -> nn.Module:
-    """What a surgery makes of a copy of the job's network, with the tensors given, in evaluation mode."""
+def slim_network(job: Job, plan: PruningPlan, state: Mapping[str, Tensor]) -> nn.Module:
+    """Apply a plan to a copy of the job's network and load tensors into it; it is in evaluation mode."""
     network = copy.deepcopy(job.network)
-    surgery.apply_(network)
+    plan.apply_(network)
     network.load_state_dict(state)
     return network.eval()
 
 
 def indexable_split(split: Split, seed: int) -> IndexableSplit:
-    """A split whose rows can be chosen; those of a loader are held in memory, in one order for one seed.
+    """Return a split whose rows can be indexed; rows of a loader are read into memory, ordered by the seed.
 
     Raises:
         DataError: Batches of a loader differ in shape.

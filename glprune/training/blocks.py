@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_CACHED = 2**19  # products held at once: those of a larger tensor would leave the processor's cache
+_CACHED = 2**19  # products held at once: more would not fit the processor's cache
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class ParameterGroups:
 
     Attributes:
         parameters: The parameters, in the order every list below follows.
-        values: What they hold, without gradients, to be changed in place.
+        values: Their data, without gradients, to be changed in place.
         sizes: Number of weights of each group, at least 1, shape (count,).
     """
 
@@ -42,21 +42,21 @@ class ParameterGroups:
         self.parameters = [block.parameter for block in self.blocks]
         self.values = [parameter.data for parameter in self.parameters]
         self._shapes = [(-1,) + (1,) * (b.parameter.ndim - 1 - b.dim) for b in self.blocks]
-        order = _in_turn(self.blocks, count)
+        order = _consecutive_order(self.blocks, count)
         self._lengths = [len(self.blocks[number].owner) for number in order]
-        self._places = sorted(range(len(order)), key=order.__getitem__)
+        self._positions = sorted(range(len(order)), key=order.__getitem__)
         self.sizes = self.dot([torch.ones_like(b.parameter) for b in blocks]).clamp(min=1)
 
     @property
     def gradients(self) -> list[Tensor]:
-        """Gradients of the parameters; zeros where there is none."""
+        """Gradients of the parameters; zeros for a missing one."""
         return [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
 
     def dot(self, a: Sequence[Tensor], b: Sequence[Tensor] | None = None) -> Tensor:
         """Inner products by group of two lists of tensors (``b`` defaults to ``a``), shape (count,)."""
         total = torch.empty(self.count, dtype=a[0].dtype if a else torch.float32)
         pairs = zip(self.blocks, a, a if b is None else b, strict=True)
-        if self._places:
+        if self._positions:
             for part, (block, x, y) in zip(self._parts(total), pairs, strict=True):
                 _products(x, y, block.dim, part)
         else:
@@ -70,8 +70,8 @@ class ParameterGroups:
         return self.dot(self.values).sqrt_()
 
     def expand(self, values: Tensor) -> list[Tensor]:
-        """Give every parameter the value of its groups, broadcastable to its shape."""
-        parts = self._parts(values) if self._places else [values[block.owner] for block in self.blocks]
+        """Return the value of its groups for every parameter, broadcastable to its shape."""
+        parts = self._parts(values) if self._positions else [values[block.owner] for block in self.blocks]
         shapes = zip(parts, self._shapes, strict=True)
         return [part.view(shape) if len(shape) > 1 else part for part, shape in shapes]
 
@@ -80,15 +80,15 @@ class ParameterGroups:
         torch._foreach_mul_(self.values, self.expand(factors))
 
     def _parts(self, values: Tensor) -> list[Tensor]:
-        """Each parameter's part of a vector of shape (count,), not copied; only where groups are in turn."""
+        """Each parameter's part of a vector of shape (count,), as views; needs consecutive groups."""
         parts = values.split_with_sizes(self._lengths)
-        return [parts[place] for place in self._places]
+        return [parts[position] for position in self._positions]
 
 
-def _in_turn(blocks: Sequence[ParameterGroup], count: int) -> list[int]:
-    """The order in which the blocks' positions are groups 0, 1, ...; empty where groups have several.
+def _consecutive_order(blocks: Sequence[ParameterGroup], count: int) -> list[int]:
+    """Order in which the positions of the blocks are groups 0, 1, ...; empty if a group has several.
 
-    With an order the sums by group are those of the blocks one after the other, and nothing is gathered.
+    In that order the sums by group are those of one block after another, and nothing is gathered.
     """
     order = sorted(range(len(blocks)), key=lambda number: int(blocks[number].owner[0]))
     owners = [blocks[number].owner for number in order]
@@ -99,9 +99,9 @@ def _in_turn(blocks: Sequence[ParameterGroup], count: int) -> list[int]:
 def _products(x: Tensor, y: Tensor, dim: int, out: Tensor | None = None) -> Tensor:
     """Inner products of two tensors over all but ``dim``.
 
-    The dimensions before it come first: their sums are vectorised, and leave little for the rest.
+    The dimensions before it are summed first: these sums are vectorised and reduce the rest most.
     """
-    # elsewhere than on a processor a product held whole costs memory, its parts a kernel each
+    # on other devices than CPUs every part would cost a kernel
     folds = dim and x.numel() > _CACHED and x.device.type == "cpu"
     total = _folded(x, y) if folds else x * y
     if dim > 1:
@@ -114,9 +114,9 @@ def _products(x: Tensor, y: Tensor, dim: int, out: Tensor | None = None) -> Tens
 
 
 def _folded(x: Tensor, y: Tensor) -> Tensor:
-    """Products of two tensors, rows added up until what is held at once fits the cache.
+    """Products of two tensors, with rows added up so that the result fits the cache.
 
-    Last row first: what was written a moment ago is still there, and what is read next will be.
+    The last rows come first: they were written last and are still in the cache.
     """
     rows = max(1, _CACHED * len(x) // x.numel())
     total = x[-rows:] * y[-rows:]

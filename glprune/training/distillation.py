@@ -1,4 +1,4 @@
-"""Data without labels: the target is what the original network returns."""
+"""Data without labels: the outputs of the original network are the targets."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _CHUNK = 1024
 
 @dataclass(frozen=True)
 class TeacherSplit:
-    """A streamed split whose targets the original network computes anew for every batch.
+    """A streamed split whose targets the original network computes for every batch.
 
     Attributes:
         split: The inputs.
-        teach: Targets of a batch of inputs, shape (rows, n).
+        teacher: Computes the targets of a batch of inputs, shape (rows, n).
     """
 
     split: Split
-    teach: Callable[[Inputs], Tensor]
+    teacher: Callable[[Inputs], Tensor]
 
     @property
     def rows(self) -> int:
@@ -42,12 +42,12 @@ class TeacherSplit:
     def batches(self, size: int | None, generator: torch.Generator | None) -> Iterator[tuple[Inputs, Tensor]]:
         """Yield the split's batches with targets."""
         for inputs, _ in self.split.batches(size, generator):
-            yield inputs, self.teach(inputs)
+            yield inputs, self.teacher(inputs)
 
 
 @dataclass(frozen=True)
 class IndexableTeacherSplit(TeacherSplit):
-    """Such a split whose rows can be chosen by their numbers.
+    """A :class:`TeacherSplit` whose rows can be selected by their numbers.
 
     Attributes:
         split: The inputs, with targets of no columns.
@@ -57,16 +57,16 @@ class IndexableTeacherSplit(TeacherSplit):
 
     @property
     def target(self) -> Tensor:
-        """Shape (rows, 0): the real ones are never in memory together."""
+        """Shape (rows, 0): the real targets are never all in memory."""
         return self.split.target
 
     def take(self, rows: NDArray[np.int64]) -> IndexableTeacherSplit:
-        """The split of some rows."""
+        """Return the split of some rows."""
         return replace(self, split=self.split.take(rows))
 
 
 def with_teacher_targets(data: Data, network: nn.Module, task: Task) -> tuple[Data, Task]:
-    """Give every split the original network's outputs as targets.
+    """Use the original network's outputs as the targets of every split.
 
     Args:
         data: Data without targets.
@@ -90,7 +90,7 @@ def with_teacher_targets(data: Data, network: nn.Module, task: Task) -> tuple[Da
 
 
 def _teacher_split(split: Split, teach: Callable[[Inputs], Tensor]) -> Split:
-    """Targets once where the inputs are in memory, else on the fly."""
+    """Compute targets once if the inputs are in memory, else for every batch."""
     if isinstance(split, TensorSplit):
         return replace(split, target=torch.cat([teach(x) for x, _ in split.batches(_CHUNK, None)]))
     return (
@@ -102,11 +102,11 @@ def _teacher_split(split: Split, teach: Callable[[Inputs], Tensor]) -> Split:
 
 @torch.no_grad()
 def _scales(train: Split, network: nn.Module) -> tuple[float, ...]:
-    """What each output is divided by so that all weigh alike: its spread over the training rows.
+    """Compute the scale of each output, by which it is divided so that all have equal weight.
 
-    The spread is the root of the mean variance of the output's values. Wide outputs have more values
-    in a row, so each is weighed by its share of them too. 0.0 marks outputs that are not followed:
-    whole numbers, and those that never vary.
+    The scale is the root of the mean variance of the output's values over the training rows. Outputs of more
+    values have more weight in a mean over all values, so the scale also has a factor for their number. It is
+    0.0 for outputs that are not distilled: integers, and those that never vary.
     """
     count = 0
     sums: list[Tensor] = []

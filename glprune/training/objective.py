@@ -1,9 +1,9 @@
 """The penalised training objective of a network: values, gradients, optimality.
 
-The objective is deterministic: the network runs in evaluation mode, so dropout is off and
-BatchNorm statistics are fixed, and ``F(w) = mean loss over the training split +
-penalty(w; lam)``, the penalty being one of :mod:`glprune.training.penalties`. With batch statistics a layer
-before BatchNorm could shrink at no loss and the penalty would mean nothing.
+``F(w) = mean loss over the training split + penalty(w; lam)``, with a penalty of
+:mod:`glprune.training.penalties`. The objective is deterministic: the network runs in evaluation mode, so
+dropout is off and BatchNorm statistics are fixed. With batch statistics a layer before BatchNorm could shrink
+while the loss stays the same, and the penalty would have no effect.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,55 +21,81 @@ from torch import Tensor, nn
 from glprune.errors import GlpruneError, ModelError
 from glprune.model.diagnostics import Batch, all_finite, explain_nonfinite
 from glprune.model.precision import Precision, forward
-from glprune.runtime import process_group
+from glprune.runtime.process_group import ALONE, ProcessGroup
 from glprune.schema.recipe import PenaltySpec
 from glprune.training.blocks import ParameterGroup, ParameterGroups
-from glprune.training.penalties import GroupLasso, GroupMCP, Penalty, SparseGroupLasso, mcp_thresholds
-from glprune.training.proximal import BoundedPenalty
+from glprune.training.penalties import (
+    GroupLasso,
+    GroupMCP,
+    MakePenalty,
+    Penalty,
+    SparseGroupLasso,
+    mcp_thresholds,
+)
+from glprune.training.proximal import BoundedPenalty, ProximalProblem
 
 if TYPE_CHECKING:
     from glprune.data.splits import Inputs, Split
     from glprune.model.task import Task
     from glprune.pruning.groups import GroupSet
 
-CHUNK = 1024  # rows; of more, what convolutions hold between layers leaves the cache
-SCALES = "check the scale of columns and target, and data.standardize"
+CHUNK = 1024  # rows; with more, the activations of convolutions no longer fit the cache
+_SCALE_HINT = "check the scale of columns and target, and data.standardize"
 
 
+@dataclass(eq=False)
 class Objective:
-    """Loss of a network over a split plus a penalty on groups.
+    """The loss of a network over a split plus a penalty on groups.
 
-    Args:
+    Attributes:
         network: The network, trained in place.
         task: Its loss.
         split: The training rows.
         penalised: Group sets and the penalty weights of their groups, shape (n_groups,) each.
-        bound: Hold weights outside every penalised group inside the ball of their norm now;
-            otherwise the next layer grows while a penalised one shrinks, at no loss.
+        bound: Keep weights outside every penalised group inside the ball of their present norm.
+            Otherwise the next layer grows while a penalised one shrinks, and the loss stays the same.
         spec: Kind of the penalty and its constants.
-        make: Makes the penalty from weights and blocks in the place of ``spec``: a plugin's.
+        make_penalty: Makes a plugin's penalty from weights and blocks; None for the one of ``spec``.
+        process_group: The processes over whose rows losses and gradients are summed.
+        sets: The penalised group sets.
+        blocks: The parameters split into groups: those of ``sets`` in order, then the other matrices.
+        free: Parameters in no group (biases).
+        regulariser: Penalty and bounds of the groups.
     """
 
-    def __init__(
+    network: nn.Module
+    task: Task
+    split: Split
+    penalised: InitVar[Sequence[tuple[GroupSet, Tensor]]]
+    bound: InitVar[bool] = True
+    spec: InitVar[PenaltySpec] = PenaltySpec()  # noqa: RUF009 - frozen
+    make_penalty: InitVar[MakePenalty | None] = None
+    process_group: ProcessGroup = ALONE
+    sets: list[GroupSet] = field(init=False)
+    blocks: ParameterGroups = field(init=False)
+    free: list[nn.Parameter] = field(init=False)
+    regulariser: BoundedPenalty = field(init=False)
+
+    def __post_init__(
         self,
-        network: nn.Module,
-        task: Task,
-        split: Split,
         penalised: Sequence[tuple[GroupSet, Tensor]],
-        bound: bool = True,
-        spec: PenaltySpec = PenaltySpec(),  # noqa: B008 - frozen
-        make: Callable[[Tensor, ParameterGroups], Penalty] | None = None,
+        bound: bool,
+        spec: PenaltySpec,
+        make_penalty: MakePenalty | None,
     ) -> None:
-        self.network, self.task, self.split = network, task, split
         self.sets = [groups for groups, _ in penalised]
-        self.blocks, self.free, weights = _partition(network, penalised)
+        self.blocks, self.free, weights = _partition(self.network, penalised)
         bounded = bound and not bool((weights > 0).all())
         radius = torch.where(weights > 0, torch.inf, self.blocks.norms()) if bounded else None
-        made = make(weights, self.blocks) if make is not None else self._penalty(weights, spec)
-        self.regulariser = BoundedPenalty(made, radius)
+        penalty = make_penalty(weights, self.blocks) if make_penalty else self._penalty_of(spec, weights)
+        self.regulariser = BoundedPenalty(penalty, radius)
+
+    def at(self, lam: float) -> ProximalProblem:
+        """The parameters and the penalty at one lambda, for a proximal optimizer."""
+        return ProximalProblem(self.blocks, self.free, self.regulariser, lam)
 
     def penalised_ids(self, groups: GroupSet) -> Tensor:
-        """Numbers of a penalised set's groups that have a weight, int64; 0 is no penalty."""
+        """Numbers of the groups of a penalised set whose penalty weight is above 0, int64."""
         start = 0
         for other in self.sets:
             if other is groups:
@@ -77,7 +104,7 @@ class Objective:
         ids = torch.arange(start, start + len(groups.labels))
         return ids[self.regulariser.weights[ids] > 0]
 
-    def _penalty(self, weights: Tensor, spec: PenaltySpec) -> Penalty:
+    def _penalty_of(self, spec: PenaltySpec, weights: Tensor) -> Penalty:
         if spec.kind == "sparse_group_lasso":
             return SparseGroupLasso(weights, spec.l1_share, self.blocks.sizes)
         if spec.kind == "group_mcp":
@@ -89,59 +116,63 @@ class Objective:
         """Mean loss of one batch, a scalar with gradients."""
         return self.task.loss(forward(self.network, inputs, self.task.view, precision), target)
 
-    def gradient(self, where: str = "", mend: str = SCALES) -> float:
-        """Mean loss over the split; leaves its gradient in ``.grad``.
+    def gradient(self, location: str = "", hint: str = _SCALE_HINT) -> float:
+        """Compute the mean loss over the split; leave its gradient in ``.grad``.
 
         Args:
-            where: Where the training stands, for the message.
-            mend: What the user can do, for the message.
+            location: Lambda or stage, for the message.
+            hint: What the user can do, for the message.
 
         Raises:
             NonFiniteError: Loss or gradient is not finite; batch and layer are named.
         """
         self.clear()
+        location = f"{location}, all rows"
+        total, error = self._local_gradient(location, hint)
+        total = self.process_group.sum_gradients_(self.network.parameters(), math.nan if error else total)
+        if error is not None or not math.isfinite(total):
+            raise self.process_group.first_error(error, location, hint)
+        return total
+
+    def _local_gradient(self, location: str, hint: str) -> tuple[float, GlpruneError | None]:
+        """Compute this process's part; also return the error of the first batch that is not finite."""
         total, rows = 0.0, 0
-        own: GlpruneError | None = None
         for number, (inputs, target) in enumerate(self.split.batches(CHUNK, None), 1):
             if not len(target):
                 continue
             loss = self.batch_loss(inputs, target) * (len(target) / self.split.rows)
             value = float(loss.detach())
             if math.isfinite(value):
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
             total += value
-            rows += len(target)
             if not math.isfinite(value) or not all_finite(p.grad for p in self.network.parameters()):
-                batch = self.batch(inputs, target, rows - len(target) + 1)
-                own = explain_nonfinite(batch, f"{where}, all rows, batch {number}", mend)
-                break
-        total = process_group.sum_gradients_(self.network.parameters(), math.nan if own else total)
-        if own is not None or not math.isfinite(total):
-            raise process_group.first_error(own, f"{where}, all rows", mend)
-        return total
+                batch = self.batch(inputs, target, rows + 1)
+                return total, explain_nonfinite(batch, f"{location}, batch {number}", hint)
+            rows += len(target)
+        return total, None
 
     def batch(self, inputs: Inputs, target: Tensor, first_row: int | None = None) -> Batch:
-        """A batch as :func:`glprune.model.diagnostics.fault` takes it."""
+        """A batch as :func:`glprune.model.diagnostics.explain_nonfinite` takes it."""
         loss = functools.partial(self.batch_loss, inputs, target)
         return Batch(self.network, inputs, target, loss, first_row)
 
     @torch.no_grad()
     def loss(self) -> float:
-        """Mean loss over the split."""
+        """Compute the mean loss over the split."""
         batches = self.split.batches(CHUNK, None)
-        own = sum(float(self.batch_loss(x, y)) * len(y) for x, y in batches if len(y))
-        return process_group.all_reduce_scalar(own) / self.split.rows
+        local = sum(float(self.batch_loss(x, y)) * len(y) for x, y in batches if len(y))
+        return self.process_group.all_reduce_scalar(local) / self.split.rows
 
     def clear(self) -> None:
-        """Drop all gradients."""
+        """Remove all gradients."""
         self.network.zero_grad(set_to_none=True)
 
     def penalty(self, lam: float) -> float:
         """The penalty at the present weights."""
         return self.regulariser.penalty.value(self.blocks, lam)
 
-    def optimality(self, lam: float, mend: str = SCALES) -> tuple[float, float, float]:
-        """Mean loss and the KKT residuals of zero and of non-zero groups at the present weights.
+    def optimality(self, lam: float) -> tuple[float, float, float]:
+        """Compute the mean loss and the KKT residuals of zero and of non-zero groups.
 
         Returns:
             ``(loss, residual over zero groups, residual over non-zero groups)``, the residuals
@@ -150,21 +181,21 @@ class Objective:
         Raises:
             NonFiniteError: See :meth:`gradient`.
         """
-        loss = self.gradient(f"lambda {lam:.3g}", mend)
+        loss = self.gradient(f"lambda {lam:.3g}")
         zero, active = self.regulariser.penalty.residuals(self.blocks, lam)
         self.clear()
         return loss, zero, active
 
 
 def lambda_max(objective: Objective) -> float:
-    """The lambda at which zero becomes a solution for the input groups, from the data.
+    """Compute the lambda at which zero becomes a solution for the input groups.
 
-    All penalised groups of one kind are set to zero on the spot (inputs where they are penalised, else
-    each layer in turn) and the largest lambda at which one of them leaves zero is taken: above it
-    the zero point satisfies the KKT conditions. The weights are restored.
+    All penalised groups of one kind are set to zero (inputs if they are penalised, else each layer in turn),
+    and the largest lambda at which one of them leaves zero is taken: above it the zero point satisfies the
+    KKT conditions. The weights are restored.
 
-    Where no gradient reaches a zero group (units behind it that are dead at zero), the lambda at which
-    zero costs as much as the trained weights do is taken, or the largest at which a gradient at the trained
+    If no gradient reaches a zero group (the units that read it are dead at zero), the result is the lambda at
+    which zero costs as much as the trained weights do, or the largest at which a gradient at the trained
     weights could hold a group against the penalty.
 
     Returns:
@@ -189,24 +220,24 @@ def lambda_max(objective: Objective) -> float:
 def _zero_point_lambda(objective: Objective, sets: Sequence[GroupSet]) -> float:
     with _zeroed(objective, sets) as ids:
         objective.gradient("with all penalised groups at zero")
-        found = objective.regulariser.penalty.zero_lambda(objective.blocks)[ids]
+        lambdas = objective.regulariser.penalty.zero_lambda(objective.blocks)[ids]
         objective.clear()
-    return float(found.max())
+    return float(lambdas.max())
 
 
 def _lambda_of_weights(objective: Objective, sets: Sequence[GroupSet]) -> float:
-    """Two stand-ins for a lambda_max that is zero; see :func:`lambda_max`."""
+    """Compute the two alternatives to a lambda_max that is zero; see :func:`lambda_max`."""
     with _zeroed(objective, sets) as ids:
-        without, spared = objective.loss(), objective.penalty(1.0)
-    loss, whole = objective.gradient("at the trained weights"), objective.penalty(1.0)
-    held = float(objective.regulariser.penalty.zero_lambda(objective.blocks)[ids].max())
+        zero_loss, zero_penalty = objective.loss(), objective.penalty(1.0)
+    loss, penalty = objective.gradient("at the trained weights"), objective.penalty(1.0)
+    largest = float(objective.regulariser.penalty.zero_lambda(objective.blocks)[ids].max())
     objective.clear()
-    return max(held, (without - loss) / (whole - spared) if whole > spared else 0.0)
+    return max(largest, (zero_loss - loss) / (penalty - zero_penalty) if penalty > zero_penalty else 0.0)
 
 
 @contextlib.contextmanager
 def _zeroed(objective: Objective, sets: Sequence[GroupSet]) -> Iterator[Tensor]:
-    """Set the penalised groups of some sets to zero for a while; yields their numbers."""
+    """Set the penalised groups of some sets to zero inside the block; yield their numbers."""
     kept = [p.detach().clone() for p in objective.blocks.parameters]
     ids = torch.cat([objective.penalised_ids(s) for s in sets])
     factor = torch.ones(objective.blocks.count)
@@ -222,27 +253,30 @@ def _zeroed(objective: Objective, sets: Sequence[GroupSet]) -> Iterator[Tensor]:
 def _partition(
     network: nn.Module, penalised: Sequence[tuple[GroupSet, Tensor]]
 ) -> tuple[ParameterGroups, list[nn.Parameter], Tensor]:
-    """Split a network's parameters into numbered groups and the free rest (vectors: biases, scales).
+    """Split a network's parameters into numbered groups and free ones (biases).
 
-    Groups of the penalised sets come first, in order; then one group for each other weight
-    matrix, and one for the positions of a penalised matrix that belong to no group.
+    Groups of the penalised sets come first, in order; then one group for each other weight matrix, and one
+    for the positions of a penalised matrix that belong to no group.
+
+    Returns:
+        The groups, the free parameters and the penalty weight of each group, shape (n_groups,).
     """
     parameters = dict(network.named_parameters())
     owners: dict[str, tuple[int, Tensor]] = {}
     weights: list[Tensor] = []
     count = 0
-    for groups, own in penalised:
+    for groups, set_weights in penalised:
         for slot in groups.units.readers:
             owner = groups.owner(slot)
             dim, known = owners.get(slot.tensor, (slot.dim, torch.full_like(owner, -1)))
             owners[slot.tensor] = dim, torch.where(owner >= 0, owner + count, known)
-        weights.append(own)
+        weights.append(set_weights)
         count += len(groups.labels)
     blocks, free = [], []
     for name, parameter in parameters.items():
         if not parameter.requires_grad:
             continue
-        if name not in owners and not _multiplies(name, parameter):
+        if name not in owners and not _is_multiplied(name, parameter):
             free.append(parameter)
             continue
         dim, owner = owners.get(name, (0, torch.full((parameter.shape[0],), -1)))
@@ -254,6 +288,6 @@ def _partition(
     return ParameterGroups(blocks, count), free, torch.cat([w.float() for w in weights])
 
 
-def _multiplies(name: str, parameter: nn.Parameter) -> bool:
-    """Tell matrices and the scales of normalisation layers from what is only added (biases)."""
+def _is_multiplied(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter is a matrix or the scale of a normalisation layer; a bias is only added."""
     return parameter.ndim > 1 or (parameter.ndim == 1 and name.rpartition(".")[2] == "weight")

@@ -1,9 +1,9 @@
 """Penalties on groups of weights: their values, proximal operators and optimality conditions.
 
-Every penalty is ``lam * sum_g (e_g * ||w_g||_1 + f_g(||w_g||))``: a function of the group's norm
-and, for the sparse group LASSO alone, an L1 term on its elements. Its convex part is not smooth and
-has a proximal operator, in a metric that is scalar on each group elementwise soft-thresholding, then
-block soft-thresholding. What a concave penalty is less than that is smooth and goes with the loss.
+Every penalty is ``lam * sum_g (e_g * ||w_g||_1 + f_g(||w_g||))``: a function of the group's norm and, for the
+sparse group LASSO, an L1 term on its elements. Its convex part is not smooth; in a metric that is scalar on
+each group its proximal operator is elementwise soft-thresholding, then block soft-thresholding. The
+difference of a concave penalty from its convex part is smooth and is added to the loss.
 
 References:
     Yuan and Lin (2006), "Model selection and estimation in regression with grouped
@@ -16,7 +16,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _BISECTIONS = 60
 _TINY = torch.finfo(torch.float32).tiny
-_LEAST_NORM = 0.1  # of the mean of its set: a group that is all but zero still has a knot above zero
+_MIN_NORM = 0.1  # of the mean of its set: a group near zero still has a knot above zero
 
 
 def block_soft_threshold(norms: Tensor, threshold: Tensor, out: Tensor | None = None) -> Tensor:
@@ -88,7 +88,7 @@ class Penalty:
         return lam * float(total.sum())
 
     def smooth_value(self, blocks: ParameterGroups, lam: float) -> float:
-        """What the penalty is less than its convex part, at the present weights; <= 0."""
+        """The penalty minus its convex part, at the present weights; <= 0."""
         return 0.0
 
     def add_smooth_gradient_(self, blocks: ParameterGroups, lam: float) -> None:
@@ -100,7 +100,7 @@ class Penalty:
         Args:
             blocks: Parameters split into groups, changed in place.
             strength: ``step * lam`` of each group, shape (n_groups,).
-            radius: Largest norm allowed, shape (n_groups,); infinity is no bound, None none for any group.
+            radius: Largest norm allowed, shape (n_groups,); infinity is no bound. None: no group is bounded.
 
         Returns:
             The factor on each group's norm, shape (n_groups,), in [0, 1]; NaN where the norm is not finite.
@@ -119,9 +119,9 @@ class Penalty:
         return factors
 
     def residuals(self, blocks: ParameterGroups, lam: float) -> tuple[float, float]:
-        """How far the present weights are from the penalised problem's optimality (KKT) conditions.
+        """Distance of the present weights from the optimality (KKT) conditions of the penalised problem.
 
-        A zero group is optimal when ``||S(grad_g, lam * e_g)|| <= lam * slope_g(0)``, S being the soft
+        A zero group is optimal when ``||S(grad_g, lam * e_g)|| <= lam * f_g'(0)``, S being the soft
         threshold; a non-zero one when minus its gradient is a subgradient of the penalty: residuals are
         distances from that set. Both are divided by ``lam * weight_g``, so 0 is optimal and 1 is off by
         the whole penalty.
@@ -133,7 +133,7 @@ class Penalty:
         Returns:
             The largest residual over zero groups and over non-zero groups; 0.0 where there is none.
         """
-        # the residual is a small difference of large terms: double precision throughout
+        # the residual is a small difference of large terms: use double precision
         values, gradients = _doubles(blocks), [g.double() for g in blocks.gradients]
         norms = blocks.dot(values).sqrt()
         elements = torch.zeros_like(norms) if self.element_weights is None else lam * self.element_weights
@@ -154,6 +154,10 @@ class Penalty:
         return blocks.dot(blocks.gradients).sqrt() / self.group_weights
 
 
+# makes a penalty from the weights of groups and their blocks
+MakePenalty = Callable[[Tensor, "ParameterGroups"], Penalty]
+
+
 @dataclass(frozen=True)
 class GroupLasso(Penalty):
     """``lam * sum_g weight_g * ||w_g||`` (Yuan and Lin, 2006)."""
@@ -161,14 +165,14 @@ class GroupLasso(Penalty):
 
 @dataclass(frozen=True)
 class GroupMCP(Penalty):
-    """The minimax concave penalty on norms: its pull is that of the group LASSO at zero, none at a knot.
+    """The minimax concave penalty on norms: its slope is that of the group LASSO at zero, and 0 at a knot.
 
     ``lam * sum_g weight_g * (u - u**2 / (2 * knot_g))`` with ``u = ||w_g||`` up to the knot, constant
     beyond: the MCP of Huang, Breheny and Ma (2012) with ``gamma_g = knot_g / (lam * weight_g)``.
 
-    What it is less than the group LASSO is smooth and goes with the loss. The proximal operator of the
-    whole (firm thresholding) expands distances, and with momentum the iterates cycle: beside a momentum
-    of m they are stable only where ``step * lam * weight_g < (1 - m) * knot_g``.
+    Its difference from the group LASSO is smooth and is added to the loss. The proximal operator of the
+    whole penalty (firm thresholding) expands distances, and with momentum the iterates cycle: with a momentum
+    of m they are stable only if ``step * lam * weight_g < (1 - m) * knot_g``.
 
     Attributes:
         knots: Norm from which on a group is not penalised further, shape (n_groups,), > 0.
@@ -181,12 +185,12 @@ class GroupMCP(Penalty):
     knots: Tensor
 
     def value_of_norms(self, norms: Tensor) -> Tensor:
-        """See :meth:`Penalty.height`."""
+        """See :meth:`Penalty.value_of_norms`."""
         inside = torch.minimum(norms, self.knots.to(norms.dtype))
         return self.weights * (inside - inside.square() / (2 * self.knots))
 
     def derivative(self, norms: Tensor) -> Tensor:
-        """See :meth:`Penalty.slope`."""
+        """See :meth:`Penalty.derivative`."""
         return self.weights * (1 - norms / self.knots).clamp(min=0.0)
 
     def smooth_value(self, blocks: ParameterGroups, lam: float) -> float:
@@ -198,8 +202,8 @@ class GroupMCP(Penalty):
         """See :meth:`Penalty.add_smooth_gradient_`."""
         factors = blocks.expand(-lam * self.weights / torch.maximum(blocks.norms(), self.knots))
         for parameter, by in zip(blocks.parameters, factors, strict=True):
-            pull = by * parameter.detach()
-            parameter.grad = pull if parameter.grad is None else parameter.grad + pull
+            change = by * parameter.detach()
+            parameter.grad = change if parameter.grad is None else parameter.grad + change
 
 
 @dataclass(frozen=True)
@@ -219,12 +223,12 @@ class SparseGroupLasso(Penalty):
 
     @property
     def element_weights(self) -> Tensor:
-        """See :attr:`Penalty.elements`."""
+        """See :attr:`Penalty.element_weights`."""
         return self.share * self.weights / self.sizes.sqrt()
 
     @property
     def group_weights(self) -> Tensor:
-        """See :attr:`Penalty.whole`."""
+        """See :attr:`Penalty.group_weights`."""
         return (1 - self.share) * self.weights
 
     def zero_lambda(self, blocks: ParameterGroups) -> Tensor:
@@ -241,28 +245,27 @@ class SparseGroupLasso(Penalty):
         return high
 
 
-def mcp_thresholds(norms: Tensor, sets: Sequence[int], concavity: float) -> Tensor:
-    """Knots of the group MCP on the scale of the trained network.
+def mcp_thresholds(norms: Tensor, sets: Sequence[int], gamma: float) -> Tensor:
+    """Compute the knots of the group MCP on the scale of the trained network.
 
-    ``concavity`` times the group's trained norm, or times a tenth of the mean of its set where that is
-    more: a loss's curvature differs between layers by orders of magnitude and nobody knows it, while a
-    group's own norm is on the right scale. At that norm a group feels the share
-    ``1 - 1 / concavity`` of the penalty's pull.
+    A knot is ``gamma`` times the group's trained norm, or times a tenth of the mean norm of its set if that
+    is larger. The curvature of a loss is unknown and differs between layers by orders of magnitude, while the
+    group's norm has the right scale. At its trained norm a group has ``1 - 1 / gamma`` of the slope at zero.
 
     Args:
         norms: Trained norms, shape (n_groups,).
         sets: Numbers of groups of the penalised sets, which come first.
-        concavity: > 1. At 1 and below the trained network is stationary at every lambda.
+        gamma: > 1. At 1 and below the trained network is stationary at every lambda.
 
     Returns:
-        Shape (n_groups,), > 0; infinity, which is the group LASSO, for groups of no set and for sets that are
-        zero altogether.
+        Shape (n_groups,), > 0; infinity (the group LASSO) for groups of no set and for sets of zeros.
     """
-    own = norms[: sum(sets)]
-    least = torch.cat([part.mean().expand(len(part)) for part in own.split(list(sets))]) * _LEAST_NORM
-    found = torch.full_like(norms, torch.inf)
-    found[: len(own)] = concavity * torch.maximum(own, least)
-    return found.where(found > 0, torch.inf)
+    penalised = norms[: sum(sets)]
+    parts: tuple[Tensor, ...] = torch.split(penalised, list(sets))
+    minimum = torch.cat([part.mean().expand(len(part)) for part in parts]) * _MIN_NORM
+    knots = torch.full_like(norms, torch.inf)
+    knots[: len(penalised)] = gamma * torch.maximum(penalised, minimum)
+    return knots.where(knots > 0, torch.inf)
 
 
 def _soft(values: Tensor, thresholds: Tensor) -> Tensor:

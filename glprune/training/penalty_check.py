@@ -1,30 +1,29 @@
-"""Certify a penalty on numbers: its proximal operator, its optimality conditions and what is smooth of it.
+"""Check a penalty numerically: its proximal operator, optimality conditions and smooth part.
 
-A run says that its zeros are exact and its residuals mean something. For glprune's own penalties tests say
-so; a penalty from a plugin is held to the same here, on random weights, before anything is trained.
+A report states that zeros are exact and gives KKT residuals. Tests ensure this for glprune's own penalties; a
+plugin's penalty is checked here, on random weights, before training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from glprune.training.blocks import ParameterGroup, ParameterGroups
-from glprune.training.penalties import Penalty
+from glprune.training.penalties import MakePenalty, Penalty
 
-Make = Callable[[Tensor, ParameterGroups], Penalty]
-_TOLERANCE = 1e-3  # of the terms compared: single precision leaves a hundredth of it
+_TOLERANCE = 1e-3  # relative; single precision errors are a hundredth of it
 _LAM = 0.7
 _STRENGTHS = (0.02, 0.2, 1.0)
-_COLUMNS = 8  # penalised groups; behind them one that is not
+_COLUMNS = 8  # penalised groups; one more is not penalised
 
 
 class _Trial:
     """Random weights in groups and a penalty on them."""
 
-    def __init__(self, make: Make, seed: int) -> None:
+    def __init__(self, make_penalty: MakePenalty, seed: int) -> None:
         draw = torch.Generator().manual_seed(seed)
         self.draw = draw
         shapes = [(6, _COLUMNS), (5, _COLUMNS), (4, 3)]
@@ -41,7 +40,7 @@ class _Trial:
         weights = 0.5 + torch.rand(_COLUMNS + 1, generator=draw)
         weights[-1] = 0.0
         self.weights = weights
-        self.penalty = make(weights, self.blocks)
+        self.penalty = make_penalty(weights, self.blocks)
 
     def current_weights(self) -> list[Tensor]:
         return [v.clone() for v in self.blocks.values]
@@ -51,7 +50,7 @@ class _Trial:
             own.copy_(new)
 
     def convex(self, values: list[Tensor]) -> float:
-        """The penalty's convex part somewhere, at lambda 1."""
+        """Compute the penalty's convex part at some weights, at lambda 1."""
         before = self.current_weights()
         self.set_weights(values)
         found = self.penalty.value(self.blocks, 1.0) - self.penalty.smooth_value(self.blocks, 1.0)
@@ -62,8 +61,8 @@ class _Trial:
         for parameter, value in zip(self.blocks.parameters, values, strict=True):
             parameter.grad = value.clone()
 
-    def at_other_point(self, u: list[Tensor], v: list[Tensor]) -> Iterator[list[Tensor]]:
-        """Points to hold a minimum against, near and far."""
+    def other_points(self, u: list[Tensor], v: list[Tensor]) -> Iterator[list[Tensor]]:
+        """Yield points, near and far, at which a minimum must not be undercut."""
         yield v
         for factor in (0.0, 0.5, 0.97, 1.03, 2.0):
             yield [factor * x for x in u]
@@ -76,15 +75,15 @@ class _Trial:
                 yield [x + size * torch.randn(x.shape, generator=self.draw) for x in u]
 
 
-def violations(make: Make) -> list[str]:
-    """What is wrong with a penalty, in words; empty where it may be trusted.
+def violations(make_penalty: MakePenalty) -> list[str]:
+    """Return what is wrong with a penalty, in words; empty if all checks pass.
 
     Args:
-        make: Makes the penalty from weights, shape (n_groups,), and blocks.
+        make_penalty: Makes the penalty from weights, shape (n_groups,), and blocks.
     """
     found: list[str] = []
     for seed in range(2):
-        trial = _Trial(make, seed)
+        trial = _Trial(make_penalty, seed)
         if not isinstance(trial.penalty, Penalty):
             return [f"it is {type(trial.penalty).__name__}, not a glprune.training.penalties.Penalty"]
         if not torch.equal(trial.penalty.weights, trial.weights):
@@ -103,12 +102,12 @@ def violations(make: Make) -> list[str]:
 
 
 def _strength(trial: _Trial, scale: float) -> Tensor:
-    """Another step size for each group."""
+    """Draw a different step size for each group."""
     return scale * (0.5 + torch.rand(trial.blocks.count, generator=trial.draw))
 
 
 def _prox_violations(trial: _Trial, scale: float) -> list[str]:
-    """``h(z) >= h(u) + <(v - u) / strength, z - u>`` for all z says that u is the prox at v of a convex h."""
+    """Check the prox: u is the prox at v of a convex h if ``h(z) >= h(u) + <(v - u) / strength, z - u>``."""
     blocks, v = trial.blocks, trial.current_weights()
     strength = _strength(trial, scale)
     factors = trial.penalty.prox_(blocks, strength.clone())
@@ -120,7 +119,7 @@ def _prox_violations(trial: _Trial, scale: float) -> list[str]:
     divided = blocks.expand(strength)
     pull = [(a - b).double() / s for a, b, s in zip(v, u, divided, strict=True)]
     height = trial.convex(u)
-    for z in trial.at_other_point(u, v):
+    for z in trial.other_points(u, v):
         inner = sum(float((p * (a - b).double()).sum()) for p, a, b in zip(pull, z, u, strict=True))
         there = trial.convex(z)
         if not there >= height + inner - _TOLERANCE * (abs(there) + abs(height) + abs(inner)):
@@ -132,7 +131,7 @@ def _prox_violations(trial: _Trial, scale: float) -> list[str]:
 
 
 def _kkt_violations(trial: _Trial, v: list[Tensor], scale: float) -> list[str]:
-    """At the prox's answer the conditions hold for the gradient that led there, and for no other."""
+    """Check that at a result of the prox the residuals are 0 for the gradient that led there only."""
     blocks, penalty = trial.blocks, trial.penalty
     trial.set_weights(v)
     step = _strength(trial, scale)
@@ -160,7 +159,7 @@ def _kkt_violations(trial: _Trial, v: list[Tensor], scale: float) -> list[str]:
 
 
 def _edge_violations(trial: _Trial, v: list[Tensor]) -> list[str]:
-    """Zeros are exact, begin where zero_lambda says, bounds hold, and what is not finite is told."""
+    """Check exact zeros, bounds, non-finite weights and ``zero_lambda``."""
     blocks, penalty = trial.blocks, trial.penalty
     penalty.prox_(blocks, torch.full((blocks.count,), 1e6))
     if bool((blocks.norms()[:_COLUMNS] != 0).any()):
@@ -179,7 +178,7 @@ def _edge_violations(trial: _Trial, v: list[Tensor]) -> list[str]:
 
 
 def _zero_lambda_violations(trial: _Trial, v: list[Tensor]) -> list[str]:
-    """Minus a gradient, shrunk with strength lambda, is zero from ``zero_lambda`` on and not below."""
+    """Check that the prox of minus a gradient at strength lambda is zero from ``zero_lambda`` on only."""
     blocks, penalty = trial.blocks, trial.penalty
     trial.set_weights([torch.zeros_like(x) for x in v])
     trial.set_gradients(v)
@@ -197,7 +196,7 @@ def _zero_lambda_violations(trial: _Trial, v: list[Tensor]) -> list[str]:
 
 
 def _smooth_violations(trial: _Trial) -> list[str]:
-    """The gradient of the smooth part is what differences of its values say."""
+    """Check the gradient of the smooth part against finite differences."""
     blocks, penalty, w = trial.blocks, trial.penalty, trial.current_weights()
     trial.set_gradients([torch.zeros_like(x) for x in w])
     penalty.add_smooth_gradient_(blocks, _LAM)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -11,21 +10,19 @@ from glprune._imports import describe
 from glprune._plugins import PluginError, load_plugin
 from glprune.errors import GlpruneError
 from glprune.training.blocks import ParameterGroups
-from glprune.training.penalties import Penalty
+from glprune.training.penalties import MakePenalty, Penalty
 from glprune.training.penalty_check import violations
 
 if TYPE_CHECKING:
     from glprune.schema.recipe import Recipe
 
-MakePenalty = Callable[[Tensor, ParameterGroups], Penalty]
-
 
 def load_penalty(recipe: Recipe) -> MakePenalty | None:
-    """The recipe's penalty plugin, held to what a penalty must be on random numbers; None where it has none.
+    """Load the recipe's penalty plugin and check it on random numbers; None if the recipe has none.
 
     Raises:
         RecipeError: See :func:`load_plugin`.
-        PluginError: Its prox is no prox, its residuals are none, or it raises.
+        PluginError: A method of the penalty is wrong or raises an error.
     """
     spec = recipe.penalty
     if spec.plugin is None:
@@ -33,12 +30,12 @@ def load_penalty(recipe: Recipe) -> MakePenalty | None:
     plugin = load_plugin("glprune.penalties", spec.plugin, recipe.where("penalty", "plugin"), recipe.allowed)
 
     def make(weights: Tensor, blocks: ParameterGroups) -> Penalty:
-        made = plugin(weights, blocks, **spec.arguments)
-        if not isinstance(made, Penalty):
+        penalty = plugin(weights, blocks, **spec.arguments)
+        if not isinstance(penalty, Penalty):
             raise PluginError(
-                f"{plugin.says} gave {type(made).__name__}, not a glprune.training.penalties.Penalty."
+                f"{plugin.says} gave {type(penalty).__name__}, not a glprune.training.penalties.Penalty."
             )
-        return made
+        return penalty
 
     try:
         found = violations(make)

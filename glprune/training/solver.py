@@ -1,4 +1,4 @@
-"""Training: one point of the path with the penalty, and the refit without it."""
+"""Training at one lambda after another."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ import torch
 from torch import Tensor
 
 from glprune.model.diagnostics import explain_nonfinite
-from glprune.runtime import process_group
 from glprune.training.epochs import batch_size, passes_per_epoch, with_halving
-from glprune.training.proximal import ProximalAdam, ProximalOptimizer, ProximalSGD, accelerated_steps
+from glprune.training.proximal import (
+    AcceleratedProximalGradient,
+    ProximalAdam,
+    ProximalOptimizer,
+    ProximalSGD,
+)
 
 if TYPE_CHECKING:
     from glprune.data.splits import Inputs
@@ -22,7 +26,13 @@ if TYPE_CHECKING:
 
 
 class PointSolver:
-    """Minimise the objective at one lambda after another, each from where the last one ended."""
+    """Minimise the objective at one lambda after another, each time from the present weights.
+
+    Args:
+        objective: The objective.
+        spec: Optimizer, epochs and steps.
+        seed: Seed of the order of the rows.
+    """
 
     def __init__(self, objective: Objective, spec: TrainSpec, seed: int) -> None:
         self.objective, self.spec = objective, spec
@@ -30,23 +40,23 @@ class PointSolver:
         self.curvature: float | None = None
 
     def state_dict(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """What the next lambda depends on beside the weights, as JSON values and tensors."""
+        """Return what the next lambda depends on besides the weights, as JSON values and tensors."""
         return {"curvature": self.curvature}, {"generator": self.generator.get_state()}
 
-    def load_state_dict(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Go on from where :meth:`standing` was taken."""
-        self.curvature = facts["curvature"]
+    def load_state_dict(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Continue from a state of :meth:`state_dict`."""
+        self.curvature = values["curvature"]
         self.generator.set_state(tensors["generator"])
 
     def solve(self, lam: float, polish: bool = True) -> int:
         """Train at ``lam``: epochs of stochastic proximal steps, then full-batch steps.
 
-        The epochs end early where one of them removed no group and lowered the objective by less
+        The epochs end early if one of them removed no group and lowered the objective by less
         than ``train.tolerance`` of itself.
 
         Args:
             lam: Strength of the penalty.
-            polish: Whether to close with the full-batch steps.
+            polish: Whether to end with the full-batch steps.
 
         Returns:
             How often the step size was halved.
@@ -63,7 +73,7 @@ class PointSolver:
             self.generator.set_state(order)
             for parameter, old in zip(parameters, start, strict=bool(start)):
                 parameter.data.copy_(old)
-            self._epochs(lam, factor)
+            self._run_epochs(lam, factor)
             if polish:
                 self.polish(lam)
 
@@ -71,91 +81,83 @@ class PointSolver:
         self.objective.clear()
         return halvings
 
-    def _epochs(self, lam: float, factor: float) -> None:
-        """The stochastic steps of one lambda, their size multiplied by a factor."""
+    def polish(self, lam: float, is_done: Callable[[], bool] | None = None) -> None:
+        """Make at most ``train.full_batch_steps`` accelerated steps.
+
+        Args:
+            lam: Strength of the penalty.
+            is_done: See :meth:`AcceleratedProximalGradient.run`.
+        """
+        if self.spec.full_batch_steps:
+            self.curvature = self._accelerate(lam, self.spec.full_batch_steps, self.curvature, is_done)
+
+    def step(self, lam: float, curvature: float | None = None) -> float:
+        """Make one full-batch proximal step of at most ``1.5 / curvature``; return the curvature it used."""
+        return self._accelerate(lam, 1, curvature or self.curvature)
+
+    def _accelerate(
+        self, lam: float, steps: int, curvature: float | None, is_done: Callable[[], bool] | None = None
+    ) -> float:
+        gradient = functools.partial(self.objective.gradient, f"lambda {lam:.3g}", self._hint)
+        solver = AcceleratedProximalGradient(self.objective.at(lam), gradient, self.objective.loss, curvature)
+        solver.run(steps, is_done)
+        return solver.curvature
+
+    def _run_epochs(self, lam: float, factor: float) -> None:
+        """Make the stochastic steps of one lambda; the step size is multiplied by ``factor``."""
         optimizer = self._optimizer(lam)
         total = self.spec.epochs
-        before, alive = float("inf"), -1
+        previous, previous_groups = float("inf"), -1
         passes = passes_per_epoch(self.spec.batch_size, self.objective.split)
         for epoch in range(total):
             optimizer.lr = self.spec.lr * factor * _decay(epoch, total)
             for _ in range(passes):
-                value = self._pass(optimizer, f"lambda {lam:.3g}, epoch {epoch + 1}")
+                value = self._run_pass(optimizer, f"lambda {lam:.3g}, epoch {epoch + 1}")
             value += self.objective.penalty(lam)
-            left = int((self.objective.blocks.norms() > 0).sum())
-            settled = left == alive and before - value < self.spec.tolerance * abs(before)
-            if self.spec.tolerance and settled:
+            groups = int((self.objective.blocks.norms() > 0).sum())
+            converged = groups == previous_groups and previous - value < self.spec.tolerance * abs(previous)
+            if self.spec.tolerance and converged:
                 break
-            before, alive = value, left
+            previous, previous_groups = value, groups
 
-    def _pass(self, optimizer: ProximalOptimizer, where: str) -> float:
-        """One pass over the training rows; the mean loss met on the way."""
+    def _run_pass(self, optimizer: ProximalOptimizer, location: str) -> float:
+        """Make one pass over the training rows; return the mean of the losses met."""
         total = 0.0
+        process_group = self.objective.process_group
         size = batch_size(self.spec.batch_size, self.objective.split)
         for number, (inputs, target) in enumerate(self.objective.split.batches(size, self.generator), 1):
             self.objective.clear()
             value = self._backward(inputs, target)
             mean = process_group.average_gradients_(self.objective.network.parameters(), value, len(target))
             if not math.isfinite(mean) or not optimizer.step():
-                at = f"{where}, batch {number}"
-                own = explain_nonfinite(self.objective.batch(inputs, target), at, self._restore)
-                raise process_group.first_error(own, at, self._restore)
+                batch_location = f"{location}, batch {number}"
+                error = explain_nonfinite(self.objective.batch(inputs, target), batch_location, self._hint)
+                raise process_group.first_error(error, batch_location, self._hint)
             total += value * len(target)
         return process_group.all_reduce_scalar(total) / self.objective.split.rows
 
     def _backward(self, inputs: Inputs, target: Tensor) -> float:
-        """The mean loss of a batch, its gradient in ``.grad``; of no rows, 0 and none."""
+        """Return the mean loss of a batch, its gradient in ``.grad``; without rows, 0 and no gradient."""
         if not len(target):
             return 0.0
         loss = self.objective.batch_loss(inputs, target, self.spec.precision)
         value = float(loss.detach())
         if math.isfinite(value):
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
         return value
 
     @property
-    def _restore(self) -> str:
+    def _hint(self) -> str:
         return f"lower train.lr (now {self.spec.lr:g}) or allow train.max_lr_halvings"
 
     def _optimizer(self, lam: float) -> ProximalOptimizer:
-        blocks, regulariser = self.objective.blocks, self.objective.regulariser
+        problem = self.objective.at(lam)
         if self.spec.optimizer == "adam":
-            return ProximalAdam(blocks, self.objective.free, regulariser, lam, self.spec.lr)
-        return ProximalSGD(
-            blocks,
-            self.objective.free,
-            regulariser,
-            lam,
-            self.spec.lr,
-            momentum=0.9 if self.spec.momentum is None else self.spec.momentum,
-        )
-
-    def polish(self, lam: float, enough: Callable[[], bool] | None = None) -> None:
-        """Full-batch accelerated proximal steps, ``train.full_batch_steps`` at most; see :func:`accelerated_steps`."""
-        if self.spec.full_batch_steps:
-            self.curvature = self._steps(lam, self.spec.full_batch_steps, self.curvature, enough)
-
-    def step(self, lam: float, curvature: float | None = None) -> float:
-        """One full-batch proximal step of at most ``1.5 / curvature``; returns the curvature it used."""
-        return self._steps(lam, 1, curvature or self.curvature)
-
-    def _steps(
-        self, lam: float, steps: int, curvature: float | None, enough: Callable[[], bool] | None = None
-    ) -> float:
-        return accelerated_steps(
-            self.objective.blocks,
-            list(self.objective.free),
-            self.objective.regulariser,
-            lam,
-            functools.partial(self.objective.gradient, f"lambda {lam:.3g}", self._restore),
-            self.objective.loss,
-            steps,
-            curvature,
-            enough,
-        )
+            return ProximalAdam(problem, self.spec.lr)
+        momentum = 0.9 if self.spec.momentum is None else self.spec.momentum
+        return ProximalSGD(problem, self.spec.lr, momentum)
 
 
 def _decay(epoch: int, total: int) -> float:
     """Constant for the first half, then down to a tenth: noise must fall for groups to settle."""
-    late = max(0.0, 2.0 * epoch / total - 1.0)
-    return 0.1**late
+    return float(0.1 ** max(0.0, 2.0 * epoch / total - 1.0))

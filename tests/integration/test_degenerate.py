@@ -224,7 +224,7 @@ REFUSED = {
         "The input columns cannot be removed: there is one only, and an input needs one",
         {"x": table(columns=1)[0], "recipe": {"target": {"max_features": 1}}},
     ),
-    "one class in a split": (DataError, "the valid split holds class 'no' only", class_missing("valid")),
+    "one class in a split": (DataError, "the valid split holds only class 'no'", class_missing("valid")),
     "no validation rows": (
         DataError,
         "the valid split has 0 rows; it needs at least 2",
@@ -271,11 +271,15 @@ REFUSED = {
     ),
     "loader: one class in a split": (
         DataError,
-        "the valid split holds class '0' only",
+        "the valid split holds only class '0'",
         loaded("one_class_in_valid"),
     ),
     "loader: class -1": (DataError, "class -1 is below 0", loaded("below_zero")),
-    "loader: a third class": (DataError, "class 2 is yielded, data.classes lists 2", loaded("beyond_two")),
+    "loader: a third class": (
+        DataError,
+        "the loader yields class 2, data.classes lists 2",
+        loaded("beyond_two"),
+    ),
     "loader: classes in fractions": (DataError, "a class label is not a whole number", loaded("fractions")),
     "a target beyond float32": (DataError, "float32", values(1e39)),
     "loader: class 7 of 3": (
@@ -285,7 +289,7 @@ REFUSED = {
     ),
     "loader: NaN once training began": (
         DataError,
-        r"lambda \S+, epoch 1, batch 2: input 1 holds NaN or Inf in row 6 of its 16; mend the data",
+        r"lambda \S+, epoch 1, batch 2: input 1 holds NaN or Inf in row 6 of its 16; correct the data",
         loaded("spoilt"),
     ),
     "no feature": (

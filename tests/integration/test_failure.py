@@ -15,11 +15,11 @@ import torch.distributed as dist
 import glprune
 from glprune.audit.verify import verify
 from glprune.errors import DataError, GlpruneError, PeerFailedError, TargetError, UsageError
+from glprune.export.latency import OnnxLatencyMeter
 from glprune.runtime import failure
 from glprune.runtime.failure import FailureStore
 from glprune.runtime.launcher import ProcessInfo, launcher_warning, process_info
 from glprune.schema.bundle import digest
-from glprune.search import search
 from tests.networks import write_planted
 from tests.paths import ROOT
 from tests.unit.pruning.test_round_to import fixed_clock
@@ -44,16 +44,18 @@ SCRIPT = """
 import contextlib, io, json, os, shutil, signal, sys
 from pathlib import Path
 import torch
-from glprune import journal as journals, search, train
 from glprune.cli.main import main
-from glprune.launcher import place
+from glprune.export.latency import OnnxLatencyMeter
+from glprune.runtime import checkpoint
+from glprune.runtime.launcher import process_info
+from glprune.training.solver import PointSolver
 from tests.unit.pruning.test_round_to import fixed_clock
 
-folder, rank = Path(sys.argv[1]), place().rank
-journals._SECONDS, journals._SHARE = 0.0, float("inf")  # a checkpoint after every step
+folder, rank = Path(sys.argv[1]), process_info().rank
+checkpoint._SECONDS, checkpoint._SHARE = 0.0, float("inf")  # a checkpoint after every step
 # the second process has no clock
-search.Stopwatch.against = fixed_clock(1.2) if rank == 0 else None
-backward, left, types = train.PointSolver._backward, [0], set()
+OnnxLatencyMeter.against = fixed_clock(1.2) if rank == 0 else None
+backward, left, types = PointSolver._backward, [0], set()
 
 def struck(solver, inputs, target):
     left[0] -= 1
@@ -63,7 +65,7 @@ def struck(solver, inputs, target):
     types.update(str(t.dtype) for p in solver.objective.network.parameters() for t in (p, p.grad) if t is not None)
     return value
 
-train.PointSolver._backward = struck
+PointSolver._backward = struck
 
 def nothing(solver, inputs): pass
 def nan(solver, inputs): inputs[0][2, 1] = float("nan")
@@ -147,7 +149,7 @@ def found(folder):
 
 @pytest.mark.slow
 def test_the_support_is_that_of_one_process_whatever_the_recipe_asks_beside(folder, found, monkeypatch):
-    monkeypatch.setattr(search.LatencyMeter, "against", fixed_clock(1.2))
+    monkeypatch.setattr(OnnxLatencyMeter, "against", fixed_clock(1.2))
     one = glprune.run(folder / "recipe.yaml", folder / "model.pt", folder / "one").report
     assert [process["nothing"] for process in found] == [
         [0, [], ["whole"], silent] for silent in (False, True)
@@ -156,7 +158,7 @@ def test_the_support_is_that_of_one_process_whatever_the_recipe_asks_beside(fold
     kept = [f.name for f in one.features if f.status == "kept"]
     assert [f["name"] for f in two["features"] if f["status"] == "kept"] == kept == ["f0", "f1", "f2"]
     assert two["hidden"][0]["after"] == one.hidden[0].after == 8
-    assert two["widths"]["multiple"] == 8
+    assert two["widths"]["round_to"] == 8
     assert two["quantized"]["bytes"] == (folder / "whole" / "model.int8.onnx").stat().st_size
     assert verify(folder / "whole", isolated=False).exit_code == 0
 
@@ -170,7 +172,7 @@ CASES = {
     "nan": (
         4,
         4,
-        "process 1: lambda .*, epoch 2, batch 2: input 1 holds NaN or Inf in row 3 of its 32; mend the data",
+        "process 1: lambda .*, epoch 2, batch 2: input 1 holds NaN or Inf in row 3 of its 32; correct the data",
     ),
     "shard": (4, 4, ".*shards/1.parquet: cannot be read"),
     "perturbed": (
@@ -181,10 +183,10 @@ CASES = {
     "bug": (
         1,
         "ZeroDivisionError",
-        "process 1: ZeroDivisionError: division by zero; what was done is kept in .*--resume",
+        "process 1: ZeroDivisionError: division by zero; finished work is kept in .*--resume",
     ),
-    "sigterm --resume": (143, 143, "process 1: terminated; what was done is kept in .*--resume"),
-    "sigkill": (1, None, "another process was lost: .* what was done is kept in .*--resume"),
+    "sigterm --resume": (143, 143, "process 1: terminated; finished work is kept in .*--resume"),
+    "sigkill": (1, None, "another process was lost: .* finished work is kept in .*--resume"),
 }
 
 
@@ -238,7 +240,7 @@ def test_the_first_word_is_the_error_that_others_raise(error, kind, code, text):
 
 
 def test_nobody_waits_for_ever_for_a_process_that_is_lost(monkeypatch):
-    monkeypatch.setattr(failure, "_FOR_THE_FIRST", 0.01)
+    monkeypatch.setattr(failure, "_WAIT_FOR_MAIN", 0.01)
     store = dist.HashStore()
     board = FailureStore(store, 1, 2)
     heard = board.received(
@@ -246,10 +248,10 @@ def test_nobody_waits_for_ever_for_a_process_that_is_lost(monkeypatch):
     )
     assert str(heard).startswith("another process was lost: Connection closed by peer [::1]:7 (killed, ")
     board.leave(failed=True)
-    assert not board.told
+    assert not board.reported
     FailureStore(store, 0, 2).leave(failed=False)
     board.leave(failed=True)
-    assert board.told
+    assert board.reported
 
 
 ENVIRONMENTS = [
@@ -257,14 +259,17 @@ ENVIRONMENTS = [
     ({"WORLD_SIZE": "1", "RANK": "0"}, ProcessInfo()),
     ({"WORLD_SIZE": "2", "RANK": "1", "OMPI_COMM_WORLD_SIZE": "8"}, ProcessInfo(1, 2, "env://", "0")),
     ({"WORLD_SIZE": "2", "RANK": "1", "TORCHELASTIC_RESTART_COUNT": "3"}, ProcessInfo(1, 2, "env://", "3")),
-    ({"PMI_SIZE": "2", "PMI_RANK": "1", "MPI_LOCALNRANKS": "2"}, ProcessInfo(1, 2, "tcp://127.0.0.1:29500")),
+    (
+        {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"},
+        ProcessInfo(1, 2, "tcp://127.0.0.1:29500"),
+    ),
     (
         {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
         | {"MASTER_ADDR": "a", "MASTER_PORT": "7"},
         ProcessInfo(3, 4, "tcp://a:7"),
     ),
     (
-        {"MV2_COMM_WORLD_SIZE": "2", "MV2_COMM_WORLD_RANK": "0", "MV2_COMM_WORLD_LOCAL_SIZE": "2"}
+        {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
         | {"PMIX_NAMESPACE": "x"},
         ProcessInfo(0, 2, f"tcp://127.0.0.1:{29500 + zlib.crc32(b'x') % 1000}"),
     ),
@@ -274,7 +279,7 @@ ENVIRONMENTS = [
 @pytest.fixture
 def bare(monkeypatch):
     for name in list(os.environ):
-        if name.startswith(("OMPI_", "PMI", "MV2_", "MPI_", "SLURM_", "PBS_", "MASTER_", "ACCELERATE_")):
+        if name.startswith(("OMPI_", "PMI", "SLURM_", "PBS_", "MASTER_", "ACCELERATE_")):
             monkeypatch.delenv(name)
     for name in ("RANK", "WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT"):
         monkeypatch.delenv(name, raising=False)
@@ -293,7 +298,7 @@ def test_launchers_are_understood(bare, environment, expected):
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE is set and RANK is not set; start the processes through torchrun"),
         ({"WORLD_SIZE": "two", "RANK": "0"}, "WORLD_SIZE is set and WORLD_SIZE is 'two'"),
         (
-            {"PMI_SIZE": "4", "PMI_RANK": "0", "MPI_LOCALNRANKS": "2"},
+            {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"},
             "several machines and MASTER_ADDR is not set",
         ),
     ],

@@ -343,7 +343,7 @@ BAD = [
     ("form_of_address: sex", "form_of_address: sexx", "no feature or column 'sexx'. Did you mean 'sex'?"),
     ("[R2, R3]", "[R2, R3], agee: R4", "policy.reason_codes: no feature or column 'agee'"),
     ("protected: [sex, age,", "protected: [sex, age, agee,", "policy.protected: no column or feature 'agee'. Did you mean 'age'?"),
-    ("bins: {age: [30, 50]}", "bins: {age: [50, 30]}", "policy: bins: the edges of 'age' do not ascend"),
+    ("bins: {age: [30, 50]}", "bins: {age: [50, 30]}", "policy: bins: the edges of 'age' must be in ascending order"),
     ("bins: {age: [30, 50]}", "bins: {c: [1]}", "bins: 'c' is not in protected"),
     ("bins: {age: [30, 50]}", "bins: {sex: [1]}", "policy.bins.sex: its values are text"),
     ('adverse: ["no"]', "adverse: [maybe]", "policy.adverse: no class 'maybe'; the classes are no, yes"),

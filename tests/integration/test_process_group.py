@@ -12,8 +12,7 @@ import torch
 import glprune
 from glprune.data import StreamedSplit, TensorSplit, load_data
 from glprune.data.sharding import ShardedSplit
-from glprune.runtime import process_group
-from glprune.runtime.process_group import ProcessGroup
+from glprune.runtime.process_group import ALONE, ProcessGroup
 from glprune.schema.bundle import digest
 from glprune.schema.recipe_loading import load_recipe
 from tests.integration_packages import need
@@ -38,38 +37,35 @@ seed: 1
 SCRIPT = """
 import json, sys, torch
 import glprune
-from glprune import crew
-from glprune.bundle import digest
 from glprune.errors import ModelError, NonFiniteError
-from glprune.journal import Journal
-from glprune.sharing import SharedJournal
+from glprune.runtime.checkpoint import CheckpointLog, DistributedCheckpoint
+from glprune.runtime.process_group import init_process_group
 torch.set_num_threads(1)
-with process_group.joined() as members:
-    with process_group.together(members):
-        layer = torch.nn.Linear(2, 1, bias=False)
-        layer.weight.grad = torch.full((1, 2), 1.0 + members.rank)
-        losses = [process_group.average_gradients_(layer.parameters(), 4.0 * members.rank, 3 if members.first else 1)]
-        mean = layer.weight.grad.tolist()
-        losses.append(process_group.sum_gradients_(layer.parameters(), 0.1))
-        summed, clock = layer.weight.grad.tolist(), process_group.measured(lambda: members.rank + 7)
-        loss = 0.0 if members.first else float("inf")
-        lost = [process_group.average_gradients_(layer.parameters(), loss, 1), process_group.sum_gradients_(layer.parameters(), loss)]
-        unchanged = layer.weight.grad.tolist()
-        own = None if members.first else NonFiniteError("it is not finite")
-        blamed, no_one = process_group.first_error(own, "here", "mend"), process_group.first_error(None, "here", "mend it")
-        journal = SharedJournal(Journal(), members)
-        journal.save_step("same", {}, {"a": 1}, {"w": torch.ones(2)})
-        try:
-            journal.save_step("other", {}, {"a": 1}, {"w": torch.ones(2) * members.rank})
-            told = ""
-        except ModelError as error:
-            told = str(error)
+with init_process_group() as group:
+    layer = torch.nn.Linear(2, 1, bias=False)
+    layer.weight.grad = torch.full((1, 2), 1.0 + group.rank)
+    losses = [group.average_gradients_(layer.parameters(), 4.0 * group.rank, 3 if group.is_main else 1)]
+    mean = layer.weight.grad.tolist()
+    losses.append(group.sum_gradients_(layer.parameters(), 0.1))
+    summed, clock = layer.weight.grad.tolist(), group.measure_on_rank0(lambda: group.rank + 7)
+    loss = 0.0 if group.is_main else float("inf")
+    lost = [group.average_gradients_(layer.parameters(), loss, 1), group.sum_gradients_(layer.parameters(), loss)]
+    unchanged = layer.weight.grad.tolist()
+    own = None if group.is_main else NonFiniteError("it is not finite")
+    blamed, no_one = group.first_error(own, "here", "mend"), group.first_error(None, "here", "mend it")
+    journal = DistributedCheckpoint(CheckpointLog(), group)
+    journal.save_step("same", {}, {"a": 1}, {"w": torch.ones(2)})
+    try:
+        journal.save_step("other", {}, {"a": 1}, {"w": torch.ones(2) * group.rank})
+        told = ""
+    except ModelError as error:
+        told = str(error)
     facts = {"mean": mean, "sum": summed, "clock": clock, "told": told, "losses": losses, "lost": list(map(str, lost))}
     facts |= {"unchanged": unchanged, "errors": [repr(blamed), repr(no_one)]}
     result = glprune.run(sys.argv[1] + "/recipe.yaml", sys.argv[1] + "/model.pt", sys.argv[2])
     state = result.report.model_dump(mode="json")
     facts["kept"] = [f["name"] for f in state["features"] if f["status"] == "kept"]
-    print(json.dumps(facts), file=open(f"{sys.argv[2]}.{members.rank}.json", "w"))
+    print(json.dumps(facts), file=open(f"{sys.argv[2]}.{group.rank}.json", "w"))
 """
 
 
@@ -209,11 +205,11 @@ def test_one_process_sums_nothing():
     layer = torch.nn.Linear(2, 1)
     layer.weight.grad = torch.ones(1, 2)
     losses = (
-        process_group.average_gradients_(layer.parameters(), 2.0, 5),
-        process_group.sum_gradients_(layer.parameters(), 4.0),
+        ALONE.average_gradients_(layer.parameters(), 2.0, 5),
+        ALONE.sum_gradients_(layer.parameters(), 4.0),
     )
     assert (layer.weight.grad.tolist(), losses) == ([[1, 1]], (2.0, 4.0))
-    assert (process_group.all_reduce_scalar(3.0), process_group.measure_on_rank0(lambda: "x")) == (3.0, "x")
+    assert (ALONE.all_reduce_scalar(3.0), ALONE.measure_on_rank0(lambda: "x")) == (3.0, "x")
 
 
 def test_row_groups_that_do_not_go_round_leave_processes_with_batches_of_no_rows(folder):

@@ -23,7 +23,7 @@ from glprune.runtime.events import PointDone, Progress, Stage
 from glprune.runtime.output_folder import unfinished_path
 from glprune.schema.bundle import digest
 from glprune.schema.recipe_loading import load_recipe
-from glprune.search import refit as search_refit
+from glprune.training.refit import Refit
 from glprune.training.solver import PointSolver
 from tests.networks import write_planted
 
@@ -140,7 +140,7 @@ def test_ctrl_c_saves_and_the_run_goes_on(folder, undisturbed, tmp_path, kind, n
 
 def test_what_a_stopped_run_has_done_is_not_done_again(folder, tmp_path, every_step, monkeypatch):
     out, calls = tmp_path / "out", []
-    for owner, name in ((PointSolver, "solve"), (search_refit, "refit")):
+    for owner, name in ((PointSolver, "solve"), (Refit, "run")):
         before = getattr(owner, name)
         monkeypatch.setattr(
             owner, name, lambda *a, _do=before, _n=name, **k: (calls.append(_n), _do(*a, **k))[1]
@@ -150,7 +150,7 @@ def test_what_a_stopped_run_has_done_is_not_done_again(folder, tmp_path, every_s
     run(folder, out, resume=True)
     resumed = len(calls)
     run(folder, tmp_path / "other")
-    assert set(early) == {"solve", "refit"}
+    assert set(early) == {"solve", "run"}
     assert resumed == len(calls) - resumed
 
 
@@ -345,10 +345,10 @@ def test_a_full_disk_is_one_line_and_loses_nothing(folder, undisturbed, tmp_path
     out = tmp_path / "out"
     with pytest.raises(glprune.UsageError) as caught, no_file_above(size):
         run(folder, out)
-    assert "cannot be written (File too large); make room" in str(caught.value)
+    assert "cannot be written (File too large); free some space" in str(caught.value)
     assert not out.exists()
     kept = unfinished_path(out).exists()
-    assert kept == str(caught.value).endswith("go on with --resume.")
+    assert kept == str(caught.value).endswith("continue with --resume.")
     assert facts(run(folder, out, resume=True).bundle) == undisturbed
 
 
@@ -368,7 +368,7 @@ def test_a_small_file_system_that_runs_full_loses_nothing(folder, undisturbed, t
     if mounted.returncode:
         pytest.skip("nothing can be mounted here")
     try:
-        with pytest.raises(glprune.UsageError, match=r"No space left on device\); make room"):
+        with pytest.raises(glprune.UsageError, match=r"No space left on device\); free some space"):
             run(folder, small / "out")
         assert not (small / "out").exists()
         subprocess.run(["mount", "-o", "remount,size=4m", str(small)], check=True)
@@ -402,9 +402,9 @@ def test_a_signal_saves_says_how_to_go_on_and_that_works(folder, undisturbed, tm
     assert "Traceback" not in rest
     last = rest.splitlines()[-1]
     assert last.startswith(
-        f"glprune: {word}; what was done is kept in {unfinished_path(out)}. To go on: glprune run "
+        f"glprune: {word}; finished work is kept in {unfinished_path(out)}. To continue: glprune run "
     )
-    again = shlex.split(last.partition("To go on: ")[2])
+    again = shlex.split(last.partition("To continue: ")[2])
     done = subprocess.run([sys.executable, "-m", "glprune.cli", *again[1:], "--quiet"], check=False)
     assert done.returncode == 0
     assert facts(out) == undisturbed

@@ -181,7 +181,7 @@ def measure(
         findings, note = _probe(session, feed, found, request)
         if quantized is not None and quantized.session is not None:
             more, _ = _probe(quantized.session, feed, quantized.found, request)
-            findings += [(bundles.INT8, *rest) for _, *rest in more]
+            findings += [(bundles.INT8, where, what) for _, where, what in more]
         probes = {"findings": findings, "note": note}
         yield "probes", probes
     yield "reference", _reference(model, feed, expected)

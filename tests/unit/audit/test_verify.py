@@ -718,7 +718,7 @@ def test_explain_tells_when_a_removed_feature_left_and_where_a_kept_one_is_read(
     assert story["policy"] == {"made_of": ["sex"], "must_drop": [gone.name], "must_keep": [], "protected": []}
     done = invoke("explain", slim.folder, gone.name)
     assert done.exit_code == 0
-    assert f"left in stage {gone.stage_exit}" in done.stdout
+    assert f"removed in stage {gone.stage_exit}" in done.stdout
     by_column = explain(report, "a")
     assert by_column["feature"] == "pair"
     assert by_column["positions"] == [0, 1]

@@ -136,7 +136,7 @@ def test_constant_columns_are_noted_and_cannot_be_standardised(tmp_path):
         ({}, '{file: x.parquet, target: y, features: ["q*"]}', "no column 'q*'"),
         ({}, "{file: x.parquet, target: y, features: [a, y]}", "'y' is the target"),
         ({}, "{file: x.parquet, target: y, exclude: [a, b, c]}", "no feature column is left"),
-        ({}, "{file: x.parquet, target: y, feature_groups: {g: [a, b], h: [b]}}", "'b' is in 'g' too"),
+        ({}, "{file: x.parquet, target: y, feature_groups: {g: [a, b], h: [b]}}", "'b' is also in 'g'"),
         ({}, "{file: x.parquet, target: y, feature_groups: {c: [a, b]}}", "rename the group"),
         ({}, "{file: absent.parquet, target: y}", "No such file"),
         ({}, "{file: x.xlsx, target: y}", "No such file"),
@@ -331,8 +331,8 @@ def test_codes_keep_every_digit_whatever_the_columns_beside_them_are(tmp_path):
 @pytest.mark.parametrize(
     ("column", "message"),
     [
-        ([2.0**60, 1.0] * 20, "'a' holds 1.152921504606847e+18 in row 1; past 2^53 neighbouring numbers"),
-        (np.array([3, 2**24 + 2] * 20, np.float32), "'a' holds 16777218.0 in row 2; past 2^24"),
+        ([2.0**60, 1.0] * 20, "'a' holds 1.152921504606847e+18 in row 1; above 2^53 neighbouring numbers"),
+        (np.array([3, 2**24 + 2] * 20, np.float32), "'a' holds 16777218.0 in row 2; above 2^24"),
         (
             np.array([2**63] * 40, np.uint64),
             "'a' feeds an input of dtype: int and holds 9.22337e+18 in row 1",
@@ -383,7 +383,7 @@ def test_columns_of_an_input_without_an_axis_are_no_features(tmp_path):
         ("[{name: u, columns: [b]}, {name: v, columns: [d]}]", "", "columns of 'v': no column 'd'"),
         ("[{name: u, columns: [b]}, {name: v, columns: [y]}]", "", "'y' is the target"),
         ("[{name: u, columns: [b]}]", ", features: [a, b]", "column 'a' is in no input's columns"),
-        (TWO, ", feature_groups: {g: [a, b]}", "a feature lies in one input"),
+        (TWO, ", feature_groups: {g: [a, b]}", "the columns of a feature must feed one input"),
         ("[{name: u, columns: [b], dtype: int}]", "", "'b' feeds an input of dtype: int and holds"),
     ],
 )

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -199,11 +200,11 @@ def test_wide_row_groups_are_read_some_columns_at_a_time(tmp_path):
 
 
 def test_a_row_group_larger_than_the_buffer_is_read_in_slices(tmp_path, monkeypatch):
-    monkeypatch.setattr("glprune.data.tables._FEWEST_ROWS", 32)
+    monkeypatch.setattr("glprune.data.tables._MIN_ROWS", 32)
     monkeypatch.setattr("glprune.data.tables._BATCH_BYTES", 1024)
     pq.write_table(pa.table(frame()), tmp_path / "x.parquet")
     memory, streamed = pair(tmp_path, "file: x.parquet, exclude: [part, group]")
-    batch = next(streamed.train.table.reader()(streamed.train.table.pieces[0], ["x0", "x1"]))
+    batch = next(streamed.train.table.reader()(streamed.train.table.row_groups[0], ["x0", "x1"]))
     assert batch.num_rows == 128
     same_batches(memory.valid.batches(50, None), streamed.valid.batches(50, None))
     assert sorted(every_row(streamed.train)) == memory.train.inputs[0][:, -1].tolist()
@@ -471,7 +472,7 @@ def watched(monkeypatch):
 
 
 def load_pieces(folder):
-    return open_table(folder / "shards").pieces
+    return open_table(folder / "shards").row_groups
 
 
 @pytest.mark.parametrize("generator", [None, 5])
@@ -542,7 +543,8 @@ def test_resamples_are_streamed_too(trained):
     check_rows(job)
     here = Here(WorkerContext(job, job.network, None, ()))
     assert here.rebuilt.rows is job.data.train
-    found = measure_stability(job, job.recipe.stability, [True] * 3 + [False] * 3, here, silent)
+    fates = [SimpleNamespace(is_kept=place < 3) for place in range(6)]
+    found = measure_stability(job, job.recipe.stability, fates, here, silent)
     assert [part.rows for part in found.resamples] == [270, 270]
     assert all(part.kept.count("1") <= 3 for part in found.resamples)
 

@@ -24,7 +24,7 @@ from glprune.schema.recipe import InputSpec
 from glprune.schema.recipe_loading import load_recipe
 from glprune.schema.report import Report, report_schema
 from glprune.search.prepare import prepare
-from glprune.training.refit import refit
+from glprune.training.refit import Refit
 from tests.integration.test_several_inputs import FOLLOWED, PAIR, TOKENS, run
 from tests.integration.test_several_inputs import folder as several  # noqa: F401
 
@@ -186,17 +186,17 @@ def test_figures_are_those_of_a_network_sliced_refitted_and_exported_by_hand(res
             slim[0] = torch.nn.Linear(len(columns), 12)
             slim.load_state_dict(dense.state_dict() | {"0.weight": dense[0].weight.data[:, columns]})
             with torch.random.fork_rng():
-                fitted = refit(
-                    slim.eval(),
-                    lambda inputs, columns=columns: (inputs[0][:, columns],),
+                refit = Refit(
                     job.task,
                     job.data.train,
                     job.data.valid,
+                    lambda inputs, columns=columns: (inputs[0][:, columns],),
                     recipe.refit,
                     recipe.seed,
                     teacher=dense,
                     metric="auroc",
-                ).network
+                )
+                fitted = refit.run(slim.eval()).network
             rows, target = job.data.test.inputs[0][:, columns], job.data.test.target.numpy()
             torch.onnx.export(fitted, (rows,), folder / "hand.onnx", dynamo=False, input_names=["x"])
             scores = ort.InferenceSession(folder / "hand.onnx").run(None, {"x": rows.numpy()})[0].ravel()

@@ -147,7 +147,7 @@ def test_batches_that_do_not_fit_together_are_refused_in_one_line():
 
 
 BAD = [
-    ("{n_resamples: 5}", "n_resamples: 5 is odd; halves come in complementary pairs, take 6"),
+    ("{n_resamples: 5}", "n_resamples: 5 is odd; halves come in complementary pairs, use 6"),
     ("{n_resamples: 1, subsample: 0.4}", "take at least 2"),
     ("{n_resamples: 0}", "set drop_cost: true"),
     ("{n_resamples: -2}", "stability.n_resamples should be at least 0"),
@@ -177,7 +177,7 @@ def test_contradictions_with_other_sections_are_named(tmp_path):
     with pytest.raises(glprune.RecipeError, match=r"stability\.n_resamples needs penalty\.inputs"):
         load_recipe(path, bare)
     assert load_recipe(path, [*bare, "stability={n_resamples: 0, drop_cost: true}"]).stability.drop_cost
-    with pytest.raises(glprune.RecipeError, match="varies the shuffling alone"):
+    with pytest.raises(glprune.RecipeError, match="varies only the shuffling"):
         load_recipe(path, ["stability={subsample: 1}", "train.batch_size=all"])
     assert load_recipe(path, ["stability=null"]).stability is None
     defaults = load_recipe(path, ["stability={}"]).stability
@@ -366,9 +366,14 @@ FOUR = SimpleNamespace(
 )
 
 
+def fates(kept, removed):
+    """Outcomes of features, as far as they are read here."""
+    return [SimpleNamespace(is_kept=True)] * kept + [SimpleNamespace(is_kept=False)] * removed
+
+
 def test_without_a_removed_feature_there_is_no_choice_to_compare():
     told = []
-    assert measure_stability(FOUR, StabilitySpec(), [True] * 4, None, told.append) is None
+    assert measure_stability(FOUR, StabilitySpec(), fates(4, 0), None, told.append) is None
     assert any("no selection whose stability" in event.text for event in told)
 
 
@@ -385,7 +390,7 @@ class Canned:
 
 def test_a_resample_that_finds_nothing_is_left_out_and_told():
     part = Resample(seed=0, rows=5, stages=1, lam=1.0, metric=0.5, kept="1100")
-    spec, kept = StabilitySpec(n_resamples=4), [True, True, False, False]
+    spec, kept = StabilitySpec(n_resamples=4), fates(2, 2)
     found = Canned([part, "target.max_features: 2 cannot be met", part, part])
     record = measure_stability(FOUR, spec, kept, found, lambda event: None)
     assert (len(record.resamples), record.failures) == (3, ["target.max_features: 2 cannot be met"])

@@ -141,7 +141,7 @@ def test_kserve_gets_an_inference_service_that_names_the_storage(audited, tmp_pa
 
 @pytest.mark.parametrize("name", ["Über", "a/b", "..", "-x", ""])
 def test_a_name_that_servers_refuse_is_refused_here(audited, tmp_path, name):
-    with pytest.raises(UsageError, match="small letters"):
+    with pytest.raises(UsageError, match="lower-case letters"):
         write_triton(audited["slim"], tmp_path, name)
     assert not list(tmp_path.iterdir())
 

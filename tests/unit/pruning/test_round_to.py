@@ -10,6 +10,7 @@ from glprune import pipeline
 from glprune.audit.checks.consistency import check_consistency
 from glprune.audit.verify import verify
 from glprune.errors import RecipeError
+from glprune.export.latency import OnnxLatencyMeter
 from glprune.pruning.groups import hidden_groups, input_groups, support, zero_units_
 from glprune.pruning.planner import plan_units
 from glprune.pruning.removal import _step, cut_uncertified, kept_units, remove
@@ -17,7 +18,6 @@ from glprune.pruning.units import TensorAxis, UnitSet
 from glprune.runtime.events import Stage
 from glprune.schema.recipe_loading import load_recipe
 from glprune.schema.report import Latency
-from glprune.search import search
 from tests.bundle_fixtures import write_problem
 
 HIDDEN = ["target.max_features=null", "penalty.inputs=null", "penalty.hidden.strength=1.0"]
@@ -92,10 +92,10 @@ def test_widths_are_multiples_or_whole_inputs_are_gone_and_outputs_stay(name, mu
 def test_what_is_counted_is_what_a_removal_keeps(name):
     network, groups, x, axis = thinned(name, kept=5)
     alive = [support(network.state_dict(), g) for g in groups]
-    slim, columns = cut_uncertified(network, groups, alive, (x,), (axis,), 4)
+    slim, selection = cut_uncertified(network, groups, alive, (x,), (axis,), 4)
     removed = remove(network, groups, (x,), (axis,), multiple=4)
     assert [p.shape for p in slim.parameters()] == [p.shape for p in removed.network.parameters()]
-    assert torch.equal(columns[0], removed.columns[0])
+    assert torch.equal(selection.columns[0], removed.columns[0])
     counted = sum(len(k) for u, k in kept_units(groups, alive, 4) if u.kind == "hidden")
     assert counted == sum(min(8, g.units.count) for g in groups if g.kind == "hidden")
 
@@ -156,7 +156,7 @@ def fixed_clock(speedup):
 
 @pytest.mark.parametrize(("speedup", "multiple"), [(1.2, 8), (1.01, 1)])
 def test_auto_keeps_the_widths_that_are_faster_and_says_by_how_much(folder, monkeypatch, speedup, multiple):
-    monkeypatch.setattr(search.LatencyMeter, "against", fixed_clock(speedup))
+    monkeypatch.setattr(OnnxLatencyMeter, "against", fixed_clock(speedup))
     changes = [*HIDDEN, "target.round_to=auto", "target.batch=7", "train.n_stages=1", "target.max_hidden=14"]
     result = run(folder, f"auto{multiple}", *changes)
     widths = result.report.widths
@@ -184,10 +184,10 @@ def test_a_run_that_goes_on_keeps_the_widths_the_clock_chose(folder, tmp_path, m
     changes = [*HIDDEN, "target.round_to=auto", "train.n_stages=1", "target.max_hidden=14"]
     arguments = load_recipe(folder / "plain.yaml", changes), folder / "plain.pt", tmp_path / "out"
     monkeypatch.setattr(pipeline, "LATENCY_BATCHES", (1,))
-    monkeypatch.setattr(search.LatencyMeter, "against", fixed_clock(1.2))
+    monkeypatch.setattr(OnnxLatencyMeter, "against", fixed_clock(1.2))
     with pytest.raises(KeyboardInterrupt):
         glprune.run(*arguments, on_event=listen)
-    monkeypatch.setattr(search.LatencyMeter, "against", fixed_clock(0.8))
+    monkeypatch.setattr(OnnxLatencyMeter, "against", fixed_clock(0.8))
     report = glprune.run(*arguments, resume=True).report
     assert (report.widths.round_to, report.widths.speedup) == (8, 1.2)
     assert report.hidden[0].after == 8

@@ -82,6 +82,11 @@ def test_a_network_on_which_torch_pruning_never_ends_does_not_hang():
     assert all(s.refused is None or s.refused for s in found.values())
 
 
+def test_a_plan_of_torch_pruning_that_comes_too_late_is_dropped():
+    assert dependency_plans(mlp().eval(), (torch.randn(3, 6),), (-1,), ("x",))
+    assert dependency_plans(mlp().eval(), (torch.randn(3, 6),), (-1,), ("x",), seconds=0.0) == {}
+
+
 def test_a_raw_residual_from_the_input_is_refused():
     class Raw(nn.Module):
         def __init__(self):

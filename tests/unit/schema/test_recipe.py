@@ -78,7 +78,7 @@ BAD = [
     (
         "lambda: 1e-3",
         "max_drop: {metric: r2, amount: 1}",
-        ":9: target.max_drop.metric: r2 is not of a binary",
+        ":9: target.max_drop.metric: r2 is not a metric of task: binary",
     ),
     ("lambda: 1e-3", "max_drop: {metric: f1, amount: 1}", ":9: target.max_drop.metric should be 'auroc'"),
     ("lambda: 1e-3", "lambda: 1\n  max_hidden: 3", "target.max_hidden needs penalty.hidden"),
@@ -142,7 +142,7 @@ BAD = [
     ("lr: 1", "lr: 1\n  lr: 2", ':13: found duplicate key "lr"'),
     ("lr: 1", "lr: !!python/object:os.system 1", ":12: anchors, aliases and tags"),
     ("lr: 1", "lr: &a 1", ":12: anchors, aliases and tags"),
-    ("lr: 1", "lr: [1", "mend the YAML"),
+    ("lr: 1", "lr: [1", "correct the YAML"),
     ("lr: 1", "1: 2", "key 1 is not text"),
     ("lr: 1", "lr: 2020-01-01", "train.lr"),
 ]
@@ -182,7 +182,7 @@ def test_what_contradicts_distillation_is_refused(tmp_path, addition, message):
         ("x.csv", "x.csv\n  classes: [a, b]", "data.classes contradicts task: distillation"),
         ("x.csv", "x.csv\n  split: {stratify: true}", "data.split: stratify needs classes"),
         ('build"', 'build", prediction: 0', "model.prediction contradicts task: distillation"),
-        ("lambda: 1e-3", "max_drop: {metric: mae, amount: 1}", "take r2, rmse, cosine"),
+        ("lambda: 1e-3", "max_drop: {metric: mae, amount: 1}", "use r2, rmse, cosine"),
     ],
 )
 def test_keys_of_labels_contradict_distillation(tmp_path, old, new, message):

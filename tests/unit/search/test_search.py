@@ -8,12 +8,11 @@ import pytest
 import torch
 
 import glprune
-from glprune.data import ColumnSelection
+from glprune import pipeline
 from glprune.data.splits import first_rows
 from glprune.schema.recipe_loading import load_recipe
 from glprune.search import refit, search
-from glprune.search.budget import MEASURES, size_of_support, unit_costs
-from glprune.search.targets import resolve_budget
+from glprune.search.budget import MEASURES, resolve_budget, size_of_support, unit_costs
 
 NETWORK = """
 from torch import nn
@@ -207,16 +206,16 @@ def test_a_latency_is_met_by_the_clock_that_is_read(folder, monkeypatch, slower)
         def count(self, network, inputs):
             return MEASURES["macs"](network, inputs)
 
-        def __call__(self, network, columns):
+        def __call__(self, network, selection):
             self.calls += 1
-            inputs = ColumnSelection(columns, self.job.axes)(first_rows(self.job.data.test, 1))
+            inputs = selection(first_rows(self.job.data.test, 1))
             share = self.count(network, inputs) / self.whole
-            if self.calls > search._CLOCKINGS + 1:
+            if self.calls > search._LATENCY_BISECTIONS + 1:
                 share *= slower
                 read.append(share)
             return 1e3 * share, share
 
-    monkeypatch.setattr(search, "LatencyMeter", Clock)
+    monkeypatch.setattr(pipeline, "OnnxLatencyMeter", Clock)
     result = run(
         folder, f"clock{slower}", 'target={latency: "40%"}', "train.n_stages=1", "penalty.inputs=null"
     )
@@ -263,12 +262,12 @@ def test_batchnorm_statistics_are_means_over_the_training_rows_after_a_refit(fol
     """Re-estimated statistics are the mean over batches, whatever the running ones had become."""
     from glprune.data import TensorSplit
     from glprune.schema.recipe import RefitSpec
-    from glprune.training.refit import _update_batchnorm
+    from glprune.training.refit import update_batchnorm
 
     network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
     x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
     split = TensorSplit((x,), torch.zeros(64))
-    fresh = _update_batchnorm(network, lambda inputs: inputs, split, RefitSpec(batch_size=16))
+    fresh = update_batchnorm(network, lambda inputs: inputs, split, RefitSpec(batch_size=16))
     batches = network[0](x).detach().split(16)
     torch.testing.assert_close(fresh[1].running_mean, torch.stack([b.mean(0) for b in batches]).mean(0))
     torch.testing.assert_close(fresh[1].running_var, torch.stack([b.var(0) for b in batches]).mean(0))

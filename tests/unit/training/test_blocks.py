@@ -7,7 +7,7 @@ from torch import nn
 from glprune.training import blocks as blocks_module
 from glprune.training.blocks import ParameterGroup, ParameterGroups
 from glprune.training.penalties import GroupLasso
-from glprune.training.proximal import BoundedPenalty, ProximalAdam
+from glprune.training.proximal import BoundedPenalty, ProximalAdam, ProximalProblem
 
 SHAPES = {
     "matrix by columns": ((7, 5), 1),
@@ -89,7 +89,8 @@ def test_steps_of_proximal_adam_are_those_of_its_definition(blocks):
     floor = (lam * weights).square() / sizes
     floor[1] = floor[floor > 0].mean()
     moments, second = [torch.zeros_like(v) for v in at], torch.zeros_like(weights)
-    optimizer = ProximalAdam(blocks, [], BoundedPenalty(GroupLasso(weights), radius), lam, lr)
+    problem = ProximalProblem(blocks, [], BoundedPenalty(GroupLasso(weights), radius), lam)
+    optimizer = ProximalAdam(problem, lr)
     squares = by_element(blocks, lambda p: p.grad * p.grad)
     for number in range(1, 4):
         optimizer.step()

@@ -16,8 +16,8 @@ from glprune.pruning.groups import input_groups
 from glprune.pruning.planner import plan_units
 from glprune.schema.recipe import RefitSpec, TrainSpec
 from glprune.training.objective import Objective, lambda_max
-from glprune.training.proximal import accelerated_steps
-from glprune.training.refit import refit
+from glprune.training.proximal import AcceleratedProximalGradient
+from glprune.training.refit import Refit
 from glprune.training.solver import PointSolver
 from tests.networks import split
 
@@ -61,7 +61,7 @@ def solver(net, x, y, **spec):
 def refitted(net, x, y, **spec):
     part = split(x, y)
     how = RefitSpec(**({"batch_size": 16, "epochs": 3, "distill": 0.0} | spec))
-    return refit(net, lambda inputs: inputs, REGRESSION, part, part, how, 0, net, "rmse")
+    return Refit(REGRESSION, part, part, lambda inputs: inputs, how, 0, net, "rmse").run(net)
 
 
 # --- where it stops --------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def test_nan_in_a_batch_is_an_error_of_the_data():
     x, y = rows()
     tried = solver(network(), x, y)
     x[5, 2] = math.nan
-    with pytest.raises(DataError, match="input 1 holds NaN or Inf in row 6 of the split; mend the data"):
+    with pytest.raises(DataError, match="input 1 holds NaN or Inf in row 6 of the split; correct the data"):
         tried.polish(0.01)
     x[5, 2], y[9] = 0.0, math.inf
     with pytest.raises(DataError, match="the target is NaN or Inf in row 10 of the split"):
@@ -211,7 +211,7 @@ def test_full_batch_steps_go_back_where_an_extrapolated_point_is_not_finite():
             raise NonFiniteError("here.")
         return target.gradient()
 
-    accelerated_steps(target.blocks, target.free, target.regulariser, 0.01, gradient, target.loss, 8)
+    AcceleratedProximalGradient(target.at(0.01), gradient, target.loss).run(8)
     assert len(steps) == 9
     assert not torch.equal(steps[3], steps[4])  # from the last step, not from beyond it
     assert all_finite(target.network.parameters())

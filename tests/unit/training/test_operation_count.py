@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from glprune.training.blocks import ParameterGroup, ParameterGroups, _products
 from glprune.training.penalties import GroupLasso, GroupMCP, SparseGroupLasso
-from glprune.training.proximal import BoundedPenalty, ProximalAdam, ProximalSGD
+from glprune.training.proximal import BoundedPenalty, ProximalAdam, ProximalProblem, ProximalSGD
 
 FEW, MANY = 10, 10_000
 SHARED = 17  # operations of a proximal operator at most, whatever the layers
@@ -97,7 +97,7 @@ def test_operations_of_a_whole_step_do_not_grow_with_groups(kind, optimizer):
         made, total = layers(groups, 3, 1)
         blocks = ParameterGroups(made, total)
         penalty = KINDS[kind](blocks, torch.ones(total))
-        stepper = optimizer(blocks, [], BoundedPenalty(penalty, None), 0.1, 1e-3)
+        stepper = optimizer(ProximalProblem(blocks, [], BoundedPenalty(penalty, None), 0.1), 1e-3)
         counts.append(counted(stepper.step))
     assert counts[0] == counts[1]
     assert 0 < counts[0] <= SHARED + UPDATE[0] + 3 * (EACH[kind] + UPDATE[1])

@@ -13,6 +13,7 @@ from glprune.pruning.planner import plan_units
 from glprune.runtime.checkpoint import CheckpointLog
 from glprune.schema.recipe import PenaltySpec, TrainSpec
 from glprune.search.path import RegularisationPath
+from glprune.search.targets import PointSearch, SizeRange
 from glprune.training.objective import Objective, lambda_max
 from glprune.training.solver import PointSolver
 from tests.integration_packages import need
@@ -394,7 +395,8 @@ def test_full_batch_steps_are_asked_every_fifth_time_and_measuring_between_them_
 def test_more_steps_for_zero_groups_that_are_not_optimal_end_as_soon_as_they_are(monkeypatch):
     network, objective = linear_objective("regression", *problem("regression"))
     spec = to_the_end(optimizer="sgd", lr=1e-2, epochs=20, full_batch_steps=50, batch_size="all")
-    path = RegularisationPath(objective, objective.sets, spec, 0, float, lambda _: None, CheckpointLog())
+    solver = PointSolver(objective, spec, 0)
+    path = RegularisationPath(solver, objective.sets, float, lambda _: None, CheckpointLog())
     point = path.solve(0.1 * path.largest)
     passes, measured = [], []
     gradient, optimality = objective.gradient, objective.optimality
@@ -406,14 +408,13 @@ def test_more_steps_for_zero_groups_that_are_not_optimal_end_as_soon_as_they_are
 
     monkeypatch.setattr(objective, "gradient", lambda *a: passes.append(a) or gradient(*a))
     monkeypatch.setattr(objective, "optimality", first_seems_not_optimal)
-    settled = path.polish_to_size(point, lambda p: p.features, 1, 9)
+    search = PointSearch(path, lambda p: p.features)
+    settled = search.polish(point, SizeRange(1, 9))
     assert len(passes) == 50 + 1 + 5 + 1  # all steps and a look, then five and a look
     assert path.points == [settled]
     assert settled.kkt_zero <= 0.02
     assert 1 <= settled.features <= 9
     assert all(torch.equal(network.state_dict()[name], t) for name, t in settled.state.items())
-    again = path.polish_to_size(
-        settled, lambda p: p.features, 10, 10
-    )  # of these data one of the ten is noise
+    again = search.polish(settled, SizeRange(10, 10))  # of these data one of the ten is noise
     assert again is settled
     assert path.points == [settled]

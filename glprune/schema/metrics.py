@@ -1,0 +1,19 @@
+"""The metrics of each task, and which of them are better when higher."""
+
+from __future__ import annotations
+
+METRICS: dict[str, tuple[str, ...]] = {
+    "binary": ("auroc", "accuracy", "log_loss"),
+    "multiclass": ("accuracy", "log_loss"),
+    "regression": ("r2", "rmse", "mae"),
+    "distillation": ("r2", "rmse", "cosine"),
+}
+HIGHER_IS_BETTER = {
+    "auroc": True,
+    "accuracy": True,
+    "log_loss": False,
+    "r2": True,
+    "rmse": False,
+    "mae": False,
+    "cosine": True,
+}
