@@ -148,7 +148,7 @@ def test_batches_that_do_not_fit_together_are_refused_in_one_line():
 
 BAD = [
     ("{n_resamples: 5}", "n_resamples: 5 is odd; halves come in complementary pairs, use 6"),
-    ("{n_resamples: 1, subsample: 0.4}", "take at least 2"),
+    ("{n_resamples: 1, subsample: 0.4}", "use at least 2"),
     ("{n_resamples: 0}", "set drop_cost: true"),
     ("{n_resamples: -2}", "stability.n_resamples should be at least 0"),
     ("{subsample: 0}", "stability.subsample should be above 0"),
