@@ -241,7 +241,7 @@ def test_a_second_path_is_matched_by_a_second_cut(folder, few_draws):
     assert report.stages[-1].penalised == ["hidden"]
     assert 0 < sum(h.after for h in report.hidden) <= 7
     assert sizes_alike(report)
-    assert "features cut, refit, units cut, refit" in render_html(report)
+    assert "remove features, refit, remove hidden units, refit" in render_html(report)
 
 
 def test_hidden_units_alone_leave_permutation_importance_out(folder, few_draws):
@@ -401,6 +401,7 @@ def test_without_labels_the_metric_is_agreement(several, few_draws):  # noqa: F8
     assert sizes_alike(report)
 
 
+@pytest.mark.slow
 def test_inputs_without_features_leave_hidden_units_to_compare(several, few_draws):  # noqa: F811
     text = TOKENS.format(loader="mappings") + "report: {baselines: true}\n"
     report = run(several, "Tokens", text, "tokens").report
@@ -420,6 +421,7 @@ report: {baselines: true}
 """
 
 
+@pytest.mark.slow
 def test_rows_of_several_lengths_leave_permutation_importance_out_in_one_line(folder, few_draws):
     (folder / "ragged.yaml").write_text(RAGGED)
     scope: dict = {}
