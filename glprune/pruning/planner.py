@@ -1,4 +1,4 @@
-"""Find the groups of a network: plan which weights belong to which unit: trace, check numerically, compare with torch-pruning.
+"""Find the groups of a network: trace its units, check each plan numerically, compare it with torch-pruning.
 
 :mod:`glprune.pruning.verification` checks every set before anything is trained or cut; a set that fails the
 check is refused with the reason. Every set is compared with torch-pruning's plan of it.
