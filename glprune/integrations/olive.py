@@ -34,7 +34,7 @@ _ENTRY = {
 }
 
 
-class GlprunePruning(Pass):  # type: ignore[misc] - the package has no types
+class GlprunePruning(Pass):  # type: ignore[misc]  # the package has no types
     """Prunes the weights file of a PyTorch model with a glprune recipe and returns the slim ONNX model.
 
     The bundle with the report is in the folder ``bundle`` of the pass; the report does not cover the
