@@ -214,7 +214,8 @@ def ridge(x: Floats, y: Floats, new: Floats) -> Floats:
         new: Rows to predict, shape (n_new, n_columns).
     """
     gram = x.T @ x + _PENALTY * np.eye(x.shape[1])
-    return y.mean() + new @ np.linalg.solve(gram, x.T @ (y - y.mean()))
+    predicted: Floats = y.mean() + new @ np.linalg.solve(gram, x.T @ (y - y.mean()))
+    return predicted
 
 
 def logistic(x: Floats, y: Floats, new: Floats) -> Floats:
@@ -237,7 +238,8 @@ def logistic(x: Floats, y: Floats, new: Floats) -> Floats:
     found: Any = minimize(
         loss, np.zeros(x.shape[1] + 1), jac=True, method="L-BFGS-B", options={"maxiter": _MAX_ITERATIONS}
     )
-    return new @ found.x[:-1] + found.x[-1]
+    log_odds: Floats = new @ found.x[:-1] + found.x[-1]
+    return log_odds
 
 
 def auc(score: Floats, positive: NDArray[np.bool_]) -> float:

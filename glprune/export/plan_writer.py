@@ -58,9 +58,7 @@ def _inputs(shipped: ShippedModel) -> list[InputPlan]:
             constants=_constants(removed.plan, index),
             readers=_readers(groups.get(part.name), removed.plan),
         )
-        for index, (part, kept, x) in enumerate(
-            zip(job.data.inputs, removed.columns, job.probe, strict=True)
-        )
+        for index, (part, kept, x) in enumerate(zip(job.data.inputs, removed.columns, job.probe, strict=True))
     ]
 
 
