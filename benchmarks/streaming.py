@@ -176,7 +176,7 @@ def timed_epochs(job: Any) -> Iterator[tuple[float, ...]]:
 
     spec = job.recipe.train.model_copy(update={"epochs": 1, "full_batch_steps": 0})
     objective = Objective(
-        job.network, job.task, job.data.train, job.penalised(), spec.bound, job.recipe.penalty
+        job.network, job.task, job.data.train, job.penalised(), spec.constrain_unpenalised, job.recipe.penalty
     )
     solver = PointSolver(objective, spec, 0)
     while True:

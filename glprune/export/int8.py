@@ -101,7 +101,7 @@ def quantize(source: Path, target: Path, method: Method, rows: Sequence[dict[str
     )
 
 
-class _CalibrationRows(quantization.CalibrationDataReader):
+class _CalibrationRows(quantization.CalibrationDataReader):  # type: ignore[misc]  # the package has no types
     """Batches for the quantiser."""
 
     def __init__(self, rows: Sequence[dict[str, Any]]) -> None:

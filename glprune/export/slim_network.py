@@ -113,7 +113,8 @@ def _resolve_factory(factory: str | Callable[..., nn.Module]) -> Callable[..., n
         return factory
     module, _, name = factory.partition(":")
     try:
-        return getattr(importlib.import_module(module), name)
+        found: Callable[..., nn.Module] = getattr(importlib.import_module(module), name)
+        return found
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ModelError(
             f"factory {factory!r} cannot be imported ({error}); pass the function that builds the network."

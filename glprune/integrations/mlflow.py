@@ -24,7 +24,7 @@ from glprune.schema import bundle as bundles
 from glprune.schema.strict_yaml import parse, read_text
 
 if TYPE_CHECKING:
-    from glprune.pipeline import Result
+    from glprune.result import Result
     from glprune.schema.report import Report
 
 _BATCH = 100  # parameters in one request; the server's limit
@@ -153,7 +153,8 @@ def _log_model(mlflow: Any, run: str, result: Result, model: str | None) -> str 
             bundle=result.bundle,
             signature=signature(result.bundle),
         )
-    return logged.registered_model_version
+    version: str | None = logged.registered_model_version
+    return version
 
 
 def save_model(path: str, mlflow_model: Any, bundle: Path, signature: Any = None, **others: Any) -> None:

@@ -34,7 +34,7 @@ _ENTRY = {
 }
 
 
-class GlprunePruning(Pass):
+class GlprunePruning(Pass):  # type: ignore[misc]  # the package has no types
     """Prunes the weights file of a PyTorch model with a glprune recipe and returns the slim ONNX model.
 
     The bundle with the report is in the folder ``bundle`` of the pass; the report does not cover the
@@ -61,7 +61,9 @@ class GlprunePruning(Pass):
 
 def package_config() -> dict[str, Any]:
     """Return Olive's list of passes with this one added, for ``--package-config``."""
-    listed = json.loads(Path(OlivePackageConfig.get_default_config_path()).read_text(encoding="utf-8"))
+    listed: dict[str, Any] = json.loads(
+        Path(OlivePackageConfig.get_default_config_path()).read_text(encoding="utf-8")
+    )
     listed["passes"]["GlprunePruning"] = _ENTRY
     return listed
 

@@ -44,7 +44,7 @@ _TASKS = {"binary": "binary", "multiclass": "multiclass", "continuous": "regress
 _MIN_ROWS = 5  # fewer cannot be split into training and validation rows
 
 
-class GroupLassoPruner(SelectorMixin, BaseEstimator):
+class GroupLassoPruner(SelectorMixin, BaseEstimator):  # type: ignore[misc]  # the package has no types
     """Selects the columns a network needs and removes the others from it.
 
     It follows the regularisation path of the group LASSO with the same code as ``glprune run``: groups are

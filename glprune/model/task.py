@@ -140,7 +140,7 @@ def improvement(metric: str, before: float, after: float) -> float:
     return after - before if HIGHER_IS_BETTER[metric] else before - after
 
 
-# torchmetrics has these three too, but importing it imports transformers and scipy.signal: seconds in every process
+# torchmetrics has these three too, but its import takes seconds in every process: transformers, scipy.signal
 
 
 def auroc(score: Tensor, target: Tensor) -> Tensor:

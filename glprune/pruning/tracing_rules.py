@@ -192,7 +192,7 @@ def _read_units(
             continue
         across = weight_ids.select(-1, 0).unsqueeze(-2)
         for number, ids in enumerate(stream):
-            shape = torch.broadcast_shapes(across.shape, ids.shape)
+            shape = torch.broadcast_shapes(across.shape, ids.shape)  # type: ignore[no-untyped-call]
             tracer.use_weight(across.expand(shape), ids.expand(shape), "reader", True, number)
 
 
@@ -310,7 +310,7 @@ def _normalize(tracer: Tracer, call: OpCall) -> None:
 
 def _norm_groups(tracer: Tracer, ids: LabelPlane, groups: int) -> LabelPlane:
     """Join the channels that share a norm's statistics."""
-    channels = ids.unflatten(1, (groups, -1))
+    channels = ids.unflatten(1, (groups, -1))  # type: ignore[no-untyped-call]
     top = channels.flatten(2).amax(2)
     spread = top.view(*top.shape, *[1] * (ids.ndim - 1)).expand_as(channels).flatten(1, 2)
     tracer.join(ids, spread)

@@ -63,7 +63,7 @@ class RayPool(Generic[State]):
         if self._joined:
             _connect(threads * (processes or max(1, available_cores() // threads)))
         self._payload = pickle.dumps(prepare)
-        cores = int(ray.cluster_resources().get("CPU", 1))
+        cores = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call, unused-ignore]
         available = max(1, cores // threads)
         self._max_workers = min(available, processes or available, max_workers or available)
         self._actor_class: Any = ray.remote(num_cpus=min(threads, cores))(_Actor)

@@ -21,7 +21,7 @@ from glprune.model.loading import LoadedNetwork, load_network
 from glprune.model.outputs import flatten_outputs_, leaves, name_outputs, named_leaves
 from glprune.model.standardize import Standardize, StandardizedNetwork
 from glprune.model.task import Task
-from glprune.pruning.group_discovery import find_groups
+from glprune.pruning.planner import find_groups
 from glprune.runtime.events import Listener, Notice, Stage
 from glprune.runtime.process_pool import available_cores
 from glprune.schema.recipe import BATCH_LABEL

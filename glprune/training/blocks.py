@@ -120,6 +120,8 @@ def _folded(x: Tensor, y: Tensor) -> Tensor:
     """
     rows = max(1, _CACHED * len(x) // x.numel())
     total = x[-rows:] * y[-rows:]
-    for a, b in zip(reversed(x[:-rows].split(rows)), reversed(y[:-rows].split(rows)), strict=True):
+    for a, b in zip(
+        reversed(torch.split(x[:-rows], rows)), reversed(torch.split(y[:-rows], rows)), strict=True
+    ):
         total[: len(a)].addcmul_(a, b)
     return total

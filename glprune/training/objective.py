@@ -279,12 +279,12 @@ def _partition(
         if name not in owners and not _is_multiplied(name, parameter):
             free.append(parameter)
             continue
-        dim, owner = owners.get(name, (0, torch.full((parameter.shape[0],), -1)))
-        if bool((owner < 0).any()):
-            owner = torch.where(owner < 0, count, owner)
+        dim, of = owners.get(name, (0, torch.full((parameter.shape[0],), -1)))
+        if bool((of < 0).any()):
+            of = torch.where(of < 0, count, of)
             weights.append(torch.zeros(1))
             count += 1
-        blocks.append(ParameterGroup(parameter, dim, owner))
+        blocks.append(ParameterGroup(parameter, dim, of))
     return ParameterGroups(blocks, count), free, torch.cat([w.float() for w in weights])
 
 

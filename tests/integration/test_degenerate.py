@@ -271,7 +271,7 @@ REFUSED = {
     ),
     "loader: one class in a split": (
         DataError,
-        "the valid split holds only class '0'",
+        "the valid split holds class '0' only",
         loaded("one_class_in_valid"),
     ),
     "loader: class -1": (DataError, "class -1 is below 0", loaded("below_zero")),

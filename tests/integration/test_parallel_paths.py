@@ -56,7 +56,7 @@ def alone(folder):
 @pytest.fixture
 def worth_it(monkeypatch):
     """Other processes are started however short a path is."""
-    monkeypatch.setattr(search, "_WORTH", 0.0)
+    monkeypatch.setattr(search, "_PARALLEL_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize(

@@ -295,15 +295,15 @@ def test_inspection_finds_the_groups_and_writes_nothing(folder):
             {
                 "kind": "sparse_group_lasso",
                 "weights": "size",
-                "within": 0.3,
-                "concavity": None,
+                "l1_ratio": 0.3,
+                "gamma": None,
                 "plugin": None,
             },
             "sparse group LASSO",
         ),
         (
             ["penalty.kind=group_mcp", "penalty.weights=adaptive"],
-            {"kind": "group_mcp", "weights": "adaptive", "within": None, "concavity": 1.2, "plugin": None},
+            {"kind": "group_mcp", "weights": "adaptive", "l1_ratio": None, "gamma": 1.2, "plugin": None},
             "group MCP",
         ),
     ],

@@ -446,7 +446,7 @@ export: {{dynamic_axes: {{ids: {{1: length}}, mask: {{1: length}}}}}}
     [
         pytest.param("mappings", "auto", marks=pytest.mark.slow),
         ("pairs", "torchscript"),
-        ("labelled", "torchscript"),
+        pytest.param("labelled", "torchscript", marks=pytest.mark.slow),
     ],
 )
 def test_a_loader_without_labels_and_axes_of_any_length(folder, loader, exporter):

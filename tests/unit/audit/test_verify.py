@@ -279,11 +279,11 @@ def test_a_key_is_never_overwritten_and_its_secret_half_is_private(people):
     [
         (["--trust", "absent.pub"], "absent.pub"),
         (["--trust", "{people}/producer"], "is a private key"),
-        (["--trust", "{bundle}/report.json"], "no PEM public key"),
+        (["--trust", "{bundle}/report.json"], "is not a PEM public key"),
         (["--require-role", "validator"], "--trust"),
         (["--policy", "absent.yaml"], "absent.yaml"),
         (["--policy", "{bundle}/report.json"], "keys: must_drop"),
-        (["--expect-model", "abc"], "no SHA-256 and no file"),
+        (["--expect-model", "abc"], "neither a SHA-256 nor a file"),
         (["--timeout", "0"], "timeout"),
     ],
 )

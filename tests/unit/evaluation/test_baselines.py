@@ -401,6 +401,7 @@ def test_without_labels_the_metric_is_agreement(several, few_draws):  # noqa: F8
     assert sizes_alike(report)
 
 
+@pytest.mark.slow
 def test_inputs_without_features_leave_hidden_units_to_compare(several, few_draws):  # noqa: F811
     text = TOKENS.format(loader="mappings") + "report: {baselines: true}\n"
     report = run(several, "Tokens", text, "tokens").report
@@ -420,6 +421,7 @@ report: {baselines: true}
 """
 
 
+@pytest.mark.slow
 def test_rows_of_several_lengths_leave_permutation_importance_out_in_one_line(folder, few_draws):
     (folder / "ragged.yaml").write_text(RAGGED)
     scope: dict = {}

@@ -277,6 +277,7 @@ class Steps(nn.Module):
         return self.out(self.cell(x)[0][:, -1])
 
 
+@pytest.mark.slow
 def test_the_other_exporter_is_tried_where_the_first_file_is_too_large(tmp_path, monkeypatch):
     torch.manual_seed(0)
     network, example, path = Steps(), (torch.randn(4, 60, 3),), tmp_path / "m.onnx"

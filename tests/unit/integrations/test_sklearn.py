@@ -110,7 +110,11 @@ def test_columns_of_a_group_live_and_die_together(rows):
 
 @pytest.mark.parametrize(
     ("groups", "said"),
-    [({"g": ["absent"]}, "not a column"), ({"g": [9]}, "not a column"), ({"g": [0], "h": ["x0"]}, "in 'g' and in")],
+    [
+        ({"g": ["absent"]}, "not a column"),
+        ({"g": [9]}, "not a column"),
+        ({"g": [0], "h": ["x0"]}, "in 'g' and in"),
+    ],
 )
 def test_groups_that_do_not_fit_are_refused(rows, groups, said):
     x, z = rows

@@ -14,7 +14,7 @@ from glprune.pruning.planner import plan_units
 from glprune.schema.recipe import TrainSpec
 from glprune.schema.recipe_loading import load_recipe
 from glprune.training import objective as objective_module
-from glprune.training import solver as solver_module
+from glprune.training import refit as refit_module
 from glprune.training.objective import Objective, lambda_max
 from glprune.training.solver import PointSolver
 from tests.bundle_fixtures import write_problem
@@ -110,7 +110,7 @@ def test_outputs_that_are_no_bfloat16_pass_as_they_are():
 
 def test_a_run_records_its_precision_and_refits_in_it(tmp_path, monkeypatch):
     asked = set()
-    for module in (objective_module, solver_module):
+    for module in (objective_module, refit_module):
 
         def watched(network, inputs, view, precision, module=module):
             asked.add((module.__name__, precision))
@@ -121,8 +121,8 @@ def test_a_run_records_its_precision_and_refits_in_it(tmp_path, monkeypatch):
     write_problem(tmp_path)
     recipe = load_recipe(tmp_path / "plain.yaml", ["train.precision=bf16", "train.n_stages=1"])
     result = glprune.run(recipe, tmp_path / "plain.pt", tmp_path / "out")
-    assert {("glprune.training.solver", "bf16"), ("glprune.training.objective", "bf16")} <= asked
-    assert ("glprune.training.solver", "float32") not in asked  # the refit's steps
+    assert {("glprune.training.refit", "bf16"), ("glprune.training.objective", "bf16")} <= asked
+    assert ("glprune.training.refit", "float32") not in asked  # the refit's steps
     assert ("glprune.training.objective", "float32") in asked  # full batches
     assert "precision: bf16" in (result.bundle / "recipe.resolved.yaml").read_text()
     weights = load_file(result.bundle / "model.safetensors")

@@ -17,9 +17,9 @@ from tests.integration_packages import need
 
 SCRIPT = """
 import functools, operator
-from glprune.workers import Workers
+from glprune.runtime.process_pool import ProcessPool
 print("begun")
-with Workers(functools.partial(int, 12), 2) as workers:
+with ProcessPool(functools.partial(int, 12), 2) as workers:
     print(workers.map(operator.floordiv, [4, 1, 3], lambda place, outcome: None))
     print(workers.map(operator.add, [0, 1], lambda place, outcome: None))
 """
@@ -67,7 +67,7 @@ def test_ray_gives_the_same_outcomes_in_order_and_errors_as_they_were_raised():
         assert sorted(told) == [(0, 3), (1, 12), (2, 4)]
         with pytest.raises(TargetError, match=r"^7 is too much$"):
             workers.map(refuse, [7], lambda place, outcome: None)
-        with pytest.raises(GlpruneError, match=r"worker of Ray's was lost.*workers\.processes"):
+        with pytest.raises(GlpruneError, match=r"worker of Ray was lost.*workers\.processes"):
             workers.map(ending, [9], lambda place, outcome: None)
     assert not ray.is_initialized()
 

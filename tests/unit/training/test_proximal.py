@@ -116,6 +116,7 @@ def supported(beta):
     return [name for name, c in FIELDS if np.linalg.norm(beta[list(c)]) > 1e-10]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["regression", "binary"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_reaches_the_objective_and_support_of_skglm(name, kind):
@@ -265,7 +266,9 @@ def test_sparse_group_lasso_on_an_orthonormal_design_is_its_closed_form(name):
     assert 0 < np.count_nonzero(exact) < 3 * len(supported(exact)) < 30
 
 
-@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.parametrize(
+    "name", [pytest.param("adam", marks=pytest.mark.slow), *(n for n in SHORT if n != "adam")]
+)
 def test_group_mcp_on_an_orthonormal_design_is_firm_thresholding(name):
     x, y, beta = orthonormal()
     lam, knot = 0.4, 0.8
@@ -313,6 +316,7 @@ def test_skglm_agrees_on_the_sparse_group_lasso():
     assert max(objective.optimality(lam)[1:]) < 0.02
 
 
+@pytest.mark.slow
 def test_skglm_agrees_on_the_group_mcp():
     """Its block MCP has a row of a coefficient matrix for a group: one column read by three outputs."""
     rng = np.random.default_rng(0)
