@@ -20,9 +20,9 @@ The packages, from the highest to the lowest; none imports from one above it:
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from glprune._lazy import lazy_names
 from glprune._version import __version__
 from glprune.errors import DataError, GlpruneError, ModelError, RecipeError, TargetError, UsageError
 
@@ -35,17 +35,6 @@ if TYPE_CHECKING:
     from glprune.schema.recipe_loading import load_recipe
     from glprune.schema.report import Report
 
-# imported on first use, so that reading a report does not load PyTorch
-_LAZY = {
-    "Inspection": "glprune.inspection",
-    "Recipe": "glprune.schema.recipe",
-    "Report": "glprune.schema.report",
-    "Result": "glprune.result",
-    "inspect": "glprune.inspection",
-    "load": "glprune.export.slim_network",
-    "load_recipe": "glprune.schema.recipe_loading",
-    "run": "glprune.pipeline",
-}
 __all__ = [
     "DataError",
     "GlpruneError",
@@ -64,11 +53,19 @@ __all__ = [
     "run",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'glprune' has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "Inspection": "inspection",
+        "Recipe": "schema.recipe",
+        "Report": "schema.report",
+        "Result": "result",
+        "inspect": "inspection",
+        "load": "export.slim_network",
+        "load_recipe": "schema.recipe_loading",
+        "run": "pipeline",
+    },
+)
 
 
 def __dir__() -> list[str]:

@@ -9,8 +9,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from glprune._lazy import lazy_names
 
 if TYPE_CHECKING:
     from glprune.evaluation.baselines import measure_baselines
@@ -20,16 +21,6 @@ if TYPE_CHECKING:
     from glprune.evaluation.report_builder import RunResults, make_report
     from glprune.evaluation.stability import measure_stability
 
-# imported on first use: each of them loads PyTorch and ONNX Runtime
-_MODULES = {
-    "RunResults": "report_builder",
-    "make_report": "report_builder",
-    "measure_baselines": "baselines",
-    "measure_drop_costs": "drop_cost",
-    "measure_proxies": "proxies",
-    "measure_stability": "stability",
-    "measure_test_split": "measurements",
-}
 __all__ = [
     "RunResults",
     "make_report",
@@ -40,8 +31,15 @@ __all__ = [
     "measure_test_split",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "RunResults": "report_builder",
+        "make_report": "report_builder",
+        "measure_baselines": "baselines",
+        "measure_drop_costs": "drop_cost",
+        "measure_proxies": "proxies",
+        "measure_stability": "stability",
+        "measure_test_split": "measurements",
+    },
+)

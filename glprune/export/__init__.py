@@ -10,8 +10,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from glprune._lazy import lazy_names
 
 if TYPE_CHECKING:
     from glprune.export.onnx_export import OnnxSignature, export_onnx
@@ -19,18 +20,21 @@ if TYPE_CHECKING:
     from glprune.export.shipped_model import ShippedModel
     from glprune.export.slim_network import load
 
-# imported on first use: each of them loads PyTorch or ONNX Runtime
-_MODULES = {
-    "OnnxFile": "onnx_runtime",
-    "OnnxSignature": "onnx_export",
-    "ShippedModel": "shipped_model",
-    "export_onnx": "onnx_export",
-    "load": "slim_network",
-}
-__all__ = ["OnnxFile", "OnnxSignature", "ShippedModel", "export_onnx", "load"]
+__all__ = [
+    "OnnxFile",
+    "OnnxSignature",
+    "ShippedModel",
+    "export_onnx",
+    "load",
+]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "OnnxFile": "onnx_runtime",
+        "OnnxSignature": "onnx_export",
+        "ShippedModel": "shipped_model",
+        "export_onnx": "onnx_export",
+        "load": "slim_network",
+    },
+)

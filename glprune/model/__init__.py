@@ -11,8 +11,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from glprune._lazy import lazy_names
 
 if TYPE_CHECKING:
     from glprune.model.counting import macs, parameters
@@ -21,16 +22,6 @@ if TYPE_CHECKING:
     from glprune.model.standardize import StandardizedNetwork
     from glprune.model.task import Task
 
-# imported on first use: a module of this package does not load all others
-_MODULE_OF = {
-    "LoadedNetwork": "glprune.model.loading",
-    "StandardizedNetwork": "glprune.model.standardize",
-    "Task": "glprune.model.task",
-    "load_network": "glprune.model.loading",
-    "macs": "glprune.model.counting",
-    "parameters": "glprune.model.counting",
-    "predict": "glprune.model.prediction",
-}
 __all__ = [
     "LoadedNetwork",
     "StandardizedNetwork",
@@ -41,9 +32,15 @@ __all__ = [
     "predict",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use."""
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULE_OF[name]), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "LoadedNetwork": "loading",
+        "StandardizedNetwork": "standardize",
+        "Task": "task",
+        "load_network": "loading",
+        "macs": "counting",
+        "parameters": "counting",
+        "predict": "prediction",
+    },
+)

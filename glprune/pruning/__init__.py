@@ -11,8 +11,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from glprune._lazy import lazy_names
 
 if TYPE_CHECKING:
     from glprune.pruning.groups import GroupSet
@@ -21,15 +22,6 @@ if TYPE_CHECKING:
     from glprune.pruning.surgery import PruningPlan
     from glprune.pruning.units import UnitSet
 
-# imported on first use: a module of this package does not load all others
-_MODULE_OF = {
-    "GroupSet": "glprune.pruning.groups",
-    "PruningPlan": "glprune.pruning.surgery",
-    "RemovalResult": "glprune.pruning.removal",
-    "UnitSet": "glprune.pruning.units",
-    "plan_units": "glprune.pruning.planner",
-    "remove": "glprune.pruning.removal",
-}
 __all__ = [
     "GroupSet",
     "PruningPlan",
@@ -39,9 +31,14 @@ __all__ = [
     "remove",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use."""
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULE_OF[name]), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "GroupSet": "groups",
+        "PruningPlan": "surgery",
+        "RemovalResult": "removal",
+        "UnitSet": "units",
+        "plan_units": "planner",
+        "remove": "removal",
+    },
+)

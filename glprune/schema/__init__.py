@@ -12,8 +12,9 @@ None needs PyTorch. ``bundle`` has the names of a bundle's files; the other modu
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from glprune._lazy import lazy_names
 
 if TYPE_CHECKING:
     from glprune.schema.input_schema import InputSchema
@@ -34,20 +35,16 @@ __all__ = [
     "report_schema",
 ]
 
-# imported on first use: reading a manifest needs no models of the other files
-_MODULES = {
-    "InputSchema": "input_schema",
-    "Manifest": "manifest",
-    "Plan": "plan",
-    "Recipe": "recipe",
-    "Report": "report",
-    "load_recipe": "recipe_loading",
-    "recipe_schema": "recipe_loading",
-    "report_schema": "report",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "InputSchema": "input_schema",
+        "Manifest": "manifest",
+        "Plan": "plan",
+        "Recipe": "recipe",
+        "Report": "report",
+        "load_recipe": "recipe_loading",
+        "recipe_schema": "recipe_loading",
+        "report_schema": "report",
+    },
+)

@@ -12,22 +12,32 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
-_MODULES = {
-    "FeatureOutcome": "outcome",
-    "Job": "job",
-    "LatencyMeter": "budget",
-    "SearchResult": "search",
-    "StageResult": "stage",
-}
+from glprune._lazy import lazy_names
 
-__all__ = ["FeatureOutcome", "Job", "LatencyMeter", "SearchResult", "StageResult"]
+if TYPE_CHECKING:
+    from glprune.search.budget import LatencyMeter
+    from glprune.search.job import Job
+    from glprune.search.outcome import FeatureOutcome
+    from glprune.search.search import SearchResult
+    from glprune.search.stage import StageResult
 
+__all__ = [
+    "FeatureOutcome",
+    "Job",
+    "LatencyMeter",
+    "SearchResult",
+    "StageResult",
+]
 
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "FeatureOutcome": "outcome",
+        "Job": "job",
+        "LatencyMeter": "budget",
+        "SearchResult": "search",
+        "StageResult": "stage",
+    },
+)

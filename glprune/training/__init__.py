@@ -6,3 +6,43 @@ proximal: proximal optimizers; objective: loss plus penalty; solver: minimises i
 refit: training of the pruned network; distillation: the original network's outputs as targets.
 epochs: batches of an epoch, and repeats with a halved step size.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from glprune._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from glprune.training.objective import Objective, lambda_max
+    from glprune.training.penalties import GroupLasso, GroupMCP, Penalty, SparseGroupLasso
+    from glprune.training.proximal import BoundedPenalty
+    from glprune.training.refit import Refit
+    from glprune.training.solver import PointSolver
+
+__all__ = [
+    "BoundedPenalty",
+    "GroupLasso",
+    "GroupMCP",
+    "Objective",
+    "Penalty",
+    "PointSolver",
+    "Refit",
+    "SparseGroupLasso",
+    "lambda_max",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "BoundedPenalty": "proximal",
+        "GroupLasso": "penalties",
+        "GroupMCP": "penalties",
+        "Objective": "objective",
+        "Penalty": "penalties",
+        "PointSolver": "solver",
+        "Refit": "refit",
+        "SparseGroupLasso": "penalties",
+        "lambda_max": "objective",
+    },
+)
