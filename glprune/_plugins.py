@@ -9,10 +9,10 @@ imported unless a recipe or an option names it.
 - ``glprune.data``, named by ``data.source``: called with ``split="train"|"valid"|"test"`` and the recipe's
   ``data.arguments``, returns an iterable of ``(inputs, target)``.
 - ``glprune.penalties``, named by ``penalty.plugin``: called with weights, shape (n_groups,), blocks and
-  ``penalty.arguments``, returns a :class:`glprune.training.penalties.Penalty`.
+  ``penalty.arguments``, returns a ``glprune.training.penalties.Penalty``.
 - ``glprune.exporters``, listed in ``export.plugins``: called with the finished bundle's folder and an empty
   folder to write.
-- ``glprune.reporters``, named by ``run --reporter``: called with the :class:`glprune.Result`.
+- ``glprune.reporters``, named by ``run --reporter``: called with the ``glprune.Result``.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Plugin:
         """Call the plugin.
 
         Raises:
-            GlpruneError: As the plugin raises it; any other error becomes a :class:`PluginError`.
+            GlpruneError: As the plugin raises it; any other error becomes a ``PluginError``.
         """
         try:
             return self.target(*args, **kwargs)

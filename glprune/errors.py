@@ -11,6 +11,11 @@ _MAX_NAMES = 5000  # comparing with more takes seconds
 _MAX_LENGTH = 200  # of a name; the time grows with its square
 
 
+def first_line(error: BaseException, max_length: int | None = None) -> str:
+    """Return the first line of an error's message; its class if the message is empty."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:max_length]
+
+
 def did_you_mean(name: str, known: Sequence[str]) -> str:
     """Return the end of a message on an unknown name: the most similar known one; empty if there is none."""
     near = [k for k in known[:_MAX_NAMES] if len(k) <= _MAX_LENGTH]

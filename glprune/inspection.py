@@ -100,11 +100,11 @@ def inspect(
         recipe: A recipe file, or a recipe built in Python.
         model: The trained weights.
         trust_pickle: Load a fully pickled module, which runs the code it contains.
-        allow_factory: As in :func:`glprune.run`.
+        allow_factory: As in ``glprune.run``.
         on_event: Called with an event for every step.
 
     Raises:
-        GlpruneError: As in :func:`glprune.run`.
+        GlpruneError: As in ``glprune.run``.
     """
     recipe = (recipe if isinstance(recipe, Recipe) else load_recipe(recipe)).allowing(allow_factory)
     listener = on_event or silent

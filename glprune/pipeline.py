@@ -77,6 +77,7 @@ def run(  # noqa: PLR0913 - the public entry point: each option is a keyword of 
     allow_factory: Sequence[str] | None = None,
     reporters: Sequence[str] = (),
     on_event: Listener | None = None,
+    process_group: ProcessGroup | None = None,
 ) -> Result:
     """Prune a trained network as a recipe describes and write a bundle.
 
@@ -92,6 +93,8 @@ def run(  # noqa: PLR0913 - the public entry point: each option is a keyword of 
             factory, loader and plugins may be imported from; None allows any.
         reporters: Plugins that receive the result (entry points of the group ``glprune.reporters``).
         on_event: Called with an event for every step of the run.
+        process_group: The processes that run together, if the caller has joined them; default those that
+            the environment names.
 
     Returns:
         The bundle's folder and the report.
@@ -112,13 +115,13 @@ def run(  # noqa: PLR0913 - the public entry point: each option is a keyword of 
     with (
         reproducible(recipe.seed, recipe.threads),
         clock.name_errors(),
-        init_process_group() as process_group,
+        contextlib.nullcontext(process_group) if process_group else init_process_group() as group,
     ):
-        if not process_group.is_main:
-            return _run_secondary_rank(source, folder, process_group)
+        if not group.is_main:
+            return _run_secondary_rank(source, folder, group)
         with open_output_folder(folder, overwrite, resume) as output:
-            report = _write_bundle(source, output, process_group, clock)
-        process_group.broadcast_object(report.model_dump(mode="json", by_alias=True))
+            report = _write_bundle(source, output, group, clock)
+        group.broadcast_object(report.model_dump(mode="json", by_alias=True))
     result = Result(folder, report)
     run_exporters(recipe, result)
     run_reporters(plugins, result)
@@ -153,10 +156,10 @@ def _prepare(source: JobFactory, listener: Listener) -> Job:
 def _with_checkpoints(job: Job, output: OutputFolder, process_group: ProcessGroup, clock: _StageClock) -> Job:
     """Open the checkpoint log, which holds the work of a stopped run where this run resumes it."""
     identity = _identity(job, process_group)
-    journal = output.checkpoint_log(identity)
+    checkpoints = output.checkpoint_log(identity)
     process_group.broadcast_object(identity)
-    clock.seconds = journal.seconds
-    return replace(job, journal=journal)
+    clock.seconds = checkpoints.seconds
+    return replace(job, checkpoints=checkpoints)
 
 
 def _search(job: Job, source: JobFactory, process_group: ProcessGroup, clock: _StageClock) -> SearchResult:
@@ -189,7 +192,7 @@ def _shared(job: Job, process_group: ProcessGroup) -> Job:
     return replace(
         job,
         data=replace(job.data, train=ShardedSplit(job.data.train, process_group)),
-        journal=DistributedCheckpoint(job.journal, process_group),
+        checkpoints=DistributedCheckpoint(job.checkpoints, process_group),
         process_group=process_group,
     )
 

@@ -205,7 +205,7 @@ REFUSED = [
 
 def each_json(name: str, raw: str | bytes, why: str) -> list[Tampered]:
     """A JSON file of the bundle no one can read, whichever it is."""
-    files = (bundles.MANIFEST, bundles.PLAN, bundles.CONTRACT, bundles.SCHEMA, bundles.REPORT)
+    files = (bundles.MANIFEST, bundles.PLAN, bundles.INPUT_SCHEMA, bundles.SCHEMA, bundles.REPORT)
     return [Tampered(f"{file} {name}", f"C4 {file}: {why}", put(file, raw)) for file in files]
 
 

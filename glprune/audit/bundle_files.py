@@ -61,7 +61,7 @@ def read_files(folder: Path) -> Files:
             f"{folder} holds neither {bundles.MANIFEST} nor {bundles.REPORT}: not a bundle."
         )
     if bundles.MANIFEST not in files.contents:
-        if bundles.REPORT in files.contents and not (files.folder / bundles.CONTRACT).exists():
+        if bundles.REPORT in files.contents and not (files.folder / bundles.INPUT_SCHEMA).exists():
             raise UnreadableError(
                 f"{folder}: was written before bundles had a {bundles.MANIFEST}; run glprune again."
             )

@@ -12,7 +12,7 @@ _ROUND_OFF = 1e-9  # the last digits of a sum depend on its order
 Found = tuple[str, str]
 """A JSON pointer into the report and the error there."""
 Status = Literal["passed", "failed", "incomplete", "skipped"]
-Kind = Literal["trust", "recomputation", "policy"]
+CheckKind = Literal["trust", "recomputation", "policy"]
 
 
 class UnreadableError(GlpruneError):
@@ -50,7 +50,7 @@ class CheckInfo:
         not_proved: What may still be wrong.
     """
 
-    kind: Kind
+    kind: CheckKind
     title: str
     proves: str
     not_proved: str
@@ -249,7 +249,7 @@ def check_equal(where: str, stated: object, found: object, why: str) -> Iterator
 
 
 def check_close(where: str, stated: float | None, found: float | None, why: str) -> Iterator[Found]:
-    """Like :func:`check_equal` for numbers, up to round-off."""
+    """Like ``check_equal`` for numbers, up to round-off."""
     close = (
         stated is not None and found is not None and abs(stated - found) <= _ROUND_OFF * max(1.0, abs(found))
     )

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 SECONDS = 300.0
 _MAX_LISTED_ERRORS = 1000
-_SCHEMA_IDS = {bundles.REPORT: "glprune.report/2", bundles.CONTRACT: "glprune.input/1"}
+_SCHEMA_IDS = {bundles.REPORT: "glprune.report/2", bundles.INPUT_SCHEMA: "glprune.input/2"}
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 
@@ -83,7 +83,7 @@ class ParsedBundle:
     manifest: Manifest | None = None
     report: Report | None = None
     plan: Plan | None = None
-    contract: InputSchema | None = None
+    input_schema: InputSchema | None = None
     proxies: ProxyAnalysis | None = None
     recipe: Recipe | None = None
     weights: Tensors | None = None
@@ -105,7 +105,7 @@ def open_bundle(folder: Path) -> ParsedBundle:
     opened.manifest = _read_record(opened, bundles.MANIFEST, Manifest)
     opened.report = _read_record(opened, bundles.REPORT, Report)
     opened.plan = _read_record(opened, bundles.PLAN, Plan)
-    opened.contract = _read_record(opened, bundles.CONTRACT, InputSchema)
+    opened.input_schema = _read_record(opened, bundles.INPUT_SCHEMA, InputSchema)
     opened.proxies = _read_record(opened, bundles.PROXIES, ProxyAnalysis)
     opened.recipe = _read(opened, bundles.RECIPE, _parse_recipe)
     opened.weights = _read(opened, bundles.WEIGHTS, read_tensors)
@@ -303,7 +303,7 @@ def _consistency(opened: ParsedBundle, report: Report) -> Check:
 
 
 def _names(opened: ParsedBundle, report: Report) -> Check:
-    found = check_names(report, opened.plan, opened.contract, opened.recipe, opened.model)
+    found = check_names(report, opened.plan, opened.input_schema, opened.recipe, opened.model)
     return make_check("C7", found, f"{len(report.features)} features")
 
 

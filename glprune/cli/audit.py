@@ -176,7 +176,7 @@ def diff(old: Path, new: Path, as_json: bool) -> None:
 @click.argument("feature")
 @_json
 def explain(bundle: Path, feature: str, as_json: bool) -> None:
-    """Show everything that BUNDLE reports on one FEATURE (feature or column). Verify it first."""
+    """Show everything that BUNDLE reports on one FEATURE, named by feature or column. Verify it first."""
     from glprune.audit.explain import explain as explain_feature
     from glprune.audit.verify import read_report
     from glprune.cli.audit_console import print_story

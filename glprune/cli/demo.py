@@ -22,6 +22,7 @@ class Demo:
     summary: str
 
 
+_DEFAULT = "german_credit"
 DEMOS: Mapping[str, Demo] = {
     "german_credit": Demo(
         "recipes/german_credit.yaml",
@@ -51,23 +52,26 @@ def make_demo_command(run: click.Command) -> click.Command:
     """Build ``glprune demo``, which calls ``run`` with a bundled recipe and model."""
 
     @click.command("demo", epilog=getattr(run, "epilog", None))
-    @click.argument("name", default="german_credit")
+    @click.argument("name", required=False)
     @click.option("--list", "list_demos", is_flag=True, help="Print the names of the examples and exit.")
     @click.option("--out", type=click.Path(path_type=Path), help="Folder to write [glprune-out/NAME].")
     @click.option("--overwrite", is_flag=True, help="Replace an older bundle or a stopped run.")
     @click.option("--resume", is_flag=True, help="Continue a stopped run, if there is one.")
-    @click.option("--quiet", is_flag=True, help="Print no progress.")
+    @click.option("--quiet", is_flag=True, help="Print neither progress nor the result.")
     @click.pass_context
     def demo(
-        context: click.Context, /, name: str, list_demos: bool, out: Path | None, **run_options: bool
+        context: click.Context, /, name: str | None, list_demos: bool, out: Path | None, **run_options: bool
     ) -> None:
         """Prune the bundled example NAME: german_credit (the default) or mnist.
 
         The recipe, data and trained network are read from the installed package; only the bundle is written.
         """
         if list_demos:
+            if name is not None:
+                raise UsageError("demo: --list takes no NAME; leave one of them out.")
             _print_list()
             return
+        name = name or _DEFAULT
         chosen, root, bundle = _find(name), demo_root(), out or Path("glprune-out") / name
         context.invoke(run, recipe=root / chosen.recipe, model=root / chosen.model, out=bundle, **run_options)
         if not run_options["quiet"]:

@@ -190,7 +190,7 @@ _allow = click.option(
     help="Import the recipe's factory, loader and plugins only from this package, module or .py file.",
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
-_quiet = click.option("--quiet", is_flag=True, help="Print no progress.")
+_quiet = click.option("--quiet", is_flag=True, help="Print neither progress nor the result.")
 
 
 @click.group(cls=_Group, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
@@ -264,7 +264,7 @@ def _run(options: _RunOptions) -> None:
     with ci_context(ci_systems, "run", options.folder), _process_group(options.folder) as group:
         recipe = _load(options.recipe, options.overrides, options.allow_factory)
         with _tracked(options, group) as log:
-            result = _run_pipeline(options, recipe)
+            result = _run_pipeline(options, recipe, group)
             if not group.is_main:
                 return
             log(result)
@@ -273,7 +273,7 @@ def _run(options: _RunOptions) -> None:
         publish_run(ci_systems, result.report, result.bundle)
 
 
-def _run_pipeline(options: _RunOptions, recipe: Recipe) -> Result:
+def _run_pipeline(options: _RunOptions, recipe: Recipe, group: ProcessGroup) -> Result:
     """Run the pipeline and show its progress."""
     from glprune.cli.console import ProgressReporter
     from glprune.pipeline import run as run_pipeline
@@ -292,6 +292,7 @@ def _run_pipeline(options: _RunOptions, recipe: Recipe) -> Result:
             trust_pickle=options.trust_pickle,
             reporters=options.reporters,
             on_event=progress,
+            process_group=group,
         )
 
 

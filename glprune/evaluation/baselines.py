@@ -8,7 +8,7 @@ baselines.
 References:
     Magnitude: Han et al. (2015), "Learning both weights and connections for efficient neural networks";
     of whole groups, Li et al. (2017), "Pruning filters for efficient ConvNets". Permutation importance:
-    :mod:`glprune.evaluation.permutation_importance`.
+    ``glprune.evaluation.permutation_importance``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from glprune.export.onnx_runtime import EXPORT_TOLERANCE, OnnxFile
 from glprune.export.shipped_model import on_test_rows, write_shipped
 from glprune.pruning.groups import GroupSet, group_norms, sliced, support, zero_units_
 from glprune.pruning.removal import RemovalResult, remove, then
-from glprune.pruning.units import Kind
+from glprune.pruning.units import GroupKind
 from glprune.runtime.events import Listener, Progress, Stage
 from glprune.schema.report import Baseline, BaselineRun, Baselines, Spread
 from glprune.search.outcome import kept_names
@@ -46,7 +46,7 @@ RANDOM_DRAWS = 5
 PERMUTATIONS = 5
 Name = Literal["random", "magnitude", "permutation"]
 Ranking = Callable[["Job", GroupSet], Tensor]
-Sizes = Mapping[tuple[Kind, str], int]
+Sizes = Mapping[tuple[GroupKind, str], int]
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _kept_by(job: Job, removed: RemovalResult) -> list[str]:
 
 def _sizes(job: Job, removed: RemovalResult, kept: Collection[str]) -> Sizes:
     """Count the features of every input and the units of every layer that are kept."""
-    sizes: dict[tuple[Kind, str], int] = {}
+    sizes: dict[tuple[GroupKind, str], int] = {}
     for groups in job.groups:
         if groups.kind == "input":
             sizes["input", groups.name] = sum(label in kept for label in groups.labels)
@@ -136,7 +136,7 @@ def _sizes(job: Job, removed: RemovalResult, kept: Collection[str]) -> Sizes:
     return sizes
 
 
-def _is_cut(job: Job, sizes: Sizes, kind: Kind) -> bool:
+def _is_cut(job: Job, sizes: Sizes, kind: GroupKind) -> bool:
     """Return whether anything of a kind was removed."""
     return any(sizes[g.kind, g.name] < len(g.labels) for g in job.groups if g.kind == kind)
 
@@ -230,7 +230,7 @@ def _slim(job: Job, shipped: _Shipped, ranking: Ranking) -> tuple[RemovalResult,
 
 
 def _cut_weakest(
-    job: Job, sizes: Sizes, ranking: Ranking, kinds: Sequence[Kind]
+    job: Job, sizes: Sizes, ranking: Ranking, kinds: Sequence[GroupKind]
 ) -> tuple[RemovalResult, nn.Module, float]:
     """Cut the groups of lowest rank down to the given sizes and refit."""
     zeroed = copy.deepcopy(job.network)
@@ -275,7 +275,7 @@ def _kept_units(groups: GroupSet, removed: RemovalResult) -> set[int]:
 
 def _differences(found: Sizes, wanted: Sizes) -> list[str]:
     """List the inputs and layers of which a selection keeps more or less than the shipped model."""
-    counted: dict[Kind, str] = {"input": "features of input", "hidden": "units of layer"}
+    counted: dict[GroupKind, str] = {"input": "features of input", "hidden": "units of layer"}
     return [
         f"it keeps {found[kind, name]} {counted[kind]} {name!r}, the shipped model {count}"
         for (kind, name), count in wanted.items()

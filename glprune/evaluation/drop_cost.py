@@ -54,12 +54,12 @@ def measure_drop_costs(
     names = kept_names(shipped.outcomes)
     listener(Stage("drop cost", f"each of {len(names)} features cut, the network refitted without it"))
     with tempfile.TemporaryDirectory(dir=shipped.folder) as scratch:
-        record = job.journal.open_step("drop costs", {"features": names})
+        record = job.checkpoints.open_step("drop costs", {"features": names})
         refitted, *costs = map_with_checkpoint(
             workers,
             functools.partial(_without, Path(scratch)),
             [None, *names],
-            OutcomeLog(record, job.journal, TypeAdapter(DropCost)),
+            OutcomeLog(record, job.checkpoints, TypeAdapter(DropCost)),
             lambda done: listener(Progress("refits", done, len(names) + 1)),
         )
     file = OnnxFile(shipped.file, job.recipe.threads)

@@ -27,7 +27,7 @@ from glprune.evaluation.policy_report import (
 )
 from glprune.export.signature import shipped_inputs, shipped_outputs
 from glprune.model.task import improvement
-from glprune.pruning.groups import GroupSet, State, group_norms, group_sizes, sliced
+from glprune.pruning.groups import GroupSet, TensorDict, group_norms, group_sizes, sliced
 from glprune.pruning.verification import TOLERANCE
 from glprune.schema import bundle as bundles
 from glprune.schema.recipe import HIGHER_IS_BETTER, PenaltySpec, Recipe
@@ -198,7 +198,7 @@ def _penalty(spec: PenaltySpec) -> PenaltyFacts:
         plugin=spec.plugin,
         weights=spec.weights,
         l1_ratio=spec.l1_share if spec.kind == "sparse_group_lasso" else None,
-        gamma=spec.knot if spec.kind == "group_mcp" else None,
+        gamma=spec.mcp_threshold if spec.kind == "group_mcp" else None,
     )
 
 
@@ -286,7 +286,7 @@ def _targets(split: Split) -> Tensor:
     return torch.cat([y for _, y in split.batches(8192, None)])
 
 
-def _norms(state: State, sets: Sequence[GroupSet]) -> dict[str, float]:
+def _norms(state: TensorDict, sets: Sequence[GroupSet]) -> dict[str, float]:
     """The group norm of every feature of some input sets."""
     return {
         label: norm

@@ -114,7 +114,7 @@ def measure_stability(
         workers,
         functools.partial(_search_resample, limit),
         range(spec.n_resamples),
-        OutcomeLog(job.journal.open_step("resamples", {"limit": limit}), job.journal, _OUTCOME),
+        OutcomeLog(job.checkpoints.open_step("resamples", {"limit": limit}), job.checkpoints, _OUTCOME),
         lambda done: listener(Progress("resamples", done, spec.n_resamples)),
     )
     resamples = [resample for resample in found if isinstance(resample, Resample)]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from glprune.export.exporters import EXPORTERS, ExportRequest, chosen_exporters, first_line
+from glprune.export.exporters import EXPORTERS, ExportRequest, chosen_exporters, root_cause
 
 if TYPE_CHECKING:
     from glprune.data.splits import Inputs
@@ -152,5 +152,5 @@ def _exporter_errors(request: ExportRequest, exporter: ExporterChoice) -> tuple[
                 export(request, Path(folder) / "layer.onnx")
                 return ()
             except Exception as error:  # noqa: BLE001 - exporters raise errors of any class
-                errors.append(f"{name}: {first_line(error)}")
+                errors.append(f"{name}: {root_cause(error)}")
     return tuple(errors)

@@ -160,7 +160,7 @@ def _without_graph_dump() -> Iterator[None]:
         setattr(bindings, name, log)
 
 
-def first_line(error: BaseException) -> str:
+def root_cause(error: BaseException) -> str:
     """Return the first line of the root cause: exporters wrap the error in advice of their own."""
     while error.__cause__ is not None:
         error = error.__cause__

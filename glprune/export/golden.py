@@ -41,4 +41,4 @@ def write_input_schema(report: Report, plan: Plan, folder: Path) -> None:
     """Write ``input_schema.json`` from the report, the plan and the shapes of the shipped file."""
     shapes = input_shapes(parse((folder / bundles.ONNX).read_bytes()))
     schema = make_input_schema(report, plan, shapes)
-    bundles.write_json(folder / bundles.CONTRACT, schema.model_dump(mode="json", by_alias=True))
+    bundles.write_json(folder / bundles.INPUT_SCHEMA, schema.model_dump(mode="json", by_alias=True))

@@ -28,7 +28,7 @@ from torch import Tensor
 from glprune.audit.checks.int8 import PROPERTY, products
 from glprune.data.splits import Inputs, first_rows
 from glprune.errors import ModelError
-from glprune.export.exporters import first_line, silence_exporters
+from glprune.export.exporters import root_cause, silence_exporters
 from glprune.export.onnx_runtime import OnnxFile, latency
 from glprune.export.shrink import strip_exporter_metadata
 from glprune.model.prediction import predict
@@ -72,7 +72,7 @@ def write_int8(source: Path, target: Path, rows: Sequence[dict[str, Any]]) -> Me
         onnx.checker.check_model(found, full_check=True)
     except Exception as error:  # the quantiser raises errors of any class
         raise ModelError(
-            f"export.quantize: int8: the network cannot be quantised ({first_line(error)}); remove the key."
+            f"export.quantize: int8: the network cannot be quantised ({root_cause(error)}); remove the key."
         ) from error
     if not products(found)[0]:
         raise ModelError(
@@ -84,7 +84,7 @@ def write_int8(source: Path, target: Path, rows: Sequence[dict[str, Any]]) -> Me
 
 
 def quantize(source: Path, target: Path, method: Method, rows: Sequence[dict[str, Any]]) -> None:
-    """Quantise with ONNX Runtime; see :func:`write_int8`."""
+    """Quantise with ONNX Runtime; see ``write_int8``."""
     int8 = quantization.QuantType.QInt8
     if method == "dynamic":
         quantization.quantize_dynamic(source, target, op_types_to_quantize=_OPERATORS, weight_type=int8)
@@ -120,7 +120,7 @@ def measure_int8(shipped: ShippedModel, batches: Sequence[int]) -> Quantized:
         batches: Rows of a call, for latency.
 
     Raises:
-        ModelError: See :func:`write_int8`.
+        ModelError: See ``write_int8``.
     """
     job, threads = shipped.job, shipped.job.recipe.threads
     rows = _training_rows(shipped)

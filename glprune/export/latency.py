@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class OnnxLatencyMeter:
     """Measures networks of any width as ONNX files, beside the file of the original network.
 
-    Implements :class:`glprune.search.budget.LatencyMeter`.
+    Implements ``glprune.search.budget.LatencyMeter``.
 
     Args:
         job: The job whose network is the original.

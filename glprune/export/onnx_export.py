@@ -18,8 +18,8 @@ from glprune.export.exporters import (
     DynamicAxes,
     ExportRequest,
     chosen_exporters,
-    first_line,
     label_axes,
+    root_cause,
 )
 from glprune.export.onnx_runtime import EXPORT_TOLERANCE, OnnxFile
 from glprune.export.shrink import shrink, strip_exporter_metadata
@@ -160,7 +160,7 @@ def export_onnx(
             path.unlink(missing_ok=True)
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the file system failed, not the exporter
-            failures.append(f"{exporter}: {first_line(error)}")
+            failures.append(f"{exporter}: {root_cause(error)}")
             continue
         candidates.append(candidate)
         if variants.accepts(candidate.raw):

@@ -18,7 +18,7 @@ def load_reporters(names: Sequence[str], allowed: Sequence[str] | None = None) -
     """Load the reporters of ``run --reporter``, before anything is trained.
 
     Raises:
-        UsageError: See :func:`load_plugin`, or a name is given twice.
+        UsageError: See ``load_plugin``, or a name is given twice.
     """
     if len(set(names)) < len(names):
         raise UsageError("--reporter: a name is given twice; give each once.")
@@ -29,7 +29,7 @@ def run_exporters(recipe: Recipe, result: Result) -> None:
     """Run the recipe's exporters, each with a folder of its own: ``<bundle>.<name>``.
 
     Raises:
-        RecipeError: See :func:`load_plugin`.
+        RecipeError: See ``load_plugin``.
         UsageError: Such a folder exists.
         PluginError: An exporter raises, or changes the bundle, which then differs from what was measured.
     """

@@ -55,7 +55,7 @@ class ShippedModel:
 def write_onnx(
     job: Job, network: nn.Module, example: Inputs, path: Path, variants: FileVariants | None = None
 ) -> ExportResult:
-    """Write a network as the recipe's ``export`` section says; see :func:`export_onnx`.
+    """Write a network as the recipe's ``export`` section says; see ``export_onnx``.
 
     Args:
         job: The job.
@@ -81,7 +81,7 @@ def write_shipped(
 ) -> ExportResult:
     """Write a refitted slim network under the recipe's signature.
 
-    A file with metadata is kept within :func:`glprune.schema.bundle.size_limit` where that is possible.
+    A file with metadata is kept within ``glprune.schema.bundle.size_limit`` where that is possible.
 
     Raises:
         ModelError: The network cannot be exported.

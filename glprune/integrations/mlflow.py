@@ -65,7 +65,7 @@ def tracked(
 
 
 def log_result(result: Result, model: str | None = None, alias: str | None = None) -> str:
-    """Log what :func:`glprune.run` returned into the active MLflow run, or into a new one.
+    """Log what ``glprune.run`` returned into the active MLflow run, or into a new one.
 
     Args:
         result: The run's result.
@@ -158,7 +158,7 @@ def _log_model(mlflow: Any, run: str, result: Result, model: str | None) -> str 
 
 
 def save_model(path: str, mlflow_model: Any, bundle: Path, signature: Any = None, **others: Any) -> None:
-    """Save the model of a bundle; the flavour interface of :func:`mlflow.models.Model.log`."""
+    """Save the model of a bundle; the flavour interface of ``mlflow.models.Model.log``."""
     mlflow, pandas = _mlflow(), importlib.import_module("pandas")
     required = [f"{package.__name__}=={package.__version__}" for package in (np, onnx, onnxruntime, pandas)]
     loader = Path(__file__).with_name("mlflow_model.py")
@@ -171,7 +171,7 @@ def save_model(path: str, mlflow_model: Any, bundle: Path, signature: Any = None
         pip_requirements=[f"mlflow=={mlflow.__version__}", *required],
         save_as_external_data=False,
     )
-    shutil.copy(bundle / bundles.CONTRACT, path)
+    shutil.copy(bundle / bundles.INPUT_SCHEMA, path)
     # only the loader differs from the flavour MLflow wrote
     mlflow_model.flavors["python_function"] |= {"loader_module": loader.stem, "data": "."}
     mlflow_model.metadata = {"glprune.model_sha256": bundles.digest(bundle / bundles.ONNX)}
@@ -183,7 +183,7 @@ def signature(bundle: Path) -> Any:
     models, types, schema = (
         importlib.import_module(f"mlflow.{name}") for name in ("models", "types", "types.schema")
     )
-    contract = json.loads((bundle / bundles.CONTRACT).read_text(encoding="utf-8"))
+    contract = json.loads((bundle / bundles.INPUT_SCHEMA).read_text(encoding="utf-8"))
     tables = all(
         part["axis"] == 1 and len(part["shape"]) == 2 and part["columns"] for part in contract["inputs"]
     )

@@ -74,7 +74,7 @@ class GroupLassoPruner(SelectorMixin, BaseEstimator):  # type: ignore[misc]  # t
     Attributes:
         support_: Mask of the kept columns, bool, shape (n_features_in_,).
         network_: The slim network, in evaluation mode; it takes ``transform(X)`` as float32.
-        path_: The points of the path, :class:`glprune.schema.report.PathPoint`.
+        path_: The points of the path, ``glprune.schema.report.PathPoint``.
         kkt_zero_: Largest relative violation of the optimality conditions over zero groups, where selected.
         difference_: Largest relative change of the outputs by a cut.
         classes_: The classes, where there are any.

@@ -69,7 +69,7 @@ def write_triton(bundle: Path, repository: Path, name: str, max_batch: int = MAX
     model = parse(files[bundles.ONNX])
     (folder / "1").mkdir(parents=True)
     (folder / "1" / bundles.ONNX).write_bytes(files[bundles.ONNX])
-    (folder / bundles.CONTRACT).write_bytes(files[bundles.CONTRACT])
+    (folder / bundles.INPUT_SCHEMA).write_bytes(files[bundles.INPUT_SCHEMA])
     (folder / "config.pbtxt").write_text(triton_config(model, name, max_batch), encoding="utf-8")
     return folder
 
@@ -80,17 +80,17 @@ def write_kserve(
     """Write ``models/`` for KServe's Triton runtime, an InferenceService, and an example request.
 
     Args:
-        bundle: As in :func:`write_triton`.
+        bundle: As in ``write_triton``.
         folder: Where to write.
         name: Name of the model and of the InferenceService.
         uri: Location of ``models/`` for KServe: its ``storageUri``.
-        max_batch: As in :func:`write_triton`.
+        max_batch: As in ``write_triton``.
 
     Returns:
         The file of the InferenceService.
 
     Raises:
-        UsageError: As in :func:`write_triton`, or the URI is invalid.
+        UsageError: As in ``write_triton``, or the URI is invalid.
     """
     if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s\"'#]+", uri):
         raise UsageError(f"--storage-uri {uri!r}: use a URI such as pvc://, s3:// or gs://, without spaces.")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from glprune._files import unreadable_reason
 from glprune._imports import describe, load_callable
 from glprune._plugins import load_plugin
-from glprune.errors import GlpruneError, ModelError
+from glprune.errors import GlpruneError, ModelError, first_line
 
 if TYPE_CHECKING:
     from glprune.schema.recipe import Recipe
@@ -88,7 +88,7 @@ def _read(path: Path, trust_pickle: bool) -> tuple[Mapping[str, Tensor] | nn.Mod
         try:
             return safetensors.torch.load_file(path), "safetensors"
         except (safetensors.SafetensorError, OSError, LookupError, ValueError) as error:
-            raise ModelError(f"{path}: not a safetensors file ({_first_line(error)}).") from error
+            raise ModelError(f"{path}: not a safetensors file ({first_line(error, 160)}).") from error
     _check_container(path)
     try:
         with warnings.catch_warnings():
@@ -103,7 +103,7 @@ def _read(path: Path, trust_pickle: bool) -> tuple[Mapping[str, Tensor] | nn.Mod
         content = _unpickle(path)
         return content if isinstance(content, nn.Module) else _state(content, path), "pickle"
     except Exception as error:  # torch.load raises RuntimeError, EOFError, KeyError, ... on broken files
-        raise ModelError(f"{path}: not a file torch.save wrote ({_first_line(error)}).") from error
+        raise ModelError(f"{path}: not a file torch.save wrote ({first_line(error, 160)}).") from error
     return _state(content, path), "state_dict"
 
 
@@ -119,7 +119,9 @@ def _check_container(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
-        raise ModelError(f"{path}: truncated or no file torch.save wrote ({_first_line(error)}).") from error
+        raise ModelError(
+            f"{path}: truncated or no file torch.save wrote ({first_line(error, 160)})."
+        ) from error
     names = [PurePosixPath(m.filename) for m in members]
     if any(name.name == "constants.pkl" for name in names):
         raise ModelError(
@@ -221,7 +223,7 @@ def _load(module: nn.Module, state: Mapping[str, Tensor], path: Path, factory: s
     try:
         module.load_state_dict(dict(state))
     except RuntimeError as error:
-        raise ModelError(f"{path} does not fit {factory} ({_first_line(error)}).") from error
+        raise ModelError(f"{path} does not fit {factory} ({first_line(error, 160)}).") from error
 
 
 def _check_finite(module: nn.Module, path: Path) -> None:
@@ -237,7 +239,3 @@ def _check_finite(module: nn.Module, path: Path) -> None:
 def _shortened_list(names: Sequence[str]) -> str:
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return ", ".join(names[:5]) + more
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

@@ -86,7 +86,7 @@ def name_outputs(recipe: Recipe, found: Sequence[tuple[str | None, Tensor]], row
 
     Args:
         recipe: The recipe.
-        found: The outputs as :func:`named_leaves` gives them.
+        found: The outputs as ``named_leaves`` gives them.
         rows: Rows of the batch they came from.
 
     Raises:

@@ -14,7 +14,7 @@ from glprune.errors import DataError, ModelError
 from glprune.model.outputs import Outputs, leaves
 from glprune.schema.recipe import HIGHER_IS_BETTER, METRICS
 
-Kind = Literal["binary", "multiclass", "regression", "distillation"]
+TaskName = Literal["binary", "multiclass", "regression", "distillation"]
 Output = Literal["logits", "probabilities"]
 
 
@@ -36,7 +36,7 @@ class Task:
         scales: For distillation, the divisor of each output; 0 leaves the output out.
     """
 
-    kind: Kind
+    kind: TaskName
     output: Output
     classes: int
     width: int = 1

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from glprune.pruning.ids import UnitIds
-from glprune.pruning.units import Kind, Role, TensorAxis, UnitSet
+from glprune.pruning.units import GroupKind, Role, TensorAxis, UnitSet
 
 if TYPE_CHECKING:
     from glprune.data.splits import Inputs
@@ -44,7 +44,7 @@ class _DeadlineExceeded(BaseException):  # not an Exception: torch-pruning and `
 
 
 class _Deadline:
-    """A point in time after which :meth:`check` raises."""
+    """A point in time after which ``check`` raises."""
 
     def __init__(self, seconds: float) -> None:
         self.end = time.monotonic() + seconds
@@ -184,7 +184,7 @@ class _GraphPlanner:
             self.graph.build_dependency(self.gated, inputs, customized_pruners=pruners, verbose=False)
         self.covered: set[nn.Module] = set()
 
-    def roots(self) -> Iterator[tuple[str, Kind, nn.Module]]:
+    def roots(self) -> Iterator[tuple[str, GroupKind, nn.Module]]:
         """Yield inputs first, then every layer that begins units, in forward order."""
         for number, gate in enumerate(self.gated.entries):
             if isinstance(gate, _Gate):
@@ -194,7 +194,7 @@ class _GraphPlanner:
         for module in sorted(layers, key=lambda m: order[m]):
             yield self.names[module], "hidden", module
 
-    def unit_set(self, name: str, kind: Kind, root: nn.Module) -> UnitSet | None:
+    def unit_set(self, name: str, kind: GroupKind, root: nn.Module) -> UnitSet | None:
         """Plan one root; None where a set planned before covers it or it feeds the output."""
         if root in self.covered:
             return None

@@ -16,9 +16,9 @@ from torch import Tensor
 from glprune.pruning.ids import GroupIds, Positions, UnitIds
 
 if TYPE_CHECKING:
-    from glprune.pruning.units import Kind, TensorAxis, UnitSet
+    from glprune.pruning.units import GroupKind, TensorAxis, UnitSet
 
-State = Mapping[str, Tensor]
+TensorDict = Mapping[str, Tensor]
 _MIN_RELATIVE_SIZE = (
     1e-4  # of the largest: a group that is already zero gets a large penalty weight, not an infinite one
 )
@@ -44,17 +44,13 @@ class GroupSet:
         return self.units.name
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> GroupKind:
         """``input`` or ``hidden``."""
         return self.units.kind
 
     def owner(self, slot: TensorAxis) -> GroupIds:
         """Return the group of each position of ``slot``, shape of ``slot.unit``; -1 where it has none."""
         return GroupIds(torch.where(slot.unit >= 0, self.group[slot.unit.clamp(min=0)], -1))
-
-    def units_of(self, groups: Tensor) -> UnitIds:
-        """Return the units whose group is marked; ``groups`` is bool, shape (n_groups,)."""
-        return UnitIds(torch.nonzero(groups[self.group]).flatten())
 
 
 def input_groups(units: UnitSet, features: Sequence[tuple[str, Sequence[int]]]) -> GroupSet:
@@ -106,7 +102,7 @@ def _sum_by_owner(values: Tensor, dim: int, owner: GroupIds, count: int) -> Tens
     return total.index_add_(0, torch.where(owner < 0, count, owner), along)[:count]
 
 
-def group_norms(state: State, groups: GroupSet) -> Tensor:
+def group_norms(state: TensorDict, groups: GroupSet) -> Tensor:
     """Return the L2 norm of each group's weights, shape (n_groups,), float64."""
     total = torch.zeros(len(groups.labels), dtype=torch.float64)
     for slot in groups.units.readers:
@@ -115,7 +111,7 @@ def group_norms(state: State, groups: GroupSet) -> Tensor:
     return total.sqrt()
 
 
-def group_sizes(state: State, groups: GroupSet) -> Tensor:
+def group_sizes(state: TensorDict, groups: GroupSet) -> Tensor:
     """Return the number of each group's weights, p_g, shape (n_groups,), int64."""
     total = torch.zeros(len(groups.labels), dtype=torch.float64)
     for slot in groups.units.readers:
@@ -124,7 +120,7 @@ def group_sizes(state: State, groups: GroupSet) -> Tensor:
     return total.long()
 
 
-def penalty_weights(state: State, groups: GroupSet, strength: float, adaptive: bool = False) -> Tensor:
+def penalty_weights(state: TensorDict, groups: GroupSet, strength: float, adaptive: bool = False) -> Tensor:
     """Return the weight of each group in the penalty, shape (n_groups,), float64.
 
     ``strength * sqrt(p_g)``; an adaptive weight is divided by the root mean square of the group's trained
@@ -150,7 +146,7 @@ def penalty_weights(state: State, groups: GroupSet, strength: float, adaptive: b
     return strength * root / torch.maximum(size, smallest)
 
 
-def support(state: State, groups: GroupSet) -> Tensor:
+def support(state: TensorDict, groups: GroupSet) -> Tensor:
     """Mark the groups that have a non-zero weight, bool, shape (n_groups,); all groups of a refused set."""
     if groups.units.refused:
         return torch.ones(len(groups.labels), dtype=torch.bool)
@@ -161,7 +157,7 @@ def support(state: State, groups: GroupSet) -> Tensor:
     return alive > 0
 
 
-def zero_units_(state: State, units: UnitSet, marked: Tensor) -> None:
+def zero_units_(state: TensorDict, units: UnitSet, marked: Tensor) -> None:
     """Set the weights that read the marked units to zero, in place; ``marked`` is bool (n_units,)."""
     for slot in units.readers:
         hit = (slot.unit >= 0) & marked[slot.unit.clamp(min=0)]

@@ -3,7 +3,7 @@
 A plane holds node numbers as float64 in the shape of its tensor, so that any operation that moves values
 can move them; 0 is an element of no node. A compact plane has stride 0 along every dimension it does not
 vary along, which makes most of the arithmetic here cheap. Planes stay plain tensors, since PyTorch's
-operations move them; :func:`node_ids` and :func:`node_pairs` take the numbers out.
+operations move them; ``node_ids`` and ``node_pairs`` take the numbers out.
 """
 
 from __future__ import annotations

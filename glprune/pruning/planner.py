@@ -1,6 +1,6 @@
 """Find the groups of a network: trace its units, check each plan numerically, compare it with torch-pruning.
 
-:mod:`glprune.pruning.verification` checks every set before anything is trained or cut; a set that fails the
+``glprune.pruning.verification`` checks every set before anything is trained or cut; a set that fails the
 check is refused with the reason. Every set is compared with torch-pruning's plan of it.
 """
 
@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from glprune.errors import ModelError
+from glprune.errors import ModelError, first_line
 from glprune.model.standardize import StandardizedNetwork
 from glprune.pruning.candidates import Candidate, find_candidates
 from glprune.pruning.dependency_graph import dependency_plans
 from glprune.pruning.groups import GroupSet, hidden_groups, input_groups
 from glprune.pruning.trace import trace
-from glprune.pruning.units import Kind, TensorAxis, UnitSet
-from glprune.pruning.verification import EquivalenceChecker, first_line, random_copy
+from glprune.pruning.units import GroupKind, TensorAxis, UnitSet
+from glprune.pruning.verification import EquivalenceChecker, random_copy
 
 if TYPE_CHECKING:
     from glprune.data.records import Data, InputColumns
@@ -218,7 +218,7 @@ class _Planner:
 
 
 def _unit_set(candidate: Candidate, slots: tuple[TensorAxis, ...]) -> UnitSet:
-    kind: Kind = "hidden" if candidate.source is None else "input"
+    kind: GroupKind = "hidden" if candidate.source is None else "input"
     return UnitSet(
         candidate.name, kind, candidate.count, slots, source=candidate.source, family=candidate.family
     )

@@ -1,6 +1,6 @@
 """Cut the units whose groups are exactly zero and certify that the outputs stay the same.
 
-:mod:`glprune.pruning.verification` checked the plans on random weights; here every cut is compared again,
+``glprune.pruning.verification`` checked the plans on random weights; here every cut is compared again,
 on the network's own weights and on real and random rows, with the network whose groups are zero.
 """
 
@@ -166,7 +166,7 @@ def cut_uncertified(  # noqa: PLR0913 - as for `remove`
         alive: For each set, which of its groups are left, bool, shape (n_groups,).
         inputs: Rows of the dense network.
         axes: The feature axis of each input; None where it has none.
-        multiple: Of hidden widths, see :func:`remove`.
+        multiple: Of hidden widths, see ``remove``.
 
     Returns:
         The network, and the kept columns of every input.
@@ -182,7 +182,7 @@ def kept_units(groups: Sequence[GroupSet], alive: Sequence[Tensor], multiple: in
     Args:
         groups: Group sets of checked unit sets.
         alive: For each set, which of its groups are left, bool, shape (n_groups,).
-        multiple: Of hidden widths, see :func:`remove`.
+        multiple: Of hidden widths, see ``remove``.
     """
     marks = {id(g): a for g, a in zip(groups, alive, strict=True)}
     kept = []

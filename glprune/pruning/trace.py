@@ -6,7 +6,7 @@ independent way of dividing it into units (such as features and embedding dimens
 concatenations move labels as they move values, so slices, reshapes and permutations need no rule
 of their own; elementwise operations join the units they pair; a contraction with a weight ends a
 unit at the weight's positions, which become its reader, and begins the units of its output.
-Operations that mix units are recorded by name. :mod:`glprune.pruning.verification` checks every plan
+Operations that mix units are recorded by name. ``glprune.pruning.verification`` checks every plan
 numerically.
 
 Positions of weights and input columns are nodes; joined nodes are found as connected components.

@@ -255,7 +255,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch's _
         self.written_labels[storage_address(tensor)] = memory
 
     def set_labels(self, tensor: Tensor, planes: Sequence[LabelPlane], weight: bool) -> None:
-        """Label an output; for ``weight`` see :class:`glprune.pruning.labels.Labels`."""
+        """Label an output; for ``weight`` see ``glprune.pruning.labels.Labels``."""
         kept = [c for c in map(compact, planes) if bool(c.any())]
         if weight:  # a single row of a table is not a unit of what it is added to
             kept = [c for c in kept if varying_dims(c)]
@@ -304,7 +304,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch's _
         return self.running_layers[-1] if self.running_layers else "the network's forward"
 
     def annotate(self, ids: LabelPlane, kind: AnnotationKind, reason: str) -> None:
-        """Annotate all units of a plane; see :class:`Annotation`."""
+        """Annotate all units of a plane; see ``Annotation``."""
         found = node_ids(ids)
         if found.size:
             self.trace.annotations.append(Annotation(found, kind, reason))
@@ -325,7 +325,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch's _
         return top
 
     def use_weight(self, weight: LabelPlane, ids: LabelPlane, role: Role, scales: bool, plane: int) -> bool:
-        """Record a use of a weight, see :class:`WeightUse`; return whether any position meets a unit."""
+        """Record a use of a weight, see ``WeightUse``; return whether any position meets a unit."""
         met = node_pairs(weight, ids)
         if met.size:
             self.trace.weight_uses.append(WeightUse(NodeIds(met[0]), NodeIds(met[1]), role, scales, plane))

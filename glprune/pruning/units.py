@@ -7,7 +7,7 @@ from typing import Literal
 
 from glprune.pruning.ids import UnitIds
 
-Kind = Literal["input", "hidden"]
+GroupKind = Literal["input", "hidden"]
 Role = Literal["reader", "carrier"]
 Removal = Literal["cut", "constant"]
 
@@ -66,7 +66,7 @@ class UnitSet:
     """
 
     name: str
-    kind: Kind
+    kind: GroupKind
     count: int
     slots: tuple[TensorAxis, ...]
     refused: str | None = None

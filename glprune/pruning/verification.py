@@ -1,6 +1,6 @@
 """Check plans numerically: compare outputs on random weights in double precision.
 
-The planner takes no plan from :mod:`glprune.pruning.candidates` unchecked. On a copy of the network with
+The planner takes no plan from ``glprune.pruning.candidates`` unchecked. On a copy of the network with
 random weights, for subsets of units that separate any two units: zeroing the weights that read the units
 changes the outputs; with those weights at zero, perturbing the units changes nothing; and neither does
 cutting them.
@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from glprune.data.splits import Inputs, select_columns
+from glprune.errors import first_line
 from glprune.pruning.groups import zero_units_
 from glprune.pruning.ids import UnitIds
 from glprune.pruning.surgery import kept_columns, plan_pruning
@@ -339,11 +340,6 @@ def _holds_width(value: Any, width: int) -> bool:
     if isinstance(value, tuple | list):
         return width > 1 and any(type(v) is int and v == width for v in value)
     return type(value) is int and value == width
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextlib.contextmanager

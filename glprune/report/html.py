@@ -84,7 +84,7 @@ NO_PICTURE = "<svg></svg>\n"
 
 
 class _NoPictures:
-    """Replaces :mod:`glprune.report.plots` where matplotlib is not installed."""
+    """Replaces ``glprune.report.plots`` where matplotlib is not installed."""
 
     def __getattr__(self, name: str) -> Callable[..., str]:
         return lambda *_, **__: NO_PICTURE

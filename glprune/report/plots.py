@@ -54,7 +54,7 @@ def norm_bars(features: Sequence[Feature]) -> str:
 
 
 def path_picture(points: Sequence[PathPoint], features: Sequence[Feature]) -> str:
-    """:func:`path_figure` as SVG."""
+    """``path_figure`` as SVG."""
     with rc_context(_STYLE):
         return _svg(path_figure(points, features))
 
@@ -62,7 +62,7 @@ def path_picture(points: Sequence[PathPoint], features: Sequence[Feature]) -> st
 def path_figure(points: Sequence[PathPoint], features: Sequence[Feature]) -> Figure:
     """Draw the group norms of the features along the path; chosen points are marked.
 
-    :mod:`glprune.report.path_lines` selects the lines.
+    ``glprune.report.path_lines`` selects the lines.
     """
     with rc_context(_STYLE):
         figure = Figure(figsize=(7.2, 3.6))
@@ -112,7 +112,7 @@ def _draw(axes: Axes, places: Sequence[float], lines: PathLines, many: bool) -> 
 
 
 def path_metric(points: Sequence[PathPoint], metric: str, reference: float) -> str:
-    """:func:`metric_figure` as SVG."""
+    """``metric_figure`` as SVG."""
     with rc_context(_STYLE):
         return _svg(metric_figure(points, metric, reference))
 

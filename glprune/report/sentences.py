@@ -189,7 +189,7 @@ def file_sentence(report: Report) -> str:
     names = {
         "all": "Its metadata names all columns.",
         "digest": "Its metadata has the number of columns and the SHA-256 of their names, which are in "
-        f"{bundles.CONTRACT}.",
+        f"{bundles.INPUT_SCHEMA}.",
     }
     return (
         f"{report.export.file} has {size.onnx_bytes_after:,} bytes: 4 for each parameter and "

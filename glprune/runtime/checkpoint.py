@@ -61,7 +61,7 @@ class CheckpointLog:
 
     Args:
         folder: Where checkpoints are written; None keeps nothing.
-        identity: What the run is a function of, name -> value, JSON values; see :meth:`resume`.
+        identity: What the run is a function of, name -> value, JSON values; see ``resume``.
     """
 
     def __init__(self, folder: Path | None = None, identity: Mapping[str, Any] | None = None) -> None:
@@ -113,7 +113,7 @@ class CheckpointLog:
             key: Its arguments.
             values: Its result, JSON values.
             tensors: Its tensors; they must not change later.
-            since: A :attr:`position`; the steps stored since then were parts of this one and are dropped.
+            since: A ``position``; the steps stored since then were parts of this one and are dropped.
         """
         record = Step(name, dict(key), values, dict(tensors or {}))
         if self.folder is not None:
@@ -352,9 +352,9 @@ class DistributedCheckpoint(CheckpointLog):
         return self._log.weights(record)
 
     def drop_tensors(self, record: Step, prefix: str) -> None:
-        """See :class:`CheckpointLog`."""
+        """See ``CheckpointLog``."""
         self._log.drop_tensors(record, prefix)
 
     def save_if_due(self) -> None:
-        """See :class:`CheckpointLog`."""
+        """See ``CheckpointLog``."""
         self._log.save_if_due()

@@ -1,6 +1,6 @@
 """The processes of one run, as a launcher starts them, and collective operations over them.
 
-Every process runs the same search on its part of the training rows (:mod:`glprune.data.sharding`). Gradients
+Every process runs the same search on its part of the training rows (``glprune.data.sharding``). Gradients
 are summed over the processes, so that all make the same proximal step. With a single process every operation
 returns its argument.
 
@@ -158,7 +158,7 @@ class ProcessGroup:
             loss: This process's part of the loss.
 
         Returns:
-            The loss summed over the processes; NaN as in :meth:`average_gradients_`.
+            The loss summed over the processes; NaN as in ``average_gradients_``.
         """
         if self.size == 1:
             return loss
@@ -206,30 +206,25 @@ class ProcessGroup:
 
 
 ALONE = ProcessGroup()
-_joined: list[ProcessGroup] = []  # a process joins one group at a time, as in torch.distributed
 _counter = itertools.count()  # of groups: keys that an older one left in the store are not read again
 
 
 @contextlib.contextmanager
 def init_process_group() -> Iterator[ProcessGroup]:
-    """Join the processes that the environment names; a nested call yields the group joined already.
+    """Join the processes that the environment names.
 
     If a process raises an error, those that wait for it raise the same, or
-    :class:`~glprune.errors.PeerFailedError`, and all leave together.
+    ``glprune.errors.PeerFailedError``, and all leave together.
 
     Raises:
         UsageError: The processes cannot connect.
     """
     info = process_info()
-    if _joined or info.size < 2:
-        yield _joined[-1] if _joined else ALONE
+    if info.size < 2:
+        yield ALONE
         return
     with _connect(info) as process_group:
-        _joined.append(process_group)
-        try:
-            yield process_group
-        finally:
-            _joined.pop()
+        yield process_group
 
 
 @contextlib.contextmanager

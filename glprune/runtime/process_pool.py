@@ -36,7 +36,7 @@ Outcome = TypeVar("Outcome")
 
 
 class WorkerPool(Protocol[State]):
-    """Workers that process items in parallel: :class:`ProcessPool`, or ``RayPool`` on Ray."""
+    """Workers that process items in parallel: ``ProcessPool``, or ``RayPool`` on Ray."""
 
     def __enter__(self) -> WorkerPool[State]:
         """Start."""
@@ -54,7 +54,7 @@ class WorkerPool(Protocol[State]):
         items: Sequence[Item],
         done: Callable[[int, Outcome], None],
     ) -> list[Outcome]:
-        """See :meth:`ProcessPool.map`."""
+        """See ``ProcessPool.map``."""
         ...
 
 
@@ -153,11 +153,11 @@ def map_with_checkpoint(
     outcomes: OutcomeLog[Outcome],
     report: Callable[[int], None],
 ) -> list[Outcome]:
-    """Call :meth:`ProcessPool.map` on the items that a stopped run has not processed.
+    """Call ``ProcessPool.map`` on the items that a stopped run has not processed.
 
     Args:
         workers: The processes.
-        work: See :meth:`ProcessPool.map`.
+        work: See ``ProcessPool.map``.
         items: All items.
         outcomes: The outcomes of the stopped run; new ones are added.
         report: Called with the number of processed items, after each.

@@ -37,7 +37,7 @@ class _Actor:
 
 
 class RayPool(Generic[State]):
-    """:class:`glprune.runtime.process_pool.ProcessPool` on a Ray cluster.
+    """``glprune.runtime.process_pool.ProcessPool`` on a Ray cluster.
 
     The cluster is the one joined already, else the one that ``RAY_ADDRESS`` names, else a new one of this
     machine's cores.
@@ -86,7 +86,7 @@ class RayPool(Generic[State]):
         items: Sequence[Item],
         done: Callable[[int, Outcome], None],
     ) -> list[Outcome]:
-        """See :meth:`glprune.runtime.process_pool.ProcessPool.map`."""
+        """See ``glprune.runtime.process_pool.ProcessPool.map``."""
         outcomes: dict[int, Outcome] = {}
         while len(self._actors) < min(self._max_workers, len(items)):
             self._actors.append(self._actor_class.remote(self._payload))

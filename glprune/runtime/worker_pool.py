@@ -26,7 +26,7 @@ def make_worker_pool(
     """Create the workers that a recipe asks for.
 
     Args:
-        prepare: See :class:`glprune.runtime.process_pool.ProcessPool`.
+        prepare: See ``glprune.runtime.process_pool.ProcessPool``.
         spec: The engine and the number of workers; None for one worker for each core, or for each core of
             Ray's cluster.
         where: Position of the engine in the recipe, for messages.

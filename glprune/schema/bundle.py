@@ -1,6 +1,6 @@
 """The files of a bundle: names, digests, and how JSON is written.
 
-This module does not need PyTorch; :mod:`glprune.export.slim_network` rebuilds the network from a bundle.
+This module does not need PyTorch; ``glprune.export.slim_network`` rebuilds the network from a bundle.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ PAGE = "report.html"
 SUMMARY = "report.md"
 RECIPE = "recipe.resolved.yaml"
 SCHEMA = "report.schema.json"
-CONTRACT = "input_schema.json"
+INPUT_SCHEMA = "input_schema.json"
 GOLDEN = "golden.safetensors"
 PROXIES = "proxy.json"
 MANIFEST = "MANIFEST.json"
 SIGNATURES = "signatures"
-FILES = (ONNX, WEIGHTS, PLAN, REPORT, PAGE, SUMMARY, RECIPE, SCHEMA, CONTRACT, GOLDEN)
+FILES = (ONNX, WEIGHTS, PLAN, REPORT, PAGE, SUMMARY, RECIPE, SCHEMA, INPUT_SCHEMA, GOLDEN)
 """The files of every bundle besides the manifest and its signatures."""
 OPTIONAL = (PROXIES, INT8)
 """Files that a bundle may hold in addition; a listed one may be withheld from an auditor.

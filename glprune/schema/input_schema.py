@@ -61,7 +61,7 @@ class InputSchema(Record):
         description="column -> its value; for an input without named columns: input -> nested lists"
     )
     required: list[str] = Field(description="the properties that can reach an output")
-    schema_: Literal["glprune.input/1"] = Field(alias="schema")
+    schema_: Literal["glprune.input/2"] = Field(alias="schema")
     signature: Literal["slim", "original"]
     inputs: list[SchemaInput]
     outputs: list[SchemaOutput]
@@ -85,7 +85,7 @@ def make_input_schema(report: Report, plan: Plan, shapes: Mapping[str, Shape]) -
             "type": "object",
             "properties": properties,
             "required": required,
-            "schema": "glprune.input/1",
+            "schema": "glprune.input/2",
             "signature": report.export.signature,
             "inputs": inputs,
             "outputs": [

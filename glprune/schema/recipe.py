@@ -1,7 +1,7 @@
 """The recipe: the settings of a run, as frozen models whose values are checked when they are made.
 
-:mod:`glprune.schema.recipe_loading` reads recipes from YAML and explains mistakes;
-:mod:`glprune.schema.recipe_rules` holds the rules between keys. Paths are relative to the recipe's folder.
+``glprune.schema.recipe_loading`` reads recipes from YAML and explains mistakes;
+``glprune.schema.recipe_rules`` holds the rules between keys. Paths are relative to the recipe's folder.
 """
 
 from __future__ import annotations
@@ -332,7 +332,7 @@ class PenaltySpec(Section):
         return 0.05 if self.l1_ratio is None else self.l1_ratio
 
     @property
-    def knot(self) -> float:
+    def mcp_threshold(self) -> float:
         """The norm from which on the group MCP is constant, in trained norms."""
         return 1.2 if self.gamma is None else self.gamma
 
@@ -398,7 +398,7 @@ class TargetSpec(Section):
     )
 
     @property
-    def size_metric_round_to(self) -> int:
+    def counting_multiple(self) -> int:
         """The multiple of hidden widths that sizes are counted with; for auto the larger of both."""
         return AUTO_MULTIPLE if self.round_to == "auto" else self.round_to
 

@@ -157,7 +157,8 @@ def _message(item: Any, keys: Keys) -> str:
     if expected is None:
         expected = str(item["msg"]).removeprefix("Input should be ").removeprefix("a valid ")
     expected = expected.format(**{k: v for k, v in context.items() if isinstance(v, str | int | float)})
-    return f"{dotted} should be {expected}, not {_shorten(value)}."
+    remedy = "; some keys have new names, which the changelog lists" if keys == ("version",) else ""
+    return f"{dotted} should be {expected}, not {_shorten(value)}{remedy}."
 
 
 _SHARE = "a share above 0 such as 30%"
@@ -186,14 +187,35 @@ _EXPECTED = {
 }
 
 
+# keys of version 1, for messages alone: they are refused
+_RENAMED = {
+    "penalty.balance": "penalty.input_strengths",
+    "penalty.concavity": "penalty.gamma",
+    "penalty.within": "penalty.l1_ratio",
+    "refit.halvings": "refit.max_lr_halvings",
+    "stability.resamples": "stability.n_resamples",
+    "stability.share": "stability.subsample",
+    "target.multiple": "target.round_to",
+    "train.between": "train.stage_refit_epochs",
+    "train.bound": "train.constrain_unpenalised",
+    "train.halvings": "train.max_lr_halvings",
+    "train.points": "train.n_lambdas",
+    "train.polish": "train.full_batch_steps",
+    "train.stages": "train.n_stages",
+}
+
+
 def _unknown_key(keys: Keys) -> str:
-    """Describe an unknown key: the nearest known one and all keys of its section."""
+    """Describe an unknown key: its present name, or the nearest known one and all keys of its section."""
+    dotted = ".".join(map(str, keys))
+    if dotted in _RENAMED:
+        return f"{dotted} is named {_RENAMED[dotted]} since version 2 of the recipe; rename it."
     section = _section_of(keys[:-1])
     known = list(_fields(section)) if section else []
     close = difflib.get_close_matches(str(keys[-1]), known, n=1, cutoff=0.5)
     guess = f" Did you mean '{close[0]}'?" if close else ""
     listed = f" Keys: {', '.join(known)}." if known else ""
-    return f"{'.'.join(map(str, keys))} is not a key.{guess}{listed}"
+    return f"{dotted} is not a key.{guess}{listed}"
 
 
 def _section_of(keys: Keys) -> type[Section] | None:

@@ -1,6 +1,6 @@
 """The records of ``report.json``, as strict pydantic models.
 
-The records hold measured values only; :mod:`glprune.report` makes sentences and pictures from them.
+The records hold measured values only; ``glprune.report`` makes sentences and pictures from them.
 Times and latencies are the only values that differ between two runs with the same recipe, seed and
 machine; they are under ``timing``, ``latency``, ``widths`` and ``quantized``.
 """

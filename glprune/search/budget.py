@@ -18,7 +18,7 @@ from glprune.schema.report import Latency
 
 if TYPE_CHECKING:
     from glprune.pruning.groups import GroupSet
-    from glprune.pruning.units import Kind
+    from glprune.pruning.units import GroupKind
     from glprune.search.job import Job
     from glprune.search.path import RegularisationPath
     from glprune.search.path_point import Point, Size
@@ -81,7 +81,7 @@ class SizeTarget:
 
     counted: SizeMetric
     limit: float
-    kinds: tuple[Kind, ...]
+    kinds: tuple[GroupKind, ...]
     name: str
     slack: float = 0.0
 
@@ -100,7 +100,7 @@ def size_of(counted: SizeMetric, job: Job, path: RegularisationPath) -> Size:
     """Return a function that counts what a removal at a point of a path would keep."""
     if counted == "features":
         return path.features_kept
-    multiple = job.recipe.target.size_metric_round_to
+    multiple = job.recipe.target.counting_multiple
     if counted == "hidden":
         return lambda point: sum(
             len(k) for u, k in kept_units(job.groups, point.alive, multiple) if u.kind == "hidden"
@@ -128,7 +128,7 @@ def current_size(job: Job, counted: SizeMetric) -> float:
     if counted == "hidden":
         return sum(g.units.count for g in job.groups if g.kind == "hidden" and not g.units.refused)
     alive = [support(job.network.state_dict(), g) for g in job.groups]
-    return size_of_support(job, alive, MEASURES[counted], job.recipe.target.size_metric_round_to)
+    return size_of_support(job, alive, MEASURES[counted], job.recipe.target.counting_multiple)
 
 
 def size_of_support(job: Job, alive: Alive, measure: Measure, multiple: int = 1) -> int:

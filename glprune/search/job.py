@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from glprune.model.loading import LoadedNetwork
     from glprune.model.outputs import OutputNames
     from glprune.model.task import Task
-    from glprune.pruning.units import Kind
+    from glprune.pruning.units import GroupKind
     from glprune.schema.recipe import Recipe
     from glprune.search.budget import MakeLatencyMeter
     from glprune.training.penalties import MakePenalty
@@ -57,7 +57,7 @@ class Job:
     probe: Inputs
     outputs: OutputNames
     rules: Rules = NO_RULES
-    journal: CheckpointLog = field(default_factory=CheckpointLog)
+    checkpoints: CheckpointLog = field(default_factory=CheckpointLog)
     make_penalty: MakePenalty | None = None
     process_group: ProcessGroup = ALONE
     make_latency_meter: MakeLatencyMeter | None = None
@@ -94,7 +94,7 @@ class Job:
             if g.units.refused
         ]
 
-    def penalised(self, kinds: Collection[Kind] = ("input", "hidden")) -> list[tuple[GroupSet, Tensor]]:
+    def penalised(self, kinds: Collection[GroupKind] = ("input", "hidden")) -> list[tuple[GroupSet, Tensor]]:
         """Return the group sets of some kinds that are under a penalty, with their penalty weights.
 
         Raises:

@@ -44,7 +44,7 @@ _Message = tuple[dict[str, Any], bytes]  # values, and tensors in safetensors fo
 def run_stages(
     state: SearchState, specs: Sequence[StageSpec], workers: WorkerPool[Job], listener: Listener
 ) -> list[StageResult | TargetError | None]:
-    """Run :func:`glprune.search.stage.run_stage` for several stages at once.
+    """Run ``glprune.search.stage.run_stage`` for several stages at once.
 
     Args:
         state: The network all stages begin with.
@@ -55,7 +55,7 @@ def run_stages(
     Returns:
         For each stage what ``run_stage`` would have returned, or the error it would have raised.
     """
-    number, journal = state.stages + 1, state.original.journal
+    number, journal = state.stages + 1, state.original.checkpoints
     finished = {place: found for place, found in enumerate(_load_finished(specs, number, journal))}
     stored, left = len(finished), list(range(len(finished), len(specs)))
     if left:

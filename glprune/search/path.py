@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from glprune.pruning.groups import GroupSet, group_norms, support
-from glprune.search.path_point import STATE, Point, State, load_point, save_point
+from glprune.search.path_point import STATE, Point, TensorDict, load_point, save_point
 from glprune.training.objective import lambda_max
 
 if TYPE_CHECKING:
@@ -43,9 +43,11 @@ class RegularisationPath:
         journal: CheckpointLog,
     ) -> None:
         self.solver, self.objective, self.spec = solver, solver.objective, solver.spec
-        self.groups, self.metric, self.on_point, self.journal = groups, metric, on_point, journal
+        self.groups, self.metric, self.on_point, self.checkpoints = groups, metric, on_point, journal
         self.largest = lambda_max(self.objective)
-        self.trained: State = {n: t.detach().clone() for n, t in self.objective.network.state_dict().items()}
+        self.trained: TensorDict = {
+            n: t.detach().clone() for n, t in self.objective.network.state_dict().items()
+        }
         self.points: list[Point] = []
 
     @functools.cached_property
@@ -54,7 +56,7 @@ class RegularisationPath:
         self.objective.network.load_state_dict(self.trained)
         return self.measure(0.0)
 
-    def solve(self, lam: float, start: State | None = None) -> Point:
+    def solve(self, lam: float, start: TensorDict | None = None) -> Point:
         """Solve one lambda, from the weights ``start`` or from the present weights of the network."""
         if start is not None:
             self.objective.network.load_state_dict(start)
@@ -162,16 +164,16 @@ class RegularisationPath:
 
     def _solve_or_resume(self, kind: str, lam: float, solve: Callable[[], Point]) -> Point:
         """Solve and measure, or load the point of a stopped run; the network then has its weights."""
-        record = self.journal.load_step(kind, {"lam": lam})
+        record = self.checkpoints.load_step(kind, {"lam": lam})
         if record is None:
             point = solve()
             values, tensors = save_point(point)
             solver_values, solver_tensors = self.solver.state_dict()
-            record = self.journal.save_step(
+            record = self.checkpoints.save_step(
                 kind, {"lam": lam}, values | solver_values, tensors | solver_tensors
             )
         else:
-            tensors = self.journal.weights(record)
+            tensors = self.checkpoints.weights(record)
             point = load_point(record.values, tensors)
             if point.state:  # else a later step of that run has the weights needed
                 self.objective.network.load_state_dict(point.state)
@@ -183,7 +185,7 @@ class RegularisationPath:
         """Free the weights of a point that no later step starts from."""
         point.state = {}
         if point.record is not None:
-            self.journal.drop_tensors(point.record, STATE)
+            self.checkpoints.drop_tensors(point.record, STATE)
 
     def measure(self, lam: float, halvings: int = 0) -> Point:
         """Measure the network as it is, as a point of some lambda."""

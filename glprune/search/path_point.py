@@ -32,7 +32,7 @@ _SCALARS = (
 STATE = "state/"
 """Prefix of a network's tensors in a checkpoint."""
 _ALIVE, _NORMS = "alive/", "norms"
-State = dict[str, Tensor]
+TensorDict = dict[str, Tensor]
 Checkpoint = tuple[dict[str, Any], dict[str, Tensor]]
 """JSON values and named tensors, as the checkpoint log keeps them."""
 
@@ -70,7 +70,7 @@ class Point:
     norms: tuple[float, ...]
     alive: tuple[Tensor, ...]
     metric: float
-    state: State
+    state: TensorDict
     refit_metric: float | None = None
     halvings: int = 0
     record: Step | None = field(default=None, repr=False)
@@ -111,7 +111,7 @@ def save_point(point: Point) -> Checkpoint:
 
 
 def load_point(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Point:
-    """Return the point that :func:`save_point` saved."""
+    """Return the point that ``save_point`` saved."""
     alive = strip_prefix(_ALIVE, tensors)
     return Point(
         **{name: values[name] for name in _SCALARS},
@@ -132,7 +132,7 @@ def save_points(points: Sequence[Point]) -> Checkpoint:
 
 
 def load_points(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[Point]:
-    """Return the points that :func:`save_points` saved."""
+    """Return the points that ``save_points`` saved."""
     return [load_point(point, strip_prefix(f"{n}/", tensors)) for n, point in enumerate(values["points"])]
 
 

@@ -40,13 +40,13 @@ def refit_or_resume(
     refit_spec = spec or job.recipe.refit
     refit_spec = refit_spec.model_copy(update={"distill": distill_share(job, removed)})
     key = {"epochs": refit_spec.epochs, "columns": [len(kept) for kept in removed.columns]}
-    record = job.journal.load_step("refit", key)
+    record = job.checkpoints.load_step("refit", key)
     if record is not None:
-        resumed = load_refit(record.values, job.journal.weights(record), removed.network)
+        resumed = load_refit(record.values, job.checkpoints.weights(record), removed.network)
         return resumed, record.values["metric"]
     best, metric = _best_refit(job, removed, refit_spec)
     values, tensors = save_refit(best)
-    job.journal.save_step("refit", key, values | {"metric": metric}, tensors)
+    job.checkpoints.save_step("refit", key, values | {"metric": metric}, tensors)
     return best, metric
 
 
@@ -110,7 +110,7 @@ def save_refit(result: RefitResult) -> Checkpoint:
 
 
 def load_refit(values: Mapping[str, Any], tensors: Mapping[str, Tensor], slim: nn.Module) -> RefitResult:
-    """Return the refit that :func:`save_refit` saved, on a copy of the slim network."""
+    """Return the refit that ``save_refit`` saved, on a copy of the slim network."""
     network = copy.deepcopy(slim)
     network.load_state_dict(strip_prefix(STATE, tensors))
     metric, loss = values["score"]

@@ -53,7 +53,7 @@ from glprune.search.stage import SearchState, StageResult, StageSpec, run_stage
 from glprune.search.targets import AtLambda, LargestWithin, PointSelector, SmallestAbove
 
 if TYPE_CHECKING:
-    from glprune.pruning.units import Kind
+    from glprune.pruning.units import GroupKind
     from glprune.runtime.process_pool import WorkerPool
     from glprune.schema.recipe import RefitSpec
     from glprune.training.refit import RefitResult
@@ -131,7 +131,7 @@ class _Search:
     def run(self) -> SearchResult:
         target = self.original.recipe.target
         hidden = SizeTarget("hidden", float(target.max_hidden or 0), ("hidden",), "target.max_hidden")
-        first: tuple[Kind, ...] = ("input", "hidden") if target.max_hidden is None else ("input",)
+        first: tuple[GroupKind, ...] = ("input", "hidden") if target.max_hidden is None else ("input",)
         if target.lam is not None:
             self._search_lambda(target.lam, first)
         elif target.max_features is not None:
@@ -149,7 +149,7 @@ class _Search:
             tuple(self.stages), self.reference, last.removed, last.refit, last.metric, self.state.outcomes
         )
 
-    def _search_lambda(self, lam: float, kinds: tuple[Kind, ...]) -> None:
+    def _search_lambda(self, lam: float, kinds: tuple[GroupKind, ...]) -> None:
         rule = f"lambda {lam:g} as the recipe states"
         run = self._run_stage(StageSpec(kinds, rule, AtLambda(lam), self._full_refit()))
         assert run is not None  # it picks a point or raises
@@ -183,7 +183,7 @@ class _Search:
         steps = math.log(max(1.0, start / goal.limit)) / -math.log(1 - _MIN_STEP)
         return max(1, min(self.original.recipe.train.n_stages, round(steps)))
 
-    def _search_latency(self, budget: str | float, batch: int, kinds: tuple[Kind, ...]) -> None:
+    def _search_latency(self, budget: str | float, batch: int, kinds: tuple[GroupKind, ...]) -> None:
         """Search within a budget of multiply-accumulates, lowered until the latency is within its budget."""
         self.listener(Stage("latency", "timing narrower networks through ONNX Runtime"))
         with tempfile.TemporaryDirectory(prefix="glprune-") as folder:
@@ -208,12 +208,12 @@ class _Search:
 
     def _measure_or_resume(self, what: str, measure: Callable[[], float]) -> float:
         """Measure a latency, or return what a stopped run measured: a second measurement would differ."""
-        record = self.original.journal.open_step("clock", {"what": what})
+        record = self.original.checkpoints.open_step("clock", {"what": what})
         if not record.values:
             record.values["value"] = self.original.process_group.measure_on_rank0(measure)
         return float(record.values["value"])
 
-    def _search_max_drop(self, kinds: tuple[Kind, ...], metric: str, amount: float) -> None:
+    def _search_max_drop(self, kinds: tuple[GroupKind, ...], metric: str, amount: float) -> None:
         """Run stages as long as the refitted network loses no more than the amount."""
         both = self.original.recipe.penalty.hidden is not None and "hidden" in kinds
         counted: SizeMetric = "parameters" if both else "features"
@@ -296,7 +296,7 @@ class _Search:
         finally:
             self.longest_path = max(self.longest_path, time.monotonic() - start)
 
-    def _penalises_both(self, kinds: tuple[Kind, ...]) -> bool:
+    def _penalises_both(self, kinds: tuple[GroupKind, ...]) -> bool:
         penalised = {groups.kind for groups, _ in self.job.penalised(kinds)}
         return penalised == {"input", "hidden"}
 
@@ -324,7 +324,7 @@ class _Search:
         spec, epochs = self.original.recipe.refit, self.original.recipe.train.stage_refit_epochs
         return spec.model_copy(update={"epochs": epochs, "patience": max(1, epochs), "start": "path"})
 
-    def _budget(self, kinds: tuple[Kind, ...]) -> SizeTarget:
+    def _budget(self, kinds: tuple[GroupKind, ...]) -> SizeTarget:
         """Return the goal of a budget of parameters or multiply-accumulates."""
         target = self.original.recipe.target
         counted: SizeMetric = "parameters" if target.parameters is not None else "macs"
@@ -340,7 +340,9 @@ def _excess(times: tuple[float, float], budget: str | float) -> float:
     return share / resolve_budget(budget, 1.0) if isinstance(budget, str) else milliseconds / budget
 
 
-def _macs_for_latency(job: Job, meter: LatencyMeter, budget: str | float, kinds: Sequence[Kind]) -> float:
+def _macs_for_latency(
+    job: Job, meter: LatencyMeter, budget: str | float, kinds: Sequence[GroupKind]
+) -> float:
     """Return the multiply-accumulates of the widest uniformly narrowed network within a latency budget.
 
     Latency depends on widths alone, so this needs no training.
@@ -350,7 +352,7 @@ def _macs_for_latency(job: Job, meter: LatencyMeter, budget: str | float, kinds:
     """
 
     def narrowed(share: float) -> tuple[float, float]:
-        marks, multiple = uniform_support(job, share, kinds), job.recipe.target.size_metric_round_to
+        marks, multiple = uniform_support(job, share, kinds), job.recipe.target.counting_multiple
         network, selection = cut_uncertified(job.network, job.groups, marks, job.probe, job.axes, multiple)
         size = macs(network, selection(first_rows(job.data.test, 1)))
         return _excess(meter(network, selection), budget), size

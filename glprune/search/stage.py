@@ -31,7 +31,7 @@ from glprune.training.objective import Objective
 from glprune.training.solver import PointSolver
 
 if TYPE_CHECKING:
-    from glprune.pruning.units import Kind
+    from glprune.pruning.units import GroupKind
     from glprune.search.targets import PointSelector
     from glprune.training.refit import RefitResult
 
@@ -88,7 +88,7 @@ class StageSpec:
         costs: Factor on the strength of each unit set, by its name; default 1.
     """
 
-    kinds: tuple[Kind, ...]
+    kinds: tuple[GroupKind, ...]
     rule: str
     selector: PointSelector
     refit: RefitSpec
@@ -141,7 +141,7 @@ def run_stage(state: SearchState, spec: StageSpec, listener: Listener) -> StageR
     Raises:
         TargetError: The path cannot meet the target.
     """
-    number, journal = state.stages + 1, state.original.journal
+    number, journal = state.stages + 1, state.original.checkpoints
     listener(Stage(f"path {number}", f"training along growing lambda, {spec.rule}"))
     place, key = journal.position, spec.key(number)
     record = journal.load_step("stage", key)
@@ -161,7 +161,7 @@ def run_stage(state: SearchState, spec: StageSpec, listener: Listener) -> StageR
 def run_stage_uncached(
     state: SearchState, spec: StageSpec, listener: Listener
 ) -> tuple[StageResult | None, list[Point]]:
-    """:func:`run_stage` without the checkpoint log; the points of the path still have their weights."""
+    """``run_stage`` without the checkpoint log; the points of the path still have their weights."""
     path = _make_path(state, spec, listener)
     point = spec.selector(path, state.job)
     run = None if point is None else _cut_at(state, spec, point, path.points, listener)
@@ -230,7 +230,7 @@ def _make_path(state: SearchState, spec: StageSpec, listener: Listener) -> Regul
         return validate(network, job.task, job.metric, job.data.valid, identity)
 
     solver = PointSolver(objective, recipe.train, recipe.seed)
-    path = RegularisationPath(solver, job.groups, measure, report, original.journal)
+    path = RegularisationPath(solver, job.groups, measure, report, original.checkpoints)
     return path  # a name, since report() reads its points
 
 
@@ -271,7 +271,7 @@ def _time_widths(state: SearchState, exact: RemovalResult, rounded: RemovalResul
             meter = latency_meter(original, original.recipe.target.batch, Path(folder))
             return _width_timing(meter.against(exact, rounded))
 
-    journal, key = original.journal, {"number": state.stages + 1}
+    journal, key = original.checkpoints, {"number": state.stages + 1}
     record = journal.load_step("widths", key)
     if record is None:
         record = journal.save_step(

@@ -269,7 +269,7 @@ class PointSearch:
         """Continue from a point that is too large by single full-batch steps, until its size is in a range.
 
         A step that removes too many groups is repeated at half its length, so that groups leave one by one.
-        The many steps of :meth:`polish` jump across the range where a point is far from optimal.
+        The many steps of ``polish`` jump across the range where a point is far from optimal.
 
         Args:
             point: A point larger than the range, with its weights.
@@ -280,7 +280,7 @@ class PointSearch:
             The first point in the range whose zero groups are optimal; it is not added to the path. Where a
             single group is larger than the range, the largest such point below it; None where there is none.
         """
-        journal = self.path.journal
+        journal = self.path.checkpoints
         key = {"lam": lam, "least": sizes.least, "most": sizes.most}
         record = journal.load_step("descent", key)
         if record is None:

@@ -64,7 +64,7 @@ class JobFactory:
     make_latency_meter: MakeLatencyMeter | None = None
 
     def __call__(self) -> Job:
-        """Prepare the job with the process seeded as :func:`glprune.run` seeds its own."""
+        """Prepare the job with the process seeded as ``glprune.run`` seeds its own."""
         torch.manual_seed(self.recipe.seed)
         torch.use_deterministic_algorithms(True)
         job = prepare(self.recipe, self.model, self.trust_pickle, silent)

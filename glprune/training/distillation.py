@@ -47,7 +47,7 @@ class TeacherSplit:
 
 @dataclass(frozen=True)
 class IndexableTeacherSplit(TeacherSplit):
-    """A :class:`TeacherSplit` whose rows can be selected by their numbers.
+    """A ``TeacherSplit`` whose rows can be selected by their numbers.
 
     Attributes:
         split: The inputs, with targets of no columns.

@@ -47,7 +47,7 @@ def with_halving(train: Callable[[float], Outcome], max_halvings: int) -> tuple[
 
 
 def batch_size(size: int | str, split: Split) -> int:
-    """Return the recipe's batch size as :meth:`Split.batches` takes it; ``"all"`` is the number of rows."""
+    """Return the recipe's batch size as ``Split.batches`` takes it; ``"all"`` is the number of rows."""
     return split.rows if size == "all" else min(int(size), split.rows)
 
 

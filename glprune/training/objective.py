@@ -1,7 +1,7 @@
 """The penalised training objective of a network: values, gradients, optimality.
 
 ``F(w) = mean loss over the training split + penalty(w; lam)``, with a penalty of
-:mod:`glprune.training.penalties`. The objective is deterministic: the network runs in evaluation mode, so
+``glprune.training.penalties``. The objective is deterministic: the network runs in evaluation mode, so
 dropout is off and BatchNorm statistics are fixed. With batch statistics a layer before BatchNorm could shrink
 while the loss stays the same, and the penalty would have no effect.
 """
@@ -109,7 +109,7 @@ class Objective:
             return SparseGroupLasso(weights, spec.l1_share, self.blocks.sizes)
         if spec.kind == "group_mcp":
             sets = [len(s.labels) for s in self.sets]
-            return GroupMCP(weights, mcp_thresholds(self.blocks.norms(), sets, spec.knot))
+            return GroupMCP(weights, mcp_thresholds(self.blocks.norms(), sets, spec.mcp_threshold))
         return GroupLasso(weights)
 
     def batch_loss(self, inputs: Inputs, target: Tensor, precision: Precision = "float32") -> Tensor:
@@ -152,7 +152,7 @@ class Objective:
         return total, None
 
     def batch(self, inputs: Inputs, target: Tensor, first_row: int | None = None) -> Batch:
-        """A batch as :func:`glprune.model.diagnostics.explain_nonfinite` takes it."""
+        """A batch as ``glprune.model.diagnostics.explain_nonfinite`` takes it."""
         loss = functools.partial(self.batch_loss, inputs, target)
         return Batch(self.network, inputs, target, loss, first_row)
 
@@ -176,10 +176,10 @@ class Objective:
 
         Returns:
             ``(loss, residual over zero groups, residual over non-zero groups)``, the residuals
-            relative to ``lam * weight_g``; see :meth:`glprune.training.penalties.Penalty.residuals`.
+            relative to ``lam * weight_g``; see ``glprune.training.penalties.Penalty.residuals``.
 
         Raises:
-            NonFiniteError: See :meth:`gradient`.
+            NonFiniteError: See ``gradient``.
         """
         loss = self.gradient(f"lambda {lam:.3g}")
         zero, active = self.regulariser.penalty.residuals(self.blocks, lam)
@@ -226,7 +226,7 @@ def _zero_point_lambda(objective: Objective, sets: Sequence[GroupSet]) -> float:
 
 
 def _lambda_of_weights(objective: Objective, sets: Sequence[GroupSet]) -> float:
-    """Compute the two alternatives to a lambda_max that is zero; see :func:`lambda_max`."""
+    """Compute the two alternatives to a lambda_max that is zero; see ``lambda_max``."""
     with _zeroed(objective, sets) as ids:
         zero_loss, zero_penalty = objective.loss(), objective.penalty(1.0)
     loss, penalty = objective.gradient("at the trained weights"), objective.penalty(1.0)

@@ -92,7 +92,7 @@ class Penalty:
         return 0.0
 
     def add_smooth_gradient_(self, blocks: ParameterGroups, lam: float) -> None:
-        """Add the gradient of :meth:`smooth_value` to ``.grad``, in place."""
+        """Add the gradient of ``smooth_value`` to ``.grad``, in place."""
 
     def prox_(self, blocks: ParameterGroups, strength: Tensor, radius: Tensor | None = None) -> Tensor:
         """Apply the convex part's proximal operator to the present weights, then project into a ball.
@@ -182,25 +182,25 @@ class GroupMCP(Penalty):
         redistributing nonconvexity", J. Mach. Learn. Res. 18(179).
     """
 
-    knots: Tensor
+    thresholds: Tensor
 
     def value_of_norms(self, norms: Tensor) -> Tensor:
-        """See :meth:`Penalty.value_of_norms`."""
-        inside = torch.minimum(norms, self.knots.to(norms.dtype))
-        return self.weights * (inside - inside.square() / (2 * self.knots))
+        """See ``Penalty.value_of_norms``."""
+        inside = torch.minimum(norms, self.thresholds.to(norms.dtype))
+        return self.weights * (inside - inside.square() / (2 * self.thresholds))
 
     def derivative(self, norms: Tensor) -> Tensor:
-        """See :meth:`Penalty.derivative`."""
-        return self.weights * (1 - norms / self.knots).clamp(min=0.0)
+        """See ``Penalty.derivative``."""
+        return self.weights * (1 - norms / self.thresholds).clamp(min=0.0)
 
     def smooth_value(self, blocks: ParameterGroups, lam: float) -> float:
-        """See :meth:`Penalty.smooth_value`."""
+        """See ``Penalty.smooth_value``."""
         norms = blocks.dot(_doubles(blocks)).sqrt()
         return lam * float((self.value_of_norms(norms) - self.weights * norms).sum())
 
     def add_smooth_gradient_(self, blocks: ParameterGroups, lam: float) -> None:
-        """See :meth:`Penalty.add_smooth_gradient_`."""
-        factors = blocks.expand(-lam * self.weights / torch.maximum(blocks.norms(), self.knots))
+        """See ``Penalty.add_smooth_gradient_``."""
+        factors = blocks.expand(-lam * self.weights / torch.maximum(blocks.norms(), self.thresholds))
         for parameter, by in zip(blocks.parameters, factors, strict=True):
             change = by * parameter.detach()
             parameter.grad = change if parameter.grad is None else parameter.grad + change
@@ -223,12 +223,12 @@ class SparseGroupLasso(Penalty):
 
     @property
     def element_weights(self) -> Tensor:
-        """See :attr:`Penalty.element_weights`."""
+        """See ``Penalty.element_weights``."""
         return self.share * self.weights / self.sizes.sqrt()
 
     @property
     def group_weights(self) -> Tensor:
-        """See :attr:`Penalty.group_weights`."""
+        """See ``Penalty.group_weights``."""
         return (1 - self.share) * self.weights
 
     def zero_lambda(self, blocks: ParameterGroups) -> Tensor:

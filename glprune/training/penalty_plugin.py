@@ -21,7 +21,7 @@ def load_penalty(recipe: Recipe) -> MakePenalty | None:
     """Load the recipe's penalty plugin and check it on random numbers; None if the recipe has none.
 
     Raises:
-        RecipeError: See :func:`load_plugin`.
+        RecipeError: See ``load_plugin``.
         PluginError: A method of the penalty is wrong or raises an error.
     """
     spec = recipe.penalty

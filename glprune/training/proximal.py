@@ -48,7 +48,7 @@ class BoundedPenalty:
         """Shrink the groups by ``strength = step * lam``, shape (n_groups,), then project into the ball.
 
         Returns:
-            See :meth:`glprune.training.penalties.Penalty.prox_`.
+            See ``glprune.training.penalties.Penalty.prox_``.
         """
         return self.penalty.prox_(blocks, strength, self.radius)
 

@@ -44,7 +44,7 @@ class PointSolver:
         return {"curvature": self.curvature}, {"generator": self.generator.get_state()}
 
     def load_state_dict(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Continue from a state of :meth:`state_dict`."""
+        """Continue from a state of ``state_dict``."""
         self.curvature = values["curvature"]
         self.generator.set_state(tensors["generator"])
 
@@ -86,7 +86,7 @@ class PointSolver:
 
         Args:
             lam: Strength of the penalty.
-            is_done: See :meth:`AcceleratedProximalGradient.run`.
+            is_done: See ``AcceleratedProximalGradient.run``.
         """
         if self.spec.full_batch_steps:
             self.curvature = self._accelerate(lam, self.spec.full_batch_steps, self.curvature, is_done)

@@ -95,7 +95,7 @@ def frame(result, rows=7):
 
 
 def expected(bundle, given):
-    contract = json.loads((bundle / bundles.CONTRACT).read_text())
+    contract = json.loads((bundle / bundles.INPUT_SCHEMA).read_text())
     columns = [c["name"] for c in contract["inputs"][0]["columns"]]
     return OnnxFile(bundle / bundles.ONNX, 1).session.run(
         None, {contract["inputs"][0]["name"]: given[columns].to_numpy(np.float32)}
@@ -171,7 +171,7 @@ numpy.save({str(tmp_path / "out.npy")!r}, model.predict(pandas.read_csv({str(tmp
 def test_files_of_other_shapes_are_fed_by_name_too(audited, name):
     result = result_of(audited[name])
     model = mlflow_model.NamedColumns(str(result.bundle))
-    contract = json.loads((result.bundle / bundles.CONTRACT).read_text())
+    contract = json.loads((result.bundle / bundles.INPUT_SCHEMA).read_text())
     rng = np.random.default_rng(0)
     columns = {c["name"]: c["read"] for part in contract["inputs"] for c in part["columns"]}
     if name == "recurrent":

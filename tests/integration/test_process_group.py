@@ -52,7 +52,7 @@ with init_process_group() as group:
     lost = [group.average_gradients_(layer.parameters(), loss, 1), group.sum_gradients_(layer.parameters(), loss)]
     unchanged = layer.weight.grad.tolist()
     own = None if group.is_main else NonFiniteError("it is not finite")
-    blamed, no_one = group.first_error(own, "here", "mend"), group.first_error(None, "here", "mend it")
+    blamed, no_one = group.first_error(own, "here", "fix"), group.first_error(None, "here", "fix it")
     journal = DistributedCheckpoint(CheckpointLog(), group)
     journal.save_step("same", {}, {"a": 1}, {"w": torch.ones(2)})
     try:
@@ -62,7 +62,8 @@ with init_process_group() as group:
         told = str(error)
     facts = {"mean": mean, "sum": summed, "clock": clock, "told": told, "losses": losses, "lost": list(map(str, lost))}
     facts |= {"unchanged": unchanged, "errors": [repr(blamed), repr(no_one)]}
-    result = glprune.run(sys.argv[1] + "/recipe.yaml", sys.argv[1] + "/model.pt", sys.argv[2])
+    paths = (sys.argv[1] + "/recipe.yaml", sys.argv[1] + "/model.pt", sys.argv[2])
+    result = glprune.run(*paths, process_group=group)
     state = result.report.model_dump(mode="json")
     facts["kept"] = [f["name"] for f in state["features"] if f["status"] == "kept"]
     print(json.dumps(facts), file=open(f"{sys.argv[2]}.{group.rank}.json", "w"))
@@ -111,7 +112,7 @@ def test_what_is_not_finite_in_one_process_is_heard_by_all_and_gradients_stay_th
         assert process["unchanged"] == process["sum"]
         assert process["errors"] == [
             "NonFiniteError('process 1: it is not finite')",
-            "NonFiniteError('here: the loss or a gradient over all rows is not finite; mend it.')",
+            "NonFiniteError('here: the loss or a gradient over all rows is not finite; fix it.')",
         ]
 
 

@@ -23,6 +23,7 @@ from onnx.reference import ReferenceEvaluator
 from glprune.audit.findings import Check, Finding, make_check
 from glprune.audit.onnx_reader import parse
 from glprune.audit.safetensors_reader import Array, read_tensors
+from glprune.errors import first_line
 from glprune.schema import bundle as bundles
 
 try:
@@ -119,7 +120,7 @@ Part = tuple[str, dict[str, Any]]
 def _measure_isolated(
     model: bytes, golden: bytes, request: object, seconds: float, int8: Int8 | None
 ) -> Iterator[Part]:
-    """Run :func:`measure` in a process of its own, with a time limit."""
+    """Run ``measure`` in a process of its own, with a time limit."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / bundles.ONNX).write_bytes(model)
@@ -151,7 +152,10 @@ def measure(
     try:
         session = _session(model)
     except Exception as error:  # noqa: BLE001 - the runtime raises several kinds of its own
-        yield "golden", {"findings": [(bundles.ONNX, "", f"ONNX Runtime rejects it: {_first(error)}")]}
+        yield (
+            "golden",
+            {"findings": [(bundles.ONNX, "", f"ONNX Runtime rejects it: {first_line(error, 160)}")]},
+        )
         return
     names = [i.name for i in session.get_inputs()]
     outputs = [o.name for o in session.get_outputs()]
@@ -164,7 +168,10 @@ def measure(
     try:
         found = dict(zip(outputs, session.run(None, feed), strict=True))
     except Exception as error:  # noqa: BLE001 - as above
-        yield "golden", {"findings": [(bundles.GOLDEN, "", f"ONNX Runtime fails on it: {_first(error)}")]}
+        yield (
+            "golden",
+            {"findings": [(bundles.GOLDEN, "", f"ONNX Runtime fails on it: {first_line(error, 160)}")]},
+        )
         return
     rows = len(next(iter(feed.values())))
     yield (
@@ -200,7 +207,9 @@ class _Int8Session:
             pairs = ((self.found[name], wanted) for name, wanted in expected.items())
             gap = max(_gap(y.astype(np.float64), wanted.astype(np.float64)) for y, wanted in pairs)
         except Exception as error:  # noqa: BLE001 - the runtime raises several kinds of its own
-            self.part = {"findings": [(bundles.INT8, "", f"ONNX Runtime fails on it: {_first(error)}")]}
+            self.part = {
+                "findings": [(bundles.INT8, "", f"ONNX Runtime fails on it: {first_line(error, 160)}")]
+            }
             return
         self.session = session
         findings = []
@@ -296,7 +305,9 @@ def _probe(
             try:
                 after = dict(zip(before, session.run(None, given), strict=True))
             except Exception as error:  # noqa: BLE001 - the runtime raises several kinds of its own
-                findings.append((bundles.ONNX, "", f"fails with {probe} in removed columns: {_first(error)}"))
+                findings.append(
+                    (bundles.ONNX, "", f"fails with {probe} in removed columns: {first_line(error, 160)}")
+                )
                 continue
             for name, y in after.items():
                 if np.asarray(y).tobytes() != np.asarray(before[name]).tobytes():
@@ -332,17 +343,13 @@ def _reference(model: bytes, feed: Mapping[str, Array], expected: Mapping[str, A
         # an output that depends on all rows differs on a part of them
         same_shapes = all(np.asarray(found[n]).shape == y.shape for n, y in first.items())
     except Exception as error:  # noqa: BLE001 - it raises several kinds for missing operators
-        return {"skipped": f"the reference evaluator cannot run the model ({_first(error)})"}
+        return {"skipped": f"the reference evaluator cannot run the model ({first_line(error, 160)})"}
     if not same_shapes:
         return {"skipped": "on a part of the rows the reference evaluator gives outputs of other shapes"}
     return {
         "findings": [*_differences(found, first, _REFERENCE_TOLERANCE, "the reference evaluator")],
         "note": f"{rows} in the reference evaluator",
     }
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
 
 
 def _limit(seconds: float) -> None:

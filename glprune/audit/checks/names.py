@@ -205,7 +205,7 @@ def _input_schema(report: Report, plan: Plan, contract: InputSchema, model: Mode
     shapes, axes = input_shapes(model), [i.axis for i in report.export.inputs]
     fits = all(i.name in shapes and shapes[i.name] for i in report.export.inputs)
     if not fits or {i.name for i in report.export.inputs} - {p.name for p in plan.inputs}:
-        yield Finding(bundles.CONTRACT, "/inputs", "cannot be compared: the ONNX file lacks an input")
+        yield Finding(bundles.INPUT_SCHEMA, "/inputs", "cannot be compared: the ONNX file lacks an input")
         return
     expected = make_input_schema(report, plan, shapes)
     if contract == expected:
@@ -214,6 +214,8 @@ def _input_schema(report: Report, plan: Plan, contract: InputSchema, model: Mode
         if found != wanted:
             key = next(k for k in type(wanted).model_fields if getattr(found, k) != getattr(wanted, k))
             what = f"differs from report, plan and ONNX file for {wanted.name!r} (axis {axes[n]})"
-            yield Finding(bundles.CONTRACT, f"/inputs/{n}/{key}", what)
+            yield Finding(bundles.INPUT_SCHEMA, f"/inputs/{n}/{key}", what)
             return
-    yield Finding(bundles.CONTRACT, "", "its schema of a row, outputs or signature differ from the report")
+    yield Finding(
+        bundles.INPUT_SCHEMA, "", "its schema of a row, outputs or signature differ from the report"
+    )

@@ -1,7 +1,7 @@
 """GitHub Actions: workflow commands and the job summary.
 
 The name of a feature must never become a command: text in commands is escaped as the runner requires, and
-:class:`CommandEscapingStream` escapes commands in everything else that is printed.
+``CommandEscapingStream`` escapes commands in everything else that is printed.
 Source: "Workflow commands for GitHub Actions", docs.github.com; packages/core/src/command.ts of
 actions/toolkit.
 """

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from glprune.schema.report import Report
 
 System = Literal["github", "gitlab", "dvc"]
-CHOICES = ("auto", "github", "gitlab", "dvc", "none")
 _VARIABLES: tuple[tuple[System, str], ...] = (
     ("github", "GITHUB_ACTIONS"),
     ("gitlab", "GITLAB_CI"),

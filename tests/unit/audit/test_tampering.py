@@ -103,7 +103,7 @@ def renamed(r):
 
 
 def renamed_everywhere_but_the_model(copy):
-    for name in (bundles.REPORT, bundles.PLAN, bundles.CONTRACT):
+    for name in (bundles.REPORT, bundles.PLAN, bundles.INPUT_SCHEMA):
         text = (copy / name).read_text().replace('"c"', '"zz"')
         (copy / name).write_text(text)
 
@@ -693,13 +693,17 @@ CASES = {
     "initializer with two values": ("wide", graph(held_twice), {"C6"}),
     "function": ("wide", graph(function), {"C6"}),
     # other files
-    "contract with columns swapped": ("slim", lambda c: c.edit(swapped_columns, bundles.CONTRACT), {"C7"}),
-    "contract whose rows lack a column": (
+    "contract with columns swapped": (
         "slim",
-        lambda c: c.edit(row_without_a_column, bundles.CONTRACT),
+        lambda c: c.edit(swapped_columns, bundles.INPUT_SCHEMA),
         {"C7"},
     ),
-    "contract that hides a column": ("slim", lambda c: c.edit(said_unread, bundles.CONTRACT), {"C7"}),
+    "contract whose rows lack a column": (
+        "slim",
+        lambda c: c.edit(row_without_a_column, bundles.INPUT_SCHEMA),
+        {"C7"},
+    ),
+    "contract that hides a column": ("slim", lambda c: c.edit(said_unread, bundles.INPUT_SCHEMA), {"C7"}),
     "plan with another column": ("wide", lambda c: c.edit(other_kept, bundles.PLAN), {"C6"}),
     "weights changed": ("slim", scaled_weights, {"C8"}),
     "golden outputs shifted": ("slim", golden(shifted), {"C9"}),

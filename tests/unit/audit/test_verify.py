@@ -138,7 +138,7 @@ def test_the_manifest_is_an_in_toto_statement_of_every_file(audited):
 
 
 def test_the_contract_names_every_column_and_whether_it_is_read(audited):
-    contract = json.loads((audited["wide"] / bundles.CONTRACT).read_text())
+    contract = json.loads((audited["wide"] / bundles.INPUT_SCHEMA).read_text())
     (only,) = contract["inputs"]
     assert only["shape"] == ["batch", 8]
     assert [c["name"] for c in only["columns"]] == list("abcdefgh")
@@ -484,7 +484,7 @@ def test_what_is_no_bundle_is_one_line_and_exits_5(command, kind, slim, people, 
     )
     (tmp_path / "empty").mkdir()
     if kind == "old":
-        for name in (bundles.MANIFEST, bundles.CONTRACT):
+        for name in (bundles.MANIFEST, bundles.INPUT_SCHEMA):
             (slim / name).unlink()
     if kind == "later":
         slim.edit(lambda r: r.update(schema="glprune.report/3"))

@@ -360,7 +360,7 @@ def test_too_few_rows_are_refused_before_anything_is_trained(folder):
 
 UNITS = SimpleNamespace(refused=None)
 FOUR = SimpleNamespace(
-    journal=CheckpointLog(),
+    checkpoints=CheckpointLog(),
     rules=NO_RULES,
     input_groups=[SimpleNamespace(units=UNITS, labels=("a", "b", "c", "d"))],
 )

@@ -60,7 +60,7 @@ def served(audited):
 
 
 def contract_of(bundle):
-    return json.loads((bundle / bundles.CONTRACT).read_text())
+    return json.loads((bundle / bundles.INPUT_SCHEMA).read_text())
 
 
 def a_model(*values):
