@@ -132,7 +132,8 @@ class CheckpointLog:
         """Return the tensors of a step; empty if they were dropped."""
         if record.file is None or self.folder is None:
             return record.tensors
-        return safetensors.torch.load_file(_tensor_folder(self.folder) / f"{record.file}{_SUFFIX}")
+        # not mapped: tensors that outlive the run would hold the output folder's file system
+        return safetensors.torch.load((_tensor_folder(self.folder) / f"{record.file}{_SUFFIX}").read_bytes())
 
     def drop_tensors(self, record: Step, prefix: str) -> None:
         """Drop the tensors of a step whose names start with a prefix."""

@@ -31,7 +31,7 @@ QUIET = (
     "--no-pdf-header-footer",
 )
 # what a browser asks its maker for, whatever page is open; no page below may name such a host
-OWN = re.compile(r"^(?:GET http://|CONNECT )(?:[a-z0-9-]+\.)*(?:google|googleapis|gstatic)\.com[:/]")
+OWN = re.compile(r"^(?:(?:GET|POST) http://|CONNECT )(?:[a-z0-9-]+\.)*(?:google|googleapis|gstatic)\.com[:/]")
 OUTSIDE = "http://outside.invalid"
 REACHING_OUT = (
     f'<img src="{OUTSIDE}/image.png"><iframe src="{OUTSIDE}/frame.html"></iframe>'
