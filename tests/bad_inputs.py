@@ -505,7 +505,11 @@ RECIPES = [
         recipe("task: binary", "task: clustering"),
     ),
     Bad(
-        "version of tomorrow", RUN, 2, "recipe.yaml:10: version should be 2, not 3.", appended("version: 3\n")
+        "version of tomorrow",
+        RUN,
+        2,
+        "recipe.yaml:10: version should be 2, not 3; some keys have new names, which the changelog lists.",
+        appended("version: 3\n"),
     ),
 ]
 

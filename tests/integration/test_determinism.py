@@ -94,6 +94,7 @@ def test_threads_the_process_had_do_not_matter(folder, bundle):
     assert_same(bundle, run(folder, "two", 2))
 
 
+@pytest.mark.slow
 def test_another_process_gives_the_same(folder, bundle):
     code = "import sys, glprune; glprune.run(*sys.argv[1:])"
     seeds = {"PYTHONHASHSEED": "12345", "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}

@@ -44,6 +44,7 @@ def test_every_removed_group_is_certified_or_the_report_warns(name, request):
     assert not report.removal.refused
 
 
+@pytest.mark.slow
 def test_the_policys_example_drops_what_it_must_and_all_derived_from_it(examples):
     report = examples["german_credit_policy"].report
     said = {f.name: (f.status, f.reason) for f in report.features}

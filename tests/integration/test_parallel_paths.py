@@ -59,6 +59,7 @@ def worth_it(monkeypatch):
     monkeypatch.setattr(search, "_PARALLEL_SECONDS", 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "engine", ["local", pytest.param("ray", marks=[pytest.mark.with_ray, pytest.mark.slow])]
 )

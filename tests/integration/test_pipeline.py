@@ -239,6 +239,7 @@ def test_max_drop_holds_on_the_validation_split_after_the_refit(folder):
     assert any(f.status == "removed" for f in result.report.features)
 
 
+@pytest.mark.slow
 def test_max_hidden_runs_a_second_path_over_hidden_units_alone(folder):
     recipe = load_recipe(folder / "quick.yaml", ["target.max_hidden=6"])
     result = glprune.run(recipe, folder / "model.pt", folder / "staged")
@@ -414,6 +415,7 @@ target: {max_features: 3}
 """
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
 def test_a_network_that_onnx_has_no_operator_for_is_told_before_anything_is_trained(tmp_path, capfd):
     """An LSTM with projections: one exporter writes a file that ONNX Runtime does not run, the other none."""

@@ -283,6 +283,7 @@ def test_the_page_tells_of_the_policy(result):
     assert page == render_html(result.report)
 
 
+@pytest.mark.slow
 def test_stability_baselines_and_drop_costs_follow_the_policy(folder, monkeypatch):
     monkeypatch.setattr("glprune.evaluation.baselines.RANDOM_DRAWS", 1)
     extra = "stability: {n_resamples: 2, drop_cost: true}\nworkers: {engine: local, processes: 1}\nreport: {baselines: true}\n"

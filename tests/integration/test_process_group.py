@@ -18,6 +18,8 @@ from glprune.schema.recipe_loading import load_recipe
 from tests.integration_packages import need
 from tests.networks import write_planted
 
+pytestmark = pytest.mark.slow  # two processes start for every run
+
 NETWORK = """
 from torch import nn
 def build():

@@ -248,6 +248,7 @@ def test_an_input_whose_features_all_die_keeps_one_column_and_the_report_says_so
     )
 
 
+@pytest.mark.slow
 def test_original_signature_takes_all_columns_of_every_input(folder):
     text = PAIR.format(name="Pair", target="{max_features: 2}").replace(
         "exporter: torchscript", "signature: original"
@@ -388,6 +389,7 @@ def followed(folder):
     return run(folder, "Many", FOLLOWED, "followed")
 
 
+@pytest.mark.slow
 def test_without_labels_the_original_network_is_the_reference(followed, folder):
     report = followed.report
     assert report.task == "distillation"
@@ -441,12 +443,13 @@ export: {{dynamic_axes: {{ids: {{1: length}}, mask: {{1: length}}}}}}
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loader", "exporter"),
     [
-        pytest.param("mappings", "auto", marks=pytest.mark.slow),
+        ("mappings", "auto"),
         ("pairs", "torchscript"),
-        pytest.param("labelled", "torchscript", marks=pytest.mark.slow),
+        ("labelled", "torchscript"),
     ],
 )
 def test_a_loader_without_labels_and_axes_of_any_length(folder, loader, exporter):

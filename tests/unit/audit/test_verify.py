@@ -100,7 +100,9 @@ def test_a_clean_bundle_verifies_with_nothing_failed_or_left_open(name, audited)
     assert any(h.after < h.before for h in hidden) or name == "mixed"
 
 
-@pytest.mark.parametrize("name", ["embedding-bag", "normalize-over-hidden", "hf-bert"])
+@pytest.mark.parametrize(
+    "name", ["embedding-bag", "normalize-over-hidden", pytest.param("hf-bert", marks=pytest.mark.slow)]
+)
 def test_the_graph_rules_raise_no_alarm_on_exports_of_other_architectures(name, tmp_path):
     """Loops of an embedding bag, sizes taken from the full input, slices, masks."""
     architecture = ARCHITECTURES[name]
@@ -520,6 +522,7 @@ def endless(model):
     model.graph.node.append(node)
 
 
+@pytest.mark.slow
 def test_a_model_that_never_ends_is_stopped_and_left_incomplete(audited):
     model = onnx.load_from_string((audited["slim"] / bundles.ONNX).read_bytes())
     endless(model)

@@ -236,6 +236,7 @@ def test_hidden_units_are_cut_to_the_same_widths(folder, few_draws):
         assert all(run.common_hidden <= run.hidden for run in baseline.runs)
 
 
+@pytest.mark.slow
 def test_a_second_path_is_matched_by_a_second_cut(folder, few_draws):
     report = planted(folder, "staged", HIDDEN, "target.max_hidden=7").report
     assert report.stages[-1].penalised == ["hidden"]
@@ -244,6 +245,7 @@ def test_a_second_path_is_matched_by_a_second_cut(folder, few_draws):
     assert "remove features, refit, remove hidden units, refit" in render_html(report)
 
 
+@pytest.mark.slow
 def test_hidden_units_alone_leave_permutation_importance_out(folder, few_draws):
     changes = ["penalty={inputs: null, hidden: {strength: 1}}", "target={max_hidden: 8}"]
     report = planted(folder, "alone", *changes).report
@@ -267,12 +269,14 @@ def test_where_nothing_was_cut_the_report_says_so(folder):
     assert "Nothing was removed, so" in render_html(report)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["refit.epochs=0", "refit.start=best"])
 def test_weights_of_the_path_are_named_as_an_unequal_start(folder, few_draws, change):
     report = planted(folder, "unequal", change).report
     assert any("may start its refit from the weights of the path" in note for note in report.baselines.notes)
 
 
+@pytest.mark.slow
 def test_asking_changes_neither_the_file_nor_its_figures_and_repeats(result, folder):
     plain = planted(folder, "plain", "report.baselines=false")
     assert plain.report.baselines is None
@@ -393,6 +397,7 @@ def test_an_input_that_cannot_be_cut_is_kept_whole(several, few_draws):  # noqa:
     assert all(own <= set(r.kept) for b in report.baselines.results for r in b.runs)
 
 
+@pytest.mark.slow
 def test_without_labels_the_metric_is_agreement(several, few_draws):  # noqa: F811
     report = run(several, "Many", FOLLOWED + "report: {baselines: true}\n", "agreeing").report
     found = by_name(report)

@@ -341,6 +341,7 @@ def test_a_shuffling_loader_without_labels_is_resampled(folder):
     assert report.drop_costs is None
 
 
+@pytest.mark.slow
 def test_an_error_in_a_worker_is_one_line_of_its_own_kind_and_leaves_nothing(folder):
     recipe = loaded(folder, "failing", "stability={n_resamples: 2}", "workers.processes=1")
     with pytest.raises(glprune.DataError, match="the disk of the worker is gone") as caught:

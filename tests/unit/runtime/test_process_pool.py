@@ -53,6 +53,7 @@ def refuse(state, item):
     raise TargetError(f"{item} is too much")
 
 
+@pytest.mark.slow
 @pytest.mark.with_ray
 def test_ray_gives_the_same_outcomes_in_order_and_errors_as_they_were_raised():
     ray = need("ray")

@@ -97,6 +97,7 @@ def test_a_budget_of_hidden_units_is_used_up_as_far_as_one_unit_allows(folder, t
     assert all(p.kkt_zero <= 0.02 for p in result.report.path if p.selected)
 
 
+@pytest.mark.slow
 def test_a_refit_follows_the_original_network_only_where_that_reads_no_more(folder):
     features = run(folder, "reads-less", "refit.epochs=1", "train.n_stages=1").report
     hidden = run(
@@ -113,6 +114,7 @@ def test_a_refit_follows_the_original_network_only_where_that_reads_no_more(fold
     assert (features.refit.distill, hidden.refit.distill, asked.refit.distill) == (0.0, 0.5, 0.0)
 
 
+@pytest.mark.slow
 def test_what_lost_too_much_is_not_refitted_again(folder, monkeypatch):
     seen = []
 
@@ -188,6 +190,7 @@ def test_a_latency_that_no_width_reaches_is_refused_before_training(folder):
     assert not (folder / "fast").exists()
 
 
+@pytest.mark.slow
 def test_a_latency_every_network_has_is_met_and_named(folder):
     report = run(folder, "slow", "target={latency: 1000}", "train.n_stages=1").report
     assert report.selection.rule == "latency at batch 1 at most 1000 ms"

@@ -249,7 +249,9 @@ def shrunk(values, norm):
     return values * (norm / old) if old > 0 else values
 
 
-@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "adam" else n for n in SHORT]
+)
 def test_sparse_group_lasso_on_an_orthonormal_design_is_its_closed_form(name):
     x, y, beta = orthonormal()
     lam, share = 0.4, 0.33
@@ -290,6 +292,7 @@ def test_group_mcp_on_an_orthonormal_design_is_firm_thresholding(name):
     np.testing.assert_allclose(ours[np.concatenate(free)], beta[np.concatenate(free)], atol=2e-3)
 
 
+@pytest.mark.slow
 def test_skglm_agrees_on_the_sparse_group_lasso():
     x, y = problem("regression")
     x, y = x - x.mean(axis=0), y - y.mean()  # its value takes no intercept
