@@ -27,8 +27,19 @@ _RENAMED = {  # key of glprune.report/1 -> key of glprune.report/2
     "halvings": "lr_halvings",
     "share": "subsample",
 }
-_FREE = {"timing", "latency", "digests", "run", "schema", "warnings", "not_measured", "widths", "recipe"}
-_SENTENCES = {"rule", "reason", "note"}
+_FREE = {
+    "timing",
+    "latency",
+    "digests",
+    "digest",
+    "run",
+    "schema",
+    "warnings",
+    "not_measured",
+    "widths",
+    "recipe",
+}
+_SENTENCES = {"rule", "reason", "note", "notes"}
 _FILE_SIZES = {"onnx_bytes_before", "onnx_bytes_after"}  # the file's metadata holds names and a version
 
 
