@@ -54,7 +54,15 @@ def validate(
     """
     network.eval()
     (output,), target = predict(lambda x: (task.view(network(*x)),), split, narrow)
-    value = task.metric(metric, output, target)
+    return check_finite(metric, task.metric(metric, output, target))
+
+
+def check_finite(metric: str, value: float) -> float:
+    """Return a metric of the validation split.
+
+    Raises:
+        NonFiniteError: It is not a finite number.
+    """
     if not math.isfinite(value):
         raise NonFiniteError(
             f"{metric} on the validation split is {value}; lower train.lr and refit.lr, or check the "

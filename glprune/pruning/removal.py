@@ -10,7 +10,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,14 @@ class RemovalResult:
     def columns(self) -> tuple[Tensor, ...]:
         """Kept positions along each input's feature axis; empty where it has no such axis."""
         return self.selection.columns
+
+
+class SlimNetwork(NamedTuple):
+    """A slim network whose outputs were not compared; see ``RemovalResult`` for its fields."""
+
+    network: nn.Module
+    plan: PruningPlan
+    selection: ColumnSelection
 
 
 @dataclass
@@ -157,8 +165,8 @@ def cut_uncertified(  # noqa: PLR0913 - as for `remove`
     inputs: Inputs,
     axes: Sequence[int | None],
     multiple: int = 1,
-) -> tuple[nn.Module, ColumnSelection]:
-    """Return the network a removal would give, without comparing outputs, to measure its size.
+) -> SlimNetwork:
+    """Return the network a removal would give, without comparing outputs, to measure or to score it.
 
     Args:
         network: The dense network; it is copied.
@@ -169,11 +177,13 @@ def cut_uncertified(  # noqa: PLR0913 - as for `remove`
         multiple: Of hidden widths, see ``remove``.
 
     Returns:
-        The network, and the kept columns of every input.
+        The network, what turns the dense one into it, and the kept columns of every input.
     """
     choices = kept_units(groups, alive, multiple)
-    slim = _cut_copy(network, choices, inputs, axes)
-    return slim, ColumnSelection(tuple(kept_columns(choices, inputs, axes)), tuple(axes))
+    plan = plan_pruning(network, choices, inputs, axes)
+    slim = copy.deepcopy(network)
+    plan.apply_(slim)
+    return SlimNetwork(slim, plan, ColumnSelection(tuple(kept_columns(choices, inputs, axes)), tuple(axes)))
 
 
 def kept_units(groups: Sequence[GroupSet], alive: Sequence[Tensor], multiple: int = 1) -> list[UnitChoice]:

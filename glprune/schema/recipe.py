@@ -180,6 +180,20 @@ class SplitSpec(Section):
         return (self.train or 0.6, self.valid or 0.2, self.test or 0.2)
 
 
+class ValidationSpec(Section):
+    """The rows on which sets of features are compared."""
+
+    folds: Annotated[int, Field(ge=1, le=100)] | Literal["auto"] = Field(
+        "auto",
+        description="Number of folds of the training and validation rows on which sets of features of the "
+        "target's size are compared (cross-validation). 1: the validation split alone. auto: 5 where the "
+        "validation split has fewer than 200 rows, or fewer than 100 of the rarer of two classes; else 1.",
+    )
+    repeats: Annotated[int, Field(ge=1, le=100)] = Field(
+        1, description="How often the rows are divided into folds, each time at random."
+    )
+
+
 class StreamSpec(Section):
     """How to stream rows from files instead of holding them in memory."""
 
@@ -216,6 +230,9 @@ class DataSpec(Section):
     )
     split: SplitSpec | None = Field(
         None, description="How `file` is split. Default: 60 % training, 20 % validation, 20 % test rows."
+    )
+    validation: ValidationSpec = Field(
+        default_factory=ValidationSpec, description="How sets of features are compared."
     )
     target: Text | None = Field(None, description="Column to predict; not used by distillation.")
     features: Annotated[list[Text], Field(min_length=1)] | None = Field(
@@ -679,6 +696,11 @@ class Recipe(Section):
     data: DataSpec
     penalty: PenaltySpec = Field(default_factory=PenaltySpec)
     target: TargetSpec
+    search: Literal["portfolio", "path"] = Field(
+        "portfolio",
+        description="How the features are found. path: by the regularisation path alone. portfolio: also in "
+        "other ways, of which the best on validation rows is kept (for target.max_features).",
+    )
     train: TrainSpec = Field(default_factory=TrainSpec)
     refit: RefitSpec = Field(default_factory=RefitSpec)
     export: ExportSpec = Field(default_factory=ExportSpec)

@@ -140,8 +140,8 @@ def size_of_support(job: Job, alive: Alive, measure: Measure, multiple: int = 1)
         measure: Measures a network, given one row of its inputs.
         multiple: Hidden widths are rounded up to multiples of this.
     """
-    network, selection = cut_uncertified(job.network, job.groups, alive, job.probe, job.axes, multiple)
-    return measure(network, selection(first_rows(job.data.test, 1)))
+    slim = cut_uncertified(job.network, job.groups, alive, job.probe, job.axes, multiple)
+    return measure(slim.network, slim.selection(first_rows(job.data.test, 1)))
 
 
 def count_parameters(network: nn.Module, inputs: Inputs) -> int:

@@ -15,7 +15,7 @@ from glprune.training.refit import Refit, RefitResult
 
 if TYPE_CHECKING:
     from glprune.pruning.removal import RemovalResult
-    from glprune.schema.recipe import RefitSpec
+    from glprune.schema.recipe import Recipe, RefitSpec
     from glprune.search.job import Job
 
 _DEFAULT_DISTILL = 0.5  # share of the refit's loss that follows the original network
@@ -48,6 +48,29 @@ def refit_or_resume(
     values, tensors = save_refit(best)
     job.checkpoints.save_step("refit", key, values | {"metric": metric}, tensors)
     return best, metric
+
+
+def brief_spec(recipe: Recipe) -> RefitSpec:
+    """Return the refit between two stages, which continues from the weights of the path."""
+    epochs = recipe.train.stage_refit_epochs
+    return recipe.refit.model_copy(update={"epochs": epochs, "patience": max(1, epochs), "start": "path"})
+
+
+def refit_in_place(job: Job, spec: RefitSpec) -> RefitResult:
+    """Refit the network of a job on the job's own rows, without a checkpoint; the job is not changed."""
+    refit = Refit(
+        job.task,
+        job.data.train,
+        job.data.valid,
+        identity,
+        spec.model_copy(update={"distill": 0.0}),
+        job.recipe.seed,
+        teacher=job.network,
+        metric=job.metric,
+        precision=job.recipe.train.precision,
+        process_group=job.process_group,
+    )
+    return refit.run(job.network)
 
 
 def _best_refit(job: Job, removed: RemovalResult, spec: RefitSpec) -> tuple[RefitResult, float]:

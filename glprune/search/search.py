@@ -45,10 +45,11 @@ from glprune.search.budget import (
     unit_costs,
 )
 from glprune.search.job import Job
-from glprune.search.outcome import Outcomes, after_removal, after_stage
+from glprune.search.outcome import Outcomes, after_removal, after_stage, kept_names
 from glprune.search.parallel import run_stages
 from glprune.search.policy_removal import remove_forbidden
-from glprune.search.refit import refit_or_resume
+from glprune.search.portfolio import compete
+from glprune.search.refit import brief_spec, refit_or_resume
 from glprune.search.stage import SearchState, StageResult, StageSpec, run_stage
 from glprune.search.targets import AtLambda, LargestWithin, PointSelector, SmallestAbove
 
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from glprune.pruning.units import GroupKind
     from glprune.runtime.process_pool import WorkerPool
     from glprune.schema.recipe import RefitSpec
+    from glprune.search.portfolio import Candidate, Competition
     from glprune.training.refit import RefitResult
 
 _DROP_STEP = 0.5  # share of the size that a stage of max_drop aims at, until one loses too much
@@ -64,6 +66,7 @@ _MIN_STEP = 0.2  # smallest share of the size that a stage removes
 _SLACK, _ROUGH_SLACK = 0.02, 0.1
 _LATENCY_ROUNDS, _LATENCY_BISECTIONS = 3, 6
 _PARALLEL_SECONDS = 10.0  # duration of a path from which on it pays to start other processes
+_ELIMINATION_SIZE, _ELIMINATION_FACTOR = 64, 4  # features, or multiples of the target, it begins with
 _DENSEST = "of the points that keep no more, the one that keeps most"
 
 
@@ -78,6 +81,7 @@ class SearchResult:
         refit: The last refit.
         refit_metric: The selection metric on the validation split after it.
         outcomes: What became of each feature, in the order of ``data.features``.
+        competition: The candidates that were compared; None for a pure path.
     """
 
     stages: tuple[StageResult, ...]
@@ -86,6 +90,7 @@ class SearchResult:
     refit: RefitResult
     refit_metric: float
     outcomes: Outcomes
+    competition: Competition | None = None
 
 
 def search(
@@ -114,12 +119,14 @@ class _Search:
         self.original, self.listener, self.workers = job, listener, workers
         self.state = SearchState.initial(job)
         self.stages: list[StageResult] = []
+        self.before: list[SearchState] = []  # the state that each stage began with
+        self.competition: Competition | None = None
         self.longest_path = 0.0  # seconds
         self.reference = validate(job.network, job.task, job.metric, job.data.valid, identity)
         removed = remove_forbidden(job)
         if removed is not None:
             listener(Stage("policy", "refitting the network without the features that must go"))
-            refit, _ = refit_or_resume(job, removed, self._brief_refit())
+            refit, _ = refit_or_resume(job, removed, brief_spec(self.original.recipe))
             outcomes = after_removal(self.state.outcomes, job, removed.selection)
             self.state = self.state.advanced(refit.network, removed, outcomes, 0)
 
@@ -135,7 +142,7 @@ class _Search:
         if target.lam is not None:
             self._search_lambda(target.lam, first)
         elif target.max_features is not None:
-            self._search_target(SizeTarget("features", target.max_features, first, "target.max_features"))
+            self._search_features(SizeTarget("features", target.max_features, first, "target.max_features"))
         elif target.max_drop is not None:
             self._search_max_drop(first, target.max_drop.metric, target.max_drop.amount)
         elif target.latency is not None:
@@ -146,8 +153,41 @@ class _Search:
             self._search_target(hidden)
         last = self.stages[-1]
         return SearchResult(
-            tuple(self.stages), self.reference, last.removed, last.refit, last.metric, self.state.outcomes
+            tuple(self.stages),
+            self.reference,
+            last.removed,
+            last.refit,
+            last.metric,
+            self.state.outcomes,
+            self.competition,
         )
+
+    def _search_features(self, goal: SizeTarget) -> None:
+        """Run the path, compare its features with those found in other ways, and keep the best."""
+        self._search_target(goal)
+        if self.original.recipe.search == "path":
+            return
+        begin = next(
+            (n for n, state in enumerate(self.before) if self._elimination_can_begin(state, goal)),
+            len(self.before) - 1,
+        )
+        kept = frozenset(kept_names(self.state.outcomes))
+        self.competition = compete(self.before[begin].job, kept, round(goal.limit), self.listener)
+        if self.competition.best.kept != kept:
+            self._certify(self.competition.best, begin, goal)
+
+    def _elimination_can_begin(self, state: SearchState, goal: SizeTarget) -> bool:
+        return current_size(state.job, "features") <= max(_ELIMINATION_SIZE, _ELIMINATION_FACTOR * goal.limit)
+
+    def _certify(self, best: Candidate, begin: int, goal: SizeTarget) -> None:
+        """Go back to a state and remove every feature but a candidate's along a path that penalises these."""
+        self.state, self.stages = self.before[begin], self.stages[:begin]
+        self.before = self.before[:begin]
+        rule = f"removing the features that {best.name} does not keep"
+        spec = StageSpec(goal.kinds, rule, LargestWithin(goal), self._full_refit(), unpenalised=best.kept)
+        run = self._run_stage(spec)
+        assert run is not None  # it picks a point or raises
+        self._commit(run)
 
     def _search_lambda(self, lam: float, kinds: tuple[GroupKind, ...]) -> None:
         rule = f"lambda {lam:g} as the recipe states"
@@ -165,7 +205,7 @@ class _Search:
                 continue
             pick = SmallestAbove(goal, now, limit)
             rule = f"on the way to at most {goal.limit:,.0f} {SIZE_NAMES[goal.counted]}"
-            run = self._best_result(goal, rule, pick, self._brief_refit())
+            run = self._best_result(goal, rule, pick, brief_spec(self.original.recipe))
             if run is None:
                 continue
             self._commit(run)
@@ -251,7 +291,7 @@ class _Search:
     def _try_drop(self, goal: SizeTarget, rule: str, rejected: set[bytes]) -> StageResult | None:
         try:
             pick = LargestWithin(goal, frozenset(rejected))
-            return self._best_result(goal, rule, pick, self._brief_refit())
+            return self._best_result(goal, rule, pick, brief_spec(self.original.recipe))
         except TargetError:  # the groups leave together: counts as losing too much
             return None
 
@@ -267,7 +307,7 @@ class _Search:
         strengths = self.original.recipe.penalty.input_strength_list if joint else (1.0,)
         costs = unit_costs(self.job, MEASURES[goal.counted]) if goal.counted in MEASURES else {}
         outcomes = self._candidate_results(
-            [StageSpec(goal.kinds, rule, pick, spec, strength, costs) for strength in strengths]
+            [StageSpec(goal.kinds, rule, pick, spec, strength, costs, bounded=True) for strength in strengths]
         )
         found = [run for run in outcomes if isinstance(run, StageResult)]
         failures = [error for error in outcomes if isinstance(error, TargetError)]
@@ -311,6 +351,7 @@ class _Search:
 
         After a long refit weak groups have grown again, so that a path has a worse start.
         """
+        self.before.append(self.state)
         self.stages.append(run)
         number = len(self.stages)
         outcomes = after_stage(self.state.outcomes, self.original, run, number)
@@ -318,11 +359,6 @@ class _Search:
 
     def _full_refit(self) -> RefitSpec:
         return self.original.recipe.refit
-
-    def _brief_refit(self) -> RefitSpec:
-        """Return the refit between two stages, which continues from the weights of the path."""
-        spec, epochs = self.original.recipe.refit, self.original.recipe.train.stage_refit_epochs
-        return spec.model_copy(update={"epochs": epochs, "patience": max(1, epochs), "start": "path"})
 
     def _budget(self, kinds: tuple[GroupKind, ...]) -> SizeTarget:
         """Return the goal of a budget of parameters or multiply-accumulates."""
@@ -353,9 +389,9 @@ def _macs_for_latency(
 
     def narrowed(share: float) -> tuple[float, float]:
         marks, multiple = uniform_support(job, share, kinds), job.recipe.target.counting_multiple
-        network, selection = cut_uncertified(job.network, job.groups, marks, job.probe, job.axes, multiple)
-        size = macs(network, selection(first_rows(job.data.test, 1)))
-        return _excess(meter(network, selection), budget), size
+        slim = cut_uncertified(job.network, job.groups, marks, job.probe, job.axes, multiple)
+        size = macs(slim.network, slim.selection(first_rows(job.data.test, 1)))
+        return _excess(meter(slim.network, slim.selection), budget), size
 
     excess, size = narrowed(0.0)
     if excess > 1:

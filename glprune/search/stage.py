@@ -9,12 +9,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from glprune.data.splits import identity
 from glprune.errors import TargetError
 from glprune.model.counting import parameters
 from glprune.model.prediction import validate
+from glprune.model.validation_score import ValidationScore, score_network
 from glprune.pruning.groups import sliced
 from glprune.pruning.removal import RemovalResult, remove, then
 from glprune.runtime.events import Listener, PointDone, Stage
@@ -31,6 +33,7 @@ from glprune.training.objective import Objective
 from glprune.training.solver import PointSolver
 
 if TYPE_CHECKING:
+    from glprune.pruning.groups import GroupSet
     from glprune.pruning.units import GroupKind
     from glprune.search.targets import PointSelector
     from glprune.training.refit import RefitResult
@@ -86,6 +89,8 @@ class StageSpec:
         refit: The refit after the removal.
         input_strength: Factor on the strength of input groups.
         costs: Factor on the strength of each unit set, by its name; default 1.
+        unpenalised: Features without a penalty, which the stage therefore keeps.
+        bounded: Whether a point beyond the stage's limit must be as good as a milder one.
     """
 
     kinds: tuple[GroupKind, ...]
@@ -94,6 +99,8 @@ class StageSpec:
     refit: RefitSpec
     input_strength: float = 1.0
     costs: Mapping[str, float] = field(default_factory=dict)
+    unpenalised: frozenset[str] = frozenset()
+    bounded: bool = False
 
     def key(self, number: int) -> dict[str, Any]:
         """Return what identifies the stage in the checkpoint log."""
@@ -102,6 +109,8 @@ class StageSpec:
             "rule": self.rule,
             "input_strength": self.input_strength,
             "epochs": self.refit.epochs,
+            "bounded": self.bounded,
+            "unpenalised": sorted(self.unpenalised),
         }
 
 
@@ -164,8 +173,20 @@ def run_stage_uncached(
     """``run_stage`` without the checkpoint log; the points of the path still have their weights."""
     path = _make_path(state, spec, listener)
     point = spec.selector(path, state.job)
-    run = None if point is None else _cut_at(state, spec, point, path.points, listener)
-    return run, path.points
+    if point is None:
+        return None, path.points
+    run = _cut_at(state, spec, point, path.points, listener)
+    milder = spec.selector.milder(path, state.job, point) if spec.bounded else None
+    if milder is not None:
+        bounded = _cut_at(state, spec, milder, path.points, listener)
+        if _validation_score(state, run).gain_over(_validation_score(state, bounded)).is_loss:
+            run = bounded
+    return replace(run, points=path.points), path.points
+
+
+def _validation_score(state: SearchState, run: StageResult) -> ValidationScore:
+    job = state.original
+    return score_network(run.refit.network, job.task, job.metric, job.data.valid, run.removed.selection)
 
 
 def to_record(run: StageResult | None) -> Checkpoint:
@@ -207,10 +228,7 @@ def _make_path(state: SearchState, spec: StageSpec, listener: Listener) -> Regul
     job, original = state.job, state.original
     recipe, number = original.recipe, state.stages + 1
     network = copy.deepcopy(job.network)
-    penalised = [
-        (g, w * spec.costs.get(g.name, 1.0) * (spec.input_strength if g.kind == "input" else 1.0))
-        for g, w in job.penalised(spec.kinds)
-    ]
+    penalised = [(g, w * _factors(spec, g)) for g, w in job.penalised(spec.kinds)]
     objective = Objective(
         network,
         job.task,
@@ -232,6 +250,15 @@ def _make_path(state: SearchState, spec: StageSpec, listener: Listener) -> Regul
     solver = PointSolver(objective, recipe.train, recipe.seed)
     path = RegularisationPath(solver, job.groups, measure, report, original.checkpoints)
     return path  # a name, since report() reads its points
+
+
+def _factors(spec: StageSpec, groups: GroupSet) -> Tensor:
+    """Return a stage's factor on the penalty weight of each group of a set, shape (n_groups,), float64."""
+    factor = spec.costs.get(groups.name, 1.0)
+    if groups.kind != "input":
+        return torch.full((len(groups.labels),), factor, dtype=torch.float64)
+    on = [label not in spec.unpenalised for label in groups.labels]
+    return factor * spec.input_strength * torch.tensor(on, dtype=torch.float64)
 
 
 def _cut_at(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from glprune.errors import TargetError
 from glprune.search.budget import SizeTarget, size_of, support_key
@@ -15,11 +15,29 @@ from glprune.search.path_point import Point, Size, load_point, save_point
 if TYPE_CHECKING:
     from glprune.search.job import Job
 
-PointSelector = Callable[[RegularisationPath, "Job"], Point | None]
+
+class PointSelector(Protocol):
+    """Runs a path and chooses a point of it."""
+
+    def __call__(self, path: RegularisationPath, job: Job) -> Point | None:
+        """Run the path; None where no point is suitable."""
+        ...
+
+    def milder(self, path: RegularisationPath, job: Job, point: Point) -> Point | None:
+        """Continue the path to a point that removes less than the chosen one; None where it is in bounds."""
+        ...
+
+
+class _NothingMilder:
+    """A selector whose point is the only one."""
+
+    def milder(self, path: RegularisationPath, job: Job, point: Point) -> Point | None:
+        """Return None."""
+        return None
 
 
 @dataclass(frozen=True)
-class AtLambda:
+class AtLambda(_NothingMilder):
     """Pick the point of one lambda."""
 
     lam: float
@@ -68,9 +86,18 @@ class SmallestAbove:
         search = PointSearch(path, size_of(self.goal.counted, job, path))
         return search.smallest_above(self.goal.least, self.now, self.limit)
 
+    def milder(self, path: RegularisationPath, job: Job, point: Point) -> Point | None:
+        """Return a point near the stage's own limit, where the chosen one is far beyond; else None.
+
+        A stage may pass its limit by half a stage: sizes are steps, and groups leave together.
+        """
+        size = size_of(self.goal.counted, job, path)
+        bound = max(self.goal.least, self.limit * (self.limit / self.now) ** 0.5)
+        return None if size(point) >= bound else PointSearch(path, size).milder(point, bound, self.now)
+
 
 @dataclass(frozen=True)
-class LargestWithin:
+class LargestWithin(_NothingMilder):
     """Pick the largest point within the goal.
 
     Attributes:
@@ -95,6 +122,8 @@ class PointSearchConfig:
         max_kkt_zero: KKT residual of zero groups up to which a point is accepted.
         bisections: Bisections of lambda between a point that is too large and one within the limit.
         coarse_bisections: The same on a path that stops before the goal.
+        milder_bisections: Bisections from a point that is beyond the limit of its stage back to a milder one.
+        milder_factor: Factor on lambda as long as no point within the limit is known.
         equal_lambda_ratio: Lambdas with a smaller ratio are not bisected any further.
         polish_rounds: Polishings of one point, each at the lambda that the last one suggests.
         lambda_factor: Factor on lambda after a polishing that missed the range, until both sides are known.
@@ -107,6 +136,8 @@ class PointSearchConfig:
     max_kkt_zero: float = 0.02
     bisections: int = 8
     coarse_bisections: int = 2
+    milder_bisections: int = 4
+    milder_factor: float = 0.3
     equal_lambda_ratio: float = 1.005
     polish_rounds: int = 8
     lambda_factor: float = 1.1
@@ -169,6 +200,30 @@ class PointSearch:
             return None
         polished = self.polish(best, SizeRange(floor, now - 1))
         return polished if self._is_optimal(polished) else None  # a later stage goes on to the goal
+
+    def milder(self, point: Point, bound: float, now: float) -> Point | None:
+        """Continue the path at smaller lambdas and return its smallest point of at least ``bound``.
+
+        Args:
+            point: A point below the bound.
+            bound: The smallest size accepted.
+            now: The size the path began with.
+
+        Returns:
+            None where every point found removes nothing, is below the bound or is far from optimal.
+        """
+        path, size, above, below = self.path, self.size, self._around(bound)[0], point.lam
+        for _ in range(self.config.milder_bisections):
+            if above is not None and size(above) <= (bound * now) ** 0.5:
+                break
+            low = 0.0 if above is None else above.lam
+            lam = _bisect(low, below, below * self.config.milder_factor)
+            found = path.solve(lam, path.trained if above is None else above.state)
+            above, below = (found, below) if size(found) >= bound else (above, lam)
+        if above is None or size(above) >= now:
+            return None
+        polished = self.polish(above, SizeRange(bound, now - 1))
+        return polished if self._is_optimal(polished) else None
 
     def _around(self, floor: float) -> tuple[Point | None, Point | None]:
         """Return the smallest point that is not below the floor, and the first one that is."""

@@ -1,0 +1,10 @@
+"""The portfolio: several sets of features of the target's size, of which the best on validation rows is kept.
+
+``folds`` makes the rows on which they are compared, ``elimination`` and ``candidates`` find and score them,
+``competition`` chooses.
+"""
+
+from glprune.search.portfolio.candidates import Candidate
+from glprune.search.portfolio.competition import Competition, compete
+
+__all__ = ["Candidate", "Competition", "compete"]

@@ -1,0 +1,172 @@
+"""Backward elimination: drop the least important features, refit briefly, and repeat.
+
+The importance of a feature is the rise of the loss on validation rows when its columns are permuted over the
+rows. With folds, every fold has a network of its own, and the rises are pooled over all of them.
+
+References:
+    Guyon, Weston, Barnhill and Vapnik (2002), "Gene selection for cancer classification using support vector
+    machines", Machine Learning 46, 389-422: recursive feature elimination.
+    Fisher, Rudin and Dominici (2019), "All models are wrong, but many are useful", J. Mach. Learn. Res.
+    20(177): permutation importance as reliance on a feature.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from glprune.data.splits import IndexableSplit, Inputs, first_rows
+from glprune.model.counting import macs
+from glprune.pruning.groups import sliced
+from glprune.pruning.removal import cut_uncertified
+from glprune.search.prepare import slim_job
+from glprune.search.refit import brief_spec, refit_in_place
+
+if TYPE_CHECKING:
+    from glprune.data.splits import Split
+    from glprune.pruning.groups import GroupSet
+    from glprune.search.job import Job
+
+Support = frozenset[str]
+"""Names of the kept features."""
+_DROP = 0.25  # share of the features dropped in one round
+_PERMUTATIONS = 5  # with folds, fewer for each, as many rows are permuted anyway
+_MAX_MACS = 2e10  # multiply-accumulates of the permutations of one round and job
+_MIN_ROWS = 256
+
+
+def eliminate(jobs: Sequence[Job], sizes: Collection[int]) -> dict[int, Support]:
+    """Eliminate features until as few as the smallest size are left.
+
+    Args:
+        jobs: The same network on the rows of every fold; one job without folds.
+        sizes: Numbers of features of interest.
+
+    Returns:
+        Size -> the features kept when at most as many were left. Features that must stay are never dropped.
+    """
+    found: dict[int, Support] = {}
+    if len(jobs) > 1:
+        jobs = [_refit(job) for job in jobs]
+    while True:
+        names = [f.name for f in jobs[0].data.features]
+        found |= {size: frozenset(names) for size in sizes if size not in found and len(names) <= size}
+        left = [size for size in sizes if size not in found]
+        number = min(max(1, int(_DROP * len(names))), len(names) - max(left)) if left else 0
+        dropped = _least_important(jobs[0], _mean_rises(jobs), number) if number else []
+        if not dropped:  # all sizes have their features, or the others must stay
+            return found | dict.fromkeys(left, frozenset(names))
+        kept = frozenset(names) - frozenset(dropped)
+        jobs = [_refit(restrict(job, kept)) for job in jobs]
+
+
+def restrict(job: Job, kept: Support) -> Job:
+    """Return the job of the network that reads only some features, its other weights unchanged."""
+    alive = [
+        torch.tensor([g.kind != "input" or label in kept for label in g.labels], dtype=torch.bool)
+        for g in job.groups
+    ]
+    slim = cut_uncertified(job.network, job.groups, alive, job.probe, job.axes)
+    return slim_job(job, slim.network, slim.selection, [sliced(g, slim.plan.kept) for g in job.groups])
+
+
+def permuted(
+    inputs: Inputs, axes: Sequence[int | None], groups: GroupSet, feature: int, order: Tensor
+) -> Inputs:
+    """Return rows in which a feature's columns are taken from the rows in another order.
+
+    Args:
+        inputs: The rows.
+        axes: The feature axis of each input.
+        groups: The features of one input.
+        feature: Number of the feature among them.
+        order: The order, int64, shape (rows,).
+    """
+    index, columns = groups.units.source, torch.nonzero(groups.group == feature).flatten()
+    assert index is not None  # the groups are those of an input
+    axis = axes[index]
+    assert axis is not None  # an input with groups has a feature axis
+    x = inputs[index]
+    shuffled = x.index_copy(axis, columns, x.index_select(axis, columns)[order])
+    return (*inputs[:index], shuffled, *inputs[index + 1 :])
+
+
+def loss_rises(job: Job, permutations: int) -> tuple[Tensor, int]:
+    """Measure the rise of the loss on validation rows when a feature is permuted.
+
+    Args:
+        job: A job.
+        permutations: Random orders of the rows, the same for every feature.
+
+    Returns:
+        Mean rise for every feature in the order of the input groups, float64, shape (n_features,), and the
+        number of rows it was measured on.
+    """
+    inputs, target = _rows(job, permutations)
+    generator = torch.Generator().manual_seed(job.recipe.seed)
+    orders = [torch.randperm(len(target), generator=generator) for _ in range(permutations)]
+
+    def loss(rows: Inputs) -> float:
+        return float(job.task.loss(job.task.view(job.network(*rows)), target))
+
+    with torch.no_grad():
+        reference = loss(inputs)
+        rises = [
+            sum(loss(permuted(inputs, job.axes, g, feature, order)) for order in orders) / permutations
+            for g in job.input_groups
+            for feature in range(len(g.labels))
+        ]
+    return torch.tensor(rises, dtype=torch.float64) - reference, len(target)
+
+
+def _mean_rises(jobs: Sequence[Job]) -> dict[str, float]:
+    """Pool the rises over the rows of all folds; feature -> rise."""
+    measured = [loss_rises(job, max(1, math.ceil(_PERMUTATIONS / len(jobs)))) for job in jobs]
+    total = torch.stack([rises * rows for rises, rows in measured]).sum(dim=0).tolist()
+    labels = [label for groups in jobs[0].input_groups for label in groups.labels]
+    return dict(zip(labels, total, strict=True))
+
+
+def _least_important(job: Job, rises: Mapping[str, float], number: int) -> list[str]:
+    """Return up to ``number`` features that may go: no rule keeps them, and their input has others left."""
+    left = {g.name: len(g.labels) for g in job.input_groups}
+    owners = {
+        label: g.name
+        for g in job.input_groups
+        for label in g.labels
+        if not g.units.refused and label not in job.rules.required
+    }
+    dropped: list[str] = []
+    for label in sorted(owners, key=rises.__getitem__):
+        if len(dropped) < number and left[owners[label]] > 1:
+            left[owners[label]] -= 1
+            dropped.append(label)
+    return dropped
+
+
+def _rows(job: Job, permutations: int) -> tuple[Inputs, Tensor]:
+    """Return validation rows: as many as the bound on multiply-accumulates allows, drawn at random."""
+    features = sum(len(g.labels) for g in job.input_groups)
+    cost = macs(job.network, first_rows(job.data.valid, 1)) * features * permutations
+    limit = max(_MIN_ROWS, int(_MAX_MACS / max(1, cost)))
+    return draw_rows(job.data.valid, limit, job.recipe.seed)
+
+
+def draw_rows(split: Split, limit: int, seed: int) -> tuple[Inputs, Tensor]:
+    """Return at most ``limit`` rows of a split, at random; of a loader or stream, its first shuffled batch."""
+    generator = torch.Generator().manual_seed(seed)
+    if split.rows <= limit and isinstance(split, IndexableSplit):
+        return next(split.batches(None, None))
+    if isinstance(split, IndexableSplit):
+        chosen = torch.randperm(split.rows, generator=generator)[:limit].sort().values
+        return next(split.take(chosen.numpy()).batches(None, None))
+    return next(split.batches(limit, generator))
+
+
+def _refit(job: Job) -> Job:
+    return replace(job, network=refit_in_place(job, brief_spec(job.recipe)).network)

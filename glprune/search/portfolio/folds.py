@@ -1,0 +1,92 @@
+"""Folds: the jobs on which candidates are compared.
+
+With many validation rows there is one job, with the splits of the recipe. With few, training and validation
+rows are pooled and divided into folds; every fold is the validation split of one job, and the other folds are
+its training split. The test rows are in none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from glprune.data.splits import TensorSplit
+
+if TYPE_CHECKING:
+    from glprune.search.job import Job
+
+AUTO_FOLDS = 5
+FEW_ROWS = 200
+"""Validation rows, or rows of the rarer of two classes times two, below which ``folds: auto`` makes folds."""
+
+
+def fold_jobs(job: Job) -> tuple[Job, ...]:
+    """Return the jobs on which candidates are compared: the job itself, or one for each fold.
+
+    Args:
+        job: The job of the original network.
+    """
+    return tuple(_fold_job(job, train, valid) for train, valid in fold_rows(job)) or (job,)
+
+
+def fold_rows(job: Job) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Return the training and validation rows of every fold, of the pooled rows; none without folds."""
+    spec = job.recipe.data.validation
+    count = _fold_count(job)
+    if count == 1:
+        return []
+    strata = _strata(job)
+    found = []
+    for repeat in range(spec.repeats):
+        numbers = _fold_numbers(strata, count, np.random.default_rng([job.recipe.seed, repeat]))
+        found += [(np.flatnonzero(numbers != f), np.flatnonzero(numbers == f)) for f in range(count)]
+    return found
+
+
+def _fold_count(job: Job) -> int:
+    """Return the number of folds; 1 where the validation split alone decides."""
+    folds = job.recipe.data.validation.folds
+    if folds != "auto":
+        return folds
+    in_memory = isinstance(job.data.train, TensorSplit) and isinstance(job.data.valid, TensorSplit)
+    return AUTO_FOLDS if in_memory and _effective_rows(job) < FEW_ROWS else 1
+
+
+def _effective_rows(job: Job) -> int:
+    """Return the number of validation rows, or twice that of the rarer of two classes if it is smaller."""
+    rows = job.data.valid.rows
+    if job.task.kind != "binary" or not isinstance(job.data.valid, TensorSplit):
+        return rows
+    return min(rows, 2 * int(torch.bincount(job.data.valid.target, minlength=2).min()))
+
+
+def _strata(job: Job) -> NDArray[np.int64]:
+    """Return the stratum of each pooled row: its class, or 0 where the target is a number."""
+    target = _pooled(job).target
+    by_class = job.task.kind in ("binary", "multiclass")
+    return target.numpy() if by_class else np.zeros(len(target), dtype=np.int64)
+
+
+def _fold_numbers(strata: NDArray[np.int64], count: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """Draw the fold of every row, so that each has its share of every stratum."""
+    order = np.concatenate([generator.permutation(np.flatnonzero(strata == s)) for s in np.unique(strata)])
+    numbers = np.empty(len(strata), dtype=np.int64)
+    numbers[order] = np.arange(len(strata)) % count
+    return numbers
+
+
+def _pooled(job: Job) -> TensorSplit:
+    """Return training and validation rows together."""
+    train, valid = job.data.train, job.data.valid
+    assert isinstance(train, TensorSplit) and isinstance(valid, TensorSplit)  # checked when the job was made
+    pairs = zip(train.inputs, valid.inputs, strict=True)
+    return TensorSplit(tuple(torch.cat(p) for p in pairs), torch.cat([train.target, valid.target]))
+
+
+def _fold_job(job: Job, train: NDArray[np.int64], valid: NDArray[np.int64]) -> Job:
+    rows = _pooled(job)
+    return replace(job, data=replace(job.data, train=rows.take(train), valid=rows.take(valid)))
