@@ -33,6 +33,8 @@ from glprune.schema import bundle as bundles
 from glprune.schema.recipe import HIGHER_IS_BETTER, PenaltySpec, Recipe
 from glprune.schema.report import (
     Baselines,
+    CandidateFacts,
+    Comparison,
     DataFacts,
     Digests,
     DropCosts,
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
     from glprune.pruning.removal import RemovalResult
     from glprune.schema.recipe import MaxDrop
     from glprune.search.job import Job
+    from glprune.search.portfolio import Candidate, Competition
     from glprune.search.search import SearchResult
     from glprune.search.stage import StageResult
 
@@ -171,6 +174,42 @@ def _selection(outcome: RunResults) -> Selection:
         lam=_last_input_stage(outcome.chosen).selected.lam,
         metric=outcome.job.metric,
         reference=outcome.chosen.reference,
+        comparison=_comparison(outcome),
+    )
+
+
+def _comparison(outcome: RunResults) -> Comparison | None:
+    """Record the sets of features that were compared; None where the path alone was used."""
+    found = outcome.chosen.competition
+    if found is None:
+        return None
+    names = [feature.name for feature in outcome.job.data.features]
+    lead = found.lead
+    return Comparison(
+        folds=found.folds,
+        repeats=found.repeats,
+        rows=found.rows,
+        rule=found.rule,
+        lead=lead.mean if lead else None,
+        lead_standard_error=lead.standard_error if lead else None,
+        candidates=[
+            _candidate(candidate, found, [name for name in names if name in candidate.kept])
+            for candidate in found.candidates
+        ],
+    )
+
+
+def _candidate(candidate: Candidate, found: Competition, features: list[str]) -> CandidateFacts:
+    gain = candidate.gain_over(found.candidates[0])
+    return CandidateFacts(
+        found_by=candidate.name,
+        features=features,
+        metric=candidate.metric,
+        standard_error=candidate.standard_error,
+        loss=candidate.loss,
+        gain=gain.mean,
+        gain_standard_error=gain.standard_error,
+        chosen=candidate is found.best,
     )
 
 

@@ -19,6 +19,7 @@ from glprune.report.sections import evidence_for, sections
 from glprune.report.sentences import (
     WAYS,
     banner,
+    comparison_sentence,
     file_sentence,
     headline,
     inline,
@@ -217,6 +218,7 @@ def _view(report: Report, pictures: bool) -> dict[str, Any]:
         "part_of_rows": part_of_rows(report.stability) if report.stability else "",
         "drop_rows": _drop_rows(report.drop_costs) if report.drop_costs else [],
         "compared": compared(report),
+        "comparison": comparison_sentence(selection) if selection.comparison else "",
         "mac_ratio": mac_ratio(report.size),
         "file": file_sentence(report),
     }

@@ -12,11 +12,13 @@ from glprune.schema import bundle as bundles
 if TYPE_CHECKING:
     from glprune.schema.report import (
         Baselines,
+        Comparison,
         Feature,
         Metric,
         PenaltyFacts,
         Quantized,
         Report,
+        Selection,
         Size,
         Spread,
         Stability,
@@ -219,6 +221,33 @@ def penalty_sentence(penalty: PenaltyFacts) -> str:
     }[penalty.kind]
     weak = "; it shrinks groups more that were weak in the trained network" * (penalty.weights == "adaptive")
     return f"The network was fine-tuned with {what}{weak}"
+
+
+def comparison_sentence(selection: Selection) -> str:
+    """State how sets of features were compared and how sure the choice is."""
+    comparison = selection.comparison
+    assert comparison is not None  # the caller has looked
+    times = f", {comparison.repeats} times at random" if comparison.repeats > 1 else ""
+    where = (
+        f"in {comparison.folds}-fold cross-validation of the {thousands(comparison.rows)} training and "
+        f"validation rows{times}"
+        if comparison.folds > 1
+        else f"on the {thousands(comparison.rows)} validation rows"
+    )
+    return (
+        f"Sets of features were found in several ways, refitted briefly and compared {where}. Rule of the "
+        f"choice: {comparison.rule}. {_lead_sentence(comparison)} The figures are somewhat too good, since "
+        "the same rows chose the sets."
+    )
+
+
+def _lead_sentence(comparison: Comparison) -> str:
+    if comparison.lead is None or comparison.lead_standard_error is None:
+        return "All ways found the same set."
+    figure = f"{comparison.lead:+.4f} with a standard error of {comparison.lead_standard_error:.4f}"
+    if comparison.lead > 2 * comparison.lead_standard_error:
+        return f"The chosen set is clearly better than the next best: {figure}."
+    return f"The chosen set and the next best do not differ by more than noise: {figure}."
 
 
 def _baselines_sentence(baselines: Baselines, metric: Metric) -> str:

@@ -219,6 +219,36 @@ class SearchStage(Record):
     metric: float = Field(description="selection metric on the validation split after the stage's refit")
 
 
+class CandidateFacts(Record):
+    """A set of features of the target's size, and its validation figures after a brief refit."""
+
+    found_by: str = Field(description="how the set was found")
+    features: list[str] = Field(description="names of its features")
+    metric: float = Field(description="mean of the selection metric over the folds")
+    standard_error: float = Field(description="standard error of that mean, over the rows")
+    loss: float = Field(description="mean loss on the same rows")
+    gain: float = Field(
+        description="how much better its metric is than that of the regularisation path's set; below 0 where "
+        "it is worse"
+    )
+    gain_standard_error: float = Field(description="standard error of the gain, over paired rows")
+    chosen: bool = Field(description="whether the shipped model keeps this set")
+
+
+class Comparison(Record):
+    """The sets of features that were compared, and how."""
+
+    folds: int = Field(description="number of folds of training and validation rows; 1: the validation split")
+    repeats: int = Field(description="how often the rows were divided into folds")
+    rows: int = Field(description="rows that every set was scored on")
+    rule: str = Field(description="rule by which one was chosen")
+    lead: float | None = Field(
+        description="how much better the chosen set is than the next best; null where there was one set"
+    )
+    lead_standard_error: float | None = Field(description="standard error of the lead, over paired rows")
+    candidates: list[CandidateFacts] = Field(description="the sets, that of the regularisation path first")
+
+
 class Selection(Record):
     """How the shipped network was chosen."""
 
@@ -227,6 +257,9 @@ class Selection(Record):
     metric: str = Field(description="name of the selection metric")
     split: Literal["valid"] = Field("valid", description="split on which points were compared")
     reference: float = Field(description="the metric of the original network on the same split")
+    comparison: Comparison | None = Field(
+        None, description="sets of features that were compared; null where the path alone was used"
+    )
 
 
 class Cut(Record):

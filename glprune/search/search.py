@@ -165,19 +165,15 @@ class _Search:
     def _search_features(self, goal: SizeTarget) -> None:
         """Run the path, compare its features with those found in other ways, and keep the best."""
         self._search_target(goal)
-        if self.original.recipe.search == "path":
+        if self.original.recipe.search == "path" or _feature_count(self.before[0]) <= goal.limit:
             return
-        begin = next(
-            (n for n, state in enumerate(self.before) if self._elimination_can_begin(state, goal)),
-            len(self.before) - 1,
-        )
+        most = max(_ELIMINATION_SIZE, _ELIMINATION_FACTOR * goal.limit)
+        small = (n for n, state in enumerate(self.before) if _feature_count(state) <= most)
+        begin = next(small, len(self.before) - 1)
         kept = frozenset(kept_names(self.state.outcomes))
         self.competition = compete(self.before[begin].job, kept, round(goal.limit), self.listener)
         if self.competition.best.kept != kept:
             self._certify(self.competition.best, begin, goal)
-
-    def _elimination_can_begin(self, state: SearchState, goal: SizeTarget) -> bool:
-        return current_size(state.job, "features") <= max(_ELIMINATION_SIZE, _ELIMINATION_FACTOR * goal.limit)
 
     def _certify(self, best: Candidate, begin: int, goal: SizeTarget) -> None:
         """Go back to a state and remove every feature but a candidate's along a path that penalises these."""
@@ -368,6 +364,10 @@ class _Search:
         assert budget is not None  # the recipe has a target
         limit = resolve_budget(budget, current_size(self.original, counted))
         return SizeTarget(counted, limit, kinds, f"target.{counted}", slack=_SLACK)
+
+
+def _feature_count(state: SearchState) -> int:
+    return len(state.job.data.features)
 
 
 def _excess(times: tuple[float, float], budget: str | float) -> float:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from glprune.data.splits import identity
 from glprune.model.validation_score import Gain, ValidationScore, score_network, standard_error
@@ -17,6 +18,7 @@ from glprune.search.refit import refit_in_place
 if TYPE_CHECKING:
     from glprune.schema.recipe import Recipe, RefitSpec
     from glprune.search.job import Job
+    from glprune.search.path_point import Checkpoint
 
 _FOLD_EPOCHS, _FOLD_PATIENCE = 30, 5
 
@@ -78,6 +80,32 @@ def score_candidates(jobs: Sequence[Job], supports: Mapping[str, Support]) -> li
     for name, kept in supports.items():
         first.setdefault(kept, name)
     return [Candidate(name, kept, tuple(_score(job, kept) for job in jobs)) for kept, name in first.items()]
+
+
+def save_candidates(candidates: Sequence[Candidate]) -> Checkpoint:
+    """Return candidates as values and tensors of a checkpoint."""
+    values: list[dict[str, Any]] = []
+    tensors: dict[str, Tensor] = {}
+    for number, candidate in enumerate(candidates):
+        figures = [(score.metric, score.value, score.loss) for score in candidate.scores]
+        values.append({"name": candidate.name, "kept": sorted(candidate.kept), "scores": figures})
+        tensors |= {f"{number}/{fold}": score.influences for fold, score in enumerate(candidate.scores)}
+    return {"candidates": values}, tensors
+
+
+def load_candidates(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[Candidate, ...]:
+    """Return the candidates that ``save_candidates`` saved."""
+    return tuple(
+        Candidate(
+            saved["name"],
+            frozenset(saved["kept"]),
+            tuple(
+                ValidationScore(metric, value, tensors[f"{number}/{fold}"], loss)
+                for fold, (metric, value, loss) in enumerate(saved["scores"])
+            ),
+        )
+        for number, saved in enumerate(values["candidates"])
+    )
 
 
 def by_magnitude(job: Job, size: int) -> Support:

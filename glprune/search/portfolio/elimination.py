@@ -158,7 +158,7 @@ def _rows(job: Job, permutations: int) -> tuple[Inputs, Tensor]:
 
 
 def draw_rows(split: Split, limit: int, seed: int) -> tuple[Inputs, Tensor]:
-    """Return at most ``limit`` rows of a split, at random; of a loader or stream, its first shuffled batch."""
+    """Return at most ``limit`` rows of a split, at random; of a loader or stream, its first batch."""
     generator = torch.Generator().manual_seed(seed)
     if split.rows <= limit and isinstance(split, IndexableSplit):
         return next(split.batches(None, None))

@@ -15,11 +15,13 @@ import torch
 from numpy.typing import NDArray
 
 from glprune.data.splits import TensorSplit
+from glprune.errors import RecipeError
 
 if TYPE_CHECKING:
     from glprune.search.job import Job
 
 AUTO_FOLDS = 5
+_MIN_FOLD_ROWS = 4
 FEW_ROWS = 200
 """Validation rows, or rows of the rarer of two classes times two, below which ``folds: auto`` makes folds."""
 
@@ -28,13 +30,20 @@ def fold_jobs(job: Job) -> tuple[Job, ...]:
     """Return the jobs on which candidates are compared: the job itself, or one for each fold.
 
     Args:
-        job: The job of the original network.
+        job: A job.
+
+    Raises:
+        RecipeError: The recipe asks for folds that cannot be made.
     """
     return tuple(_fold_job(job, train, valid) for train, valid in fold_rows(job)) or (job,)
 
 
 def fold_rows(job: Job) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Return the training and validation rows of every fold, of the pooled rows; none without folds."""
+    """Return the training and validation rows of every fold, of the pooled rows; none without folds.
+
+    Raises:
+        RecipeError: The recipe asks for folds that cannot be made.
+    """
     spec = job.recipe.data.validation
     count = _fold_count(job)
     if count == 1:
@@ -48,20 +57,39 @@ def fold_rows(job: Job) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
 
 
 def _fold_count(job: Job) -> int:
-    """Return the number of folds; 1 where the validation split alone decides."""
-    folds = job.recipe.data.validation.folds
-    if folds != "auto":
-        return folds
-    in_memory = isinstance(job.data.train, TensorSplit) and isinstance(job.data.valid, TensorSplit)
-    return AUTO_FOLDS if in_memory and _effective_rows(job) < FEW_ROWS else 1
+    """Return the number of folds; 1 where the validation split alone decides.
+
+    Raises:
+        RecipeError: The recipe asks for folds that cannot be made.
+    """
+    folds, largest = job.recipe.data.validation.folds, _largest_count(job)
+    if folds == "auto":
+        return min(AUTO_FOLDS, largest) if largest > 1 and _effective_rows(job) < FEW_ROWS else 1
+    if folds > max(1, largest):
+        reason = (
+            f"a fold would have no row of one class; use at most {largest}"
+            if largest
+            else "folds need all rows in memory and one process; set 1"
+        )
+        raise RecipeError(f"{job.recipe.where('data', 'validation', 'folds')}: {folds}: {reason}.")
+    return folds
+
+
+def _largest_count(job: Job) -> int:
+    """Return the largest number of folds; 0 where the rows are not in memory."""
+    if not isinstance(job.data.train, TensorSplit) or not isinstance(job.data.valid, TensorSplit):
+        return 0
+    if job.task.kind == "binary":
+        return int(torch.bincount(_pooled(job).target, minlength=2).min())
+    return _pooled(job).rows // _MIN_FOLD_ROWS
 
 
 def _effective_rows(job: Job) -> int:
     """Return the number of validation rows, or twice that of the rarer of two classes if it is smaller."""
-    rows = job.data.valid.rows
-    if job.task.kind != "binary" or not isinstance(job.data.valid, TensorSplit):
-        return rows
-    return min(rows, 2 * int(torch.bincount(job.data.valid.target, minlength=2).min()))
+    valid = job.data.valid
+    if job.task.kind != "binary" or not isinstance(valid, TensorSplit):
+        return valid.rows
+    return min(valid.rows, 2 * int(torch.bincount(valid.target, minlength=2).min()))
 
 
 def _strata(job: Job) -> NDArray[np.int64]:
@@ -82,7 +110,8 @@ def _fold_numbers(strata: NDArray[np.int64], count: int, generator: np.random.Ge
 def _pooled(job: Job) -> TensorSplit:
     """Return training and validation rows together."""
     train, valid = job.data.train, job.data.valid
-    assert isinstance(train, TensorSplit) and isinstance(valid, TensorSplit)  # checked when the job was made
+    assert isinstance(train, TensorSplit)  # checked when the job was made
+    assert isinstance(valid, TensorSplit)
     pairs = zip(train.inputs, valid.inputs, strict=True)
     return TensorSplit(tuple(torch.cat(p) for p in pairs), torch.cat([train.target, valid.target]))
 
