@@ -48,7 +48,7 @@ from glprune.search.job import Job
 from glprune.search.outcome import Outcomes, after_removal, after_stage, kept_names
 from glprune.search.parallel import run_stages
 from glprune.search.policy_removal import remove_forbidden
-from glprune.search.portfolio import compete
+from glprune.search.portfolio import compete, fold_count
 from glprune.search.refit import brief_spec, refit_or_resume
 from glprune.search.stage import SearchState, StageResult, StageSpec, run_stage
 from glprune.search.targets import AtLambda, LargestWithin, PointSelector, SmallestAbove
@@ -106,7 +106,9 @@ def search(
 
     Raises:
         TargetError: No network meets the target.
+        RecipeError: The recipe asks for folds that cannot be made.
     """
+    fold_count(job)  # a wrong number is reported now, not after hours
     with contextlib.ExitStack() as open_:
         start = functools.cache(lambda: open_.enter_context(workers())) if workers is not None else None
         return _Search(job, listener, start).run()

@@ -6,5 +6,6 @@
 
 from glprune.search.portfolio.candidates import Candidate
 from glprune.search.portfolio.competition import Competition, compete
+from glprune.search.portfolio.folds import fold_count
 
-__all__ = ["Candidate", "Competition", "compete"]
+__all__ = ["Candidate", "Competition", "compete", "fold_count"]

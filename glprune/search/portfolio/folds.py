@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from glprune.data.splits import TensorSplit
 from glprune.errors import RecipeError
@@ -45,7 +46,7 @@ def fold_rows(job: Job) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         RecipeError: The recipe asks for folds that cannot be made.
     """
     spec = job.recipe.data.validation
-    count = _fold_count(job)
+    count = fold_count(job)
     if count == 1:
         return []
     strata = _strata(job)
@@ -56,7 +57,7 @@ def fold_rows(job: Job) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     return found
 
 
-def _fold_count(job: Job) -> int:
+def fold_count(job: Job) -> int:
     """Return the number of folds; 1 where the validation split alone decides.
 
     Raises:
@@ -80,8 +81,8 @@ def _largest_count(job: Job) -> int:
     if not isinstance(job.data.train, TensorSplit) or not isinstance(job.data.valid, TensorSplit):
         return 0
     if job.task.kind == "binary":
-        return int(torch.bincount(_pooled(job).target, minlength=2).min())
-    return _pooled(job).rows // _MIN_FOLD_ROWS
+        return int(torch.bincount(_targets(job), minlength=2).min())
+    return len(_targets(job)) // _MIN_FOLD_ROWS
 
 
 def _effective_rows(job: Job) -> int:
@@ -94,7 +95,7 @@ def _effective_rows(job: Job) -> int:
 
 def _strata(job: Job) -> NDArray[np.int64]:
     """Return the stratum of each pooled row: its class, or 0 where the target is a number."""
-    target = _pooled(job).target
+    target = _targets(job)
     by_class = job.task.kind in ("binary", "multiclass")
     return target.numpy() if by_class else np.zeros(len(target), dtype=np.int64)
 
@@ -107,13 +108,21 @@ def _fold_numbers(strata: NDArray[np.int64], count: int, generator: np.random.Ge
     return numbers
 
 
+def _targets(job: Job) -> Tensor:
+    """Return the targets of training and validation rows together."""
+    train, valid = job.data.train, job.data.valid
+    assert isinstance(train, TensorSplit)  # folds are made of rows in memory
+    assert isinstance(valid, TensorSplit)
+    return torch.cat([train.target, valid.target])
+
+
 def _pooled(job: Job) -> TensorSplit:
     """Return training and validation rows together."""
     train, valid = job.data.train, job.data.valid
-    assert isinstance(train, TensorSplit)  # checked when the job was made
+    assert isinstance(train, TensorSplit)  # folds are made of rows in memory
     assert isinstance(valid, TensorSplit)
     pairs = zip(train.inputs, valid.inputs, strict=True)
-    return TensorSplit(tuple(torch.cat(p) for p in pairs), torch.cat([train.target, valid.target]))
+    return TensorSplit(tuple(torch.cat(p) for p in pairs), _targets(job))
 
 
 def _fold_job(job: Job, train: NDArray[np.int64], valid: NDArray[np.int64]) -> Job:
