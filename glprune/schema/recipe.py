@@ -699,7 +699,8 @@ class Recipe(Section):
     search: Literal["portfolio", "path"] = Field(
         "portfolio",
         description="How the features are found. path: by the regularisation path alone. portfolio: also in "
-        "other ways, of which the best on validation rows is kept (for target.max_features).",
+        "other ways; a set that is clearly better on validation rows replaces the path's (for "
+        "target.max_features, where inputs and hidden units are not penalised along one path).",
     )
     train: TrainSpec = Field(default_factory=TrainSpec)
     refit: RefitSpec = Field(default_factory=RefitSpec)

@@ -8,7 +8,9 @@ References:
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from glprune.pruning.groups import GroupSet, group_norms, support
@@ -96,6 +98,54 @@ class RegularisationPath:
         polished = self._solve_or_resume("closing", lam, polish)
         self.replace_point(polished, point)
         return polished
+
+    def truncate(
+        self, lam: float, is_small: Callable[[Point], bool], fits: Callable[[Point], bool]
+    ) -> Point | None:
+        """Train at one lambda from the first weights of the path until its support is small enough.
+
+        A lambda that removes many groups removes them one after another: the steps on the way are milder
+        points, whose weights shrank less than at a smaller lambda that is solved.
+
+        Args:
+            lam: The lambda.
+            is_small: Ends the steps; like ``fits`` it is given the support without loss, metric and weights.
+            fits: Whether a support is accepted.
+
+        Returns:
+            The last accepted point, added to the path; None where no support was accepted.
+        """
+        record = self.checkpoints.load_step("truncated", {"lam": lam})
+        if record is None:
+            point = self._truncate(lam, is_small, fits)
+            values, tensors = save_point(point) if point else ({}, {})
+            record = self.checkpoints.save_step("truncated", {"lam": lam}, values, tensors)
+        elif record.values:
+            point = load_point(record.values, self.checkpoints.weights(record))
+        else:
+            point = None
+        if point is not None:
+            self.points = sorted([*self.points, point], key=lambda p: p.lam)
+        return point
+
+    def _truncate(
+        self, lam: float, is_small: Callable[[Point], bool], fits: Callable[[Point], bool]
+    ) -> Point | None:
+        network, accepted = self.objective.network, TensorDict()
+        network.load_state_dict(self.trained)
+
+        def is_done() -> bool:
+            nonlocal accepted
+            found = self.outline(lam)
+            if fits(found):
+                accepted = {name: t.detach().clone() for name, t in network.state_dict().items()}
+            return is_small(found)
+
+        halvings = self.solver.solve(lam, polish=False, is_done=is_done)
+        if not accepted:
+            return None
+        network.load_state_dict(accepted)
+        return self.measure(lam, halvings)
 
     def replace_point(self, point: Point, old: Point) -> None:
         """Add a point to the path in place of an old one, which the path need not have any more."""
@@ -190,21 +240,33 @@ class RegularisationPath:
     def measure(self, lam: float, halvings: int = 0) -> Point:
         """Measure the network as it is, as a point of some lambda."""
         loss, zero, active = self.objective.optimality(lam)
-        state = {name: t.detach().clone() for name, t in self.objective.network.state_dict().items()}
-        alive = [support(state, g) for g in self.inputs]
-        hidden = [support(state, g) for g in self.hidden]
-        return Point(
-            lam=lam,
+        return replace(
+            self.outline(lam),
             loss=loss,
             penalty=self.objective.penalty(lam),
             kkt_zero=zero,
             kkt_active=active,
-            features=sum(int(a.sum()) for a in alive),
-            columns=sum(int(a[g.group].sum()) for a, g in zip(alive, self.inputs, strict=True)),
-            hidden=sum(int(h.sum()) for h in hidden),
-            norms=tuple(float(n) for g in self.inputs for n in group_norms(state, g)),
-            alive=tuple(support(state, g) for g in self.groups),
             metric=self.metric(),
-            state=state,
+            state={name: t.detach().clone() for name, t in self.objective.network.state_dict().items()},
             halvings=halvings,
+        )
+
+    def outline(self, lam: float) -> Point:
+        """Return the present support as a point of some lambda, without loss, metric and weights."""
+        state = self.objective.network.state_dict()
+        alive = tuple(support(state, g) for g in self.groups)
+        kinds = {id(g): a for g, a in zip(self.groups, alive, strict=True)}
+        return Point(
+            lam=lam,
+            loss=math.nan,
+            penalty=math.nan,
+            kkt_zero=math.nan,
+            kkt_active=math.nan,
+            features=sum(int(kinds[id(g)].sum()) for g in self.inputs),
+            columns=sum(int(kinds[id(g)][g.group].sum()) for g in self.inputs),
+            hidden=sum(int(kinds[id(g)].sum()) for g in self.hidden),
+            norms=tuple(float(n) for g in self.inputs for n in group_norms(state, g)),
+            alive=alive,
+            metric=math.nan,
+            state={},
         )

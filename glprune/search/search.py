@@ -51,7 +51,7 @@ from glprune.search.policy_removal import remove_forbidden
 from glprune.search.portfolio import compete, fold_count
 from glprune.search.refit import brief_spec, refit_or_resume
 from glprune.search.stage import SearchState, StageResult, StageSpec, run_stage
-from glprune.search.targets import AtLambda, LargestWithin, PointSelector, SmallestAbove
+from glprune.search.targets import AllZero, AtLambda, LargestWithin, PointSelector, SmallestAbove
 
 if TYPE_CHECKING:
     from glprune.pruning.units import GroupKind
@@ -165,9 +165,13 @@ class _Search:
         )
 
     def _search_features(self, goal: SizeTarget) -> None:
-        """Run the path, compare its features with those found in other ways, and keep the best."""
+        """Run the path, compare its features with those found in other ways, and keep the best.
+
+        A penalty on hidden units beside that on inputs removes them along the same path: nothing is compared.
+        """
         self._search_target(goal)
-        if self.original.recipe.search == "path" or _feature_count(self.before[0]) <= goal.limit:
+        nothing_to_remove = _feature_count(self.before[0]) <= goal.limit
+        if self.original.recipe.search == "path" or nothing_to_remove or self._penalises_both(goal.kinds):
             return
         most = max(_ELIMINATION_SIZE, _ELIMINATION_FACTOR * goal.limit)
         small = (n for n, state in enumerate(self.before) if _feature_count(state) <= most)
@@ -182,7 +186,7 @@ class _Search:
         self.state, self.stages = self.before[begin], self.stages[:begin]
         self.before = self.before[:begin]
         rule = f"removing the features that {best.name} does not keep"
-        spec = StageSpec(goal.kinds, rule, LargestWithin(goal), self._full_refit(), unpenalised=best.kept)
+        spec = StageSpec(goal.kinds, rule, AllZero(goal.name), self._full_refit(), unpenalised=best.kept)
         run = self._run_stage(spec)
         assert run is not None  # it picks a point or raises
         self._commit(run)

@@ -89,8 +89,7 @@ class StageSpec:
         input_strength: Factor on the strength of input groups.
         costs: Factor on the strength of each unit set, by its name; default 1.
         unpenalised: Features without a penalty, which the stage therefore keeps.
-        bounded: Whether a point beyond the stage's limit is taken only if, refitted, it is at least as good
-            on the validation split as a milder point.
+        bounded: Whether a milder point is taken where the chosen one is far beyond the stage's limit.
     """
 
     kinds: tuple[GroupKind, ...]
@@ -175,12 +174,9 @@ def run_stage_uncached(
     point = spec.selector(path, state.job)
     if point is None:
         return None, path.points
-    run = _cut_at(state, spec, point, path.points, listener)
-    milder = spec.selector.milder(path, state.job, point) if spec.bounded else None
-    if milder is not None:
-        bounded = _cut_at(state, spec, milder, path.points, listener)
-        run = max(run, bounded, key=lambda result: result.refit.score)
-    return replace(run, points=path.points), path.points
+    if spec.bounded:
+        point = spec.selector.milder(path, state.job, point) or point
+    return _cut_at(state, spec, point, path.points, listener), path.points
 
 
 def path_support(state: SearchState, spec: StageSpec) -> frozenset[str] | None:

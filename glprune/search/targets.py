@@ -15,6 +15,9 @@ from glprune.search.path_point import Point, Size, load_point, save_point
 if TYPE_CHECKING:
     from glprune.search.job import Job
 
+_EARLY = 1 / 6  # of a stage that a truncated path goes beyond the limit, where the next groups leave
+_MAX_GROWTHS = 12  # of lambda by a factor of ten
+
 
 class PointSelector(Protocol):
     """Runs a path and chooses a point of it."""
@@ -92,8 +95,11 @@ class SmallestAbove:
         A stage may pass its limit by half a stage: sizes are steps, and groups leave together.
         """
         size = size_of(self.goal.counted, job, path)
-        bound = max(self.goal.least, self.limit * (self.limit / self.now) ** 0.5)
-        return None if size(point) >= bound else PointSearch(path, size).milder(point, bound, self.now)
+        step = self.limit / self.now
+        bound = max(self.goal.least, self.limit * step**0.5)
+        if size(point) >= bound:
+            return None
+        return PointSearch(path, size).milder(SizeRange(bound, self.now - 1), self.limit * step**_EARLY)
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,36 @@ class LargestWithin(_NothingMilder):
 
 
 @dataclass(frozen=True)
+class AllZero(_NothingMilder):
+    """Pick the first point at which every input group under the penalty is zero.
+
+    Attributes:
+        name: The target's key, for messages.
+    """
+
+    name: str
+
+    def __call__(self, path: RegularisationPath, job: Job) -> Point:
+        """Run the path; where its grid ends too early, full-batch steps at growing lambdas finish it.
+
+        A step of Adam moves a group by the learning rate, however large lambda is; full-batch steps do not.
+
+        Raises:
+            TargetError: Some group never becomes zero.
+        """
+        path.solve_grid(path.is_empty, path.reads_no_input)
+        point = path.points[-1]
+        for _ in range(_MAX_GROWTHS):
+            if path.is_empty(point):
+                size = path.features_kept(point)
+                return PointSearch(path, path.features_kept).polish(point, SizeRange(size, size))
+            point = path.polish(point, point.lam / RESTART_SCALE, path.is_empty)
+        raise TargetError(
+            f"{self.name}: the groups to be removed did not become zero; raise train.n_lambdas."
+        )
+
+
+@dataclass(frozen=True)
 class PointSearchConfig:
     """Limits of a search for a point of some size.
 
@@ -122,8 +158,8 @@ class PointSearchConfig:
         max_kkt_zero: KKT residual of zero groups up to which a point is accepted.
         bisections: Bisections of lambda between a point that is too large and one within the limit.
         coarse_bisections: The same on a path that stops before the goal.
-        milder_bisections: Bisections from a point that is beyond the limit of its stage back to a milder one.
-        milder_factor: Factor on lambda as long as no point within the limit is known.
+        truncations: Lambdas at which a point before one that went too far is looked for.
+        truncation_factor: Factor from one of them to the next.
         equal_lambda_ratio: Lambdas with a smaller ratio are not bisected any further.
         polish_rounds: Polishings of one point, each at the lambda that the last one suggests.
         lambda_factor: Factor on lambda after a polishing that missed the range, until both sides are known.
@@ -136,8 +172,8 @@ class PointSearchConfig:
     max_kkt_zero: float = 0.02
     bisections: int = 8
     coarse_bisections: int = 2
-    milder_bisections: int = 4
-    milder_factor: float = 0.3
+    truncations: int = 3
+    truncation_factor: float = 0.3
     equal_lambda_ratio: float = 1.005
     polish_rounds: int = 8
     lambda_factor: float = 1.1
@@ -201,29 +237,29 @@ class PointSearch:
         polished = self.polish(best, SizeRange(floor, now - 1))
         return polished if self._is_optimal(polished) else None  # a later stage goes on to the goal
 
-    def milder(self, point: Point, bound: float, now: float) -> Point | None:
-        """Continue the path at smaller lambdas and return its smallest point of at least ``bound``.
+    def milder(self, sizes: SizeRange, enough: float) -> Point | None:
+        """Find a point in a range of sizes, all larger than that of the point found before.
+
+        The path is run again at the smallest lambda that goes below the range, and its steps end on the way;
+        where groups leave too fast for that, at smaller lambdas.
 
         Args:
-            point: A point below the bound.
-            bound: The smallest size accepted.
-            now: The size the path began with.
+            sizes: The sizes accepted.
+            enough: The size at which the steps end.
 
         Returns:
-            None where every point found removes nothing, is below the bound or is far from optimal.
+            None where no point in the range has optimal zero groups.
         """
-        path, size, above, below = self.path, self.size, self._around(bound)[0], point.lam
-        for _ in range(self.config.milder_bisections):
-            if above is not None and size(above) <= (bound * now) ** 0.5:
-                break
-            low = 0.0 if above is None else above.lam
-            lam = _bisect(low, below, below * self.config.milder_factor)
-            found = path.solve(lam, path.trained if above is None else above.state)
-            above, below = (found, below) if size(found) >= bound else (above, lam)
-        if above is None or size(above) >= now:
-            return None
-        polished = self.polish(above, SizeRange(bound, now - 1))
-        return polished if self._is_optimal(polished) else None
+        path, size = self.path, self.size
+        lam = min(p.lam for p in path.points if size(p) < sizes.least)
+        for _ in range(self.config.truncations):
+            point = path.truncate(lam, lambda p: size(p) <= enough, lambda p: self._fits(p, sizes))
+            if point is not None and not self._is_optimal(point):
+                point = self.polish(point, sizes)
+            if point is not None and self._is_optimal(point):
+                return point
+            lam *= self.config.truncation_factor
+        return None
 
     def _around(self, floor: float) -> tuple[Point | None, Point | None]:
         """Return the smallest point that is not below the floor, and the first one that is."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import statistics
 from collections import Counter
@@ -16,7 +17,16 @@ from glprune.schema import bundle as bundles
 from glprune.schema.recipe import FASTER, HIGHER_IS_BETTER, METRICS, Recipe
 
 if TYPE_CHECKING:
-    from glprune.schema.report import Baseline, Feature, PathPoint, Quantized, Report, SearchStage, Spread
+    from glprune.schema.report import (
+        Baseline,
+        Comparison,
+        Feature,
+        PathPoint,
+        Quantized,
+        Report,
+        SearchStage,
+        Spread,
+    )
 
 _CUT_TOLERANCE = 1e-5
 _EXPORT_TOLERANCE = 1e-4
@@ -206,6 +216,29 @@ def _selection(report: Report) -> Iterator[Found]:
             yield "/refit/best_epoch", f"{report.refit.best_epoch} of {report.refit.epochs} epochs"
     if report.selection.metric not in METRICS[report.task]:
         yield "/selection/metric", f"{report.selection.metric!r} is not a metric of a {report.task} task"
+    if report.selection.comparison is not None:
+        yield from _comparison(report, report.selection.comparison)
+
+
+def _comparison(report: Report, comparison: Comparison) -> Iterator[Found]:
+    """Check that the shipped model keeps the chosen set, and that the figures agree with each other."""
+    place = "/selection/comparison"
+    chosen = [candidate for candidate in comparison.candidates if candidate.chosen]
+    if len(chosen) != 1:
+        yield f"{place}/candidates", f"{len(chosen)} sets are chosen"
+        return
+    kept = [f.name for f in report.features if f.status == "kept"]
+    if not set(kept) <= set(chosen[0].features):
+        yield f"{place}/candidates", "the shipped model keeps features that the chosen set does not have"
+    sign = 1 if HIGHER_IS_BETTER[report.selection.metric] else -1
+    first = comparison.candidates[0]
+    for n, candidate in enumerate(comparison.candidates):
+        unknown = sorted(set(candidate.features) - {f.name for f in report.features})
+        if unknown:
+            yield f"{place}/candidates/{n}/features", f"{unknown[0]!r} is not a feature"
+        gain = sign * (candidate.metric - first.metric)
+        if not math.isclose(gain, candidate.gain, rel_tol=1e-6, abs_tol=1e-9):
+            yield f"{place}/candidates/{n}/gain", f"{candidate.gain:g}, but the metrics differ by {gain:g}"
 
 
 def _hidden(report: Report) -> Iterator[Found]:
