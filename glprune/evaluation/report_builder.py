@@ -27,6 +27,7 @@ from glprune.evaluation.policy_report import (
 )
 from glprune.export.signature import shipped_inputs, shipped_outputs
 from glprune.model.task import improvement
+from glprune.model.validation_score import standard_error
 from glprune.pruning.groups import GroupSet, TensorDict, group_norms, group_sizes, sliced
 from glprune.pruning.verification import TOLERANCE
 from glprune.schema import bundle as bundles
@@ -55,8 +56,10 @@ from glprune.schema.report import (
     SplitFacts,
     Stability,
     Timing,
+    ValidationFigures,
 )
 from glprune.search.path_point import path_record
+from glprune.search.portfolio.candidates import mean_gain
 from glprune.search.refit import distill_share
 
 if TYPE_CHECKING:
@@ -66,7 +69,7 @@ if TYPE_CHECKING:
     from glprune.pruning.removal import RemovalResult
     from glprune.schema.recipe import MaxDrop
     from glprune.search.job import Job
-    from glprune.search.portfolio import Candidate, Competition
+    from glprune.search.portfolio.candidates import Scores
     from glprune.search.search import SearchResult
     from glprune.search.stage import StageResult
 
@@ -184,32 +187,36 @@ def _comparison(outcome: RunResults) -> Comparison | None:
     if found is None:
         return None
     names = [feature.name for feature in outcome.job.data.features]
-    lead = found.lead
+    lead, path = found.lead, found.candidates[0]
     return Comparison(
         folds=found.folds,
         repeats=found.repeats,
-        rows=found.rows,
+        rows=len(path.valid.influences),
+        fold_rows=sum(len(score.influences) for score in path.folds) // found.repeats,
         rule=found.rule,
         lead=lead.mean if lead else None,
         lead_standard_error=lead.standard_error if lead else None,
         candidates=[
-            _candidate(candidate, found, [name for name in names if name in candidate.kept])
+            CandidateFacts(
+                found_by=candidate.name,
+                features=[name for name in names if name in candidate.kept],
+                valid=_figures((candidate.valid,), (path.valid,)),
+                cross_validation=_figures(candidate.folds, path.folds) if candidate.folds else None,
+                chosen=candidate is found.best,
+            )
             for candidate in found.candidates
         ],
     )
 
 
-def _candidate(candidate: Candidate, found: Competition, features: list[str]) -> CandidateFacts:
-    gain = candidate.gain_over(found.candidates[0])
-    return CandidateFacts(
-        found_by=candidate.name,
-        features=features,
-        metric=candidate.metric,
-        standard_error=candidate.standard_error,
-        loss=candidate.loss,
+def _figures(scores: Scores, path: Scores) -> ValidationFigures:
+    gain = mean_gain(scores, path)
+    return ValidationFigures(
+        metric=sum(score.value for score in scores) / len(scores),
+        standard_error=standard_error(torch.cat([score.influences for score in scores])),
+        loss=sum(score.loss for score in scores) / len(scores),
         gain=gain.mean,
         gain_standard_error=gain.standard_error,
-        chosen=candidate is found.best,
     )
 
 

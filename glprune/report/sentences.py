@@ -228,16 +228,17 @@ def comparison_sentence(selection: Selection) -> str:
     comparison = selection.comparison
     assert comparison is not None  # the caller has looked
     times = f", {comparison.repeats} times at random" if comparison.repeats > 1 else ""
-    where = (
-        f"in {comparison.folds}-fold cross-validation of the {thousands(comparison.rows)} training and "
-        f"validation rows{times}"
-        if comparison.folds > 1
-        else f"on the {thousands(comparison.rows)} validation rows"
+    folds = (
+        f", and the better ones in {comparison.folds}-fold cross-validation of the "
+        f"{thousands(comparison.fold_rows)} training and validation rows{times}"
+        if comparison.fold_rows
+        else ""
     )
     return (
-        f"Sets of features were found in several ways, refitted briefly and compared {where}. Rule of the "
-        f"choice: {comparison.rule}. {_lead_sentence(comparison)} The figures are somewhat too good, since "
-        "the same rows chose the sets."
+        "Sets of features were found in several ways, refitted briefly and compared on the "
+        f"{thousands(comparison.rows)} validation rows{folds}. Figures are given with one standard error. "
+        f"Rule of the choice: {comparison.rule}. {_lead_sentence(comparison)} The figures are somewhat too "
+        "good, since the same rows chose the sets."
     )
 
 

@@ -219,28 +219,38 @@ class SearchStage(Record):
     metric: float = Field(description="selection metric on the validation split after the stage's refit")
 
 
-class CandidateFacts(Record):
-    """A set of features of the target's size, and its validation figures after a brief refit."""
+class ValidationFigures(Record):
+    """Figures of a set of features on validation rows, after a brief refit."""
 
-    found_by: str = Field(description="how the set was found")
-    features: list[str] = Field(description="names of its features")
-    metric: float = Field(description="mean of the selection metric over the folds")
-    standard_error: float = Field(description="standard error of that mean, over the rows")
+    metric: float = Field(description="the selection metric; mean over the folds")
+    standard_error: float = Field(description="its standard error, over the rows")
     loss: float = Field(description="mean loss on the same rows")
     gain: float = Field(
-        description="how much better its metric is than that of the regularisation path's set; below 0 where "
+        description="how much better the metric is than that of the regularisation path's set; below 0 where "
         "it is worse"
     )
     gain_standard_error: float = Field(description="standard error of the gain, over paired rows")
+
+
+class CandidateFacts(Record):
+    """A set of features of the target's size."""
+
+    found_by: str = Field(description="how the set was found")
+    features: list[str] = Field(description="names of its features")
+    valid: ValidationFigures = Field(description="figures on the validation split")
+    cross_validation: ValidationFigures | None = Field(
+        description="figures on all folds; null where the set was not cross-validated"
+    )
     chosen: bool = Field(description="whether the shipped model keeps this set")
 
 
 class Comparison(Record):
     """The sets of features that were compared, and how."""
 
-    folds: int = Field(description="number of folds of training and validation rows; 1: the validation split")
+    folds: int = Field(description="number of folds of training and validation rows; 1: no cross-validation")
     repeats: int = Field(description="how often the rows were divided into folds")
-    rows: int = Field(description="rows that every set was scored on")
+    rows: int = Field(description="rows of the validation split")
+    fold_rows: int = Field(description="rows of all folds together; 0 where no set was cross-validated")
     rule: str = Field(description="rule by which one was chosen")
     lead: float | None = Field(
         description="how much better the chosen set is than the next best; null where there was one set"

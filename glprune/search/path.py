@@ -14,13 +14,24 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from glprune.pruning.groups import GroupSet, group_norms, support
-from glprune.search.path_point import STATE, Point, TensorDict, load_point, save_point
+from glprune.search.path_point import (
+    STATE,
+    Checkpoint,
+    Point,
+    TensorDict,
+    add_prefix,
+    load_point,
+    save_point,
+    strip_prefix,
+)
 from glprune.training.objective import lambda_max
 
 if TYPE_CHECKING:
     from glprune.runtime.checkpoint import CheckpointLog
     from glprune.training.solver import PointSolver
 
+Support = Callable[[Point], bool]
+_ROUND_OFF = 1e-6
 RESTART_SCALE = 0.1
 """A path that overshoots with its first lambda starts again at this share of it."""
 
@@ -99,53 +110,69 @@ class RegularisationPath:
         self.replace_point(polished, point)
         return polished
 
-    def truncate(
-        self, lam: float, is_small: Callable[[Point], bool], fits: Callable[[Point], bool]
-    ) -> Point | None:
-        """Train at one lambda from the first weights of the path until its support is small enough.
+    def solve_until(self, lam: float, is_small: Support, fits: Support) -> tuple[Point | None, bool]:
+        """Train at one lambda from the present weights, no further than until the support is small enough.
 
-        A lambda that removes many groups removes them one after another: the steps on the way are milder
-        points, whose weights shrank less than at a smaller lambda that is solved.
+        A lambda that removes many groups removes them one after another, so that there is a point on the way
+        for almost every size.
 
         Args:
             lam: The lambda.
-            is_small: Ends the steps; like ``fits`` it is given the support without loss, metric and weights.
-            fits: Whether a support is accepted.
+            is_small: Ends the steps; is given the support, without loss, metric and weights.
+            fits: Whether a support is accepted; is given the same.
 
         Returns:
-            The last accepted point, added to the path; None where no support was accepted.
+            The last accepted point, added to the path, and whether the steps were ended. Without an accepted
+            point the network has the weights of the last step, else those of the point.
         """
-        record = self.checkpoints.load_step("truncated", {"lam": lam})
+        key = {"lam": lam}
+        record = self.checkpoints.load_step("stopped", key)
         if record is None:
-            point = self._truncate(lam, is_small, fits)
-            values, tensors = save_point(point) if point else ({}, {})
-            record = self.checkpoints.save_step("truncated", {"lam": lam}, values, tensors)
-        elif record.values:
-            point = load_point(record.values, self.checkpoints.weights(record))
+            values, tensors = self._solve_until(lam, is_small, fits)
+            solver_values, solver_tensors = self.solver.state_dict()
+            tensors |= solver_tensors
+            record = self.checkpoints.save_step("stopped", key, values | solver_values, tensors)
         else:
-            point = None
-        if point is not None:
-            self.points = sorted([*self.points, point], key=lambda p: p.lam)
-        return point
+            tensors = self.checkpoints.weights(record)
+            self.solver.load_state_dict(record.values, tensors)
+        if not record.values["accepted"]:
+            self.objective.network.load_state_dict(strip_prefix(STATE, tensors))
+            return None, record.values["ended"]
+        point = load_point(record.values, tensors)
+        self.objective.network.load_state_dict(point.state)
+        for old in self.points[:-1]:
+            self._drop_weights(old)
+        self.points = sorted([*self.points, point], key=lambda p: p.lam)
+        self.on_point(point)
+        return point, record.values["ended"]
 
-    def _truncate(
-        self, lam: float, is_small: Callable[[Point], bool], fits: Callable[[Point], bool]
-    ) -> Point | None:
-        network, accepted = self.objective.network, TensorDict()
-        network.load_state_dict(self.trained)
+    def _solve_until(self, lam: float, is_small: Support, fits: Support) -> Checkpoint:
+        network, accepted, ended = self.objective.network, TensorDict(), False
 
         def is_done() -> bool:
-            nonlocal accepted
+            nonlocal accepted, ended
             found = self.outline(lam)
             if fits(found):
                 accepted = {name: t.detach().clone() for name, t in network.state_dict().items()}
-            return is_small(found)
+            ended = is_small(found)
+            return ended
 
         halvings = self.solver.solve(lam, polish=False, is_done=is_done)
         if not accepted:
-            return None
+            return {"accepted": False, "ended": ended}, add_prefix(STATE, dict(network.state_dict()))
         network.load_state_dict(accepted)
-        return self.measure(lam, halvings)
+        values, tensors = save_point(self.measure(lam, halvings))
+        return values | {"accepted": True, "ended": ended}, tensors
+
+    def certify(self, point: Point) -> Point:
+        """Measure a point at the smallest lambda at which its zero groups are optimal, and replace it.
+
+        Steps that ended early may have set a group to zero that would have come back.
+        """
+        self.objective.network.load_state_dict(point.state)
+        certified = self.measure(point.lam * (1 + point.kkt_zero) * (1 + _ROUND_OFF), point.halvings)
+        self.replace_point(certified, point)
+        return certified
 
     def replace_point(self, point: Point, old: Point) -> None:
         """Add a point to the path in place of an old one, which the path need not have any more."""

@@ -51,7 +51,7 @@ from glprune.search.policy_removal import remove_forbidden
 from glprune.search.portfolio import compete, fold_count
 from glprune.search.refit import brief_spec, refit_or_resume
 from glprune.search.stage import SearchState, StageResult, StageSpec, run_stage
-from glprune.search.targets import AllZero, AtLambda, LargestWithin, PointSelector, SmallestAbove
+from glprune.search.targets import AllZero, AtLambda, LargestWithin, OneStage, PointSelector
 
 if TYPE_CHECKING:
     from glprune.pruning.units import GroupKind
@@ -205,7 +205,7 @@ class _Search:
             limit = start * (goal.limit / start) ** (number / count)
             if now <= limit:
                 continue
-            pick = SmallestAbove(goal, now, limit)
+            pick = OneStage(goal, now, limit)
             rule = f"on the way to at most {goal.limit:,.0f} {SIZE_NAMES[goal.counted]}"
             run = self._best_result(goal, rule, pick, brief_spec(self.original.recipe))
             if run is None:
@@ -309,7 +309,7 @@ class _Search:
         strengths = self.original.recipe.penalty.input_strength_list if joint else (1.0,)
         costs = unit_costs(self.job, MEASURES[goal.counted]) if goal.counted in MEASURES else {}
         outcomes = self._candidate_results(
-            [StageSpec(goal.kinds, rule, pick, spec, strength, costs, bounded=True) for strength in strengths]
+            [StageSpec(goal.kinds, rule, pick, spec, strength, costs) for strength in strengths]
         )
         found = [run for run in outcomes if isinstance(run, StageResult)]
         failures = [error for error in outcomes if isinstance(error, TargetError)]

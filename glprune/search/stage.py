@@ -89,7 +89,6 @@ class StageSpec:
         input_strength: Factor on the strength of input groups.
         costs: Factor on the strength of each unit set, by its name; default 1.
         unpenalised: Features without a penalty, which the stage therefore keeps.
-        bounded: Whether a milder point is taken where the chosen one is far beyond the stage's limit.
     """
 
     kinds: tuple[GroupKind, ...]
@@ -99,7 +98,6 @@ class StageSpec:
     input_strength: float = 1.0
     costs: Mapping[str, float] = field(default_factory=dict)
     unpenalised: frozenset[str] = frozenset()
-    bounded: bool = False
 
     def key(self, number: int) -> dict[str, Any]:
         """Return what identifies the stage in the checkpoint log."""
@@ -108,7 +106,6 @@ class StageSpec:
             "rule": self.rule,
             "input_strength": self.input_strength,
             "epochs": self.refit.epochs,
-            "bounded": self.bounded,
             "unpenalised": sorted(self.unpenalised),
         }
 
@@ -174,8 +171,6 @@ def run_stage_uncached(
     point = spec.selector(path, state.job)
     if point is None:
         return None, path.points
-    if spec.bounded:
-        point = spec.selector.milder(path, state.job, point) or point
     return _cut_at(state, spec, point, path.points, listener), path.points
 
 

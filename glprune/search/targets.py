@@ -15,7 +15,7 @@ from glprune.search.path_point import Point, Size, load_point, save_point
 if TYPE_CHECKING:
     from glprune.search.job import Job
 
-_EARLY = 1 / 6  # of a stage that a truncated path goes beyond the limit, where the next groups leave
+_BEYOND = 1 / 6  # of a stage, where the steps of a path end
 _MAX_GROWTHS = 12  # of lambda by a factor of ten
 
 
@@ -26,21 +26,9 @@ class PointSelector(Protocol):
         """Run the path; None where no point is suitable."""
         ...
 
-    def milder(self, path: RegularisationPath, job: Job, point: Point) -> Point | None:
-        """Continue the path to a point that removes less than the chosen one; None where it is in bounds."""
-        ...
-
-
-class _NothingMilder:
-    """A selector whose point is the only one."""
-
-    def milder(self, path: RegularisationPath, job: Job, point: Point) -> Point | None:
-        """Return None."""
-        return None
-
 
 @dataclass(frozen=True)
-class AtLambda(_NothingMilder):
+class AtLambda:
     """Pick the point of one lambda."""
 
     lam: float
@@ -71,13 +59,13 @@ class AtLambda(_NothingMilder):
 
 
 @dataclass(frozen=True)
-class SmallestAbove:
-    """Pick the smallest point above the goal, on a path that stops at a limit before it.
+class OneStage:
+    """Pick a point near the limit of one stage on the way to a goal.
 
     Attributes:
         goal: The goal of the last path.
         now: The size this path begins with.
-        limit: The size at which this path may stop.
+        limit: The size it goes to.
     """
 
     goal: SizeTarget
@@ -85,25 +73,18 @@ class SmallestAbove:
     limit: float
 
     def __call__(self, path: RegularisationPath, job: Job) -> Point | None:
-        """Run the path; None where no point is suitable."""
-        search = PointSearch(path, size_of(self.goal.counted, job, path))
-        return search.smallest_above(self.goal.least, self.now, self.limit)
+        """Run the path; None where no point is suitable.
 
-    def milder(self, path: RegularisationPath, job: Job, point: Point) -> Point | None:
-        """Return a point near the stage's own limit, where the chosen one is far beyond; else None.
-
-        A stage may pass its limit by half a stage: sizes are steps, and groups leave together.
+        The steps end a little beyond the limit. Sizes are whole numbers and groups leave together, so that
+        half a stage beyond it is accepted, but never a size below the goal.
         """
-        size = size_of(self.goal.counted, job, path)
-        step = self.limit / self.now
-        bound = max(self.goal.least, self.limit * step**0.5)
-        if size(point) >= bound:
-            return None
-        return PointSearch(path, size).milder(SizeRange(bound, self.now - 1), self.limit * step**_EARLY)
+        search, step = PointSearch(path, size_of(self.goal.counted, job, path)), self.limit / self.now
+        least = max(self.goal.least, self.limit * step**0.5)
+        return search.stop_within(SizeRange(least, self.now - 1), self.limit * step**_BEYOND)
 
 
 @dataclass(frozen=True)
-class LargestWithin(_NothingMilder):
+class LargestWithin:
     """Pick the largest point within the goal.
 
     Attributes:
@@ -121,7 +102,7 @@ class LargestWithin(_NothingMilder):
 
 
 @dataclass(frozen=True)
-class AllZero(_NothingMilder):
+class AllZero:
     """Pick the first point at which every input group under the penalty is zero.
 
     Attributes:
@@ -157,9 +138,8 @@ class PointSearchConfig:
     Attributes:
         max_kkt_zero: KKT residual of zero groups up to which a point is accepted.
         bisections: Bisections of lambda between a point that is too large and one within the limit.
-        coarse_bisections: The same on a path that stops before the goal.
-        truncations: Lambdas at which a point before one that went too far is looked for.
-        truncation_factor: Factor from one of them to the next.
+        max_lambda_rise: Largest relative rise of lambda for the zero groups of a point to be optimal.
+        attempts: Starts of a path that stops before the goal, each at a tenth of the lambda before.
         equal_lambda_ratio: Lambdas with a smaller ratio are not bisected any further.
         polish_rounds: Polishings of one point, each at the lambda that the last one suggests.
         lambda_factor: Factor on lambda after a polishing that missed the range, until both sides are known.
@@ -171,9 +151,8 @@ class PointSearchConfig:
 
     max_kkt_zero: float = 0.02
     bisections: int = 8
-    coarse_bisections: int = 2
-    truncations: int = 3
-    truncation_factor: float = 0.3
+    max_lambda_rise: float = 1.0
+    attempts: int = 3
     equal_lambda_ratio: float = 1.005
     polish_rounds: int = 8
     lambda_factor: float = 1.1
@@ -208,40 +187,10 @@ class PointSearch:
     ) -> None:
         self.path, self.size, self.config = path, size, config
 
-    def smallest_above(self, floor: float, now: float, limit: float) -> Point | None:
-        """Run the path down to a size of ``limit`` and return its smallest point above ``floor``.
+    def stop_within(self, sizes: SizeRange, enough: float) -> Point | None:
+        """Run the path until its size is in a range, and no further.
 
-        Where the path jumps from hardly any group removed to below the floor, lambda is bisected a few times.
-
-        Args:
-            floor: The goal of the last path; no path before it may go below.
-            now: The size the path begins with.
-            limit: The size at which this path may stop.
-
-        Returns:
-            None where every point removes nothing, goes below the floor or is far from optimal.
-        """
-        path, size = self.path, self.size
-        path.solve_grid(
-            lambda point: size(point) <= limit,
-            lambda point: size(point) < floor or path.reads_no_input(point),
-        )
-        for _ in range(self.config.coarse_bisections):
-            above, below = self._around(floor)
-            if above is None or below is None or size(above) <= (now * limit) ** 0.5:
-                break
-            path.solve((above.lam * below.lam) ** 0.5, above.state)
-        best = self._around(floor)[0]
-        if best is None or size(best) >= now:
-            return None
-        polished = self.polish(best, SizeRange(floor, now - 1))
-        return polished if self._is_optimal(polished) else None  # a later stage goes on to the goal
-
-    def milder(self, sizes: SizeRange, enough: float) -> Point | None:
-        """Find a point in a range of sizes, all larger than that of the point found before.
-
-        The path is run again at the smallest lambda that goes below the range, and its steps end on the way;
-        where groups leave too fast for that, at smaller lambdas.
+        Where groups leave so fast that the range is skipped, the path starts again at a smaller lambda.
 
         Args:
             sizes: The sizes accepted.
@@ -250,24 +199,44 @@ class PointSearch:
         Returns:
             None where no point in the range has optimal zero groups.
         """
-        path, size = self.path, self.size
-        lam = min(p.lam for p in path.points if size(p) < sizes.least)
-        for _ in range(self.config.truncations):
-            point = path.truncate(lam, lambda p: size(p) <= enough, lambda p: self._fits(p, sizes))
-            if point is not None and not self._is_optimal(point):
-                point = self.polish(point, sizes)
-            if point is not None and self._is_optimal(point):
-                return point
-            lam *= self.config.truncation_factor
-        return None
+        best: Point | None = None
+        for attempt in range(self.config.attempts):
+            self.path.points.clear()
+            point, ended = self._run_until(RESTART_SCALE**attempt, sizes, enough)
+            best = min((p for p in (point, best) if p is not None), key=self.size, default=None)
+            if ended and point is not None:
+                break
+        if best is None:
+            return None
+        if best not in self.path.points:  # of an earlier attempt
+            self.path.points = [best]
+        if not self._is_optimal(best) and best.kkt_zero < self.config.max_lambda_rise:
+            best = self.path.certify(best)
+        if self._is_optimal(best):
+            return best
+        polished = self.polish(best, sizes)
+        return polished if self._is_optimal(polished) else None
 
-    def _around(self, floor: float) -> tuple[Point | None, Point | None]:
-        """Return the smallest point that is not below the floor, and the first one that is."""
+    def _run_until(self, scale: float, sizes: SizeRange, enough: float) -> tuple[Point | None, bool]:
+        """Run the grid; return the last point in the range, and whether the steps were ended."""
         path, size = self.path, self.size
-        held = [p for p in path.points if size(p) >= floor and not path.reads_no_input(p) and p.state]
-        lost = [p for p in path.points if size(p) < floor or path.reads_no_input(p)]
-        above = min(held, key=lambda p: (size(p), p.lam), default=None)
-        return above, next((p for p in lost if above is None or p.lam > above.lam), None)
+
+        def is_small(point: Point) -> bool:
+            return size(point) <= enough
+
+        def fits(point: Point) -> bool:
+            return self._fits(point, sizes)
+
+        path.objective.network.load_state_dict(path.trained)
+        last: Point | None = None
+        for lam in path.grid(scale):
+            point, ended = path.solve_until(lam, is_small, fits)
+            if ended:
+                return point, True
+            last = point or last
+            if last is not None and path.is_empty(last):
+                break
+        return last, False
 
     def largest_within(self, goal: SizeTarget) -> Point:
         """Run the path and return its largest point within the goal's limit, bisecting between points.

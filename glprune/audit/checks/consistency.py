@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         Report,
         SearchStage,
         Spread,
+        ValidationFigures,
     )
 
 _CUT_TOLERANCE = 1e-5
@@ -236,9 +237,23 @@ def _comparison(report: Report, comparison: Comparison) -> Iterator[Found]:
         unknown = sorted(set(candidate.features) - {f.name for f in report.features})
         if unknown:
             yield f"{place}/candidates/{n}/features", f"{unknown[0]!r} is not a feature"
-        gain = sign * (candidate.metric - first.metric)
-        if not math.isclose(gain, candidate.gain, rel_tol=1e-6, abs_tol=1e-9):
-            yield f"{place}/candidates/{n}/gain", f"{candidate.gain:g}, but the metrics differ by {gain:g}"
+        for name in ("valid", "cross_validation"):
+            yield from _gain(
+                f"{place}/candidates/{n}/{name}", getattr(candidate, name), getattr(first, name), sign
+            )
+
+
+def _gain(
+    place: str, figures: ValidationFigures | None, path: ValidationFigures | None, sign: int
+) -> Iterator[Found]:
+    if figures is None:
+        return
+    if path is None:
+        yield place, "the path's set was not cross-validated"
+        return
+    gain = sign * (figures.metric - path.metric)
+    if not math.isclose(gain, figures.gain, rel_tol=1e-6, abs_tol=1e-9):
+        yield f"{place}/gain", f"{figures.gain:g}, but the metrics differ by {gain:g}"
 
 
 def _hidden(report: Report) -> Iterator[Found]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,12 +11,14 @@ from glprune.runtime.events import Listener, Stage
 from glprune.search.portfolio.candidates import (
     Candidate,
     by_magnitude,
+    cross_validate,
     load_candidates,
+    mean_gain,
     save_candidates,
     score_candidates,
 )
 from glprune.search.portfolio.elimination import Support, eliminate
-from glprune.search.portfolio.folds import fold_jobs
+from glprune.search.portfolio.folds import fold_count, fold_jobs
 from glprune.search.stage import SearchState, StageSpec, path_support
 from glprune.search.targets import LargestWithin
 
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 _MARGIN = 2.0  # standard errors
 RULE = (
     "the set of the regularisation path, unless the metric of another is better by more than two standard "
-    "errors of the paired difference"
+    "errors of the paired difference; sets that are no better on the validation split are not cross-validated"
 )
 PATH, ONE_PATH = "the regularisation path in stages", "one regularisation path"
 ELIMINATION, MAGNITUDE = "backward elimination", "group magnitude"
@@ -53,15 +55,16 @@ class Competition:
     rule: str
 
     @property
-    def rows(self) -> int:
-        """Number of rows that every candidate was scored on."""
-        return sum(len(score.influences) for score in self.best.scores) // self.repeats
-
-    @property
     def lead(self) -> Gain | None:
         """The gain of the chosen candidate over the next best; None where it is the only one."""
         others = [c for c in self.candidates if c is not self.best]
-        return self.best.gain_over(max(others, key=lambda c: c.rank)) if others else None
+        rivals = [c for c in others if c.folds] or others
+        if not rivals:
+            return None
+        rival = max(rivals, key=lambda c: c.rank)
+        if len(rival.folds) != len(self.best.folds):
+            return mean_gain((self.best.valid,), (rival.valid,))
+        return self.best.gain_over(rival)
 
 
 def compete(state: SearchState, path: Support, goal: SizeTarget, listener: Listener) -> Competition:
@@ -75,16 +78,16 @@ def compete(state: SearchState, path: Support, goal: SizeTarget, listener: Liste
     """
     listener(Stage("candidates", f"comparing other sets of {goal.limit:,.0f} features"))
     log, job = state.original.checkpoints, state.job
-    jobs, place = fold_jobs(job), log.position
+    folds, place = fold_count(job), log.position
     key = {"size": goal.limit, "path": sorted(path)}
     record = log.load_step("candidates", key)
     if record is None:
-        candidates = tuple(score_candidates(jobs, {PATH: path, **_find(state, goal)}))
+        candidates = _scored(job, {PATH: path, **_find(state, goal)})
         log.save_step("candidates", key, *save_candidates(candidates), since=place)
     else:
         candidates = load_candidates(record.values, log.weights(record))
-    repeats = job.recipe.data.validation.repeats if len(jobs) > 1 else 1
-    return Competition(candidates, choose(candidates), len(jobs) // repeats, repeats, RULE)
+    repeats = job.recipe.data.validation.repeats if folds > 1 else 1
+    return Competition(tuple(candidates), choose(candidates), folds, repeats, RULE)
 
 
 def choose(candidates: Sequence[Candidate]) -> Candidate:
@@ -93,8 +96,20 @@ def choose(candidates: Sequence[Candidate]) -> Candidate:
     The others were found on validation rows, so that their scores are better than they are on new rows.
     """
     path, *others = candidates
-    better = [c for c in others if c.gain_over(path).exceeds(_MARGIN)]
+    rivals = [c for c in others if len(c.folds) == len(path.folds)]
+    better = [c for c in rivals if c.gain_over(path).exceeds(_MARGIN)]
     return max(better, key=lambda candidate: candidate.rank, default=path)
+
+
+def _scored(job: Job, supports: Mapping[str, Support]) -> list[Candidate]:
+    """Score all sets on the validation split, and on folds those that are not worse than the path's there."""
+    path, *others = score_candidates(job, supports)
+    rivals = [c for c in others if c.gain_over(path).exceeds(0)]
+    jobs = fold_jobs(job) if rivals else ()
+    if len(jobs) < 2:
+        return [path, *others]
+    crossed = {c.name: c for c in cross_validate(jobs, [path, *rivals])}
+    return [crossed.get(c.name, c) for c in (path, *others)]
 
 
 def _find(state: SearchState, goal: SizeTarget) -> dict[str, Support]:

@@ -20,6 +20,7 @@ from glprune.search.portfolio import competition
 from glprune.search.portfolio.candidates import (
     Candidate,
     by_magnitude,
+    cross_validate,
     load_candidates,
     save_candidates,
     score_candidates,
@@ -196,7 +197,7 @@ def candidate(name, correct):
     """A candidate whose rows are right or wrong, as a string of digits says."""
     rows = torch.tensor([float(c) for c in correct], dtype=torch.float64)
     score = ValidationScore("accuracy", float(rows.mean()), rows, 1.0)
-    return Candidate(name, frozenset({name}), (score,))
+    return Candidate(name, frozenset({name}), score)
 
 
 def test_the_path_stays_unless_another_is_better_by_more_than_noise():
@@ -209,11 +210,20 @@ def test_the_path_stays_unless_another_is_better_by_more_than_noise():
 
 
 def test_candidates_survive_a_checkpoint(job):
-    found = score_candidates(fold_jobs(job), {"one": frozenset({"a", "b"}), "same": frozenset({"b", "a"})})
-    assert [c.name for c in found] == ["one"]
+    scored = score_candidates(job, {"one": frozenset({"a", "b"}), "same": frozenset({"b", "a"})})
+    assert [c.name for c in scored] == ["one"]
+    found = cross_validate([job, job], scored)
     (loaded,) = load_candidates(*save_candidates(found))
-    assert (loaded.name, loaded.kept, loaded.metric) == ("one", {"a", "b"}, found[0].metric)
-    assert loaded.standard_error == found[0].standard_error
+    assert (loaded.name, loaded.kept, loaded.rank) == ("one", {"a", "b"}, found[0].rank)
+    assert [score.standard_error for score in loaded.folds] == [s.standard_error for s in found[0].folds]
+
+
+def test_only_sets_better_than_the_path_are_cross_validated(folder):
+    job = prepared(folder, "data.validation={folds: 3}")
+    supports = {"path": frozenset({"b", "c"}), "better": TRUE, "worse": frozenset({"c", "d"})}
+    path, better, worse = competition._scored(job, supports)
+    assert [len(c.folds) for c in (path, better, worse)] == [3, 3, 0]
+    assert competition.choose([path, better, worse]) is better
 
 
 def test_the_report_names_the_candidates_and_the_shipped_one(folder, tmp_path):
@@ -222,12 +232,14 @@ def test_the_report_names_the_candidates_and_the_shipped_one(folder, tmp_path):
     comparison = report.selection.comparison
     kept = [f.name for f in report.features if f.status == "kept"]
     assert comparison.folds == 3
-    assert comparison.rows == 480
+    assert comparison.rows == 120
+    assert comparison.fold_rows in (0, 480)
     assert [c.features for c in comparison.candidates if c.chosen] == [kept]
-    assert comparison.candidates[0].gain == 0.0
-    assert all(c.standard_error > 0 and len(c.features) <= 3 for c in comparison.candidates)
+    assert comparison.candidates[0].valid.gain == 0.0
+    assert all(c.valid.standard_error > 0 and len(c.features) <= 3 for c in comparison.candidates)
     page = (tmp_path / "bundle" / "report.html").read_text()
-    assert "3-fold cross-validation of the 480 training and validation rows" in page
+    assert "compared on the 120 validation rows" in page
+    assert all(c.found_by in page for c in comparison.candidates)
 
 
 def test_a_pure_path_compares_nothing(folder, tmp_path):
@@ -273,6 +285,7 @@ def test_figures_of_a_comparison_that_do_not_agree_are_found(folder, tmp_path):
 
     place = "/selection/comparison/candidates"
     assert found(first, *others) == set()
-    assert found(first.model_copy(update={"gain": 0.1}), *others) == {f"{place}/0/gain"}
+    wrong = first.valid.model_copy(update={"gain": 0.1})
+    assert found(first.model_copy(update={"valid": wrong}), *others) == {f"{place}/0/valid/gain"}
     assert found(first.model_copy(update={"features": ["none"]}), *others) == {place, f"{place}/0/features"}
     assert found(first.model_copy(update={"chosen": not first.chosen}), *others) == {place}
