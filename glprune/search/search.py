@@ -48,7 +48,8 @@ from glprune.search.job import Job
 from glprune.search.outcome import Outcomes, after_removal, after_stage, kept_names
 from glprune.search.parallel import run_stages
 from glprune.search.policy_removal import remove_forbidden
-from glprune.search.portfolio import compete, fold_count
+from glprune.search.portfolio.competition import Competition, compete
+from glprune.search.portfolio.folds import fold_count
 from glprune.search.refit import brief_spec, refit_or_resume
 from glprune.search.stage import SearchState, StageResult, StageSpec, run_stage
 from glprune.search.targets import AllZero, AtLambda, LargestWithin, OneStage, PointSelector
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
     from glprune.pruning.units import GroupKind
     from glprune.runtime.process_pool import WorkerPool
     from glprune.schema.recipe import RefitSpec
-    from glprune.search.portfolio import Candidate, Competition
+    from glprune.search.portfolio.candidates import Candidate
     from glprune.training.refit import RefitResult
 
 _DROP_STEP = 0.5  # share of the size that a stage of max_drop aims at, until one loses too much

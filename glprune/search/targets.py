@@ -15,7 +15,6 @@ from glprune.search.path_point import Point, Size, load_point, save_point
 if TYPE_CHECKING:
     from glprune.search.job import Job
 
-_BEYOND = 1 / 6  # of a stage, where the steps of a path end
 _MAX_GROWTHS = 12  # of lambda by a factor of ten
 
 
@@ -75,12 +74,12 @@ class OneStage:
     def __call__(self, path: RegularisationPath, job: Job) -> Point | None:
         """Run the path; None where no point is suitable.
 
-        The steps end a little beyond the limit. Sizes are whole numbers and groups leave together, so that
-        half a stage beyond it is accepted, but never a size below the goal.
+        Sizes are whole numbers and groups leave together, so that half a stage beyond the limit is accepted,
+        but never a size below the goal.
         """
-        search, step = PointSearch(path, size_of(self.goal.counted, job, path)), self.limit / self.now
-        least = max(self.goal.least, self.limit * step**0.5)
-        return search.stop_within(SizeRange(least, self.now - 1), self.limit * step**_BEYOND)
+        search = PointSearch(path, size_of(self.goal.counted, job, path))
+        least = max(self.goal.least, self.limit * (self.limit / self.now) ** 0.5)
+        return search.stop_within(SizeRange(least, self.now - 1), self.limit)
 
 
 @dataclass(frozen=True)
@@ -190,11 +189,12 @@ class PointSearch:
     def stop_within(self, sizes: SizeRange, enough: float) -> Point | None:
         """Run the path until its size is in a range, and no further.
 
-        Where groups leave so fast that the range is skipped, the path starts again at a smaller lambda.
+        The steps of a lambda end where they would leave the range. Where groups leave so fast that it is
+        skipped, the path starts again at a smaller lambda.
 
         Args:
             sizes: The sizes accepted.
-            enough: The size at which the steps end.
+            enough: The size at which the path ends.
 
         Returns:
             None where no point in the range has optimal zero groups.
@@ -222,7 +222,7 @@ class PointSearch:
         path, size = self.path, self.size
 
         def is_small(point: Point) -> bool:
-            return size(point) <= enough
+            return size(point) < sizes.least
 
         def fits(point: Point) -> bool:
             return self._fits(point, sizes)
@@ -234,8 +234,8 @@ class PointSearch:
             if ended:
                 return point, True
             last = point or last
-            if last is not None and path.is_empty(last):
-                break
+            if point is not None and (size(point) <= enough or path.is_empty(point)):
+                return point, True
         return last, False
 
     def largest_within(self, goal: SizeTarget) -> Point:

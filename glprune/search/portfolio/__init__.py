@@ -3,9 +3,3 @@
 ``folds`` makes the rows on which they are compared, ``elimination`` and ``candidates`` find and score them,
 ``competition`` chooses.
 """
-
-from glprune.search.portfolio.candidates import Candidate
-from glprune.search.portfolio.competition import Competition, compete
-from glprune.search.portfolio.folds import fold_count
-
-__all__ = ["Candidate", "Competition", "compete", "fold_count"]

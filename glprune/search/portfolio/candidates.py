@@ -12,7 +12,7 @@ from torch import Tensor
 from glprune.data.splits import identity
 from glprune.model.validation_score import Gain, ValidationScore, score_network, standard_error
 from glprune.pruning.groups import group_norms, group_sizes
-from glprune.search.portfolio.elimination import Support, restrict
+from glprune.search.prepare import Support, restrict_features
 from glprune.search.refit import refit_in_place
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def by_magnitude(job: Job, size: int) -> Support:
 
 
 def _score(job: Job, kept: Support) -> ValidationScore:
-    slim = restrict(job, kept)
+    slim = restrict_features(job, kept)
     refit = refit_in_place(slim, _scoring_spec(job.recipe))
     return score_network(refit.network, job.task, job.metric, slim.data.valid, identity)
 

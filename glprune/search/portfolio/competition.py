@@ -17,8 +17,9 @@ from glprune.search.portfolio.candidates import (
     save_candidates,
     score_candidates,
 )
-from glprune.search.portfolio.elimination import Support, eliminate
+from glprune.search.portfolio.elimination import eliminate
 from glprune.search.portfolio.folds import fold_count, fold_jobs
+from glprune.search.prepare import Support
 from glprune.search.stage import SearchState, StageSpec, path_support
 from glprune.search.targets import LargestWithin
 

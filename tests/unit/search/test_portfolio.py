@@ -25,9 +25,9 @@ from glprune.search.portfolio.candidates import (
     save_candidates,
     score_candidates,
 )
-from glprune.search.portfolio.elimination import eliminate, loss_rises, restrict
+from glprune.search.portfolio.elimination import eliminate, loss_rises
 from glprune.search.portfolio.folds import fold_count, fold_jobs
-from glprune.search.prepare import prepare
+from glprune.search.prepare import prepare, restrict_features
 
 NETWORK = """
 from torch import nn
@@ -127,7 +127,7 @@ def test_elimination_of_nothing_returns_everything(job):
 
 
 def test_a_restricted_job_reads_only_its_features(job):
-    slim = restrict(job, frozenset({"b", "pair"}))
+    slim = restrict_features(job, frozenset({"b", "pair"}))
     assert [f.name for f in slim.data.features] == ["b", "pair"]
     assert slim.data.columns == ("b", "g", "h")
     (x,), _ = next(slim.data.valid.batches(4, None))
