@@ -214,8 +214,8 @@ def penalty_sentence(penalty: PenaltyFacts) -> str:
         f"{100 * (penalty.l1_ratio or 0):.3g} % of its strength, single weights of the other groups",
         "group_mcp": "a group MCP penalty, which shrinks whole groups to zero and stops shrinking a group "
         f"whose norm is at least {penalty.gamma or 0:.3g} times its trained one",
-        "tree_group_lasso": "a tree-structured group LASSO penalty, which shrinks features and nested sets of "
-        f"features to zero ({_groups(penalty)})",
+        "tree_group_lasso": "a tree-structured group LASSO penalty, which shrinks features and nested "
+        f"sets of features to zero ({_groups(penalty)})",
         "latent_group_lasso": "a latent group LASSO penalty, which keeps a union of overlapping sets of "
         f"features ({_groups(penalty)})",
         "plugin": f"the plugin penalty {penalty.plugin!r}, whose proximal operator and residuals were "

@@ -51,8 +51,8 @@ def _check_tree(recipe: Recipe, nodes: Mapping[str, Sequence[str]]) -> None:
             if shared and shared != inside:
                 feature = next(f for f in features if f in shared)
                 raise RecipeError(
-                    f"{recipe.where('penalty', 'groups', name)}: it shares {feature!r} with {other!r}, and neither "
-                    "holds the other; groups of a tree are nested or disjoint, else use kind: latent_group_lasso."
+                    f"{recipe.where('penalty', 'groups', name)}: it shares {feature!r} with {other!r}, and "
+                    "neither holds the other; nest or separate them, or use kind: latent_group_lasso."
                 )
         smaller.append((name, set(features)))
 

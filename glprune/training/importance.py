@@ -86,7 +86,8 @@ def group_importances(
     rises = MEASURES[measure](_Probe.of(trained, sets)).clamp(min=0.0)
     found = (rises / torch.cat(sizes)).sqrt()
     scale = torch.cat(norms).mean() / found.mean() if bool(found.any()) else 1.0
-    return list((found * scale).split([len(size) for size in sizes]))
+    parts: tuple[Tensor, ...] = torch.split(found * scale, [len(size) for size in sizes])
+    return list(parts)
 
 
 @dataclass(frozen=True)

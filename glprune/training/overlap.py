@@ -33,16 +33,16 @@ def latent_scales(norms: Tensor, strength: Tensor, member: Tensor, weights: Tens
     Args:
         norms: n_j, shape (n_groups,), float64, >= 0, finite.
         strength: t_j, shape (n_groups,), float64, >= 0, equal for groups that nodes connect.
-        member: Whether a group is in a node, 0.0 or 1.0, shape (n_nodes, n_groups), float64; every group is in
-            one.
+        member: Whether a group is in a node, 0.0 or 1.0, shape (n_nodes, n_groups), float64; every group is
+            in one.
         weights: Weight of each node, shape (n_nodes,), float64, > 0.
 
     Returns:
         s_v, shape (n_nodes,), float64, >= 0.
 
     References:
-        Bertsekas (1982), "Projected Newton methods for optimization problems with simple constraints", SIAM J.
-        Control Optim. 20(2), 221-246.
+        Bertsekas (1982), "Projected Newton methods for optimization problems with simple constraints",
+        SIAM J. Control Optim. 20(2), 221-246.
     """
     if not len(weights):
         return weights.clone()

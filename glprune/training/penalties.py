@@ -78,7 +78,7 @@ class Penalty:
 
     @property
     def components(self) -> Tensor | None:
-        """A number in 0..n_groups-1 for each group, equal where the penalty couples groups, shape (n_groups,).
+        """A number below n_groups for each group, equal for groups that are coupled, shape (n_groups,).
 
         Coupled groups take steps of one size, since the proximal operator has a closed form in such a metric
         only. None: no group is coupled with another.
@@ -103,7 +103,7 @@ class Penalty:
         return block_soft_threshold(norms, threshold, out=threshold)
 
     def slopes(self, norms: Tensor) -> Tensor:
-        """The factors on the weights of non-zero groups in the gradient, without lambda, shape (n_groups,)."""
+        """Factors on the weights of non-zero groups in the penalty's gradient, shape (n_groups,)."""
         return self.derivative(norms) / norms.where(norms > 0, 1.0)
 
     def excess(self, gradients: Tensor, norms: Tensor, lam: float) -> Tensor:

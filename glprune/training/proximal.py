@@ -1,9 +1,9 @@
 """Proximal optimizers: a gradient step, then the proximal operator in the metric of that step.
 
 Each group has one scalar step size, which groups that a penalty couples share, so the proximal operator
-of each penalty's convex part has a closed form in that metric, with strength ``step_g * lam`` (Yun, Lozano and Yang, "Adaptive Proximal
-Gradient Methods for Structured Neural Networks", NeurIPS 2021, section 3, with a preconditioner
-that is scalar on each group). Weights outside every penalised group may be held inside a ball,
+of each penalty's convex part is exact in that metric, with strength ``step_g * lam`` (Yun, Lozano and
+Yang, "Adaptive Proximal Gradient Methods for Structured Neural Networks", NeurIPS 2021, section 3, with a
+preconditioner that is scalar on each group). Weights outside every penalised group may be held inside a ball,
 whose operator is a projection on norms.
 """
 

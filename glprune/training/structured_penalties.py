@@ -172,11 +172,11 @@ class TreeGroupLasso(Penalty):
 
 @dataclass(frozen=True)
 class LatentGroupLasso(Penalty):
-    """``lam * min sum_v weight_v * ||u_v||`` over vectors u_v on the nodes whose sum is w: latent group LASSO.
+    """``lam * min sum_v weight_v * ||u_v||`` over vectors u_v on the nodes whose sum is w.
 
-    Groups that remain are a union of nodes (Jacob et al., 2009): a group in several nodes stays if one of them
-    stays. A group in no node has a term of its own, as in the group LASSO. The minimum is that of a convex
-    function of one scale for each node, see ``glprune.training.overlap``.
+    Groups that remain are a union of nodes (Jacob et al., 2009): a group in several nodes stays if one of
+    them stays. A group in no node has a term of its own, as in the group LASSO. The minimum is that of a
+    convex function of one scale for each node, see ``glprune.training.overlap``.
 
     Attributes:
         covered: Numbers of the groups in a node, shape (n_covered,).
@@ -194,7 +194,8 @@ class LatentGroupLasso(Penalty):
     def of(cls, weights: Tensor, sizes: Tensor, nodes: Sequence[Tensor]) -> LatentGroupLasso:
         """Make the penalty from nodes, given by their groups; see ``node_weight``."""
         nodes = [node for node in (_penalised(node, weights) for node in nodes) if len(node)]
-        covered = torch.cat([torch.zeros(0, dtype=torch.int64), *nodes]).unique()
+        covered = torch.cat([torch.zeros(0, dtype=torch.int64), *nodes])
+        covered = torch.from_numpy(np.unique(covered.numpy()))
         member = torch.stack([torch.isin(covered, node).double() for node in nodes]) if nodes else None
         own = torch.tensor([node_weight(weights, sizes, node) for node in nodes], dtype=torch.float64)
         return cls(
