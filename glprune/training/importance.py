@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from glprune.errors import NonFiniteError
 from glprune.model.diagnostics import all_finite, explain_nonfinite
 from glprune.pruning.groups import group_sizes, root_mean_squares
 from glprune.runtime.process_group import ALONE, ProcessGroup
@@ -189,6 +190,8 @@ def ablation(probe: _Probe) -> Tensor:
     """Rise of the loss when a group is set to zero, measured by one pass over the rows for each group."""
     blocks, held = probe.objective.blocks, list(probe.batches(CHUNK))
     whole = probe.loss(held)
+    if not math.isfinite(whole):
+        raise NonFiniteError(f"importances of groups: the training loss is not finite; {_HINT}.")
     rises = torch.zeros(probe.count, dtype=torch.float64)
     kept = [v.clone() for v in blocks.values]
     for group in range(probe.count):
@@ -197,7 +200,8 @@ def ablation(probe: _Probe) -> Tensor:
         blocks.scale_(factors)
         rises[group] = probe.loss(held) - whole
         torch._foreach_copy_(blocks.values, kept)
-    return rises
+    finite = rises.isfinite()
+    return rises.where(finite, rises.where(finite, 0.0).max())  # without such a group nothing works
 
 
 MEASURES: Mapping[str, Callable[[_Probe], Tensor]] = {
