@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 from torch import nn
 
 from glprune.model.task import Task
-from glprune.pruning.groups import input_groups, penalty_weights
+from glprune.pruning.groups import hidden_groups, input_groups, penalty_weights
 from glprune.pruning.planner import plan_units
 from glprune.schema.recipe import PenaltySpec, TrainSpec
 from glprune.training.blocks import ParameterGroup, ParameterGroups
@@ -311,3 +311,27 @@ def test_everything_is_zero_at_lambda_max_and_not_just_below(kind):
     assert objective.optimality(largest * 0.97)[1] > 0.0
     solver.solve(largest * 0.97)
     assert int(network.weight.count_nonzero()) > 0
+
+
+@pytest.mark.parametrize("kind", SPECS)
+def test_hidden_units_under_the_same_penalty_are_groups_of_their_own(kind):
+    torch.manual_seed(0)
+    x, y = problem()
+    network = nn.Sequential(nn.Linear(30, 6), nn.Tanh(), nn.Linear(6, 1))
+    rows, target = torch.tensor(x, dtype=torch.float32), torch.tensor(y, dtype=torch.float32)
+    inputs, hidden = plan_units(network, (rows[:4],), (-1,), ("x",))
+    sets = [hidden_groups(hidden), input_groups(inputs, FIELDS)]
+    penalised = [
+        (groups, penalty_weights(network.state_dict(), groups, strength))
+        for groups, strength in zip(sets, (2.0, 1.0), strict=True)
+    ]
+    task = Task("regression", "logits", 0)
+    objective = Objective(network, task, split(rows, target), penalised, spec=SPECS[kind])
+    component = objective.regulariser.penalty.components
+    assert component[:6].tolist() == list(range(6))
+    assert len(component[12:16].unique()) == 1
+    PointSolver(objective, TrainSpec(epochs=30, lr=1e-2, full_batch_steps=300), seed=0).solve(0.1)
+    norms = objective.blocks.norms()
+    assert 0 < int((norms[:6] == 0).sum()) < 6
+    assert len(set((norms[12:16] > 0).tolist())) == 1  # one node, of which no feature stays alone
+    assert max(objective.optimality(0.1)[1:]) < 0.2
