@@ -2,7 +2,7 @@
 
 blocks: norms and scaling of all groups of a network at once.
 penalties: values, proximal operators and optimality conditions; penalty_check and penalty_plugin: of plugins.
-structured_penalties: on nested and overlapping sets of groups; overlap: their scales; feature_groups: their names.
+structured_penalties: on nested and overlapping sets; overlap: their scales; feature_groups: their names.
 importance: how much the loss depends on each group, for its penalty weight.
 proximal: proximal optimizers; objective: loss plus penalty; solver: minimises it at one lambda after another.
 refit: training of the pruned network; distillation: the original network's outputs as targets.

@@ -157,10 +157,11 @@ class _Probe:
 def fisher(probe: _Probe) -> Tensor:
     """Rise of the loss to second order, with the empirical Fisher information for the Hessian.
 
-    ``0.5 * sum_i w_i**2 * E[g_i**2]`` over the group's weights: the saliency of Optimal Brain Damage (LeCun,
-    Denker and Solla, 1990, equation 5) with the diagonal Fisher information, the mean squared gradient of
-    single rows, as in Theis et al. (2018), "Faster gaze prediction with dense networks and Fisher pruning",
-    equation 6. With many rows, gradients are means over batches of b rows, whose squares are multiplied by b.
+    ``0.5 * sum_i w_i**2 * E[g_i**2]`` over the group's weights: the saliency ``0.5 * h_ii * w_i**2`` of
+    Optimal Brain Damage (LeCun, Denker and Solla, 1990, "Optimal brain damage", NeurIPS) with the diagonal
+    of the empirical Fisher information, the mean squared gradient of single rows, for that of the Hessian
+    (Theis et al., 2018, "Faster gaze prediction with dense networks and Fisher pruning", arXiv:1801.05787).
+    With many rows, gradients are means over batches of b rows, whose squares are multiplied by b.
     """
     total = torch.zeros(probe.count, dtype=torch.float64)
     blocks, count = probe.objective.blocks, 0
@@ -174,9 +175,9 @@ def fisher(probe: _Probe) -> Tensor:
 def taylor(probe: _Probe) -> Tensor:
     """Squared first-order change of the loss when a group is set to zero, a mean over batches.
 
-    ``E[(sum_i w_i * g_i)**2]``, the sum over the group's weights and the mean over batches: Molchanov et al.
-    (2019), "Importance estimation for neural network pruning", equation 8, with a gate on each group. For
-    batches of one row it is the Fisher information of that gate.
+    ``E[(sum_i w_i * g_i)**2]``, the sum over the group's weights and the mean over batches: the first-order
+    importance ``(w * g)**2`` of Molchanov et al. (2019), "Importance estimation for neural network pruning",
+    CVPR, for a gate on each group. For batches of one row it is the Fisher information of that gate.
     """
     total = torch.zeros(probe.count, dtype=torch.float64)
     blocks, count = probe.objective.blocks, 0

@@ -5,10 +5,10 @@ scales ``s_v >= 0`` of ::
 
     0.5 * sum_j n_j**2 / (t_j + sum_{v has j} s_v) + 0.5 * sum_v weight_v**2 * s_v
 
-and the penalty is its value at t = 0 (Jacob, Obozinski and Vert, 2009, lemma 2, in the variational form of
-Obozinski, Jacob and Vert, 2011, "Group lasso with overlaps: the latent group lasso approach", section 4). At
-the minimum, the proximal operator multiplies group j by ``S_j / (t_j + S_j)``, S_j being the sum over the
-nodes that have it; ``s_v / t`` are the multipliers of the dual problem of Villa et al. (2014), section 3.2.
+and the penalty is its value at t = 0 (the variational form in Obozinski, Jacob and Vert, 2011, "Group lasso
+with overlaps: the latent group lasso approach", arXiv:1110.0413). At the minimum, the proximal operator
+multiplies group j by ``S_j / (t_j + S_j)``, S_j being the sum over the nodes that have it; ``s_v / t`` are the
+multipliers of the projection on ``||w_v|| <= t * weight_v`` that Villa et al. (2014) compute in the dual.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ class TreeGroupLasso(Penalty):
 
     A node is zero or its groups compete inside it, so that whole fields and sources leave. Its proximal
     operator is exact: block soft-thresholding of the groups, then of the nodes from the leaves to the roots
-    (Jenatton et al., 2011, theorem 1). For a zero node the distance of a gradient from the subdifferential
+    (Jenatton et al., 2011). For a zero node the distance of a gradient from the subdifferential
     is the norm of the gradient after the proximal operator of its subtree, by Moreau's decomposition.
 
     Attributes:
