@@ -7,8 +7,8 @@ scales ``s_v >= 0`` of ::
 
 and the penalty is its value at t = 0 (the variational form in Obozinski, Jacob and Vert, 2011, "Group lasso
 with overlaps: the latent group lasso approach", arXiv:1110.0413). At the minimum, the proximal operator
-multiplies group j by ``S_j / (t_j + S_j)``, S_j being the sum over the nodes that have it; ``s_v / t`` are the
-multipliers of the projection on ``||w_v|| <= t * weight_v`` that Villa et al. (2014) compute in the dual.
+multiplies group j by ``S_j / (t_j + S_j)``, S_j being the sum over the nodes that have it; ``s_v / t`` are
+the multipliers of the projection on ``||w_v|| <= t * weight_v`` that Villa et al. (2014) compute.
 """
 
 from __future__ import annotations
