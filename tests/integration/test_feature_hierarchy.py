@@ -7,9 +7,12 @@ import pytest
 import torch
 
 import glprune
+from glprune.audit.checks.consistency import check_consistency
 from glprune.audit.verify import verify
 from glprune.errors import RecipeError
 from glprune.report.html import render_html
+from glprune.schema import bundle as bundles
+from glprune.schema.recipe_loading import load_recipe
 from tests.networks import fit_binary
 
 FEATURES = [
@@ -105,6 +108,24 @@ def test_a_source_of_noise_leaves_as_a_whole_and_the_bundle_can_be_verified(fold
     assert next(p.kkt_zero for p in result.report.path if p.selected) < 0.05
     assert "social: 0 of 3 kept" in render_html(result.report)
     assert verify(result.bundle, isolated=False).exit_code == 0
+    check_that_changed_groups_are_found(result)
+
+
+def check_that_changed_groups_are_found(result):
+    files = {path.name: path.read_bytes() for path in result.bundle.iterdir() if path.is_file()}
+    recipe = load_recipe(result.bundle / bundles.RECIPE)
+    assert check_consistency(result.report, recipe, files) == []
+    for change, where in (
+        ({"kept": ["likes"]}, "/penalty/groups/3/kept"),
+        ({"features": ["like"]}, "/penalty/groups/3/features"),
+        ({"name": "asocial"}, "/penalty/groups"),
+    ):
+        *groups, last = result.report.penalty.groups
+        penalty = result.report.penalty.model_copy(
+            update={"groups": [*groups, last.model_copy(update=change)]}
+        )
+        changed = result.report.model_copy(update={"penalty": penalty})
+        assert where in {finding.where for finding in check_consistency(changed, recipe, files)}
 
 
 def test_the_kept_features_are_a_union_of_overlapping_groups(folder):
