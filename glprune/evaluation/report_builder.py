@@ -41,6 +41,7 @@ from glprune.schema.report import (
     DropCosts,
     Export,
     Feature,
+    FeatureGroup,
     HiddenLayer,
     LrHalvings,
     PathPoint,
@@ -58,9 +59,11 @@ from glprune.schema.report import (
     Timing,
     ValidationFigures,
 )
+from glprune.search.outcome import kept_names
 from glprune.search.path_point import path_record
 from glprune.search.portfolio.candidates import mean_gain
 from glprune.search.refit import distill_share
+from glprune.training.feature_groups import members
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -145,7 +148,7 @@ def make_report(outcome: RunResults) -> Report:
         data=_data(job),
         features=_features(outcome),
         hidden=_hidden(outcome),
-        penalty=_penalty(recipe.penalty),
+        penalty=_penalty(recipe.penalty, outcome),
         path=_path(outcome),
         stages=[_stage(number, stage) for number, stage in enumerate(chosen.stages, 1)],
         selection=_selection(outcome),
@@ -238,9 +241,15 @@ def _not_measured(outcome: RunResults) -> list[str]:
     return not_measured(outcome.job, outcome.proxies, [*without_labels, *sentences])
 
 
-def _penalty(spec: PenaltySpec) -> PenaltyFacts:
+def _penalty(spec: PenaltySpec, outcome: RunResults) -> PenaltyFacts:
+    kept = set(kept_names(outcome.chosen.outcomes))
+    found = members(spec.groups, [feature.name for feature in outcome.job.data.features])
     return PenaltyFacts(
         kind=spec.kind,
+        groups=[
+            FeatureGroup(name=name, features=features, kept=[f for f in features if f in kept])
+            for name, features in found.items()
+        ],
         plugin=spec.plugin,
         weights=spec.weights,
         l1_ratio=spec.l1_share if spec.kind == "sparse_group_lasso" else None,

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from glprune.schema.recipe import GroupWeights, PenaltyKind
+
 GroupKind = Literal["input", "hidden"]
 DType = Literal["float32", "int64", "bool"]
 ProxySource = Literal["kept inputs", "removed inputs", "score"]
@@ -151,17 +153,29 @@ class HiddenLayer(Record):
     refused: str | None = Field(description="operation that forbids the removal of these units, or null")
 
 
+class FeatureGroup(Record):
+    """A set of features that the penalty removes as one, by ``penalty.groups``."""
+
+    name: str = Field(description="name of the group in the recipe")
+    features: list[str] = Field(description="its features, those of groups inside it among them")
+    kept: list[str] = Field(description="those of them that the shipped model reads")
+
+
 class PenaltyFacts(Record):
     """The penalty of the path, with its defaults."""
 
-    kind: Literal["group_lasso", "sparse_group_lasso", "group_mcp", "plugin"] = Field(
-        description="which penalty was used",
+    kind: PenaltyKind = Field(description="which penalty was used")
+    groups: list[FeatureGroup] = Field(
+        default_factory=list,
+        description="sets of features of the tree and the latent group LASSO; empty for other penalties",
     )
     plugin: str | None = Field(None, description="name of the plugin; null for glprune's own penalties")
-    weights: Literal["size", "adaptive"] = Field(
+    weights: GroupWeights = Field(
         description=(
-            "weights of the groups: `size`: the square root of the size of the group; `adaptive`: that "
-            "divided by the root mean square of the group's weights where the stage starts"
+            "weights of the groups: `size`: the square root of the size of the group; the others: that "
+            "divided by the group's importance where the stage starts, which is the root mean square of its "
+            "weights (`adaptive`) or how the training loss changes without it, estimated from its Fisher "
+            "information (`fisher`) or to first order (`taylor`), or measured (`ablation`)"
         ),
     )
     l1_ratio: float | None = Field(

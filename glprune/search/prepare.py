@@ -31,6 +31,7 @@ from glprune.search.job import Job
 from glprune.search.policy import NO_RULES, Rules, resolve
 from glprune.training.distillation import with_teacher_targets
 from glprune.training.epochs import batch_size
+from glprune.training.feature_groups import check_groups
 from glprune.training.penalty_plugin import load_penalty
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def prepare(recipe: Recipe, model: Path, trust_pickle: bool, listener: Listener)
     make_penalty = load_penalty(recipe)
     listener(Stage("data", "reading and checking"))
     data = load_data(recipe)
+    check_groups(recipe, [feature.name for feature in data.features])
     rules = resolve(recipe, data)
     for note in (*data.notes, *rules.sentences()):
         listener(Notice(note))

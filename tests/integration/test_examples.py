@@ -56,6 +56,16 @@ def test_the_policys_example_drops_what_it_must_and_all_derived_from_it(examples
 
 
 @pytest.mark.slow
+def test_the_example_of_sources_needs_no_questionnaire(examples):
+    report = examples["german_credit_sources"].report
+    groups = {group.name: group for group in report.penalty.groups}
+    inside = {"work", "home", "household"}
+    assert {f for name in inside for f in groups[name].features} < set(groups["questionnaire"].features)
+    assert groups["questionnaire"].kept == []
+    assert sum(f.status == "kept" for f in report.features) == 10
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "longest"), [("german_credit", 3.0), ("mnist", 8.0)])
 def test_an_example_killed_at_twenty_random_moments_makes_the_same_bundle(examples, tmp_path, name, longest):
     recipe, model = ROOT / "recipes" / f"{name}.yaml", ROOT / "examples" / name / "model.pt"

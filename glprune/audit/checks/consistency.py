@@ -48,6 +48,7 @@ def check_consistency(report: Report, recipe: Recipe | None, files: Mapping[str,
     """
     found = itertools.chain(
         _features(report),
+        _feature_groups(report, recipe),
         _exits(report),
         _path(report),
         _stages(report),
@@ -99,6 +100,23 @@ def _features(report: Report) -> Iterator[Found]:
             yield f"{where}/input", f"no input {feature.input!r} is exported"
         if not feature.columns:
             yield f"{where}/columns", "the feature has no columns"
+
+
+def _feature_groups(report: Report, recipe: Recipe | None) -> Iterator[Found]:
+    """Require the groups of the recipe, of known features, and those of them that are kept."""
+    kept = {f.name: f.status == "kept" for f in report.features}
+    for n, group in enumerate(report.penalty.groups):
+        where = f"/penalty/groups/{n}"
+        unknown = next((name for name in group.features if name not in kept), None)
+        if unknown is not None:
+            yield f"{where}/features", f"no feature {unknown!r} in /features"
+        left = [name for name in group.features if kept.get(name)]
+        yield from check_equal(f"{where}/kept", group.kept, left, "/features says")
+    if recipe is not None:
+        names = [group.name for group in report.penalty.groups]
+        yield from check_equal(
+            "/penalty/groups", names, list(recipe.penalty.groups), f"{bundles.RECIPE} says"
+        )
 
 
 def _indexed(report: Report) -> Iterator[tuple[int, Feature]]:
