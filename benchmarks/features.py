@@ -2,11 +2,13 @@
 
 Run: python benchmarks/features.py --sets mnist khan --methods glprune lassonet --seeds 5 --limit 300
 Records that the output file holds already are not made again; --again METHOD makes a method's anew.
+On sets that are looked at once (`sets.py` has the rule) glprune runs only with --held-out.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -20,7 +22,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sets import SETS  # no PyTorch in this process: a child's peak memory begins at its parent's
+from sets import (
+    DEVELOPMENT,
+    HELD_OUT,
+    SETS,
+)  # no PyTorch in this process: a child's peak memory begins at its parent's
 from table import show
 
 HERE = Path(__file__).parent
@@ -34,6 +40,7 @@ METHODS = (
     "magnitude",
     "random",
 )
+GROUPS = {"development": list(DEVELOPMENT), "held_out": list(HELD_OUT)}
 PACKAGES = ("glprune", "torch", "numpy", "scikit-learn", "onnxruntime", "torch-pruning", "lassonet", "stg")
 DATA_PACKAGES = ("mlxtend", "islp", "aeon")
 Record = dict[str, Any]
@@ -49,6 +56,12 @@ class Results:
             self.content = json.loads(path.read_text(encoding="utf-8"))
         self.content |= {"machine": machine(), "versions": versions(), "limit": limit}
         self.content["records"] = [r for r in self.content["records"] if r["method"] not in again]
+
+    def look(self, name: str, commit: str) -> None:
+        """Note that glprune at a commit was run on a held-out set; notes are never taken back."""
+        with self.lock:
+            looks = self.content.setdefault("looks", {})
+            looks[commit] = sorted({*looks.get(commit, []), name})
 
     def done(self, name: str, method: str, seed: int) -> bool:
         """Whether a method's records are there; what failed is tried again."""
@@ -99,6 +112,18 @@ def versions() -> dict[str, str]:
     return found
 
 
+def glprune_commit() -> str:
+    """The commit of the glprune that processes import, `dirty` where its files differ, or its version."""
+    spec = importlib.util.find_spec("glprune")
+    folder = Path(spec.origin).parent if spec is not None and spec.origin is not None else HERE
+    git = ["git", "-C", str(folder)]
+    head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
+    if head.returncode:
+        return f"version {versions()['glprune']}"
+    changed = subprocess.run([*git, "status", "--porcelain", "--", "."], capture_output=True, text=True)
+    return head.stdout.strip() + (" dirty" if changed.stdout else "")
+
+
 def worker(step: str, name: str, seed: int, method: str, folder: Path, limit: float = 0) -> str | None:
     """Run one process on one thread; None, 'over limit', or the last line of its error."""
     command = [
@@ -140,6 +165,9 @@ def make_network(results: Results, work: Path, name: str, seed: int) -> None:
 def make_records(results: Results, work: Path, name: str, seed: int, method: str, limit: float) -> None:
     """Run one method on one set and seed and refit its answers."""
     folder = work / f"{name}-{seed}"
+    commit = glprune_commit() if method == "glprune" else None
+    if commit is not None and name in HELD_OUT:
+        results.look(name, commit)
     shutil.rmtree(folder / method, ignore_errors=True)
     (folder / method).mkdir()
     problem = worker("answer", name, seed, method, folder, limit)
@@ -153,6 +181,8 @@ def make_records(results: Results, work: Path, name: str, seed: int, method: str
     ks = json.loads((folder / "network.json").read_text())["ks"]
     for k in sorted(set(ks) - {r["k"] for r in records}):
         records.append({"k": k, "status": status, "error": problem or last_line(folder, method)})
+    if commit is not None:
+        records = [r | {"commit": commit} for r in records]
     results.add(name, method, seed, records)
     shutil.rmtree(folder / method)
     said = ", ".join(
@@ -167,11 +197,26 @@ def last_line(folder: Path, method: str) -> str:
     return lines[-1] if lines else "no answer"
 
 
+def seeds_of(results: Results, work: Path, names: list[str], most: int | None) -> list[tuple[str, int]]:
+    """Every set and seed, seed 0 of all sets first; the networks of seed 0, made here, know how many."""
+    seeds = {}
+    for name in names:
+        make_network(results, work, name, 0)
+        asked = json.loads((work / f"{name}-0" / "network.json").read_text())["seeds"]
+        seeds[name] = asked if most is None else min(most, asked)
+    return [(n, seed) for seed in range(max(seeds.values())) for n in names if seed < seeds[n]]
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
+    parser.add_argument("--sets", nargs="+", choices=[*SETS, *GROUPS], help="default: development")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--seeds", type=int, default=5, help="seeds 0, 1, ... (default 5)")
+    parser.add_argument(
+        "--held-out", action="store_true", help="let glprune run on sets that are looked at once"
+    )
+    parser.add_argument(
+        "--seeds", type=int, help="seeds 0, 1, ... at most (default: as many as sets.py asks)"
+    )
     parser.add_argument(
         "--limit", type=float, default=600, help="processor seconds of one process (default 600)"
     )
@@ -183,13 +228,22 @@ def arguments() -> argparse.Namespace:
         "--again", nargs="+", choices=METHODS, default=[], help="forget these methods' records"
     )
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side (default 1)")
-    return parser.parse_args()
+    given = parser.parse_args()
+    asked = given.sets or (["held_out"] if given.held_out else ["development"])
+    given.sets = list(dict.fromkeys(name for entry in asked for name in GROUPS.get(entry, [entry])))
+    looked = [name for name in given.sets if name in HELD_OUT]
+    if "glprune" in given.methods and looked and not given.held_out:
+        parser.error(
+            f"{', '.join(looked)}: glprune runs on sets that are looked at once only with --held-out; "
+            "name other --methods or --sets development"
+        )
+    return given
 
 
 def main() -> None:
     given = arguments()
     results = Results(given.out, given.limit, given.again)
-    places = [(name, seed) for seed in range(given.seeds) for name in given.sets]
+    places = seeds_of(results, given.work, given.sets, given.seeds)
     with ThreadPoolExecutor(given.jobs) as pool:
         list(pool.map(lambda place: make_network(results, given.work, *place), places))
         todo = [(n, s, m) for n, s in places for m in given.methods if not results.done(n, m, s)]

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from answers import Answer, Clock, Emit, Method, Problem
+from dataset import DataSet
 from network import loss
-from sets import DataSet
 from torch import Tensor, nn
 
 REPEATS = 5  # of a permutation

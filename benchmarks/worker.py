@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 from answers import Answer, Clock, Method, Problem
+from dataset import DataSet
 from network import both, build, refits, score, train
-from sets import SETS, DataSet
+from sets import SETS
 
 TRAINED = {"glprune", "torch-pruning", "permutation", "magnitude"}  # start from the trained network
 
@@ -38,7 +39,7 @@ def network(data: DataSet, seed: int, folder: Path) -> None:
         "cpu_seconds": seconds[1],
         "memory_mb": memory(),
     }
-    write(folder / "network.json", {"record": facts, "ks": data.ks})
+    write(folder / "network.json", {"record": facts, "ks": data.ks, "seeds": data.seeds})
 
 
 def answer(data: DataSet, seed: int, method: str, folder: Path) -> None:
