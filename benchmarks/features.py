@@ -193,7 +193,8 @@ def make_records(results: Results, work: Path, name: str, seed: int, method: str
     status = "over limit" if problem == "over limit" else "failed"
     ks = json.loads((folder / "network.json").read_text())["ks"]
     for k in sorted(set(ks) - {r["k"] for r in records}):
-        records.append({"k": k, "status": status, "error": problem or last_line(folder, method)})
+        error = problem or last_line(folder, method)
+        records.append({"k": k, "status": status, "error": error, "limit": limit})
     if commit is not None:
         records = [r | {"commit": commit} for r in records]
     results.add(name, method, seed, records)
@@ -256,7 +257,10 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     given = arguments()
     os.environ |= {v: "1" for v in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    FORKS.set_forkserver_preload(["worker"])
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]).strip(
+        os.pathsep
+    )
+    FORKS.set_forkserver_preload(["worker"])  # found by PYTHONPATH alone before Python 3.13
     results = Results(given.out, given.limit, given.again)
     places = seeds_of(results, given.work, given.sets, given.seeds)
     with ThreadPoolExecutor(given.jobs) as pool:
