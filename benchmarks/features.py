@@ -64,13 +64,14 @@ Record = dict[str, Any]
 class Results:
     """The output file, written after every change."""
 
-    def __init__(self, path: Path, limit: float, again: list[str]) -> None:
+    def __init__(self, path: Path, limit: float, again: list[str], sets: list[str]) -> None:
         self.path, self.lock = path, threading.Lock()
         self.content: dict[str, Any] = {"records": []}
         if path.exists():
             self.content = json.loads(path.read_text(encoding="utf-8"))
         self.content |= {"machine": machine(), "versions": versions(), "limit": limit}
-        self.content["records"] = [r for r in self.content["records"] if r["method"] not in again]
+        kept = [r for r in self.content["records"] if r["method"] not in again or r["set"] not in sets]
+        self.content["records"] = kept
 
     def look(self, name: str, commit: str) -> None:
         """Note that glprune at a commit was run on a held-out set; notes are never taken back."""
@@ -239,7 +240,7 @@ def arguments() -> argparse.Namespace:
         "--work", type=Path, default=Path("glprune-out") / "benchmarks", help="working folder"
     )
     parser.add_argument(
-        "--again", nargs="+", choices=METHODS, default=[], help="forget these methods' records"
+        "--again", nargs="+", choices=METHODS, default=[], help="forget these methods' records on the sets"
     )
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side (default 1)")
     given = parser.parse_args()
@@ -261,7 +262,7 @@ def main() -> None:
         os.pathsep
     )
     FORKS.set_forkserver_preload(["worker"])  # found by PYTHONPATH alone before Python 3.13
-    results = Results(given.out, given.limit, given.again)
+    results = Results(given.out, given.limit, given.again, given.sets)
     places = seeds_of(results, given.work, given.sets, given.seeds)
     with ThreadPoolExecutor(given.jobs) as pool:
         list(pool.map(lambda place: make_network(results, given.work, *place), places))

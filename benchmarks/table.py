@@ -47,23 +47,25 @@ def _show_role(records: Sequence[Record]) -> None:
     """Print the tables over all sets of a role."""
     commits = sorted({r["commit"] for r in records if "commit" in r})
     print(f"glprune at {', '.join(commits) or 'no recorded commit'}\n")
-    print("glprune against the best peer (by mean); difference in standard errors of the paired difference")
-    print(aligned(_summary(records)), end="\n\n")
+    _show_table(
+        "glprune against the best peer (by mean); difference in standard errors of the paired difference",
+        _summary(records),
+    )
     _show_ranks(records)
-    print(
-        "glprune against each peer: sets ahead, level, behind by one standard error of the paired difference"
+    _show_table(
+        "glprune against each peer: sets ahead, level, behind by one standard error of the paired difference\n"
+        "over seeds; mean difference over sets with its 95 % interval (bootstrap over sets, then seeds), p of\n"
+        "Wilcoxon's test over sets after Holm; then (set, k) with at least three seeds ahead, level, behind",
+        _against(records),
     )
-    print(
-        "over seeds; mean difference over sets with its 95 % interval (bootstrap over sets, then seeds), p of"
-    )
-    print(
-        "Wilcoxon's test over sets after Holm; then (set, k) with at least three seeds ahead, level, behind"
-    )
-    print(aligned(_against(records)), end="\n\n")
-    print("Recall of the features that matter: mean (least) over answers")
-    print(aligned(_recall(records)), end="\n\n")
-    print("Processor time over LassoNet's, by (set, k)")
-    print(aligned(_time(records)), end="\n\n")
+    _show_table("Recall of the features that matter: mean (least) over answers", _recall(records))
+    _show_table("Processor time over LassoNet's, by (set, k)", _time(records))
+
+
+def _show_table(title: str, rows: Sequence[Row]) -> None:
+    """Print a table that has more than its header."""
+    if len(rows) > 1:
+        print(f"{title}\n{aligned(rows)}\n")
 
 
 def _show_ranks(records: Sequence[Record]) -> None:

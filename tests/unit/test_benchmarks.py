@@ -179,11 +179,12 @@ def test_glprune_runs_on_held_out_sets_only_when_asked(load, monkeypatch, capsys
 def test_a_look_at_held_out_sets_stays_on_record(load, tmp_path):
     features = load("features")
     path = tmp_path / "features.json"
-    first = features.Results(path, 300, [])
+    first = features.Results(path, 300, [], [])
     first.look("sonar", "abc")
-    first.add("sonar", "glprune", 0, [{"k": 5, "status": "done", "commit": "abc"}])
-    second = features.Results(path, 300, ["glprune"])
-    assert second.content["records"] == []
+    for name in ("sonar", "german"):
+        first.add(name, "glprune", 0, [{"k": 5, "status": "done", "commit": "abc"}])
+    second = features.Results(path, 300, ["glprune"], ["sonar"])
+    assert [r["set"] for r in second.content["records"]] == ["german"]
     second.look("sonar", "def dirty")
     assert second.content["looks"] == {"abc": ["sonar"], "def dirty": ["sonar"]}
 
