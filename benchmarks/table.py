@@ -53,8 +53,8 @@ def _show_role(records: Sequence[Record]) -> None:
     )
     _show_ranks(records)
     _show_table(
-        "glprune against each peer: sets ahead, level, behind by one standard error of the paired difference\n"
-        "over seeds; mean difference over sets with its 95 % interval (bootstrap over sets, then seeds), p of\n"
+        "glprune against each peer: sets ahead, level, behind by a standard error of the paired difference\n"
+        "over seeds; mean difference over sets, its 95 % interval (bootstrap over sets, then seeds), p of\n"
         "Wilcoxon's test over sets after Holm; then (set, k) with at least three seeds ahead, level, behind",
         _against(records),
     )
