@@ -8,6 +8,7 @@ On sets that are looked at once (`sets.py` has the rule) glprune runs only with 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import importlib.util
 import json
 import multiprocessing
@@ -18,7 +19,9 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -62,21 +65,37 @@ Record = dict[str, Any]
 
 
 class Results:
-    """The output file, written after every change."""
+    """The output file. Read before and written after every change: several runs may share it."""
 
     def __init__(self, path: Path, limit: float, again: list[str], sets: list[str]) -> None:
         self.path, self.lock = path, threading.Lock()
         self.content: dict[str, Any] = {"records": []}
-        if path.exists():
-            self.content = json.loads(path.read_text(encoding="utf-8"))
-        self.content |= {"machine": machine(), "versions": versions(), "limit": limit}
-        kept = [r for r in self.content["records"] if r["method"] not in again or r["set"] not in sets]
-        self.content["records"] = kept
+        self.facts = {"machine": machine(), "versions": versions(), "limit": limit}
+        with self._changed() as content:
+            records = content["records"]
+            content["records"] = [r for r in records if r["method"] not in again or r["set"] not in sets]
+
+    @contextmanager
+    def _changed(self) -> Iterator[dict[str, Any]]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        with self.lock:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX)
+                if self.path.exists():
+                    self.content = json.loads(self.path.read_text(encoding="utf-8"))
+                self.content |= self.facts
+                yield self.content
+                part = self.path.with_suffix(".part")
+                part.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
+                part.replace(self.path)
+            finally:
+                os.close(folder)
 
     def look(self, name: str, commit: str) -> None:
         """Note that glprune at a commit was run on a held-out set; notes are never taken back."""
-        with self.lock:
-            looks = self.content.setdefault("looks", {})
+        with self._changed() as content:
+            looks = content.setdefault("looks", {})
             looks[commit] = sorted({*looks.get(commit, []), name})
 
     def done(self, name: str, method: str, seed: int) -> bool:
@@ -85,15 +104,11 @@ class Results:
         return bool(found) and all(r["status"] != "failed" for r in found)
 
     def add(self, name: str, method: str, seed: int, records: list[Record]) -> None:
-        """Put records in place of older ones and save."""
-        with self.lock:
-            kept = [r for r in self.content["records"] if key(r) != (name, method, seed)]
-            new = [{"set": name, "method": method, "seed": seed} | r for r in records]
-            self.content["records"] = sorted(kept + new, key=lambda r: (*key(r), r["k"]))
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            part = self.path.with_suffix(".part")
-            part.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
-            part.replace(self.path)
+        """Put records in place of older ones."""
+        new = [{"set": name, "method": method, "seed": seed} | r for r in records]
+        with self._changed() as content:
+            kept = [r for r in content["records"] if key(r) != (name, method, seed)]
+            content["records"] = sorted(kept + new, key=lambda r: (*key(r), r["k"]))
 
 
 def key(record: Record) -> tuple[str, str, int]:

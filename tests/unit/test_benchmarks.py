@@ -189,6 +189,22 @@ def test_a_look_at_held_out_sets_stays_on_record(load, tmp_path):
     assert second.content["looks"] == {"abc": ["sonar"], "def dirty": ["sonar"]}
 
 
+def test_runs_that_share_a_results_file_keep_each_others_records(load, tmp_path):
+    features = load("features")
+    runs = [features.Results(tmp_path / "features.json", 300, [], []) for _ in range(2)]
+    runs[0].add("german", "l1", 0, [{"k": 5, "status": "done"}])
+    runs[1].add("german", "random", 0, [{"k": 5, "status": "failed"}])
+    runs[0].add("german", "l1", 1, [{"k": 5, "status": "done"}])
+    again = features.Results(tmp_path / "features.json", 300, [], [])
+    assert [(r["method"], r["seed"]) for r in again.content["records"]] == [
+        ("l1", 0),
+        ("l1", 1),
+        ("random", 0),
+    ]
+    assert again.done("german", "l1", 1)
+    assert not again.done("german", "random", 0)
+
+
 def test_small_sets_get_ten_seeds(load):
     dataset = load("dataset")
 
