@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from answers import Clock, Problem
 from dataset import DataSet
-from features import machine, versions
+from features import glprune_commit, machine, versions
 from glprune_solver import write_data
 from hidden_cases import CASES, Case
 from narrowing import METHODS, Found
@@ -35,36 +35,35 @@ HERE = Path(__file__).parent
 Record = dict[str, Any]
 
 
-def records_of(name: str, seed: int, todo: dict[str, list[int]], work: Path) -> list[Record]:
-    """Make the records of some methods, each at some budgets, on one case and seed."""
+def network_of(name: str, seed: int, work: Path) -> list[Record]:
+    """Train the network of a case and seed, unless the working folder has it; its record."""
     torch.set_num_threads(1)
-    case, folder = CASES[name], work / f"{name}-{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
-    problem, seconds = problem_of(case, seed, folder)
-    whole = measured(problem.data, problem.network)
-    given = {"budget": 100, "method": "network", "source": "given", "seconds": seconds}
-    records = [whole | given]
-    for method, budgets in todo.items():
-        found = list(METHODS[method](case, problem, budgets))
-        for budget in budgets:
-            record = best_of(problem.data, [f for f in found if f.budget == budget], seed)
-            record |= {
-                "budget": budget,
-                "method": method,
-                "used": record["macs"] / whole["macs"] / budget * 100,
-            }
-            records.append(record)
-            said = f"{record['test']:.4f}, {record['used']:.1%} of the budget, {record['widths']}"
-            print(
-                f"{name} {seed} {budget} % {method}: {said}, {record['seconds']:.0f} s",
-                file=sys.stderr,
-                flush=True,
-            )
-    return [{"case": name, "seed": seed} | record for record in records]
+    problem, seconds = problem_of(CASES[name], seed, work / f"{name}-{seed}")
+    facts = {"case": name, "seed": seed, "budget": 100, "method": "network", "source": "given"}
+    return [facts | measured(problem.data, problem.network) | {"seconds": seconds}]
+
+
+def records_of(name: str, seed: int, method: str, budgets: list[int], work: Path) -> list[Record]:
+    """Run one method on the network of a case and seed; a record for each budget."""
+    torch.set_num_threads(1)
+    case = CASES[name]
+    problem, _ = problem_of(case, seed, work / f"{name}-{seed}")
+    data, whole = problem.data, measured(problem.data, problem.network)["macs"]
+    found, records = list(METHODS[method](case, problem, budgets)), []
+    for budget in budgets:
+        facts: Record = {"case": name, "seed": seed, "budget": budget, "method": method}
+        record = facts | best_of(data, [f for f in found if f.budget == budget], seed)
+        records.append(record | {"used": 100 * record["macs"] / whole / budget})
+        if method == "glprune":
+            records[-1]["commit"] = glprune_commit()
+        said = f"{record['test']:.4f}, {records[-1]['used']:.1%} of the budget, {record['widths']}"
+        print(f"{name} {seed} {budget} % {method}: {said}", file=sys.stderr, flush=True)
+    return records
 
 
 def problem_of(case: Case, seed: int, folder: Path) -> tuple[Problem, float]:
     """The data and the trained network, kept in the folder; the processor seconds of its training."""
+    folder.mkdir(parents=True, exist_ok=True)
     data, state = case.data(seed), folder / "network.pt"
     torch.manual_seed(seed)
     network, note = case.fresh(data), folder / "seconds.json"
@@ -163,13 +162,18 @@ def main() -> None:
     content = {"machine": machine(), "versions": versions(), "records": kept}
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     with ProcessPoolExecutor(given.jobs, multiprocessing.get_context("spawn")) as pool:
-        made = []
+        tasks: dict[tuple[str, int], list[tuple[str, list[int]]]] = {}
         for seed, case in itertools.product(range(given.seeds), given.cases):
             done = {(r["method"], r["budget"]) for r in kept if (r["case"], r["seed"]) == (case, seed)}
             left = {m: [b for b in given.budgets if (m, b) not in done] for m in given.methods}
-            todo = {m: budgets for m, budgets in left.items() if budgets}
-            if todo:
-                made.append(pool.submit(records_of, case, seed, todo, given.work))
+            tasks[case, seed] = [(m, budgets) for m, budgets in left.items() if budgets]
+        places = [place for place, todo in tasks.items() if todo]
+        networks = [pool.submit(network_of, *place, given.work) for place in places]
+        for future in as_completed(networks):
+            add(content, future.result(), given.out)
+        made = [
+            pool.submit(records_of, *place, *todo, given.work) for place in places for todo in tasks[place]
+        ]
         for future in as_completed(made):
             add(content, future.result(), given.out)
     show(content)
