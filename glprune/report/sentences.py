@@ -244,7 +244,7 @@ def comparison_sentence(selection: Selection) -> str:
     assert comparison is not None  # the caller has looked
     times = f", {comparison.repeats} times at random" if comparison.repeats > 1 else ""
     folds = (
-        f", and the better ones in {comparison.folds}-fold cross-validation of the "
+        f", and the best two in {comparison.folds}-fold cross-validation of the "
         f"{thousands(comparison.fold_rows)} training and validation rows{times}"
         if comparison.fold_rows
         else ""

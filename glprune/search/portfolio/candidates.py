@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from glprune.search.job import Job
     from glprune.search.path_point import Checkpoint
 
-_EPOCHS, _PATIENCE = 20, 3  # of the refit of a candidate, at most
+_EPOCHS, _PATIENCE = 10, 2  # of the refit of a candidate, at most
 Scores = tuple[ValidationScore, ...]
 
 

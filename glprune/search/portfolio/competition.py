@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _MARGIN = 2.0  # standard errors
 RULE = (
     "the set of the regularisation path, unless the metric of another is better by more than two standard "
-    "errors of the paired difference; sets that are no better on the validation split are not cross-validated"
+    "errors of the paired difference; only the best set on the validation split is cross-validated beside it"
 )
 PATH, ONE_PATH = "the regularisation path in stages", "one regularisation path"
 ELIMINATION, MAGNITUDE = "backward elimination", "group magnitude"
@@ -103,13 +103,15 @@ def choose(candidates: Sequence[Candidate]) -> Candidate:
 
 
 def _scored(job: Job, supports: Mapping[str, Support]) -> list[Candidate]:
-    """Score all sets on the validation split, and on folds those that are not worse than the path's there."""
+    """Score all sets on the validation split, and the path's and its best rival there on folds."""
     path, *others = score_candidates(job, supports)
-    rivals = [c for c in others if c.gain_over(path).exceeds(0)]
-    jobs = fold_jobs(job) if rivals else ()
-    if len(jobs) < 2:
+    rival = max(others, key=lambda c: c.rank, default=path)
+    if not rival.gain_over(path).exceeds(0):
         return [path, *others]
-    crossed = {c.name: c for c in cross_validate(jobs, [path, *rivals])}
+    jobs = fold_jobs(job)
+    if len(jobs) == 1:
+        return [path, *others]
+    crossed = {c.name: c for c in cross_validate(jobs, [path, rival])}
     return [crossed.get(c.name, c) for c in (path, *others)]
 
 
