@@ -83,7 +83,7 @@ def loss_rises(job: Job) -> dict[str, float]:
     """Measure the rise of the loss on validation rows when a feature is permuted, mean of five orders.
 
     Returns:
-        Feature -> mean rise. The orders are the same for every feature.
+        Feature that can be removed -> mean rise. The orders are the same for every feature.
     """
     inputs, target = _rows(job)
     generator = torch.Generator().manual_seed(job.recipe.seed)
@@ -98,6 +98,7 @@ def loss_rises(job: Job) -> dict[str, float]:
             label: sum(loss(permuted(inputs, job.axes, g, feature, o)) for o in orders) / len(orders)
             - reference
             for g in job.input_groups
+            if not g.units.refused
             for feature, label in enumerate(g.labels)
         }
 
