@@ -206,7 +206,7 @@ def make_records(results: Results, work: Path, name: str, seed: int, method: str
         problem = broken or problem
         records = [] if broken else json.loads((folder / method / "records.json").read_text())
     records = [r | {"status": "done"} for r in records]
-    status = "over limit" if problem == "over limit" else "failed"
+    status = "no answer" if problem is None else problem if problem == "over limit" else "failed"
     ks = json.loads((folder / "network.json").read_text())["ks"]
     for k in sorted(set(ks) - {r["k"] for r in records}):
         error = problem or last_line(folder, method)
