@@ -65,16 +65,16 @@ def compete(begin: Job, path: Support, size: int, listener: Listener) -> Competi
         listener: Receives the progress.
     """
     listener(Stage("candidates", f"comparing other sets of {size} features"))
-    jobs, log = fold_jobs(begin), begin.checkpoints
-    key = {"size": size, "path": sorted(path)}
+    log, key = begin.checkpoints, {"size": size, "path": sorted(path)}
     record = log.load_step("candidates", key)
     if record is None:
-        candidates = _find_candidates(jobs, begin, path, size)
+        candidates = _find_candidates(fold_jobs(begin), begin, path, size)
         log.save_step("candidates", key, *save_candidates(candidates))
     else:
         candidates = load_candidates(record.values, log.weights(record))
-    repeats = begin.recipe.data.validation.repeats if len(jobs) > 1 else 1
-    return Competition(candidates, choose(candidates), len(jobs) // repeats, repeats, RULE)
+    jobs = len(candidates[0].scores)
+    repeats = begin.recipe.data.validation.repeats if jobs > 1 else 1
+    return Competition(candidates, choose(candidates), jobs // repeats, repeats, RULE)
 
 
 def _find_candidates(jobs: Sequence[Job], begin: Job, path: Support, size: int) -> tuple[Candidate, ...]:
