@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 SECONDS = 300.0
 _MAX_LISTED_ERRORS = 1000
 _OTHER_POINTS = (
-    "The other networks of the frontier: the producer measured their figures. `glprune select` makes a bundle "
-    "of one, which can be verified."
+    "The other networks of the frontier: the producer measured their figures. `glprune select` makes a "
+    "bundle of one, which can be verified."
 )
 _SCHEMA_IDS = {bundles.REPORT: "glprune.report/2", bundles.INPUT_SCHEMA: "glprune.input/2"}
 M = TypeVar("M", bound=BaseModel)

@@ -257,8 +257,9 @@ def frontier_sentence(frontier: Frontier) -> str:
     """State the sizes that were found and why one of them ships."""
     sizes = [point.size for point in frontier.points]
     shipped = next(point for point in frontier.points if point.shipped)
+    listed = _joined([f"{size:,}" for size in sizes])
     return (
-        f"One search found networks of {len(sizes)} sizes, for {_joined([f'{n:,}' for n in sizes])} features. "
+        f"One search found networks of {len(sizes)} sizes, for {listed} features. "
         f"The one for {shipped.size:,} ships: {frontier.rule}."
     )
 
