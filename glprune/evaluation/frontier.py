@@ -15,7 +15,7 @@ from glprune.model.validation_score import ValidationScore, score_output
 from glprune.runtime.events import Listener, Progress, Stage
 from glprune.schema.metrics import HIGHER_IS_BETTER, RANGES
 from glprune.schema.report import Frontier, FrontierPoint, Interval
-from glprune.search.portfolio import shipping_rule
+from glprune.search.portfolio import best_point, shipping_rule
 
 if TYPE_CHECKING:
     from glprune.export.shipped_model import ShippedModel
@@ -40,14 +40,14 @@ def measure_frontier(shipped: ShippedModel, chosen: SearchResult, listener: List
     """
     if not chosen.frontier:
         return None
-    job, total = shipped.job, len(chosen.frontier)
+    job, total, best = shipped.job, len(chosen.frontier), best_point(chosen.frontier)
     listener(Stage("frontier", f"exporting and measuring networks of {total} sizes"))
     points = []
     with tempfile.TemporaryDirectory(dir=shipped.folder) as scratch:
         for done, point in enumerate(chosen.frontier, 1):
             is_shipped = point.found.refit is chosen.refit
             file = shipped.file if is_shipped else Path(scratch) / f"{point.size}.onnx"
-            points.append(_measure(job, point, file, is_shipped))
+            points.append(_measure(job, point, best, file, is_shipped))
             listener(Progress("networks measured", done, total))
     return Frontier(
         metric=job.metric,
@@ -59,20 +59,22 @@ def measure_frontier(shipped: ShippedModel, chosen: SearchResult, listener: List
     )
 
 
-def _measure(job: Job, point: FoundPoint, file: Path, is_shipped: bool) -> FrontierPoint:
+def _measure(job: Job, point: FoundPoint, best: FoundPoint, file: Path, is_shipped: bool) -> FrontierPoint:
     network, removed = point.found.refit.network, point.found.removed
     score, reason = None, None
     try:
         score = _test_score(job, point, file)
     except GlpruneError as error:  # a point that cannot be measured must not stop the run
         reason = str(error)
-    competition = point.found.competition
+    competition, gain = point.found.competition, point.score.gain_over(best.score)
     return FrontierPoint(
         size=point.size,
         features=point.features,
         found_by=competition.best.name if competition else _PATH,
         valid=point.score.value,
         standard_error=point.score.standard_error,
+        gain=gain.mean,
+        gain_standard_error=gain.standard_error,
         test=score.value if score else None,
         test_interval=_interval(score) if score else None,
         reason=reason,

@@ -111,7 +111,7 @@ def _frontier(report: Report) -> list[str]:
         "",
         "Features",
         f"{metric}, validation",
-        "Standard error",
+        "Against the best",
         f"{metric}, test",
         "95 % interval",
         "Parameters",
@@ -121,7 +121,7 @@ def _frontier(report: Report) -> list[str]:
             "shipped" if point.shipped else "",
             f"{len(point.features):,}",
             f"{point.valid:.4f}",
-            f"{point.standard_error:.4f}",
+            f"{point.gain:+.4f} ± {point.gain_standard_error:.4f}" if point.gain else "best",
             *_tested(point),
             f"{point.parameters:,}",
         )

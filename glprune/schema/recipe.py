@@ -421,8 +421,8 @@ class TargetSpec(Section):
         None,
         description="Numbers of features: a network of every size is found, refitted and measured in one "
         "run, and `glprune select` ships another one later. auto: up to 9 sizes of equal ratios, from all "
-        "features to 1. The size that ships is `max_features`, or without it the smallest whose validation "
-        "metric is within one standard error of the best.",
+        "features to 1. The size that ships is `max_features`, or without it the smallest that is worse than "
+        "the best one on the validation split by at most one standard error of the difference.",
     )
 
     @property

@@ -557,6 +557,10 @@ class FrontierPoint(Record):
     found_by: str = Field(description="how its features were found: the chosen one of the compared sets")
     valid: float = Field(description="selection metric on the validation split after the refit")
     standard_error: float = Field(description="standard error of that, over the rows")
+    gain: float = Field(
+        description="how much better than the best point on the validation rows; 0 for that, else below"
+    )
+    gain_standard_error: float = Field(description="standard error of the gain, over paired rows")
     test: float | None = Field(
         description="selection metric on the test split, of its exported ONNX file through ONNX Runtime; "
         "null where it could not be measured",

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
@@ -192,8 +193,7 @@ def test_what_cannot_be_selected_is_refused_in_one_line(copy, tmp_path, audited)
     (tmp_path / "model.pt").rename(tmp_path / "moved.pt")
     with pytest.raises(UsageError, match=r"no such model, which .*whole names; give --model"):
         glprune.select(copy, 3)
-    table = glprune.data.tables.pq.read_table(tmp_path / "data.parquet")
-    glprune.data.tables.pq.write_table(table.slice(1), tmp_path / "data.parquet")
+    pq.write_table(pq.read_table(tmp_path / "data.parquet").slice(1), tmp_path / "data.parquet")
     with pytest.raises(UsageError, match=r"data: data\.parquet is not what .*whole was made from"):
         glprune.select(copy, 3, model=tmp_path / "moved.pt")
     assert not (tmp_path / "whole-3").exists()
@@ -243,29 +243,29 @@ def test_a_frontier_that_contradicts_the_report_is_found(whole):
 
 
 def test_the_rule_is_computed_again(whole):
-    """A better size elsewhere, beyond one standard error, would have to ship."""
+    """A smaller size that noise could not distinguish from the best would have to ship, and no other may."""
     opened = open_bundle(whole.bundle)
     recipe, files, report = opened.recipe, opened.files.contents, opened.report
     index = next(n for n, p in enumerate(report.frontier.points) if p.shipped)
-    if index == 0:
-        lie = changed_points(report, 2, valid=1.0, standard_error=0.0)
+    shipped = report.frontier.points[index]
+    if index < 2:
+        lie = changed_points(report, 2, gain_standard_error=1.0)
     else:
-        lie = changed_points(report, 0, valid=1.0, standard_error=0.0)
-    found = check_consistency(lie, recipe, files)
-    assert any("the rule gives" in finding.what for finding in found)
+        lie = changed_points(report, index, gain=-0.5, valid=shipped.valid - 0.5)
+    assert any("the rule gives" in finding.what for finding in check_consistency(lie, recipe, files))
+    gained = changed_points(report, index, gain=shipped.gain + 0.01)
+    assert any("the metrics give" in finding.what for finding in check_consistency(gained, recipe, files))
 
 
-def test_a_size_that_cannot_be_measured_says_why(folder, monkeypatch):
-    from glprune.evaluation import frontier
-
+def test_a_size_that_cannot_be_measured_says_why(whole, tmp_path, monkeypatch):
     def fail(job, removed, network, path):
         raise glprune.ModelError("it cannot be exported.")
 
-    monkeypatch.setattr(frontier, "write_shipped", fail)
-    report = run(folder, folder / "unmeasured").report
+    monkeypatch.setattr("glprune.evaluation.frontier.write_shipped", fail)
+    report = glprune.select(whole.bundle, 5, tmp_path / "unmeasured").report
     assert [p.reason for p in report.frontier.points if not p.shipped] == ["it cannot be exported."] * 2
     assert [p.test is None for p in report.frontier.points] == [not p.shipped for p in report.frontier.points]
-    assert verify(folder / "unmeasured").exit_code == 0
+    assert verify(tmp_path / "unmeasured").exit_code == 0
 
 
 @pytest.mark.slow

@@ -64,6 +64,15 @@ def _figures(report: Report, record: Frontier) -> Iterator[Found]:
         if (point.test is None) != (point.test_interval is None):
             yield f"{where}/test_interval", "is given without a test metric, or the reverse"
         yield from _ranges(record, point, where)
+    yield from _gains(record)
+
+
+def _gains(record: Frontier) -> Iterator[Found]:
+    sign = 1.0 if record.higher_is_better else -1.0
+    best = max((sign * point.valid for point in record.points), default=0.0)
+    for n, point in enumerate(record.points):
+        gain = sign * point.valid - best
+        yield from check_close(f"/frontier/points/{n}/gain", point.gain, gain, "the metrics give")
 
 
 def _ranges(record: Frontier, point: FrontierPoint, where: str) -> Iterator[Found]:
@@ -74,7 +83,7 @@ def _ranges(record: Frontier, point: FrontierPoint, where: str) -> Iterator[Foun
     interval = point.test_interval
     if interval is not None and point.test is not None and not interval.low <= point.test <= interval.high:
         yield f"{where}/test_interval", f"does not hold {point.test}"
-    if point.standard_error < 0:
+    if min(point.standard_error, point.gain_standard_error) < 0:
         yield f"{where}/standard_error", "is below zero"
 
 
@@ -103,7 +112,5 @@ def _choice(report: Report, record: Frontier, recipe: Recipe | None) -> Iterator
 
 
 def _one_standard_error(record: Frontier) -> int:
-    """Return the smallest size within one standard error of the best validation metric."""
-    sign = 1.0 if record.higher_is_better else -1.0
-    best = max(record.points, key=lambda point: sign * point.valid)
-    return min(p.size for p in record.points if sign * (p.valid - best.valid) >= -best.standard_error)
+    """Return the smallest size that is worse than the best by at most one standard error of that."""
+    return min(p.size for p in record.points if p.gain >= -p.gain_standard_error)

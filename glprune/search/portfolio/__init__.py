@@ -7,12 +7,19 @@
 from glprune.search.portfolio.candidates import Candidate
 from glprune.search.portfolio.competition import Competition, compete
 from glprune.search.portfolio.folds import fold_count
-from glprune.search.portfolio.frontier import FrontierPoint, frontier_sizes, shipped_point, shipping_rule
+from glprune.search.portfolio.frontier import (
+    FrontierPoint,
+    best_point,
+    frontier_sizes,
+    shipped_point,
+    shipping_rule,
+)
 
 __all__ = [
     "Candidate",
     "Competition",
     "FrontierPoint",
+    "best_point",
     "compete",
     "fold_count",
     "frontier_sizes",

@@ -2,7 +2,8 @@
 
 References:
     Breiman, Friedman, Olshen and Stone (1984), "Classification and Regression Trees", section 3.4.3: the
-    smallest model whose error is within one standard error of the smallest error.
+    smallest model whose error is within one standard error of the smallest error. Here the standard error is
+    that of the difference on the same rows, which is smaller than that of either error.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 AUTO_SIZES = 9
 _ONE_STANDARD_ERROR = (
-    "the smallest size whose metric on the validation split is within one standard error of the best"
+    "the smallest size that is worse than the best one on the validation split by at most one standard error "
+    "of the difference"
 )
 _GIVEN = "the size that target.max_features gives"
 
@@ -84,10 +86,14 @@ def shipped_point(points: Sequence[FrontierPoint], size: int | None) -> Frontier
     """
     if size is not None:
         return next(point for point in points if point.size == size)
-    best = max(points, key=lambda point: point.score.rank)
-    margin = best.score.standard_error
-    close = [point for point in points if point.score.gain_over(best.score).mean >= -margin]
+    best = best_point(points)
+    close = (point for point in points if not point.score.gain_over(best.score).is_loss)
     return min(close, key=lambda point: point.size)
+
+
+def best_point(points: Sequence[FrontierPoint]) -> FrontierPoint:
+    """Return the point that is best on the validation rows."""
+    return max(points, key=lambda point: point.score.rank)
 
 
 def shipping_rule(size: int | None) -> str:

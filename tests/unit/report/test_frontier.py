@@ -21,6 +21,8 @@ def point(size, test, shipped=False, reason=None):
         found_by="backward elimination",
         valid=0.8,
         standard_error=0.01,
+        gain=0.0 if size == 4 else -0.02,
+        gain_standard_error=0.0 if size == 4 else 0.03,
         test=test,
         test_interval=Interval(low=test - 0.1, high=test + 0.1) if test is not None else None,
         reason=reason,
@@ -63,8 +65,8 @@ def test_a_report_without_a_frontier_has_no_section():
 
 def test_markdown_draws_the_intervals_on_one_scale(with_frontier):
     text = render_markdown(with_frontier)
-    assert "| shipped | 2 | 0.8000 | 0.0100 | 0.7000 | 0.6000 to 0.8000 | 20 |" in text
-    assert "|  | 1 | 0.8000 | 0.0100 | not measured | - | 10 |" in text
+    assert "| shipped | 2 | 0.8000 | -0.0200 ± 0.0300 | 0.7000 | 0.6000 to 0.8000 | 20 |" in text
+    assert "|  | 1 | 0.8000 | -0.0200 ± 0.0300 | not measured | - | 10 |" in text
     _, four, two = text.partition("```text\n")[2].partition("\n```")[0].splitlines()
     assert two.endswith("  shipped")
     assert (two.index("|"), four.rindex("|")) == (10, 57)  # the lowest and the highest end

@@ -24,8 +24,9 @@ def job(features, required=0, **target):
     )
 
 
-def point(size, value, error, metric="auroc"):
-    influences = torch.tensor([value - error, value + error], dtype=torch.float64)
+def point(size, influences, metric="auroc"):
+    influences = torch.tensor(influences, dtype=torch.float64)
+    value = float(influences.mean())
     return FrontierPoint(size, None, ValidationScore(metric, value, influences, 0.0), 0)
 
 
@@ -46,15 +47,24 @@ def test_automatic_sizes_do_not_go_below_what_must_stay():
     assert frontier_sizes(job(40, required=6, frontier="auto"))[-1] == 6
 
 
-def test_the_smallest_size_within_one_standard_error_of_the_best_ships():
-    points = [point(20, 0.80, 0.02), point(10, 0.79, 0.02), point(5, 0.77, 0.05)]
-    assert points[0].score.standard_error == pytest.approx(0.02)
-    assert shipped_point(points, None).size == 10  # 5 is within its own error, not within that of the best
+def test_the_smallest_size_that_noise_cannot_distinguish_from_the_best_ships():
+    rows = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0, 1.0])
+    noise = torch.tensor([0.3, -0.3, 0.3, -0.3, 0.0, 0.0])
+    points = [
+        point(20, rows.tolist()),
+        point(10, (rows - 0.02 + noise).tolist()),
+        point(5, (rows - 0.1).tolist()),
+    ]
+    assert points[0].score.standard_error > 0.1  # 5 is within that of the metric, and worse on every row
+    assert shipped_point(points, None).size == 10
     assert shipped_point(points, 20).size == 20
 
 
 def test_the_rule_knows_metrics_that_are_better_when_lower():
-    points = [point(20, 0.50, 0.02, "rmse"), point(10, 0.51, 0.02, "rmse"), point(5, 0.60, 0.02, "rmse")]
+    rows = torch.tensor([0.5, 0.4, 0.6, 0.5])
+    worse = rows + torch.tensor([0.11, 0.1, 0.09, 0.1])
+    close = rows + torch.tensor([0.1, -0.1, 0.05, -0.04])
+    points = [point(size, r.tolist(), "mae") for size, r in ((20, rows), (10, close), (5, worse))]
     assert shipped_point(points, None).size == 10
 
 
