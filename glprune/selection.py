@@ -137,7 +137,7 @@ class _StoredBundle:
         different = sorted(name for name in {*stated, *digests} if stated.get(name) != digests.get(name))
         if different:
             raise UsageError(
-                f"data: {', '.join(different)} is not what {self.folder} was made from (its SHA-256 "
+                f"the data ({', '.join(different)}) are not what {self.folder} was made from (their SHA-256 "
                 "differs); give back the same data, or run again."
             )
 

@@ -198,7 +198,7 @@ def frontier_figure(frontier: Frontier, metric: str, original: float) -> Figure:
         axes.set_xticks([*places], [f"{len(p.features):,}" for p in points])
         axes.set_xlabel("features kept")
         axes.set_ylabel(metric)
-        figure.legend(frameon=False, loc="outside upper center", ncols=4, fontsize=8)
+        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, fontsize=8)
         return figure
 
 

@@ -194,7 +194,7 @@ def test_what_cannot_be_selected_is_refused_in_one_line(copy, tmp_path, audited)
     with pytest.raises(UsageError, match=r"no such model, which .*whole names; give --model"):
         glprune.select(copy, 3)
     pq.write_table(pq.read_table(tmp_path / "data.parquet").slice(1), tmp_path / "data.parquet")
-    with pytest.raises(UsageError, match=r"data: data\.parquet is not what .*whole was made from"):
+    with pytest.raises(UsageError, match=r"the data \(file\) are not what .*whole was made from"):
         glprune.select(copy, 3, model=tmp_path / "moved.pt")
     assert not (tmp_path / "whole-3").exists()
 
