@@ -7,7 +7,6 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from glprune.data.streaming import StreamedSplit
 from glprune.errors import DataError
 from glprune.model.prediction import validate
 from glprune.model.task import improvement
+from glprune.search.portfolio.elimination import permuted
 
 if TYPE_CHECKING:
     from glprune.pruning.groups import GroupSet
@@ -50,8 +50,9 @@ def permutation_importance(job: Job, groups: GroupSet, repeats: int) -> Tensor:
     drops = []
     for feature in range(len(groups.labels)):
         total = 0.0
-        for permuted in _permuted(job, split, groups, feature, orders):
-            total += improvement(job.metric, _metric(job, permuted), reference)
+        for order in orders:
+            inputs = permuted(split.inputs, job.axes, groups, feature, order)
+            total += improvement(job.metric, _metric(job, replace(split, inputs=inputs)), reference)
         drops.append(total / len(orders))
     return torch.tensor(drops, dtype=torch.float64)
 
@@ -81,17 +82,3 @@ def split_in_memory(split: Split) -> TensorSplit:
 
 def _metric(job: Job, split: Split) -> float:
     return validate(job.network, job.task, job.metric, split, identity)
-
-
-def _permuted(
-    job: Job, split: TensorSplit, groups: GroupSet, feature: int, orders: Sequence[Tensor]
-) -> Iterator[TensorSplit]:
-    """Yield the split with a feature's columns in each of the orders."""
-    index, columns = groups.units.source, torch.nonzero(groups.group == feature).flatten()
-    assert index is not None  # the groups are those of an input
-    axis = job.axes[index]
-    assert axis is not None  # an input with groups has a feature axis
-    x = split.inputs[index]
-    for order in orders:
-        shuffled = x.index_copy(axis, columns, x.index_select(axis, columns)[order])
-        yield replace(split, inputs=(*split.inputs[:index], shuffled, *split.inputs[index + 1 :]))

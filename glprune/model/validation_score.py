@@ -41,15 +41,9 @@ class Gain:
     mean: float
     standard_error: float
 
-    @property
-    def is_loss(self) -> bool:
-        """Whether the network is worse by more than one standard error."""
-        return self.mean < -self.standard_error
-
-    @property
-    def is_clear(self) -> bool:
-        """Whether the network is better by more than one standard error."""
-        return self.mean > self.standard_error
+    def exceeds(self, standard_errors: float) -> bool:
+        """Whether the gain is larger than a number of its standard errors."""
+        return self.mean > standard_errors * self.standard_error
 
 
 @dataclass(frozen=True)

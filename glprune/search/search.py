@@ -208,7 +208,7 @@ class _Search:
         small = (n for n, state in enumerate(self.before) if _feature_count(state) <= most)
         begin = next(small, len(self.before) - 1)
         kept = frozenset(kept_names(self.state.outcomes))
-        self.competition = compete(self.before[begin].job, kept, round(goal.limit), self.listener)
+        self.competition = compete(self.before[begin], kept, goal, self.listener)
         if self.competition.best.kept != kept:
             self._certify(self.competition.best, begin, goal)
 

@@ -16,10 +16,9 @@ from glprune.data.splits import identity
 from glprune.errors import TargetError
 from glprune.model.counting import parameters
 from glprune.model.prediction import validate
-from glprune.model.validation_score import ValidationScore, score_network
 from glprune.pruning.groups import sliced
 from glprune.pruning.removal import RemovalResult, remove, then
-from glprune.runtime.events import Listener, PointDone, Stage
+from glprune.runtime.events import Listener, PointDone, Stage, silent
 from glprune.schema.recipe import AUTO_MULTIPLE, FASTER, RefitSpec
 from glprune.schema.report import Latency, WidthTiming
 from glprune.search.budget import latency_meter
@@ -90,7 +89,8 @@ class StageSpec:
         input_strength: Factor on the strength of input groups.
         costs: Factor on the strength of each unit set, by its name; default 1.
         unpenalised: Features without a penalty, which the stage therefore keeps.
-        bounded: Whether a point beyond the stage's limit must be as good as a milder one.
+        bounded: Whether a point beyond the stage's limit is taken only if, refitted, it is at least as good
+            on the validation split as a milder point.
     """
 
     kinds: tuple[GroupKind, ...]
@@ -179,14 +179,23 @@ def run_stage_uncached(
     milder = spec.selector.milder(path, state.job, point) if spec.bounded else None
     if milder is not None:
         bounded = _cut_at(state, spec, milder, path.points, listener)
-        if _validation_score(state, run).gain_over(_validation_score(state, bounded)).is_loss:
-            run = bounded
+        run = max(run, bounded, key=lambda result: result.refit.score)
     return replace(run, points=path.points), path.points
 
 
-def _validation_score(state: SearchState, run: StageResult) -> ValidationScore:
-    job = state.original
-    return score_network(run.refit.network, job.task, job.metric, job.data.valid, run.removed.selection)
+def path_support(state: SearchState, spec: StageSpec) -> frozenset[str] | None:
+    """Return the features that a stage's path would keep, without a removal; None where it has no point."""
+    point = spec.selector(_make_path(state, spec, silent), state.job)
+    if point is None:
+        return None
+    pairs = zip(state.job.groups, point.alive, strict=True)
+    return frozenset(
+        label
+        for groups, alive in pairs
+        if groups.kind == "input"
+        for label, kept in zip(groups.labels, alive.tolist(), strict=True)
+        if kept
+    )
 
 
 def to_record(run: StageResult | None) -> Checkpoint:

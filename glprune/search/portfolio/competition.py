@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from glprune.errors import TargetError
 from glprune.runtime.events import Listener, Stage
 from glprune.search.portfolio.candidates import (
     Candidate,
@@ -16,13 +17,21 @@ from glprune.search.portfolio.candidates import (
 )
 from glprune.search.portfolio.elimination import Support, eliminate
 from glprune.search.portfolio.folds import fold_jobs
+from glprune.search.stage import SearchState, StageSpec, path_support
+from glprune.search.targets import LargestWithin
 
 if TYPE_CHECKING:
     from glprune.model.validation_score import Gain
+    from glprune.search.budget import SizeTarget
     from glprune.search.job import Job
 
-RULE = "the best mean of the selection metric; of equal ones the lowest loss"
-PATH, ELIMINATION, MAGNITUDE = "the regularisation path", "backward elimination", "group magnitude"
+_MARGIN = 2.0  # standard errors
+RULE = (
+    "the set of the regularisation path, unless the metric of another is better by more than two standard "
+    "errors of the paired difference"
+)
+PATH, ONE_PATH = "the regularisation path in stages", "one regularisation path"
+ELIMINATION, MAGNITUDE = "backward elimination", "group magnitude"
 
 
 @dataclass(frozen=True)
@@ -55,43 +64,58 @@ class Competition:
         return self.best.gain_over(max(others, key=lambda c: c.rank)) if others else None
 
 
-def compete(begin: Job, path: Support, size: int, listener: Listener) -> Competition:
-    """Find and compare candidates of a size.
+def compete(state: SearchState, path: Support, goal: SizeTarget, listener: Listener) -> Competition:
+    """Find and compare candidates of the goal's number of features.
 
     Args:
-        begin: The job of the network that the candidates are found in and scored from.
-        path: The features that the regularisation path keeps.
-        size: Number of features.
+        state: The network that the candidates are found in and scored from.
+        path: The features that the regularisation path keeps after all stages.
+        goal: The number of features.
         listener: Receives the progress.
     """
-    listener(Stage("candidates", f"comparing other sets of {size} features"))
-    log, key = begin.checkpoints, {"size": size, "path": sorted(path)}
+    listener(Stage("candidates", f"comparing other sets of {goal.limit:,.0f} features"))
+    log, job = state.original.checkpoints, state.job
+    place, key = log.position, {"size": goal.limit, "path": sorted(path)}
     record = log.load_step("candidates", key)
     if record is None:
-        candidates = _find_candidates(fold_jobs(begin), begin, path, size)
-        log.save_step("candidates", key, *save_candidates(candidates))
+        candidates = tuple(score_candidates(fold_jobs(job), {PATH: path, **_find(state, goal)}))
+        log.save_step("candidates", key, *save_candidates(candidates), since=place)
     else:
         candidates = load_candidates(record.values, log.weights(record))
-    jobs = len(candidates[0].scores)
-    repeats = begin.recipe.data.validation.repeats if jobs > 1 else 1
+    jobs = len(candidates[0].scores)  # the recipe may mean other folds where several processes ran
+    repeats = job.recipe.data.validation.repeats if jobs > 1 else 1
     return Competition(candidates, choose(candidates), jobs // repeats, repeats, RULE)
 
 
-def _find_candidates(jobs: Sequence[Job], begin: Job, path: Support, size: int) -> tuple[Candidate, ...]:
-    supports = {
-        PATH: path,
-        ELIMINATION: eliminate(jobs, [size])[size],
-        MAGNITUDE: by_magnitude(begin, size),
+def choose(candidates: Sequence[Candidate]) -> Candidate:
+    """Choose by ``RULE``; the path's candidate is the first one.
+
+    The others were found on validation rows, so that their scores are better than they are on new rows.
+    """
+    path, *others = candidates
+    better = [c for c in others if c.gain_over(path).exceeds(_MARGIN)]
+    return max(better, key=lambda candidate: candidate.rank, default=path)
+
+
+def _find(state: SearchState, goal: SizeTarget) -> dict[str, Support]:
+    """Find sets in other ways than by the stages of the path."""
+    job, size = state.job, int(goal.limit)
+    found = {
+        ONE_PATH: _one_path(state, goal),
+        ELIMINATION: eliminate(job, [size])[size],
+        MAGNITUDE: by_magnitude(job, size),
     }
-    valid = {name: kept for name, kept in supports.items() if name == PATH or _fits(begin, kept, size)}
-    return tuple(score_candidates(jobs, valid))
+    return {name: kept for name, kept in found.items() if kept is not None and _fits(job, kept, size)}
+
+
+def _one_path(state: SearchState, goal: SizeTarget) -> Support | None:
+    spec = StageSpec(goal.kinds, "one path to the target", LargestWithin(goal), state.original.recipe.refit)
+    try:
+        return path_support(state, spec)
+    except TargetError:  # the groups leave together
+        return None
 
 
 def _fits(job: Job, kept: Support, size: int) -> bool:
     """Whether a set is small enough and leaves every input a feature."""
     return len(kept) <= size and all(kept.intersection(g.labels) for g in job.input_groups)
-
-
-def choose(candidates: Sequence[Candidate]) -> Candidate:
-    """Return the candidate that is best on the validation rows."""
-    return max(candidates, key=lambda candidate: candidate.rank)

@@ -1,7 +1,7 @@
 """Backward elimination: drop the least important features, refit briefly, and repeat.
 
 The importance of a feature is the rise of the loss on validation rows when its columns are permuted over the
-rows. With folds, every fold has a network of its own, and the rises are pooled over all of them.
+rows.
 
 References:
     Guyon, Weston, Barnhill and Vapnik (2002), "Gene selection for cancer classification using support vector
@@ -12,8 +12,7 @@ References:
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -35,34 +34,32 @@ if TYPE_CHECKING:
 Support = frozenset[str]
 """Names of the kept features."""
 _DROP = 0.25  # share of the features dropped in one round
-_PERMUTATIONS = 5  # with folds, fewer for each, as many rows are permuted anyway
-_MAX_MACS = 2e10  # multiply-accumulates of the permutations of one round and job
+_PERMUTATIONS = 5
+_MAX_MACS = 2e10  # multiply-accumulates of the permutations of one round
 _MIN_ROWS = 256
 
 
-def eliminate(jobs: Sequence[Job], sizes: Collection[int]) -> dict[int, Support]:
+def eliminate(job: Job, sizes: Collection[int]) -> dict[int, Support]:
     """Eliminate features until as few as the smallest size are left.
 
     Args:
-        jobs: The same network on the rows of every fold; one job without folds.
+        job: The network and its rows.
         sizes: Numbers of features of interest.
 
     Returns:
         Size -> the features kept when at most as many were left. Features that must stay are never dropped.
     """
     found: dict[int, Support] = {}
-    if len(jobs) > 1:
-        jobs = [_refit(job) for job in jobs]
     while True:
-        names = [f.name for f in jobs[0].data.features]
+        names = [f.name for f in job.data.features]
         found |= {size: frozenset(names) for size in sizes if size not in found and len(names) <= size}
         left = [size for size in sizes if size not in found]
         number = min(max(1, int(_DROP * len(names))), len(names) - max(left)) if left else 0
-        dropped = _least_important(jobs[0], _mean_rises(jobs), number) if number else []
+        dropped = _least_important(job, number) if number else []
         if not dropped:  # all sizes have their features, or the others must stay
             return found | dict.fromkeys(left, frozenset(names))
-        kept = frozenset(names) - frozenset(dropped)
-        jobs = [_refit(restrict(job, kept)) for job in jobs]
+        job = restrict(job, frozenset(names) - frozenset(dropped))
+        job = replace(job, network=refit_in_place(job, brief_spec(job.recipe)).network)
 
 
 def restrict(job: Job, kept: Support) -> Job:
@@ -96,44 +93,32 @@ def permuted(
     return (*inputs[:index], shuffled, *inputs[index + 1 :])
 
 
-def loss_rises(job: Job, permutations: int) -> tuple[Tensor, int]:
-    """Measure the rise of the loss on validation rows when a feature is permuted.
-
-    Args:
-        job: A job.
-        permutations: Random orders of the rows, the same for every feature.
+def loss_rises(job: Job) -> dict[str, float]:
+    """Measure the rise of the loss on validation rows when a feature is permuted, mean of five orders.
 
     Returns:
-        Mean rise for every feature in the order of the input groups, float64, shape (n_features,), and the
-        number of rows it was measured on.
+        Feature -> mean rise. The orders are the same for every feature.
     """
-    inputs, target = _rows(job, permutations)
+    inputs, target = _rows(job)
     generator = torch.Generator().manual_seed(job.recipe.seed)
-    orders = [torch.randperm(len(target), generator=generator) for _ in range(permutations)]
+    orders = [torch.randperm(len(target), generator=generator) for _ in range(_PERMUTATIONS)]
 
     def loss(rows: Inputs) -> float:
         return float(job.task.loss(job.task.view(job.network(*rows)), target))
 
     with torch.no_grad():
         reference = loss(inputs)
-        rises = [
-            sum(loss(permuted(inputs, job.axes, g, feature, order)) for order in orders) / permutations
+        return {
+            label: sum(loss(permuted(inputs, job.axes, g, feature, o)) for o in orders) / len(orders)
+            - reference
             for g in job.input_groups
-            for feature in range(len(g.labels))
-        ]
-    return torch.tensor(rises, dtype=torch.float64) - reference, len(target)
+            for feature, label in enumerate(g.labels)
+        }
 
 
-def _mean_rises(jobs: Sequence[Job]) -> dict[str, float]:
-    """Pool the rises over the rows of all folds; feature -> rise."""
-    measured = [loss_rises(job, max(1, math.ceil(_PERMUTATIONS / len(jobs)))) for job in jobs]
-    total = torch.stack([rises * rows for rises, rows in measured]).sum(dim=0).tolist()
-    labels = [label for groups in jobs[0].input_groups for label in groups.labels]
-    return dict(zip(labels, total, strict=True))
-
-
-def _least_important(job: Job, rises: Mapping[str, float], number: int) -> list[str]:
+def _least_important(job: Job, number: int) -> list[str]:
     """Return up to ``number`` features that may go: no rule keeps them, and their input has others left."""
+    rises = loss_rises(job)
     left = {g.name: len(g.labels) for g in job.input_groups}
     owners = {
         label: g.name
@@ -149,10 +134,10 @@ def _least_important(job: Job, rises: Mapping[str, float], number: int) -> list[
     return dropped
 
 
-def _rows(job: Job, permutations: int) -> tuple[Inputs, Tensor]:
+def _rows(job: Job) -> tuple[Inputs, Tensor]:
     """Return validation rows: as many as the bound on multiply-accumulates allows, drawn at random."""
     features = sum(len(g.labels) for g in job.input_groups)
-    cost = macs(job.network, first_rows(job.data.valid, 1)) * features * permutations
+    cost = macs(job.network, first_rows(job.data.valid, 1)) * features * _PERMUTATIONS
     limit = max(_MIN_ROWS, int(_MAX_MACS / max(1, cost)))
     return draw_rows(job.data.valid, limit, job.recipe.seed)
 
@@ -166,7 +151,3 @@ def draw_rows(split: Split, limit: int, seed: int) -> tuple[Inputs, Tensor]:
         chosen = torch.randperm(split.rows, generator=generator)[:limit].sort().values
         return next(split.take(chosen.numpy()).batches(None, None))
     return next(split.batches(limit, generator))
-
-
-def _refit(job: Job) -> Job:
-    return replace(job, network=refit_in_place(job, brief_spec(job.recipe)).network)

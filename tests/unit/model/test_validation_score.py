@@ -60,8 +60,8 @@ def test_standard_errors_agree_with_the_bootstrap(task, metric):
     gain = scores[0].gain_over(scores[1])
     differences = values[:, 0] - values[:, 1]
     assert gain.standard_error == pytest.approx(float(differences.std()), rel=0.15)
-    assert gain.is_clear  # the first network has less noise
-    assert scores[1].gain_over(scores[0]).is_loss
+    assert gain.exceeds(2)  # the first network has less noise
+    assert not scores[1].gain_over(scores[0]).exceeds(0)
 
 
 def test_the_standard_error_of_auroc_counts_ties_as_delong_does():
@@ -85,7 +85,7 @@ def test_equal_networks_neither_gain_nor_lose():
     output, _, target = rows(task, 50, 3)
     score = score_output(task, "r2", output, target)
     gain = score.gain_over(score)
-    assert (gain.mean, gain.standard_error, gain.is_loss, gain.is_clear) == (0.0, 0.0, False, False)
+    assert (gain.mean, gain.standard_error, gain.exceeds(0)) == (0.0, 0.0, False)
 
 
 def test_the_lower_loss_decides_between_equal_metrics():
