@@ -33,10 +33,10 @@ def build():
 RECIPE = """
 task: binary
 model: {factory: "network.py:build"}
-data: {file: data.parquet, target: y, validation: {folds: 2}}
+data: {file: data.parquet, target: y, validation: {folds: 1}}
 target: {frontier: [3, 9, 5]}
 train: {epochs: 2, n_lambdas: 3, batch_size: 64, full_batch_steps: 2, n_stages: 2, stage_refit_epochs: 1}
-refit: {epochs: 3}
+refit: {epochs: 2, batch_size: all}
 export: {exporter: torchscript}
 seed: 1
 """
@@ -307,7 +307,7 @@ def test_two_processes_write_a_frontier_that_one_selects_from(folder):
     )
     (folder / "script.py").write_text(script)
     text = (folder / "recipe.yaml").read_text()
-    (folder / "recipe.yaml").write_text(text.replace(", validation: {folds: 2}", ""))
+    (folder / "recipe.yaml").write_text(text.replace(", validation: {folds: 1}", ""))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "script.py"]
     try:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from glprune.search.search import SearchResult
 
 AUTO_SIZES = 9
+_STANDARD_ERRORS = 1
 _ONE_STANDARD_ERROR = (
     "the smallest size that is worse than the best one on the validation split by at most one standard error "
     "of the difference"
@@ -87,7 +88,7 @@ def shipped_point(points: Sequence[FrontierPoint], size: int | None) -> Frontier
     if size is not None:
         return next(point for point in points if point.size == size)
     best = best_point(points)
-    close = (point for point in points if not point.score.gain_over(best.score).is_loss)
+    close = (p for p in points if not best.score.gain_over(p.score).exceeds(_STANDARD_ERRORS))
     return min(close, key=lambda point: point.size)
 
 
