@@ -4,6 +4,7 @@ The packages, from the highest to the lowest; none imports from one above it:
 
 - ``cli``: the ``glprune`` command.
 - ``integrations``: scikit-learn, MLflow, Olive, CI systems, model servers.
+- ``selection``: another point of a bundle's frontier.
 - ``pipeline``, ``inspection``: the whole run, and the dry run; ``result``: the finished bundle.
 - ``evaluation``: stability, drop costs, baselines, segments and proxies, collected into the report.
 - ``export``: the ONNX file, its checks and metadata, latency, the slim network of a bundle.
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from glprune.schema.recipe import Recipe
     from glprune.schema.recipe_loading import load_recipe
     from glprune.schema.report import Report
+    from glprune.selection import select
 
 __all__ = [
     "DataError",
@@ -51,6 +53,7 @@ __all__ = [
     "load",
     "load_recipe",
     "run",
+    "select",
 ]
 
 __getattr__ = lazy_names(
@@ -64,6 +67,7 @@ __getattr__ = lazy_names(
         "load": "export.slim_network",
         "load_recipe": "schema.recipe_loading",
         "run": "pipeline",
+        "select": "selection",
     },
 )
 

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -24,6 +25,7 @@ from glprune.data.splits import first_rows
 from glprune.errors import NonFiniteError, UsageError
 from glprune.evaluation.baselines import measure_baselines
 from glprune.evaluation.drop_cost import measure_drop_costs
+from glprune.evaluation.frontier import measure_frontier
 from glprune.evaluation.measurements import ExportedFiles, measure_test_split
 from glprune.evaluation.proxies import measure_proxies
 from glprune.evaluation.report_builder import RunResults, make_report
@@ -43,6 +45,7 @@ from glprune.runtime.determinism import reproducible
 from glprune.runtime.events import Event, Listener, Notice, Stage, silent
 from glprune.runtime.output_folder import open_output_folder
 from glprune.runtime.process_group import ProcessGroup, init_process_group
+from glprune.runtime.replay import write_steps
 from glprune.runtime.worker_pool import is_parallel, make_worker_pool
 from glprune.schema import bundle as bundles
 from glprune.schema.manifest import write_manifest
@@ -55,6 +58,8 @@ from glprune.search.search import search
 from glprune.search.worker_setup import JobFactory, WorkerContextFactory
 
 if TYPE_CHECKING:
+    from glprune._plugins import Plugin
+    from glprune.runtime.checkpoint import CheckpointLog
     from glprune.runtime.output_folder import OutputFolder
     from glprune.runtime.process_pool import WorkerPool
     from glprune.schema.plan import Plan
@@ -111,7 +116,7 @@ def run(  # noqa: PLR0913 - the public entry point: each option is a keyword of 
     folder = Path(out) if out is not None else default_folder(recipe)
     plugins = load_reporters(reporters, recipe.allowed)
     source = JobFactory(recipe, Path(model), trust_pickle, OnnxLatencyMeter)
-    clock = _StageClock(on_event or silent)
+    clock = StageClock(on_event or silent)
     with (
         reproducible(recipe.seed, recipe.threads),
         clock.name_errors(),
@@ -120,30 +125,56 @@ def run(  # noqa: PLR0913 - the public entry point: each option is a keyword of 
         if not group.is_main:
             return _run_secondary_rank(source, folder, group)
         with open_output_folder(folder, overwrite, resume) as output:
-            report = _write_bundle(source, output, group, clock)
+            job = _with_checkpoints(begin(source, output.stage, clock), output, group, clock)
+            chosen = _search(job, source, group, clock)
+            write_frontier(job.checkpoints, chosen, source, output.stage, folder)
+            report = finish(job, chosen, source, output.stage, clock)
         group.broadcast_object(report.model_dump(mode="json", by_alias=True))
-    result = Result(folder, report)
-    run_exporters(recipe, result)
-    run_reporters(plugins, result)
-    return result
+    return publish(Result(folder, report), recipe, plugins)
 
 
-def _write_bundle(
-    source: JobFactory, output: OutputFolder, process_group: ProcessGroup, clock: _StageClock
-) -> Report:
-    """Write every file of the bundle."""
-    folder = output.stage
+def begin(source: JobFactory, folder: Path, clock: StageClock) -> Job:
+    """Prepare the job and write the original network, before the search."""
     job = _prepare(source, clock)
     check_rows(job)
     _export_original(job, folder)
-    job = _with_checkpoints(job, output, process_group, clock)
-    chosen = _search(job, source, process_group, clock)
+    return job
+
+
+def finish(job: Job, chosen: SearchResult, source: JobFactory, folder: Path, clock: StageClock) -> Report:
+    """Export and measure the network that was found and write every file of the bundle."""
     check_rules(job, chosen.removed)
     shipped = ShippedModel(job, chosen.removed, chosen.outcomes, chosen.refit.network, folder)
     files = _export(shipped, clock)
     plan, results = _evaluate(shipped, chosen, files, source, clock)
     clock(Stage("report", "writing the report"))
     return _write_report(make_report(results), plan, folder)
+
+
+def publish(result: Result, recipe: Recipe, reporters: Sequence[Plugin]) -> Result:
+    """Pass a finished bundle to the recipe's exporters and to reporters; return it."""
+    run_exporters(recipe, result)
+    run_reporters(reporters, result)
+    return result
+
+
+def write_frontier(
+    log: CheckpointLog, chosen: SearchResult, source: JobFactory, folder: Path, out: Path
+) -> None:
+    """Write what ``select`` needs to ship another point; nothing where there is no frontier.
+
+    Args:
+        log: The steps of the search.
+        chosen: The result of the search.
+        source: Its recipe and model, whose paths from the bundle are recorded.
+        folder: The bundle's files so far.
+        out: The folder that they will be in.
+    """
+    if chosen.frontier:
+        recipe = source.recipe.source
+        place = os.path.relpath(recipe, out) if recipe is not None else None
+        ends = {point.size: point.steps for point in chosen.frontier}
+        write_steps(log, ends, folder, place, os.path.relpath(source.model, out))
 
 
 def _prepare(source: JobFactory, listener: Listener) -> Job:
@@ -153,7 +184,7 @@ def _prepare(source: JobFactory, listener: Listener) -> Job:
     return replace(job, make_latency_meter=source.make_latency_meter)
 
 
-def _with_checkpoints(job: Job, output: OutputFolder, process_group: ProcessGroup, clock: _StageClock) -> Job:
+def _with_checkpoints(job: Job, output: OutputFolder, process_group: ProcessGroup, clock: StageClock) -> Job:
     """Open the checkpoint log, which holds the work of a stopped run where this run resumes it."""
     identity = _identity(job, process_group)
     checkpoints = output.checkpoint_log(identity)
@@ -162,7 +193,7 @@ def _with_checkpoints(job: Job, output: OutputFolder, process_group: ProcessGrou
     return replace(job, checkpoints=checkpoints)
 
 
-def _search(job: Job, source: JobFactory, process_group: ProcessGroup, clock: _StageClock) -> SearchResult:
+def _search(job: Job, source: JobFactory, process_group: ProcessGroup, clock: StageClock) -> SearchResult:
     """Search with all processes and report how the rows are divided."""
     shared = _shared(job, process_group)
     if isinstance(shared.data.train, ShardedSplit) and (text := shared.data.train.note()):
@@ -222,7 +253,7 @@ def _result_relevant(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"workers": WorkersSpec()})
 
 
-class _StageClock:
+class StageClock:
     """Passes events on and records the wall seconds of every stage."""
 
     def __init__(self, listener: Listener) -> None:
@@ -231,6 +262,7 @@ class _StageClock:
         self._name, self._start = "", time.perf_counter()
 
     def __call__(self, event: Event) -> None:
+        """Take one event."""
         if isinstance(event, Stage):
             now = time.perf_counter()
             if self._name:
@@ -253,7 +285,7 @@ def _export_original(job: Job, folder: Path) -> None:
         write_onnx(job, job.network, first_rows(job.data.test, 4), folder / _ORIGINAL)
 
 
-def _export(shipped: ShippedModel, clock: _StageClock) -> ExportedFiles:
+def _export(shipped: ShippedModel, clock: StageClock) -> ExportedFiles:
     """Write the slim network before the refit, and the shipped one."""
     clock(Stage("export", "writing the network as ONNX"))
     job, removed, folder = shipped.job, shipped.removed, shipped.folder
@@ -276,7 +308,7 @@ def _evaluate(
     chosen: SearchResult,
     files: ExportedFiles,
     source: JobFactory,
-    clock: _StageClock,
+    clock: StageClock,
 ) -> tuple[Plan, RunResults]:
     """Measure everything the report states and write the files that it refers to."""
     clock(Stage("measure", "running the ONNX files on the test split"))
@@ -294,6 +326,7 @@ def _evaluate(
         chosen=chosen,
         measured=measured,
         baselines=baselines,
+        frontier=measure_frontier(shipped, chosen, clock),
         stability=stability,
         drop_costs=drop_costs,
         proxies=proxies,
@@ -304,7 +337,7 @@ def _evaluate(
     return plan, results
 
 
-def _quantize(shipped: ShippedModel, clock: _StageClock) -> Quantized | None:
+def _quantize(shipped: ShippedModel, clock: StageClock) -> Quantized | None:
     """Write and measure the file in 8-bit integers, where the recipe asks for one."""
     if shipped.job.recipe.export.quantize is None:
         return None

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glprune.audit.verify import read_report
+from glprune.errors import UsageError
 from glprune.report.html import render_findings
-from glprune.report.sentences import label
+from glprune.report.sentences import label, main_metric
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,6 +50,19 @@ class Result:
 
         selection = self.report.selection
         return _tight(metric_figure(self.report.path, label(selection.metric), selection.reference))
+
+    def plot_frontier(self) -> Figure:
+        """Plot the metric of every size of the frontier with its 95 % interval.
+
+        Raises:
+            UsageError: The recipe had no ``target.frontier``.
+        """
+        from glprune.report.plots import frontier_figure  # noqa: PLC0415 - loads matplotlib
+
+        if self.report.frontier is None:
+            raise UsageError(f"{self.bundle} has no frontier; run its recipe with target.frontier.")
+        metric = main_metric(self.report)
+        return frontier_figure(self.report.frontier, label(metric.name), metric.original)
 
     def _repr_html_(self) -> str:
         """Return the findings as HTML without scripts or external requests; styles apply to them alone."""

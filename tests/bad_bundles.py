@@ -227,7 +227,7 @@ TAMPERED = [
     Tampered("manifest names a file to steer a terminal", "C1 \\u001b]0;x\\u0007\\u202e: is not a file of a bundle", subjects(lambda s: s.append({"name": "\x1b]0;x\x07\u202e", "digest": DIGEST}))),
     Tampered("manifest counts past 64 bits", "C2 MANIFEST.json /predicate/bytes: says 1000...", edited(bundles.MANIFEST, lambda m: m["predicate"].update(bytes=10**30))),
     Tampered("file that no manifest names", "C1 evil.py: is in the folder and not in the manifest", put("evil.py", "x")),
-    Tampered("folder", "C1 code: is a folder; a bundle has only the folder signatures/", lambda f: (f / "bundle" / "code").mkdir()),
+    Tampered("folder", "C1 code: is a folder; a bundle has only the folders signatures/ and frontier/", lambda f: (f / "bundle" / "code").mkdir()),
     Tampered("pipe", "C1 pipe: is not a plain file", lambda f: os.mkfifo(f / "bundle" / "pipe")),
     Tampered("link out of the bundle", "C1 plan.json: is a symbolic link", instead(lambda p: p.symlink_to("/etc/passwd"), bundles.PLAN)),
     Tampered("link to itself", "C1 plan.json: is a symbolic link", instead(lambda p: p.symlink_to(p.name), bundles.PLAN)),

@@ -19,6 +19,7 @@ _SIZE_LIMITS |= {bundles.RECIPE: 1, bundles.MANIFEST: 1}
 _DEFAULT_LIMIT = 64
 _SIGNATURE_LIMIT = 4
 _MAX_ENTRIES = 64
+_FOLDERS = (bundles.SIGNATURES, bundles.POINTS)
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def read_files(folder: Path) -> Files:
 
 
 def _read_level(folder: Path, prefix: str, files: Files) -> None:
-    known = {*bundles.FILES, *bundles.OPTIONAL, bundles.MANIFEST, bundles.SIGNATURES}
+    known = {*bundles.FILES, *bundles.OPTIONAL, bundles.MANIFEST, *_FOLDERS}
     with os.scandir(folder) as entries:
         found = sorted(entries, key=lambda e: (e.name not in known, e.name))
     for entry in found[:_MAX_ENTRIES]:
@@ -86,25 +87,35 @@ def _read_entry(entry: os.DirEntry[str], name: str, prefix: str, files: Files) -
     if stat.S_ISLNK(info.st_mode):
         files.findings.append(Finding(name, "", "is a symbolic link"))
     elif stat.S_ISDIR(info.st_mode):
-        if name == bundles.SIGNATURES and not prefix:
-            _read_level(Path(entry.path), f"{bundles.SIGNATURES}/", files)
+        if name in _FOLDERS and not prefix:
+            _read_level(Path(entry.path), f"{name}/", files)
         else:
-            files.findings.append(Finding(name, "", "is a folder; a bundle has only the folder signatures/"))
+            allowed = " and ".join(f"{folder}/" for folder in _FOLDERS)
+            files.findings.append(Finding(name, "", f"is a folder; a bundle has only the folders {allowed}"))
     elif not stat.S_ISREG(info.st_mode):
         files.findings.append(Finding(name, "", "is not a plain file"))
-    elif info.st_size > _limit(name, prefix) * _MEGABYTE:
+    elif info.st_size > _limit(name) * _MEGABYTE:
         files.findings.append(
-            Finding(name, "", f"has {info.st_size:,} bytes; at most {_limit(name, prefix)} MiB are read")
+            Finding(name, "", f"has {info.st_size:,} bytes; at most {_limit(name)} MiB are read")
         )
-    elif prefix and not _SIGNATURE.match(entry.name):
+    elif _is_signature(name) and not _SIGNATURE.match(entry.name):
         files.findings.append(Finding(name, "", "is not named like a signature, <role>.dsse.json"))
+    elif prefix and not _is_signature(name) and not bundles.POINT_FILE.fullmatch(name):
+        files.findings.append(Finding(name, "", "is not named like a point, <size>.safetensors"))
+    elif _is_signature(name):
+        files.signatures[entry.name] = _read(entry.path, info.st_size)
     else:
-        target = files.signatures if prefix else files.contents
-        target[entry.name] = _read(entry.path, info.st_size)
+        files.contents[name] = _read(entry.path, info.st_size)
 
 
-def _limit(name: str, prefix: str) -> int:
-    return _SIGNATURE_LIMIT if prefix else _SIZE_LIMITS.get(name, _DEFAULT_LIMIT)
+def _is_signature(name: str) -> bool:
+    return name.startswith(f"{bundles.SIGNATURES}/")
+
+
+def _limit(name: str) -> int:
+    if bundles.POINT_FILE.fullmatch(name):
+        return _SIZE_LIMITS[bundles.WEIGHTS]
+    return _SIGNATURE_LIMIT if _is_signature(name) else _SIZE_LIMITS.get(name, _DEFAULT_LIMIT)
 
 
 def _read(path: str, size: int) -> bytes:
@@ -136,7 +147,11 @@ def check_closed(files: Files, listed: list[str]) -> list[Finding]:
         for n, name in enumerate(listed)
         if name in listed[:n]
     ]
-    findings += [Finding(name[:80], "", "is not a file of a bundle") for name in sorted({*listed} - known)]
+    findings += [
+        Finding(name[:80], "", "is not a file of a bundle")
+        for name in sorted({*listed} - known)
+        if not bundles.POINT_FILE.fullmatch(name)
+    ]
     findings += [
         Finding(name, "", "is missing from the manifest") for name in bundles.FILES if name not in listed
     ]

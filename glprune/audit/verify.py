@@ -31,6 +31,7 @@ from glprune.audit.onnx_reader import NotOnnxError, input_shapes, parse
 from glprune.audit.safetensors_reader import Tensors, read_tensors
 from glprune.errors import RecipeError
 from glprune.schema import bundle as bundles
+from glprune.schema.frontier import StoredFrontier
 from glprune.schema.input_schema import InputSchema
 from glprune.schema.manifest import Manifest, sha256
 from glprune.schema.plan import Plan
@@ -43,6 +44,10 @@ if TYPE_CHECKING:
 
 SECONDS = 300.0
 _MAX_LISTED_ERRORS = 1000
+_OTHER_POINTS = (
+    "The other networks of the frontier: the producer measured their figures. `glprune select` makes a "
+    "bundle of one, which can be verified."
+)
 _SCHEMA_IDS = {bundles.REPORT: "glprune.report/2", bundles.INPUT_SCHEMA: "glprune.input/2"}
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
@@ -85,6 +90,7 @@ class ParsedBundle:
     plan: Plan | None = None
     input_schema: InputSchema | None = None
     proxies: ProxyAnalysis | None = None
+    frontier: StoredFrontier | None = None
     recipe: Recipe | None = None
     weights: Tensors | None = None
     model: ModelProto | None = None
@@ -107,6 +113,9 @@ def open_bundle(folder: Path) -> ParsedBundle:
     opened.plan = _read_record(opened, bundles.PLAN, Plan)
     opened.input_schema = _read_record(opened, bundles.INPUT_SCHEMA, InputSchema)
     opened.proxies = _read_record(opened, bundles.PROXIES, ProxyAnalysis)
+    opened.frontier = _read_record(opened, bundles.FRONTIER, StoredFrontier)
+    for name in filter(bundles.POINT_FILE.fullmatch, opened.files.contents):
+        _read(opened, name, read_tensors)
     opened.recipe = _read(opened, bundles.RECIPE, _parse_recipe)
     opened.weights = _read(opened, bundles.WEIGHTS, read_tensors)
     opened.model = _read(opened, bundles.ONNX, parse)
@@ -268,6 +277,7 @@ def _report_checks(
         not_executed and f"A second runtime: {not_executed}.",
         not_drawn,
         _withheld(opened, report),
+        _OTHER_POINTS if report.frontier is not None else None,
     ]
 
 

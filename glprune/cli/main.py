@@ -268,7 +268,7 @@ def _run(options: _RunOptions) -> None:
             if not group.is_main:
                 return
             log(result)
-            _print_result(options, result)
+            _print_result(result, options.as_json, options.quiet)
     if ci_systems:
         publish_run(ci_systems, result.report, result.bundle)
 
@@ -296,14 +296,14 @@ def _run_pipeline(options: _RunOptions, recipe: Recipe, group: ProcessGroup) -> 
         )
 
 
-def _print_result(options: _RunOptions, result: Result) -> None:
+def _print_result(result: Result, as_json: bool, quiet: bool) -> None:
     """Print the report, as JSON or as a table."""
     from glprune.cli.console import print_report
 
-    if options.as_json:
+    if as_json:
         report = result.report.model_dump(mode="json", by_alias=True)
         click.echo(json.dumps({"bundle": str(result.bundle), "report": report}))
-    elif not options.quiet:
+    elif not quiet:
         print_report(_console(), result.report, str(result.bundle))
 
 
@@ -344,6 +344,41 @@ def inspect(
         click.echo(json.dumps(console.as_json(inspection)))
     else:
         console.print_inspection(_console(), inspection)
+
+
+@main.command(epilog=_EPILOG)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--features", type=click.IntRange(1), required=True, help="Size of the frontier's network to ship."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to write [BUNDLE-FEATURES].")
+@click.option("--overwrite", is_flag=True, help="Replace an older bundle.")
+@click.option(
+    "--recipe",
+    type=click.Path(path_type=Path),
+    help="The recipe of the bundle, if it is no longer where the bundle says.",
+)
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    help="The trained model of the bundle, if it is no longer where the bundle says.",
+)
+@_trust
+@_allow
+@_json
+@_quiet
+def select(
+    as_json: bool, quiet: bool, features: int, bundle: Path, allow_factory: Sequence[str], **options: Any
+) -> None:
+    """Ship another network of BUNDLE's frontier (target.frontier) without searching again."""
+    from glprune.cli.console import ProgressReporter
+    from glprune.selection import select as select_point
+
+    with _signals(), ProgressReporter(_console(stderr=True), quiet) as progress:
+        result = select_point(
+            bundle, features, allow_factory=allow_factory or None, on_event=progress, **options
+        )
+    _print_result(result, as_json, quiet)
 
 
 @main.command(epilog=_EPILOG)

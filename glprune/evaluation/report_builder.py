@@ -42,6 +42,7 @@ from glprune.schema.report import (
     Export,
     Feature,
     FeatureGroup,
+    Frontier,
     HiddenLayer,
     LrHalvings,
     PathPoint,
@@ -62,6 +63,7 @@ from glprune.schema.report import (
 from glprune.search.outcome import kept_names
 from glprune.search.path_point import path_record
 from glprune.search.portfolio.candidates import mean_gain
+from glprune.search.portfolio.frontier import shipping_rule
 from glprune.search.refit import distill_share
 from glprune.training.feature_groups import members
 
@@ -114,6 +116,7 @@ class RunResults:
         chosen: The shipped network and how it was selected.
         measured: Measurements of the ONNX files.
         baselines: Results of simpler selections; None if not measured.
+        frontier: Networks of other sizes; None without ``target.frontier``.
         stability: Stability of the selection over resamples; None if not measured.
         drop_costs: Cost of dropping each kept feature; None if not measured.
         proxies: Whether protected attributes were predicted; None without a policy.
@@ -126,6 +129,7 @@ class RunResults:
     chosen: SearchResult
     measured: TestMeasurements
     baselines: Baselines | None
+    frontier: Frontier | None
     stability: Stability | None
     drop_costs: DropCosts | None
     proxies: Proxies | None
@@ -168,6 +172,7 @@ def make_report(outcome: RunResults) -> Report:
         reason_codes=make_reason_codes(job, chosen.outcomes),
         proxies=outcome.proxies,
         warnings=_warnings(outcome),
+        frontier=outcome.frontier,
         stability=outcome.stability,
         drop_costs=outcome.drop_costs,
         not_measured=_not_measured(outcome),
@@ -288,6 +293,7 @@ def _last_input_stage(chosen: SearchResult) -> StageResult:
 def _digests(outcome: RunResults) -> Digests:
     recipe = outcome.job.recipe
     files = [*bundles.MADE_BEFORE_THE_REPORT, *([bundles.INT8] if outcome.quantized else [])]
+    files += [bundles.FRONTIER, *bundles.point_files(outcome.folder)] if outcome.frontier else []
     digests = {name: bundles.digest(outcome.folder / name) for name in files}
     return Digests(
         recipe=recipe.sha256 or digests[bundles.RECIPE],
@@ -435,6 +441,8 @@ def _hidden(outcome: RunResults) -> list[HiddenLayer]:
 def _rule(job: Job) -> str:
     """Describe the rule that selects the point of the path."""
     target = job.recipe.target
+    if target.frontier is not None:
+        return f"networks of several sizes; {shipping_rule(target.max_features)} ships"
     if target.max_features is not None:
         return f"at most {target.max_features} input features: {_DENSEST}"
     if target.max_drop is not None:

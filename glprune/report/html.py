@@ -21,6 +21,7 @@ from glprune.report.sentences import (
     banner,
     comparison_sentence,
     file_sentence,
+    frontier_sentence,
     headline,
     inline,
     label,
@@ -219,9 +220,18 @@ def _view(report: Report, pictures: bool) -> dict[str, Any]:
         "drop_rows": _drop_rows(report.drop_costs) if report.drop_costs else [],
         "compared": compared(report),
         "comparison": comparison_sentence(selection) if selection.comparison else "",
+        "frontier": frontier_sentence(report.frontier) if report.frontier else "",
+        "frontier_plot": _frontier_plot(report, plots),
         "mac_ratio": mac_ratio(report.size),
         "file": file_sentence(report),
     }
+
+
+def _frontier_plot(report: Report, plots: Any) -> Markup:
+    if report.frontier is None:
+        return Markup("")
+    metric = main_metric(report)
+    return Markup(plots.frontier_picture(report.frontier, label(metric.name), metric.original))
 
 
 def by_rule(feature: Feature) -> bool:

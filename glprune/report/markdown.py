@@ -11,8 +11,9 @@ from glprune.report.html import size_rows
 from glprune.report.sentences import headline, label, number
 
 if TYPE_CHECKING:
-    from glprune.schema.report import Feature, Report
+    from glprune.schema.report import Feature, Frontier, FrontierPoint, Report
 
+_WIDTH = 48  # characters of a picture
 _SAFE_IN_CODE = re.compile(r"[^`|\\]*[^`|\\\s][^`|\\]*")
 
 
@@ -27,6 +28,7 @@ def render_markdown(report: Report) -> str:
         _removed(report),
         "## Metrics on the test split",
         _metrics(report),
+        *_frontier(report),
         "## Size",
         _table(
             ("", "Original", "Shipped", "Left"),
@@ -97,6 +99,68 @@ def _metrics(report: Report) -> str:
         for m in report.performance
     ]
     return _table(("Metric", "Original", "Shipped", "Change", "Rows"), rows, numbers=4)
+
+
+def _frontier(report: Report) -> list[str]:
+    """Render the networks of other sizes as a table and as a picture in characters."""
+    record = report.frontier
+    if record is None:
+        return []
+    metric = text(label(record.metric))
+    head = (
+        "",
+        "Features",
+        f"{metric}, validation",
+        "Against the best",
+        f"{metric}, test",
+        "95 % interval",
+        "Parameters",
+    )
+    rows = [
+        (
+            "shipped" if point.shipped else "",
+            f"{len(point.features):,}",
+            f"{point.valid:.4f}",
+            f"{point.gain:+.4f} ± {point.gain_standard_error:.4f}" if point.gain else "best",
+            *_tested(point),
+            f"{point.parameters:,}",
+        )
+        for point in record.points
+    ]
+    return [
+        "## Networks of other sizes",
+        _table(head, rows, numbers=6),
+        f"```text\n{_interval_picture(record)}\n```",
+    ]
+
+
+def _tested(point: FrontierPoint) -> tuple[str, str]:
+    if point.test is None or point.test_interval is None:
+        return "not measured", "-"
+    return f"{point.test:.4f}", f"{point.test_interval.low:.4f} to {point.test_interval.high:.4f}"
+
+
+def _interval_picture(frontier: Frontier) -> str:
+    """Draw the test metric of every size with its interval, on one scale."""
+    measured = [(p, p.test, p.test_interval) for p in frontier.points]
+    known = [
+        (p, test, interval) for p, test, interval in measured if test is not None and interval is not None
+    ]
+    if not known:
+        return "no size was measured on the test split"
+    low, high = min(i.low for _, _, i in known), max(i.high for _, _, i in known)
+    lines = [f"{'features':>8}  {f'{low:.4f}':<{_WIDTH - 6}}{high:.4f}"]
+    for point, test, interval in known:
+        first, middle, last = (
+            round((_WIDTH - 1) * (value - low) / max(high - low, 1e-12))
+            for value in (interval.low, test, interval.high)
+        )
+        bar = " " * first + "|" + "-" * max(0, last - first - 1) + "|"
+        bar = f"{bar[:middle]}o{bar[middle + 1 :]}"
+        lines.append(
+            f"{len(point.features):>8,}  {bar:<{_WIDTH}}{'  shipped' if point.shipped else ''}".rstrip()
+        )
+    return "\n".join(lines)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: int) -> str:

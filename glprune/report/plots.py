@@ -18,7 +18,7 @@ from glprune._escaping import escape_for_page
 from glprune.report.path_lines import PathLines, drawn_points, line_collections
 
 if TYPE_CHECKING:
-    from glprune.schema.report import Feature, PathPoint
+    from glprune.schema.report import Feature, Frontier, PathPoint
 
 # blue and orange of Okabe and Ito (2008), distinguishable with common colour vision deficiencies
 KEPT, REMOVED, INK = "#0072b2", "#d55e00", "#3a3f44"
@@ -36,6 +36,7 @@ _STYLE: Any = {
     "text.color": INK,
 }
 _MANY = 40
+_NORMAL_QUANTILE = 1.96  # of a 95 % interval
 
 
 def norm_bars(features: Sequence[Feature]) -> str:
@@ -146,6 +147,80 @@ def metric_figure(points: Sequence[PathPoint], metric: str, reference: float) ->
         other.spines["right"].set_visible(True)
         _finish(axes, points)
         return figure
+
+
+def frontier_picture(frontier: Frontier, metric: str, original: float) -> str:
+    """``frontier_figure`` as SVG."""
+    with rc_context(_STYLE):
+        return _svg(frontier_figure(frontier, metric, original))
+
+
+def frontier_figure(frontier: Frontier, metric: str, original: float) -> Figure:
+    """Draw the metric against the number of features, with 95 % intervals on test and validation split.
+
+    Args:
+        frontier: The record.
+        metric: Display name of the metric.
+        original: The original network's metric on the test split.
+    """
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 3.4))
+        axes = figure.add_subplot()
+        points = frontier.points[::-1]
+        places = range(len(points))
+        measured = [(x, p.test, p.test_interval) for x, p in zip(places, points, strict=True)]
+        reach = [_NORMAL_QUANTILE * p.standard_error for p in points]
+        _draw_intervals(
+            axes,
+            [
+                (x + 0.14, p.valid, p.valid - r, p.valid + r)
+                for x, p, r in zip(places, points, reach, strict=True)
+            ],
+            color="#8a9097",
+            marker="s",
+            label="validation split",
+        )
+        _draw_intervals(
+            axes,
+            [
+                (x - 0.14, test, i.low, i.high)
+                for x, test, i in measured
+                if test is not None and i is not None
+            ],
+            color=KEPT,
+            marker="o",
+            label="test split",
+        )
+        axes.axhline(original, color=KEPT, linewidth=0.8, linestyle=":", label="original, test split")
+        for x, point in zip(places, points, strict=True):
+            if point.shipped:
+                axes.axvspan(x - 0.4, x + 0.4, color=KEPT, alpha=0.1, linewidth=0, label="shipped")
+        axes.set_xticks([*places], [f"{len(p.features):,}" for p in points])
+        axes.set_xlabel("features kept")
+        axes.set_ylabel(metric)
+        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, fontsize=8)
+        return figure
+
+
+def _draw_intervals(
+    axes: Axes, values: Sequence[tuple[float, float, float, float]], color: str, marker: str, label: str
+) -> None:
+    """Draw values with intervals; each is its place, value, low and high end."""
+    x, y, low, high = ([_round(value[n]) for value in values] for n in range(4))
+    errors = [[b - a for a, b in zip(low, y, strict=True)], [b - a for a, b in zip(y, high, strict=True)]]
+    errors = [[max(0.0, error) for error in side] for side in errors]
+    axes.errorbar(
+        x,
+        y,
+        errors,
+        color=color,
+        marker=marker,
+        markersize=4,
+        linewidth=0.8,
+        elinewidth=1.2,
+        capsize=2.5,
+        label=label,
+    )
 
 
 def _places(points: Sequence[PathPoint]) -> list[float]:

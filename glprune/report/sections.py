@@ -43,6 +43,7 @@ _ALL = (
     ("removed", "Removed features", ("features",)),
     ("performance", "Performance on the test split", ("performance", "agreement", "task")),
     ("baselines", "Comparison with simpler selections", ("baselines",)),
+    ("frontier", "Networks of other sizes", ("frontier",)),
     ("policy", "Policy, decisions and protected groups", ("policy", "reason_codes", "segments", "proxies")),
     ("size", "Size and speed", ("size", "latency", "widths")),
     ("kept", "Kept features", ("features",)),
@@ -55,7 +56,13 @@ _ALL = (
     ("provenance", "Provenance", ("digests", "run", "timing", "schema")),
     ("rules", "Evidence for regulations", ()),
 )
-_OPTIONAL = {"baselines": "baselines", "policy": "policy", "stability": "stability", "costs": "drop_costs"}
+_OPTIONAL = {
+    "baselines": "baselines",
+    "frontier": "frontier",
+    "policy": "policy",
+    "stability": "stability",
+    "costs": "drop_costs",
+}
 
 
 def sections(report: Report) -> dict[str, Section]:

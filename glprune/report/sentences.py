@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         Baselines,
         Comparison,
         Feature,
+        Frontier,
         Metric,
         PenaltyFacts,
         Quantized,
@@ -79,6 +80,8 @@ def headline(report: Report) -> list[str]:
         f"{units}{size.parameters_after:,} of {size.parameters_before:,} parameters remain "
         f"({share(size.parameters_after, size.parameters_before)})."
     )
+    if report.frontier is not None:
+        sentences.append(frontier_sentence(report.frontier))
     if report.baselines is not None:
         sentences.append(_baselines_sentence(report.baselines, main))
     if report.stability is not None:
@@ -264,6 +267,17 @@ def _lead_sentence(comparison: Comparison) -> str:
     if comparison.lead > 2 * comparison.lead_standard_error:
         return f"The chosen set is clearly better than the next best: {figure}."
     return f"The chosen set and the next best do not differ by more than noise: {figure}."
+
+
+def frontier_sentence(frontier: Frontier) -> str:
+    """State the sizes that were found and why one of them ships."""
+    sizes = [point.size for point in frontier.points]
+    shipped = next(point for point in frontier.points if point.shipped)
+    listed = _joined([f"{size:,}" for size in sizes])
+    return (
+        f"One search found networks of {len(sizes)} sizes, for {listed} features. "
+        f"The one for {shipped.size:,} ships: {frontier.rule}."
+    )
 
 
 def _baselines_sentence(baselines: Baselines, metric: Metric) -> str:

@@ -128,6 +128,10 @@ class CheckpointLog:
         """Number of steps stored or loaded so far."""
         return self._next
 
+    def steps(self, start: int, stop: int) -> list[Step]:
+        """Return the steps between two positions."""
+        return self._records[start:stop]
+
     def weights(self, record: Step) -> dict[str, Tensor]:
         """Return the tensors of a step; empty if they were dropped."""
         if record.file is None or self.folder is None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 ONNX = "model.onnx"
@@ -21,17 +22,31 @@ SCHEMA = "report.schema.json"
 INPUT_SCHEMA = "input_schema.json"
 GOLDEN = "golden.safetensors"
 PROXIES = "proxy.json"
+FRONTIER = "frontier.json"
+POINTS = "frontier"
 MANIFEST = "MANIFEST.json"
 SIGNATURES = "signatures"
 FILES = (ONNX, WEIGHTS, PLAN, REPORT, PAGE, SUMMARY, RECIPE, SCHEMA, INPUT_SCHEMA, GOLDEN)
 """The files of every bundle besides the manifest and its signatures."""
-OPTIONAL = (PROXIES, INT8)
+OPTIONAL = (PROXIES, INT8, FRONTIER)
 """Files that a bundle may hold in addition; a listed one may be withheld from an auditor.
 
-The 8-bit file may not be withheld: the report states its digest among the outputs.
+The 8-bit file and the frontier may not be withheld: the report states their digests among the outputs.
 """
+POINT_FILE = re.compile(r"frontier/[1-9]\d{0,8}\.safetensors")
+"""Names of the files with the points of a frontier, by size; their digests are among the outputs too."""
 MADE_BEFORE_THE_REPORT = (ONNX, WEIGHTS, PLAN, RECIPE, GOLDEN)
 """The files whose digests the report states."""
+
+
+def point_file(size: int) -> str:
+    """Return the name of the file with the point of a frontier that has ``size`` features."""
+    return f"{POINTS}/{size}.safetensors"
+
+
+def point_files(folder: Path) -> list[str]:
+    """Return the names of the files with points of a frontier in a folder."""
+    return sorted(path.relative_to(folder).as_posix() for path in (folder / POINTS).glob("*.safetensors"))
 
 
 def size_limit(parameters: int) -> int:

@@ -70,6 +70,7 @@ def make_manifest(files: Mapping[str, bytes]) -> dict[str, object]:
 def write_manifest(folder: Path) -> None:
     """Write the manifest of a bundle's files; signatures of an earlier manifest are not part of it."""
     names = [n for n in (*bundles.FILES, *bundles.OPTIONAL) if (folder / n).is_file()]
+    names += bundles.point_files(folder)
     files = {name: (folder / name).read_bytes() for name in names}
     bundles.write_json(folder / bundles.MANIFEST, make_manifest(files))
 

@@ -17,3 +17,13 @@ HIGHER_IS_BETTER = {
     "mae": False,
     "cosine": True,
 }
+RANGES: dict[str, tuple[float | None, float | None]] = {
+    "auroc": (0, 1),
+    "accuracy": (0, 1),
+    "log_loss": (0, None),
+    "rmse": (0, None),
+    "mae": (0, None),
+    "r2": (None, 1),
+    "cosine": (-1, 1),
+}
+"""The least and the largest value of a metric; None: there is none."""

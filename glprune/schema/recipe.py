@@ -74,6 +74,7 @@ PenaltyKind = Literal[
     "group_lasso", "sparse_group_lasso", "group_mcp", "tree_group_lasso", "latent_group_lasso", "plugin"
 ]
 GroupWeights = Literal["size", "adaptive", "fisher", "taylor", "ablation"]
+Sizes = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1, max_length=50)]
 BATCH_LABEL = "batch"
 """Label of the axis of rows in an ONNX file; no axis of ``export.dynamic_axes`` may have it."""
 AUTO_MULTIPLE = 8
@@ -387,6 +388,8 @@ class MaxDrop(Section):
 class TargetSpec(Section):
     """What the smallest network must satisfy: one key, or ``max_hidden`` beside one of the first three.
 
+    ``frontier`` asks for networks of several sizes, of which one ships: that of ``max_features``, if given.
+
     With ``max_hidden`` beside another key, inputs are chosen first; hidden units are then chosen by separate
     paths on the refitted slim network.
     """
@@ -394,7 +397,8 @@ class TargetSpec(Section):
     rules = recipe_rules.TARGET_RULES
 
     max_features: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Keep at most this many features."
+        None,
+        description="Keep at most this many features. Beside `frontier`: the size that ships.",
     )
     max_drop: MaxDrop | None = Field(
         None, description="Choose the smallest network whose validation metric worsens by at most this much."
@@ -430,6 +434,13 @@ class TargetSpec(Section):
         description="Keep at most this many hidden units. Beside one of the first three keys: by separate "
         "paths, after the inputs were chosen and the network refitted.",
     )
+    frontier: Sizes | Literal["auto"] | None = Field(
+        None,
+        description="Numbers of features: a network of every size is found, refitted and measured in one "
+        "run, and `glprune select` ships another one later. auto: up to 9 sizes of equal ratios, from all "
+        "features to 1. The size that ships is `max_features`, or without it the smallest that is worse than "
+        "the best one on the validation split by at most one standard error of the difference.",
+    )
 
     @property
     def counting_multiple(self) -> int:
@@ -440,7 +451,7 @@ class TargetSpec(Section):
     def hidden_alone(self) -> bool:
         """Whether ``max_hidden`` is the only target."""
         others = (self.max_features, self.max_drop, self.lam, self.parameters, self.macs, self.latency)
-        return all(value is None for value in others)
+        return all(value is None for value in (*others, self.frontier))
 
 
 class TrainSpec(Section):

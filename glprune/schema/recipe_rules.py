@@ -224,17 +224,28 @@ def _budgets(target: TargetSpec) -> list[str]:
 
 
 def _has_wrong_number_of_targets(target: TargetSpec) -> bool:
-    others = (target.max_features, target.max_drop, target.lam)
+    features = target.max_features if target.frontier is None else target.frontier  # the two may go together
+    others = (features, target.max_drop, target.lam)
     given = len(_budgets(target)) + sum(value is not None for value in others)
     return given > 1 or (given == 0 and target.max_hidden is None)
+
+
+def _listed_twice(target: TargetSpec) -> str | None:
+    return None if target.frontier in (None, "auto") else _duplicate(map(str, target.frontier or ()))
 
 
 TARGET_RULES: tuple[Rule[TargetSpec], ...] = (
     Rule(
         "max_features",
         _has_wrong_number_of_targets,
-        "give exactly one of max_features, max_drop, lambda, parameters, macs or latency, or max_hidden "
-        "alone",
+        "give exactly one of max_features, frontier, max_drop, lambda, parameters, macs or latency, or "
+        "max_hidden alone; max_features may stand beside frontier",
+    ),
+    Rule("frontier", _listed_twice, "frontier lists {found} twice; list every size once"),
+    Rule(
+        "frontier",
+        lambda s: s.frontier is not None and s.max_hidden is not None,
+        "frontier contradicts max_hidden; its sizes count features, remove one",
     ),
     Rule(
         "max_hidden",
@@ -356,6 +367,11 @@ _PENALTY_AND_TARGET: tuple[Rule[Recipe], ...] = (
         "target.max_features",
         lambda r: r.target.max_features is not None and r.penalty.inputs is None,
         "target.max_features needs penalty.inputs, which is null",
+    ),
+    Rule(
+        "target.frontier",
+        lambda r: r.target.frontier is not None and r.penalty.inputs is None,
+        "target.frontier needs penalty.inputs, which is null",
     ),
     Rule(
         "target.max_hidden",

@@ -573,6 +573,43 @@ class Interval(Record):
     high: float = Field(description="upper end")
 
 
+class FrontierPoint(Record):
+    """A network of one size, refitted, exported and measured like the shipped one."""
+
+    size: int = Field(description="number of features asked for")
+    features: list[str] = Field(description="names of the features it keeps")
+    found_by: str = Field(description="how its features were found: the chosen one of the compared sets")
+    valid: float = Field(description="selection metric on the validation split after the refit")
+    standard_error: float = Field(description="standard error of that, over the rows")
+    gain: float = Field(
+        description="how much better than the best point on the validation rows; 0 for that, else below"
+    )
+    gain_standard_error: float = Field(description="standard error of the gain, over paired rows")
+    test: float | None = Field(
+        description="selection metric on the test split, of its exported ONNX file through ONNX Runtime; "
+        "null where it could not be measured",
+    )
+    test_interval: Interval | None = Field(
+        description="95 % interval of that over the test rows: 1.96 standard errors to either side, within "
+        "the range of the metric",
+    )
+    reason: str | None = Field(description="why the test metric could not be measured, or null")
+    parameters: int = Field(description="parameters of the network")
+    macs: int = Field(description="multiply-accumulates for one row")
+    shipped: bool = Field(description="whether this is the shipped network")
+
+
+class Frontier(Record):
+    """Networks of several sizes from one search, of which one ships."""
+
+    metric: str = Field(description="name of the selection metric")
+    higher_is_better: bool = Field(description="whether a higher value is better")
+    valid_rows: int = Field(description="rows of the validation split")
+    test_rows: int = Field(description="rows of the test split")
+    rule: str = Field(description="rule by which the shipped size was chosen")
+    points: list[FrontierPoint] = Field(description="one record for each size, the largest first")
+
+
 class Resample(Record):
     """The search on one random part of the training rows, from the same trained network."""
 
@@ -879,6 +916,9 @@ class Report(Record):
     )
     selection: Selection = Field(description="how the shipped network was chosen")
     stages: list[SearchStage] = Field(description="stages of the search, in order")
+    frontier: Frontier | None = Field(
+        None, description="networks of other sizes; null where the recipe has no `target.frontier`"
+    )
     stability: Stability | None = Field(
         None,
         description=(

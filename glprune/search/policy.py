@@ -187,12 +187,20 @@ def _check_conflicts(
                 "is in must_drop too" if why == MUST_DROP else f"is {why.replace('_', ' ', 1)}, in must_drop"
             )
             raise RecipeError(f"{where}: {name!r} {also}; remove it from one of them.")
-    most, count = recipe.target.max_features, len(set(required))
-    if most is not None and count > most:
-        raise RecipeError(
-            f"{where} lists {count} features, more than target.max_features: {most}; "
-            "raise that, or keep fewer."
-        )
+    count = len(set(required))
+    for key, most in _limits(recipe):
+        if count > most:
+            raise RecipeError(
+                f"{where} lists {count} features, more than target.{key}: {most}; raise that, or keep fewer."
+            )
+
+
+def _limits(recipe: Recipe) -> list[tuple[str, int]]:
+    """Return every number of features that the target names, with its key."""
+    target = recipe.target
+    found = [("max_features", target.max_features)] if target.max_features is not None else []
+    sizes = target.frontier if isinstance(target.frontier, list) else []
+    return [*found, *(("frontier", size) for size in sizes)]
 
 
 def _check_choice(recipe: Recipe, data: Data, required: frozenset[str], forbidden: Mapping[str, str]) -> None:

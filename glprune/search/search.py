@@ -29,6 +29,7 @@ from glprune.errors import TargetError
 from glprune.model.counting import macs
 from glprune.model.prediction import validate
 from glprune.model.task import improvement
+from glprune.model.validation_score import score_network
 from glprune.pruning.removal import RemovalResult, cut_uncertified
 from glprune.runtime.events import Listener, Stage
 from glprune.search.budget import (
@@ -50,6 +51,7 @@ from glprune.search.parallel import run_stages
 from glprune.search.policy_removal import remove_forbidden
 from glprune.search.portfolio.competition import Competition, compete
 from glprune.search.portfolio.folds import fold_count
+from glprune.search.portfolio.frontier import FrontierPoint, frontier_sizes, shipped_point
 from glprune.search.refit import brief_spec, refit_or_resume
 from glprune.search.stage import SearchState, StageResult, StageSpec, run_stage
 from glprune.search.targets import AllZero, AtLambda, LargestWithin, OneStage, PointSelector
@@ -83,6 +85,7 @@ class SearchResult:
         refit_metric: The selection metric on the validation split after it.
         outcomes: What became of each feature, in the order of ``data.features``.
         competition: The candidates that were compared; None for a pure path.
+        frontier: The networks of all sizes, the largest first; empty without ``target.frontier``.
     """
 
     stages: tuple[StageResult, ...]
@@ -92,6 +95,7 @@ class SearchResult:
     refit_metric: float
     outcomes: Outcomes
     competition: Competition | None = None
+    frontier: tuple[FrontierPoint, ...] = ()
 
 
 def search(
@@ -142,6 +146,8 @@ class _Search:
         target = self.original.recipe.target
         hidden = SizeTarget("hidden", float(target.max_hidden or 0), ("hidden",), "target.max_hidden")
         first: tuple[GroupKind, ...] = ("input", "hidden") if target.max_hidden is None else ("input",)
+        if target.frontier is not None:
+            return self._search_frontier(first)
         if target.lam is not None:
             self._search_lambda(target.lam, first)
         elif target.max_features is not None:
@@ -154,6 +160,9 @@ class _Search:
             self._search_target(self._budget(first))
         if target.max_hidden is not None:
             self._search_target(hidden)
+        return self._result()
+
+    def _result(self) -> SearchResult:
         last = self.stages[-1]
         return SearchResult(
             tuple(self.stages),
@@ -164,6 +173,33 @@ class _Search:
             self.state.outcomes,
             self.competition,
         )
+
+    def _search_frontier(self, kinds: tuple[GroupKind, ...]) -> SearchResult:
+        """Go from size to size, the largest first; every point has its own refit and candidates."""
+        points, sizes = [], frontier_sizes(self.job)
+        for size in sizes:
+            begin = self.state, [*self.stages], [*self.before]
+            self.competition = None
+            self._search_features(SizeTarget("features", size, kinds, "target.frontier"))
+            points.append(self._frontier_point(size))
+            if _feature_count(begin[0]) <= size:  # a longer refit of the same features
+                self.state, self.stages, self.before = begin
+            elif size != sizes[-1]:
+                self._shorten_refit()
+        shipped = shipped_point(points, self.original.recipe.target.max_features)
+        return replace(shipped.found, frontier=tuple(points))
+
+    def _frontier_point(self, size: int) -> FrontierPoint:
+        found, job = self._result(), self.original
+        network, select = found.refit.network, found.removed.selection
+        score = score_network(network, job.task, job.metric, job.data.valid, select)
+        return FrontierPoint(size, found, score, job.checkpoints.position)
+
+    def _shorten_refit(self) -> None:
+        """Go on from a brief refit of the present network; see ``_commit``."""
+        removed = self.stages[-1].removed
+        refit, _ = refit_or_resume(self.original, removed, brief_spec(self.original.recipe))
+        self.state = self.before[-1].advanced(refit.network, removed, self.state.outcomes, len(self.stages))
 
     def _search_features(self, goal: SizeTarget) -> None:
         """Run the path, compare its features with those found in other ways, and keep the best.

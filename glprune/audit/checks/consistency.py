@@ -10,10 +10,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from glprune.audit.checks.frontier import check_frontier
 from glprune.audit.checks.policy_records import check_policy_records, removed_by_policy
 from glprune.audit.checks.stability import check_stability
 from glprune.audit.findings import Finding, Found, check_close, check_equal
 from glprune.schema import bundle as bundles
+from glprune.schema.metrics import RANGES
 from glprune.schema.recipe import FASTER, HIGHER_IS_BETTER, METRICS, Recipe
 
 if TYPE_CHECKING:
@@ -34,8 +36,6 @@ _EXPORT_TOLERANCE = 1e-4
 _KKT_TOLERANCE = 0.05
 _SPEED_SLACK = 3.0  # between a median of ratios and a ratio of medians
 _DIGEST = re.compile(r"^sha256:[0-9a-f]{64}$")
-_RANGES = {"auroc": (0, 1), "accuracy": (0, 1), "log_loss": (0, None), "rmse": (0, None), "mae": (0, None),
-           "r2": (None, 1), "cosine": (-1, 1)}  # fmt: skip
 
 
 def check_consistency(report: Report, recipe: Recipe | None, files: Mapping[str, bytes]) -> list[Finding]:
@@ -64,6 +64,7 @@ def check_consistency(report: Report, recipe: Recipe | None, files: Mapping[str,
         _warnings(report),
         _baselines(report),
         _drop_costs(report),
+        check_frontier(report, recipe, files),
         check_stability(report),
         check_policy_records(report),
         _digests(report),
@@ -334,7 +335,7 @@ def _performance(report: Report) -> Iterator[Found]:
             HIGHER_IS_BETTER.get(metric.name, True),
             "it should be",
         )
-        low, high = _RANGES.get(metric.name, (None, None))
+        low, high = RANGES.get(metric.name, (None, None))
         for side in ("original", "zeroed", "final"):
             value = getattr(metric, side)
             if (low is not None and value < low - 1e-6) or (high is not None and value > high + 1e-6):
@@ -425,7 +426,7 @@ def _quantized_metrics(report: Report, record: Quantized) -> Iterator[Found]:
         yield from check_close(
             f"{where}/float32", metric.float32, final.get(metric.name), "the performance says"
         )
-        low, high = _RANGES[metric.name]
+        low, high = RANGES[metric.name]
         if (low is not None and metric.int8 < low) or (high is not None and metric.int8 > high):
             yield f"{where}/int8", f"{metric.name} cannot be {metric.int8}"
 

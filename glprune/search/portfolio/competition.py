@@ -79,14 +79,15 @@ def compete(state: SearchState, path: Support, goal: SizeTarget, listener: Liste
     """
     listener(Stage("candidates", f"comparing other sets of {goal.limit:,.0f} features"))
     log, job = state.original.checkpoints, state.job
-    folds, place = fold_count(job), log.position
-    key = {"size": goal.limit, "path": sorted(path)}
+    place, key = log.position, {"size": goal.limit, "path": sorted(path)}
     record = log.load_step("candidates", key)
     if record is None:
         candidates = _scored(job, {PATH: path, **_find(state, goal)})
-        log.save_step("candidates", key, *save_candidates(candidates), since=place)
+        values, tensors = save_candidates(candidates)
+        record = log.save_step("candidates", key, values | {"folds": fold_count(job)}, tensors, since=place)
     else:
         candidates = load_candidates(record.values, log.weights(record))
+    folds = record.values["folds"]
     repeats = job.recipe.data.validation.repeats if folds > 1 else 1
     return Competition(tuple(candidates), choose(candidates), folds, repeats, RULE)
 

@@ -95,7 +95,7 @@ BAD = [
     ("inputs: {strength: 1}", "weights: hessian", "penalty.weights should be 'size', 'adaptive', 'fisher'"),
     ("lr: 1", "epochs: 0\n  full_batch_steps: 0", "nothing would be trained"),
     ("lambda: 1e-3", "max_features: 0", ":9: target.max_features should be at least 1"),
-    ("lambda: 1e-3", "lambda: 1\n  max_features: 3", "exactly one of max_features, max_drop, lambda"),
+    ("lambda: 1e-3", "lambda: 1\n  max_features: 3", "exactly one of max_features, frontier, max_drop"),
     ("lambda: 1e-3", "lambda: -1", ":9: target.lambda should be at least 0"),
     (
         "lambda: 1e-3",

@@ -1,0 +1,110 @@
+"""Measure every network of a frontier as the shipped one is measured: its ONNX file, on the test rows."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from glprune.data.splits import first_rows
+from glprune.errors import GlpruneError, ModelError
+from glprune.export.onnx_runtime import EXPORT_TOLERANCE, OnnxFile
+from glprune.export.shipped_model import on_test_rows, write_shipped
+from glprune.model.counting import macs, parameters
+from glprune.model.validation_score import ValidationScore, score_output
+from glprune.runtime.events import Listener, Progress, Stage
+from glprune.schema.metrics import HIGHER_IS_BETTER, RANGES
+from glprune.schema.report import Frontier, FrontierPoint, Interval
+from glprune.search.portfolio.frontier import best_point, shipping_rule
+
+if TYPE_CHECKING:
+    from glprune.export.shipped_model import ShippedModel
+    from glprune.search.job import Job
+    from glprune.search.portfolio.frontier import FrontierPoint as FoundPoint
+    from glprune.search.search import SearchResult
+
+_NORMAL_QUANTILE = 1.96  # of a 95 % interval
+_PATH = "the regularisation path"
+
+
+def measure_frontier(shipped: ShippedModel, chosen: SearchResult, listener: Listener) -> Frontier | None:
+    """Export every network of the frontier and measure its file.
+
+    Args:
+        shipped: The shipped model, whose file exists.
+        chosen: The shipped network and the points.
+        listener: Receives every measured point.
+
+    Returns:
+        The record; None without a frontier.
+    """
+    if not chosen.frontier:
+        return None
+    job, total, best = shipped.job, len(chosen.frontier), best_point(chosen.frontier)
+    listener(Stage("frontier", f"exporting and measuring networks of {total} sizes"))
+    points = []
+    with tempfile.TemporaryDirectory(dir=shipped.folder) as scratch:
+        for done, point in enumerate(chosen.frontier, 1):
+            is_shipped = point.found.refit is chosen.refit
+            file = shipped.file if is_shipped else Path(scratch) / f"{point.size}.onnx"
+            points.append(_measure(job, point, best, file, is_shipped))
+            listener(Progress("networks measured", done, total))
+    return Frontier(
+        metric=job.metric,
+        higher_is_better=HIGHER_IS_BETTER[job.metric],
+        valid_rows=job.data.valid.rows,
+        test_rows=job.data.test.rows,
+        rule=shipping_rule(job.recipe.target.max_features),
+        points=points,
+    )
+
+
+def _measure(job: Job, point: FoundPoint, best: FoundPoint, file: Path, is_shipped: bool) -> FrontierPoint:
+    network, removed = point.found.refit.network, point.found.removed
+    score, reason = None, None
+    try:
+        score = _test_score(job, point, file)
+    except GlpruneError as error:  # a point that cannot be measured must not stop the run
+        reason = str(error)
+    competition, gain = point.found.competition, point.score.gain_over(best.score)
+    return FrontierPoint(
+        size=point.size,
+        features=point.features,
+        found_by=competition.best.name if competition else _PATH,
+        valid=point.score.value,
+        standard_error=point.score.standard_error,
+        gain=gain.mean,
+        gain_standard_error=gain.standard_error,
+        test=score.value if score else None,
+        test_interval=_interval(score) if score else None,
+        reason=reason,
+        parameters=parameters(network),
+        macs=macs(network, removed.selection(first_rows(job.data.test, 1))),
+        shipped=is_shipped,
+    )
+
+
+def _test_score(job: Job, point: FoundPoint, file: Path) -> ValidationScore:
+    """Run the file of a point on the test rows; write it where it does not exist.
+
+    Raises:
+        GlpruneError: It cannot be exported, or does not compute what the network computes.
+    """
+    network, removed = point.found.refit.network, point.found.removed
+    if not file.exists():
+        write_shipped(job, removed, network, file)
+    outputs, target, gap = on_test_rows(job, removed, network, OnnxFile(file, job.recipe.threads))
+    if not gap <= EXPORT_TOLERANCE:
+        raise ModelError(
+            f"ONNX Runtime and PyTorch differ by {gap:.1e} on the test split (limit {EXPORT_TOLERANCE:.0e})."
+        )
+    return score_output(job.task, job.metric, job.task.view(outputs), target)
+
+
+def _interval(score: ValidationScore) -> Interval:
+    low, high = RANGES[score.metric]
+    reach = _NORMAL_QUANTILE * score.standard_error
+    return Interval(
+        low=score.value - reach if low is None else max(low, score.value - reach),
+        high=score.value + reach if high is None else min(high, score.value + reach),
+    )
