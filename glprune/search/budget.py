@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from glprune.search.path import RegularisationPath
     from glprune.search.path_point import Point, Size
 
+_SHARE_BISECTIONS = 8
 Alive = Sequence[Tensor]
 Measure = Callable[[nn.Module, Inputs], int]
 SizeMetric = Literal["features", "hidden", "parameters", "macs"]
@@ -193,9 +194,55 @@ def _mean_weights_of_unit(job: Job, groups: GroupSet) -> float:
 
 
 def uniform_support(job: Job, share: float, kinds: Sequence[str]) -> list[Tensor]:
-    """Mark the same share of every set of some kinds as left, at least one group of each."""
+    """Mark the same share of every penalised set of some kinds as left, at least one group of each."""
     marks = full_support(job.groups)
     for alive, groups in zip(marks, job.groups, strict=True):
-        if groups.kind in kinds and not groups.units.refused:
+        if groups.kind in kinds and not groups.units.refused and job.strength(groups) > 0:
             alive[max(1, round(share * len(alive))) :] = False
+    return marks
+
+
+def uniform_share(job: Job, goal: SizeTarget, limit: float) -> float:
+    """Return the share of units that every layer keeps where all lose the same to meet a limit."""
+    if goal.counted not in MEASURES:
+        return min(1.0, limit / current_size(job, goal.counted))
+    if limit >= current_size(job, goal.counted):
+        return 1.0
+    low, high, multiple = 0.0, 1.0, job.recipe.target.counting_multiple
+    for _ in range(_SHARE_BISECTIONS):
+        share = (low + high) / 2
+        size = size_of_support(job, uniform_support(job, share, goal.kinds), MEASURES[goal.counted], multiple)
+        low, high = (share, high) if size <= limit else (low, share)
+    return low
+
+
+def filled(job: Job, alive: Alive, goal: SizeTarget) -> list[Tensor]:
+    """Mark removed groups as left again as long as a budget allows, those of the least penalty first.
+
+    A path removes groups in steps: where one is a large part of the budget, or several leave together, its
+    largest point within the budget can be far below it.
+
+    Args:
+        job: The network that the groups were removed from.
+        alive: For each group set, which groups are left, bool, shape (n_groups,).
+        goal: The budget.
+    """
+    marks, multiple = [a.clone() for a in alive], job.recipe.target.counting_multiple
+    removed = [
+        (float(weight), number, int(group))
+        for number, groups in enumerate(job.groups)
+        if groups.kind in goal.kinds and not groups.units.refused and job.strength(groups) > 0
+        for group, weight in enumerate(job.weights(groups))
+        if not marks[number][group]
+    ]
+    now = size_of_support(job, marks, MEASURES[goal.counted], multiple)
+    for _, number, group in sorted(removed):
+        marks[number][group] = True
+        size = size_of_support(job, marks, MEASURES[goal.counted], multiple)
+        # a unit that fills up a width costs nothing, but the width may yet stay as it is
+        padding = size == now and job.recipe.target.round_to == "auto"
+        if size > goal.limit or padding:
+            marks[number][group] = False
+        else:
+            now = size
     return marks

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,8 @@ from glprune.search.path_point import (
 from glprune.training.objective import lambda_max
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from glprune.runtime.checkpoint import CheckpointLog
     from glprune.training.solver import PointSolver
 
@@ -200,14 +202,25 @@ class RegularisationPath:
         return bool(self.inputs) and point.features == 0
 
     def is_empty(self, point: Point) -> bool:
-        """Whether every group under the penalty is zero."""
-        if all(s.kind == "hidden" for s in self.objective.sets):
-            units = sum(len(s.labels) for s in self.objective.sets)
-            return point.hidden <= sum(len(g.labels) for g in self.hidden) - units
-        penalised = sum(
-            len(self.objective.penalised_ids(s)) for s in self.objective.sets if s.kind == "input"
-        )
-        return penalised > 0 and point.features <= sum(len(g.labels) for g in self.inputs) - penalised
+        """Whether every input group under the penalty is zero, or every hidden one where no input is."""
+        inputs = [s for s in self.objective.sets if s.kind == "input"]
+        penalised = sum(len(self.objective.penalised_ids(s)) for s in inputs or self.objective.sets)
+        return penalised > 0 and self._penalised_left(point, inputs or self.objective.sets) == 0
+
+    def penalised_left(self, point: Point) -> int:
+        """Count the groups under the penalty that are not zero."""
+        return self._penalised_left(point, self.objective.sets)
+
+    def _penalised_left(self, point: Point, sets: Sequence[GroupSet]) -> int:
+        left = 0
+        for groups in sets:
+            ids = self.objective.penalised_ids(groups)
+            numbers = ids - self.objective.first_id(groups)
+            left += int(self._alive(point, groups)[numbers].sum())
+        return left
+
+    def _alive(self, point: Point, groups: GroupSet) -> Tensor:
+        return next(alive for g, alive in zip(self.groups, point.alive, strict=True) if g is groups)
 
     def features_kept(self, point: Point) -> int:
         """Count the features a removal leaves: the non-zero ones, and one of each input without any.

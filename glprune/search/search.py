@@ -19,10 +19,12 @@ import functools
 import math
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import torch
 
 from glprune.data.splits import first_rows, identity
 from glprune.errors import TargetError
@@ -39,9 +41,12 @@ from glprune.search.budget import (
     SizeMetric,
     SizeTarget,
     current_size,
+    filled,
     latency_meter,
     resolve_budget,
+    size_of_support,
     support_key,
+    uniform_share,
     uniform_support,
     unit_costs,
 )
@@ -65,6 +70,7 @@ if TYPE_CHECKING:
 
 _DROP_STEP = 0.5  # share of the size that a stage of max_drop aims at, until one loses too much
 _MAX_FAILURES = 4  # stages of max_drop that lose too much
+_LAYER_FACTOR = 1.5  # a layer may lose this many times the share that each would if all lost the same
 _MIN_STEP = 0.2  # smallest share of the size that a stage removes
 _SLACK, _ROUGH_SLACK = 0.02, 0.1
 _LATENCY_ROUNDS, _LATENCY_BISECTIONS = 3, 6
@@ -219,12 +225,21 @@ class _Search:
             self._certify(self.competition.best, begin, goal)
 
     def _certify(self, best: Candidate, begin: int, goal: SizeTarget) -> None:
-        """Go back to a state and remove every feature but a candidate's along a path that penalises these."""
+        """Go back to a state and remove every feature that a candidate does not have."""
         self.state, self.stages = self.before[begin], self.stages[:begin]
         self.before = self.before[:begin]
-        rule = f"removing the features that {best.name} does not keep"
-        spec = StageSpec(goal.kinds, rule, AllZero(goal.name), self._full_refit(), unpenalised=best.kept)
-        run = self._run_stage(spec)
+        kept = {
+            (g.name, label)
+            for g in self.job.groups
+            for label in g.labels
+            if g.kind != "input" or label in best.kept
+        }
+        self._remove_all_but(kept, goal, f"removing the features that {best.name} does not keep")
+
+    def _remove_all_but(self, kept: Collection[tuple[str, str]], goal: SizeTarget, rule: str) -> None:
+        """Remove groups along a path that penalises them alone: their zeros are exact and certified."""
+        pick, refit = AllZero(goal.name), self._full_refit()
+        run = self._run_stage(StageSpec(goal.kinds, rule, pick, refit, unpenalised=frozenset(kept)))
         assert run is not None  # it picks a point or raises
         self._commit(run)
 
@@ -255,7 +270,28 @@ class _Search:
         rule = f"at most {goal.limit:,.0f} {SIZE_NAMES[goal.counted]}: {_DENSEST}"
         run = self._best_result(goal, rule, LargestWithin(goal), self._full_refit())
         assert run is not None  # it picks a point or raises
-        self._commit(run)
+        kept = self._fill_budget(run, goal)
+        if kept is None:
+            self._commit(run)
+        else:
+            self._remove_all_but(kept, goal, f"{rule}, with removed groups back as far as the limit allows")
+
+    def _fill_budget(self, run: StageResult, goal: SizeTarget) -> frozenset[tuple[str, str]] | None:
+        """Return the groups to keep where more fit into a budget than a stage kept; else None."""
+        if goal.counted not in MEASURES:
+            return None
+        multiple, measure = self.job.recipe.target.counting_multiple, MEASURES[goal.counted]
+        if size_of_support(self.job, run.selected.alive, measure, multiple) >= goal.least:
+            return None
+        marks = filled(self.job, run.selected.alive, goal)
+        if all(torch.equal(a, b) for a, b in zip(marks, run.selected.alive, strict=True)):
+            return None
+        return frozenset(
+            (g.name, label)
+            for g, alive in zip(self.job.groups, marks, strict=True)
+            for label, left in zip(g.labels, alive.tolist(), strict=True)
+            if left
+        )
 
     def _stage_count(self, start: float, goal: SizeTarget) -> int:
         """Return the number of stages: that of the recipe, or fewer so that each removes at least a fifth."""
@@ -345,8 +381,12 @@ class _Search:
         joint = goal.counted in MEASURES and self._penalises_both(goal.kinds)
         strengths = self.original.recipe.penalty.input_strength_list if joint else (1.0,)
         costs = unit_costs(self.job, MEASURES[goal.counted]) if goal.counted in MEASURES else {}
+        loss = self._max_layer_loss(goal, pick)
         outcomes = self._candidate_results(
-            [StageSpec(goal.kinds, rule, pick, spec, strength, costs) for strength in strengths]
+            [
+                StageSpec(goal.kinds, rule, pick, spec, strength, costs, max_layer_loss=loss)
+                for strength in strengths
+            ]
         )
         found = [run for run in outcomes if isinstance(run, StageResult)]
         failures = [error for error in outcomes if isinstance(error, TargetError)]
@@ -354,6 +394,14 @@ class _Search:
             raise failures[0]
         metric = self.original.metric
         return max(found, key=lambda run: improvement(metric, 0.0, run.metric), default=None)
+
+    def _max_layer_loss(self, goal: SizeTarget, pick: PointSelector) -> float:
+        """Return the largest share of a layer's units that a stage may remove."""
+        if goal.counted == "features" or "hidden" not in goal.kinds:
+            return 1.0
+        limit = pick.limit if isinstance(pick, OneStage) else goal.limit
+        share = uniform_share(self.job, goal, limit)
+        return min(1.0, _LAYER_FACTOR * (1 - share)) if share < 1 else 1.0
 
     def _candidate_results(self, specs: Sequence[StageSpec]) -> list[StageResult | TargetError | None]:
         """Run several stages in order, here, or in parallel in other processes where paths take long."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -88,7 +89,9 @@ class StageSpec:
         refit: The refit after the removal.
         input_strength: Factor on the strength of input groups.
         costs: Factor on the strength of each unit set, by its name; default 1.
-        unpenalised: Features without a penalty, which the stage therefore keeps.
+        unpenalised: Set and label of the groups without a penalty, which the stage therefore keeps.
+        max_layer_loss: Largest share of a hidden layer's units that the stage may remove; the strongest
+            others have no penalty.
     """
 
     kinds: tuple[GroupKind, ...]
@@ -97,7 +100,8 @@ class StageSpec:
     refit: RefitSpec
     input_strength: float = 1.0
     costs: Mapping[str, float] = field(default_factory=dict)
-    unpenalised: frozenset[str] = frozenset()
+    unpenalised: frozenset[tuple[str, str]] = frozenset()
+    max_layer_loss: float = 1.0
 
     def key(self, number: int) -> dict[str, Any]:
         """Return what identifies the stage in the checkpoint log."""
@@ -106,7 +110,8 @@ class StageSpec:
             "rule": self.rule,
             "input_strength": self.input_strength,
             "epochs": self.refit.epochs,
-            "unpenalised": sorted(self.unpenalised),
+            "unpenalised": sorted(map(list, self.unpenalised)),
+            "max_layer_loss": self.max_layer_loss,
         }
 
 
@@ -228,7 +233,8 @@ def _make_path(state: SearchState, spec: StageSpec, listener: Listener) -> Regul
     job, original = state.job, state.original
     recipe, number = original.recipe, state.stages + 1
     network = copy.deepcopy(job.network)
-    penalised = [(g, w * _factors(spec, g)) for g, w in job.penalised(spec.kinds)]
+    weighted = [(g, _limited(w * _factors(spec, g), g, spec)) for g, w in job.penalised(spec.kinds)]
+    penalised = [(g, w) for g, w in weighted if bool(w.any())]
     objective = Objective(
         network,
         job.task,
@@ -254,11 +260,22 @@ def _make_path(state: SearchState, spec: StageSpec, listener: Listener) -> Regul
 
 def _factors(spec: StageSpec, groups: GroupSet) -> Tensor:
     """Return a stage's factor on the penalty weight of each group of a set, shape (n_groups,), float64."""
-    factor = spec.costs.get(groups.name, 1.0)
-    if groups.kind != "input":
-        return torch.full((len(groups.labels),), factor, dtype=torch.float64)
-    on = [label not in spec.unpenalised for label in groups.labels]
-    return factor * spec.input_strength * torch.tensor(on, dtype=torch.float64)
+    factor = spec.costs.get(groups.name, 1.0) * (spec.input_strength if groups.kind == "input" else 1.0)
+    on = [(groups.name, label) not in spec.unpenalised for label in groups.labels]
+    return factor * torch.tensor(on, dtype=torch.float64)
+
+
+def _limited(weights: Tensor, groups: GroupSet, spec: StageSpec) -> Tensor:
+    """Set the penalty of a layer's strongest units to zero, so that it loses at most a share, and not all.
+
+    A layer that lost many units has less to lose by the next: without a limit one layer starves while others
+    stay whole.
+    """
+    if groups.kind == "input" or spec.max_layer_loss >= 1:
+        return weights
+    number = min(math.ceil(spec.max_layer_loss * len(weights)), len(weights) - 1)
+    weakest = weights.argsort(descending=True, stable=True)[:number]
+    return torch.zeros_like(weights).index_copy(0, weakest, weights[weakest])
 
 
 def _cut_at(

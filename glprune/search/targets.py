@@ -102,7 +102,7 @@ class LargestWithin:
 
 @dataclass(frozen=True)
 class AllZero:
-    """Pick the first point at which every input group under the penalty is zero.
+    """Pick the first point at which every group under the penalty is zero.
 
     Attributes:
         name: The target's key, for messages.
@@ -121,10 +121,11 @@ class AllZero:
         path.solve_grid(path.is_empty, path.reads_no_input)
         point = path.points[-1]
         for _ in range(_MAX_GROWTHS):
-            if path.is_empty(point):
-                size = path.features_kept(point)
-                return PointSearch(path, path.features_kept).polish(point, SizeRange(size, size))
-            point = path.polish(point, point.lam / RESTART_SCALE, path.is_empty)
+            if path.penalised_left(point) == 0:
+                return PointSearch(path, path.penalised_left).polish(point, SizeRange(0, 0))
+            point = path.polish(
+                point, point.lam / RESTART_SCALE, lambda found: path.penalised_left(found) == 0
+            )
         raise TargetError(
             f"{self.name}: the groups to be removed did not become zero; raise train.n_lambdas."
         )

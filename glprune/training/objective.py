@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import InitVar, dataclass, field
@@ -96,13 +97,14 @@ class Objective:
         """The parameters and the penalty at one lambda, for a proximal optimizer."""
         return ProximalProblem(self.blocks, self.free, self.regulariser, lam)
 
+    def first_id(self, groups: GroupSet) -> int:
+        """Number of the first group of a penalised set."""
+        before = itertools.takewhile(lambda other: other is not groups, self.sets)
+        return sum(len(other.labels) for other in before)
+
     def penalised_ids(self, groups: GroupSet) -> Tensor:
         """Numbers of the groups of a penalised set whose penalty weight is above 0, int64."""
-        start = 0
-        for other in self.sets:
-            if other is groups:
-                break
-            start += len(other.labels)
+        start = self.first_id(groups)
         ids = torch.arange(start, start + len(groups.labels))
         return ids[self.regulariser.weights[ids] > 0]
 

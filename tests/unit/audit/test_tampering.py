@@ -80,8 +80,9 @@ def worse_unsaid(r):
 
 def other_choice(r):
     selected = next(p for p in r["path"] if p["selected"])
-    other = next(p for p in r["path"] if not p["selected"] and p["stage"] == selected["stage"])
-    selected["selected"], other["selected"] = False, True
+    other = selected | {"lam": 1.1 * selected["lam"], "features": selected["features"] + 1}
+    r["path"].insert(r["path"].index(selected) + 1, other)
+    selected["selected"] = False
 
 
 def earlier_exit(r):
@@ -641,8 +642,12 @@ CASES = {
     ),
     "recipe that is none": ("slim", raw(bundles.RECIPE, lambda x: b"task: 3\n"), {"C4"}),
     # the page
-    "page edited": ("slim", raw(bundles.PAGE, replace_text(b"worse by", b"better by")), {"C12"}),
-    "summary edited": ("slim", raw(bundles.SUMMARY, replace_text(b"worse by", b"better by")), {"C12"}),
+    "page edited": ("slim", raw(bundles.PAGE, replace_text(b"cannot influence", b"can influence")), {"C12"}),
+    "summary edited": (
+        "slim",
+        raw(bundles.SUMMARY, replace_text(b"cannot influence", b"can influence")),
+        {"C12"},
+    ),
     "summary with other line ends": ("slim", raw(bundles.SUMMARY, replace_text(b"\n", b"\r\n")), {"C12"}),
     "summary that is no text": ("slim", raw(bundles.SUMMARY, lambda x: x + b"\xff"), {"C12"}),
     "script in a picture": ("slim", raw(bundles.PAGE, scripted_picture), {"C12"}),

@@ -36,7 +36,7 @@ def rows(task, count, seed):
         target = signal + 0.5 * torch.randn(count, width, generator=generator)
         target = target[:, 0] if task.kind == "regression" else target
     noise = torch.randn(count, width, generator=generator)
-    return signal + 0.3 * noise, signal + 0.8 * noise.flip(0), target
+    return signal + 0.2 * noise, signal + 1.5 * noise.flip(0), target
 
 
 @pytest.mark.parametrize(("task", "metric"), CASES, ids=NAMES)

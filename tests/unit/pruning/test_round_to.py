@@ -92,7 +92,7 @@ def test_widths_are_multiples_or_whole_inputs_are_gone_and_outputs_stay(name, mu
 def test_what_is_counted_is_what_a_removal_keeps(name):
     network, groups, x, axis = thinned(name, kept=5)
     alive = [support(network.state_dict(), g) for g in groups]
-    slim, selection = cut_uncertified(network, groups, alive, (x,), (axis,), 4)
+    slim, _, selection = cut_uncertified(network, groups, alive, (x,), (axis,), 4)
     removed = remove(network, groups, (x,), (axis,), multiple=4)
     assert [p.shape for p in slim.parameters()] == [p.shape for p in removed.network.parameters()]
     assert torch.equal(selection.columns[0], removed.columns[0])
@@ -157,7 +157,7 @@ def fixed_clock(speedup):
 @pytest.mark.parametrize(("speedup", "multiple"), [(1.2, 8), (1.01, 1)])
 def test_auto_keeps_the_widths_that_are_faster_and_says_by_how_much(folder, monkeypatch, speedup, multiple):
     monkeypatch.setattr(OnnxLatencyMeter, "against", fixed_clock(speedup))
-    changes = [*HIDDEN, "target.round_to=auto", "target.batch=7", "train.n_stages=1", "target.max_hidden=14"]
+    changes = [*HIDDEN, "target={lambda: 0.008, round_to: auto, batch: 7}", "train.n_stages=1"]
     result = run(folder, f"auto{multiple}", *changes)
     widths = result.report.widths
     assert (widths.round_to, widths.batch, widths.speedup) == (multiple, 7, speedup)
@@ -181,7 +181,7 @@ def test_a_run_that_goes_on_keeps_the_widths_the_clock_chose(folder, tmp_path, m
         if isinstance(event, Stage) and event.name == stop:
             raise KeyboardInterrupt
 
-    changes = [*HIDDEN, "target.round_to=auto", "train.n_stages=1", "target.max_hidden=14"]
+    changes = [*HIDDEN, "target={lambda: 0.008, round_to: auto}", "train.n_stages=1"]
     arguments = load_recipe(folder / "plain.yaml", changes), folder / "plain.pt", tmp_path / "out"
     monkeypatch.setattr(pipeline, "LATENCY_BATCHES", (1,))
     monkeypatch.setattr(OnnxLatencyMeter, "against", fixed_clock(1.2))
