@@ -76,7 +76,7 @@ def test_evidence_that_a_report_does_not_hold_is_named_as_absent():
 def test_every_key_of_a_report_is_shown_in_a_section_or_on_the_first_page():
     made = report(["a", "b", "c"])
     everything = made.model_copy(
-        update=dict.fromkeys(("policy", "baselines", "stability", "drop_costs"), True)
+        update=dict.fromkeys(("policy", "baselines", "frontier", "stability", "drop_costs"), True)
     )
     shown = {key for section in sections(everything).values() for key in section.shows}
     assert {*report_schema()["properties"]} - shown == {
