@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from sets import DataSet
+from dataset import DataSet
 from torch import nn
 
 

@@ -12,8 +12,8 @@ import onnxruntime
 import pyarrow as pa
 import pyarrow.parquet as pq
 from answers import Answer, Clock, Emit, Problem
+from dataset import DataSet
 from network import squash
-from sets import DataSet
 
 import glprune
 import glprune.pipeline

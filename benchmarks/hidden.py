@@ -1,6 +1,6 @@
 """Hidden units: what a network is worth at a budget of multiply-accumulates, glprune beside its peers.
 
-Run: python benchmarks/hidden.py --cases mlp conv onehot --budgets 50 25 10 --seeds 5 --jobs 2
+Run: python benchmarks/hidden.py --cases mlp resnet --budgets 50 25 10 --seeds 5 --jobs 2
 Records that the output file holds already are not made again; --again METHOD makes a method's anew.
 """
 
@@ -12,7 +12,6 @@ import itertools
 import json
 import multiprocessing
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -21,63 +20,72 @@ from typing import Any
 
 import torch
 from answers import Clock, Problem
-from features import machine, versions
+from dataset import DataSet
+from features import glprune_commit, machine, versions
 from glprune_solver import write_data
-from narrowing import CASES, METHODS, fresh
+from hidden_cases import CASES, Case
+from narrowing import METHODS, Found
 from network import fit, predict, score
-from sets import DataSet
 from table import aligned, spread, standard_error
 from torch import nn
 
-import glprune
 from glprune.model.counting import macs, parameters
 
 HERE = Path(__file__).parent
 Record = dict[str, Any]
-Timed = tuple[nn.Module, tuple[float, float]]
 
 
-def records_of(
-    case: str, seed: int, budget: int, methods: Sequence[str], work: Path, epochs: int
-) -> list[Record]:
-    """Train the network of a case and seed, and make the records of some methods at one budget."""
+def network_of(name: str, seed: int, work: Path) -> list[Record]:
+    """Train the network of a case and seed, unless the working folder has it; its record."""
     torch.set_num_threads(1)
-    data, folder = CASES[case](seed), work / f"{case}-{seed}-{budget}"
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(seed)
-    clock = Clock()
-    network = fit(fresh(case, data), data, list(range(data.train.x.shape[1])), seed)
-    place = {"case": case, "seed": seed}
-    given = {"budget": 100, "method": "network", "source": "given", "seconds": clock()[1]}
-    records = [place | measured(data, network) | given]
-    torch.save(network.state_dict(), folder / "network.pt")
-    write_data(data, folder / "data.parquet")
-    problem = Problem(data, network, folder / "network.pt", folder, seed)
-    for method in methods:
-        found = list(METHODS[method](case, problem, budget, epochs))
+    problem, seconds = problem_of(CASES[name], seed, work / f"{name}-{seed}")
+    facts = {"case": name, "seed": seed, "budget": 100, "method": "network", "source": "given"}
+    return [facts | measured(problem.data, problem.network) | {"seconds": seconds}]
+
+
+def records_of(name: str, seed: int, method: str, budgets: list[int], work: Path) -> list[Record]:
+    """Run one method on the network of a case and seed; a record for each budget."""
+    torch.set_num_threads(1)
+    case = CASES[name]
+    problem, _ = problem_of(case, seed, work / f"{name}-{seed}")
+    data, whole = problem.data, measured(problem.data, problem.network)["macs"]
+    found, records = list(METHODS[method](case, problem, budgets)), []
+    for budget in budgets:
+        facts: Record = {"case": name, "seed": seed, "budget": budget, "method": method}
+        record = facts | best_of(data, [f for f in found if f.budget == budget], seed)
+        records.append(record | {"used": 100 * record["macs"] / whole / budget})
         if method == "glprune":
-            epochs = path_epochs(folder / "bundle" / "report.json")
-        record = best_of(data, found, method, seed) | {"path_epochs": epochs}
-        records.append(place | {"budget": budget, "method": method} | record)
-        print(f"{case} {seed} {budget} % {method}: {record['test']:.4f} {record['widths']}", file=sys.stderr)
-    shutil.rmtree(folder)
+            records[-1]["commit"] = glprune_commit()
+        said = f"{record['test']:.4f}, {records[-1]['used']:.1%} of the budget, {record['widths']}"
+        print(f"{name} {seed} {budget} % {method}: {said}", file=sys.stderr, flush=True)
     return records
 
 
-def path_epochs(report: Path) -> int:
-    """Epochs of the paths of a run, at most; each point ends early where nothing happens any more."""
-    facts = json.loads(report.read_text(encoding="utf-8"))
-    return len(facts["path"]) * glprune.schema.recipe.TrainSpec().epochs
+def problem_of(case: Case, seed: int, folder: Path) -> tuple[Problem, float]:
+    """The data and the trained network, kept in the folder; the processor seconds of its training."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data, state = case.data(seed), folder / "network.pt"
+    torch.manual_seed(seed)
+    network, note = case.fresh(data), folder / "seconds.json"
+    if not note.exists():
+        clock = Clock()
+        fit(network, data, list(range(data.train.x.shape[1])), seed)
+        torch.save(network.state_dict(), state)
+        write_data(data, folder / "data.parquet")
+        note.write_text(json.dumps(clock()[1]), encoding="utf-8")
+    network.load_state_dict(torch.load(state, weights_only=True))
+    return Problem(data, network.eval(), state, folder, seed), json.loads(note.read_text(encoding="utf-8"))
 
 
-def best_of(data: DataSet, found: Sequence[Timed], method: str, seed: int) -> Record:
-    """Refit every network found by one procedure and record what is best on the validation split."""
+def best_of(data: DataSet, found: Sequence[Found], seed: int) -> Record:
+    """Refit every network found by one method at one budget; record what is best on the validation split."""
     columns = list(range(data.train.x.shape[1]))
-    models = [(network, "own") for network, _ in found if method == "glprune"]
-    for number, (network, _) in enumerate(found):
-        models.append((fit(copy.deepcopy(network), data, columns, seed + 1000 * number), "refit"))
+    models = [(f.network, "own") for f in found if f.finished]
+    for number, f in enumerate(found):
+        models.append((fit(copy.deepcopy(f.network), data, columns, seed + 1000 * number), "refit"))
     records = [measured(data, network) | {"source": source} for network, source in models]
-    return max(records, key=lambda r: r["rank"]) | {"seconds": found[-1][1][1]}
+    seconds, epochs = sum(f.seconds for f in found), max(f.epochs for f in found)
+    return max(records, key=lambda r: r["rank"]) | {"seconds": seconds, "epochs": epochs}
 
 
 def measured(data: DataSet, network: nn.Module) -> Record:
@@ -85,9 +93,14 @@ def measured(data: DataSet, network: nn.Module) -> Record:
     valid, test = (predict(network, split.x, data.task) for split in (data.valid, data.test))
     rank = score(data.task, data.valid.y, valid)
     sizes = {"macs": macs(network, (torch.from_numpy(data.train.x[:1]),)), "parameters": parameters(network)}
-    widths = [len(m.weight) for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d)][:-1]
+    widths = [width(m) for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.GRU)][:-1]
     facts = {"metric": data.metric, "test": score(data.task, data.test.y, test)[0], "valid": rank[0]}
     return facts | {"rank": rank, "widths": widths} | sizes
+
+
+def width(layer: nn.Linear | nn.Conv2d | nn.GRU) -> int:
+    """Number of a layer's output units."""
+    return layer.hidden_size if isinstance(layer, nn.GRU) else len(layer.weight)
 
 
 def show(content: Record) -> None:
@@ -95,7 +108,6 @@ def show(content: Record) -> None:
     records = content["records"]
     for case in dict.fromkeys(r["case"] for r in records):
         own = [r for r in records if r["case"] == case]
-        whole = {r["seed"]: r["macs"] for r in own if r["method"] == "network"}
         rows = [
             [
                 "budget",
@@ -104,18 +116,23 @@ def show(content: Record) -> None:
                 "seeds",
                 "minus glprune (SE)",
                 "MACs",
-                "parameters",
+                "used (least)",
                 "CPU s",
             ]
         ]
         for budget, method in dict.fromkeys((r["budget"], r["method"]) for r in own):
             at = [r for r in own if (r["budget"], r["method"]) == (budget, method)]
             rows.append([f"{budget} %", method, spread([r["test"] for r in at]), str(len(at)), gap(own, at)])
-            share = mean([r["macs"] / whole[r["seed"]] for r in at])
-            rows[-1] += [f"{share:.1%}", f"{mean([r['parameters'] for r in at]):,.0f}"]
+            rows[-1] += [f"{mean([r['macs'] for r in at]):,.0f}", used(at)]
             rows[-1] += [f"{mean([r['seconds'] for r in at]):.1f}"]
         print(f"\n{case}: {own[0]['metric']} on test rows, mean ± standard error (standard deviation)\n")
         print(aligned(rows))
+
+
+def used(at: list[Record]) -> str:
+    """Mean and least share of the budget that the networks use."""
+    shares = [r["used"] for r in at if "used" in r]
+    return f"{mean(shares):.1%} ({min(shares):.1%})" if shares else "-"
 
 
 def gap(own: list[Record], at: list[Record]) -> str:
@@ -145,14 +162,18 @@ def main() -> None:
     content = {"machine": machine(), "versions": versions(), "records": kept}
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     with ProcessPoolExecutor(given.jobs, multiprocessing.get_context("spawn")) as pool:
-        made = []
-        for place in itertools.product(range(given.seeds), given.cases, given.budgets):
-            seed, case, budget = place
-            own = {r["method"]: r for r in kept if (r["seed"], r["case"], r["budget"]) == place}
-            todo = [m for m in METHODS if m in given.methods and m not in own]
-            epochs = own["glprune"]["path_epochs"] if "glprune" in own else 0
-            if todo:
-                made.append(pool.submit(records_of, case, seed, budget, todo, given.work, epochs))
+        tasks: dict[tuple[str, int], list[tuple[str, list[int]]]] = {}
+        for seed, case in itertools.product(range(given.seeds), given.cases):
+            done = {(r["method"], r["budget"]) for r in kept if (r["case"], r["seed"]) == (case, seed)}
+            left = {m: [b for b in given.budgets if (m, b) not in done] for m in given.methods}
+            tasks[case, seed] = [(m, budgets) for m, budgets in left.items() if budgets]
+        places = [place for place, todo in tasks.items() if todo]
+        networks = [pool.submit(network_of, *place, given.work) for place in places]
+        for future in as_completed(networks):
+            add(content, future.result(), given.out)
+        made = [
+            pool.submit(records_of, *place, *todo, given.work) for place in places for todo in tasks[place]
+        ]
         for future in as_completed(made):
             add(content, future.result(), given.out)
     show(content)

@@ -15,13 +15,17 @@ from typing import Any
 import numpy as np
 import torch
 from answers import Answer, Clock, Emit, Method, Problem
-from network import loss
-from sets import DataSet
+from dataset import DataSet
+from network import build, epochs, loss
+from sklearn.linear_model import LogisticRegression, lasso_path
+from sklearn.svm import l1_min_c
 from torch import Tensor, nn
 
 REPEATS = 5  # of a permutation
 STG_LAMBDAS, STG_EPOCHS = (0.1, 1.0, 10.0, 100.0), 3000  # the first is its README's
 TP_REGS, TP_EPOCHS = (1e-4, 1e-3, 1e-2), 50  # the first is its default
+FOLDS = 5  # of LassoNet's cross-validation, its default
+SHARE_LEFT, BACKWARD_EPOCHS = 0.75, 5
 
 Predict = Callable[[np.ndarray], np.ndarray]
 
@@ -39,14 +43,8 @@ def lassonet(problem: Problem, emit: Emit) -> None:
     from lassonet import LassoNetClassifier, LassoNetRegressor
 
     data, todo, last = problem.data, sorted(problem.data.ks), np.zeros(len(problem.data.features))
-    grouped = any(len(columns) > 1 for _, columns in data.features)
-    made = (LassoNetRegressor if data.task == "regression" else LassoNetClassifier)(
-        hidden_dims=data.hidden,
-        groups=[list(columns) for _, columns in data.features] if grouped else None,
-        verbose=0,
-        torch_seed=problem.seed,
-        random_state=problem.seed,
-    )
+    kind = LassoNetRegressor if data.task == "regression" else LassoNetClassifier
+    made = kind(**_lassonet_settings(problem))
     clock = Clock()
 
     def watch(model: Any, _: object) -> None:
@@ -66,6 +64,55 @@ def lassonet(problem: Problem, emit: Emit) -> None:
 
     with contextlib.suppress(_Enough):
         made.path(data.train.x, data.train.y, X_val=data.valid.x, y_val=data.valid.y, callback=watch)
+
+
+def lassonet_cv(problem: Problem, emit: Emit) -> None:
+    """LassoNet's own cross-validation: of the points with at most k features the one it scores highest.
+
+    It chooses a strength without regard to k and ends its last path there. So that path is made once more
+    to the end, over training and validation rows as before, and the choice is made within each k.
+    Where no point has between 1 and k features, the answer is as in `lassonet`. Its model has seen the
+    validation rows, so that only its features count. Rows are shuffled and classes stratified: the
+    default folds are runs of neighbouring rows, of one class in many files.
+    """
+    from lassonet import LassoNetClassifier, LassoNetClassifierCV, LassoNetRegressor, LassoNetRegressorCV
+    from sklearn.model_selection import KFold, StratifiedKFold
+
+    data = problem.data
+    regression = data.task == "regression"
+    folds = (KFold if regression else StratifiedKFold)(FOLDS, shuffle=True, random_state=problem.seed)
+    model = (LassoNetRegressorCV if regression else LassoNetClassifierCV)(
+        cv=folds, **_lassonet_settings(problem)
+    )
+    x = np.concatenate([data.train.x, data.valid.x])
+    y = np.concatenate([data.train.y, data.valid.y])
+    clock, norms = Clock(), []
+
+    def watch(now: Any, _: object) -> None:
+        norms.append(by_feature(data, (now.model.skip.weight.detach().numpy() ** 2).sum(0)))
+
+    model.path(x, y, return_state_dicts=False)
+    plain = LassoNetRegressor if regression else LassoNetClassifier
+    plain.path(model, x, y, lambda_seq=model.lambdas_, callback=watch)
+    scores = model.interp_scores_.mean(axis=1)
+    points = [(n, score) for n, score in zip(norms[1:], scores, strict=False) if n.any()]  # [0] is dense
+    for k in data.ks:
+        small = [(score, n) for n, score in points if np.count_nonzero(n) <= k]
+        chosen = max(small, key=lambda point: point[0])[1] if small else points[-1][0]
+        emit(Answer(k, top(chosen, min(k, np.count_nonzero(chosen))), clock()))
+
+
+def _lassonet_settings(problem: Problem) -> dict[str, Any]:
+    """Its defaults, with the set's hidden layers, and `groups` for features of several columns."""
+    data = problem.data
+    grouped = any(len(columns) > 1 for _, columns in data.features)
+    return {
+        "hidden_dims": data.hidden,
+        "groups": [list(columns) for _, columns in data.features] if grouped else None,
+        "verbose": 0,
+        "torch_seed": problem.seed,
+        "random_state": problem.seed,
+    }
 
 
 def stochastic_gates(problem: Problem, emit: Emit) -> None:
@@ -225,9 +272,6 @@ def linear(problem: Problem, emit: Emit) -> None:
 
 
 def _logistic(data: DataSet, seed: int) -> Iterator[tuple[np.ndarray, Predict]]:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.svm import l1_min_c
-
     warnings.filterwarnings("ignore")  # points that did not converge within max_iter
     model = LogisticRegression(
         l1_ratio=1.0, solver="saga", tol=1e-3, max_iter=300, warm_start=True, random_state=seed
@@ -240,8 +284,6 @@ def _logistic(data: DataSet, seed: int) -> Iterator[tuple[np.ndarray, Predict]]:
 
 
 def _lasso(data: DataSet) -> Iterator[tuple[np.ndarray, Predict]]:
-    from sklearn.linear_model import lasso_path
-
     _, coefficients, _ = lasso_path(data.train.x, data.train.y)  # both centred on the training rows
     for w in coefficients.T:
         yield w[None], lambda x, w=w: x @ w
@@ -261,23 +303,86 @@ def magnitude(problem: Problem, emit: Emit) -> None:
 
 
 def permutation(problem: Problem, emit: Emit) -> None:
-    """Rise of the validation loss when a feature's columns are shuffled together, mean of 5 shuffles.
+    """Rise of the validation loss when a feature's columns are shuffled together, mean of 5 shuffles."""
+    clock, generator = Clock(), torch.Generator().manual_seed(problem.seed)
+    everything = range(len(problem.data.features))
+    rank(problem, emit, loss_rise(problem.network, problem.data, everything, generator), clock)
+
+
+def backward(problem: Problem, emit: Emit) -> None:
+    """Backward elimination by permutation importance: a quarter goes, five epochs of refit, and again.
+
+    Every k is stopped at on the way, so that one run answers all of them.
+    """
+    data, todo, clock = problem.data, sorted(problem.data.ks), Clock()
+    generator = torch.Generator().manual_seed(problem.seed)
+    network, kept = problem.network, list(range(len(data.features)))
+    while todo:
+        rise = loss_rise(network, data, kept, generator)
+        count = max(todo[-1], min(len(kept) - 1, int(len(kept) * SHARE_LEFT)))
+        left = [kept[i] for i in top(rise, count)]
+        if count == todo[-1]:
+            emit(Answer(todo.pop(), tuple(left), clock()))
+        network, kept = narrowed(network, data, kept, left), left
+        for _ in epochs(network, data, data.columns(kept), problem.seed, BACKWARD_EPOCHS):
+            pass
+        network.eval()
+
+
+def narrowed(network: nn.Module, data: DataSet, kept: Sequence[int], left: Sequence[int]) -> nn.Module:
+    """A copy of a network over the kept features' columns that reads those of the left ones only."""
+    columns, stay = data.columns(kept), set(data.columns(left))
+    state = dict(network.state_dict())
+    state["0.weight"] = state["0.weight"][:, [i for i, column in enumerate(columns) if column in stay]]
+    narrow = build(len(stay), data.hidden, data.outputs)
+    narrow.load_state_dict(state)
+    return narrow
+
+
+def loss_rise(
+    network: nn.Module, data: DataSet, kept: Sequence[int], generator: torch.Generator
+) -> np.ndarray:
+    """Rise of the validation loss, summed over 5 shuffles of each kept feature's columns together.
 
     The first layer is linear, so what a shuffle changes is added to its sums: the same figure, sooner.
     """
-    clock = Clock()
-    data, generator = problem.data, torch.Generator().manual_seed(problem.seed)
-    x, y = torch.from_numpy(data.valid.x), torch.from_numpy(data.valid.y)
-    first, rest = problem.network[0], problem.network[1:]
-    rise = np.zeros(len(data.features))
+    columns = {column: i for i, column in enumerate(data.columns(kept))}
+    x, y = torch.from_numpy(data.valid.x[:, list(columns)]), torch.from_numpy(data.valid.y)
+    first, rest = network[0], network[1:]
+    rise = np.zeros(len(kept))
     with torch.no_grad():
         sums = first(x)
-        for feature, (_, columns) in enumerate(data.features):
-            part, weight = x[:, columns], first.weight[:, columns].T
+        for i, feature in enumerate(kept):
+            own = [columns[column] for column in data.features[feature][1]]
+            part, weight = x[:, own], first.weight[:, own].T
             for _ in range(REPEATS):
                 shuffled = part[torch.randperm(len(x), generator=generator)]
-                rise[feature] += float(loss(rest(sums + (shuffled - part) @ weight), y, data.task))
-    rank(problem, emit, rise, clock)
+                rise[i] += float(loss(rest(sums + (shuffled - part) @ weight), y, data.task))
+    return rise
+
+
+def gradients(problem: Problem, emit: Emit) -> None:
+    """captum: integrated gradients and GradientSHAP of the validation rows' outputs, two candidates.
+
+    Integrated gradients start from the mean row, GradientSHAP from training rows. The output is the logit
+    of the row's own class (or the value); a feature's columns are added up, then the mean of the
+    magnitudes over the rows ranks it.
+    """
+    from captum.attr import GradientShap, IntegratedGradients
+
+    data, clock = problem.data, Clock()
+    x, labels = torch.from_numpy(data.valid.x), torch.from_numpy(data.valid.y)
+    target = labels if data.task == "multiclass" else 0
+    torch.manual_seed(problem.seed)
+    np.random.seed(problem.seed)  # GradientSHAP draws from the global generator
+    smooth = GradientShap(problem.network)
+    for attributions in (
+        IntegratedGradients(problem.network).attribute(x, target=target, internal_batch_size=4096),
+        smooth.attribute(x, torch.from_numpy(data.train.x), n_samples=20, target=target),
+    ):
+        found = attributions.detach().numpy()
+        parts = [np.abs(found[:, list(columns)].sum(1)).mean() for _, columns in data.features]
+        rank(problem, emit, np.array(parts), clock)
 
 
 def rank(problem: Problem, emit: Emit, importance: np.ndarray, clock: Clock) -> None:
@@ -311,8 +416,11 @@ def first_weight(problem: Problem) -> Tensor:
 
 PEERS: dict[str, Method] = {
     "lassonet": lassonet,
+    "lassonet-cv": lassonet_cv,
     "stg": stochastic_gates,
     "torch-pruning": sparse_training,
+    "backward": backward,
+    "captum": gradients,
     "l1": linear,
     "permutation": permutation,
     "magnitude": magnitude,

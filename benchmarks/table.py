@@ -13,13 +13,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import comparison
+
 Record = dict[str, Any]
-_LEAST_SEEDS = 3
 Row = list[str]
 
 
 def show(content: dict[str, Any]) -> None:
     """Print what a results file says."""
+    from sets import HELD_OUT
+
     records = content["records"]
     machine = content["machine"]
     print(f"{machine['cpu']}, {machine['cores']} cores; limit {content['limit']:.0f} s; one thread each")
@@ -29,11 +32,53 @@ def show(content: dict[str, Any]) -> None:
         metric = next((r["metric"] for r in of_set if "metric" in r), "")
         print(f"{name}: {metric} on test rows, mean ± standard error (standard deviation) over seeds")
         print(aligned(_methods(of_set)), end="\n\n")
-    print("glprune against the best peer (by mean); difference in standard errors of the paired difference")
-    print(aligned(_summary(records)), end="\n\n")
-    print("glprune against each peer: of how many k on how many sets it is ahead, level or behind by one")
-    print("standard error of the paired difference over at least three seeds")
-    print(aligned(_against(records)))
+    for role, chosen in (
+        ("Development sets", [r for r in records if r["set"] not in HELD_OUT]),
+        ("Held-out sets", [r for r in records if r["set"] in HELD_OUT]),
+    ):
+        if chosen:
+            print(f"{role}: {len({r['set'] for r in chosen})}\n")
+            _show_role(chosen)
+    for commit, names in content.get("looks", {}).items():
+        print(f"glprune at {commit} was run on {len(names)} held-out sets: {', '.join(names)}")
+
+
+def _show_role(records: Sequence[Record]) -> None:
+    """Print the tables over all sets of a role."""
+    commits = sorted({r["commit"] for r in records if "commit" in r})
+    print(f"glprune at {', '.join(commits) or 'no recorded commit'}\n")
+    _show_table(
+        "glprune against the best peer (by mean); difference in standard errors of the paired difference",
+        _summary(records),
+    )
+    _show_ranks(records)
+    _show_table(
+        "glprune against each peer: sets ahead, level, behind by a standard error of the paired difference\n"
+        "over seeds; mean difference over sets, its 95 % interval (bootstrap over sets, then seeds), p of\n"
+        "Wilcoxon's test over sets after Holm; then (set, k) with at least three seeds ahead, level, behind",
+        _against(records),
+    )
+    _show_table("Recall of the features that matter: mean (least) over answers", _recall(records))
+    _show_table("Processor time over LassoNet's, by (set, k)", _time(records))
+
+
+def _show_table(title: str, rows: Sequence[Row]) -> None:
+    """Print a table that has more than its header."""
+    if len(rows) > 1:
+        print(f"{title}\n{aligned(rows)}\n")
+
+
+def _show_ranks(records: Sequence[Record]) -> None:
+    found = comparison.ranks(records)
+    if found is None:
+        print("Mean ranks: too few sets or methods\n")
+        return
+    print(f"Mean ranks over {found.sets} sets (Friedman p = {found.p:.2g}); below a difference of")
+    print(f"{found.critical:.2f} two methods are not told apart (Nemenyi, 5 %, all pairs at once)")
+    pairs = zip(found.methods, found.means, strict=True)
+    best = found.means[0]
+    rows = [[m, f"{mean:.2f}", "" if mean - best < found.critical else "worse"] for m, mean in pairs]
+    print(aligned([["method", "mean rank", "than the first"], *rows]), end="\n\n")
 
 
 def _methods(records: Sequence[Record]) -> list[Row]:
@@ -120,22 +165,51 @@ def _summary(records: Sequence[Record]) -> list[Row]:
 
 
 def _against(records: Sequence[Record]) -> list[Row]:
-    """How often glprune is ahead of each peer, level with it or behind."""
-    done = [r for r in records if r["status"] == "done"]
-    places = list(dict.fromkeys((r["set"], r["k"]) for r in done))
-    rows = [["peer", "compared", "ahead", "level", "behind", "behind at"]]
-    for peer in dict.fromkeys(r["method"] for r in done if r["method"] not in ("glprune", "network")):
-        found = {}
-        for name, k in places:
-            at = [r for r in done if (r["set"], r["k"]) == (name, k)]
-            ours, theirs = _by_seed(at, "glprune"), _by_seed(at, peer)
-            gaps = [ours[s]["test"] - theirs[s]["test"] for s in ours if s in theirs]
-            if len(gaps) >= _LEAST_SEEDS:
-                found[f"{name} {k}"] = (statistics.fmean(gaps), standard_error(gaps))
-        ahead = sum(gap > error for gap, error in found.values())
-        behind = [place for place, (gap, error) in found.items() if gap < -error]
-        level = len(found) - ahead - len(behind)
-        rows.append([peer, str(len(found)), str(ahead), str(level), str(len(behind)), ", ".join(behind)])
+    """glprune against each peer, over sets and over numbers of features."""
+    header = ["peer", "sets", "ahead", "level", "behind", "difference", "95 % interval", "p"]
+    peers = dict.fromkeys(r["method"] for r in records if r["method"] not in ("glprune", "network"))
+    gaps = {peer: comparison.gaps(records, "glprune", peer) for peer in peers}
+    gaps = {peer: found for peer, found in gaps.items() if found}
+    ps = comparison.holm([comparison.signed_rank(found) for found in gaps.values()])
+    rows = [[*header, "cells", "ahead", "level", "behind", "behind at"]]
+    for (peer, found), p in zip(gaps.items(), ps, strict=True):
+        ahead, level, behind = (str(len(names)) for names in comparison.verdicts(found))
+        mean, low, high = comparison.pooled(found)
+        row = [peer, str(len(found)), ahead, level, behind, f"{mean:+.4f}", f"{low:+.4f} to {high:+.4f}"]
+        rows.append([*row, f"{p:.2g}", *_cells(records, peer)])
+    return rows
+
+
+def _cells(records: Sequence[Record], peer: str) -> Row:
+    """How often glprune is ahead of a peer, level with it or behind at a number of features of a set."""
+    found = {}
+    for name, k in dict.fromkeys((r["set"], r["k"]) for r in records):
+        at = [r for r in records if (r["set"], r["k"]) == (name, k)]
+        (by_seed,) = comparison.gaps(at, "glprune", peer).values() or ({},)
+        if len(by_seed) >= comparison.LEAST_SEEDS:
+            found[f"{name} {k}"] = by_seed
+    ahead, level, behind = comparison.verdicts(found)
+    return [str(len(found)), str(len(ahead)), str(len(level)), str(len(behind)), ", ".join(behind)]
+
+
+def _recall(records: Sequence[Record]) -> list[Row]:
+    found = comparison.recalls(records)
+    names = list(dict.fromkeys(name for by_set in found.values() for name in by_set))
+    rows = [["method", *names]]
+    for method, by_set in found.items():
+        shown = (by_set.get(name, []) for name in names)
+        rows.append([method, *(f"{statistics.fmean(v):.2f} ({min(v):.2f})" if v else "-" for v in shown)])
+    return rows
+
+
+def _time(records: Sequence[Record]) -> list[Row]:
+    rows = [["glprune's", "cells", "median", "worst", "worst at"]]
+    for label, clock in (("search", "search_seconds"), ("whole run", "cpu_seconds")):
+        ratios = comparison.time_ratios(records, "glprune", clock, "lassonet")
+        if ratios:
+            name, k = max(ratios, key=lambda place: ratios[place])
+            numbers = statistics.median(ratios.values()), ratios[name, k]
+            rows.append([label, str(len(ratios)), *(f"{n:.2f}" for n in numbers), f"{name} {k}"])
     return rows
 
 

@@ -1,7 +1,4 @@
-"""One process of the benchmark: train a network, run a method, or refit its answers.
-
-Run by features.py: python benchmarks/worker.py network|answer|refit SET SEED METHOD FOLDER LIMIT
-"""
+"""The steps of the benchmark, a process of features.py each: train a network, run a method, refit answers."""
 
 from __future__ import annotations
 
@@ -9,18 +6,20 @@ import json
 import math
 import pickle
 import resource
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo  # an optimizer's first step imports it: a second that is no part of a method
 from answers import Answer, Clock, Method, Problem
+from dataset import DataSet
 from network import both, build, refits, score, train
-from sets import SETS, DataSet
+from sets import SETS
 
-TRAINED = {"glprune", "torch-pruning", "permutation", "magnitude"}  # start from the trained network
+# methods that start from the trained network
+TRAINED = {"glprune", "torch-pruning", "backward", "captum", "permutation", "magnitude"}
 
 
 def network(data: DataSet, seed: int, folder: Path) -> None:
@@ -38,7 +37,7 @@ def network(data: DataSet, seed: int, folder: Path) -> None:
         "cpu_seconds": seconds[1],
         "memory_mb": memory(),
     }
-    write(folder / "network.json", {"record": facts, "ks": data.ks})
+    write(folder / "network.json", {"record": facts, "ks": data.ks, "seeds": data.seeds})
 
 
 def answer(data: DataSet, seed: int, method: str, folder: Path) -> None:
@@ -146,18 +145,13 @@ def write(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
-def main() -> None:
-    step, name, number, method, place, limit = sys.argv[1:]
-    if float(limit):  # processor time: a busy machine robs nobody; the kernel ends the process
-        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(float(limit)), resource.RLIM_INFINITY))
+def work(step: str, name: str, seed: int, method: str, folder: Path, limit: float) -> None:
+    """Do one step; `limit` is in seconds of processor time, 0 for none."""
+    if limit:  # processor time: a busy machine robs nobody; the kernel ends the process
+        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(limit), resource.RLIM_INFINITY))
     torch.set_num_threads(1)
-    seed, folder = int(number), Path(place)
     data = SETS[name](seed)
     if step == "network":
         network(data, seed, folder)
     else:
         (answer if step == "answer" else refit)(data, seed, method, folder)
-
-
-if __name__ == "__main__":
-    main()

@@ -445,14 +445,14 @@ RECIPES = [
         "unknown key",
         RUN,
         2,
-        "recipe.yaml:10: trian is not a key. Did you mean 'train'? Keys: version, task, model, data, penalty, target, train, refit, export, stability, workers, policy, report, allow_inexact, seed, threads.",
+        "recipe.yaml:10: trian is not a key. Did you mean 'train'? Keys: version, task, model, data, penalty, target, search, train, refit, export, stability, workers, policy, report, allow_inexact, seed, threads.",
         appended("trian: {}\n"),
     ),
     Bad(
         "unknown key that could steer a terminal",
         RUN,
         2,
-        "recipe.yaml:10: \\u001b]0;x is not a key. Keys: version, task, model, data, penalty, target, train, refit, export, stability, workers, policy, report, allow_inexact, seed, threads.",
+        "recipe.yaml:10: \\u001b]0;x is not a key. Keys: version, task, model, data, penalty, target, search, train, refit, export, stability, workers, policy, report, allow_inexact, seed, threads.",
         appended('"\\e]0;x": {}\n'),
     ),
     Bad(

@@ -116,6 +116,7 @@ class Examples(dict):
     _MODELS: ClassVar = {
         "german_credit": "german_credit",
         "german_credit_policy": "german_credit",
+        "german_credit_sources": "german_credit",
         "mnist": "mnist",
     }
 

@@ -15,12 +15,12 @@ from glprune.model.validation_score import ValidationScore, score_output
 from glprune.runtime.events import Listener, Progress, Stage
 from glprune.schema.metrics import HIGHER_IS_BETTER, RANGES
 from glprune.schema.report import Frontier, FrontierPoint, Interval
-from glprune.search.portfolio import best_point, shipping_rule
+from glprune.search.portfolio.frontier import best_point, shipping_rule
 
 if TYPE_CHECKING:
     from glprune.export.shipped_model import ShippedModel
     from glprune.search.job import Job
-    from glprune.search.portfolio import FrontierPoint as FoundPoint
+    from glprune.search.portfolio.frontier import FrontierPoint as FoundPoint
     from glprune.search.search import SearchResult
 
 _NORMAL_QUANTILE = 1.96  # of a 95 % interval

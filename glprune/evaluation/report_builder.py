@@ -27,6 +27,7 @@ from glprune.evaluation.policy_report import (
 )
 from glprune.export.signature import shipped_inputs, shipped_outputs
 from glprune.model.task import improvement
+from glprune.model.validation_score import standard_error
 from glprune.pruning.groups import GroupSet, TensorDict, group_norms, group_sizes, sliced
 from glprune.pruning.verification import TOLERANCE
 from glprune.schema import bundle as bundles
@@ -40,6 +41,7 @@ from glprune.schema.report import (
     DropCosts,
     Export,
     Feature,
+    FeatureGroup,
     Frontier,
     HiddenLayer,
     LrHalvings,
@@ -56,10 +58,14 @@ from glprune.schema.report import (
     SplitFacts,
     Stability,
     Timing,
+    ValidationFigures,
 )
+from glprune.search.outcome import kept_names
 from glprune.search.path_point import path_record
-from glprune.search.portfolio import shipping_rule
+from glprune.search.portfolio.candidates import mean_gain
+from glprune.search.portfolio.frontier import shipping_rule
 from glprune.search.refit import distill_share
+from glprune.training.feature_groups import members
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,7 +74,7 @@ if TYPE_CHECKING:
     from glprune.pruning.removal import RemovalResult
     from glprune.schema.recipe import MaxDrop
     from glprune.search.job import Job
-    from glprune.search.portfolio import Candidate, Competition
+    from glprune.search.portfolio.candidates import Scores
     from glprune.search.search import SearchResult
     from glprune.search.stage import StageResult
 
@@ -146,7 +152,7 @@ def make_report(outcome: RunResults) -> Report:
         data=_data(job),
         features=_features(outcome),
         hidden=_hidden(outcome),
-        penalty=_penalty(recipe.penalty),
+        penalty=_penalty(recipe.penalty, outcome),
         path=_path(outcome),
         stages=[_stage(number, stage) for number, stage in enumerate(chosen.stages, 1)],
         selection=_selection(outcome),
@@ -189,32 +195,36 @@ def _comparison(outcome: RunResults) -> Comparison | None:
     if found is None:
         return None
     names = [feature.name for feature in outcome.job.data.features]
-    lead = found.lead
+    lead, path = found.lead, found.candidates[0]
     return Comparison(
         folds=found.folds,
         repeats=found.repeats,
-        rows=found.rows,
+        rows=len(path.valid.influences),
+        fold_rows=sum(len(score.influences) for score in path.folds) // found.repeats,
         rule=found.rule,
         lead=lead.mean if lead else None,
         lead_standard_error=lead.standard_error if lead else None,
         candidates=[
-            _candidate(candidate, found, [name for name in names if name in candidate.kept])
+            CandidateFacts(
+                found_by=candidate.name,
+                features=[name for name in names if name in candidate.kept],
+                valid=_figures((candidate.valid,), (path.valid,)),
+                cross_validation=_figures(candidate.folds, path.folds) if candidate.folds else None,
+                chosen=candidate is found.best,
+            )
             for candidate in found.candidates
         ],
     )
 
 
-def _candidate(candidate: Candidate, found: Competition, features: list[str]) -> CandidateFacts:
-    gain = candidate.gain_over(found.candidates[0])
-    return CandidateFacts(
-        found_by=candidate.name,
-        features=features,
-        metric=candidate.metric,
-        standard_error=candidate.standard_error,
-        loss=candidate.loss,
+def _figures(scores: Scores, path: Scores) -> ValidationFigures:
+    gain = mean_gain(scores, path)
+    return ValidationFigures(
+        metric=sum(score.value for score in scores) / len(scores),
+        standard_error=standard_error(torch.cat([score.influences for score in scores])),
+        loss=sum(score.loss for score in scores) / len(scores),
         gain=gain.mean,
         gain_standard_error=gain.standard_error,
-        chosen=candidate is found.best,
     )
 
 
@@ -236,9 +246,15 @@ def _not_measured(outcome: RunResults) -> list[str]:
     return not_measured(outcome.job, outcome.proxies, [*without_labels, *sentences])
 
 
-def _penalty(spec: PenaltySpec) -> PenaltyFacts:
+def _penalty(spec: PenaltySpec, outcome: RunResults) -> PenaltyFacts:
+    kept = set(kept_names(outcome.chosen.outcomes))
+    found = members(spec.groups, [feature.name for feature in outcome.job.data.features])
     return PenaltyFacts(
         kind=spec.kind,
+        groups=[
+            FeatureGroup(name=name, features=features, kept=[f for f in features if f in kept])
+            for name, features in found.items()
+        ],
         plugin=spec.plugin,
         weights=spec.weights,
         l1_ratio=spec.l1_share if spec.kind == "sparse_group_lasso" else None,

@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from glprune.pruning.units import GroupKind, TensorAxis, UnitSet
 
 TensorDict = Mapping[str, Tensor]
-_MIN_RELATIVE_SIZE = (
-    1e-4  # of the largest: a group that is already zero gets a large penalty weight, not an infinite one
-)
+# of the largest: a group of no importance gets a large penalty weight, not an infinite one
+_MIN_RELATIVE_IMPORTANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -120,30 +119,34 @@ def group_sizes(state: TensorDict, groups: GroupSet) -> Tensor:
     return total.long()
 
 
-def penalty_weights(state: TensorDict, groups: GroupSet, strength: float, adaptive: bool = False) -> Tensor:
+def root_mean_squares(state: TensorDict, groups: GroupSet) -> Tensor:
+    """Return the root mean square of each group's weights, shape (n_groups,), float64."""
+    return group_norms(state, groups) / group_sizes(state, groups).double().sqrt().clamp(min=1.0)
+
+
+def penalty_weights(
+    state: TensorDict, groups: GroupSet, strength: float, importance: Tensor | None = None
+) -> Tensor:
     """Return the weight of each group in the penalty, shape (n_groups,), float64.
 
-    ``strength * sqrt(p_g)``; an adaptive weight is divided by the root mean square of the group's trained
-    weights, so that a group shrinks relative to its trained size and weak groups are removed first.
+    ``strength * sqrt(p_g)``; an adaptive weight is divided by the group's importance, so that groups that
+    matter little are removed first.
 
     Args:
         state: The trained network's tensors.
         groups: The groups.
         strength: Factor of all of them.
-        adaptive: Divide by the root mean square of the trained weights.
+        importance: Importance of each group, shape (n_groups,), >= 0; None: all are alike.
 
     References:
         Yuan and Lin (2006), J. R. Stat. Soc. B 68(1), 49-67; adaptive: Wang and Leng (2008), "A note
-        on adaptive group lasso", Comput. Stat. Data Anal. 52, 5277-5286.
+        on adaptive group lasso", Comput. Stat. Data Anal. 52, 5277-5286, where the importance is the norm of
+        the group's trained weights.
     """
     root = group_sizes(state, groups).double().sqrt()
-    if not adaptive:
+    if importance is None or not bool(importance.any()):  # where all are zero none matters less than another
         return strength * root
-    size = group_norms(state, groups) / root.clamp(min=1.0)
-    if not bool(size.any()):  # where all groups are zero none is weaker than another
-        return strength * root
-    smallest = size.max() * _MIN_RELATIVE_SIZE
-    return strength * root / torch.maximum(size, smallest)
+    return strength * root / importance.clamp(min=float(importance.max()) * _MIN_RELATIVE_IMPORTANCE)
 
 
 def support(state: TensorDict, groups: GroupSet) -> Tensor:

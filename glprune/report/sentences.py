@@ -219,11 +219,26 @@ def penalty_sentence(penalty: PenaltyFacts) -> str:
         f"{100 * (penalty.l1_ratio or 0):.3g} % of its strength, single weights of the other groups",
         "group_mcp": "a group MCP penalty, which shrinks whole groups to zero and stops shrinking a group "
         f"whose norm is at least {penalty.gamma or 0:.3g} times its trained one",
+        "tree_group_lasso": "a tree-structured group LASSO penalty, which shrinks features and nested "
+        f"sets of features to zero ({_groups(penalty)})",
+        "latent_group_lasso": "a latent group LASSO penalty, which keeps a union of overlapping sets of "
+        f"features ({_groups(penalty)})",
         "plugin": f"the plugin penalty {penalty.plugin!r}, whose proximal operator and residuals were "
         "checked against its values on random numbers before training",
     }[penalty.kind]
-    weak = "; it shrinks groups more that were weak in the trained network" * (penalty.weights == "adaptive")
-    return f"The network was fine-tuned with {what}{weak}"
+    least = {
+        "size": "",
+        "adaptive": "; it shrinks groups more that were weak in the trained network",
+        "fisher": "; it shrinks groups more whose Fisher information was small",
+        "taylor": "; it shrinks groups more whose removal changed the training loss little to first order",
+        "ablation": "; it shrinks groups more whose removal raised the training loss little",
+    }[penalty.weights]
+    return f"The network was fine-tuned with {what}{least}"
+
+
+def _groups(penalty: PenaltyFacts) -> str:
+    """State how many features each set keeps."""
+    return ", ".join(f"{g.name}: {len(g.kept)} of {len(g.features)} kept" for g in penalty.groups)
 
 
 def comparison_sentence(selection: Selection) -> str:
@@ -231,16 +246,17 @@ def comparison_sentence(selection: Selection) -> str:
     comparison = selection.comparison
     assert comparison is not None  # the caller has looked
     times = f", {comparison.repeats} times at random" if comparison.repeats > 1 else ""
-    where = (
-        f"in {comparison.folds}-fold cross-validation of the {thousands(comparison.rows)} training and "
-        f"validation rows{times}"
-        if comparison.folds > 1
-        else f"on the {thousands(comparison.rows)} validation rows"
+    folds = (
+        f", and the best two in {comparison.folds}-fold cross-validation of the "
+        f"{thousands(comparison.fold_rows)} training and validation rows{times}"
+        if comparison.fold_rows
+        else ""
     )
     return (
-        f"Sets of features were found in several ways, refitted briefly and compared {where}. Rule of the "
-        f"choice: {comparison.rule}. {_lead_sentence(comparison)} The figures are somewhat too good, since "
-        "the same rows chose the sets."
+        "Sets of features were found in several ways, refitted briefly and compared on the "
+        f"{thousands(comparison.rows)} validation rows{folds}. Figures are given with one standard error. "
+        f"Rule of the choice: {comparison.rule}. {_lead_sentence(comparison)} The figures are somewhat too "
+        "good, since the same rows chose the sets."
     )
 
 

@@ -37,10 +37,12 @@ __all__ = [
     "Budget",
     "DataSpec",
     "ExportSpec",
+    "GroupWeights",
     "HiddenStrength",
     "InputSpec",
     "MaxDrop",
     "ModelSpec",
+    "PenaltyKind",
     "PenaltySpec",
     "PolicySpec",
     "Recipe",
@@ -68,6 +70,10 @@ _PERCENT = r"^(100(\.0+)?|\d?[1-9](\.\d+)?|[1-9]0(\.\d+)?|00?\.0*[1-9]\d*)\s?%$"
 Budget = Annotated[str, StringConstraints(pattern=_PERCENT)] | Positive
 ExporterChoice = Literal["auto", "dynamo", "torchscript"]
 BatchSize = Annotated[int, Field(ge=1)] | Literal["all"]
+PenaltyKind = Literal[
+    "group_lasso", "sparse_group_lasso", "group_mcp", "tree_group_lasso", "latent_group_lasso", "plugin"
+]
+GroupWeights = Literal["size", "adaptive", "fisher", "taylor", "ablation"]
 Sizes = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1, max_length=50)]
 BATCH_LABEL = "batch"
 """Label of the axis of rows in an ONNX file; no axis of ``export.dynamic_axes`` may have it."""
@@ -297,11 +303,19 @@ class PenaltySpec(Section):
 
     rules = recipe_rules.PENALTY_RULES
 
-    kind: Literal["group_lasso", "sparse_group_lasso", "group_mcp", "plugin"] = Field(
+    kind: PenaltyKind = Field(
         "group_lasso",
         description="group_lasso: removes whole groups. sparse_group_lasso: also sets single weights "
         "within groups to zero. group_mcp: removes whole groups and shrinks the kept ones less (minimax "
-        "concave penalty). plugin: the penalty that `plugin` names.",
+        "concave penalty). tree_group_lasso: also removes the nested sets of features in `groups` as wholes. "
+        "latent_group_lasso: keeps a union of the overlapping sets in `groups`. plugin: the penalty that "
+        "`plugin` names.",
+    )
+    groups: dict[Text, Names] = Field(
+        default_factory=dict,
+        description="tree_group_lasso and latent_group_lasso: name -> its features, by name or pattern, and "
+        "other groups. Features remain what is kept or removed. For a tree, every two groups are disjoint "
+        "or one holds the other. A feature in no group is penalised alone.",
     )
     plugin: Text | None = Field(
         None,
@@ -326,11 +340,14 @@ class PenaltySpec(Section):
         default_factory=Strength, description="Penalty on input features; null: none is removed."
     )
     hidden: HiddenStrength | None = Field(None, description="Penalty on hidden units; null: none is removed.")
-    weights: Literal["size", "adaptive"] = Field(
+    weights: GroupWeights = Field(
         "adaptive",
-        description="Weight of each group in the penalty. size: strength * sqrt(size of the group). "
-        "adaptive: the same, divided by the root mean square of the group's weights at the start of the "
-        "stage, so that weak groups are removed first (adaptive group LASSO).",
+        description="Weight of each group in the penalty: strength * sqrt(size of the group), divided by the "
+        "group's importance where the stage starts, so that groups that matter little are removed first "
+        "(adaptive group LASSO). size: all groups are alike. adaptive: root mean square of the group's "
+        "weights. fisher, taylor: change of the training loss without the group, estimated from gradients "
+        "(Fisher information, first-order Taylor expansion). ablation: the same, measured by setting one "
+        "group after another to zero.",
     )
 
     input_strengths: Annotated[list[Factor], Field(min_length=1)] = Field(
@@ -710,7 +727,8 @@ class Recipe(Section):
     search: Literal["portfolio", "path"] = Field(
         "portfolio",
         description="How the features are found. path: by the regularisation path alone. portfolio: also in "
-        "other ways, of which the best on validation rows is kept (for target.max_features).",
+        "other ways; a set that is clearly better on validation rows replaces the path's (for "
+        "target.max_features, where inputs and hidden units are not penalised along one path).",
     )
     train: TrainSpec = Field(default_factory=TrainSpec)
     refit: RefitSpec = Field(default_factory=RefitSpec)

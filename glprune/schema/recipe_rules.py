@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from glprune.schema.metrics import METRICS
@@ -157,6 +158,22 @@ DATA_RULES: tuple[Rule[DataSpec], ...] = (
     ),
 )
 
+_STRUCTURED = ("tree_group_lasso", "latent_group_lasso")
+
+
+def _cycle(penalty: PenaltySpec) -> str | None:
+    """Return a path from a group of features back to itself, in words."""
+    graph = {
+        name: [p for p in ([parts] if isinstance(parts, str) else parts) if p in penalty.groups]
+        for name, parts in penalty.groups.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return " <- ".join(error.args[1])
+    return None
+
+
 PENALTY_RULES: tuple[Rule[PenaltySpec], ...] = (
     Rule(
         "l1_ratio",
@@ -177,6 +194,22 @@ PENALTY_RULES: tuple[Rule[PenaltySpec], ...] = (
         "arguments",
         lambda s: s.arguments and s.plugin is None,
         "arguments are passed to plugin, which is not given; remove them",
+    ),
+    Rule(
+        "groups",
+        lambda s: s.groups and s.kind not in _STRUCTURED,
+        "groups belongs to kind: tree_group_lasso or latent_group_lasso; remove it",
+    ),
+    Rule(
+        "kind",
+        lambda s: not s.groups and s.kind in _STRUCTURED,
+        "kind: {section.kind} needs groups; list the features of each",
+    ),
+    Rule("groups", _cycle, "groups: {found} is a cycle; remove one of them"),
+    Rule(
+        "groups",
+        lambda s: s.groups and s.inputs is None,
+        "groups are groups of inputs, and inputs is null; remove one",
     ),
     Rule(
         "inputs",

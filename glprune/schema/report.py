@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from glprune.schema.recipe import GroupWeights, PenaltyKind
+
 GroupKind = Literal["input", "hidden"]
 DType = Literal["float32", "int64", "bool"]
 ProxySource = Literal["kept inputs", "removed inputs", "score"]
@@ -151,17 +153,29 @@ class HiddenLayer(Record):
     refused: str | None = Field(description="operation that forbids the removal of these units, or null")
 
 
+class FeatureGroup(Record):
+    """A set of features that the penalty removes as one, by ``penalty.groups``."""
+
+    name: str = Field(description="name of the group in the recipe")
+    features: list[str] = Field(description="its features, those of groups inside it among them")
+    kept: list[str] = Field(description="those of them that the shipped model reads")
+
+
 class PenaltyFacts(Record):
     """The penalty of the path, with its defaults."""
 
-    kind: Literal["group_lasso", "sparse_group_lasso", "group_mcp", "plugin"] = Field(
-        description="which penalty was used",
+    kind: PenaltyKind = Field(description="which penalty was used")
+    groups: list[FeatureGroup] = Field(
+        default_factory=list,
+        description="sets of features of the tree and the latent group LASSO; empty for other penalties",
     )
     plugin: str | None = Field(None, description="name of the plugin; null for glprune's own penalties")
-    weights: Literal["size", "adaptive"] = Field(
+    weights: GroupWeights = Field(
         description=(
-            "weights of the groups: `size`: the square root of the size of the group; `adaptive`: that "
-            "divided by the root mean square of the group's weights where the stage starts"
+            "weights of the groups: `size`: the square root of the size of the group; the others: that "
+            "divided by the group's importance where the stage starts, which is the root mean square of its "
+            "weights (`adaptive`) or how the training loss changes without it, estimated from its Fisher "
+            "information (`fisher`) or to first order (`taylor`), or measured (`ablation`)"
         ),
     )
     l1_ratio: float | None = Field(
@@ -219,28 +233,38 @@ class SearchStage(Record):
     metric: float = Field(description="selection metric on the validation split after the stage's refit")
 
 
-class CandidateFacts(Record):
-    """A set of features of the target's size, and its validation figures after a brief refit."""
+class ValidationFigures(Record):
+    """Figures of a set of features on validation rows, after a brief refit."""
 
-    found_by: str = Field(description="how the set was found")
-    features: list[str] = Field(description="names of its features")
-    metric: float = Field(description="mean of the selection metric over the folds")
-    standard_error: float = Field(description="standard error of that mean, over the rows")
+    metric: float = Field(description="the selection metric; mean over the folds")
+    standard_error: float = Field(description="its standard error, over the rows")
     loss: float = Field(description="mean loss on the same rows")
     gain: float = Field(
-        description="how much better its metric is than that of the regularisation path's set; below 0 where "
+        description="how much better the metric is than that of the regularisation path's set; below 0 where "
         "it is worse"
     )
     gain_standard_error: float = Field(description="standard error of the gain, over paired rows")
+
+
+class CandidateFacts(Record):
+    """A set of features of the target's size."""
+
+    found_by: str = Field(description="how the set was found")
+    features: list[str] = Field(description="names of its features")
+    valid: ValidationFigures = Field(description="figures on the validation split")
+    cross_validation: ValidationFigures | None = Field(
+        description="figures on all folds; null where the set was not cross-validated"
+    )
     chosen: bool = Field(description="whether the shipped model keeps this set")
 
 
 class Comparison(Record):
     """The sets of features that were compared, and how."""
 
-    folds: int = Field(description="number of folds of training and validation rows; 1: the validation split")
+    folds: int = Field(description="number of folds of training and validation rows; 1: no cross-validation")
     repeats: int = Field(description="how often the rows were divided into folds")
-    rows: int = Field(description="rows that every set was scored on")
+    rows: int = Field(description="rows of the validation split")
+    fold_rows: int = Field(description="rows of all folds together; 0 where no set was cross-validated")
     rule: str = Field(description="rule by which one was chosen")
     lead: float | None = Field(
         description="how much better the chosen set is than the next best; null where there was one set"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from glprune.pruning.groups import GroupSet, penalty_weights
 from glprune.runtime.checkpoint import CheckpointLog
 from glprune.runtime.process_group import ALONE, ProcessGroup
 from glprune.search.policy import NO_RULES, Rules
+from glprune.training.importance import TrainedNetwork, group_importances
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -125,11 +127,21 @@ class Job:
 
     def weights(self, groups: GroupSet) -> Tensor:
         """Return the penalty weights of a set's groups, (n_groups,); 0 for features that must stay."""
-        adaptive = self.recipe.penalty.weights == "adaptive"
-        weights = penalty_weights(self.network.state_dict(), groups, self.strength(groups), adaptive)
+        importance = self.importances.get((groups.kind, groups.name))
+        weights = penalty_weights(self.network.state_dict(), groups, self.strength(groups), importance)
         if groups.kind == "input":
             weights[[label in self.rules.required for label in groups.labels]] = 0.0
         return weights
+
+    @functools.cached_property
+    def importances(self) -> dict[tuple[GroupKind, str], Tensor]:
+        """The importance of every group by ``penalty.weights``, shape (n_groups,), by kind and name."""
+        sets = [groups for groups in self.groups if not groups.units.refused and self.strength(groups) > 0]
+        trained = TrainedNetwork(
+            self.network, self.task, self.data.train, self.recipe.seed, self.process_group
+        )
+        found = group_importances(trained, sets, self.recipe.penalty.weights)
+        return {(g.kind, g.name): values for g, values in zip(sets, found, strict=True)}
 
     def strength(self, groups: GroupSet) -> float:
         """Return the strength of the penalty on a group set; 0 for a set that is not penalised."""

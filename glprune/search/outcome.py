@@ -103,7 +103,11 @@ def _after_path(outcomes: Outcomes, run: StageResult, number: int) -> Outcomes:
     """Update the records of the features that a stage penalised."""
     sets = run.job.input_groups
     labels = [label for g in sets for label in g.labels]
-    weights = [w for g in sets for w in run.job.weights(g).tolist()]
+    penalty_weights = [w for g in sets for w in run.job.weights(g).tolist()]
+    weights = [
+        0.0 if label in run.spec.unpenalised else weight
+        for label, weight in zip(labels, penalty_weights, strict=True)
+    ]
     refused = [bool(g.units.refused) for g in sets for _ in g.labels]
     norms_by_feature = zip(*(point.norms for point in run.points), strict=True)
     records = {outcome.feature: outcome for outcome in outcomes}

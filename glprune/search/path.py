@@ -8,17 +8,30 @@ References:
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from glprune.pruning.groups import GroupSet, group_norms, support
-from glprune.search.path_point import STATE, Point, TensorDict, load_point, save_point
+from glprune.search.path_point import (
+    STATE,
+    Checkpoint,
+    Point,
+    TensorDict,
+    add_prefix,
+    load_point,
+    save_point,
+    strip_prefix,
+)
 from glprune.training.objective import lambda_max
 
 if TYPE_CHECKING:
     from glprune.runtime.checkpoint import CheckpointLog
     from glprune.training.solver import PointSolver
 
+Support = Callable[[Point], bool]
+_ROUND_OFF = 1e-6
 RESTART_SCALE = 0.1
 """A path that overshoots with its first lambda starts again at this share of it."""
 
@@ -96,6 +109,70 @@ class RegularisationPath:
         polished = self._solve_or_resume("closing", lam, polish)
         self.replace_point(polished, point)
         return polished
+
+    def solve_until(self, lam: float, is_small: Support, fits: Support) -> tuple[Point | None, bool]:
+        """Train at one lambda from the present weights, no further than until the support is small enough.
+
+        A lambda that removes many groups removes them one after another, so that there is a point on the way
+        for almost every size.
+
+        Args:
+            lam: The lambda.
+            is_small: Ends the steps; is given the support, without loss, metric and weights.
+            fits: Whether a support is accepted; is given the same.
+
+        Returns:
+            The last accepted point, added to the path, and whether the steps were ended. Without an accepted
+            point the network has the weights of the last step, else those of the point.
+        """
+        key = {"lam": lam}
+        record = self.checkpoints.load_step("stopped", key)
+        if record is None:
+            values, tensors = self._solve_until(lam, is_small, fits)
+            solver_values, solver_tensors = self.solver.state_dict()
+            tensors |= solver_tensors
+            record = self.checkpoints.save_step("stopped", key, values | solver_values, tensors)
+        else:
+            tensors = self.checkpoints.weights(record)
+            self.solver.load_state_dict(record.values, tensors)
+        if not record.values["accepted"]:
+            self.objective.network.load_state_dict(strip_prefix(STATE, tensors))
+            return None, record.values["ended"]
+        point = load_point(record.values, tensors)
+        self.objective.network.load_state_dict(point.state)
+        for old in self.points[:-1]:
+            self._drop_weights(old)
+        self.points = sorted([*self.points, point], key=lambda p: p.lam)
+        self.on_point(point)
+        return point, record.values["ended"]
+
+    def _solve_until(self, lam: float, is_small: Support, fits: Support) -> Checkpoint:
+        network, accepted, ended = self.objective.network, TensorDict(), False
+
+        def is_done() -> bool:
+            nonlocal accepted, ended
+            found = self.outline(lam)
+            if fits(found):
+                accepted = {name: t.detach().clone() for name, t in network.state_dict().items()}
+            ended = is_small(found)
+            return ended
+
+        halvings = self.solver.solve(lam, polish=False, is_done=is_done)
+        if not accepted:
+            return {"accepted": False, "ended": ended}, add_prefix(STATE, dict(network.state_dict()))
+        network.load_state_dict(accepted)
+        values, tensors = save_point(self.measure(lam, halvings))
+        return values | {"accepted": True, "ended": ended}, tensors
+
+    def certify(self, point: Point) -> Point:
+        """Measure a point at the smallest lambda at which its zero groups are optimal, and replace it.
+
+        Steps that ended early may have set a group to zero that would have come back.
+        """
+        self.objective.network.load_state_dict(point.state)
+        certified = self.measure(point.lam * (1 + point.kkt_zero) * (1 + _ROUND_OFF), point.halvings)
+        self.replace_point(certified, point)
+        return certified
 
     def replace_point(self, point: Point, old: Point) -> None:
         """Add a point to the path in place of an old one, which the path need not have any more."""
@@ -190,21 +267,33 @@ class RegularisationPath:
     def measure(self, lam: float, halvings: int = 0) -> Point:
         """Measure the network as it is, as a point of some lambda."""
         loss, zero, active = self.objective.optimality(lam)
-        state = {name: t.detach().clone() for name, t in self.objective.network.state_dict().items()}
-        alive = [support(state, g) for g in self.inputs]
-        hidden = [support(state, g) for g in self.hidden]
-        return Point(
-            lam=lam,
+        return replace(
+            self.outline(lam),
             loss=loss,
             penalty=self.objective.penalty(lam),
             kkt_zero=zero,
             kkt_active=active,
-            features=sum(int(a.sum()) for a in alive),
-            columns=sum(int(a[g.group].sum()) for a, g in zip(alive, self.inputs, strict=True)),
-            hidden=sum(int(h.sum()) for h in hidden),
-            norms=tuple(float(n) for g in self.inputs for n in group_norms(state, g)),
-            alive=tuple(support(state, g) for g in self.groups),
             metric=self.metric(),
-            state=state,
+            state={name: t.detach().clone() for name, t in self.objective.network.state_dict().items()},
             halvings=halvings,
+        )
+
+    def outline(self, lam: float) -> Point:
+        """Return the present support as a point of some lambda, without loss, metric and weights."""
+        state = self.objective.network.state_dict()
+        alive = tuple(support(state, g) for g in self.groups)
+        kinds = {id(g): a for g, a in zip(self.groups, alive, strict=True)}
+        return Point(
+            lam=lam,
+            loss=math.nan,
+            penalty=math.nan,
+            kkt_zero=math.nan,
+            kkt_active=math.nan,
+            features=sum(int(kinds[id(g)].sum()) for g in self.inputs),
+            columns=sum(int(kinds[id(g)][g.group].sum()) for g in self.inputs),
+            hidden=sum(int(kinds[id(g)].sum()) for g in self.hidden),
+            norms=tuple(float(n) for g in self.inputs for n in group_norms(state, g)),
+            alive=alive,
+            metric=math.nan,
+            state={},
         )

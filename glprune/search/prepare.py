@@ -21,7 +21,9 @@ from glprune.model.loading import LoadedNetwork, load_network
 from glprune.model.outputs import flatten_outputs_, leaves, name_outputs, named_leaves
 from glprune.model.standardize import Standardize, StandardizedNetwork
 from glprune.model.task import Task
+from glprune.pruning.groups import sliced
 from glprune.pruning.planner import find_groups
+from glprune.pruning.removal import cut_uncertified
 from glprune.runtime.events import Listener, Notice, Stage
 from glprune.runtime.process_pool import available_cores
 from glprune.schema.recipe import BATCH_LABEL
@@ -29,6 +31,7 @@ from glprune.search.job import Job
 from glprune.search.policy import NO_RULES, Rules, resolve
 from glprune.training.distillation import with_teacher_targets
 from glprune.training.epochs import batch_size
+from glprune.training.feature_groups import check_groups
 from glprune.training.penalty_plugin import load_penalty
 
 if TYPE_CHECKING:
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
     from glprune.pruning.groups import GroupSet
     from glprune.schema.recipe import Recipe
 
+Support = frozenset[str]
+"""Names of the features that a network reads."""
 PROBE_ROWS = 256
 _CHECKED_ROWS = 1024
 _LARGE = 2e7  # multiply-accumulates of a step; above this, a second thread makes it 1.4 times as fast
@@ -57,6 +62,7 @@ def prepare(recipe: Recipe, model: Path, trust_pickle: bool, listener: Listener)
     make_penalty = load_penalty(recipe)
     listener(Stage("data", "reading and checking"))
     data = load_data(recipe)
+    check_groups(recipe, [feature.name for feature in data.features])
     rules = resolve(recipe, data)
     for note in (*data.notes, *rules.sentences()):
         listener(Notice(note))
@@ -108,6 +114,16 @@ def slim_job(job: Job, network: nn.Module, selection: ColumnSelection, groups: l
     if any(g.units.removal == "constant" for g in groups):
         groups = find_groups(network, job.recipe, data, probe)
     return replace(job, data=data, network=network, groups=groups, probe=probe)
+
+
+def restrict_features(job: Job, kept: Support) -> Job:
+    """Return the job of the network that reads only some features, its other weights unchanged."""
+    alive = [
+        torch.tensor([g.kind != "input" or label in kept for label in g.labels], dtype=torch.bool)
+        for g in job.groups
+    ]
+    slim = cut_uncertified(job.network, job.groups, alive, job.probe, job.axes)
+    return slim_job(job, slim.network, slim.selection, [sliced(g, slim.plan.kept) for g in job.groups])
 
 
 def _check_dynamic_axes(recipe: Recipe, rows: Inputs) -> None:

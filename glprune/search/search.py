@@ -49,16 +49,18 @@ from glprune.search.job import Job
 from glprune.search.outcome import Outcomes, after_removal, after_stage, kept_names
 from glprune.search.parallel import run_stages
 from glprune.search.policy_removal import remove_forbidden
-from glprune.search.portfolio import FrontierPoint, compete, fold_count, frontier_sizes, shipped_point
+from glprune.search.portfolio.competition import Competition, compete
+from glprune.search.portfolio.folds import fold_count
+from glprune.search.portfolio.frontier import FrontierPoint, frontier_sizes, shipped_point
 from glprune.search.refit import brief_spec, refit_or_resume
 from glprune.search.stage import SearchState, StageResult, StageSpec, run_stage
-from glprune.search.targets import AtLambda, LargestWithin, PointSelector, SmallestAbove
+from glprune.search.targets import AllZero, AtLambda, LargestWithin, OneStage, PointSelector
 
 if TYPE_CHECKING:
     from glprune.pruning.units import GroupKind
     from glprune.runtime.process_pool import WorkerPool
     from glprune.schema.recipe import RefitSpec
-    from glprune.search.portfolio import Candidate, Competition
+    from glprune.search.portfolio.candidates import Candidate
     from glprune.training.refit import RefitResult
 
 _DROP_STEP = 0.5  # share of the size that a stage of max_drop aims at, until one loses too much
@@ -200,9 +202,13 @@ class _Search:
         self.state = self.before[-1].advanced(refit.network, removed, self.state.outcomes, len(self.stages))
 
     def _search_features(self, goal: SizeTarget) -> None:
-        """Run the path, compare its features with those found in other ways, and keep the best."""
+        """Run the path, compare its features with those found in other ways, and keep the best.
+
+        A penalty on hidden units beside that on inputs removes them along the same path: nothing is compared.
+        """
         self._search_target(goal)
-        if self.original.recipe.search == "path" or _feature_count(self.before[0]) <= goal.limit:
+        nothing_to_remove = _feature_count(self.before[0]) <= goal.limit
+        if self.original.recipe.search == "path" or nothing_to_remove or self._penalises_both(goal.kinds):
             return
         most = max(_ELIMINATION_SIZE, _ELIMINATION_FACTOR * goal.limit)
         small = (n for n, state in enumerate(self.before) if _feature_count(state) <= most)
@@ -217,7 +223,7 @@ class _Search:
         self.state, self.stages = self.before[begin], self.stages[:begin]
         self.before = self.before[:begin]
         rule = f"removing the features that {best.name} does not keep"
-        spec = StageSpec(goal.kinds, rule, LargestWithin(goal), self._full_refit(), unpenalised=best.kept)
+        spec = StageSpec(goal.kinds, rule, AllZero(goal.name), self._full_refit(), unpenalised=best.kept)
         run = self._run_stage(spec)
         assert run is not None  # it picks a point or raises
         self._commit(run)
@@ -236,7 +242,7 @@ class _Search:
             limit = start * (goal.limit / start) ** (number / count)
             if now <= limit:
                 continue
-            pick = SmallestAbove(goal, now, limit)
+            pick = OneStage(goal, now, limit)
             rule = f"on the way to at most {goal.limit:,.0f} {SIZE_NAMES[goal.counted]}"
             run = self._best_result(goal, rule, pick, brief_spec(self.original.recipe))
             if run is None:
@@ -340,7 +346,7 @@ class _Search:
         strengths = self.original.recipe.penalty.input_strength_list if joint else (1.0,)
         costs = unit_costs(self.job, MEASURES[goal.counted]) if goal.counted in MEASURES else {}
         outcomes = self._candidate_results(
-            [StageSpec(goal.kinds, rule, pick, spec, strength, costs, bounded=True) for strength in strengths]
+            [StageSpec(goal.kinds, rule, pick, spec, strength, costs) for strength in strengths]
         )
         found = [run for run in outcomes if isinstance(run, StageResult)]
         failures = [error for error in outcomes if isinstance(error, TargetError)]

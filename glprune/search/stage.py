@@ -89,8 +89,6 @@ class StageSpec:
         input_strength: Factor on the strength of input groups.
         costs: Factor on the strength of each unit set, by its name; default 1.
         unpenalised: Features without a penalty, which the stage therefore keeps.
-        bounded: Whether a point beyond the stage's limit is taken only if, refitted, it is at least as good
-            on the validation split as a milder point.
     """
 
     kinds: tuple[GroupKind, ...]
@@ -100,7 +98,6 @@ class StageSpec:
     input_strength: float = 1.0
     costs: Mapping[str, float] = field(default_factory=dict)
     unpenalised: frozenset[str] = frozenset()
-    bounded: bool = False
 
     def key(self, number: int) -> dict[str, Any]:
         """Return what identifies the stage in the checkpoint log."""
@@ -109,7 +106,6 @@ class StageSpec:
             "rule": self.rule,
             "input_strength": self.input_strength,
             "epochs": self.refit.epochs,
-            "bounded": self.bounded,
             "unpenalised": sorted(self.unpenalised),
         }
 
@@ -175,12 +171,7 @@ def run_stage_uncached(
     point = spec.selector(path, state.job)
     if point is None:
         return None, path.points
-    run = _cut_at(state, spec, point, path.points, listener)
-    milder = spec.selector.milder(path, state.job, point) if spec.bounded else None
-    if milder is not None:
-        bounded = _cut_at(state, spec, milder, path.points, listener)
-        run = max(run, bounded, key=lambda result: result.refit.score)
-    return replace(run, points=path.points), path.points
+    return _cut_at(state, spec, point, path.points, listener), path.points
 
 
 def path_support(state: SearchState, spec: StageSpec) -> frozenset[str] | None:

@@ -15,6 +15,8 @@ from glprune.search.path_point import Point, Size, load_point, save_point
 if TYPE_CHECKING:
     from glprune.search.job import Job
 
+_MAX_GROWTHS = 12  # of lambda by a factor of ten
+
 
 class PointSelector(Protocol):
     """Runs a path and chooses a point of it."""
@@ -23,21 +25,9 @@ class PointSelector(Protocol):
         """Run the path; None where no point is suitable."""
         ...
 
-    def milder(self, path: RegularisationPath, job: Job, point: Point) -> Point | None:
-        """Continue the path to a point that removes less than the chosen one; None where it is in bounds."""
-        ...
-
-
-class _NothingMilder:
-    """A selector whose point is the only one."""
-
-    def milder(self, path: RegularisationPath, job: Job, point: Point) -> Point | None:
-        """Return None."""
-        return None
-
 
 @dataclass(frozen=True)
-class AtLambda(_NothingMilder):
+class AtLambda:
     """Pick the point of one lambda."""
 
     lam: float
@@ -68,13 +58,13 @@ class AtLambda(_NothingMilder):
 
 
 @dataclass(frozen=True)
-class SmallestAbove:
-    """Pick the smallest point above the goal, on a path that stops at a limit before it.
+class OneStage:
+    """Pick a point near the limit of one stage on the way to a goal.
 
     Attributes:
         goal: The goal of the last path.
         now: The size this path begins with.
-        limit: The size at which this path may stop.
+        limit: The size it goes to.
     """
 
     goal: SizeTarget
@@ -82,22 +72,18 @@ class SmallestAbove:
     limit: float
 
     def __call__(self, path: RegularisationPath, job: Job) -> Point | None:
-        """Run the path; None where no point is suitable."""
-        search = PointSearch(path, size_of(self.goal.counted, job, path))
-        return search.smallest_above(self.goal.least, self.now, self.limit)
+        """Run the path; None where no point is suitable.
 
-    def milder(self, path: RegularisationPath, job: Job, point: Point) -> Point | None:
-        """Return a point near the stage's own limit, where the chosen one is far beyond; else None.
-
-        A stage may pass its limit by half a stage: sizes are steps, and groups leave together.
+        Sizes are whole numbers and groups leave together, so that half a stage beyond the limit is accepted,
+        but never a size below the goal.
         """
-        size = size_of(self.goal.counted, job, path)
-        bound = max(self.goal.least, self.limit * (self.limit / self.now) ** 0.5)
-        return None if size(point) >= bound else PointSearch(path, size).milder(point, bound, self.now)
+        search = PointSearch(path, size_of(self.goal.counted, job, path))
+        least = max(self.goal.least, self.limit * (self.limit / self.now) ** 0.5)
+        return search.stop_within(SizeRange(least, self.now - 1), self.limit)
 
 
 @dataclass(frozen=True)
-class LargestWithin(_NothingMilder):
+class LargestWithin:
     """Pick the largest point within the goal.
 
     Attributes:
@@ -115,15 +101,44 @@ class LargestWithin(_NothingMilder):
 
 
 @dataclass(frozen=True)
+class AllZero:
+    """Pick the first point at which every input group under the penalty is zero.
+
+    Attributes:
+        name: The target's key, for messages.
+    """
+
+    name: str
+
+    def __call__(self, path: RegularisationPath, job: Job) -> Point:
+        """Run the path; where its grid ends too early, full-batch steps at growing lambdas finish it.
+
+        A step of Adam moves a group by the learning rate, however large lambda is; full-batch steps do not.
+
+        Raises:
+            TargetError: Some group never becomes zero.
+        """
+        path.solve_grid(path.is_empty, path.reads_no_input)
+        point = path.points[-1]
+        for _ in range(_MAX_GROWTHS):
+            if path.is_empty(point):
+                size = path.features_kept(point)
+                return PointSearch(path, path.features_kept).polish(point, SizeRange(size, size))
+            point = path.polish(point, point.lam / RESTART_SCALE, path.is_empty)
+        raise TargetError(
+            f"{self.name}: the groups to be removed did not become zero; raise train.n_lambdas."
+        )
+
+
+@dataclass(frozen=True)
 class PointSearchConfig:
     """Limits of a search for a point of some size.
 
     Attributes:
         max_kkt_zero: KKT residual of zero groups up to which a point is accepted.
         bisections: Bisections of lambda between a point that is too large and one within the limit.
-        coarse_bisections: The same on a path that stops before the goal.
-        milder_bisections: Bisections from a point that is beyond the limit of its stage back to a milder one.
-        milder_factor: Factor on lambda as long as no point within the limit is known.
+        max_lambda_rise: Largest relative rise of lambda for the zero groups of a point to be optimal.
+        attempts: Starts of a path that stops before the goal, each at a tenth of the lambda before.
         equal_lambda_ratio: Lambdas with a smaller ratio are not bisected any further.
         polish_rounds: Polishings of one point, each at the lambda that the last one suggests.
         lambda_factor: Factor on lambda after a polishing that missed the range, until both sides are known.
@@ -135,9 +150,8 @@ class PointSearchConfig:
 
     max_kkt_zero: float = 0.02
     bisections: int = 8
-    coarse_bisections: int = 2
-    milder_bisections: int = 4
-    milder_factor: float = 0.3
+    max_lambda_rise: float = 1.0
+    attempts: int = 3
     equal_lambda_ratio: float = 1.005
     polish_rounds: int = 8
     lambda_factor: float = 1.1
@@ -172,66 +186,57 @@ class PointSearch:
     ) -> None:
         self.path, self.size, self.config = path, size, config
 
-    def smallest_above(self, floor: float, now: float, limit: float) -> Point | None:
-        """Run the path down to a size of ``limit`` and return its smallest point above ``floor``.
+    def stop_within(self, sizes: SizeRange, enough: float) -> Point | None:
+        """Run the path until its size is in a range, and no further.
 
-        Where the path jumps from hardly any group removed to below the floor, lambda is bisected a few times.
-
-        Args:
-            floor: The goal of the last path; no path before it may go below.
-            now: The size the path begins with.
-            limit: The size at which this path may stop.
-
-        Returns:
-            None where every point removes nothing, goes below the floor or is far from optimal.
-        """
-        path, size = self.path, self.size
-        path.solve_grid(
-            lambda point: size(point) <= limit,
-            lambda point: size(point) < floor or path.reads_no_input(point),
-        )
-        for _ in range(self.config.coarse_bisections):
-            above, below = self._around(floor)
-            if above is None or below is None or size(above) <= (now * limit) ** 0.5:
-                break
-            path.solve((above.lam * below.lam) ** 0.5, above.state)
-        best = self._around(floor)[0]
-        if best is None or size(best) >= now:
-            return None
-        polished = self.polish(best, SizeRange(floor, now - 1))
-        return polished if self._is_optimal(polished) else None  # a later stage goes on to the goal
-
-    def milder(self, point: Point, bound: float, now: float) -> Point | None:
-        """Continue the path at smaller lambdas and return its smallest point of at least ``bound``.
+        The steps of a lambda end where they would leave the range. Where groups leave so fast that it is
+        skipped, the path starts again at a smaller lambda.
 
         Args:
-            point: A point below the bound.
-            bound: The smallest size accepted.
-            now: The size the path began with.
+            sizes: The sizes accepted.
+            enough: The size at which the path ends.
 
         Returns:
-            None where every point found removes nothing, is below the bound or is far from optimal.
+            None where no point in the range has optimal zero groups.
         """
-        path, size, above, below = self.path, self.size, self._around(bound)[0], point.lam
-        for _ in range(self.config.milder_bisections):
-            if above is not None and size(above) <= (bound * now) ** 0.5:
+        best: Point | None = None
+        for attempt in range(self.config.attempts):
+            self.path.points.clear()
+            point, ended = self._run_until(RESTART_SCALE**attempt, sizes, enough)
+            best = min((p for p in (point, best) if p is not None), key=self.size, default=None)
+            if ended and point is not None:
                 break
-            low = 0.0 if above is None else above.lam
-            lam = _bisect(low, below, below * self.config.milder_factor)
-            found = path.solve(lam, path.trained if above is None else above.state)
-            above, below = (found, below) if size(found) >= bound else (above, lam)
-        if above is None or size(above) >= now:
+        if best is None:
             return None
-        polished = self.polish(above, SizeRange(bound, now - 1))
+        if best not in self.path.points:  # of an earlier attempt
+            self.path.points = [best]
+        if not self._is_optimal(best) and best.kkt_zero < self.config.max_lambda_rise:
+            best = self.path.certify(best)
+        if self._is_optimal(best):
+            return best
+        polished = self.polish(best, sizes)
         return polished if self._is_optimal(polished) else None
 
-    def _around(self, floor: float) -> tuple[Point | None, Point | None]:
-        """Return the smallest point that is not below the floor, and the first one that is."""
+    def _run_until(self, scale: float, sizes: SizeRange, enough: float) -> tuple[Point | None, bool]:
+        """Run the grid; return the last point in the range, and whether the steps were ended."""
         path, size = self.path, self.size
-        held = [p for p in path.points if size(p) >= floor and not path.reads_no_input(p) and p.state]
-        lost = [p for p in path.points if size(p) < floor or path.reads_no_input(p)]
-        above = min(held, key=lambda p: (size(p), p.lam), default=None)
-        return above, next((p for p in lost if above is None or p.lam > above.lam), None)
+
+        def is_small(point: Point) -> bool:
+            return size(point) < sizes.least
+
+        def fits(point: Point) -> bool:
+            return self._fits(point, sizes)
+
+        path.objective.network.load_state_dict(path.trained)
+        last: Point | None = None
+        for lam in path.grid(scale):
+            point, ended = path.solve_until(lam, is_small, fits)
+            if ended:
+                return point, True
+            last = point or last
+            if point is not None and (size(point) <= enough or path.is_empty(point)):
+                return point, True
+        return last, False
 
     def largest_within(self, goal: SizeTarget) -> Point:
         """Run the path and return its largest point within the goal's limit, bisecting between points.

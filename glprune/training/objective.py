@@ -24,6 +24,7 @@ from glprune.model.precision import Precision, forward
 from glprune.runtime.process_group import ALONE, ProcessGroup
 from glprune.schema.recipe import PenaltySpec
 from glprune.training.blocks import ParameterGroup, ParameterGroups
+from glprune.training.feature_groups import members
 from glprune.training.penalties import (
     GroupLasso,
     GroupMCP,
@@ -33,6 +34,7 @@ from glprune.training.penalties import (
     mcp_thresholds,
 )
 from glprune.training.proximal import BoundedPenalty, ProximalProblem
+from glprune.training.structured_penalties import LatentGroupLasso, TreeGroupLasso
 
 if TYPE_CHECKING:
     from glprune.data.splits import Inputs, Split
@@ -110,7 +112,18 @@ class Objective:
         if spec.kind == "group_mcp":
             sets = [len(s.labels) for s in self.sets]
             return GroupMCP(weights, mcp_thresholds(self.blocks.norms(), sets, spec.mcp_threshold))
+        if spec.kind == "tree_group_lasso":
+            return TreeGroupLasso.of(weights, self.blocks.sizes, self._nodes(spec))
+        if spec.kind == "latent_group_lasso":
+            return LatentGroupLasso.of(weights, self.blocks.sizes, self._nodes(spec))
         return GroupLasso(weights)
+
+    def _nodes(self, spec: PenaltySpec) -> list[Tensor]:
+        """Numbers of the features' groups in each of ``penalty.groups``."""
+        labels = [(label, s.kind) for s in self.sets for label in s.labels]
+        numbers = {label: number for number, (label, kind) in enumerate(labels) if kind == "input"}
+        found = members(spec.groups, list(numbers)).values()
+        return [torch.tensor([numbers[f] for f in features], dtype=torch.int64) for features in found]
 
     def batch_loss(self, inputs: Inputs, target: Tensor, precision: Precision = "float32") -> Tensor:
         """Mean loss of one batch, a scalar with gradients."""

@@ -3,7 +3,8 @@
 Every penalty is ``lam * sum_g (e_g * ||w_g||_1 + f_g(||w_g||))``: a function of the group's norm and, for the
 sparse group LASSO, an L1 term on its elements. Its convex part is not smooth; in a metric that is scalar on
 each group its proximal operator is elementwise soft-thresholding, then block soft-thresholding. The
-difference of a concave penalty from its convex part is smooth and is added to the loss.
+difference of a concave penalty from its convex part is smooth and is added to the loss. Penalties that couple
+groups with each other are in ``glprune.training.structured_penalties``.
 
 References:
     Yuan and Lin (2006), "Model selection and estimation in regression with grouped
@@ -53,7 +54,11 @@ def block_soft_threshold(norms: Tensor, threshold: Tensor, out: Tensor | None = 
 
 @dataclass(frozen=True)
 class Penalty:
-    """A penalty on groups, separable over them.
+    """A penalty on groups, separable over them or over their ``components``.
+
+    Its convex part sees a group through its norm, apart from the L1 term on elements. A subclass that is not
+    separable defines ``components``, ``value_of_norms``, ``shrink``, ``slopes``, ``excess`` and
+    ``zero_lambda``.
 
     Attributes:
         weights: Factor of lambda for each group, shape (n_groups,); 0 is not penalised.
@@ -71,9 +76,45 @@ class Penalty:
         """The factor of lambda for each group's norm in the convex part, shape (n_groups,)."""
         return self.weights
 
+    @property
+    def components(self) -> Tensor | None:
+        """A number below n_groups for each group, equal for groups that are coupled, shape (n_groups,).
+
+        Coupled groups take steps of one size, since the proximal operator has a closed form in such a metric
+        only. None: no group is coupled with another.
+        """
+        return None
+
     def value_of_norms(self, norms: Tensor) -> Tensor:
-        """``f_g`` at some norms, shape (n_groups,)."""
+        """Terms whose sum is ``sum_g f_g`` at some norms, without lambda; ``f_g``, shape (n_groups,)."""
         return self.group_weights * norms
+
+    def shrink(self, norms: Tensor, strength: Tensor) -> Tensor:
+        """Proximal operator of the convex part as a map of norms.
+
+        Args:
+            norms: Group norms, shape (n_groups,).
+            strength: ``step * lam`` of each group, shape (n_groups,), equal within a component.
+
+        Returns:
+            The new norms, shape (n_groups,), exactly 0.0 for groups that are removed.
+        """
+        threshold = strength * self.group_weights
+        return block_soft_threshold(norms, threshold, out=threshold)
+
+    def slopes(self, norms: Tensor) -> Tensor:
+        """Factors on the weights of non-zero groups in the penalty's gradient, shape (n_groups,)."""
+        return self.derivative(norms) / norms.where(norms > 0, 1.0)
+
+    def excess(self, gradients: Tensor, norms: Tensor, lam: float) -> Tensor:
+        """Distance of a zero group's gradient from the subdifferential, shape (n_groups,).
+
+        Args:
+            gradients: Norm of each group's gradient, after the elements' soft threshold.
+            norms: Group norms, shape (n_groups,).
+            lam: Strength of the penalty.
+        """
+        return (gradients - lam * self.derivative(norms)).clamp(min=0.0)
 
     def derivative(self, norms: Tensor) -> Tensor:
         """The derivative of ``f_g`` at some norms, at 0 from the right, shape (n_groups,)."""
@@ -110,8 +151,7 @@ class Penalty:
             for values, by in zip(blocks.values, thresholds, strict=True):
                 values.copy_(_soft(values, by))
         norms = blocks.norms()
-        threshold = strength * self.group_weights
-        shrunk = block_soft_threshold(norms, threshold, out=threshold)
+        shrunk = self.shrink(norms, strength)
         if radius is not None:
             shrunk = torch.minimum(shrunk, radius)
         factors = shrunk.div_(norms.clamp_(min=_TINY))  # zero stays zero
@@ -121,10 +161,10 @@ class Penalty:
     def residuals(self, blocks: ParameterGroups, lam: float) -> tuple[float, float]:
         """Distance of the present weights from the optimality (KKT) conditions of the penalised problem.
 
-        A zero group is optimal when ``||S(grad_g, lam * e_g)|| <= lam * f_g'(0)``, S being the soft
-        threshold; a non-zero one when minus its gradient is a subgradient of the penalty: residuals are
-        distances from that set. Both are divided by ``lam * weight_g``, so 0 is optimal and 1 is off by
-        the whole penalty.
+        A group is optimal when minus its gradient is in the subdifferential of the penalty: residuals are
+        distances from that set. A zero group of a separable penalty is optimal when
+        ``||S(grad_g, lam * e_g)|| <= lam * f_g'(0)``, S being the soft threshold. Both residuals are divided
+        by ``lam * weight_g``, so 0 is optimal and 1 is off by the whole penalty.
 
         Args:
             blocks: Parameters split into groups, the gradients of the unpenalised loss in ``.grad``.
@@ -137,10 +177,10 @@ class Penalty:
         values, gradients = _doubles(blocks), [g.double() for g in blocks.gradients]
         norms = blocks.dot(values).sqrt()
         elements = torch.zeros_like(norms) if self.element_weights is None else lam * self.element_weights
-        along = lam * self.derivative(norms) / norms.where(norms > 0, 1.0)
+        along = lam * self.slopes(norms)
         parts = zip(gradients, values, blocks.expand(elements), blocks.expand(along), strict=True)
         distance = blocks.dot([_distance(g, v, e, a) for g, v, e, a in parts]).sqrt()
-        outside = (distance - lam * self.derivative(norms)).clamp(min=0.0)
+        outside = self.excess(distance, norms, lam)
         unit = lam * self.weights.double() if lam > 0 else torch.ones_like(norms)
         zero, on = norms == 0, self.weights > 0
         return _largest((outside / unit)[on & zero]), _largest((distance / unit)[on & ~zero])

@@ -42,6 +42,12 @@ class _Trial:
         self.weights = weights
         self.penalty = make_penalty(weights, self.blocks)
 
+    @property
+    def components(self) -> Tensor:
+        """The component of each group: the penalty's, or the group itself."""
+        own = self.penalty.components
+        return torch.arange(self.blocks.count) if own is None else own
+
     def current_weights(self) -> list[Tensor]:
         return [v.clone() for v in self.blocks.values]
 
@@ -102,8 +108,8 @@ def violations(make_penalty: MakePenalty) -> list[str]:
 
 
 def _strength(trial: _Trial, scale: float) -> Tensor:
-    """Draw a different step size for each group."""
-    return scale * (0.5 + torch.rand(trial.blocks.count, generator=trial.draw))
+    """Draw a different step size for each component of groups."""
+    return scale * (0.5 + torch.rand(trial.blocks.count, generator=trial.draw))[trial.components]
 
 
 def _prox_violations(trial: _Trial, scale: float) -> list[str]:
@@ -184,10 +190,12 @@ def _zero_lambda_violations(trial: _Trial, v: list[Tensor]) -> list[str]:
     trial.set_gradients(v)
     least = penalty.zero_lambda(blocks).float()
     pulled = torch.arange(1, _COLUMNS)  # the first has no gradient
+    of = trial.components[pulled]
     for factor, gone in ((1.01, True), (0.99, False)):
         trial.set_weights([-x for x in v])
         penalty.prox_(blocks, torch.where(least.isfinite(), factor * least, 0.0))
-        if not bool(((blocks.norms()[pulled] == 0) == gone).all()):
+        left = torch.zeros(blocks.count).index_add_(0, of, blocks.norms()[pulled])[of]
+        if not bool(((left == 0) == gone).all()):
             return ["zero_lambda is not the strength from which on prox_ gives zero"]
     trial.set_weights([torch.zeros_like(x) for x in v])
     top = float(least[pulled].max())

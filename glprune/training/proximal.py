@@ -1,9 +1,9 @@
 """Proximal optimizers: a gradient step, then the proximal operator in the metric of that step.
 
-Each group has one scalar step size, so the proximal operator of each penalty's convex part has a
-closed form in that metric, with strength ``step_g * lam`` (Yun, Lozano and Yang, "Adaptive Proximal
-Gradient Methods for Structured Neural Networks", NeurIPS 2021, section 3, with a preconditioner
-that is scalar on each group). Weights outside every penalised group may be held inside a ball,
+Each group has one scalar step size, which groups that a penalty couples share, so the proximal operator
+of each penalty's convex part is exact in that metric, with strength ``step_g * lam`` (Yun, Lozano and
+Yang, "Adaptive Proximal Gradient Methods for Structured Neural Networks", NeurIPS 2021, section 3, with a
+preconditioner that is scalar on each group). Weights outside every penalised group may be held inside a ball,
 whose operator is a projection on norms.
 """
 
@@ -125,7 +125,7 @@ class ProximalSGD(ProximalOptimizer):
 
 
 class ProximalAdam(ProximalOptimizer):
-    """Adam with one second moment for each group, and its proximal step.
+    """Adam with one second moment for each group, or for all groups of a component, and its proximal step.
 
     The second moment is the running mean of the group's mean squared gradient plus the largest mean square
     of the penalty's gradient, ``(lam * weight_g)**2 / p_g`` for every kind of penalty. The metric is scalar
@@ -143,7 +143,7 @@ class ProximalAdam(ProximalOptimizer):
         self.first = [torch.zeros_like(p) for p in self.blocks.parameters]
         self.second = torch.zeros_like(self.blocks.sizes)
         # largest mean square of the penalty's gradient in each group; the mean of them where there is none
-        squares = (self.lam * self.regulariser.weights).square() / self.blocks.sizes
+        squares = self._mean((self.lam * self.regulariser.weights).square())
         mean = squares[squares > 0].mean() if bool((squares > 0).any()) else torch.zeros(())
         self.floor = torch.where(squares > 0, squares, mean)
         eps = self.eps + float(mean.sqrt())
@@ -157,12 +157,20 @@ class ProximalAdam(ProximalOptimizer):
         beta1, beta2 = self.betas
         gradients = self.blocks.gradients
         torch._foreach_lerp_(self.first, gradients, 1 - beta1)
-        self.second.lerp_(self.blocks.dot(gradients).div_(self.blocks.sizes), 1 - beta2)
+        self.second.lerp_(self._mean(self.blocks.dot(gradients)), 1 - beta2)
         root = (self.second / (1 - beta2**self.steps)).add_(self.floor).sqrt_().add_(self.eps)
         size = root.reciprocal_().mul_(self.lr)
         gain = 1 / (1 - beta1**self.steps)
         torch._foreach_addcmul_(self.blocks.values, self.first, self.blocks.expand(size), -gain)
         return size
+
+    def _mean(self, sums: Tensor) -> Tensor:
+        """Divide sums over the weights of each group by their number, over all groups of a component."""
+        component, sizes = self.regulariser.penalty.components, self.blocks.sizes
+        if component is None:
+            return sums.div_(sizes)
+        totals = [torch.zeros_like(part).index_add_(0, component, part) for part in (sums, sizes)]
+        return (totals[0] / totals[1].clamp(min=1.0))[component]
 
 
 class AcceleratedProximalGradient:

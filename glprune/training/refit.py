@@ -100,7 +100,7 @@ class Refit:
         _scale_dropout(student, self.spec, self.teacher)
         parameters = [p for p in student.parameters() if p.requires_grad]
         lr, weight_decay = self.spec.lr * factor, self.spec.weight_decay
-        optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+        optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
         generator = torch.Generator().manual_seed(self.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)

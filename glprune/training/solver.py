@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from glprune.model.diagnostics import explain_nonfinite
-from glprune.training.epochs import batch_size, passes_per_epoch, with_halving
+from glprune.training.epochs import MIN_STEPS, batch_size, passes_per_epoch, with_halving
 from glprune.training.proximal import (
     AcceleratedProximalGradient,
     ProximalAdam,
@@ -48,7 +49,7 @@ class PointSolver:
         self.curvature = values["curvature"]
         self.generator.set_state(tensors["generator"])
 
-    def solve(self, lam: float, polish: bool = True) -> int:
+    def solve(self, lam: float, polish: bool = True, is_done: Callable[[], bool] | None = None) -> int:
         """Train at ``lam``: epochs of stochastic proximal steps, then full-batch steps.
 
         The epochs end early if one of them removed no group and lowered the objective by less
@@ -57,6 +58,7 @@ class PointSolver:
         Args:
             lam: Strength of the penalty.
             polish: Whether to end with the full-batch steps.
+            is_done: Called about twenty times an epoch; ends the stochastic steps where it returns True.
 
         Returns:
             How often the step size was halved.
@@ -73,7 +75,7 @@ class PointSolver:
             self.generator.set_state(order)
             for parameter, old in zip(parameters, start, strict=bool(start)):
                 parameter.data.copy_(old)
-            self._run_epochs(lam, factor)
+            self._run_epochs(lam, factor, is_done)
             if polish:
                 self.polish(lam)
 
@@ -103,16 +105,19 @@ class PointSolver:
         solver.run(steps, is_done)
         return solver.curvature
 
-    def _run_epochs(self, lam: float, factor: float) -> None:
+    def _run_epochs(self, lam: float, factor: float, is_done: Callable[[], bool] | None = None) -> None:
         """Make the stochastic steps of one lambda; the step size is multiplied by ``factor``."""
         optimizer = self._optimizer(lam)
+        check = _EveryNth(is_done, self._steps_per_check()) if is_done else None
         total = self.spec.epochs
         previous, previous_groups = float("inf"), -1
         passes = passes_per_epoch(self.spec.batch_size, self.objective.split)
         for epoch in range(total):
             optimizer.lr = self.spec.lr * factor * _decay(epoch, total)
             for _ in range(passes):
-                value = self._run_pass(optimizer, f"lambda {lam:.3g}, epoch {epoch + 1}")
+                value = self._run_pass(optimizer, f"lambda {lam:.3g}, epoch {epoch + 1}", check)
+                if check is not None and check.is_done:
+                    return
             value += self.objective.penalty(lam)
             groups = int((self.objective.blocks.norms() > 0).sum())
             converged = groups == previous_groups and previous - value < self.spec.tolerance * abs(previous)
@@ -120,8 +125,8 @@ class PointSolver:
                 break
             previous, previous_groups = value, groups
 
-    def _run_pass(self, optimizer: ProximalOptimizer, location: str) -> float:
-        """Make one pass over the training rows; return the mean of the losses met."""
+    def _run_pass(self, optimizer: ProximalOptimizer, location: str, check: _EveryNth | None = None) -> float:
+        """Make one pass over the training rows, or a part of it; return the mean of the losses met."""
         total = 0.0
         process_group = self.objective.process_group
         size = batch_size(self.spec.batch_size, self.objective.split)
@@ -134,7 +139,14 @@ class PointSolver:
                 error = explain_nonfinite(self.objective.batch(inputs, target), batch_location, self._hint)
                 raise process_group.first_error(error, batch_location, self._hint)
             total += value * len(target)
+            if check is not None and check():
+                break
         return process_group.all_reduce_scalar(total) / self.objective.split.rows
+
+    def _steps_per_check(self) -> int:
+        size, split = batch_size(self.spec.batch_size, self.objective.split), self.objective.split
+        steps = math.ceil(split.rows / size) * passes_per_epoch(self.spec.batch_size, split)
+        return max(1, steps // MIN_STEPS)
 
     def _backward(self, inputs: Inputs, target: Tensor) -> float:
         """Return the mean loss of a batch, its gradient in ``.grad``; without rows, 0 and no gradient."""
@@ -156,6 +168,22 @@ class PointSolver:
             return ProximalAdam(problem, self.spec.lr)
         momentum = 0.9 if self.spec.momentum is None else self.spec.momentum
         return ProximalSGD(problem, self.spec.lr, momentum)
+
+
+@dataclass
+class _EveryNth:
+    """A condition that is checked at every n-th call."""
+
+    condition: Callable[[], bool]
+    interval: int
+    calls: int = 0
+    is_done: bool = False
+
+    def __call__(self) -> bool:
+        self.calls += 1
+        if self.calls % self.interval == 0:
+            self.is_done = self.condition()
+        return self.is_done
 
 
 def _decay(epoch: int, total: int) -> float:

@@ -1,6 +1,7 @@
 """The benchmarks run: they use inner parts of the package, which move."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -72,3 +73,19 @@ def test_streamed_epochs_are_timed_beside_those_in_memory(benchmark, tmp_path, c
     record = json.loads(capsys.readouterr().out)
     assert record["rows"] == 2000
     assert record["ratio_of_medians"]["wall"] > 0
+
+
+@pytest.mark.slow
+def test_methods_are_run_refitted_and_recorded(tmp_path):
+    out = tmp_path / "features.json"
+    sets = ["--sets", "cancer", "--seeds", "1", "--methods", "glprune", "backward", "random"]
+    places = ["--out", out, "--work", tmp_path / "work"]
+    command = [sys.executable, FOLDER / "features.py", *sets, *places]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    records = json.loads(out.read_text())["records"]
+    assert {r["status"] for r in records} == {"done"}
+    assert len(records) == 1 + 3 * 3  # the network, and three numbers of features for each method
+    assert {"commit" in r for r in records if r["method"] == "glprune"} == {True}
+    assert all(0.5 < r["test"] <= 1 for r in records)
+    assert "backward" in done.stdout

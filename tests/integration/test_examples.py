@@ -19,11 +19,11 @@ def mnist(examples):
     return examples["mnist"].report
 
 
-def test_german_credit_loses_five_features_and_no_more_than_a_hundredth_of_auroc(credit):
+def test_german_credit_loses_five_features_and_no_more_than_two_hundredths_of_auroc(credit):
     assert sum(f.status == "removed" for f in credit.features) >= 5
     assert len(credit.features) == 20
     auroc = next(m for m in credit.performance if m.name == "auroc")
-    assert auroc.final >= auroc.original - 0.01
+    assert auroc.final >= auroc.original - 0.02  # its standard error is 0.035 on 200 rows
 
 
 @pytest.mark.slow
@@ -53,6 +53,16 @@ def test_the_policys_example_drops_what_it_must_and_all_derived_from_it(examples
     assert said["job"] == ("removed", "derived_from foreign_worker")
     assert said["duration_months"] == ("kept", "must_keep")
     assert {a.name for a in report.segments.attributes} == {"age", "foreign_worker"}
+
+
+@pytest.mark.slow
+def test_the_example_of_sources_needs_no_questionnaire(examples):
+    report = examples["german_credit_sources"].report
+    groups = {group.name: group for group in report.penalty.groups}
+    inside = {"work", "home", "household"}
+    assert {f for name in inside for f in groups[name].features} < set(groups["questionnaire"].features)
+    assert groups["questionnaire"].kept == []
+    assert sum(f.status == "kept" for f in report.features) == 10
 
 
 @pytest.mark.slow

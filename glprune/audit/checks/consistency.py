@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import statistics
 from collections import Counter
@@ -18,7 +19,17 @@ from glprune.schema.metrics import RANGES
 from glprune.schema.recipe import FASTER, HIGHER_IS_BETTER, METRICS, Recipe
 
 if TYPE_CHECKING:
-    from glprune.schema.report import Baseline, Feature, PathPoint, Quantized, Report, SearchStage, Spread
+    from glprune.schema.report import (
+        Baseline,
+        Comparison,
+        Feature,
+        PathPoint,
+        Quantized,
+        Report,
+        SearchStage,
+        Spread,
+        ValidationFigures,
+    )
 
 _CUT_TOLERANCE = 1e-5
 _EXPORT_TOLERANCE = 1e-4
@@ -37,6 +48,7 @@ def check_consistency(report: Report, recipe: Recipe | None, files: Mapping[str,
     """
     found = itertools.chain(
         _features(report),
+        _feature_groups(report, recipe),
         _exits(report),
         _path(report),
         _stages(report),
@@ -89,6 +101,23 @@ def _features(report: Report) -> Iterator[Found]:
             yield f"{where}/input", f"no input {feature.input!r} is exported"
         if not feature.columns:
             yield f"{where}/columns", "the feature has no columns"
+
+
+def _feature_groups(report: Report, recipe: Recipe | None) -> Iterator[Found]:
+    """Require the groups of the recipe, of known features, and those of them that are kept."""
+    kept = {f.name: f.status == "kept" for f in report.features}
+    for n, group in enumerate(report.penalty.groups):
+        where = f"/penalty/groups/{n}"
+        unknown = next((name for name in group.features if name not in kept), None)
+        if unknown is not None:
+            yield f"{where}/features", f"no feature {unknown!r} in /features"
+        left = [name for name in group.features if kept.get(name)]
+        yield from check_equal(f"{where}/kept", group.kept, left, "/features says")
+    if recipe is not None:
+        names = [group.name for group in report.penalty.groups]
+        yield from check_equal(
+            "/penalty/groups", names, list(recipe.penalty.groups), f"{bundles.RECIPE} says"
+        )
 
 
 def _indexed(report: Report) -> Iterator[tuple[int, Feature]]:
@@ -207,6 +236,43 @@ def _selection(report: Report) -> Iterator[Found]:
             yield "/refit/best_epoch", f"{report.refit.best_epoch} of {report.refit.epochs} epochs"
     if report.selection.metric not in METRICS[report.task]:
         yield "/selection/metric", f"{report.selection.metric!r} is not a metric of a {report.task} task"
+    if report.selection.comparison is not None:
+        yield from _comparison(report, report.selection.comparison)
+
+
+def _comparison(report: Report, comparison: Comparison) -> Iterator[Found]:
+    """Check that the shipped model keeps the chosen set, and that the figures agree with each other."""
+    place = "/selection/comparison"
+    chosen = [candidate for candidate in comparison.candidates if candidate.chosen]
+    if len(chosen) != 1:
+        yield f"{place}/candidates", f"{len(chosen)} sets are chosen"
+        return
+    kept = [f.name for f in report.features if f.status == "kept"]
+    if not set(kept) <= set(chosen[0].features):
+        yield f"{place}/candidates", "the shipped model keeps features that the chosen set does not have"
+    sign = 1 if HIGHER_IS_BETTER[report.selection.metric] else -1
+    first = comparison.candidates[0]
+    for n, candidate in enumerate(comparison.candidates):
+        unknown = sorted(set(candidate.features) - {f.name for f in report.features})
+        if unknown:
+            yield f"{place}/candidates/{n}/features", f"{unknown[0]!r} is not a feature"
+        for name in ("valid", "cross_validation"):
+            yield from _gain(
+                f"{place}/candidates/{n}/{name}", getattr(candidate, name), getattr(first, name), sign
+            )
+
+
+def _gain(
+    place: str, figures: ValidationFigures | None, path: ValidationFigures | None, sign: int
+) -> Iterator[Found]:
+    if figures is None:
+        return
+    if path is None:
+        yield place, "the path's set was not cross-validated"
+        return
+    gain = sign * (figures.metric - path.metric)
+    if not math.isclose(gain, figures.gain, rel_tol=1e-6, abs_tol=1e-9):
+        yield f"{place}/gain", f"{figures.gain:g}, but the metrics differ by {gain:g}"
 
 
 def _hidden(report: Report) -> Iterator[Found]:

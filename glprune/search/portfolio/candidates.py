@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from glprune.data.splits import identity
 from glprune.model.validation_score import Gain, ValidationScore, score_network, standard_error
 from glprune.pruning.groups import group_norms, group_sizes
-from glprune.search.portfolio.elimination import Support, restrict
+from glprune.search.prepare import Support, restrict_features
 from glprune.search.refit import refit_in_place
 
 if TYPE_CHECKING:
@@ -20,57 +20,54 @@ if TYPE_CHECKING:
     from glprune.search.job import Job
     from glprune.search.path_point import Checkpoint
 
-_FOLD_EPOCHS, _FOLD_PATIENCE = 30, 5
+_EPOCHS, _PATIENCE = 10, 2  # of the refit of a candidate, at most
+Scores = tuple[ValidationScore, ...]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A set of features and its validation scores after a refit.
+    """A set of features and its scores after a brief refit.
 
     Attributes:
         name: How it was found.
         kept: Names of its features.
-        scores: Its score on the validation rows of every fold; one without folds.
+        valid: Its score on the validation split.
+        folds: Its scores on the validation rows of every fold; empty where it was not cross-validated.
     """
 
     name: str
     kept: Support
-    scores: tuple[ValidationScore, ...]
+    valid: ValidationScore
+    folds: Scores = ()
 
     @property
-    def metric(self) -> float:
-        """Mean of the metric over the folds."""
-        return sum(score.value for score in self.scores) / len(self.scores)
-
-    @property
-    def loss(self) -> float:
-        """Mean of the loss over the folds."""
-        return sum(score.loss for score in self.scores) / len(self.scores)
-
-    @property
-    def standard_error(self) -> float:
-        """Standard error of the metric over the rows of all folds."""
-        return standard_error(torch.cat([score.influences for score in self.scores]))
+    def scores(self) -> Scores:
+        """The scores that decide: those on the folds, or on the validation split without folds."""
+        return self.folds or (self.valid,)
 
     @property
     def rank(self) -> tuple[float, float]:
-        """Orders candidates: larger is better."""
+        """Orders candidates with folds, or candidates without: larger is better."""
         ranks = [score.rank for score in self.scores]
-        return sum(r[0] for r in ranks) / len(ranks), -self.loss
+        return sum(r[0] for r in ranks) / len(ranks), sum(r[1] for r in ranks) / len(ranks)
 
     def gain_over(self, other: Candidate) -> Gain:
-        """Compare with another candidate, row by row."""
-        gains = [a.gain_over(b) for a, b in zip(self.scores, other.scores, strict=True)]
-        pairs = zip(self.scores, other.scores, strict=True)
-        differences = torch.cat([a.influences - b.influences for a, b in pairs])
-        return Gain(sum(gain.mean for gain in gains) / len(gains), standard_error(differences))
+        """Compare the deciding scores with those of another candidate, row by row."""
+        return mean_gain(self.scores, other.scores)
 
 
-def score_candidates(jobs: Sequence[Job], supports: Mapping[str, Support]) -> list[Candidate]:
-    """Refit the network on every candidate's features, in every fold, and score it.
+def mean_gain(scores: Scores, others: Scores) -> Gain:
+    """Return the mean gain over folds, with its standard error over the rows of all folds."""
+    pairs = list(zip(scores, others, strict=True))
+    differences = torch.cat([a.influences - b.influences for a, b in pairs])
+    return Gain(sum(a.gain_over(b).mean for a, b in pairs) / len(pairs), standard_error(differences))
+
+
+def score_candidates(job: Job, supports: Mapping[str, Support]) -> list[Candidate]:
+    """Refit a network on every candidate's features and score it on the validation split.
 
     Args:
-        jobs: The network all candidates start from, on the rows of every fold.
+        job: The network all candidates start from.
         supports: Name of a candidate -> its features. Of equal ones the first is scored.
 
     Returns:
@@ -79,7 +76,17 @@ def score_candidates(jobs: Sequence[Job], supports: Mapping[str, Support]) -> li
     first: dict[Support, str] = {}
     for name, kept in supports.items():
         first.setdefault(kept, name)
-    return [Candidate(name, kept, tuple(_score(job, kept) for job in jobs)) for kept, name in first.items()]
+    return [Candidate(name, kept, _score(job, kept)) for kept, name in first.items()]
+
+
+def cross_validate(jobs: Sequence[Job], candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Score candidates on the validation rows of every fold as well.
+
+    Args:
+        jobs: The network all candidates start from, on the rows of every fold.
+        candidates: The candidates.
+    """
+    return [replace(c, folds=tuple(_score(job, c.kept) for job in jobs)) for c in candidates]
 
 
 def save_candidates(candidates: Sequence[Candidate]) -> Checkpoint:
@@ -87,25 +94,23 @@ def save_candidates(candidates: Sequence[Candidate]) -> Checkpoint:
     values: list[dict[str, Any]] = []
     tensors: dict[str, Tensor] = {}
     for number, candidate in enumerate(candidates):
-        figures = [(score.metric, score.value, score.loss) for score in candidate.scores]
+        scores = (candidate.valid, *candidate.folds)
+        figures = [(score.metric, score.value, score.loss) for score in scores]
         values.append({"name": candidate.name, "kept": sorted(candidate.kept), "scores": figures})
-        tensors |= {f"{number}/{fold}": score.influences for fold, score in enumerate(candidate.scores)}
+        tensors |= {f"{number}/{place}": score.influences for place, score in enumerate(scores)}
     return {"candidates": values}, tensors
 
 
-def load_candidates(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[Candidate, ...]:
+def load_candidates(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[Candidate]:
     """Return the candidates that ``save_candidates`` saved."""
-    return tuple(
-        Candidate(
-            saved["name"],
-            frozenset(saved["kept"]),
-            tuple(
-                ValidationScore(metric, value, tensors[f"{number}/{fold}"], loss)
-                for fold, (metric, value, loss) in enumerate(saved["scores"])
-            ),
+    found = []
+    for number, saved in enumerate(values["candidates"]):
+        valid, *folds = (
+            ValidationScore(metric, value, tensors[f"{number}/{place}"], loss)
+            for place, (metric, value, loss) in enumerate(saved["scores"])
         )
-        for number, saved in enumerate(values["candidates"])
-    )
+        found.append(Candidate(saved["name"], frozenset(saved["kept"]), valid, tuple(folds)))
+    return found
 
 
 def by_magnitude(job: Job, size: int) -> Support:
@@ -131,18 +136,18 @@ def by_magnitude(job: Job, size: int) -> Support:
 
 
 def _score(job: Job, kept: Support) -> ValidationScore:
-    slim = restrict(job, kept)
+    slim = restrict_features(job, kept)
     refit = refit_in_place(slim, _scoring_spec(job.recipe))
     return score_network(refit.network, job.task, job.metric, slim.data.valid, identity)
 
 
 def _scoring_spec(recipe: Recipe) -> RefitSpec:
-    """Return the refit of a candidate: that of the recipe with a shorter patience."""
+    """Return the refit of a candidate: that of the recipe, cut short."""
     spec = recipe.refit
     return spec.model_copy(
         update={
-            "epochs": min(spec.epochs, _FOLD_EPOCHS),
-            "patience": min(spec.patience, _FOLD_PATIENCE),
+            "epochs": min(spec.epochs, _EPOCHS),
+            "patience": min(spec.patience, _PATIENCE),
             "distill": 0.0,
         }
     )

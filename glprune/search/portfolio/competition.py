@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,12 +11,15 @@ from glprune.runtime.events import Listener, Stage
 from glprune.search.portfolio.candidates import (
     Candidate,
     by_magnitude,
+    cross_validate,
     load_candidates,
+    mean_gain,
     save_candidates,
     score_candidates,
 )
-from glprune.search.portfolio.elimination import Support, eliminate
-from glprune.search.portfolio.folds import fold_jobs
+from glprune.search.portfolio.elimination import eliminate
+from glprune.search.portfolio.folds import fold_count, fold_jobs
+from glprune.search.prepare import Support
 from glprune.search.stage import SearchState, StageSpec, path_support
 from glprune.search.targets import LargestWithin
 
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 _MARGIN = 2.0  # standard errors
 RULE = (
     "the set of the regularisation path, unless the metric of another is better by more than two standard "
-    "errors of the paired difference"
+    "errors of the paired difference; only the best set on the validation split is cross-validated beside it"
 )
 PATH, ONE_PATH = "the regularisation path in stages", "one regularisation path"
 ELIMINATION, MAGNITUDE = "backward elimination", "group magnitude"
@@ -53,15 +56,16 @@ class Competition:
     rule: str
 
     @property
-    def rows(self) -> int:
-        """Number of rows that every candidate was scored on."""
-        return sum(len(score.influences) for score in self.best.scores) // self.repeats
-
-    @property
     def lead(self) -> Gain | None:
         """The gain of the chosen candidate over the next best; None where it is the only one."""
         others = [c for c in self.candidates if c is not self.best]
-        return self.best.gain_over(max(others, key=lambda c: c.rank)) if others else None
+        rivals = [c for c in others if c.folds] or others
+        if not rivals:
+            return None
+        rival = max(rivals, key=lambda c: c.rank)
+        if len(rival.folds) != len(self.best.folds):
+            return mean_gain((self.best.valid,), (rival.valid,))
+        return self.best.gain_over(rival)
 
 
 def compete(state: SearchState, path: Support, goal: SizeTarget, listener: Listener) -> Competition:
@@ -78,13 +82,14 @@ def compete(state: SearchState, path: Support, goal: SizeTarget, listener: Liste
     place, key = log.position, {"size": goal.limit, "path": sorted(path)}
     record = log.load_step("candidates", key)
     if record is None:
-        candidates = tuple(score_candidates(fold_jobs(job), {PATH: path, **_find(state, goal)}))
-        log.save_step("candidates", key, *save_candidates(candidates), since=place)
+        candidates = _scored(job, {PATH: path, **_find(state, goal)})
+        values, tensors = save_candidates(candidates)
+        record = log.save_step("candidates", key, values | {"folds": fold_count(job)}, tensors, since=place)
     else:
         candidates = load_candidates(record.values, log.weights(record))
-    jobs = len(candidates[0].scores)  # the recipe may mean other folds where several processes ran
-    repeats = job.recipe.data.validation.repeats if jobs > 1 else 1
-    return Competition(candidates, choose(candidates), jobs // repeats, repeats, RULE)
+    folds = record.values["folds"]
+    repeats = job.recipe.data.validation.repeats if folds > 1 else 1
+    return Competition(tuple(candidates), choose(candidates), folds, repeats, RULE)
 
 
 def choose(candidates: Sequence[Candidate]) -> Candidate:
@@ -93,8 +98,22 @@ def choose(candidates: Sequence[Candidate]) -> Candidate:
     The others were found on validation rows, so that their scores are better than they are on new rows.
     """
     path, *others = candidates
-    better = [c for c in others if c.gain_over(path).exceeds(_MARGIN)]
+    rivals = [c for c in others if len(c.folds) == len(path.folds)]
+    better = [c for c in rivals if c.gain_over(path).exceeds(_MARGIN)]
     return max(better, key=lambda candidate: candidate.rank, default=path)
+
+
+def _scored(job: Job, supports: Mapping[str, Support]) -> list[Candidate]:
+    """Score all sets on the validation split, and the path's and its best rival there on folds."""
+    path, *others = score_candidates(job, supports)
+    rival = max(others, key=lambda c: c.rank, default=path)
+    if not rival.gain_over(path).exceeds(0):
+        return [path, *others]
+    jobs = fold_jobs(job)
+    if len(jobs) == 1:
+        return [path, *others]
+    crossed = {c.name: c for c in cross_validate(jobs, [path, rival])}
+    return [crossed.get(c.name, c) for c in (path, *others)]
 
 
 def _find(state: SearchState, goal: SizeTarget) -> dict[str, Support]:

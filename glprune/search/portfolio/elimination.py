@@ -21,9 +21,7 @@ from torch import Tensor
 
 from glprune.data.splits import IndexableSplit, Inputs, first_rows
 from glprune.model.counting import macs
-from glprune.pruning.groups import sliced
-from glprune.pruning.removal import cut_uncertified
-from glprune.search.prepare import slim_job
+from glprune.search.prepare import Support, restrict_features
 from glprune.search.refit import brief_spec, refit_in_place
 
 if TYPE_CHECKING:
@@ -31,8 +29,6 @@ if TYPE_CHECKING:
     from glprune.pruning.groups import GroupSet
     from glprune.search.job import Job
 
-Support = frozenset[str]
-"""Names of the kept features."""
 _DROP = 0.25  # share of the features dropped in one round
 _PERMUTATIONS = 5
 _MAX_MACS = 2e10  # multiply-accumulates of the permutations of one round
@@ -58,18 +54,8 @@ def eliminate(job: Job, sizes: Collection[int]) -> dict[int, Support]:
         dropped = _least_important(job, number) if number else []
         if not dropped:  # all sizes have their features, or the others must stay
             return found | dict.fromkeys(left, frozenset(names))
-        job = restrict(job, frozenset(names) - frozenset(dropped))
+        job = restrict_features(job, frozenset(names) - frozenset(dropped))
         job = replace(job, network=refit_in_place(job, brief_spec(job.recipe)).network)
-
-
-def restrict(job: Job, kept: Support) -> Job:
-    """Return the job of the network that reads only some features, its other weights unchanged."""
-    alive = [
-        torch.tensor([g.kind != "input" or label in kept for label in g.labels], dtype=torch.bool)
-        for g in job.groups
-    ]
-    slim = cut_uncertified(job.network, job.groups, alive, job.probe, job.axes)
-    return slim_job(job, slim.network, slim.selection, [sliced(g, slim.plan.kept) for g in job.groups])
 
 
 def permuted(
@@ -97,7 +83,7 @@ def loss_rises(job: Job) -> dict[str, float]:
     """Measure the rise of the loss on validation rows when a feature is permuted, mean of five orders.
 
     Returns:
-        Feature -> mean rise. The orders are the same for every feature.
+        Feature that can be removed -> mean rise. The orders are the same for every feature.
     """
     inputs, target = _rows(job)
     generator = torch.Generator().manual_seed(job.recipe.seed)
@@ -112,6 +98,7 @@ def loss_rises(job: Job) -> dict[str, float]:
             label: sum(loss(permuted(inputs, job.axes, g, feature, o)) for o in orders) / len(orders)
             - reference
             for g in job.input_groups
+            if not g.units.refused
             for feature, label in enumerate(g.labels)
         }
 

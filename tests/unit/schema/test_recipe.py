@@ -69,8 +69,30 @@ BAD = [
     (
         "inputs: {strength: 1}",
         "kind: group_lasoo",
-        "penalty.kind should be 'group_lasso', 'sparse_group_lasso', 'group_mcp' or",
+        "penalty.kind should be 'group_lasso', 'sparse_group_lasso', 'group_mcp', 'tree_group_lasso',",
     ),
+    (
+        "inputs: {strength: 1}",
+        "groups: {a: [b, c]}",
+        ":7: penalty: groups belongs to kind: tree_group_lasso or latent_group_lasso; remove it",
+    ),
+    ("inputs: {strength: 1}", "kind: tree_group_lasso", "kind: tree_group_lasso needs groups"),
+    (
+        "inputs: {strength: 1}",
+        "kind: tree_group_lasso\n  groups:\n    a: [b, x]\n    b: a",
+        ":8: penalty: groups: a <- b <- a is a cycle; remove one of them",
+    ),
+    (
+        "inputs: {strength: 1}",
+        "kind: latent_group_lasso\n  inputs: null\n  hidden: {}\n  groups: {a: b}",
+        "groups are groups of inputs, and inputs is null",
+    ),
+    (
+        "inputs: {strength: 1}",
+        "kind: latent_group_lasso\n  groups: {a: []}",
+        ":8: penalty.groups.a should",
+    ),
+    ("inputs: {strength: 1}", "weights: hessian", "penalty.weights should be 'size', 'adaptive', 'fisher'"),
     ("lr: 1", "epochs: 0\n  full_batch_steps: 0", "nothing would be trained"),
     ("lambda: 1e-3", "max_features: 0", ":9: target.max_features should be at least 1"),
     ("lambda: 1e-3", "lambda: 1\n  max_features: 3", "exactly one of max_features, frontier, max_drop"),

@@ -9,7 +9,7 @@ from glprune.errors import RecipeError
 from glprune.model.validation_score import ValidationScore
 from glprune.schema.recipe import Recipe
 from glprune.schema.recipe_loading import load_recipe
-from glprune.search.portfolio import FrontierPoint, frontier_sizes, shipped_point
+from glprune.search.portfolio.frontier import FrontierPoint, frontier_sizes, shipped_point
 
 BASE = {"task": "binary", "model": {"factory": "n.py:f"}, "data": {"file": "d.csv", "target": "y"}}
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from glprune.pruning.groups import input_groups, penalty_weights
+from glprune.pruning.groups import input_groups, penalty_weights, root_mean_squares
 from glprune.pruning.units import TensorAxis, UnitSet
 from glprune.training.blocks import ParameterGroup, ParameterGroups
 from glprune.training.penalties import (
@@ -268,7 +268,9 @@ def test_adaptive_weights_are_the_size_over_the_trained_norm():
     units = UnitSet("x", "input", 4, (TensorAxis("weight", 1, torch.arange(4), "reader"),), source=0)
     groups = input_groups(units, [(str(i), (i,)) for i in range(4)])
     plain = penalty_weights(network.state_dict(), groups, 2.0)
-    adaptive = penalty_weights(network.state_dict(), groups, 2.0, adaptive=True)
+    adaptive = penalty_weights(
+        network.state_dict(), groups, 2.0, root_mean_squares(network.state_dict(), groups)
+    )
     torch.testing.assert_close(plain, torch.full((4,), 2.0 * 3**0.5, dtype=torch.float64))
     torch.testing.assert_close(adaptive[:3], plain[:3] / torch.tensor([1.0, 2.0, 4.0]).double())
     assert torch.isfinite(adaptive).all()
