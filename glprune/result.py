@@ -62,7 +62,7 @@ class Result:
         if self.report.frontier is None:
             raise UsageError(f"{self.bundle} has no frontier; run its recipe with target.frontier.")
         metric = main_metric(self.report)
-        return frontier_figure(self.report.frontier, label(metric.name), metric.original)
+        return _tight(frontier_figure(self.report.frontier, label(metric.name), metric.original))
 
     def _repr_html_(self) -> str:
         """Return the findings as HTML without scripts or external requests; styles apply to them alone."""
