@@ -204,8 +204,6 @@ def uniform_support(job: Job, share: float, kinds: Sequence[str]) -> list[Tensor
 
 def uniform_share(job: Job, goal: SizeTarget, limit: float) -> float:
     """Return the share of units that every layer keeps where all lose the same to meet a limit."""
-    if goal.counted not in MEASURES:
-        return min(1.0, limit / current_size(job, goal.counted))
     if limit >= current_size(job, goal.counted):
         return 1.0
     low, high, multiple = 0.0, 1.0, job.recipe.target.counting_multiple

@@ -225,23 +225,34 @@ class _Search:
             self._certify(self.competition.best, begin, goal)
 
     def _certify(self, best: Candidate, begin: int, goal: SizeTarget) -> None:
-        """Go back to a state and remove every feature that a candidate does not have."""
-        self.state, self.stages = self.before[begin], self.stages[:begin]
-        self.before = self.before[:begin]
+        """Go back to a state and remove the features that a candidate does not have; stay if that fails."""
+        path = self.state, self.stages, self.before
+        self.state, self.stages, self.before = self.before[begin], self.stages[:begin], self.before[:begin]
         kept = {
             (g.name, label)
             for g in self.job.groups
             for label in g.labels
             if g.kind != "input" or label in best.kept
         }
-        self._remove_all_but(kept, goal, f"removing the features that {best.name} does not keep")
+        if not self._remove_all_but(kept, goal, f"removing the features that {best.name} does not keep"):
+            self.state, self.stages, self.before = path
+            assert self.competition is not None  # a candidate comes from one
+            self.competition = replace(self.competition, best=self.competition.candidates[0])
 
-    def _remove_all_but(self, kept: Collection[tuple[str, str]], goal: SizeTarget, rule: str) -> None:
-        """Remove groups along a path that penalises them alone: their zeros are exact and certified."""
+    def _remove_all_but(self, kept: Collection[tuple[str, str]], goal: SizeTarget, rule: str) -> bool:
+        """Remove groups along a path that penalises them alone: their zeros are exact and certified.
+
+        Returns:
+            Whether it was possible; a group may not become zero.
+        """
         pick, refit = AllZero(goal.name), self._full_refit()
-        run = self._run_stage(StageSpec(goal.kinds, rule, pick, refit, unpenalised=frozenset(kept)))
+        try:
+            run = self._run_stage(StageSpec(goal.kinds, rule, pick, refit, unpenalised=frozenset(kept)))
+        except TargetError:
+            return False
         assert run is not None  # it picks a point or raises
         self._commit(run)
+        return True
 
     def _search_lambda(self, lam: float, kinds: tuple[GroupKind, ...]) -> None:
         rule = f"lambda {lam:g} as the recipe states"
@@ -271,10 +282,9 @@ class _Search:
         run = self._best_result(goal, rule, LargestWithin(goal), self._full_refit())
         assert run is not None  # it picks a point or raises
         kept = self._fill_budget(run, goal)
-        if kept is None:
+        rule = f"{rule}, with removed groups back as far as the limit allows"
+        if kept is None or not self._remove_all_but(kept, goal, rule):
             self._commit(run)
-        else:
-            self._remove_all_but(kept, goal, f"{rule}, with removed groups back as far as the limit allows")
 
     def _fill_budget(self, run: StageResult, goal: SizeTarget) -> frozenset[tuple[str, str]] | None:
         """Return the groups to keep where more fit into a budget than a stage kept; else None."""
@@ -397,7 +407,7 @@ class _Search:
 
     def _max_layer_loss(self, goal: SizeTarget, pick: PointSelector) -> float:
         """Return the largest share of a layer's units that a stage may remove."""
-        if goal.counted == "features" or "hidden" not in goal.kinds:
+        if goal.counted not in MEASURES or "hidden" not in goal.kinds:
             return 1.0
         limit = pick.limit if isinstance(pick, OneStage) else goal.limit
         share = uniform_share(self.job, goal, limit)
