@@ -60,6 +60,7 @@ from glprune.schema.report import (
     Timing,
     ValidationFigures,
 )
+from glprune.search.budget import resolve_budget
 from glprune.search.outcome import kept_names
 from glprune.search.path_point import path_record
 from glprune.search.portfolio.candidates import mean_gain
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
 # share of the penalty above which a violated optimality condition is reported
 _KKT_TOLERANCE = 0.05
 _MAX_NAMES = 12
+_BUDGET_USED = 0.97  # share of a budget below which the report says why
 _DENSEST = "of the points that keep no more, the one that keeps most"
 _PACKAGES = (
     "torch",
@@ -510,12 +512,28 @@ def _warnings(outcome: RunResults) -> list[str]:
         *job.fixed_inputs,
         *_removal_warnings(job, chosen.removed),
         *_zero_input_warnings(outcome),
+        *_budget_warnings(job, outcome.measured),
         *_stability_warnings(outcome),
         *_halving_warnings(_halvings(chosen)),
         *policy_warnings(job, chosen.outcomes),
         *_optimality_warnings(chosen),
         *_performance_warnings(job, outcome.measured),
     ]
+
+
+def _budget_warnings(job: Job, measured: TestMeasurements) -> Iterator[str]:
+    """Warn where a network is much smaller than its budget allows."""
+    target, size = job.recipe.target, measured.size
+    for counted, budget, before, after in (
+        ("parameters", target.parameters, size.parameters_before, size.parameters_after),
+        ("macs", target.macs, size.macs_before, size.macs_after),
+    ):
+        used = after / resolve_budget(budget, before) if budget is not None else 1.0
+        if used < _BUDGET_USED:
+            yield (
+                f"The network uses {used:.1%} of target.{counted}. Removed units came back as long as they "
+                "fitted; the next would exceed the budget."
+            )
 
 
 def _removal_warnings(job: Job, removed: RemovalResult) -> Iterator[str]:

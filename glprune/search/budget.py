@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from glprune.search.path import RegularisationPath
     from glprune.search.path_point import Point, Size
 
-_SHARE_BISECTIONS = 8
+_SHARE_BISECTIONS, _MAX_SWAPS = 8, 4
 Alive = Sequence[Tensor]
 Measure = Callable[[nn.Module, Inputs], int]
 SizeMetric = Literal["features", "hidden", "parameters", "macs"]
@@ -218,29 +218,90 @@ def filled(job: Job, alive: Alive, goal: SizeTarget) -> list[Tensor]:
     """Mark removed groups as left again as long as a budget allows, those of the least penalty first.
 
     A path removes groups in steps: where one is a large part of the budget, or several leave together, its
-    largest point within the budget can be far below it.
+    largest point within the budget can be far below it. Where no further group fits, the strongest removed
+    group of one set takes the place of the weakest of another that costs less.
 
     Args:
         job: The network that the groups were removed from.
         alive: For each group set, which groups are left, bool, shape (n_groups,).
         goal: The budget.
     """
-    marks, multiple = [a.clone() for a in alive], job.recipe.target.counting_multiple
-    removed = [
-        (float(weight), number, int(group))
-        for number, groups in enumerate(job.groups)
-        if groups.kind in goal.kinds and not groups.units.refused and job.strength(groups) > 0
-        for group, weight in enumerate(job.weights(groups))
-        if not marks[number][group]
-    ]
-    now = size_of_support(job, marks, MEASURES[goal.counted], multiple)
-    for _, number, group in sorted(removed):
-        marks[number][group] = True
-        size = size_of_support(job, marks, MEASURES[goal.counted], multiple)
-        # a unit that fills up a width costs nothing, but the width may yet stay as it is
-        padding = size == now and job.recipe.target.round_to == "auto"
-        if size > goal.limit or padding:
-            marks[number][group] = False
-        else:
-            now = size
+    marks = [a.clone() for a in alive]
+    size = _Filling(job, goal, marks)
+    for _ in range(_MAX_SWAPS):
+        size.add_what_fits()
+        if size.now >= goal.least or not size.swap():
+            break
     return marks
+
+
+class _Filling:
+    """Marks of groups that are left, changed in place, and the size they give.
+
+    Args:
+        job: The network.
+        goal: The budget.
+        marks: For each group set, which groups are left.
+    """
+
+    def __init__(self, job: Job, goal: SizeTarget, marks: list[Tensor]) -> None:
+        self.job, self.goal, self.marks = job, goal, marks
+        self.weights = {
+            number: job.weights(groups)
+            for number, groups in enumerate(job.groups)
+            if groups.kind in goal.kinds and not groups.units.refused and job.strength(groups) > 0
+        }
+        self.now = self._size()
+
+    def add_what_fits(self) -> None:
+        """Mark groups as left, those of the least penalty first, as long as the budget holds."""
+        removed = [
+            (float(weight), number, group)
+            for number, weights in self.weights.items()
+            for group, weight in enumerate(weights)
+            if not self.marks[number][group]
+        ]
+        for _, number, group in sorted(removed):
+            self.marks[number][group] = True
+            size = self._size()
+            # a unit that fills up a width costs nothing, but the width may yet stay as it is
+            padding = size == self.now and self.job.recipe.target.round_to == "auto"
+            if size > self.goal.limit or padding:
+                self.marks[number][group] = False
+            else:
+                self.now = size
+
+    def swap(self) -> bool:
+        """Make the exchange of groups of two sets that uses most of the budget; return whether one does."""
+        best, sizes = None, self.now
+        for gained in self.weights:
+            for lost in self.weights:
+                pair = self._pair(gained, lost)
+                if pair is None:
+                    continue
+                self._exchange(gained, lost, *pair)
+                size = self._size()
+                self._exchange(gained, lost, *pair)
+                if sizes < size <= self.goal.limit:
+                    best, sizes = (gained, lost, *pair), size
+        if best is not None:
+            self._exchange(*best)
+            self.now = sizes
+        return best is not None
+
+    def _pair(self, gained: int, lost: int) -> tuple[int, int] | None:
+        """Return the strongest removed group of one set and the weakest left of another, if they can swap."""
+        removed, left = ~self.marks[gained], self.marks[lost]
+        if gained == lost or not bool(removed.any()) or int(left.sum()) < 2:
+            return None
+        strongest = self.weights[gained].where(removed, torch.inf).argmin()
+        weakest = self.weights[lost].where(left, -torch.inf).argmax()
+        return int(strongest), int(weakest)
+
+    def _exchange(self, gained: int, lost: int, strongest: int, weakest: int) -> None:
+        self.marks[gained][strongest] = ~self.marks[gained][strongest]
+        self.marks[lost][weakest] = ~self.marks[lost][weakest]
+
+    def _size(self) -> float:
+        multiple = self.job.recipe.target.counting_multiple
+        return size_of_support(self.job, self.marks, MEASURES[self.goal.counted], multiple)

@@ -10,9 +10,20 @@ import torch
 import glprune
 from glprune import pipeline
 from glprune.data.splits import first_rows
+from glprune.runtime.events import silent
 from glprune.schema.recipe_loading import load_recipe
 from glprune.search import refit, search
-from glprune.search.budget import MEASURES, resolve_budget, size_of_support, unit_costs
+from glprune.search.budget import (
+    MEASURES,
+    SizeTarget,
+    filled,
+    full_support,
+    resolve_budget,
+    size_of_support,
+    uniform_support,
+    unit_costs,
+)
+from glprune.search.prepare import prepare
 
 NETWORK = """
 from torch import nn
@@ -277,3 +288,50 @@ def test_batchnorm_statistics_are_means_over_the_training_rows_after_a_refit(fol
     assert fresh[1].momentum == 0.1
     assert torch.equal(network[1].running_mean, torch.zeros(4))
     assert not fresh.training
+
+
+@pytest.mark.parametrize("share", ["15%", "35%", "60%"])
+def test_what_a_path_leaves_of_a_budget_is_filled_until_nothing_fits(folder, share):
+    recipe = load_recipe(folder / "recipe.yaml", [f"target={{macs: {share}}}", "penalty.inputs=null"])
+    job = prepare(recipe, folder / "model.pt", False, silent)
+    limit = resolve_budget(share, size_of_support(job, full_support(job.groups), MEASURES["macs"]))
+    goal = SizeTarget("macs", limit, ("hidden",), "target.macs", slack=0.02)
+    alive = uniform_support(job, 0.0, ("hidden",))
+    marks = filled(job, alive, goal)
+
+    def size(changed):
+        return size_of_support(job, changed, MEASURES["macs"])
+
+    assert all(bool((after | ~before).all()) for before, after in zip(alive, marks, strict=True))
+    assert size(marks) <= limit
+    assert torch.equal(marks[0], alive[0])  # inputs are not under the budget's penalty
+    for number in (1, 2):
+        for unit in torch.nonzero(~marks[number]).flatten().tolist():
+            more = [m.clone() for m in marks]
+            more[number][unit] = True
+            assert size(more) > limit
+    assert size(marks) >= 0.9 * limit
+
+
+def test_units_that_come_back_are_those_of_the_least_penalty(folder):
+    recipe = load_recipe(folder / "recipe.yaml", ["target={macs: 30%}", "penalty.inputs=null"])
+    job = prepare(recipe, folder / "model.pt", False, silent)
+    goal = SizeTarget("macs", 200, ("hidden",), "target.macs")
+    marks = filled(job, uniform_support(job, 0.0, ("hidden",)), goal)
+    for number in (1, 2):
+        weights, kept = job.weights(job.groups[number]), marks[number].clone()
+        kept[0] = False  # was never removed
+        removed = ~marks[number]
+        if bool(kept.any()) and bool(removed.any()):
+            assert float(weights[kept].max()) <= float(weights[removed].min())
+
+
+@pytest.mark.parametrize("target", ["macs", "parameters"])
+def test_no_layer_starves_and_a_budget_that_is_not_used_is_explained(folder, target):
+    result = run(folder, f"even-{target}", f'target={{{target}: "30%"}}', "penalty.inputs=null")
+    report = result.report
+    used = getattr(report.size, f"{target}_after") / (0.3 * getattr(report.size, f"{target}_before"))
+    assert used <= 1
+    assert any(f"of target.{target}" in w for w in report.warnings) == (used < 0.97)
+    shares = [layer.after / layer.before for layer in report.hidden]
+    assert max(shares) <= 4 * min(shares)
