@@ -254,7 +254,8 @@ def comparison_sentence(selection: Selection) -> str:
     )
     return (
         "Sets of features were found in several ways, refitted briefly and compared on the "
-        f"{thousands(comparison.rows)} validation rows{folds}. Figures are given with one standard error. "
+        f"{thousands(comparison.rows)} validation rows{folds}. The table gives the "
+        f"{inline(selection.metric)} and its gain over the set of the path, each with one standard error. "
         f"Rule of the choice: {comparison.rule}. {_lead_sentence(comparison)} The figures are somewhat too "
         "good, since the same rows chose the sets."
     )

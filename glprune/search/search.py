@@ -234,7 +234,7 @@ class _Search:
             for label in g.labels
             if g.kind != "input" or label in best.kept
         }
-        if not self._remove_all_but(kept, goal, f"removing the features that {best.name} does not keep"):
+        if not self._remove_all_but(kept, goal, f"removing the features that the {best.name} does not keep"):
             self.state, self.stages, self.before = path
             assert self.competition is not None  # a candidate comes from one
             self.competition = replace(self.competition, best=self.competition.candidates[0])

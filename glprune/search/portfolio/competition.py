@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 _MARGIN = 2.0  # standard errors
 RULE = (
-    "the set of the regularisation path, unless the metric of another is better by more than two standard "
+    "the set of the path in stages, unless the metric of another is better by more than two standard "
     "errors of the paired difference; only the best set on the validation split is cross-validated beside it"
 )
-PATH, ONE_PATH = "the regularisation path in stages", "one regularisation path"
+PATH, ONE_PATH = "path in stages", "single path"
 ELIMINATION, MAGNITUDE = "backward elimination", "group magnitude"
 
 
