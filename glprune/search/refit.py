@@ -56,8 +56,15 @@ def brief_spec(recipe: Recipe) -> RefitSpec:
     return recipe.refit.model_copy(update={"epochs": epochs, "patience": max(1, epochs), "start": "path"})
 
 
-def refit_in_place(job: Job, spec: RefitSpec) -> RefitResult:
-    """Refit the network of a job on the job's own rows, without a checkpoint; the job is not changed."""
+def refit_in_place(job: Job, spec: RefitSpec, original: nn.Module) -> RefitResult:
+    """Refit the network of a job on the job's own rows, without a checkpoint; the job is not changed.
+
+    Args:
+        job: The job.
+        spec: How to refit; nothing is distilled.
+        original: The trained network, whose dropout rates are scaled. Those of the job's network depend on
+            whether it was refitted in this process or loaded.
+    """
     refit = Refit(
         job.task,
         job.data.train,
@@ -65,7 +72,7 @@ def refit_in_place(job: Job, spec: RefitSpec) -> RefitResult:
         identity,
         spec.model_copy(update={"distill": 0.0}),
         job.recipe.seed,
-        teacher=job.network,
+        teacher=original,
         metric=job.metric,
         precision=job.recipe.train.precision,
         process_group=job.process_group,

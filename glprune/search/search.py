@@ -239,7 +239,9 @@ class _Search:
             assert self.competition is not None  # a candidate comes from one
             self.competition = replace(self.competition, best=self.competition.candidates[0])
 
-    def _remove_all_but(self, kept: Collection[tuple[str, str]], goal: SizeTarget, rule: str) -> bool:
+    def _remove_all_but(
+        self, kept: Collection[tuple[str, str]], goal: SizeTarget, rule: str, input_strength: float = 1.0
+    ) -> bool:
         """Remove groups along a path that penalises them alone: their zeros are exact and certified.
 
         Returns:
@@ -247,7 +249,9 @@ class _Search:
         """
         pick, refit = AllZero(goal.name), self._full_refit()
         try:
-            run = self._run_stage(StageSpec(goal.kinds, rule, pick, refit, unpenalised=frozenset(kept)))
+            run = self._run_stage(
+                StageSpec(goal.kinds, rule, pick, refit, input_strength, unpenalised=frozenset(kept))
+            )
         except TargetError:
             return False
         assert run is not None  # it picks a point or raises
@@ -283,7 +287,7 @@ class _Search:
         assert run is not None  # it picks a point or raises
         kept = self._fill_budget(run, goal)
         rule = f"{rule}, with removed groups back as far as the limit allows"
-        if kept is None or not self._remove_all_but(kept, goal, rule):
+        if kept is None or not self._remove_all_but(kept, goal, rule, run.spec.input_strength):
             self._commit(run)
 
     def _fill_budget(self, run: StageResult, goal: SizeTarget) -> frozenset[tuple[str, str]] | None:

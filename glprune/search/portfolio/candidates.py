@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from glprune.data.splits import identity
 from glprune.model.validation_score import Gain, ValidationScore, score_network, standard_error
@@ -63,12 +63,13 @@ def mean_gain(scores: Scores, others: Scores) -> Gain:
     return Gain(sum(a.gain_over(b).mean for a, b in pairs) / len(pairs), standard_error(differences))
 
 
-def score_candidates(job: Job, supports: Mapping[str, Support]) -> list[Candidate]:
+def score_candidates(job: Job, supports: Mapping[str, Support], original: nn.Module) -> list[Candidate]:
     """Refit a network on every candidate's features and score it on the validation split.
 
     Args:
         job: The network all candidates start from.
         supports: Name of a candidate -> its features. Of equal ones the first is scored.
+        original: The trained network.
 
     Returns:
         The candidates, in order.
@@ -76,17 +77,20 @@ def score_candidates(job: Job, supports: Mapping[str, Support]) -> list[Candidat
     first: dict[Support, str] = {}
     for name, kept in supports.items():
         first.setdefault(kept, name)
-    return [Candidate(name, kept, _score(job, kept)) for kept, name in first.items()]
+    return [Candidate(name, kept, _score(job, kept, original)) for kept, name in first.items()]
 
 
-def cross_validate(jobs: Sequence[Job], candidates: Sequence[Candidate]) -> list[Candidate]:
+def cross_validate(
+    jobs: Sequence[Job], candidates: Sequence[Candidate], original: nn.Module
+) -> list[Candidate]:
     """Score candidates on the validation rows of every fold as well.
 
     Args:
         jobs: The network all candidates start from, on the rows of every fold.
         candidates: The candidates.
+        original: The trained network.
     """
-    return [replace(c, folds=tuple(_score(job, c.kept) for job in jobs)) for c in candidates]
+    return [replace(c, folds=tuple(_score(job, c.kept, original) for job in jobs)) for c in candidates]
 
 
 def save_candidates(candidates: Sequence[Candidate]) -> Checkpoint:
@@ -135,9 +139,9 @@ def by_magnitude(job: Job, size: int) -> Support:
     return frozenset(stay) | frozenset(others[: max(0, size - len(stay))])
 
 
-def _score(job: Job, kept: Support) -> ValidationScore:
+def _score(job: Job, kept: Support, original: nn.Module) -> ValidationScore:
     slim = restrict_features(job, kept)
-    refit = refit_in_place(slim, _scoring_spec(job.recipe))
+    refit = refit_in_place(slim, _scoring_spec(job.recipe), original)
     return score_network(refit.network, job.task, job.metric, slim.data.valid, identity)
 
 

@@ -82,7 +82,7 @@ def compete(state: SearchState, path: Support, goal: SizeTarget, listener: Liste
     place, key = log.position, {"size": goal.limit, "path": sorted(path)}
     record = log.load_step("candidates", key)
     if record is None:
-        candidates = _scored(job, {PATH: path, **_find(state, goal)})
+        candidates = _scored(state, {PATH: path, **_find(state, goal)})
         values, tensors = save_candidates(candidates)
         record = log.save_step("candidates", key, values | {"folds": fold_count(job)}, tensors, since=place)
     else:
@@ -103,16 +103,17 @@ def choose(candidates: Sequence[Candidate]) -> Candidate:
     return max(better, key=lambda candidate: candidate.rank, default=path)
 
 
-def _scored(job: Job, supports: Mapping[str, Support]) -> list[Candidate]:
+def _scored(state: SearchState, supports: Mapping[str, Support]) -> list[Candidate]:
     """Score all sets on the validation split, and the path's and its best rival there on folds."""
-    path, *others = score_candidates(job, supports)
+    job, original = state.job, state.original.network
+    path, *others = score_candidates(job, supports, original)
     rival = max(others, key=lambda c: c.rank, default=path)
     if not rival.gain_over(path).exceeds(0):
         return [path, *others]
     jobs = fold_jobs(job)
     if len(jobs) == 1:
         return [path, *others]
-    crossed = {c.name: c for c in cross_validate(jobs, [path, rival])}
+    crossed = {c.name: c for c in cross_validate(jobs, [path, rival], original)}
     return [crossed.get(c.name, c) for c in (path, *others)]
 
 
@@ -121,7 +122,7 @@ def _find(state: SearchState, goal: SizeTarget) -> dict[str, Support]:
     job, size = state.job, int(goal.limit)
     found = {
         ONE_PATH: _one_path(state, goal),
-        ELIMINATION: eliminate(job, [size])[size],
+        ELIMINATION: eliminate(job, [size], state.original.network)[size],
         MAGNITUDE: by_magnitude(job, size),
     }
     return {name: kept for name, kept in found.items() if kept is not None and _fits(job, kept, size)}

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from glprune.data.splits import IndexableSplit, Inputs, first_rows
 from glprune.model.counting import macs
@@ -35,12 +35,13 @@ _MAX_MACS = 2e10  # multiply-accumulates of the permutations of one round
 _MIN_ROWS = 256
 
 
-def eliminate(job: Job, sizes: Collection[int]) -> dict[int, Support]:
+def eliminate(job: Job, sizes: Collection[int], original: nn.Module) -> dict[int, Support]:
     """Eliminate features until as few as the smallest size are left.
 
     Args:
         job: The network and its rows.
         sizes: Numbers of features of interest.
+        original: The trained network.
 
     Returns:
         Size -> the features kept when at most as many were left. Features that must stay are never dropped.
@@ -55,7 +56,7 @@ def eliminate(job: Job, sizes: Collection[int]) -> dict[int, Support]:
         if not dropped:  # all sizes have their features, or the others must stay
             return found | dict.fromkeys(left, frozenset(names))
         job = restrict_features(job, frozenset(names) - frozenset(dropped))
-        job = replace(job, network=refit_in_place(job, brief_spec(job.recipe)).network)
+        job = replace(job, network=refit_in_place(job, brief_spec(job.recipe), original).network)
 
 
 def permuted(

@@ -28,6 +28,8 @@ from glprune.search.portfolio.candidates import (
 from glprune.search.portfolio.elimination import eliminate, loss_rises
 from glprune.search.portfolio.folds import fold_count, fold_jobs
 from glprune.search.prepare import prepare, restrict_features
+from glprune.search.refit import refit_in_place
+from glprune.search.stage import SearchState
 
 NETWORK = """
 from torch import nn
@@ -109,7 +111,7 @@ class _Estimator:
 
 
 def test_elimination_keeps_what_the_target_depends_on_and_sets_are_nested(job):
-    found = eliminate(job, [5, 3, 1])
+    found = eliminate(job, [5, 3, 1], job.network)
     assert found[3] == TRUE
     assert found[1] < found[3] < found[5]
     assert [len(found[size]) for size in (5, 3, 1)] == [5, 3, 1]
@@ -117,13 +119,15 @@ def test_elimination_keeps_what_the_target_depends_on_and_sets_are_nested(job):
 
 def test_elimination_never_drops_what_must_stay(folder):
     job = prepared(folder, "policy={must_keep: [f]}")
-    found = eliminate(job, [2, 1])
+    found = eliminate(job, [2, 1], job.network)
     assert "f" in found[2]
     assert found[1] == {"f"}
 
 
 def test_elimination_of_nothing_returns_everything(job):
-    assert eliminate(job, [7, 20]) == {size: frozenset(f.name for f in job.data.features) for size in (7, 20)}
+    assert eliminate(job, [7, 20], job.network) == {
+        size: frozenset(f.name for f in job.data.features) for size in (7, 20)
+    }
 
 
 def test_a_restricted_job_reads_only_its_features(job):
@@ -210,9 +214,9 @@ def test_the_path_stays_unless_another_is_better_by_more_than_noise():
 
 
 def test_candidates_survive_a_checkpoint(job):
-    scored = score_candidates(job, {"one": frozenset({"a", "b"}), "same": frozenset({"b", "a"})})
+    scored = score_candidates(job, {"one": frozenset({"a", "b"}), "same": frozenset({"b", "a"})}, job.network)
     assert [c.name for c in scored] == ["one"]
-    found = cross_validate([job, job], scored)
+    found = cross_validate([job, job], scored, job.network)
     (loaded,) = load_candidates(*save_candidates(found))
     assert (loaded.name, loaded.kept, loaded.rank) == ("one", {"a", "b"}, found[0].rank)
     assert [score.standard_error for score in loaded.folds] == [s.standard_error for s in found[0].folds]
@@ -221,7 +225,7 @@ def test_candidates_survive_a_checkpoint(job):
 def test_only_sets_better_than_the_path_are_cross_validated(folder):
     job = prepared(folder, "data.validation={folds: 3}")
     supports = {"path": frozenset({"b", "c"}), "better": TRUE, "worse": frozenset({"c", "d"})}
-    path, better, worse = competition._scored(job, supports)
+    path, better, worse = competition._scored(SearchState.initial(job), supports)
     assert [len(c.folds) for c in (path, better, worse)] == [3, 3, 0]
     assert competition.choose([path, better, worse]) is better
 
@@ -251,7 +255,7 @@ def test_a_pure_path_compares_nothing(folder, tmp_path):
 
 def test_a_chosen_set_is_removed_along_a_path_with_exact_zeros(folder, tmp_path, monkeypatch):
     wanted = frozenset({"c", "d", "pair"})
-    monkeypatch.setattr(competition, "eliminate", lambda job, sizes: dict.fromkeys(sizes, wanted))
+    monkeypatch.setattr(competition, "eliminate", lambda job, sizes, original: dict.fromkeys(sizes, wanted))
     monkeypatch.setattr(
         competition, "choose", lambda candidates: next(c for c in candidates if c.kept == wanted)
     )
@@ -289,3 +293,16 @@ def test_figures_of_a_comparison_that_do_not_agree_are_found(folder, tmp_path):
     assert found(first.model_copy(update={"valid": wrong}), *others) == {f"{place}/0/valid/gain"}
     assert found(first.model_copy(update={"features": ["none"]}), *others) == {place, f"{place}/0/features"}
     assert found(first.model_copy(update={"chosen": not first.chosen}), *others) == {place}
+
+
+def test_scores_do_not_depend_on_whether_a_network_was_refitted_or_loaded(folder):
+    """A refit scales dropout rates in its own network; one loaded from a checkpoint has those of the trained."""
+    job = prepared(folder)
+    dropout = torch.nn.Sequential(*job.network[:2], torch.nn.Dropout(0.4), *job.network[2:])
+    refitted = torch.nn.Sequential(*job.network[:2], torch.nn.Dropout(0.1), *job.network[2:])
+    original = dropout.eval()
+    found = [
+        refit_in_place(replace(job, network=network.eval()), job.recipe.refit, original).score
+        for network in (dropout, refitted)
+    ]
+    assert found[0] == found[1]
