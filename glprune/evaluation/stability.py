@@ -24,11 +24,11 @@ from glprune.runtime.process_pool import OutcomeLog, WorkerPool, map_with_checkp
 from glprune.schema.recipe import Recipe, StabilitySpec, TargetSpec
 from glprune.schema.report import Interval, Resample, Stability
 from glprune.search.outcome import FeatureOutcome
+from glprune.search.portfolio.folds import strata
 from glprune.search.search import search
 from glprune.search.worker_setup import WorkerContext, indexable_split
 
 if TYPE_CHECKING:
-    from glprune.data.splits import IndexableSplit
     from glprune.search.job import Job
 
 _OUTCOME: TypeAdapter[Resample | str] = TypeAdapter(Resample | str)
@@ -128,7 +128,7 @@ def _search_resample(limit: int, context: WorkerContext, number: int) -> Resampl
     """Search on one resample for a network of at most ``limit`` features, or return why none was found."""
     job, recipe, spec = context.job, context.job.recipe, context.job.recipe.stability
     assert spec is not None  # resamples are drawn only where the recipe has the section
-    rows = draw_resample(_labels(job, context.rows), spec.subsample, recipe.seed, number)
+    rows = draw_resample(strata(job, context.rows.target), spec.subsample, recipe.seed, number)
     train = context.rows.take(rows)
     seed = recipe.seed if spec.seeds == "recipe" else _resample_seed(recipe.seed, number)
     resampled = replace(
@@ -160,12 +160,6 @@ def _resample_recipe(recipe: Recipe, limit: int, seed: int) -> Recipe:
     if recipe.target.lam is not None:  # a given lambda needs one path
         changes["train"] = recipe.train.model_copy(update={"n_stages": 1})
     return recipe.model_copy(update=changes)
-
-
-def _labels(job: Job, rows: IndexableSplit) -> NDArray[np.int64]:
-    """Return the stratum of each row: its class, or 0 where the target is a number."""
-    by_class = job.task.kind in ("binary", "multiclass")
-    return rows.target.numpy() if by_class else np.zeros(rows.rows, dtype=np.int64)
 
 
 def _resample_seed(seed: int, number: int) -> int:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from glprune.runtime.checkpoint import CheckpointLog
     from glprune.training.solver import PointSolver
 
-Support = Callable[[Point], bool]
+PointTest = Callable[[Point], bool]
 _ROUND_OFF = 1e-6
 RESTART_SCALE = 0.1
 """A path that overshoots with its first lambda starts again at this share of it."""
@@ -112,7 +112,7 @@ class RegularisationPath:
         self.replace_point(polished, point)
         return polished
 
-    def solve_until(self, lam: float, is_small: Support, fits: Support) -> tuple[Point | None, bool]:
+    def solve_until(self, lam: float, is_small: PointTest, fits: PointTest) -> tuple[Point | None, bool]:
         """Train at one lambda from the present weights, no further than until the support is small enough.
 
         A lambda that removes many groups removes them one after another, so that there is a point on the way
@@ -148,7 +148,7 @@ class RegularisationPath:
         self.on_point(point)
         return point, record.values["ended"]
 
-    def _solve_until(self, lam: float, is_small: Support, fits: Support) -> Checkpoint:
+    def _solve_until(self, lam: float, is_small: PointTest, fits: PointTest) -> Checkpoint:
         network, accepted, ended = self.objective.network, TensorDict(), False
 
         def is_done() -> bool:
@@ -161,7 +161,8 @@ class RegularisationPath:
 
         halvings = self.solver.solve(lam, polish=False, is_done=is_done)
         if not accepted:
-            return {"accepted": False, "ended": ended}, add_prefix(STATE, dict(network.state_dict()))
+            state = {name: t.detach().clone() for name, t in network.state_dict().items()}
+            return {"accepted": False, "ended": ended}, add_prefix(STATE, state)
         network.load_state_dict(accepted)
         values, tensors = save_point(self.measure(lam, halvings))
         return values | {"accepted": True, "ended": ended}, tensors
@@ -295,16 +296,16 @@ class RegularisationPath:
         """Return the present support as a point of some lambda, without loss, metric and weights."""
         state = self.objective.network.state_dict()
         alive = tuple(support(state, g) for g in self.groups)
-        kinds = {id(g): a for g, a in zip(self.groups, alive, strict=True)}
+        by_set = {id(g): a for g, a in zip(self.groups, alive, strict=True)}
         return Point(
             lam=lam,
             loss=math.nan,
             penalty=math.nan,
             kkt_zero=math.nan,
             kkt_active=math.nan,
-            features=sum(int(kinds[id(g)].sum()) for g in self.inputs),
-            columns=sum(int(kinds[id(g)][g.group].sum()) for g in self.inputs),
-            hidden=sum(int(kinds[id(g)].sum()) for g in self.hidden),
+            features=sum(int(by_set[id(g)].sum()) for g in self.inputs),
+            columns=sum(int(by_set[id(g)][g.group].sum()) for g in self.inputs),
+            hidden=sum(int(by_set[id(g)].sum()) for g in self.hidden),
             norms=tuple(float(n) for g in self.inputs for n in group_norms(state, g)),
             alive=alive,
             metric=math.nan,

@@ -36,7 +36,14 @@ def fold_jobs(job: Job) -> tuple[Job, ...]:
     Raises:
         RecipeError: The recipe asks for folds that cannot be made.
     """
-    return tuple(_fold_job(job, train, valid) for train, valid in fold_rows(job)) or (job,)
+    folds = fold_rows(job)
+    if not folds:
+        return (job,)
+    rows = _pooled(job)
+    return tuple(
+        replace(job, data=replace(job.data, train=rows.take(train), valid=rows.take(valid)))
+        for train, valid in folds
+    )
 
 
 def fold_rows(job: Job) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
@@ -49,10 +56,10 @@ def fold_rows(job: Job) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     count = fold_count(job)
     if count == 1:
         return []
-    strata = _strata(job)
+    classes = strata(job, _targets(job))
     found = []
     for repeat in range(spec.repeats):
-        numbers = _fold_numbers(strata, count, np.random.default_rng([job.recipe.seed, repeat]))
+        numbers = _fold_numbers(classes, count, np.random.default_rng([job.recipe.seed, repeat]))
         found += [(np.flatnonzero(numbers != f), np.flatnonzero(numbers == f)) for f in range(count)]
     return found
 
@@ -93,38 +100,40 @@ def _effective_rows(job: Job) -> int:
     return min(valid.rows, 2 * int(torch.bincount(valid.target, minlength=2).min()))
 
 
-def _strata(job: Job) -> NDArray[np.int64]:
-    """Return the stratum of each pooled row: its class, or 0 where the target is a number."""
-    target = _targets(job)
+def strata(job: Job, target: Tensor) -> NDArray[np.int64]:
+    """Return the stratum of each row: its class, or 0 where the target is a number.
+
+    Args:
+        job: The job.
+        target: Targets of the rows.
+    """
     by_class = job.task.kind in ("binary", "multiclass")
     return target.numpy() if by_class else np.zeros(len(target), dtype=np.int64)
 
 
-def _fold_numbers(strata: NDArray[np.int64], count: int, generator: np.random.Generator) -> NDArray[np.int64]:
+def _fold_numbers(
+    classes: NDArray[np.int64], count: int, generator: np.random.Generator
+) -> NDArray[np.int64]:
     """Draw the fold of every row, so that each has its share of every stratum."""
-    order = np.concatenate([generator.permutation(np.flatnonzero(strata == s)) for s in np.unique(strata)])
-    numbers = np.empty(len(strata), dtype=np.int64)
-    numbers[order] = np.arange(len(strata)) % count
+    order = np.concatenate([generator.permutation(np.flatnonzero(classes == c)) for c in np.unique(classes)])
+    numbers = np.empty(len(classes), dtype=np.int64)
+    numbers[order] = np.arange(len(classes)) % count
     return numbers
 
 
 def _targets(job: Job) -> Tensor:
     """Return the targets of training and validation rows together."""
-    train, valid = job.data.train, job.data.valid
-    assert isinstance(train, TensorSplit)  # folds are made of rows in memory
-    assert isinstance(valid, TensorSplit)
-    return torch.cat([train.target, valid.target])
+    return torch.cat([split.target for split in _splits(job)])
 
 
 def _pooled(job: Job) -> TensorSplit:
     """Return training and validation rows together."""
-    train, valid = job.data.train, job.data.valid
-    assert isinstance(train, TensorSplit)  # folds are made of rows in memory
-    assert isinstance(valid, TensorSplit)
-    pairs = zip(train.inputs, valid.inputs, strict=True)
+    pairs = zip(*(split.inputs for split in _splits(job)), strict=True)
     return TensorSplit(tuple(torch.cat(p) for p in pairs), _targets(job))
 
 
-def _fold_job(job: Job, train: NDArray[np.int64], valid: NDArray[np.int64]) -> Job:
-    rows = _pooled(job)
-    return replace(job, data=replace(job.data, train=rows.take(train), valid=rows.take(valid)))
+def _splits(job: Job) -> tuple[TensorSplit, TensorSplit]:
+    train, valid = job.data.train, job.data.valid
+    assert isinstance(train, TensorSplit)  # folds are made of rows in memory
+    assert isinstance(valid, TensorSplit)
+    return train, valid

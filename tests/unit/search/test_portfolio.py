@@ -16,6 +16,7 @@ from glprune.data.splits import TensorSplit
 from glprune.model.validation_score import ValidationScore
 from glprune.runtime.events import silent
 from glprune.schema.recipe_loading import load_recipe
+from glprune.search import stage
 from glprune.search.portfolio import competition
 from glprune.search.portfolio.candidates import (
     Candidate,
@@ -29,7 +30,8 @@ from glprune.search.portfolio.elimination import eliminate, loss_rises
 from glprune.search.portfolio.folds import fold_count, fold_jobs
 from glprune.search.prepare import prepare, restrict_features
 from glprune.search.refit import refit_in_place
-from glprune.search.stage import SearchState
+from glprune.search.stage import SearchState, StageSpec
+from glprune.search.targets import AllZero
 
 NETWORK = """
 from torch import nn
@@ -306,3 +308,15 @@ def test_scores_do_not_depend_on_whether_a_network_was_refitted_or_loaded(folder
         for network in (dropout, refitted)
     ]
     assert found[0] == found[1]
+
+
+def test_a_step_that_accepts_nothing_stores_weights_that_do_not_change_later(job):
+    """The log is written later, when the network has been trained further."""
+    spec = StageSpec(("input",), "rule", AllZero("target"), job.recipe.refit)
+    path = stage._make_path(SearchState.initial(job), spec, silent)
+    lam = next(path.grid())
+    values, tensors = path._solve_until(lam, lambda point: False, lambda point: False)
+    assert not values["accepted"]
+    stored = {name: tensor.clone() for name, tensor in tensors.items()}
+    path.solve(lam)
+    assert all(torch.equal(tensors[name], stored[name]) for name in stored)
