@@ -21,9 +21,11 @@ Array = NDArray[np.float64]
 
 _FIRST_STEPS = 4  # of the multiplicative update, which comes near from any start
 _NEWTON_STEPS = 100
-_HALVINGS = 40
+_SIZES = 0.5 ** np.arange(40)  # of a step, as a part of it
+_BENT = 6  # sizes beyond the first bend
 _TOLERANCE = 1e-11  # of the squared weight of a node
 _RIDGE = 1e-12  # of the curvature: equal nodes share a group in any proportion
+_ROUNDING = 4 * np.finfo(np.float64).eps  # of a value
 _TINY = np.finfo(np.float64).tiny
 
 
@@ -92,16 +94,14 @@ class _Envelope:
         return scales
 
     def step(self, scales: Array, gradient: Array) -> Array:
-        """Make a projected Newton step; scales near 0 that would fall go to 0."""
-        near = min(1e-3, float(np.linalg.norm(scales - (scales - gradient).clip(min=0.0))))
-        falls = (gradient > 0) & (scales <= near * scales.max())
-        direction = -scales * falls
-        if not falls.all():
-            member = self.member[~falls]
-            curvature = member * self._divided(scales, 3) @ member.T
-            curvature[np.diag_indices_from(curvature)] *= 1 + _RIDGE
-            curvature[np.diag_indices_from(curvature)] += _TINY
-            direction[~falls] = -np.linalg.solve(curvature, gradient[~falls])
+        """Make a projected Newton step over the scales that are above 0 or would rise."""
+        free = (scales > 0) | (gradient < 0)
+        member = self.member[free]
+        curvature = member * self._divided(scales, 3) @ member.T
+        unit = 1 / np.sqrt(curvature.diagonal() + _TINY)
+        curvature = curvature * np.outer(unit, unit) + _RIDGE * np.eye(len(unit))
+        direction = np.zeros_like(scales)
+        direction[free] = -unit * np.linalg.solve(curvature, unit * gradient[free])
         return self._search(scales, gradient, direction)
 
     def _divided(self, scales: Array, power: int) -> Array:
@@ -110,11 +110,19 @@ class _Envelope:
         return np.divide(self.norms2, total, out=np.full_like(total, np.inf), where=total > 0)
 
     def _search(self, scales: Array, gradient: Array, direction: Array) -> Array:
-        """Halve a step along the projection arc until the value falls enough."""
-        value, size = self.value(scales), 1.0
-        for _ in range(_HALVINGS):
+        """Shorten a step along the projection arc until the value falls enough.
+
+        Scales of nodes that are nearly equal change by large opposite amounts, so that the arc may rise
+        from its first bend on; up to there the step is a descent of a convex function.
+        """
+        falls = (direction < 0) & (scales > 0)
+        bends = np.divide(scales, -direction, out=np.full_like(scales, np.inf), where=falls)
+        bend = min(1.0, float(bends.min()))
+        value = self.value(scales)
+        slack = _ROUNDING * value
+        for size in [*(size for size in _SIZES[:_BENT] if size > bend), *(bend * _SIZES)]:
             new: Array = (scales + size * direction).clip(min=0.0)
-            if self.value(new) <= value + 1e-4 * float(gradient @ (new - scales)) + 1e-15 * abs(value):
+            new[bends <= size] = 0.0
+            if self.value(new) <= value + 1e-4 * float(gradient @ (new - scales)) + slack:
                 return new
-            size /= 2
         return scales
