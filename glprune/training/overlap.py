@@ -72,10 +72,13 @@ class _Envelope:
         scales = self.start()
         for _ in range(_NEWTON_STEPS):
             gradient = self.gradient(scales)
+            free = (scales > 0) | (gradient < 0)
             off = np.abs(gradient) > _TOLERANCE * self.squares
-            if not (off & ((scales > 0) | (gradient < 0))).any():
+            if not (off & free).any():
                 break
-            scales = self.step(scales, gradient)
+            before, scales = scales, self.step(scales, gradient, free)
+            if scales is before:  # no step falls: the value is minimal to round-off
+                break
         return scales
 
     def value(self, scales: Array) -> float:
@@ -93,9 +96,8 @@ class _Envelope:
             scales = scales * np.sqrt(self.member @ self._divided(scales, 2) / self.squares)
         return scales
 
-    def step(self, scales: Array, gradient: Array) -> Array:
-        """Make a projected Newton step over the scales that are above 0 or would rise."""
-        free = (scales > 0) | (gradient < 0)
+    def step(self, scales: Array, gradient: Array, free: NDArray[np.bool_]) -> Array:
+        """Make a projected Newton step over the free scales: those that are above 0 or would rise."""
         member = self.member[free]
         curvature = member * self._divided(scales, 3) @ member.T
         unit = 1 / np.sqrt(curvature.diagonal() + _TINY)
@@ -110,7 +112,7 @@ class _Envelope:
         return np.divide(self.norms2, total, out=np.full_like(total, np.inf), where=total > 0)
 
     def _search(self, scales: Array, gradient: Array, direction: Array) -> Array:
-        """Shorten a step along the projection arc until the value falls enough.
+        """Shorten a step along the projection arc until the value falls enough; else return ``scales``.
 
         Scales of nodes that are nearly equal change by large opposite amounts, so that the arc may rise
         from its first bend on; up to there the step is a descent of a convex function.
@@ -118,11 +120,10 @@ class _Envelope:
         falls = (direction < 0) & (scales > 0)
         bends = np.divide(scales, -direction, out=np.full_like(scales, np.inf), where=falls)
         bend = min(1.0, float(bends.min()))
-        value = self.value(scales)
-        slack = _ROUNDING * value
+        most = self.value(scales) * (1 + _ROUNDING)
         for size in [*(size for size in _SIZES[:_BENT] if size > bend), *(bend * _SIZES)]:
             new: Array = (scales + size * direction).clip(min=0.0)
             new[bends <= size] = 0.0
-            if self.value(new) <= value + 1e-4 * float(gradient @ (new - scales)) + slack:
+            if self.value(new) <= most + 1e-4 * float(gradient @ (new - scales)):
                 return new
         return scales
