@@ -22,6 +22,7 @@ from glprune.training.objective import Objective, lambda_max
 from glprune.training.solver import PointSolver
 
 if TYPE_CHECKING:
+    from glprune.model.original import SplitMetrics
     from glprune.search.job import Job
 
 
@@ -62,6 +63,7 @@ class Inspection:
     """What a run would do and cost.
 
     Attributes:
+        original: The metrics of the network, as it is loaded, on every split; empty without labels.
         sets: Every group set.
         features: Name, columns, number of weights and norm of every input feature.
         parameters: Parameters of the network.
@@ -74,6 +76,7 @@ class Inspection:
         notes: Notes on the data, the policy and the inputs.
     """
 
+    original: tuple[SplitMetrics, ...]
     sets: tuple[SetFacts, ...]
     features: tuple[tuple[str, int, int, float], ...]
     parameters: int
@@ -86,11 +89,12 @@ class Inspection:
     notes: tuple[str, ...]
 
 
-def inspect(
+def inspect(  # noqa: PLR0913 - a public entry point: each option is a keyword of its own
     recipe: str | Path | Recipe,
     model: str | Path,
     *,
     trust_pickle: bool = False,
+    accept_original: bool = False,
     allow_factory: Sequence[str] | None = None,
     on_event: Listener | None = None,
 ) -> Inspection:
@@ -100,6 +104,7 @@ def inspect(
         recipe: A recipe file, or a recipe built in Python.
         model: The trained weights.
         trust_pickle: Load a fully pickled module, which runs the code it contains.
+        accept_original: As in ``glprune.run``.
         allow_factory: As in ``glprune.run``.
         on_event: Called with an event for every step.
 
@@ -110,7 +115,7 @@ def inspect(
     listener = on_event or silent
     with reproducible(recipe.seed, recipe.threads):
         load_exporters(recipe)
-        job = prepare(recipe, Path(model), trust_pickle, listener)
+        job = prepare(recipe, Path(model), trust_pickle, listener, accept_original=accept_original)
         listener(Stage("cost", "timing one epoch"))
         return _inspect(job)
 
@@ -120,6 +125,7 @@ def _inspect(job: Job) -> Inspection:
     train = job.recipe.train
     points = train.n_lambdas * (train.n_stages if job.recipe.target.lam is None else 1)
     return Inspection(
+        original=job.original.splits,
         sets=_sets(job),
         features=_features(job),
         parameters=parameters(job.network),
@@ -129,7 +135,7 @@ def _inspect(job: Job) -> Inspection:
         points=points,
         seconds_per_point=seconds,
         seconds=seconds * points,
-        notes=(*job.data.notes, *job.rules.sentences(), *job.fixed_inputs),
+        notes=(*job.data.notes, *job.rules.sentences(), *job.fixed_inputs, *job.original.doubts),
     )
 
 

@@ -12,12 +12,13 @@ from rich.table import Table
 from glprune._escaping import escape_for_terminal
 from glprune.report.html import compared
 from glprune.report.sentences import file_sentence, headline, label
-from glprune.runtime.events import Event, Notice, PointDone, Progress, Stage
+from glprune.runtime.events import Event, Notice, OriginalMeasured, PointDone, Progress, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from glprune.inspection import Inspection, SetFacts
+    from glprune.model.original import SplitMetrics
     from glprune.schema.report import PathPoint, Report
 
 
@@ -55,6 +56,9 @@ class ProgressReporter:
         """Print one event."""
         if isinstance(event, Notice):
             _print(self.console, f"note: {event.text}")
+        elif isinstance(event, OriginalMeasured):
+            if not self.quiet:
+                _print(self.console, _original(event))
         elif not self.quiet and self.progress is not None:
             self._advance(self.progress, event)
         elif not self.quiet:
@@ -83,6 +87,11 @@ def _line(event: Stage | PointDone | Progress) -> str:
     if isinstance(event, Progress):
         return f"  {_part(event)}"
     return f"  point {event.index}: {_point(event.point)}"
+
+
+def _original(found: OriginalMeasured | SplitMetrics) -> str:
+    values = ", ".join(f"{label(name)} {value:.4f}" for name, value in found.metrics.items())
+    return f"original network on {found.split} ({found.rows:,} rows): {values}"
 
 
 def _part(event: Progress) -> str:
@@ -132,6 +141,8 @@ def _print_compared(console: Console, report: Report) -> None:
 
 def print_inspection(console: Console, inspection: Inspection) -> None:
     """Print what a run would group and remove, what it cannot remove, and its cost."""
+    for found in inspection.original:
+        _print(console, _original(found))
     console.print(_set_table(inspection.sets), markup=False)
     proved = sum(facts.refused is None for facts in inspection.sets)
     equal = sum(facts.planner == "both" for facts in inspection.sets)
@@ -181,6 +192,7 @@ def as_json(inspection: Inspection) -> dict[str, Any]:
     """Return an inspection as JSON values."""
     names = ("name", "columns", "weights", "norm")
     return {
+        "original": [vars(found) | {"metrics": dict(found.metrics)} for found in inspection.original],
         "sets": [
             vars(facts) | {"readers": list(facts.readers), "attributes": list(facts.attributes)}
             for facts in inspection.sets

@@ -1,0 +1,87 @@
+"""Check the file of trained weights before anything in it is unpickled or unpacked; needs no PyTorch.
+
+A wrong path or a file of another kind is reported at once, before data are read and PyTorch is imported.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections import Counter
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from glprune._files import unreadable_reason
+from glprune.errors import ModelError, first_line
+
+if TYPE_CHECKING:
+    from glprune.schema.recipe import Recipe
+
+_ZIP = b"PK\x03\x04"
+_LEGACY = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")  # the magic number of torch.save before 1.6
+_SUFFIX = ".safetensors"
+
+
+def check_weights_file(path: Path, recipe: Recipe) -> None:
+    """Refuse a file that holds no weights, by its first bytes and its table of contents.
+
+    Args:
+        path: ``.safetensors``, or a state dict written by ``torch.save``.
+        recipe: Says whether a plugin reads the file, whose format is then not known.
+
+    Raises:
+        ModelError: The file is missing or of another kind.
+    """
+    why = unreadable_reason(path)
+    if why is not None:
+        raise ModelError(f"{path} {why}; give the trained weights (.pt or .safetensors).")
+    if recipe.model.loader is not None:
+        return
+    if path.suffix.lower() == _SUFFIX:
+        _check_safetensors(path)
+    else:
+        _check_container(path)
+
+
+def _check_safetensors(path: Path) -> None:
+    """Refuse a file that does not begin with the length of a header that fits, and the header."""
+    with path.open("rb") as stream:
+        head = stream.read(9)
+    length = int.from_bytes(head[:8], "little")
+    if len(head) < 9 or head[8:] != b"{" or length > path.stat().st_size - 8:
+        raise ModelError(
+            f"{path}: not a safetensors file (no header); write it with "
+            "safetensors.torch.save_file(model.state_dict(), path)."
+        )
+
+
+def _check_container(path: Path) -> None:
+    """Refuse a file that torch.save did not write before anything in it is unpickled or unpacked."""
+    with path.open("rb") as stream:
+        head = stream.read(32)
+    if not head.startswith(_ZIP) and _LEGACY not in head:
+        raise ModelError(f"{path}: not a file torch.save wrote; save torch.save(model.state_dict(), path).")
+    if not head.startswith(_ZIP):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
+        raise ModelError(
+            f"{path}: truncated or no file torch.save wrote ({first_line(error, 160)})."
+        ) from error
+    names = [PurePosixPath(m.filename) for m in members]
+    if any(name.name == "constants.pkl" for name in names):
+        raise ModelError(
+            f"{path} is a TorchScript archive, which holds code; save model.state_dict() instead."
+        )
+    if not any(name.name == "data.pkl" for name in names):
+        raise ModelError(f"{path}: not a file torch.save wrote; save torch.save(model.state_dict(), path).")
+    counts = Counter(names)
+    unsafe = next((n for n in names if n.is_absolute() or ".." in n.parts or counts[n] > 1), None)
+    if unsafe is not None:
+        raise ModelError(
+            f"{path}: member {str(unsafe)[:80]!r} leaves the archive or is there twice; save it anew."
+        )
+    total = sum(m.file_size for m in members)
+    if total > path.stat().st_size:
+        raise ModelError(f"{path}: unpacks to {total:,} bytes, more than it has; write it with torch.save.")
