@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 Predictions = Mapping[str, tuple[Tensor, Tensor]]
 """Split -> the outputs that the task is measured on, and the targets, both rows first."""
 ALL = "all rows"
-_ERRORS = 2.0  # standard errors that a finding exceeds
+_ERRORS = 2.0  # standard errors that a finding on all rows exceeds
+_SPLIT_ERRORS = 3.0  # on one of several splits: one of them is the worst by chance
 _CHANCE, _NEAR, _WEAK = 0.5, 0.55, 0.6  # AUROC: at chance, near it, and of a weak network
-_ODDS = 2.0  # of mean score and base rate; a larger ratio is a gross disagreement
+_ODDS, _GROSS_ERRORS = 2.0, 3.0  # of mean score and base rate; a gross disagreement exceeds both
 _HOPELESS_R2 = -0.5  # of all rows; no weak network is worse, whatever the standard error
 _MAX_CLASSES = 20  # whose ranks are compared, the most frequent first
 _IS_SUM = 1e-3
@@ -143,7 +144,7 @@ def _ranks_at_random(task: Task, name: str, output: Tensor, target: Tensor) -> s
         return None
     area = sum(float(auroc(_margin(logs, c), (target == c).long())) for c in present) / len(present)
     error = sum(_chance_error(int(counts[c]), len(target)) for c in present) / len(present)
-    reached = area + _ERRORS * error
+    reached = area + _errors(name) * error
     what = "auroc" if task.kind == "binary" else "mean auroc of a class against the others"
     if reached < _CHANCE:
         return f"{what} {area:.4f} on {_of(name, target)}: worse than chance"
@@ -185,7 +186,7 @@ def _misses_base_rate(task: Task, output: Tensor, target: Tensor) -> str | None:
     score, share = float(scores[:, number].mean()), float(shares[number])
     error = standard_error(scores[:, number] - (target == number).double())
     odds = abs(_log_odds(score) - _log_odds(share))
-    if abs(score - share) > _ERRORS * error and odds > math.log(_ODDS):
+    if abs(score - share) > _GROSS_ERRORS * error and odds > math.log(_ODDS):
         which = "the second class" if task.kind == "binary" else f"class {number + 1}"
         return f"mean score of {which} {score:.3f} for {share:.3f} of the rows"
     return None
@@ -212,7 +213,7 @@ def _explains_nothing(task: Task, name: str, output: Tensor, target: Tensor) -> 
     r2 = task.metric("r2", output, target)
     values = target.double()
     gain = (values - values.mean()).square() - (values - output.double().reshape(-1)).square()
-    is_sure = gain.mean() + _ERRORS * standard_error(gain) < 0 and len(target) > 1
+    is_sure = gain.mean() + _errors(name) * standard_error(gain) < 0 and len(target) > 1
     if r2 <= 0 and (is_sure or (name == ALL and r2 <= _HOPELESS_R2)):
         return f"r2 {r2:.4f} on {_of(name, target)}: worse than the mean of the target"
     return None
@@ -226,6 +227,10 @@ def _shares(target: Tensor, classes: int) -> Tensor:
 def _log_odds(share: float) -> float:
     clamped = min(max(share, 1e-12), 1 - 1e-12)
     return math.log(clamped / (1 - clamped))
+
+
+def _errors(name: str) -> float:
+    return _ERRORS if name == ALL else _SPLIT_ERRORS
 
 
 def _of(name: str, target: Tensor) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from glprune.data.splits import first_rows, identity
 from glprune.errors import ModelError
 from glprune.model.original import (
     Original,
@@ -121,11 +122,11 @@ class OriginalCheck:
 
     def _remedies(self) -> Iterator[tuple[str, Callable[[], tuple[Task, Predictions]]]]:
         """Yield changes of the recipe, each with what computes the predictions under it."""
-        standardized = any(self.data.standardization)
-        if standardized:
+        where = "inputs standardised in the loader" if self.recipe.data.yields else "data.standardize: train"
+        if any(self.data.standardization):
             yield "data.standardize: none", lambda: (self.task, self._predict(self.module))
-        elif self.recipe.data.loader is None and self.recipe.data.source is None:
-            yield "data.standardize: train", lambda: (self.task, self._predict(self._standardized()))
+        elif any(_is_table(x) for x in first_rows(self.data.train, 1)):
+            yield where, lambda: (self.task, self._predict(self._standardized()))
         if self.task.kind != "regression" and self.task.output == "logits" and self._in_unit_interval():
             task = replace(self.task, output="probabilities")
             yield "model.output: probabilities", lambda: (task, self.predictions)
@@ -137,16 +138,16 @@ class OriginalCheck:
             return (self.task.view(network(*inputs)),)
 
         found = {}
-        for name, split in self.data.splits.items():
-            (output,), target = predict(view, split, lambda inputs: inputs)
+        for name in self.predictions:
+            (output,), target = predict(view, self.data.splits[name], identity)
             found[name] = output, target
         return found
 
     def _standardized(self) -> nn.Module:
         """Return the network behind the mean and standard deviation of the training rows."""
         layers = [
-            Standardize(*_moments(self.data.train, number)) if spec.dtype == "float" else None
-            for number, spec in enumerate(self.recipe.model.inputs)
+            Standardize(*_moments(self.data.train, number)) if _is_table(x) else None
+            for number, x in enumerate(first_rows(self.data.train, 1))
         ]
         return StandardizedNetwork(layers, self.module).eval()
 
@@ -155,6 +156,11 @@ class OriginalCheck:
 
     def _in_unit_interval(self) -> bool:
         return all(bool(((y >= 0) & (y <= 1)).all()) for y, _ in self.predictions.values())
+
+
+def _is_table(x: Tensor) -> bool:
+    """Whether an input has rows and columns of numbers, which can be standardised."""
+    return x.ndim == 2 and x.is_floating_point()
 
 
 def _moments(split: Split, number: int) -> tuple[Tensor, Tensor]:
