@@ -153,8 +153,8 @@ def print_inspection(console: Console, inspection: Inspection) -> None:
         f"parameters {inspection.parameters:,}, multiply-accumulates for one row {inspection.macs:,}",
         f"rows: {rows}",
         f"lambda_max {inspection.lambda_max:.4g}",
-        f"cost: about {inspection.seconds:.0f} s for {inspection.points} points of "
-        f"{inspection.seconds_per_point:.1f} s, measured on one epoch",
+        f"cost: about {inspection.seconds:.0f} s of processor time and the exports: {inspection.passes:,} passes "
+        f"over the training rows of {inspection.seconds_per_pass:.2g} s, {inspection.points:,} lambdas",
     ]
     for line in lines:
         console.print(line, markup=False, highlight=False)
@@ -203,7 +203,8 @@ def as_json(inspection: Inspection) -> dict[str, Any]:
         "rows": inspection.rows,
         "lambda_max": inspection.lambda_max,
         "points": inspection.points,
-        "seconds_per_point": inspection.seconds_per_point,
+        "passes": inspection.passes,
+        "seconds_per_pass": inspection.seconds_per_pass,
         "seconds": inspection.seconds,
         "notes": list(inspection.notes),
     }
