@@ -73,8 +73,8 @@ class Inspection:
         rows: Rows of each split.
         lambda_max: Lambda at which zero becomes a solution for the inputs.
         points: Expected number of lambdas of all paths together.
-        passes: Expected number of passes over the training rows, forward and backward, of paths, refits and all
-            that the report measures; a pass without gradients counts as a third.
+        passes: Expected number of passes over the training rows, forward and backward, of paths, refits and
+            all that the report measures; a pass without gradients counts as a third.
         seconds_per_pass: Measured on one epoch.
         seconds: Expected seconds of processor time of all passes; exports are not counted.
         notes: Notes on the data, the policy and the inputs.

@@ -13,12 +13,12 @@ from glprune._escaping import escape_for_terminal
 from glprune.report.html import compared
 from glprune.report.sentences import file_sentence, headline, label
 from glprune.runtime.events import Event, Notice, OriginalMeasured, PointDone, Progress, Stage
+from glprune.schema.metrics import metric_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from glprune.inspection import Inspection, SetFacts
-    from glprune.model.original import SplitMetrics
     from glprune.schema.report import PathPoint, Report
 
 
@@ -89,8 +89,13 @@ def _line(event: Stage | PointDone | Progress) -> str:
     return f"  point {event.index}: {_point(event.point)}"
 
 
-def _original(found: OriginalMeasured | SplitMetrics) -> str:
-    values = ", ".join(f"{label(name)} {value:.4f}" for name, value in found.metrics.items())
+def print_original(console: Console, found: OriginalMeasured) -> None:
+    """Print the metrics of the original network on one split."""
+    _print(console, _original(found))
+
+
+def _original(found: OriginalMeasured) -> str:
+    values = ", ".join(f"{label(name)} {metric_text(value)}" for name, value in found.metrics.items())
     return f"original network on {found.split} ({found.rows:,} rows): {values}"
 
 
@@ -141,8 +146,6 @@ def _print_compared(console: Console, report: Report) -> None:
 
 def print_inspection(console: Console, inspection: Inspection) -> None:
     """Print what a run would group and remove, what it cannot remove, and its cost."""
-    for found in inspection.original:
-        _print(console, _original(found))
     console.print(_set_table(inspection.sets), markup=False)
     proved = sum(facts.refused is None for facts in inspection.sets)
     equal = sum(facts.planner == "both" for facts in inspection.sets)
@@ -153,8 +156,8 @@ def print_inspection(console: Console, inspection: Inspection) -> None:
         f"parameters {inspection.parameters:,}, multiply-accumulates for one row {inspection.macs:,}",
         f"rows: {rows}",
         f"lambda_max {inspection.lambda_max:.4g}",
-        f"cost: about {inspection.seconds:.0f} s of processor time and the exports: {inspection.passes:,} passes "
-        f"over the training rows of {inspection.seconds_per_pass:.2g} s, {inspection.points:,} lambdas",
+        f"cost: about {inspection.seconds:.0f} s of processor time, and the exports: {inspection.passes:,} "
+        f"passes over the training rows, {inspection.points:,} lambdas",
     ]
     for line in lines:
         console.print(line, markup=False, highlight=False)

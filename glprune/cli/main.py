@@ -34,7 +34,7 @@ from glprune.errors import (
     user_message,
 )
 from glprune.model.weights_file import check_weights_file
-from glprune.runtime.events import Notice, Stage
+from glprune.runtime.events import Notice, OriginalMeasured, Stage
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -262,6 +262,8 @@ class _RunOptions:
     def __post_init__(self) -> None:
         if (self.mlflow_model or self.mlflow_alias) and not self.mlflow:
             raise UsageError("--mlflow-model and --mlflow-alias need --mlflow.")
+        if self.mlflow_alias and not self.mlflow_model:
+            raise UsageError("--mlflow-alias needs --mlflow-model: an alias belongs to a registered model.")
 
     @property
     def folder(self) -> Path:
@@ -277,7 +279,7 @@ def _run(options: _RunOptions) -> None:
     load = functools.cache(functools.partial(_load, options.recipe, options.overrides, options.allow_factory))
     with ci_context(ci_systems, "run", options.folder), _progress(options.quiet) as progress:
         if process_info().size == 1:  # several processes report an error once, when all have joined
-            check_weights_file(options.model, load())
+            check_weights_file(options.model, load(), options.trust_pickle)
         if is_main_process():
             progress(_START)
         with _process_group(options.folder) as group, _tracked(options, group) as log:
@@ -355,14 +357,16 @@ def inspect(
     from glprune.cli import console
 
     loaded = _load(recipe, overrides, allow_factory)
-    check_weights_file(model, loaded)
-    with _progress() as progress:
+    check_weights_file(model, loaded, trust_pickle)
+    with _progress(quiet=not sys.stderr.isatty()) as progress:
         progress(_START)
         from glprune.inspection import inspect as run_inspection
 
         def on_event(event: Event) -> None:
-            if isinstance(event, Stage):  # the rest is part of the result
+            if isinstance(event, Stage):
                 progress(event)
+            elif isinstance(event, OriginalMeasured) and not as_json:  # before a network at chance stops it
+                console.print_original(_console(), event)
 
         inspection = run_inspection(
             loaded, model, trust_pickle=trust_pickle, accept_original=accept_original, on_event=on_event

@@ -2,7 +2,7 @@
 
 The parts of a run are counted as ``glprune.search`` and ``glprune.evaluation`` run them: stages of paths,
 bisections, balances of inputs and hidden units, refits, candidates, folds, baselines, resamples and drop
-costs. How many lambdas a path needs and when a refit stops is only known afterwards; the constants are typical.
+costs. How many lambdas a path needs and when a refit stops is known afterwards; the constants are typical.
 """
 
 from __future__ import annotations

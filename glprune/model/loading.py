@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from glprune._imports import describe, load_callable
 from glprune._plugins import load_plugin
 from glprune.errors import GlpruneError, ModelError, first_line
-from glprune.model.weights_file import check_weights_file
+from glprune.model.weights_file import check_weights_file, pickle_error
 
 if TYPE_CHECKING:
     from glprune.schema.recipe import Recipe
@@ -53,7 +53,7 @@ def load_network(recipe: Recipe, path: Path, *, trust_pickle: bool = False) -> L
         ModelError: The file or the factory cannot be used; tensors are named.
         RecipeError: The factory cannot be imported.
     """
-    check_weights_file(path, recipe)
+    check_weights_file(path, recipe, trust_pickle)
     content, form = (
         _read(path, trust_pickle)
         if recipe.model.loader is None
@@ -90,10 +90,7 @@ def _read(path: Path, trust_pickle: bool) -> tuple[Mapping[str, Tensor] | nn.Mod
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not trust_pickle:
-            raise ModelError(
-                f"{path} is a pickle of more than tensors, and reading a pickle runs code of whoever made "
-                "it; save torch.save(model.state_dict(), path) instead, or pass --trust-pickle."
-            ) from error
+            raise pickle_error(path) from error
         content = _unpickle(path)
         return content if isinstance(content, nn.Module) else _state(content, path), "pickle"
     except Exception as error:  # torch.load raises RuntimeError, EOFError, KeyError, ... on broken files

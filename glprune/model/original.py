@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from glprune.model.task import auroc
 from glprune.model.validation_score import row_influences, standard_error
+from glprune.schema.metrics import metric_text
 
 if TYPE_CHECKING:
     from glprune.model.task import Task
@@ -53,7 +54,7 @@ class SplitMetrics:
     metrics: Mapping[str, float]
 
     def __str__(self) -> str:
-        values = ", ".join(f"{name} {value:.4f}" for name, value in self.metrics.items())
+        values = ", ".join(f"{name} {metric_text(value)}" for name, value in self.metrics.items())
         return f"{self.split} ({self.rows:,} rows) {values}"
 
 
@@ -215,7 +216,7 @@ def _explains_nothing(task: Task, name: str, output: Tensor, target: Tensor) -> 
     gain = (values - values.mean()).square() - (values - output.double().reshape(-1)).square()
     is_sure = gain.mean() + _errors(name) * standard_error(gain) < 0 and len(target) > 1
     if r2 <= 0 and (is_sure or (name == ALL and r2 <= _HOPELESS_R2)):
-        return f"r2 {r2:.4f} on {_of(name, target)}: worse than the mean of the target"
+        return f"r2 {metric_text(r2)} on {_of(name, target)}: worse than the mean of the target"
     return None
 
 

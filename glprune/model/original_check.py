@@ -23,7 +23,7 @@ from glprune.model.original import (
 from glprune.model.prediction import predict
 from glprune.model.standardize import Standardize, StandardizedNetwork
 from glprune.runtime.events import Notice, OriginalMeasured
-from glprune.schema.recipe import HIGHER_IS_BETTER
+from glprune.schema.metrics import HIGHER_IS_BETTER, metric_text
 
 if TYPE_CHECKING:
     from glprune.data.records import Data
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from glprune.schema.recipe import Recipe
 
 _CHUNK = 1024
-ACCEPT = "--accept-original (in Python accept_original=True)"
+_DOUBTFUL = "the original network does not look like the one that was trained"
+_ACCEPT = "--accept-original (in Python accept_original=True)"
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,13 @@ class OriginalCheck:
             listener(OriginalMeasured(found.split, found.rows, found.metrics))
         self._check_expected()
         if self.original.doubts and not accept:
-            raise ModelError(f"{self._doubtful()} Correct the recipe, or go on with {ACCEPT}.")
+            metrics = "; ".join(map(str, self.original.splits))
+            raise ModelError(
+                f"{_DOUBTFUL}: {'; '.join(self.original.doubts)}. {self._likely_causes()} "
+                f"Its metrics: {metrics}. Correct the recipe, or go on with {_ACCEPT}."
+            )
         if self.original.doubts:
-            listener(Notice(f"Accepted: {self._doubtful()}"))
+            listener(Notice(f"{_DOUBTFUL}, and is accepted: {'; '.join(self.original.doubts)}."))
 
     def _check_expected(self) -> None:
         """Compare the network with ``model.expect`` on the test split."""
@@ -86,14 +91,6 @@ class OriginalCheck:
                 f"{self.recipe.where('model', 'expect')}: {'; '.join(unmet)} on the test split: the network "
                 f"is not used as it was trained, or was measured on other rows. {self._likely_causes()}"
             )
-
-    def _doubtful(self) -> str:
-        """Describe the doubts and their likely causes in one line."""
-        metrics = "; ".join(map(str, self.original.splits))
-        return (
-            f"the original network does not look like the one that was trained: "
-            f"{'; '.join(self.original.doubts)}. {self._likely_causes()} Its metrics: {metrics}."
-        )
 
     def _likely_causes(self) -> str:
         """Name the causes, those first with which the network predicts better when they are put right."""
@@ -118,7 +115,7 @@ class OriginalCheck:
             value = main_metric(task, predictions)
             gain = value - before if HIGHER_IS_BETTER[name] else before - value
             if gain >= 0 and not find_doubts(task, predictions):
-                yield f"With {remedy} {name} on all rows would be {value:.4f} instead of {before:.4f}."
+                yield f"With {remedy} {name} on all rows would be {metric_text(value)} instead of {metric_text(before)}."
 
     def _remedies(self) -> Iterator[tuple[str, Callable[[], tuple[Task, Predictions]]]]:
         """Yield changes of the recipe, each with what computes the predictions under it."""

@@ -10,23 +10,26 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+import safetensors
+
 from glprune._files import unreadable_reason
 from glprune.errors import ModelError, first_line
 
 if TYPE_CHECKING:
     from glprune.schema.recipe import Recipe
 
-_ZIP = b"PK\x03\x04"
+_PICKLE, _ZIP = b"\x80", b"PK\x03\x04"
 _LEGACY = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")  # the magic number of torch.save before 1.6
 _SUFFIX = ".safetensors"
 
 
-def check_weights_file(path: Path, recipe: Recipe) -> None:
+def check_weights_file(path: Path, recipe: Recipe, trust_pickle: bool) -> None:
     """Refuse a file that holds no weights, by its first bytes and its table of contents.
 
     Args:
         path: ``.safetensors``, or a state dict written by ``torch.save``.
         recipe: Says whether a plugin reads the file, whose format is then not known.
+        trust_pickle: Allow a fully pickled module.
 
     Raises:
         ModelError: The file is missing or of another kind.
@@ -38,30 +41,36 @@ def check_weights_file(path: Path, recipe: Recipe) -> None:
         return
     if path.suffix.lower() == _SUFFIX:
         _check_safetensors(path)
-    else:
-        _check_container(path)
+        return
+    with path.open("rb") as stream:
+        head = stream.read(32)
+    if head.startswith(_ZIP):
+        _check_archive(path)
+    elif not head.startswith(_PICKLE):
+        raise ModelError(f"{path}: not a file torch.save wrote; save torch.save(model.state_dict(), path).")
+    elif _LEGACY not in head and not trust_pickle:  # of another library, such as joblib
+        raise pickle_error(path)
+
+
+def pickle_error(path: Path) -> ModelError:
+    """Return the error on a pickle that holds more than tensors."""
+    return ModelError(
+        f"{path} is a pickle of more than tensors, and reading a pickle runs code of whoever made "
+        "it; save torch.save(model.state_dict(), path) instead, or pass --trust-pickle."
+    )
 
 
 def _check_safetensors(path: Path) -> None:
-    """Refuse a file that does not begin with the length of a header that fits, and the header."""
-    with path.open("rb") as stream:
-        head = stream.read(9)
-    length = int.from_bytes(head[:8], "little")
-    if len(head) < 9 or head[8:] != b"{" or length > path.stat().st_size - 8:
-        raise ModelError(
-            f"{path}: not a safetensors file (no header); write it with "
-            "safetensors.torch.save_file(model.state_dict(), path)."
-        )
+    """Refuse a file whose header is not that of safetensors; no tensor is read."""
+    try:
+        with safetensors.safe_open(path, framework="numpy"):
+            pass
+    except (safetensors.SafetensorError, OSError, LookupError, ValueError) as error:
+        raise ModelError(f"{path}: not a safetensors file ({first_line(error, 160)}).") from error
 
 
-def _check_container(path: Path) -> None:
-    """Refuse a file that torch.save did not write before anything in it is unpickled or unpacked."""
-    with path.open("rb") as stream:
-        head = stream.read(32)
-    if not head.startswith(_ZIP) and _LEGACY not in head:
-        raise ModelError(f"{path}: not a file torch.save wrote; save torch.save(model.state_dict(), path).")
-    if not head.startswith(_ZIP):
-        return
+def _check_archive(path: Path) -> None:
+    """Refuse an archive that torch.save did not write before anything in it is unpacked."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -75,7 +84,9 @@ def _check_container(path: Path) -> None:
             f"{path} is a TorchScript archive, which holds code; save model.state_dict() instead."
         )
     if not any(name.name == "data.pkl" for name in names):
-        raise ModelError(f"{path}: not a file torch.save wrote; save torch.save(model.state_dict(), path).")
+        raise ModelError(
+            f"{path}: not a file torch.save wrote (no data.pkl); save torch.save(model.state_dict(), path)."
+        )
     counts = Counter(names)
     unsafe = next((n for n in names if n.is_absolute() or ".." in n.parts or counts[n] > 1), None)
     if unsafe is not None:
