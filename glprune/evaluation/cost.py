@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 FORWARD = 1 / 3
 """The cost of a pass without gradients, in passes with them."""
 _WAY_SHARE = 0.5  # of the grid of a stage that goes part of the way
-_BISECTIONS = 4  # at the end of the last stage
-_EXTRA_EPOCHS = 8  # of a refit, before those without a better metric that end it
+_BISECTIONS = 6  # at the end of the last stage
+_EXTRA_EPOCHS = 25  # of a refit, before those without a better metric that end it
 _STEP = 1 + 2 * FORWARD  # of a full-batch step: the gradient, and the loss at one or two step sizes
 _SCORING_EPOCHS, _CANDIDATES, _COMPARED = 5, 3, 2
 _DROPS = 6  # stages that target.max_drop tries

@@ -115,7 +115,8 @@ class OriginalCheck:
             value = main_metric(task, predictions)
             gain = value - before if HIGHER_IS_BETTER[name] else before - value
             if gain >= 0 and not find_doubts(task, predictions):
-                yield f"With {remedy} {name} on all rows would be {metric_text(value)} instead of {metric_text(before)}."
+                now, then = metric_text(before), metric_text(value)
+                yield f"With {remedy} {name} on all rows would be {then} instead of {now}."
 
     def _remedies(self) -> Iterator[tuple[str, Callable[[], tuple[Task, Predictions]]]]:
         """Yield changes of the recipe, each with what computes the predictions under it."""

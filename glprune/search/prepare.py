@@ -125,11 +125,12 @@ def build_job(
     check = OriginalCheck(recipe, loaded.module, data, task, _run_on_every_row(network, data, recipe, task))
     if judge is not None:
         judge(check)
+    original = check.original
+    del check  # its predictions are of every row
     if recipe.task == "distillation":
         data, task = with_teacher_targets(data, network, task)
     probe = _probe(network, real, [spec.axis for spec in recipe.model.inputs], recipe.seed)
     groups = find_groups(network, recipe, data, probe)
-    original = check.original
     return Job(recipe, data, loaded, network, task, groups, probe, outputs, rules, original)
 
 
