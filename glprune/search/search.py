@@ -29,9 +29,8 @@ import torch
 from glprune.data.splits import first_rows, identity
 from glprune.errors import TargetError
 from glprune.model.counting import macs
-from glprune.model.prediction import validate
+from glprune.model.prediction import score_network, validate
 from glprune.model.task import improvement
-from glprune.model.validation_score import score_network
 from glprune.pruning.removal import RemovalResult, cut_uncertified
 from glprune.runtime.events import Listener, Stage
 from glprune.search.budget import (
