@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import pickle
 import warnings
-import zipfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import safetensors
@@ -17,15 +15,14 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from glprune._files import unreadable_reason
 from glprune._imports import describe, load_callable
 from glprune._plugins import load_plugin
 from glprune.errors import GlpruneError, ModelError, first_line
+from glprune.model.weights_file import check_weights_file, pickle_error
 
 if TYPE_CHECKING:
     from glprune.schema.recipe import Recipe
 
-_PICKLE, _ZIP = b"\x80", b"PK\x03\x04"
 Format = Literal["state_dict", "safetensors", "pickle", "plugin"]
 
 
@@ -56,9 +53,7 @@ def load_network(recipe: Recipe, path: Path, *, trust_pickle: bool = False) -> L
         ModelError: The file or the factory cannot be used; tensors are named.
         RecipeError: The factory cannot be imported.
     """
-    why = unreadable_reason(path)
-    if why is not None:
-        raise ModelError(f"{path} {why}; give the trained weights (.pt or .safetensors).")
+    check_weights_file(path, recipe, trust_pickle)
     content, form = (
         _read(path, trust_pickle)
         if recipe.model.loader is None
@@ -89,53 +84,18 @@ def _read(path: Path, trust_pickle: bool) -> tuple[Mapping[str, Tensor] | nn.Mod
             return safetensors.torch.load_file(path), "safetensors"
         except (safetensors.SafetensorError, OSError, LookupError, ValueError) as error:
             raise ModelError(f"{path}: not a safetensors file ({first_line(error, 160)}).") from error
-    _check_container(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about other pickle protocols, which are refused
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not trust_pickle:
-            raise ModelError(
-                f"{path} is a pickle of more than tensors, and reading a pickle runs code of whoever made "
-                "it; save torch.save(model.state_dict(), path) instead, or pass --trust-pickle."
-            ) from error
+            raise pickle_error(path) from error
         content = _unpickle(path)
         return content if isinstance(content, nn.Module) else _state(content, path), "pickle"
     except Exception as error:  # torch.load raises RuntimeError, EOFError, KeyError, ... on broken files
         raise ModelError(f"{path}: not a file torch.save wrote ({first_line(error, 160)}).") from error
     return _state(content, path), "state_dict"
-
-
-def _check_container(path: Path) -> None:
-    """Refuse a file that torch.save did not write before anything in it is unpickled or unpacked."""
-    with path.open("rb") as stream:
-        head = stream.read(len(_ZIP))
-    if head[:1] != _PICKLE and head != _ZIP:
-        raise ModelError(f"{path}: not a file torch.save wrote; save torch.save(model.state_dict(), path).")
-    if head != _ZIP:
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
-        raise ModelError(
-            f"{path}: truncated or no file torch.save wrote ({first_line(error, 160)})."
-        ) from error
-    names = [PurePosixPath(m.filename) for m in members]
-    if any(name.name == "constants.pkl" for name in names):
-        raise ModelError(
-            f"{path} is a TorchScript archive, which holds code; save model.state_dict() instead."
-        )
-    counts = Counter(names)
-    unsafe = next((n for n in names if n.is_absolute() or ".." in n.parts or counts[n] > 1), None)
-    if unsafe is not None:
-        raise ModelError(
-            f"{path}: member {str(unsafe)[:80]!r} leaves the archive or is there twice; save it anew."
-        )
-    total = sum(m.file_size for m in members)
-    if total > path.stat().st_size:
-        raise ModelError(f"{path}: unpacks to {total:,} bytes, more than it has; write it with torch.save.")
 
 
 def _unpickle(path: Path) -> Any:

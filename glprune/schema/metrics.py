@@ -27,3 +27,8 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "cosine": (-1, 1),
 }
 """The least and the largest value of a metric; None: there is none."""
+
+
+def metric_text(value: float) -> str:
+    """Return a metric with four decimals; a very large one with four digits."""
+    return f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4g}"

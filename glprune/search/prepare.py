@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,9 +19,10 @@ from glprune.errors import DataError, GlpruneError, ModelError, RecipeError
 from glprune.model.counting import macs
 from glprune.model.diagnostics import all_finite, finite_rows, first_fault
 from glprune.model.loading import LoadedNetwork, load_network
+from glprune.model.original_check import OriginalCheck
 from glprune.model.outputs import flatten_outputs_, leaves, name_outputs, named_leaves
 from glprune.model.standardize import Standardize, StandardizedNetwork
-from glprune.model.task import Task
+from glprune.model.task import Task, concat_batches
 from glprune.pruning.groups import sliced
 from glprune.pruning.planner import find_groups
 from glprune.pruning.removal import cut_uncertified
@@ -37,6 +39,7 @@ from glprune.training.penalty_plugin import load_penalty
 if TYPE_CHECKING:
     from glprune.data.records import Data
     from glprune.data.splits import ColumnSelection
+    from glprune.model.original import Predictions
     from glprune.pruning.groups import GroupSet
     from glprune.schema.recipe import Recipe
 
@@ -47,27 +50,41 @@ _CHECKED_ROWS = 1024
 _LARGE = 2e7  # multiply-accumulates of a step; above this, a second thread makes it 1.4 times as fast
 
 
-def prepare(recipe: Recipe, model: Path, trust_pickle: bool, listener: Listener) -> Job:
+def prepare(
+    recipe: Recipe,
+    model: Path,
+    trust_pickle: bool,
+    listener: Listener,
+    *,
+    accept_original: bool = False,
+) -> Job:
     """Read data and network, run the network once, find its groups and verify them.
 
     Args:
         recipe: The recipe.
         model: The trained weights.
         trust_pickle: Allow a fully pickled module.
-        listener: Receives the stages, and notices about data and groups.
+        listener: Receives the stages, the metrics of the network, and notices about data and groups.
+        accept_original: Go on where the network does not look trained.
 
     Raises:
         GlpruneError: Recipe, data or model have an error; the message has one line.
     """
     make_penalty = load_penalty(recipe)
+    listener(Stage("model", "loading the network"))
+    loaded = load_network(recipe, model, trust_pickle=trust_pickle)
     listener(Stage("data", "reading and checking"))
     data = load_data(recipe)
     check_groups(recipe, [feature.name for feature in data.features])
     rules = resolve(recipe, data)
-    for note in (*data.notes, *rules.sentences()):
-        listener(Notice(note))
-    listener(Stage("model", "loading the network and proving its groups"))
-    job = build_job(recipe, data, load_network(recipe, model, trust_pickle=trust_pickle), rules)
+    listener(Stage("groups", "running the network on every row and proving its groups"))
+
+    def judge(check: OriginalCheck) -> None:
+        check.report(listener, accept_original)
+        for note in (*data.notes, *rules.sentences()):
+            listener(Notice(note))
+
+    job = build_job(recipe, data, loaded, rules, judge)
     if len(job.fixed_inputs) < len(job.input_groups):
         for sentence in job.fixed_inputs:
             listener(Notice(sentence))
@@ -76,8 +93,21 @@ def prepare(recipe: Recipe, model: Path, trust_pickle: bool, listener: Listener)
     return replace(job, make_penalty=make_penalty)
 
 
-def build_job(recipe: Recipe, data: Data, loaded: LoadedNetwork, rules: Rules = NO_RULES) -> Job:
+def build_job(
+    recipe: Recipe,
+    data: Data,
+    loaded: LoadedNetwork,
+    rules: Rules = NO_RULES,
+    judge: Callable[[OriginalCheck], object] | None = None,
+) -> Job:
     """Make the job of data and a network in memory: run it on every row, find its groups and verify them.
+
+    Args:
+        recipe: The recipe.
+        data: The data.
+        loaded: The network.
+        rules: The recipe's policy, resolved against the features.
+        judge: Receives the metrics of the network before its groups are found; may raise.
 
     Raises:
         GlpruneError: Data or model have an error; the message has one line.
@@ -92,12 +122,16 @@ def build_job(recipe: Recipe, data: Data, loaded: LoadedNetwork, rules: Rules = 
     outputs = name_outputs(recipe, found, len(real[0]))
     task = Task(recipe.task, recipe.model.output, len(data.classes or ()), prediction=outputs.predicted or 0)
     task = task.fitted(found[task.prediction][1])
-    _check_rows(network, data, recipe)
+    check = OriginalCheck(recipe, loaded.module, data, task, _run_on_every_row(network, data, recipe, task))
+    if judge is not None:
+        judge(check)
+    original = check.original
+    del check  # its predictions are of every row
     if recipe.task == "distillation":
         data, task = with_teacher_targets(data, network, task)
     probe = _probe(network, real, [spec.axis for spec in recipe.model.inputs], recipe.seed)
     groups = find_groups(network, recipe, data, probe)
-    return Job(recipe, data, loaded, network, task, groups, probe, outputs, rules)
+    return Job(recipe, data, loaded, network, task, groups, probe, outputs, rules, original)
 
 
 def slim_job(job: Job, network: nn.Module, selection: ColumnSelection, groups: list[GroupSet]) -> Job:
@@ -191,19 +225,35 @@ def _check_scales(layer: Standardize, columns: Sequence[str]) -> None:
         )
 
 
-def _check_rows(network: nn.Module, data: Data, recipe: Recipe) -> None:
-    """Run the network on every row: a code may exceed an embedding table, a value overflow in a layer."""
-    for name, split in (("train", data.train), ("valid", data.valid), ("test", data.test)):
-        ends, rows = [], 0
-        for inputs, target in split.batches(_CHECKED_ROWS, None):
-            _try_forward(network, inputs, data, f"{name} split", rows + 1)
-            rows += len(target)
-            if target.ndim == 1:
-                ends += [target.min(), target.max()]
-        if ends:
-            _check_range(
-                float(min(ends)), float(max(ends)), data, f"{recipe.where('data')}: the {name} split"
-            )
+def _run_on_every_row(network: nn.Module, data: Data, recipe: Recipe, task: Task) -> Predictions:
+    """Run the network on every row: a code may exceed an embedding table, a value overflow in a layer.
+
+    Returns:
+        Its predictions and the targets of every split; nothing where there are no labels.
+    """
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    for name, split in data.splits.items():
+        batches = _checked_batches(network, data, task, name)
+        if task.kind == "distillation":
+            collections.deque(batches, maxlen=0)
+            continue
+        (output,), target = concat_batches(batches, split.rows)
+        _check_range(
+            float(target.min()), float(target.max()), data, f"{recipe.where('data')}: the {name} split"
+        )
+        found[name] = output, target
+    return found
+
+
+def _checked_batches(
+    network: nn.Module, data: Data, task: Task, name: str
+) -> Iterator[tuple[tuple[Tensor], Tensor]]:
+    """Yield the network's predictions and the targets of a split, batch by batch."""
+    rows = 0
+    for inputs, target in data.splits[name].batches(_CHECKED_ROWS, None):
+        output = _try_forward(network, inputs, data, f"{name} split", rows + 1)
+        rows += len(target)
+        yield (leaves(output)[task.prediction],), target
 
 
 def _check_range(low: float, high: float, data: Data, split: str) -> None:
