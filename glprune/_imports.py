@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-import traceback
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
-from glprune.errors import GlpruneError, RecipeError
+from glprune._user_code import user_code
+from glprune.errors import RecipeError
 
 
 def load_callable(
@@ -39,17 +39,16 @@ def load_callable(
     check_allowed(place, allowed, f"{where}: {place!r}")
     folders = [str(folder.resolve()), str(Path.cwd())] if allowed is None else []
     try:
-        module = _from_file(folder / place) if place.endswith(".py") else _from_path(place, folders)
-    except GlpruneError:
-        raise
+        with user_code(
+            RecipeError, f"{where}: importing {place!r}", (FileNotFoundError, ModuleNotFoundError)
+        ):
+            module = _from_file(folder / place) if place.endswith(".py") else _from_path(place, folders)
     except FileNotFoundError:
         raise RecipeError(f"{where}: no file {folder / place}; paths are relative to the recipe.") from None
     except ModuleNotFoundError as error:
         raise RecipeError(
             f"{where}: no module {error.name!r}; install it, or name a file such as 'network.py:{name}'."
         ) from None
-    except (Exception, SystemExit) as error:  # the user's module may raise anything
-        raise RecipeError(f"{where}: importing {place!r} failed ({describe(error)}).") from error
     found = getattr(module, name, None)
     if not callable(found):
         problem = "has no" if found is None else "has a value, not a function,"
@@ -78,14 +77,6 @@ def check_allowed(place: str, allowed: Sequence[str] | None, subject: str) -> No
         f"{subject} is not listed by --allow-factory ({', '.join(allowed) or 'nothing'}); "
         "review its code and list it, or change the recipe."
     )
-
-
-def describe(error: BaseException) -> str:
-    """Return type, message and place of an error in user code, on one line."""
-    frames = traceback.extract_tb(error.__traceback__)
-    at = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    first = (str(error).strip() or "no message").splitlines()[0][:200]
-    return f"{type(error).__name__}: {first}{at}"
 
 
 def _from_file(path: Path) -> ModuleType:

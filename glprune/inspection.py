@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glprune._user_code import network_errors
 from glprune.data.splits import first_rows
 from glprune.export.plugin_hooks import load_exporters
 from glprune.model.counting import macs, parameters
@@ -108,7 +109,7 @@ def inspect(
     """
     recipe = (recipe if isinstance(recipe, Recipe) else load_recipe(recipe)).allowing(allow_factory)
     listener = on_event or silent
-    with reproducible(recipe.seed, recipe.threads):
+    with reproducible(recipe.seed, recipe.threads), network_errors():
         load_exporters(recipe)
         job = prepare(recipe, Path(model), trust_pickle, listener)
         listener(Stage("cost", "timing one epoch"))

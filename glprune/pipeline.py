@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from glprune._plugins import packages
+from glprune._user_code import network_errors
 from glprune._version import __version__
 from glprune.data.sharding import ShardedSplit
 from glprune.data.splits import first_rows
@@ -121,6 +122,7 @@ def run(  # noqa: PLR0913 - the public entry point: each option is a keyword of 
         reproducible(recipe.seed, recipe.threads),
         clock.name_errors(),
         contextlib.nullcontext(process_group) if process_group else init_process_group() as group,
+        network_errors(),
     ):
         if not group.is_main:
             return _run_secondary_rank(source, folder, group)

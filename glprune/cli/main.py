@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from glprune._escaping import escape_for_terminal
+from glprune._user_code import user_code
 from glprune._version import __version__
 from glprune.cli.audit import COMMANDS
 from glprune.cli.ci import COMMANDS as PIPELINE_COMMANDS
@@ -26,6 +27,7 @@ from glprune.cli.ci import ci_option
 from glprune.cli.demo import make_demo_command
 from glprune.errors import (
     GlpruneError,
+    ModelError,
     PeerFailedError,
     SigtermInterrupt,
     UsageError,
@@ -280,7 +282,7 @@ def _run_pipeline(options: _RunOptions, recipe: Recipe, group: ProcessGroup) -> 
     from glprune.runtime.events import Notice
     from glprune.runtime.launcher import launcher_warning
 
-    with ProgressReporter(_console(stderr=True), options.quiet) as progress:
+    with ProgressReporter(_console(stderr=True), options.quiet) as progress, _recipes_code():
         if warning := launcher_warning():
             progress(Notice(warning))
         return run_pipeline(
@@ -294,6 +296,14 @@ def _run_pipeline(options: _RunOptions, recipe: Recipe, group: ProcessGroup) -> 
             on_event=progress,
             process_group=group,
         )
+
+
+@contextlib.contextmanager
+def _recipes_code() -> Iterator[None]:
+    """Keep code that the recipe names from ending the program, and what it prints out of the result."""
+    code = "The network, or other code that the recipe names,"
+    with contextlib.redirect_stdout(sys.stderr), user_code(ModelError, code, passing=(Exception,)):
+        yield
 
 
 def _print_result(result: Result, as_json: bool, quiet: bool) -> None:
@@ -339,7 +349,8 @@ def inspect(
     from glprune.inspection import inspect as run_inspection
 
     loaded = _load(recipe, overrides, allow_factory)
-    inspection = run_inspection(loaded, model, trust_pickle=trust_pickle)
+    with _recipes_code():
+        inspection = run_inspection(loaded, model, trust_pickle=trust_pickle)
     if as_json:
         click.echo(json.dumps(console.as_json(inspection)))
     else:
@@ -374,7 +385,7 @@ def select(
     from glprune.cli.console import ProgressReporter
     from glprune.selection import select as select_point
 
-    with _signals(), ProgressReporter(_console(stderr=True), quiet) as progress:
+    with _signals(), ProgressReporter(_console(stderr=True), quiet) as progress, _recipes_code():
         result = select_point(
             bundle, features, allow_factory=allow_factory or None, on_event=progress, **options
         )

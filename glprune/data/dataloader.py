@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from glprune._imports import describe, load_callable
+from glprune._imports import load_callable
 from glprune._plugins import load_plugin
+from glprune._user_code import user_code
 from glprune.data.columns import make_features
 from glprune.data.records import Data, InputColumns
 from glprune.data.splits import SPLITS, Inputs
@@ -45,13 +47,47 @@ class LoaderSplit:
         with torch.random.fork_rng(devices=[]):
             if generator is not None:
                 torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
-            try:
-                for batch in self.loader:
-                    yield unpack(batch, self.specs, self.kind)
-            except GlpruneError as error:
-                raise DataError(f"{self.name}: {error}") from error
-            except Exception as error:  # user code may raise anything
-                raise DataError(f"{self.name} failed ({describe(error)}).") from error
+            yield from _read_batches(self.loader, self.specs, self.kind, self.name)
+
+
+_END = object()
+
+
+def _read_batches(
+    loader: Iterable[Any], specs: tuple[InputSpec, ...], kind: str, name: str
+) -> Iterator[tuple[Inputs, Tensor]]:
+    """Yield the batches of a loader that have rows.
+
+    Args:
+        loader: The user's.
+        specs: The inputs in the network's order.
+        kind: The task.
+        name: Place of the loader in the recipe and name of the split, for messages.
+
+    Raises:
+        DataError: The loader fails, or a batch is none.
+    """
+    iterator: Iterator[Any] | None = None
+    while True:
+        with _named(name), user_code(DataError, name):  # only the user's code, so that a consumer may stop
+            iterator = iter(loader) if iterator is None else iterator
+            batch = next(iterator, _END)
+        if batch is _END:
+            return
+        with _named(name), user_code(DataError, name):
+            inputs, target = unpack(batch, specs, kind)
+        if len(target):
+            yield inputs, target
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Begin the messages of errors with the name of the split."""
+    try:
+        yield
+    except GlpruneError as error:
+        text = str(error)
+        raise DataError(text if text.startswith(name) else f"{name}: {text}") from error
 
 
 @dataclass(frozen=True)
@@ -75,12 +111,10 @@ def load_loader(recipe: Recipe) -> Data:
     found: dict[str, _Survey] = {}
     for name in SPLITS:
         split = f"{where}: split {name!r}"
-        try:
-            found[name] = _survey(make(split=name), recipe, split)
-        except GlpruneError as error:
-            raise DataError(f"{split}: {error}") from error
-        except Exception as error:  # user code may raise anything
-            raise DataError(f"{split} failed ({describe(error)}).") from error
+        with _named(split):
+            with user_code(DataError, split):
+                loader = make(split=name)
+            found[name] = _survey(loader, recipe, split)
         if found[name].widths != found["train"].widths:
             raise DataError(f"{where}: split {name!r} and split 'train' have different numbers of features.")
     inputs = _loader_inputs(recipe, found["train"].widths)
@@ -133,8 +167,7 @@ def _survey(loader: Iterable[Any], recipe: Recipe, name: str) -> _Survey:
     digest, rows, largest = hashlib.sha256(), 0, 0
     specs = tuple(recipe.model.inputs)
     widths: tuple[int, ...] | None = None
-    for batch in loader:
-        inputs, target = unpack(batch, specs, recipe.task)
+    for inputs, target in _read_batches(loader, specs, recipe.task, name):
         for tensor in (*inputs, target):
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise DataError(f"NaN or Inf in batch after row {rows}.")
@@ -182,6 +215,8 @@ def unpack(batch: Any, specs: Sequence[InputSpec], kind: str) -> tuple[Inputs, T
             raise DataError(f"input {spec.name!r} has {len(x)} rows, {specs[0].name!r} has {rows}.")
     if kind == "distillation":
         return inputs, torch.empty(rows, 0)
+    if not rows:
+        return inputs, torch.empty(0)
     if not isinstance(target, Tensor):
         raise DataError(f"a batch should hold {len(specs)} input tensor(s) and a target tensor.")
     return inputs, _as_target(target, inputs[0], kind)

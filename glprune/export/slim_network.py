@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from safetensors.torch import load_model
 from torch import nn
 
-from glprune._imports import describe, load_callable
+from glprune._imports import load_callable
+from glprune._user_code import user_code
 from glprune.errors import ModelError
 from glprune.model.standardize import Standardize, StandardizedNetwork
 from glprune.pruning.ids import Positions
@@ -47,10 +48,8 @@ def load(
     folder = Path(bundle)
     plan = _read_plan(folder / PLAN)
     build = _plan_factory(plan, folder, allow_factory) if factory is None else _resolve_factory(factory)
-    try:
+    with user_code(ModelError, f"{folder / PLAN}: its factory"):
         network = build(**plan.arguments)
-    except (Exception, SystemExit) as error:  # a factory is the user's code and may raise anything
-        raise ModelError(f"{folder / PLAN}: its factory failed ({describe(error)}).") from error
     if plan.standardize:
         network = StandardizedNetwork([_empty_standardization(part) for part in plan.inputs], network)
     _check_axes(network, plan.axes)

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from glprune._user_code import network_errors
 from glprune.data.records import Data, Feature, InputColumns, Standardization
 from glprune.data.splits import ColumnId, TensorSplit, identity
 from glprune.errors import GlpruneError, ModelError
@@ -135,7 +136,7 @@ class GroupLassoPruner(SelectorMixin, BaseEstimator):  # type: ignore[misc]  # t
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         task, goal = self._target(target)
         try:
-            with reproducible(seed, 1):
+            with reproducible(seed, 1), network_errors():
                 job = self._job(rows, goal, task, seed)
                 chosen = search(job, silent)
         except GlpruneError as error:

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from glprune._files import unreadable_reason
-from glprune._imports import describe, load_callable
-from glprune._plugins import load_plugin
-from glprune.errors import GlpruneError, ModelError, first_line
+from glprune._imports import load_callable
+from glprune._plugins import PluginError, load_plugin
+from glprune._user_code import describe, user_code
+from glprune.errors import ModelError, first_line
 
 if TYPE_CHECKING:
     from glprune.schema.recipe import Recipe
@@ -79,7 +80,10 @@ def _read_with_plugin(recipe: Recipe, path: Path) -> Mapping[str, Tensor] | nn.M
     """Read the file with the recipe's loader plugin."""
     where = recipe.where("model", "loader")
     plugin = load_plugin("glprune.loaders", str(recipe.model.loader), where, recipe.allowed)
-    content = plugin(path)
+    try:
+        content = plugin(path)
+    except PluginError as error:
+        raise ModelError(str(error)) from error
     return content if isinstance(content, nn.Module) else _state(content, path)
 
 
@@ -141,7 +145,9 @@ def _check_container(path: Path) -> None:
 def _unpickle(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=False)
-    except (Exception, SystemExit) as error:  # unpickling runs code that may raise anything
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # unpickling runs code that may raise anything
         raise ModelError(f"{path}: the pickle cannot be read ({describe(error)}).") from error
 
 
@@ -184,13 +190,8 @@ def _build(recipe: Recipe) -> nn.Module:
     spec = recipe.model
     where = recipe.where("model", "factory")
     factory = load_callable(spec.factory, recipe.folder, where, recipe.allowed)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            module = factory(**spec.arguments)
-    except GlpruneError:
-        raise
-    except (Exception, SystemExit) as error:  # the user's factory may raise anything
-        raise ModelError(f"{where}: {spec.factory} failed ({describe(error)}).") from error
+    with torch.random.fork_rng(devices=[]), user_code(ModelError, f"{where}: {spec.factory}"):
+        module = factory(**spec.arguments)
     if not isinstance(module, nn.Module):
         raise ModelError(f"{where}: {spec.factory} returned {type(module).__name__}, not a torch.nn.Module.")
     return module

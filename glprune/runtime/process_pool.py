@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 import torch
 from pydantic import TypeAdapter
 
+from glprune._user_code import network_errors
 from glprune.errors import GlpruneError
 
 if TYPE_CHECKING:
@@ -235,11 +236,12 @@ class WorkerState(Generic[State]):
 
     def work(self, work: Callable[[State, Item], Outcome], item: Item) -> Outcome:
         """Process one item; the first one prepares, so that an error in it is reported as the item's."""
-        if self._made is None:
-            self._made = pickle.loads(self._payload)(), torch.get_rng_state()
-        state, random = self._made
-        torch.set_rng_state(random)  # an outcome must not depend on which items came before
-        return work(state, item)
+        with network_errors():  # an error that is passed to the caller loses its frames
+            if self._made is None:
+                self._made = pickle.loads(self._payload)(), torch.get_rng_state()
+            state, random = self._made
+            torch.set_rng_state(random)  # an outcome must not depend on which items came before
+            return work(state, item)
 
 
 _prepared: list[WorkerState[Any]] = []

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from glprune._user_code import describe
 from glprune.data.loading import load_data
 from glprune.data.splits import Inputs, first_rows
 from glprune.data.synthetic import random_like
-from glprune.errors import DataError, GlpruneError, ModelError, RecipeError
+from glprune.errors import DataError, GlpruneError, ModelError, RecipeError, first_line
+from glprune.model.consistency import check_batch, check_consistency, keep_inputs_
 from glprune.model.counting import macs
 from glprune.model.diagnostics import all_finite, finite_rows, first_fault
 from glprune.model.loading import LoadedNetwork, load_network
@@ -85,11 +87,13 @@ def build_job(recipe: Recipe, data: Data, loaded: LoadedNetwork, rules: Rules = 
     network = _with_standardization(loaded.module, data)
     real = first_rows(data.test, PROBE_ROWS)
     _check_dynamic_axes(recipe, real)
-    output = _try_forward(network, real, data)
+    output = _try_forward(network, tuple(x.clone() for x in real), data)
+    keep_inputs_(network, real)
     found = named_leaves(output)
     if not isinstance(output, Tensor):
         flatten_outputs_(loaded.module)
     outputs = name_outputs(recipe, found, len(real[0]))
+    check_consistency(network, real)
     task = Task(recipe.task, recipe.model.output, len(data.classes or ()), prediction=outputs.predicted or 0)
     task = task.fitted(found[task.prediction][1])
     _check_rows(network, data, recipe)
@@ -196,7 +200,9 @@ def _check_rows(network: nn.Module, data: Data, recipe: Recipe) -> None:
     for name, split in (("train", data.train), ("valid", data.valid), ("test", data.test)):
         ends, rows = [], 0
         for inputs, target in split.batches(_CHECKED_ROWS, None):
-            _try_forward(network, inputs, data, f"{name} split", rows + 1)
+            output = _try_forward(network, inputs, data, f"{name} split", rows + 1)
+            if not rows:
+                check_batch(network, inputs, leaves(output))
             rows += len(target)
             if target.ndim == 1:
                 ends += [target.min(), target.max()]
@@ -221,10 +227,10 @@ def _try_forward(
     try:
         with torch.no_grad():
             output = network(*inputs)
-    except GlpruneError:
+    except (GlpruneError, KeyboardInterrupt):
         raise
-    except Exception as error:  # the user's forward may raise anything
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except BaseException as error:  # the user's forward may raise anything
+        first = first_line(error) if isinstance(error, RuntimeError) else describe(error)
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         raise ModelError(
             f"The network does not run on the data, {len(data.columns)} columns, input shape {shapes} "

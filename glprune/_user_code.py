@@ -1,0 +1,113 @@
+"""Errors of the user's code: of factories, networks, loaders and plugins.
+
+Such code may raise anything, also ``SystemExit`` and other classes that ``except Exception`` lets pass. It is
+turned into one error of glprune's, so that no run ends without a message or with a success that is none. A
+``KeyboardInterrupt`` stays what it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+from glprune.errors import GlpruneError, ModelError
+
+_OWN = str(Path(__file__).parent)
+_LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+_LENGTH = 200  # characters of a message
+
+
+def describe(error: BaseException) -> str:
+    """Return type, message and place of an error in user code, on one line."""
+    place = _place(error)
+    return f"{type(error).__name__}: {_message(error)}{f' at {place}' if place else ''}"
+
+
+@contextlib.contextmanager
+def user_code(
+    kind: type[GlpruneError], what: str, passing: tuple[type[BaseException], ...] = ()
+) -> Iterator[None]:
+    """Turn whatever user code raises into one error; an error of glprune's passes.
+
+    Args:
+        kind: The class of the error.
+        what: The beginning of its message: which code failed.
+        passing: Classes of errors that the caller handles.
+
+    Raises:
+        GlpruneError: Of ``kind``: the code raised something, or tried to end the program.
+    """
+    try:
+        yield
+    except (GlpruneError, KeyboardInterrupt, *passing):
+        raise
+    except BaseException as error:
+        raise kind(f"{what} failed ({describe(error)}).") from error
+
+
+@contextlib.contextmanager
+def network_errors() -> Iterator[None]:
+    """Turn what the network's own code raises, wherever it is called, into a ModelError.
+
+    A network is called in many places. Code of a network is told from glprune's, whose bugs keep their
+    traceback, by the frames of the error.
+
+    Raises:
+        ModelError: The network's code raised something, or tried to end the program.
+    """
+    try:
+        yield
+    except (GlpruneError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        if not _is_of_network(error):
+            raise
+        raise ModelError(
+            f"The network's code failed ({describe(error)}); it ran on the data when it was checked first, "
+            "so that it depends on more than its inputs, or on training."
+        ) from error
+
+
+def _message(error: BaseException) -> str:
+    """Return the first line of an error's message, however its class makes it."""
+    try:
+        return (str(error).strip() or "no message").splitlines()[0][:_LENGTH]
+    except Exception:  # noqa: BLE001 - the class is the user's
+        return "no message"
+
+
+def _place(error: BaseException) -> str:
+    """Return file and line of the innermost call outside of libraries, else of the innermost one."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not f.filename.startswith((_OWN, *_LIBRARIES, "<"))]
+    shown = own[-1:] or frames[-1:]
+    return f"{Path(shown[0].filename).name}:{shown[0].lineno}" if shown else ""
+
+
+def _is_of_network(error: BaseException | None) -> bool:
+    """Return whether an error, or the one that caused it, was raised below a method of a module."""
+    while error is not None:
+        trace = error.__traceback__
+        while trace is not None:
+            if _runs_network(trace.tb_frame):
+                return True
+            trace = trace.tb_next
+        error = error.__cause__
+    return False
+
+
+def _runs_network(frame: FrameType) -> bool:
+    """Return whether a frame is a call of a module, a backward pass, or another method of the user's module."""
+    code = frame.f_code
+    if code.co_name == "_call_impl" and code.co_filename.endswith("nn/modules/module.py"):
+        return True
+    if code.co_name == "apply" and code.co_filename.endswith("torch/autograd/function.py"):
+        return True
+    if code.co_filename.startswith((_OWN, *_LIBRARIES)):
+        return False
+    owner = type(frame.f_locals.get("self"))
+    return any(c.__module__ == "torch.nn.modules.module" for c in owner.__mro__)
