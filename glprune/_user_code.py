@@ -8,6 +8,7 @@ turned into one error of glprune's, so that no run ends without a message or wit
 from __future__ import annotations
 
 import contextlib
+import os
 import sysconfig
 import traceback
 from collections.abc import Iterator
@@ -41,12 +42,16 @@ def user_code(
     Raises:
         GlpruneError: Of ``kind``: the code raised something, or tried to end the program.
     """
+    folder = os.open(".", os.O_RDONLY)
     try:
         yield
     except (GlpruneError, KeyboardInterrupt, *passing):
         raise
     except BaseException as error:
         raise kind(f"{what} failed ({describe(error)}).") from error
+    finally:
+        os.fchdir(folder)  # the paths that follow are relative to it
+        os.close(folder)
 
 
 @contextlib.contextmanager
@@ -101,7 +106,7 @@ def _is_of_network(error: BaseException | None) -> bool:
 
 
 def _runs_network(frame: FrameType) -> bool:
-    """Return whether a frame is a call of a module, a backward pass, or another method of the user's module."""
+    """Return whether a frame is a call of a module, a backward pass, or a method of the user's module."""
     code = frame.f_code
     if code.co_name == "_call_impl" and code.co_filename.endswith("nn/modules/module.py"):
         return True

@@ -28,6 +28,7 @@ BATCHES = (1, 2, 7, 8)
 _ROWS = max(BATCHES)
 _SUSPICIOUS, _SAME = 1e-5, 1e-4  # relative differences in float32
 _SAME_IN_DOUBLE = 1e-8
+_NUMBER_COUNTS = "its forward depends on the number of rows; treat batches of every size alike"
 
 
 def repeat_rows(inputs: Inputs, rows: int) -> Inputs:
@@ -88,7 +89,7 @@ def check_batch(network: nn.Module, inputs: Inputs, outputs: Sequence[Tensor]) -
 
 def _run(network: nn.Module, inputs: Inputs) -> tuple[Tensor, ...]:
     with torch.no_grad():
-        return tuple(y.clone() for y in leaves(network(*inputs)))
+        return tuple(y.detach().clone() for y in leaves(network(*inputs)))
 
 
 def _check_repeatable(network: nn.Module, inputs: Inputs) -> None:
@@ -103,17 +104,15 @@ def _check_repeatable(network: nn.Module, inputs: Inputs) -> None:
         return
     with _seeded():
         seeded = _run(network, inputs)
-    says = (
-        f"The network returns other outputs when it is called again on the same rows (difference {gap:.1e})"
-    )
+    says = f"The network returns other outputs when it is called again on the same rows (by {gap:.1e})"
     if not changed and _gap(first, seeded) <= _SUSPICIOUS:
         raise ModelError(
             f"{says}: its forward draws random numbers; draw them in training only (if self.training), as "
             "nn.Dropout does."
         )
-    what = f" ({changed[0]!r} changes)" if changed else ""
+    what = f" ({changed[0]!r} changes)" if changed else ", or reads a clock or random numbers of its own"
     raise ModelError(
-        f"{says}: its forward keeps a state from call to call{what}; change it in training only "
+        f"{says}: its forward keeps a state from call to call{what}; do so in training only "
         "(if self.training)."
     )
 
@@ -171,8 +170,8 @@ def _compare(network: nn.Module, inputs: Inputs, outputs: Sequence[Tensor], part
         found = _run(network, batch)
     except (Exception, SystemExit) as error:  # the user's forward may raise anything
         raise ModelError(
-            f"The network does not run on {shown} ({describe(error)}); its forward must not depend on the "
-            "number of rows."
+            f"The network does not run on {shown} ({describe(error)}): "
+            f"{_batch_statistics(network) or _NUMBER_COUNTS}."
         ) from error
     for y, z in zip(expected, found, strict=False):
         if y.shape != z.shape:
@@ -195,8 +194,9 @@ def _gap(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
     worst = 0.0
     for x, y in zip(a, b, strict=True):
         if x.numel():
-            scale = x.double().abs().max().clamp(min=torch.finfo(torch.float32).tiny)
-            gap = float((x.double() - y.double()).abs().max() / scale)
+            exact = x.detach().double()
+            scale = exact.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+            gap = float((exact - y.detach().double()).abs().max() / scale)
             worst = max(worst, gap if gap == gap else float("inf"))
     return worst
 
@@ -220,20 +220,24 @@ def _cause(network: nn.Module, inputs: Inputs) -> str:
     rows = tuple(x.clone() for x in inputs)
     for x in rows:  # the same number of rows, all the same but the first
         x[1:] = x[:1].clone()
-    norms = [
-        name
-        for name, m in network.named_modules()
-        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is None
-    ]
-    if norms:
-        return (
-            f"the rows of a batch mix in {norms[0]!r}, a BatchNorm with track_running_stats=False; train it "
-            "with running statistics"
-        )
+    norm = _batch_statistics(network)
+    if norm:
+        return norm
     first = [y[:1] for y in _run(network, inputs)]
     if _gap(first, [y[:1] for y in _run(network, rows)]) > _SUSPICIOUS:
         return (
             "its forward mixes the rows of a batch (as x.mean(0) does); compute each row by itself, with "
             "statistics of the training rows kept in buffers"
         )
-    return "its forward depends on the number of rows; treat batches of every size alike"
+    return _NUMBER_COUNTS
+
+
+def _batch_statistics(network: nn.Module) -> str | None:
+    """Name a layer that takes the statistics of the batch also in evaluation mode, or None."""
+    for name, module in network.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            return (
+                f"{name!r}, a {type(module).__name__} with track_running_stats=False, mixes the rows of a "
+                "batch; train it with running statistics"
+            )
+    return None

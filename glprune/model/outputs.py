@@ -7,12 +7,14 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from glprune.errors import ModelError, RecipeError
 
 if TYPE_CHECKING:
+    from glprune.data.splits import Inputs
     from glprune.schema.recipe import Recipe
 
 PREDICTION = "prediction"
@@ -50,6 +52,54 @@ def leaves(output: Any) -> tuple[Tensor, ...]:
     if isinstance(output, Tensor):
         return (output,)
     return tuple(tensor for _, tensor in named_leaves(output))
+
+
+def check_dense(outputs: Sequence[Tensor]) -> None:
+    """Check that outputs hold real numbers on the CPU, in a layout that can be exported.
+
+    Raises:
+        ModelError: One is sparse, complex, quantised or without values.
+    """
+    for y in outputs:
+        kind = (
+            "sparse"
+            if y.layout != torch.strided
+            else "complex"
+            if y.is_complex()
+            else "quantised"
+            if y.is_quantized
+            else f"{y.device.type} "
+            if y.device.type != "cpu"
+            else None
+        )
+        if kind is not None:
+            raise ModelError(f"The network returns a {kind} tensor; return dense real numbers on the CPU.")
+
+
+def check_gradient(network: nn.Module, inputs: Inputs, place: int | None) -> None:
+    """Check that what the network predicts can be trained.
+
+    Args:
+        network: The network, in evaluation mode.
+        inputs: Some rows.
+        place: Number of the output that the task predicts; None for all.
+
+    Raises:
+        ModelError: It holds whole numbers, or does not depend on the weights by a gradient.
+    """
+    with torch.enable_grad():
+        outputs = leaves(network(*inputs))
+    for y in outputs if place is None else outputs[place : place + 1]:
+        if not y.is_floating_point():
+            raise ModelError(
+                f"The network predicts {str(y.dtype).removeprefix('torch.')}, which has no gradient; return "
+                "logits, probabilities or values instead of decisions."
+            )
+        if not y.requires_grad and any(p.requires_grad for p in network.parameters()):
+            raise ModelError(
+                "The network's prediction has no gradient; take .detach(), .data, .item() and "
+                "torch.no_grad() out of its forward."
+            )
 
 
 def flatten_outputs_(network: nn.Module) -> None:

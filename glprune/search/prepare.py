@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +21,14 @@ from glprune.model.consistency import check_batch, check_consistency, keep_input
 from glprune.model.counting import macs
 from glprune.model.diagnostics import all_finite, finite_rows, first_fault
 from glprune.model.loading import LoadedNetwork, load_network
-from glprune.model.outputs import flatten_outputs_, leaves, name_outputs, named_leaves
+from glprune.model.outputs import (
+    check_dense,
+    check_gradient,
+    flatten_outputs_,
+    leaves,
+    name_outputs,
+    named_leaves,
+)
 from glprune.model.standardize import Standardize, StandardizedNetwork
 from glprune.model.task import Task
 from glprune.pruning.groups import sliced
@@ -94,6 +102,7 @@ def build_job(recipe: Recipe, data: Data, loaded: LoadedNetwork, rules: Rules = 
         flatten_outputs_(loaded.module)
     outputs = name_outputs(recipe, found, len(real[0]))
     check_consistency(network, real)
+    check_gradient(network, tuple(x[:2] for x in real), outputs.predicted)
     task = Task(recipe.task, recipe.model.output, len(data.classes or ()), prediction=outputs.predicted or 0)
     task = task.fitted(found[task.prediction][1])
     _check_rows(network, data, recipe)
@@ -230,18 +239,34 @@ def _try_forward(
     except (GlpruneError, KeyboardInterrupt):
         raise
     except BaseException as error:  # the user's forward may raise anything
+        if _runs_in_double(network, inputs):
+            raise ModelError(
+                f"The network's forward computes in float64 ({describe(error)}), and glprune trains and "
+                "ships float32; write x.to(weight.dtype), or nothing, instead of .double() and torch.float64."
+            ) from error
         first = first_line(error) if isinstance(error, RuntimeError) else describe(error)
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         raise ModelError(
             f"The network does not run on the data, {len(data.columns)} columns, input shape {shapes} "
             f"({first}); compare data.features and model.inputs with what the network was trained on."
         ) from error
+    check_dense(leaves(output))
     if not all_finite(y for y in leaves(output) if y.is_floating_point()):
         raise ModelError(
             f"The network returns NaN or Inf on the {split}: {first_fault(network, inputs, first_row)}; "
             "check the scale of the columns and data.standardize."
         )
     return output
+
+
+def _runs_in_double(network: nn.Module, inputs: Inputs) -> bool:
+    """Return whether a network that does not run in float32 runs in float64."""
+    try:
+        with torch.no_grad():
+            copy.deepcopy(network).double()(*(x.double() if x.is_floating_point() else x for x in inputs))
+    except (Exception, SystemExit):  # noqa: BLE001 - the user's forward may raise anything
+        return False
+    return True
 
 
 def _probe(network: nn.Module, real: Inputs, axes: Sequence[int | None], seed: int) -> Inputs:
