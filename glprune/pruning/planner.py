@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from glprune.data.splits import InputPosition, Inputs
     from glprune.schema.recipe import Recipe
 
+_EXAMPLES = 8  # real rows and as many random ones
+
 
 def find_groups(network: nn.Module, recipe: Recipe, data: Data, probe: Inputs) -> list[GroupSet]:
     """Plan every group set of a network from a trace and verify it numerically.
@@ -42,7 +44,7 @@ def find_groups(network: nn.Module, recipe: Recipe, data: Data, probe: Inputs) -
     """
     axes = [spec.axis for spec in recipe.model.inputs]
     names = [spec.name for spec in recipe.model.inputs]
-    example = tuple(torch.cat([x[:4], x[-4:]]) for x in probe)
+    example = tuple(torch.stack([x[:_EXAMPLES], x[-_EXAMPLES:]], dim=1).flatten(0, 1) for x in probe)
     sets = _add_refused_inputs(plan_units(network, example, axes, names, recipe.allow_inexact), data)
     if isinstance(network, StandardizedNetwork):  # layers keep the names the user gave them
         sets = [_without_wrapper_name(s) for s in sets]
@@ -123,7 +125,7 @@ def plan_units(
         for s in planner.plan_cluster(cluster)
     ]
     sets = planner.confirm(sets)
-    graph_plans = dependency_plans(network, inputs, axes, names)
+    graph_plans = dependency_plans(network, tuple(x[: len(probe[0])] for x in inputs), axes, names)
     return [replace(s, planner="both") if _plans_agree(s, graph_plans.get(s.name)) else s for s in sets]
 
 
