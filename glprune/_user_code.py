@@ -30,7 +30,7 @@ def describe(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def user_code(
-    kind: type[GlpruneError], what: str, passing: tuple[type[BaseException], ...] = ()
+    kind: type[GlpruneError], what: str, passing: tuple[type[Exception], ...] = ()
 ) -> Iterator[None]:
     """Turn whatever user code raises into one error; an error of glprune's passes.
 
@@ -42,16 +42,14 @@ def user_code(
     Raises:
         GlpruneError: Of ``kind``: the code raised something, or tried to end the program.
     """
-    folder = os.open(".", os.O_RDONLY)
+    allowed: tuple[type[BaseException], ...] = (GlpruneError, KeyboardInterrupt, *passing)
     try:
-        yield
-    except (GlpruneError, KeyboardInterrupt, *passing):
+        with _working_directory():
+            yield
+    except allowed:
         raise
     except BaseException as error:
         raise kind(f"{what} failed ({describe(error)}).") from error
-    finally:
-        os.fchdir(folder)  # the paths that follow are relative to it
-        os.close(folder)
 
 
 @contextlib.contextmanager
@@ -75,6 +73,16 @@ def network_errors() -> Iterator[None]:
             f"The network's code failed ({describe(error)}); it ran on the data when it was checked first, "
             "so that it depends on more than its inputs, or on training."
         ) from error
+
+
+@contextlib.contextmanager
+def _working_directory() -> Iterator[None]:
+    """Return to the working directory afterwards: the user's paths are relative to it."""
+    before = os.getcwd()
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 def _message(error: BaseException) -> str:

@@ -15,6 +15,7 @@ from torch import nn
 from glprune._imports import load_callable
 from glprune._user_code import user_code
 from glprune.errors import ModelError
+from glprune.model.reparametrize import fold_norms_
 from glprune.model.standardize import Standardize, StandardizedNetwork
 from glprune.pruning.ids import Positions
 from glprune.pruning.surgery import ConstantFill, PruningPlan
@@ -50,6 +51,7 @@ def load(
     build = _plan_factory(plan, folder, allow_factory) if factory is None else _resolve_factory(factory)
     with user_code(ModelError, f"{folder / PLAN}: its factory"):
         network = build(**plan.arguments)
+        fold_norms_(network.eval())
     if plan.standardize:
         network = StandardizedNetwork([_empty_standardization(part) for part in plan.inputs], network)
     _check_axes(network, plan.axes)

@@ -22,6 +22,7 @@ from glprune._imports import load_callable
 from glprune._plugins import PluginError, load_plugin
 from glprune._user_code import describe, user_code
 from glprune.errors import ModelError, first_line
+from glprune.model.reparametrize import fold_norms_
 
 if TYPE_CHECKING:
     from glprune.schema.recipe import Recipe
@@ -38,11 +39,13 @@ class LoadedNetwork:
         module: The network in evaluation mode, float32, on the CPU.
         sha256: Digest of the weights' file.
         format: How the file was read.
+        folded: Weights whose normalisation was undone; see ``fold_norms_``.
     """
 
     module: nn.Module
     sha256: str
     format: Format
+    folded: tuple[str, ...] = ()
 
 
 def load_network(recipe: Recipe, path: Path, *, trust_pickle: bool = False) -> LoadedNetwork:
@@ -73,7 +76,8 @@ def load_network(recipe: Recipe, path: Path, *, trust_pickle: bool = False) -> L
     _check_finite(module, path)
     with path.open("rb") as stream:
         digest = "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
-    return LoadedNetwork(module.float().cpu().eval(), digest, form)
+    module = module.float().cpu().eval()
+    return LoadedNetwork(module, digest, form, fold_norms_(module))
 
 
 def _read_with_plugin(recipe: Recipe, path: Path) -> Mapping[str, Tensor] | nn.Module:

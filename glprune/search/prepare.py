@@ -77,7 +77,10 @@ def prepare(recipe: Recipe, model: Path, trust_pickle: bool, listener: Listener)
     for note in (*data.notes, *rules.sentences()):
         listener(Notice(note))
     listener(Stage("model", "loading the network and proving its groups"))
-    job = build_job(recipe, data, load_network(recipe, model, trust_pickle=trust_pickle), rules)
+    loaded = load_network(recipe, model, trust_pickle=trust_pickle)
+    if loaded.folded:
+        listener(Notice(f"Weights are trained without their normalisation: {', '.join(loaded.folded)}."))
+    job = build_job(recipe, data, loaded, rules)
     if len(job.fixed_inputs) < len(job.input_groups):
         for sentence in job.fixed_inputs:
             listener(Notice(sentence))
