@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 import zlib
 from collections.abc import Callable, Sequence
@@ -83,7 +84,7 @@ def _from_file(path: Path) -> ModuleType:
     """Import a Python file."""
     if not path.is_file():
         raise FileNotFoundError(path)
-    name = f"_glprune_recipe_{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"
+    name = f"_glprune_recipe_{path.stem}_{zlib.crc32(os.fsencode(path.resolve())):08x}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
-from glprune._files import unreadable_reason
+from glprune._files import is_utf8, unreadable_reason
 from glprune.errors import DataError, did_you_mean, name_list
 
 EXACT = 2**53
@@ -115,6 +115,8 @@ def open_table(path: Path) -> Table:
     Raises:
         DataError: It is missing, empty, damaged, not UTF-8 or of another kind.
     """
+    if not is_utf8(path):
+        raise DataError(f"{path} has a path that is not UTF-8; rename it.")
     reason = unreadable_reason(path)
     if reason is not None and not os.path.isdir(path):
         raise DataError(f"{path} {reason}; name a file or a folder of Parquet, relative to the recipe.")

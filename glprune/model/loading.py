@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from glprune._files import unreadable_reason
+from glprune._files import is_utf8, unreadable_reason
 from glprune._imports import load_callable
 from glprune._plugins import PluginError, load_plugin
 from glprune._user_code import describe, user_code
@@ -60,6 +60,8 @@ def load_network(recipe: Recipe, path: Path, *, trust_pickle: bool = False) -> L
         ModelError: The file or the factory cannot be used; tensors are named.
         RecipeError: The factory cannot be imported.
     """
+    if not is_utf8(path):
+        raise ModelError(f"{path} has a path that is not UTF-8; rename it.")
     why = unreadable_reason(path)
     if why is not None:
         raise ModelError(f"{path} {why}; give the trained weights (.pt or .safetensors).")

@@ -18,6 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
+from glprune._files import is_utf8
 from glprune.errors import GlpruneError, PeerFailedError, UsageError
 from glprune.runtime.checkpoint import CheckpointLog, checkpoints, sync_folder
 from glprune.schema.bundle import REPORT
@@ -75,8 +76,11 @@ def check_free(out: Path, overwrite: bool) -> None:
     """Refuse an output folder that exists, before any work is done.
 
     Raises:
-        UsageError: The folder exists and ``overwrite`` is not set, or it is not a bundle.
+        UsageError: The folder exists and ``overwrite`` is not set, it is not a bundle, or its path cannot be
+            passed to libraries that take UTF-8.
     """
+    if not is_utf8(out.absolute()):
+        raise UsageError(f"{out.absolute()}: the path is not UTF-8; choose another --out.")
     if not os.path.lexists(out):
         return
     if not overwrite:
