@@ -17,7 +17,7 @@ from glprune._plugins import load_plugin
 from glprune._user_code import user_code
 from glprune.data.columns import make_features
 from glprune.data.records import Data, InputColumns
-from glprune.data.splits import SPLITS, Inputs
+from glprune.data.splits import SPLITS, Inputs, unusual_kind
 from glprune.errors import DataError, GlpruneError, RecipeError
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ def unpack(batch: Any, specs: Sequence[InputSpec], kind: str) -> tuple[Inputs, T
         return inputs, torch.empty(0)
     if not isinstance(target, Tensor):
         raise DataError(f"a batch should hold {len(specs)} input tensor(s) and a target tensor.")
-    return inputs, _as_target(target, inputs[0], kind)
+    return inputs, _as_target(_plain(target), inputs[0], kind)
 
 
 def _as_target(target: Tensor, first: Tensor, kind: str) -> Tensor:
@@ -267,7 +267,15 @@ def _as_inputs(raw: Any, specs: Sequence[InputSpec]) -> Inputs:
         or not all(isinstance(x, Tensor) for x in found)
     ):
         raise DataError(f"a batch should hold {len(specs)} input tensor(s); it holds {_contents(found)}.")
-    return tuple(_as_input(x, spec) for x, spec in zip(found, specs, strict=True))
+    return tuple(_as_input(_plain(x), spec) for x, spec in zip(found, specs, strict=True))
+
+
+def _plain(x: Tensor) -> Tensor:
+    """Return a tensor without its gradient; refuse one that is not of dense real numbers."""
+    kind = unusual_kind(x)
+    if kind is not None:
+        raise DataError(f"the loader yields a {kind} tensor; yield dense real numbers on the CPU.")
+    return x.detach()
 
 
 def _contents(found: Any) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from glprune.data.splits import unusual_kind
 from glprune.errors import ModelError, RecipeError
 
 if TYPE_CHECKING:
@@ -60,20 +61,9 @@ def check_dense(outputs: Sequence[Tensor]) -> None:
     Raises:
         ModelError: One is sparse, complex, quantised or without values.
     """
-    for y in outputs:
-        kind = (
-            "sparse"
-            if y.layout != torch.strided
-            else "complex"
-            if y.is_complex()
-            else "quantised"
-            if y.is_quantized
-            else f"{y.device.type} "
-            if y.device.type != "cpu"
-            else None
-        )
-        if kind is not None:
-            raise ModelError(f"The network returns a {kind} tensor; return dense real numbers on the CPU.")
+    kind = next(filter(None, map(unusual_kind, outputs)), None)
+    if kind is not None:
+        raise ModelError(f"The network returns a {kind} tensor; return dense real numbers on the CPU.")
 
 
 def check_gradient(network: nn.Module, inputs: Inputs, place: int | None) -> None:
