@@ -18,7 +18,8 @@ from types import FrameType
 from glprune.errors import GlpruneError, ModelError
 
 _OWN = str(Path(__file__).parent)
-_LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+_STANDARD = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib")})
+_LIBRARIES = (*_STANDARD, *{sysconfig.get_paths()[name] for name in ("purelib", "platlib")})
 _LENGTH = 200  # characters of a message
 
 
@@ -54,24 +55,25 @@ def user_code(
 
 @contextlib.contextmanager
 def network_errors() -> Iterator[None]:
-    """Turn what the network's own code raises, wherever it is called, into a ModelError.
+    """Turn what the code of a network or a penalty raises, wherever it is called, into a ModelError.
 
-    A network is called in many places. Code of a network is told from glprune's, whose bugs keep their
-    traceback, by the frames of the error.
+    Both are called in many places. Their code is told from glprune's, whose bugs keep their traceback, by the
+    frames of the error.
 
     Raises:
-        ModelError: The network's code raised something, or tried to end the program.
+        ModelError: Such code raised something, or tried to end the program.
     """
     try:
         yield
     except (GlpruneError, KeyboardInterrupt):
         raise
     except BaseException as error:
-        if not _is_of_network(error):
+        kind = _kind_of_code(error)
+        if kind is None:
             raise
         raise ModelError(
-            f"The network's code failed ({describe(error)}); it ran on the data when it was checked first, "
-            "so that it depends on more than its inputs, or on training."
+            f"The {kind}'s code failed ({describe(error)}); it ran when it was checked first, so that it "
+            "depends on more than its inputs, or on training."
         ) from error
 
 
@@ -101,26 +103,29 @@ def _place(error: BaseException) -> str:
     return f"{Path(shown[0].filename).name}:{shown[0].lineno}" if shown else ""
 
 
-def _is_of_network(error: BaseException | None) -> bool:
-    """Return whether an error, or the one that caused it, was raised below a method of a module."""
+def _kind_of_code(error: BaseException | None) -> str | None:
+    """Return whose method, a network's or a penalty's, raised an error or the one that caused it."""
     while error is not None:
         trace = error.__traceback__
         while trace is not None:
-            if _runs_network(trace.tb_frame):
-                return True
+            kind = _owner(trace.tb_frame)
+            if kind is not None:
+                return kind
             trace = trace.tb_next
         error = error.__cause__
-    return False
+    return None
 
 
-def _runs_network(frame: FrameType) -> bool:
-    """Return whether a frame is a call of a module, a backward pass, or a method of the user's module."""
+def _owner(frame: FrameType) -> str | None:
+    """Return whose code a frame runs: a call of a module, a backward pass, or a method of a user's class."""
     code = frame.f_code
     if code.co_name == "_call_impl" and code.co_filename.endswith("nn/modules/module.py"):
-        return True
+        return "network"
     if code.co_name == "apply" and code.co_filename.endswith("torch/autograd/function.py"):
-        return True
-    if code.co_filename.startswith((_OWN, *_LIBRARIES)):
-        return False
-    owner = type(frame.f_locals.get("self"))
-    return any(c.__module__ == "torch.nn.modules.module" for c in owner.__mro__)
+        return "network"
+    if code.co_filename.startswith((_OWN, *_STANDARD)):
+        return None
+    bases = {base.__module__ for base in type(frame.f_locals.get("self")).__mro__}
+    if "torch.nn.modules.module" in bases and "torch" not in Path(code.co_filename).parts:
+        return "network"
+    return "penalty" if "glprune.training.penalties" in bases else None

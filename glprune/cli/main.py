@@ -92,7 +92,7 @@ def _exit_for(error: BaseException) -> None:
         _drop_output()
     text = user_message(error)
     if text is not None:
-        _fail(text, exit_code(error))
+        _fail(text, exit_code(error) or 1)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from glprune.errors import ModelError
 from glprune.model.reparametrize import fold_norms_
 from glprune.model.standardize import Standardize, StandardizedNetwork
 from glprune.pruning.ids import Positions
-from glprune.pruning.surgery import ConstantFill, PruningPlan
+from glprune.pruning.surgery import ConstantFill, PruningPlan, named_tensors
 from glprune.schema.bundle import PLAN, WEIGHTS
 from glprune.schema.plan import Axis, InputPlan, Plan
 
@@ -124,7 +124,7 @@ def _resolve_factory(factory: str | Callable[..., nn.Module]) -> Callable[..., n
 
 def _check_axes(network: nn.Module, axes: Sequence[Axis]) -> None:
     """Refuse a factory's network whose shapes are not those of the plan."""
-    state = network.state_dict()
+    state = named_tensors(network)
     for axis in axes:
         shape = state[axis.tensor].shape if axis.tensor in state else None
         if shape is None or axis.dim >= len(shape) or shape[axis.dim] != axis.size:

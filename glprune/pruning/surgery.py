@@ -225,6 +225,12 @@ def _complement(kept: Tensor, size: int) -> Tensor:
     return torch.nonzero(out).flatten()
 
 
+def named_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Return all parameters and buffers of a network, also the buffers that its state dict leaves out."""
+    parameters = {name: p.detach() for name, p in network.named_parameters(remove_duplicate=False)}
+    return parameters | dict(network.named_buffers(remove_duplicate=False))
+
+
 def _names_by_tensor(network: nn.Module) -> dict[int, list[str]]:
     """Return all names of every tensor, by identity, so that tied tensors stay tied."""
     names: dict[int, list[str]] = {}

@@ -26,7 +26,7 @@ from glprune.errors import first_line
 from glprune.model.consistency import repeat_rows
 from glprune.pruning.groups import zero_units_
 from glprune.pruning.ids import UnitIds
-from glprune.pruning.surgery import kept_columns, plan_pruning
+from glprune.pruning.surgery import kept_columns, named_tensors, plan_pruning
 from glprune.pruning.tracer import is_reduction
 from glprune.pruning.units import Attribute, UnitSet
 
@@ -244,7 +244,7 @@ def _probe_rows(network: nn.Module, inputs: Inputs) -> int:
     """
     larger = sum(x[0].numel() for x in inputs) / _SMALL_ROW
     least = _PROBE_ROWS if larger <= 1 else max(2, int(_PROBE_ROWS / (2 * larger)))
-    shapes = [x.shape[1:] for x in inputs] + [t.shape for t in network.state_dict().values()]
+    shapes = [x.shape[1:] for x in inputs] + [t.shape for t in named_tensors(network).values()]
     widths = {size for shape in shapes for size in shape if size}
     return next(n for n in itertools.count(least) if all(math.gcd(n, size) == 1 for size in widths))
 
@@ -295,7 +295,7 @@ def _perturb(
     network: nn.Module, marks: Sequence[MarkedUnits], inputs: Inputs, axes: Sequence[int | None]
 ) -> Inputs:
     """Change what produces the marked units: positions of carriers, in place, and input columns."""
-    state = dict(network.state_dict())
+    state = named_tensors(network)
     moved = list(inputs)
     for units, marked in marks:
         for slot in units.slots:
