@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib
 import importlib.util
+import io
 import sys
 import traceback
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from glprune.errors import GlpruneError, RecipeError
 
@@ -37,19 +40,7 @@ def load_callable(
             f"{where}: {reference!r} should be 'package.module:function' or 'file.py:function'."
         )
     check_allowed(place, allowed, f"{where}: {place!r}")
-    folders = [str(folder.resolve()), str(Path.cwd())] if allowed is None else []
-    try:
-        module = _from_file(folder / place) if place.endswith(".py") else _from_path(place, folders)
-    except GlpruneError:
-        raise
-    except FileNotFoundError:
-        raise RecipeError(f"{where}: no file {folder / place}; paths are relative to the recipe.") from None
-    except ModuleNotFoundError as error:
-        raise RecipeError(
-            f"{where}: no module {error.name!r}; install it, or name a file such as 'network.py:{name}'."
-        ) from None
-    except (Exception, SystemExit) as error:  # the user's module may raise anything
-        raise RecipeError(f"{where}: importing {place!r} failed ({describe(error)}).") from error
+    module = _import(place, folder, where, allowed)
     found = getattr(module, name, None)
     if not callable(found):
         problem = "has no" if found is None else "has a value, not a function,"
@@ -57,7 +48,35 @@ def load_callable(
     home = getattr(found, "__module__", None) or "an unknown module"
     if home != module.__name__:  # the module imported it, such as urlopen in a module that downloads
         check_allowed(home, allowed, f"{where}: {reference!r} is of {home!r}, which")
-    return cast("Callable[..., Any]", found)
+    if not place.endswith(".py") or allowed is not None:
+        return cast("Callable[..., Any]", found)
+    return _finding_siblings(found, folder / place)
+
+
+def _import(place: str, folder: Path, where: str, allowed: Sequence[str] | None) -> ModuleType:
+    """Import a module or file; any error of its code becomes one line."""
+    folders = [str(folder.resolve()), str(Path.cwd())] if allowed is None else []
+    said = _HeldOutput()
+    try:
+        with said:
+            if not place.endswith(".py"):
+                return _from_path(place, folders)
+            with _siblings_of(folder / place) if allowed is None else contextlib.nullcontext():
+                return _from_file(folder / place)
+    except GlpruneError:
+        raise
+    except FileNotFoundError as error:
+        raise RecipeError(f"{where}: no file {folder / place}; paths are relative to the recipe.") from error
+    except ModuleNotFoundError as error:
+        raise RecipeError(f"{where}: {_missing_module(place, folder, str(error.name), allowed)}") from error
+    except SystemExit as error:
+        last = f": {said.last_line}" if said.last_line else ""
+        raise RecipeError(
+            f"{where}: importing {place!r} failed ({describe(error)}{last}); put what a script runs under "
+            "if __name__ == '__main__', or name a file that only builds the network."
+        ) from error
+    except Exception as error:  # the user's module may raise anything
+        raise RecipeError(f"{where}: importing {place!r} failed ({describe(error)}).") from error
 
 
 def check_allowed(place: str, allowed: Sequence[str] | None, subject: str) -> None:
@@ -86,6 +105,86 @@ def describe(error: BaseException) -> str:
     at = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     first = (str(error).strip() or "no message").splitlines()[0][:200]
     return f"{type(error).__name__}: {first}{at}"
+
+
+def _missing_module(place: str, folder: Path, missing: str, allowed: Sequence[str] | None) -> str:
+    """Return the message on a module that is not found, seen from the module that the recipe names."""
+    if not place.endswith(".py"):
+        return f"no module {missing!r}; install it, or name a file such as 'network.py:build'."
+    beside = (folder / place).parent / missing.partition(".")[0]
+    if allowed is not None and (beside.is_dir() or beside.with_suffix(".py").is_file()):
+        return (
+            f"{place!r} imports {missing!r} from its own folder, which --allow-factory forbids; install it as a "
+            f"package, or move its code into {place!r}."
+        )
+    return f"{place!r} imports {missing!r}, which is neither installed nor beside it; install it."
+
+
+class _HeldOutput(io.TextIOBase):
+    """Holds back what is written to standard error inside a block, and passes it on unless the block ends the process.
+
+    argparse prints how a script is used before it ends the process. Later writes of who keeps the stream, such as a
+    logger, pass at once.
+    """
+
+    def __init__(self) -> None:
+        self._held: list[str] | None = None
+        self.last_line = ""
+
+    def __enter__(self) -> Self:
+        self._held, self._before = [], sys.stderr
+        sys.stderr = self
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        sys.stderr, text, self._held = self._before, "".join(self._held or ()), None
+        self.last_line = (text.strip().splitlines() or [""])[-1][:200]
+        if kind is None or not issubclass(kind, SystemExit):
+            sys.stderr.write(text)
+
+    def write(self, text: str) -> int:
+        """Hold or pass a text."""
+        return sys.stderr.write(text) if self._held is None else self._held.append(text) or len(text)
+
+    def flush(self) -> None:
+        """Nothing is buffered but what is held."""
+
+
+_FOLDER = "__glprune_folder__"
+
+
+@contextlib.contextmanager
+def _siblings_of(file: Path) -> Iterator[None]:
+    """Let the code of a file import modules beside it, as Python does for a script.
+
+    Modules that were imported from beside another file are forgotten first: they may have the same names.
+    """
+    folder = str(file.resolve().parent)
+    for name, module in list(sys.modules.items()):
+        if getattr(module, "__dict__", {}).get(_FOLDER, folder) != folder:
+            del sys.modules[name]
+    before = set(sys.modules)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # user code may change the path
+            sys.path.remove(folder)
+        for name in sys.modules.keys() - before:
+            stem = f"{folder}/{name.replace('.', '/')}"
+            if getattr(sys.modules[name], "__file__", None) in (f"{stem}.py", f"{stem}/__init__.py"):
+                setattr(sys.modules[name], _FOLDER, folder)
+
+
+def _finding_siblings(function: Callable[..., Any], file: Path) -> Callable[..., Any]:
+    """Let a function of a file import the modules beside it when it is called, too."""
+
+    @functools.wraps(function, updated=())
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with _siblings_of(file):
+            return function(*args, **kwargs)
+
+    return call
 
 
 def _from_file(path: Path) -> ModuleType:

@@ -17,6 +17,7 @@ from glprune.data.columns import make_features
 from glprune.data.records import Data, InputColumns
 from glprune.data.splits import SPLITS, Inputs
 from glprune.errors import DataError, GlpruneError, RecipeError
+from glprune.runtime.determinism import settings_kept, with_settings_kept
 
 if TYPE_CHECKING:
     from glprune.schema.recipe import InputSpec, Recipe
@@ -46,8 +47,16 @@ class LoaderSplit:
             if generator is not None:
                 torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
             try:
-                for batch in self.loader:
-                    yield unpack(batch, self.specs, self.kind)
+                rows = 0
+                for batch in with_settings_kept(self.loader):
+                    inputs, target = unpack(batch, self.specs, self.kind)
+                    rows += len(target)
+                    yield inputs, target
+                if rows != self.rows:
+                    raise DataError(
+                        f"{self.rows:,} rows at first and {rows:,} later; let the loader yield the same rows in "
+                        "every pass."
+                    )
             except GlpruneError as error:
                 raise DataError(f"{self.name}: {error}") from error
             except Exception as error:  # user code may raise anything
@@ -71,12 +80,15 @@ def load_loader(recipe: Recipe) -> Data:
         DataError: A loader cannot be made, or yields invalid batches.
         RecipeError: The recipe lists other features or classes than the loader yields.
     """
-    reference, where, make = _loader_factory(recipe)
+    with settings_kept(), torch.random.fork_rng(devices=[]):  # importing runs the user's code
+        reference, where, make = _loader_factory(recipe)
     found: dict[str, _Survey] = {}
     for name in SPLITS:
         split = f"{where}: split {name!r}"
         try:
-            found[name] = _survey(make(split=name), recipe, split)
+            with settings_kept():
+                loader = make(split=name)
+            found[name] = _survey(loader, recipe, split)
         except GlpruneError as error:
             raise DataError(f"{split}: {error}") from error
         except Exception as error:  # user code may raise anything
@@ -133,7 +145,12 @@ def _survey(loader: Iterable[Any], recipe: Recipe, name: str) -> _Survey:
     digest, rows, largest = hashlib.sha256(), 0, 0
     specs = tuple(recipe.model.inputs)
     widths: tuple[int, ...] | None = None
-    for batch in loader:
+    if isinstance(loader, Iterator):
+        raise DataError(
+            f"a {type(loader).__name__} can be read once only, and a run reads its rows many times; return a "
+            "DataLoader or a list of batches."
+        )
+    for batch in with_settings_kept(loader):
         inputs, target = unpack(batch, specs, recipe.task)
         for tensor in (*inputs, target):
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -193,7 +210,7 @@ def _as_target(target: Tensor, first: Tensor, kind: str) -> Tensor:
         raise DataError(
             f"inputs of shape {tuple(first.shape)} do not fit a target of shape {tuple(target.shape)}."
         )
-    flat = target.reshape(len(first), -1)
+    flat = target.detach().reshape(len(first), -1)
     if flat.shape[1] != 1:
         raise DataError(
             f"a target of shape {tuple(target.shape)} has several values in a row; one is needed."
@@ -253,7 +270,7 @@ def _as_input(x: Tensor, spec: InputSpec) -> Tensor:
     if x.is_floating_point():
         if spec.dtype == "int":
             raise DataError(f"input {spec.name!r} has dtype: int and the loader yields {x.dtype}.")
-        return x.float()
+        return x.detach().float()
     return x if x.dtype == torch.bool else x.long()
 
 

@@ -14,6 +14,8 @@ from torch import nn
 
 from glprune._imports import describe, load_callable
 from glprune.errors import ModelError
+from glprune.model.loading import materialize_, unwrapped
+from glprune.model.reparametrization import fold_
 from glprune.model.standardize import Standardize, StandardizedNetwork
 from glprune.pruning.ids import Positions
 from glprune.pruning.surgery import ConstantFill, PruningPlan
@@ -51,8 +53,11 @@ def load(
         network = build(**plan.arguments)
     except (Exception, SystemExit) as error:  # a factory is the user's code and may raise anything
         raise ModelError(f"{folder / PLAN}: its factory failed ({describe(error)}).") from error
+    network = unwrapped(network).eval()
+    fold_(network)
     if plan.standardize:
         network = StandardizedNetwork([_empty_standardization(part) for part in plan.inputs], network)
+    materialize_(network, _full_shapes(folder / WEIGHTS, plan.axes))
     _check_axes(network, plan.axes)
     try:
         _pruning_plan(plan).apply_(network)
@@ -119,6 +124,19 @@ def _resolve_factory(factory: str | Callable[..., nn.Module]) -> Callable[..., n
         raise ModelError(
             f"factory {factory!r} cannot be imported ({error}); pass the function that builds the network."
         ) from error
+
+
+def _full_shapes(weights: Path, axes: Sequence[Axis]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the original network's tensors: those of the slim ones along with the axes of the plan."""
+    try:
+        with safetensors.safe_open(str(weights), framework="pt") as file:
+            shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ModelError(f"{weights}: cannot be read ({error}); the bundle is damaged.") from error
+    for axis in axes:
+        if axis.tensor in shapes and axis.dim < len(shapes[axis.tensor]):
+            shapes[axis.tensor][axis.dim] = axis.size
+    return {name: tuple(shape) for name, shape in shapes.items()}
 
 
 def _check_axes(network: nn.Module, axes: Sequence[Axis]) -> None:

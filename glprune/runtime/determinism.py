@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 
@@ -29,3 +30,51 @@ def reproducible(seed: int, threads: int) -> Iterator[None]:
         finally:
             torch.use_deterministic_algorithms(strict)
             torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def settings_kept() -> Iterator[None]:
+    """Restore PyTorch's global settings after user code, which may change them for itself and forget to.
+
+    Those are: whether gradients are recorded, the default type and device, threads and deterministic algorithms.
+    The code begins with gradients recorded.
+    """
+    before = _settings()
+    with torch.enable_grad():
+        try:
+            yield
+        finally:
+            if _settings() != before:
+                _restore(*before)
+
+
+def _settings() -> tuple[torch.dtype, torch.device, int, bool, bool]:
+    return (
+        torch.get_default_dtype(),
+        torch.get_default_device(),
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+
+
+def _restore(dtype: torch.dtype, device: torch.device, threads: int, strict: bool, warn_only: bool) -> None:
+    torch.set_default_dtype(dtype)
+    torch.set_default_device(None if device.type == "cpu" else device)
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+
+
+def with_settings_kept(batches: Iterable[Any]) -> Iterator[Any]:
+    """Yield the batches of user code; what it does to PyTorch's settings between two of them stays with it.
+
+    A generator that yields inside ``with torch.no_grad()`` would otherwise turn off the gradients of a training.
+    """
+    iterator = iter(batches)
+    while True:
+        with settings_kept():
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+        yield batch

@@ -16,7 +16,7 @@ from glprune.data.splits import Inputs, first_rows
 from glprune.data.synthetic import random_like
 from glprune.errors import DataError, GlpruneError, ModelError, RecipeError
 from glprune.model.counting import macs
-from glprune.model.diagnostics import all_finite, finite_rows, first_fault
+from glprune.model.diagnostics import all_finite, check_layers, check_trainable, finite_rows, first_fault
 from glprune.model.loading import LoadedNetwork, load_network
 from glprune.model.outputs import flatten_outputs_, leaves, name_outputs, named_leaves
 from glprune.model.standardize import Standardize, StandardizedNetwork
@@ -44,6 +44,7 @@ Support = frozenset[str]
 """Names of the features that a network reads."""
 PROBE_ROWS = 256
 _CHECKED_ROWS = 1024
+_TRIED_ROWS = 4  # whose gradient is tried before groups are looked for
 _LARGE = 2e7  # multiply-accumulates of a step; above this, a second thread makes it 1.4 times as fast
 
 
@@ -67,7 +68,10 @@ def prepare(recipe: Recipe, model: Path, trust_pickle: bool, listener: Listener)
     for note in (*data.notes, *rules.sentences()):
         listener(Notice(note))
     listener(Stage("model", "loading the network and proving its groups"))
-    job = build_job(recipe, data, load_network(recipe, model, trust_pickle=trust_pickle), rules)
+    loaded = load_network(recipe, model, trust_pickle=trust_pickle)
+    for note in loaded.notes:
+        listener(Notice(note))
+    job = build_job(recipe, data, loaded, rules)
     if len(job.fixed_inputs) < len(job.input_groups):
         for sentence in job.fixed_inputs:
             listener(Notice(sentence))
@@ -82,6 +86,7 @@ def build_job(recipe: Recipe, data: Data, loaded: LoadedNetwork, rules: Rules = 
     Raises:
         GlpruneError: Data or model have an error; the message has one line.
     """
+    check_layers(loaded.module)
     network = _with_standardization(loaded.module, data)
     real = first_rows(data.test, PROBE_ROWS)
     _check_dynamic_axes(recipe, real)
@@ -95,6 +100,7 @@ def build_job(recipe: Recipe, data: Data, loaded: LoadedNetwork, rules: Rules = 
     _check_rows(network, data, recipe)
     if recipe.task == "distillation":
         data, task = with_teacher_targets(data, network, task)
+    check_trainable(network, tuple(x[:_TRIED_ROWS] for x in real), task.view)
     probe = _probe(network, real, [spec.axis for spec in recipe.model.inputs], recipe.seed)
     groups = find_groups(network, recipe, data, probe)
     return Job(recipe, data, loaded, network, task, groups, probe, outputs, rules)
