@@ -48,9 +48,9 @@ def load_callable(
     home = getattr(found, "__module__", None) or "an unknown module"
     if home != module.__name__:  # the module imported it, such as urlopen in a module that downloads
         check_allowed(home, allowed, f"{where}: {reference!r} is of {home!r}, which")
-    if not place.endswith(".py") or allowed is not None:
+    if not place.endswith(".py"):
         return cast("Callable[..., Any]", found)
-    return _finding_siblings(found, folder / place)
+    return _finding_siblings(found, place, folder, where, allowed)
 
 
 def _import(place: str, folder: Path, where: str, allowed: Sequence[str] | None) -> ModuleType:
@@ -61,7 +61,7 @@ def _import(place: str, folder: Path, where: str, allowed: Sequence[str] | None)
         with said:
             if not place.endswith(".py"):
                 return _from_path(place, folders)
-            with _siblings_of(folder / place) if allowed is None else contextlib.nullcontext():
+            with _siblings_of(place, folder, allowed):
                 return _from_file(folder / place)
     except GlpruneError:
         raise
@@ -76,7 +76,8 @@ def _import(place: str, folder: Path, where: str, allowed: Sequence[str] | None)
             "if __name__ == '__main__', or name a file that only builds the network."
         ) from error
     except Exception as error:  # the user's module may raise anything
-        raise RecipeError(f"{where}: importing {place!r} failed ({describe(error)}).") from error
+        hint = "; import the modules beside it without a dot" if "attempted relative import" in str(error) else ""
+        raise RecipeError(f"{where}: importing {place!r} failed ({describe(error)}){hint}.") from error
 
 
 def check_allowed(place: str, allowed: Sequence[str] | None, subject: str) -> None:
@@ -114,52 +115,49 @@ def _missing_module(place: str, folder: Path, missing: str, allowed: Sequence[st
     beside = (folder / place).parent / missing.partition(".")[0]
     if allowed is not None and (beside.is_dir() or beside.with_suffix(".py").is_file()):
         return (
-            f"{place!r} imports {missing!r} from its own folder, which --allow-factory forbids; install it as a "
-            f"package, or move its code into {place!r}."
+            f"{place!r} imports {missing!r} from its own folder, which --allow-factory forbids; install it "
+            f"as a package, or move its code into {place!r}."
         )
     return f"{place!r} imports {missing!r}, which is neither installed nor beside it; install it."
 
 
-class _HeldOutput(io.TextIOBase):
-    """Holds back what is written to standard error inside a block, and passes it on unless the block ends the process.
+class _HeldOutput(io.StringIO):
+    """Holds back what is written to standard error inside a block, unless the block ends the process.
 
-    argparse prints how a script is used before it ends the process. Later writes of who keeps the stream, such as a
-    logger, pass at once.
+    argparse prints how a script is used before it ends the process. Later writes of who keeps the stream,
+    such as a logger, pass at once.
     """
 
     def __init__(self) -> None:
-        self._held: list[str] | None = None
-        self.last_line = ""
+        super().__init__()
+        self._holds, self.last_line = False, ""
 
     def __enter__(self) -> Self:
-        self._held, self._before = [], sys.stderr
+        self._holds, self._before = True, sys.stderr
         sys.stderr = self
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        sys.stderr, text, self._held = self._before, "".join(self._held or ()), None
-        self.last_line = (text.strip().splitlines() or [""])[-1][:200]
+        self._holds, sys.stderr = False, self._before
+        self.last_line = (self.getvalue().strip().splitlines() or [""])[-1][:200]
         if kind is None or not issubclass(kind, SystemExit):
-            sys.stderr.write(text)
+            sys.stderr.write(self.getvalue())
 
     def write(self, text: str) -> int:
         """Hold or pass a text."""
-        return sys.stderr.write(text) if self._held is None else self._held.append(text) or len(text)
-
-    def flush(self) -> None:
-        """Nothing is buffered but what is held."""
+        return super().write(text) if self._holds else sys.stderr.write(text)
 
 
 _FOLDER = "__glprune_folder__"
 
 
 @contextlib.contextmanager
-def _siblings_of(file: Path) -> Iterator[None]:
-    """Let the code of a file import modules beside it, as Python does for a script.
+def modules_of(place: Path) -> Iterator[None]:
+    """Find the modules of a folder inside the block, as Python does for a script in it.
 
-    Modules that were imported from beside another file are forgotten first: they may have the same names.
+    Modules that were imported so from another folder are forgotten first: they may have the same names.
     """
-    folder = str(file.resolve().parent)
+    folder = str(place.resolve())
     for name, module in list(sys.modules.items()):
         if getattr(module, "__dict__", {}).get(_FOLDER, folder) != folder:
             del sys.modules[name]
@@ -176,15 +174,28 @@ def _siblings_of(file: Path) -> Iterator[None]:
                 setattr(sys.modules[name], _FOLDER, folder)
 
 
-def _finding_siblings(function: Callable[..., Any], file: Path) -> Callable[..., Any]:
-    """Let a function of a file import the modules beside it when it is called, too."""
+def _finding_siblings(
+    function: Callable[..., Any], place: str, folder: Path, where: str, allowed: Sequence[str] | None
+) -> Callable[..., Any]:
+    """Treat modules that a function of a file imports when it is called as those that the file imports."""
 
     @functools.wraps(function, updated=())
     def call(*args: Any, **kwargs: Any) -> Any:
-        with _siblings_of(file):
-            return function(*args, **kwargs)
+        try:
+            with _siblings_of(place, folder, allowed):
+                return function(*args, **kwargs)
+        except ModuleNotFoundError as error:
+            missing = _missing_module(place, folder, str(error.name), allowed)
+            raise RecipeError(f"{where}: {missing}") from error
 
     return call
+
+
+def _siblings_of(
+    place: str, folder: Path, allowed: Sequence[str] | None
+) -> contextlib.AbstractContextManager[None]:
+    """Find the modules beside a file, unless only listed ones may be imported."""
+    return modules_of((folder / place).parent) if allowed is None else contextlib.nullcontext()
 
 
 def _from_file(path: Path) -> ModuleType:

@@ -54,8 +54,8 @@ class LoaderSplit:
                     yield inputs, target
                 if rows != self.rows:
                     raise DataError(
-                        f"{self.rows:,} rows at first and {rows:,} later; let the loader yield the same rows in "
-                        "every pass."
+                        f"{self.rows:,} rows at first and {rows:,} later; let the loader yield the same rows "
+                        "in every pass."
                     )
             except GlpruneError as error:
                 raise DataError(f"{self.name}: {error}") from error
@@ -210,7 +210,7 @@ def _as_target(target: Tensor, first: Tensor, kind: str) -> Tensor:
         raise DataError(
             f"inputs of shape {tuple(first.shape)} do not fit a target of shape {tuple(target.shape)}."
         )
-    flat = target.detach().reshape(len(first), -1)
+    flat = _plain(target, "the target").reshape(len(first), -1)
     if flat.shape[1] != 1:
         raise DataError(
             f"a target of shape {tuple(target.shape)} has several values in a row; one is needed."
@@ -267,11 +267,20 @@ def _as_input(x: Tensor, spec: InputSpec) -> Tensor:
             f"tensors of shape {tuple(x.shape)} do not fit input {spec.name!r}: a batch of it has at least "
             f"{min_axes} axes."
         )
+    x = _plain(x, f"input {spec.name!r}")
     if x.is_floating_point():
         if spec.dtype == "int":
             raise DataError(f"input {spec.name!r} has dtype: int and the loader yields {x.dtype}.")
-        return x.detach().float()
+        return x.float()
     return x if x.dtype == torch.bool else x.long()
+
+
+def _plain(x: Tensor, name: str) -> Tensor:
+    """Return a tensor without its gradient; refuse one that is not of dense real values."""
+    if x.is_complex() or x.layout != torch.strided or x.is_meta or x.is_quantized:
+        kind = f"device {x.device}" if x.is_meta else f"{x.dtype}, {x.layout}"
+        raise DataError(f"{name} holds no dense real numbers ({kind}); convert it in the loader.")
+    return x.clone() if x.is_inference() else x.detach()
 
 
 def _loader_classes(recipe: Recipe, largest: int) -> tuple[str, ...] | None:

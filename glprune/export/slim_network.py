@@ -127,7 +127,7 @@ def _resolve_factory(factory: str | Callable[..., nn.Module]) -> Callable[..., n
 
 
 def _full_shapes(weights: Path, axes: Sequence[Axis]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the original network's tensors: those of the slim ones along with the axes of the plan."""
+    """Return the shapes of the original network's tensors: the slim ones', with the plan's axes in full."""
     try:
         with safetensors.safe_open(str(weights), framework="pt") as file:
             shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118

@@ -1,4 +1,4 @@
-"""Find out why a network cannot be trained, before it is, and where values stop being finite, once it has failed."""
+"""Find out why a network cannot be trained, and where values stop being finite once a training has failed."""
 
 from __future__ import annotations
 
@@ -48,28 +48,30 @@ def check_layers(network: nn.Module) -> None:
     """Refuse layers and weights that no run can prune, train and export, by their names.
 
     Raises:
-        ModelError: A normalisation without running statistics, complex weights, scripted code, or a state beside
-            tensors.
+        ModelError: A normalisation without running statistics, complex weights, scripted code, or a state
+            beside tensors.
     """
     if any(isinstance(layer, torch.jit.ScriptModule) for layer in network.modules()):
-        raise ModelError("The network is scripted by TorchScript and cannot be traced; give the plain torch.nn.Module.")
+        raise ModelError(
+            "The network is scripted by TorchScript and cannot be traced; give the plain torch.nn.Module."
+        )
     for name, layer in network.named_modules():
         if isinstance(layer, _BatchNorm) and (layer.running_mean is None or layer.running_var is None):
             raise ModelError(
-                f"Layer {name!r} ({type(layer).__name__}) has no running statistics, so that the output for a row "
-                "depends on the other rows of its batch; train it with track_running_stats=True."
+                f"Layer {name!r} ({type(layer).__name__}) has no running statistics, so that the output for "
+                "a row depends on the other rows of its batch; train it with track_running_stats=True."
             )
     for name, parameter in network.named_parameters():
         if parameter.is_complex():
             raise ModelError(
-                f"{name!r} is complex, which ONNX files cannot hold; train with real and imaginary parts as two "
-                "real weights."
+                f"{name!r} is complex, which ONNX files cannot hold; train with real and imaginary parts as "
+                "two real weights."
             )
     for name, value in network.state_dict().items():
         if not isinstance(value, Tensor):
             raise ModelError(
-                f"{name!r} in the network's state is {type(value).__name__}, not a tensor; keep it out of the "
-                "state (get_extra_state)."
+                f"{name!r} in the network's state is {type(value).__name__}, not a tensor; keep it out of "
+                "the state (get_extra_state)."
             )
 
 
@@ -104,21 +106,23 @@ def _check_gradients(network: nn.Module, copied: nn.Module, output: Tensor) -> N
     """Refuse gradients that do not reach the weights of the copy, or are sparse."""
     if not output.requires_grad:
         raise ModelError(
-            "The network's output has no gradient: its forward runs under torch.no_grad or inference_mode, or "
-            "detaches the output or takes it from NumPy; remove that from the forward."
+            "The network's output has no gradient: its forward runs under torch.no_grad or inference_mode, "
+            "or detaches the output or takes it from NumPy; remove that from the forward."
         )
     held = [name for name, p in network.named_parameters() if p.grad is not None]
     network.zero_grad(set_to_none=True)
     if held:
         raise ModelError(
-            f"A copy of the network computes with {_named(network, held[0])!r} of the original: a function that "
-            "the network keeps as an attribute holds the network itself; make it a method of the class."
+            f"A copy of the network computes with {_named(network, held[0])!r} of the original: a function "
+            "that the network keeps as an attribute holds the network itself; make it a method of the class."
         )
-    sparse = [n for n, p in copied.named_parameters() if p.grad is not None and p.grad.layout != torch.strided]
+    sparse = [
+        n for n, p in copied.named_parameters() if p.grad is not None and p.grad.layout != torch.strided
+    ]
     if sparse:
         raise ModelError(
-            f"The gradient of {_named(network, sparse[0])!r} is sparse, which proximal steps do not take; pass "
-            "sparse=False to the embedding."
+            f"The gradient of {_named(network, sparse[0])!r} is sparse, which proximal steps do not take; "
+            "pass sparse=False to the embedding."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import pickle
 import warnings
@@ -18,7 +19,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
 from glprune._files import unreadable_reason
-from glprune._imports import describe, load_callable
+from glprune._imports import describe, load_callable, modules_of
 from glprune._plugins import load_plugin
 from glprune.errors import GlpruneError, ModelError, first_line
 from glprune.model.reparametrization import fold_, fold_state, parametrized
@@ -32,7 +33,7 @@ from glprune.model.state_dict import (
     match_names,
     shortened_list,
 )
-from glprune.model.weight_file import check_container, foreign_class
+from glprune.model.weight_file import check_container, check_pickled_class, unreadable_safetensors
 from glprune.runtime.determinism import settings_kept
 
 if TYPE_CHECKING:
@@ -74,11 +75,7 @@ def load_network(recipe: Recipe, path: Path, *, trust_pickle: bool = False) -> L
     if why is not None:
         raise ModelError(f"{path} {why}; give the trained weights (.pt or .safetensors).")
     with settings_kept(), torch.random.fork_rng(devices=[]):  # reading and building may run the user's code
-        content, form = (
-            _read(path, trust_pickle)
-            if recipe.model.loader is None
-            else (_read_with_plugin(recipe, path), "plugin")
-        )
+        content, form = _read(recipe, path, trust_pickle)
         if isinstance(content, nn.Module):
             module, notes = unwrapped(content), []
         else:
@@ -108,66 +105,47 @@ def materialize_(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> No
     """Give the tensors of lazy modules the shapes by their names; those without a shape stay as they are."""
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if is_lazy(tensor) and name in shapes:
-            tensor.materialize(shapes[name])  # type: ignore[attr-defined]
+            tensor.materialize(shapes[name])
 
 
-def _read_with_plugin(recipe: Recipe, path: Path) -> Mapping[str, Tensor] | nn.Module:
-    """Read the file with the recipe's loader plugin."""
-    where = recipe.where("model", "loader")
-    plugin = load_plugin("glprune.loaders", str(recipe.model.loader), where, recipe.allowed)
-    content = plugin(path)
-    return content if isinstance(content, nn.Module) else dict(check_state(content, path))
-
-
-def _read(path: Path, trust_pickle: bool) -> tuple[Any, Format]:
+def _read(recipe: Recipe, path: Path, trust_pickle: bool) -> tuple[Any, Format]:
+    """Return what a file holds, read by the recipe's loader plugin where it names one."""
+    if recipe.model.loader is not None:
+        where = recipe.where("model", "loader")
+        return load_plugin("glprune.loaders", recipe.model.loader, where, recipe.allowed)(path), "plugin"
     if path.suffix.lower() == ".safetensors":
         try:
             return safetensors.torch.load_file(path), "safetensors"
         except (safetensors.SafetensorError, OSError, LookupError, ValueError) as error:
-            raise ModelError(f"{path}: not a safetensors file ({first_line(error, 160)}).") from error
+            raise ModelError(unreadable_safetensors(path, first_line(error, 160))) from error
     check_container(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about other pickle protocols, which are refused
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        _check_pickled_class(path)
+        check_pickled_class(path)
         if not trust_pickle:
             raise ModelError(
                 f"{path} is a pickle of more than tensors, and reading a pickle runs code of whoever made "
                 "it; save torch.save(model.state_dict(), path) instead, or pass --trust-pickle."
             ) from error
-        return _unpickle(path), "pickle"
+        return _unpickle(recipe, path), "pickle"
     except Exception as error:  # torch.load raises RuntimeError, EOFError, KeyError, ... on broken files
         raise ModelError(f"{path}: not a file torch.save wrote ({first_line(error, 160)}).") from error
     return content, "state_dict"
 
 
-def _check_pickled_class(path: Path) -> None:
-    """Refuse a pickle of another library, which --trust-pickle would not make a network of."""
-    name = foreign_class(path)
-    if name is not None:
-        raise ModelError(
-            f"{path} is a pickle of {name}, not of a PyTorch network; save the state dict of the network alone."
-        )
-
-
-def _unpickle(path: Path) -> Any:
+def _unpickle(recipe: Recipe, path: Path) -> Any:
+    """Read a trusted pickle, which may need modules beside the recipe."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=False)
+        with modules_of(recipe.folder) if recipe.allowed is None else contextlib.nullcontext():
+            return torch.load(path, map_location="cpu", weights_only=False)
     except (Exception, SystemExit) as error:  # unpickling runs code that may raise anything
-        raise ModelError(
-            f"{path}: the pickle cannot be read ({describe(error)}){_pickle_hint(error)}."
-        ) from error
-
-
-def _pickle_hint(error: BaseException) -> str:
-    """Say what to do where a pickle names code that is not found."""
-    if "__main__" in str(error):
-        return "; it needs a class of the script that wrote it: save torch.save(model.state_dict(), path) there"
-    if isinstance(error, AttributeError | ImportError):
-        return "; it needs the code that wrote it: save torch.save(model.state_dict(), path) there"
-    return ""
+        fix = ""
+        if isinstance(error, AttributeError | ImportError):
+            fix = "; save torch.save(model.state_dict(), path) where the code that it needs is found"
+        raise ModelError(f"{path}: the pickle cannot be read ({describe(error)}){fix}.") from error
 
 
 def _build(recipe: Recipe) -> nn.Module:
@@ -191,7 +169,9 @@ def _check_tensors(module: nn.Module, subject: str) -> None:
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if not is_lazy(tensor) and (tensor.is_meta or tensor.is_inference()):
             how = "on the device 'meta'" if tensor.is_meta else "under torch.inference_mode"
-            raise ModelError(f"{subject} makes {name!r} {how}; build the network on the CPU and outside of it.")
+            raise ModelError(
+                f"{subject} makes {name!r} {how}; build the network on the CPU and outside of it."
+            )
 
 
 def _load_(module: nn.Module, states: Mapping[str, State], path: Path, factory: str) -> list[str]:
@@ -215,9 +195,7 @@ def _load_(module: nn.Module, states: Mapping[str, State], path: Path, factory: 
     try:
         module.load_state_dict(dict(state))
     except RuntimeError as error:
-        raise ModelError(
-            f"{path} does not fit {factory} ({' '.join(str(error).split())[:160]})."
-        ) from error
+        raise ModelError(f"{path} does not fit {factory} ({' '.join(str(error).split())[:160]}).") from error
     return choice + notes
 
 
@@ -225,8 +203,8 @@ def _fold_note(names: list[str]) -> list[str]:
     if not names:
         return []
     return [
-        f"The masked or normalised weights {shortened_list(names)} are replaced by their values, and fine-tuning may "
-        "change each of them."
+        f"The masked or normalised weights {shortened_list(names)} are replaced by their values, and "
+        "fine-tuning may change each of them."
     ]
 
 
@@ -238,7 +216,8 @@ def _check_fit(module: nn.Module, found: Renamed, whole: State, subject: str) ->
         others = [name for name in whole if not name.startswith(tuple(parts))]
         raise ModelError(
             f"{subject}: the names under {' and '.join(map(repr, parts))} fit, and beside them it holds "
-            f"{shortened_list(others or ['each other'])}; save the part that the factory builds, or build all of it."
+            f"{shortened_list(others or ['each other'])}; save the part that the factory builds, or "
+            "build all of it."
         )
     problems = [
         f"{what} {shortened_list(names)}"
@@ -273,7 +252,9 @@ def _misfits(module: nn.Module, state: State) -> list[tuple[str, list[str]]]:
             [
                 f"{name} ({given.dtype})"
                 for name, (given, own) in pairs.items()
-                if name in trained and own.is_floating_point() and not (given.is_floating_point() or given.is_complex())
+                if name in trained
+                and own.is_floating_point()
+                and not (given.is_floating_point() or given.is_complex())
             ],
         ),
     ]

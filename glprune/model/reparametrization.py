@@ -1,7 +1,7 @@
 """Replace weights that are computed from others by the weights they are, in networks and in state dicts.
 
-``torch.nn.utils.prune``, ``weight_norm`` and ``spectral_norm`` store other tensors in the place of a weight. A group
-of columns can only be cut, and become zero, in the weight itself: a weight divided by its own norm is 0/0 at zero.
+``torch.nn.utils.prune``, ``weight_norm`` and ``spectral_norm`` store other tensors in the place of a weight.
+Columns can only be cut, and become zero, in the weight itself: one divided by its own norm is 0/0 at zero.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _fold_module(prefix: str, module: nn.Module) -> Iterator[str]:
     for hook in list(module._forward_pre_hooks.values()):  # noqa: SLF001 - where these utilities keep them
         if isinstance(hook, prune.BasePruningMethod):
             yield stem + hook._tensor_name  # noqa: SLF001
-            prune.remove(module, hook._tensor_name)  # noqa: SLF001
+            prune.remove(module, hook._tensor_name)  # type: ignore[no-untyped-call]  # noqa: SLF001
         elif isinstance(hook, WeightNorm):
             yield stem + hook.name
             remove_weight_norm(module, hook.name)
@@ -102,7 +102,7 @@ def _normalised(state: State) -> Iterator[tuple[str, tuple[str, str]]]:
 
 
 def _norm_axis(state: State, norm: str, direction: str) -> int | None:
-    """Return the axis that norms of directions belong to, -1 for one norm of all; None if they are no norms."""
+    """Return the axis that norms of directions belong to, -1 for one norm of all; None if they are none."""
     g, v = state[norm], state[direction]
     if g.numel() == 1:
         return -1
@@ -118,4 +118,5 @@ def _weight(state: State, first: str, second: str) -> Tensor:
     axis = _norm_axis(state, first, second)
     v, g = state[second].float(), state[first].float()
     rest = [a for a in range(v.ndim) if a != axis]
-    return v * (g / torch.linalg.vector_norm(v, dim=rest, keepdim=True))
+    norm: Tensor = torch.linalg.vector_norm(v, dim=rest, keepdim=True)
+    return v * (g / norm)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,8 +178,9 @@ def _without_wrappers(name: str) -> str:
 
 def _prefixes(names: Collection[str]) -> list[str]:
     """Return the dotted prefixes that all names share, without the empty one."""
-    shared = os.path.commonprefix([name.split(".")[:-1] for name in names])
-    return [".".join(shared[: n + 1]) + "." for n in range(len(shared))]
+    first = min(names, default="")
+    ends = [end + 1 for end, character in enumerate(first) if character == "."]
+    return [first[:end] for end in ends if all(name.startswith(first[:end]) for name in names)]
 
 
 def _stripped(state: State, prefix: str) -> tuple[State, str]:

@@ -13,7 +13,7 @@ from glprune.errors import ModelError, first_line
 _PICKLE, _ZIP = b"\x80", b"PK\x03\x04"
 _SAVE = "save torch.save(model.state_dict(), path)"
 _HEAD = 64  # bytes that tell the kinds apart
-_MAX_OPCODES = 10_000  # of a pickle; the classes of its outer objects come first
+_MAX_OPCODES = 100_000  # of a pickle; the classes of its outer objects come first
 _SIGNATURES = (
     (0, b"version https://git-lfs", "a pointer of Git LFS to the weights; run git lfs pull"),
     (0, b"<!DOCTYPE", "a web page, not the file that it links to; download the weights again"),
@@ -31,17 +31,25 @@ _SIGNATURES = (
     (0, b"Rar!", "a RAR archive; unpack it"),
 )
 _ONNX = "an ONNX file, which glprune writes and does not read; give the PyTorch weights it was exported from"
+_EXPORTED = "a torch.export program; save torch.export.load(path).state_dict by torch.save instead"
 _MEMBERS = (  # of zip archives, by the end of a member's name
-    ("models/model.json", "a torch.export program; save torch.save(torch.export.load(path).state_dict, ...)"),
-    (
-        "serialized_exported_program.json",
-        "a torch.export program; save torch.save(torch.export.load(path).state_dict, ...)",
-    ),
+    ("models/model.json", _EXPORTED),
+    ("serialized_exported_program.json", _EXPORTED),
     ("constants.pkl", "a TorchScript archive, which holds code; save model.state_dict() instead"),
     ("model.weights.h5", f"a Keras model; PyTorch's weights are needed: {_SAVE}"),
     (".npy", f"an archive of NumPy arrays; {_SAVE}"),
 )
-_OTHER_LIBRARIES = ("sklearn", "joblib", "xgboost", "lightgbm", "catboost", "pandas", "numpy", "keras", "tensorflow")
+_OTHER_LIBRARIES = (
+    "sklearn",
+    "joblib",
+    "xgboost",
+    "lightgbm",
+    "catboost",
+    "pandas",
+    "numpy",
+    "keras",
+    "tensorflow",
+)
 
 
 def check_container(path: Path) -> None:
@@ -58,15 +66,39 @@ def check_container(path: Path) -> None:
         raise ModelError(_foreign(path, head))
 
 
-def foreign_class(path: Path) -> str | None:
-    """Return the class of another library that a pickle is of; None for one of PyTorch or unknown classes.
+def check_pickled_class(path: Path) -> None:
+    """Refuse a pickle that would not become a network even where it is trusted, by the class that it is of.
 
     Nothing is unpickled: the names of classes are read from the opcodes.
+
+    Raises:
+        ModelError: It is of a class of another library, or of the script that wrote it.
     """
     names = list(_classes(path))
-    if any(name.partition(".")[0] in ("torch", "skorch") for name in names):
-        return None
-    return next((name for name in names if name.partition(".")[0] in _OTHER_LIBRARIES), None)
+    own = next((name for name in names if name.startswith("__main__.")), None)
+    if own is not None:
+        raise ModelError(
+            f"{path} is a pickle that needs {own}, a class of the script that wrote it; {_SAVE} there "
+            "instead."
+        )
+    packages = [name.partition(".")[0] for name in names]
+    foreign = next((n for n, p in zip(names, packages, strict=True) if p in _OTHER_LIBRARIES), None)
+    if foreign is not None and not {"torch", "skorch"} & set(packages):
+        what = "NumPy arrays" if foreign.startswith("numpy.") else foreign
+        raise ModelError(
+            f"{path} is a pickle of {what}, not of a PyTorch network; save the state dict of the network "
+            "alone."
+        )
+
+
+def unreadable_safetensors(path: Path, reason: str) -> str:
+    """Return the message on a file that is named ``.safetensors`` and is not one."""
+    with path.open("rb") as stream:
+        head = stream.read(_HEAD)
+    if head[: len(_ZIP)] == _ZIP:
+        return f"{path} is not a safetensors file but an archive, as of torch.save; name it {path.stem}.pt."
+    known = _signature(head)
+    return f"{path} is {known}." if known else f"{path}: not a safetensors file ({reason})."
 
 
 def _foreign(path: Path, head: bytes) -> str:
@@ -77,11 +109,15 @@ def _foreign(path: Path, head: bytes) -> str:
         return f"{path} is {_ONNX}."
     if path.suffix.lower() in (".joblib", ".pkl", ".pickle"):
         return f"{path} is a pickle of another library (joblib?), not of PyTorch weights; {_SAVE}."
+    known = _signature(head)
+    return f"{path} is {known}." if known else f"{path}: not a file torch.save wrote; {_SAVE}."
+
+
+def _signature(head: bytes) -> str | None:
+    """Return what a file is by its first bytes, and what to do."""
     lower = head.lower()
-    for offset, mark, what in _SIGNATURES:
-        if head[offset:].startswith(mark) or lower[offset:].startswith(mark.lower()):
-            return f"{path} is {what}."
-    return f"{path}: not a file torch.save wrote; {_SAVE}."
+    marks = ((lower[offset:].startswith(mark.lower()), what) for offset, mark, what in _SIGNATURES)
+    return next((what for found, what in marks if found), None)
 
 
 def _is_safetensors(head: bytes) -> bool:

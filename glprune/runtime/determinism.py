@@ -36,8 +36,8 @@ def reproducible(seed: int, threads: int) -> Iterator[None]:
 def settings_kept() -> Iterator[None]:
     """Restore PyTorch's global settings after user code, which may change them for itself and forget to.
 
-    Those are: whether gradients are recorded, the default type and device, threads and deterministic algorithms.
-    The code begins with gradients recorded.
+    Those are: whether gradients are recorded, the default type and device, threads and deterministic
+    algorithms. The code begins with gradients recorded.
     """
     before = _settings()
     with torch.enable_grad():
@@ -68,7 +68,8 @@ def _restore(dtype: torch.dtype, device: torch.device, threads: int, strict: boo
 def with_settings_kept(batches: Iterable[Any]) -> Iterator[Any]:
     """Yield the batches of user code; what it does to PyTorch's settings between two of them stays with it.
 
-    A generator that yields inside ``with torch.no_grad()`` would otherwise turn off the gradients of a training.
+    A generator that yields inside ``with torch.no_grad()`` would otherwise turn off the gradients of a
+    training.
     """
     iterator = iter(batches)
     while True:
