@@ -17,6 +17,8 @@ from typing import Any, Self, cast
 
 from glprune.errors import GlpruneError, RecipeError
 
+_PACKAGE = f"{Path(__file__).parent}/"
+
 
 def load_callable(
     reference: str, folder: Path, where: str, allowed: Sequence[str] | None = None
@@ -76,7 +78,11 @@ def _import(place: str, folder: Path, where: str, allowed: Sequence[str] | None)
             "if __name__ == '__main__', or name a file that only builds the network."
         ) from error
     except Exception as error:  # the user's module may raise anything
-        hint = "; import the modules beside it without a dot" if "attempted relative import" in str(error) else ""
+        hint = (
+            "; import the modules beside it without a dot"
+            if "attempted relative import" in str(error)
+            else ""
+        )
         raise RecipeError(f"{where}: importing {place!r} failed ({describe(error)}){hint}.") from error
 
 
@@ -103,6 +109,8 @@ def check_allowed(place: str, allowed: Sequence[str] | None, subject: str) -> No
 def describe(error: BaseException) -> str:
     """Return type, message and place of an error in user code, on one line."""
     frames = traceback.extract_tb(error.__traceback__)
+    if frames and frames[-1].filename.startswith(_PACKAGE):  # the call itself failed
+        frames.clear()
     at = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     first = (str(error).strip() or "no message").splitlines()[0][:200]
     return f"{type(error).__name__}: {first}{at}"
@@ -152,17 +160,18 @@ _FOLDER = "__glprune_folder__"
 
 
 @contextlib.contextmanager
-def modules_of(place: Path) -> Iterator[None]:
-    """Find the modules of a folder inside the block, as Python does for a script in it.
+def modules_of(place: Path | None) -> Iterator[None]:
+    """Find the modules of a folder inside the block, as Python does for a script in it; None: of no folder.
 
     Modules that were imported so from another folder are forgotten first: they may have the same names.
     """
-    folder = str(place.resolve())
+    folder = str(place.resolve()) if place is not None else ""
     for name, module in list(sys.modules.items()):
         if getattr(module, "__dict__", {}).get(_FOLDER, folder) != folder:
             del sys.modules[name]
     before = set(sys.modules)
-    sys.path.insert(0, folder)
+    if folder:
+        sys.path.insert(0, folder)
     try:
         yield
     finally:
@@ -195,7 +204,7 @@ def _siblings_of(
     place: str, folder: Path, allowed: Sequence[str] | None
 ) -> contextlib.AbstractContextManager[None]:
     """Find the modules beside a file, unless only listed ones may be imported."""
-    return modules_of((folder / place).parent) if allowed is None else contextlib.nullcontext()
+    return modules_of((folder / place).parent if allowed is None else None)
 
 
 def _from_file(path: Path) -> ModuleType:

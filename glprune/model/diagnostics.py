@@ -88,21 +88,21 @@ def check_trainable(network: nn.Module, inputs: Inputs, view: Callable[[Any], Te
             weights, or a gradient is sparse.
     """
     network.zero_grad(set_to_none=True)
-    copied = _copied(network)
-    if not any(p.requires_grad for p in copied.parameters()):
+    twin = copied(network)
+    if not any(p.requires_grad for p in twin.parameters()):
         return  # the groups are refused as frozen, by their names
     try:
         with settings_kept():
-            output = view(copied(*inputs))
+            output = view(twin(*inputs))
             if output.requires_grad:
                 output.sum().backward()  # type: ignore[no-untyped-call]
     except Exception as error:  # the user's forward, and backward, may raise anything
         raise ModelError(f"The gradient of the network cannot be computed ({describe(error)}).") from error
-    _check_gradients(network, copied, output)
-    _copied(copied)  # what a forward keeps of its gradients cannot be copied
+    _check_gradients(network, twin, output)
+    copied(twin)  # what a forward keeps of its gradients cannot be copied
 
 
-def _check_gradients(network: nn.Module, copied: nn.Module, output: Tensor) -> None:
+def _check_gradients(network: nn.Module, twin: nn.Module, output: Tensor) -> None:
     """Refuse gradients that do not reach the weights of the copy, or are sparse."""
     if not output.requires_grad:
         raise ModelError(
@@ -116,9 +116,7 @@ def _check_gradients(network: nn.Module, copied: nn.Module, output: Tensor) -> N
             f"A copy of the network computes with {_named(network, held[0])!r} of the original: a function "
             "that the network keeps as an attribute holds the network itself; make it a method of the class."
         )
-    sparse = [
-        n for n, p in copied.named_parameters() if p.grad is not None and p.grad.layout != torch.strided
-    ]
+    sparse = [n for n, p in twin.named_parameters() if p.grad is not None and p.grad.layout != torch.strided]
     if sparse:
         raise ModelError(
             f"The gradient of {_named(network, sparse[0])!r} is sparse, which proximal steps do not take; "
@@ -126,8 +124,12 @@ def _check_gradients(network: nn.Module, copied: nn.Module, output: Tensor) -> N
         )
 
 
-def _copied(network: nn.Module) -> nn.Module:
-    """Copy a network; name the attribute that forbids it."""
+def copied(network: nn.Module) -> nn.Module:
+    """Copy a network.
+
+    Raises:
+        ModelError: It cannot be copied; the message names the attribute that forbids it.
+    """
     try:
         return copy.deepcopy(network)
     except (Exception, SystemExit) as error:  # an attribute of the user's may raise anything

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import pickle
 import warnings
@@ -83,7 +82,7 @@ def load_network(recipe: Recipe, path: Path, *, trust_pickle: bool = False) -> L
             notes = _load_(module, find_states(content, path), path, recipe.model.factory)
         notes += _fold_note(fold_(module.eval()))
     _check_initialised(module, path)
-    module = _dense_gradients_(module.float().cpu())
+    module = module.float().cpu()
     _check_finite(module, path)
     with path.open("rb") as stream:
         digest = "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
@@ -139,7 +138,7 @@ def _read(recipe: Recipe, path: Path, trust_pickle: bool) -> tuple[Any, Format]:
 def _unpickle(recipe: Recipe, path: Path) -> Any:
     """Read a trusted pickle, which may need modules beside the recipe."""
     try:
-        with modules_of(recipe.folder) if recipe.allowed is None else contextlib.nullcontext():
+        with modules_of(recipe.folder if recipe.allowed is None else None):
             return torch.load(path, map_location="cpu", weights_only=False)
     except (Exception, SystemExit) as error:  # unpickling runs code that may raise anything
         fix = ""
@@ -283,12 +282,11 @@ def _check_initialised(module: nn.Module, path: Path) -> None:
         )
 
 
-def _dense_gradients_(module: nn.Module) -> nn.Module:
+def dense_gradients_(module: nn.Module) -> None:
     """Let embeddings give dense gradients, which proximal steps need; their outputs are the same."""
     for part in module.modules():
         if isinstance(part, nn.Embedding | nn.EmbeddingBag):
             part.sparse = False
-    return module
 
 
 def _check_finite(module: nn.Module, path: Path) -> None:

@@ -17,7 +17,7 @@ from glprune.data.synthetic import random_like
 from glprune.errors import DataError, GlpruneError, ModelError, RecipeError
 from glprune.model.counting import macs
 from glprune.model.diagnostics import all_finite, check_layers, check_trainable, finite_rows, first_fault
-from glprune.model.loading import LoadedNetwork, load_network
+from glprune.model.loading import LoadedNetwork, dense_gradients_, load_network
 from glprune.model.outputs import flatten_outputs_, leaves, name_outputs, named_leaves
 from glprune.model.standardize import Standardize, StandardizedNetwork
 from glprune.model.task import Task
@@ -87,6 +87,7 @@ def build_job(recipe: Recipe, data: Data, loaded: LoadedNetwork, rules: Rules = 
         GlpruneError: Data or model have an error; the message has one line.
     """
     check_layers(loaded.module)
+    dense_gradients_(loaded.module)
     network = _with_standardization(loaded.module, data)
     real = first_rows(data.test, PROBE_ROWS)
     _check_dynamic_axes(recipe, real)
