@@ -98,6 +98,8 @@ def _message(error: BaseException) -> str:
 def _place(error: BaseException) -> str:
     """Return file and line of the innermost call outside of libraries, else of the innermost one."""
     frames = traceback.extract_tb(error.__traceback__)
+    if frames and frames[-1].filename.startswith(_OWN):  # the call itself failed
+        return ""
     own = [f for f in frames if not f.filename.startswith((_OWN, *_LIBRARIES, "<"))]
     shown = own[-1:] or frames[-1:]
     return f"{Path(shown[0].filename).name}:{shown[0].lineno}" if shown else ""

@@ -130,7 +130,7 @@ def _inspect(job: Job) -> Inspection:
         points=points,
         seconds_per_point=seconds,
         seconds=seconds * points,
-        notes=(*job.data.notes, *job.rules.sentences(), *job.fixed_inputs),
+        notes=(*job.data.notes, *job.loaded.notes, *job.rules.sentences(), *job.fixed_inputs),
     )
 
 

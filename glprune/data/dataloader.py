@@ -19,6 +19,7 @@ from glprune.data.columns import make_features
 from glprune.data.records import Data, InputColumns
 from glprune.data.splits import SPLITS, Inputs, unusual_kind
 from glprune.errors import DataError, GlpruneError, RecipeError
+from glprune.runtime.determinism import settings_kept
 
 if TYPE_CHECKING:
     from glprune.schema.recipe import InputSpec, Recipe
@@ -47,7 +48,15 @@ class LoaderSplit:
         with torch.random.fork_rng(devices=[]):
             if generator is not None:
                 torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
-            yield from _read_batches(self.loader, self.specs, self.kind, self.name)
+            rows = 0
+            for inputs, target in _read_batches(self.loader, self.specs, self.kind, self.name):
+                rows += len(target)
+                yield inputs, target
+        if rows != self.rows:
+            raise DataError(
+                f"{self.name}: {self.rows:,} rows at first and {rows:,} later; let the loader yield the same "
+                "rows in every pass."
+            )
 
 
 _END = object()
@@ -57,6 +66,9 @@ def _read_batches(
     loader: Iterable[Any], specs: tuple[InputSpec, ...], kind: str, name: str
 ) -> Iterator[tuple[Inputs, Tensor]]:
     """Yield the batches of a loader that have rows.
+
+    What the loader does to PyTorch's settings between two batches stays with it: a generator that yields
+    inside ``with torch.no_grad()`` would otherwise turn off the gradients of a training.
 
     Args:
         loader: The user's.
@@ -69,7 +81,8 @@ def _read_batches(
     """
     iterator: Iterator[Any] | None = None
     while True:
-        with _named(name), user_code(DataError, name):  # only the user's code, so that a consumer may stop
+        # around the user's code alone, so that a consumer may stop
+        with _named(name), user_code(DataError, name), settings_kept():
             iterator = iter(loader) if iterator is None else iterator
             batch = next(iterator, _END)
         if batch is _END:
@@ -107,12 +120,13 @@ def load_loader(recipe: Recipe) -> Data:
         DataError: A loader cannot be made, or yields invalid batches.
         RecipeError: The recipe lists other features or classes than the loader yields.
     """
-    reference, where, make = _loader_factory(recipe)
+    with settings_kept(), torch.random.fork_rng(devices=[]):  # importing runs the user's code
+        reference, where, make = _loader_factory(recipe)
     found: dict[str, _Survey] = {}
     for name in SPLITS:
         split = f"{where}: split {name!r}"
         with _named(split):
-            with user_code(DataError, split):
+            with user_code(DataError, split), settings_kept():
                 loader = make(split=name)
             found[name] = _survey(loader, recipe, split)
         if found[name].widths != found["train"].widths:
@@ -167,6 +181,11 @@ def _survey(loader: Iterable[Any], recipe: Recipe, name: str) -> _Survey:
     digest, rows, largest = hashlib.sha256(), 0, 0
     specs = tuple(recipe.model.inputs)
     widths: tuple[int, ...] | None = None
+    if isinstance(loader, Iterator):
+        raise DataError(
+            f"a {type(loader).__name__} can be read once only, and a run reads its rows many times; return a "
+            "DataLoader or a list of batches."
+        )
     for inputs, target in _read_batches(loader, specs, recipe.task, name):
         for tensor in (*inputs, target):
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -219,7 +238,7 @@ def unpack(batch: Any, specs: Sequence[InputSpec], kind: str) -> tuple[Inputs, T
         return inputs, torch.empty(0)
     if not isinstance(target, Tensor):
         raise DataError(f"a batch should hold {len(specs)} input tensor(s) and a target tensor.")
-    return inputs, _as_target(_plain(target), inputs[0], kind)
+    return inputs, _as_target(target, inputs[0], kind)
 
 
 def _as_target(target: Tensor, first: Tensor, kind: str) -> Tensor:
@@ -228,7 +247,7 @@ def _as_target(target: Tensor, first: Tensor, kind: str) -> Tensor:
         raise DataError(
             f"inputs of shape {tuple(first.shape)} do not fit a target of shape {tuple(target.shape)}."
         )
-    flat = target.reshape(len(first), -1)
+    flat = _plain(target, "the target").reshape(len(first), -1)
     if flat.shape[1] != 1:
         raise DataError(
             f"a target of shape {tuple(target.shape)} has several values in a row; one is needed."
@@ -267,15 +286,7 @@ def _as_inputs(raw: Any, specs: Sequence[InputSpec]) -> Inputs:
         or not all(isinstance(x, Tensor) for x in found)
     ):
         raise DataError(f"a batch should hold {len(specs)} input tensor(s); it holds {_contents(found)}.")
-    return tuple(_as_input(_plain(x), spec) for x, spec in zip(found, specs, strict=True))
-
-
-def _plain(x: Tensor) -> Tensor:
-    """Return a tensor without its gradient; refuse one that is not of dense real numbers."""
-    kind = unusual_kind(x)
-    if kind is not None:
-        raise DataError(f"the loader yields a {kind} tensor; yield dense real numbers on the CPU.")
-    return x.detach()
+    return tuple(_as_input(x, spec) for x, spec in zip(found, specs, strict=True))
 
 
 def _contents(found: Any) -> str:
@@ -293,11 +304,20 @@ def _as_input(x: Tensor, spec: InputSpec) -> Tensor:
             f"tensors of shape {tuple(x.shape)} do not fit input {spec.name!r}: a batch of it has at least "
             f"{min_axes} axes."
         )
+    x = _plain(x, f"input {spec.name!r}")
     if x.is_floating_point():
         if spec.dtype == "int":
             raise DataError(f"input {spec.name!r} has dtype: int and the loader yields {x.dtype}.")
         return x.float()
     return x if x.dtype == torch.bool else x.long()
+
+
+def _plain(x: Tensor, name: str) -> Tensor:
+    """Return a tensor without its gradient; refuse one that is not of dense real values."""
+    kind = unusual_kind(x)
+    if kind is not None:
+        raise DataError(f"{name} holds no dense real numbers ({kind}); convert it in the loader.")
+    return x.clone() if x.is_inference() else x.detach()
 
 
 def _loader_classes(recipe: Recipe, largest: int) -> tuple[str, ...] | None:

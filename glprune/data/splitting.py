@@ -66,11 +66,13 @@ def _split_numbers(recipe: Recipe, table: Table, target: NDArray[Any]) -> NDArra
     spec = recipe.data.split
     if spec is not None and spec.column is not None:
         values, indices = dictionary(table.column(spec.column))
-        names = [str(v) for v in values]
+        names = ["" if v is None else str(v) for v in values]
         unknown = sorted(set(names) - set(SPLITS))
         if unknown:
+            place = table.place(int(np.argmax(indices == names.index(unknown[0]))))
+            found = f"holds {unknown[0]!r}" if unknown[0] else "is empty"
             raise DataError(
-                f"{table.path}: split column {spec.column!r} holds {unknown[0]!r}; use train, valid and test."
+                f"{table.path}: split column {spec.column!r} {found} in {place}; use train, valid and test."
             )
         return np.array([SPLITS.index(name) for name in names], dtype=np.uint8)[indices]
     shares = spec.shares if spec is not None else (0.6, 0.2, 0.2)

@@ -188,9 +188,10 @@ class ParquetTable(Table):
             with _readable(file):
                 stamp, opened = _stamp(file), pa.parquet.ParquetFile(file)
                 _check_distinct(opened.schema_arrow.names, file)
+            schema = _plain_schema(opened.schema_arrow)
             if not self._shards:
-                self.schema = opened.schema_arrow
-            _check_same_schema(opened.schema_arrow, self.schema, file, self._shards)
+                self.schema = schema
+            _check_same_schema(schema, self.schema, file, self._shards)
             metadata = opened.metadata
             groups = tuple(metadata.row_group(n).num_rows for n in range(metadata.num_row_groups))
             self._shards.append(_Shard(file, start, groups, stamp))
@@ -199,7 +200,7 @@ class ParquetTable(Table):
 
     def reader(self) -> Reader:
         """Return a function that yields the rows of a row group and keeps the last file open."""
-        return _ShardReader(self._shards)
+        return _ShardReader(self._shards, self.schema)
 
     def place(self, row: int) -> str:
         """Return the place of a row."""
@@ -249,6 +250,17 @@ def _check_same_schema(schema: pa.Schema, first: pa.Schema, file: Path, before: 
         )
 
 
+def _plain_schema(schema: pa.Schema) -> pa.Schema:
+    """Return a schema with the types of the values where a file stores dictionaries or views of them."""
+    return pa.schema([pa.field(field.name, _plain_type(field.type), field.nullable) for field in schema])
+
+
+def _plain_type(dtype: pa.DataType) -> pa.DataType:
+    while pa.types.is_dictionary(dtype):
+        dtype = dtype.value_type
+    return pa.string() if pa.types.is_string_view(dtype) else dtype
+
+
 def _row_groups(shards: Sequence[_Shard]) -> Iterator[RowGroup]:
     for number, shard in enumerate(shards):
         starts = itertools.accumulate(shard.groups, initial=shard.start)
@@ -260,17 +272,19 @@ def _row_groups(shards: Sequence[_Shard]) -> Iterator[RowGroup]:
 class _ShardReader:
     """Reads row groups; keeps the last file open, because its footer may take megabytes."""
 
-    def __init__(self, shards: Sequence[_Shard]) -> None:
-        self._shards, self._number, self._file = shards, -1, None
+    def __init__(self, shards: Sequence[_Shard], schema: pa.Schema) -> None:
+        self._shards, self._schema, self._number, self._file = shards, schema, -1, None
 
     def __call__(self, row_group: RowGroup, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         names = list(columns)
+        schema = pa.schema([self._schema.field(name) for name in names])
         with _readable(self._shards[row_group.shard].path):
             # each thread of Arrow would hold buffers for every column
             for batch in self._open(row_group.shard).iter_batches(
                 rows_at_once(len(names)), row_groups=[row_group.group], columns=names, use_threads=False
             ):
-                yield batch.select(names)
+                read = batch.select(names)
+                yield read if read.schema.equals(schema) else read.cast(schema)
 
     def _open(self, number: int) -> pa.parquet.ParquetFile:
         if number != self._number:
@@ -318,6 +332,8 @@ def first_inexact(column: pa.Array | pa.ChunkedArray) -> int | None:
     if pa.types.is_integer(column.type) and column.type.bit_width < 64:
         return None
     limit = pa.scalar(2 ** _digits(column.type), pa.int64()).cast(column.type)
+    if pa.types.is_float16(column.type):  # Arrow does not compute with it
+        column, limit = column.cast(pa.float32()), limit.cast(pa.float32())
     ends = pc.min_max(column)
     if not any(e.is_valid and abs(e.as_py()) > limit.as_py() for e in ends.values()):
         return None

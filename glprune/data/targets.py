@@ -62,7 +62,7 @@ def _classes(recipe: Recipe, raw: Mapping[str, pa.ChunkedArray], first: Table) -
         return None
     if recipe.data.classes is not None:
         return tuple(str(c) for c in recipe.data.classes)
-    values = sorted({v for column in raw.values() for v in pc.unique(column).to_pylist()}, key=_sort_key)
+    values = sorted({v for column in raw.values() for v in dictionary(column)[0]}, key=_sort_key)
     if recipe.task == "binary" and len(values) != 2:
         raise DataError(
             f"{first.path}: target {recipe.data.target!r} has {len(values)} values; task: binary needs two."
@@ -114,6 +114,8 @@ def _class_numbers(
 
 def dictionary(column: pa.ChunkedArray) -> tuple[list[Any], NDArray[np.int32]]:
     """Return the distinct values of a column, with None for empty ones, and each row's index among them."""
+    if pa.types.is_float16(column.type):  # Arrow does not encode it
+        column = column.cast(pa.float32())
     encoded = column.dictionary_encode("encode").combine_chunks()
     if isinstance(encoded, pa.ChunkedArray):
         encoded = encoded.combine_chunks()

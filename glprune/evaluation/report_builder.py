@@ -509,6 +509,7 @@ def _warnings(outcome: RunResults) -> list[str]:
     job, chosen = outcome.job, outcome.chosen
     return [
         *job.data.notes,
+        *job.loaded.notes,
         *job.fixed_inputs,
         *_removal_warnings(job, chosen.removed),
         *_zero_input_warnings(outcome),

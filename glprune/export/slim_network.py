@@ -15,7 +15,8 @@ from torch import nn
 from glprune._imports import load_callable
 from glprune._user_code import user_code
 from glprune.errors import ModelError
-from glprune.model.reparametrize import fold_norms_
+from glprune.model.loading import materialize_, unwrapped
+from glprune.model.reparametrization import fold_
 from glprune.model.standardize import Standardize, StandardizedNetwork
 from glprune.pruning.ids import Positions
 from glprune.pruning.surgery import ConstantFill, PruningPlan, named_tensors
@@ -51,9 +52,11 @@ def load(
     build = _plan_factory(plan, folder, allow_factory) if factory is None else _resolve_factory(factory)
     with user_code(ModelError, f"{folder / PLAN}: its factory"):
         network = build(**plan.arguments)
-        fold_norms_(network.eval())
+    network = unwrapped(network).eval()
+    fold_(network)
     if plan.standardize:
         network = StandardizedNetwork([_empty_standardization(part) for part in plan.inputs], network)
+    materialize_(network, _full_shapes(folder / WEIGHTS, plan.axes))
     _check_axes(network, plan.axes)
     try:
         _pruning_plan(plan).apply_(network)
@@ -120,6 +123,19 @@ def _resolve_factory(factory: str | Callable[..., nn.Module]) -> Callable[..., n
         raise ModelError(
             f"factory {factory!r} cannot be imported ({error}); pass the function that builds the network."
         ) from error
+
+
+def _full_shapes(weights: Path, axes: Sequence[Axis]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the original network's tensors: the slim ones', with the plan's axes in full."""
+    try:
+        with safetensors.safe_open(str(weights), framework="pt") as file:
+            shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ModelError(f"{weights}: cannot be read ({error}); the bundle is damaged.") from error
+    for axis in axes:
+        if axis.tensor in shapes and axis.dim < len(shapes[axis.tensor]):
+            shapes[axis.tensor][axis.dim] = axis.size
+    return {name: tuple(shape) for name, shape in shapes.items()}
 
 
 def _check_axes(network: nn.Module, axes: Sequence[Axis]) -> None:

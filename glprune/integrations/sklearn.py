@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
@@ -18,8 +17,8 @@ from glprune._user_code import network_errors
 from glprune.data.records import Data, Feature, InputColumns, Standardization
 from glprune.data.splits import ColumnId, TensorSplit, identity
 from glprune.errors import GlpruneError, ModelError
+from glprune.model.diagnostics import copied
 from glprune.model.loading import LoadedNetwork
-from glprune.model.reparametrize import fold_norms_
 from glprune.runtime.determinism import reproducible
 from glprune.runtime.events import silent
 from glprune.schema.recipe import Recipe, RefitSpec
@@ -197,9 +196,7 @@ class GroupLassoPruner(SelectorMixin, BaseEstimator):  # type: ignore[misc]  # t
                 f"network returned {type(given).__name__}; pass a torch.nn.Module, an estimator with "
                 "module_, or a function (n_features, n_outputs) that returns a module."
             )
-        module = copy.deepcopy(given).float().cpu().eval()
-        fold_norms_(module)
-        return module, trained
+        return copied(given).float().cpu().eval(), trained
 
     def _recipe(self, task: str, seed: int, features: int) -> Recipe:
         """Build the equivalent recipe; its factory and loader are never called."""

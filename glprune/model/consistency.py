@@ -170,8 +170,7 @@ def _compare(network: nn.Module, inputs: Inputs, outputs: Sequence[Tensor], part
         found = _run(network, batch)
     except (Exception, SystemExit) as error:  # the user's forward may raise anything
         raise ModelError(
-            f"The network does not run on {shown} ({describe(error)}): "
-            f"{_batch_statistics(network) or _NUMBER_COUNTS}."
+            f"The network does not run on {shown} ({describe(error)}): {_NUMBER_COUNTS}."
         ) from error
     for y, z in zip(expected, found, strict=False):
         if y.shape != z.shape:
@@ -220,9 +219,6 @@ def _cause(network: nn.Module, inputs: Inputs) -> str:
     rows = tuple(x.clone() for x in inputs)
     for x in rows:  # the same number of rows, all the same but the first
         x[1:] = x[:1].clone()
-    norm = _batch_statistics(network)
-    if norm:
-        return norm
     first = [y[:1] for y in _run(network, inputs)]
     if _gap(first, [y[:1] for y in _run(network, rows)]) > _SUSPICIOUS:
         return (
@@ -230,14 +226,3 @@ def _cause(network: nn.Module, inputs: Inputs) -> str:
             "statistics of the training rows kept in buffers"
         )
     return _NUMBER_COUNTS
-
-
-def _batch_statistics(network: nn.Module) -> str | None:
-    """Name a layer that takes the statistics of the batch also in evaluation mode, or None."""
-    for name, module in network.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
-            return (
-                f"{name!r}, a {type(module).__name__} with track_running_stats=False, mixes the rows of a "
-                "batch; train it with running statistics"
-            )
-    return None

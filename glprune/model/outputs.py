@@ -7,7 +7,6 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -15,7 +14,6 @@ from glprune.data.splits import unusual_kind
 from glprune.errors import ModelError, RecipeError
 
 if TYPE_CHECKING:
-    from glprune.data.splits import Inputs
     from glprune.schema.recipe import Recipe
 
 PREDICTION = "prediction"
@@ -66,30 +64,18 @@ def check_dense(outputs: Sequence[Tensor]) -> None:
         raise ModelError(f"The network returns a {kind} tensor; return dense real numbers on the CPU.")
 
 
-def check_gradient(network: nn.Module, inputs: Inputs, place: int | None) -> None:
-    """Check that what the network predicts can be trained.
-
-    Args:
-        network: The network, in evaluation mode.
-        inputs: Some rows.
-        place: Number of the output that the task predicts; None for all.
+def check_predicts(prediction: Tensor) -> None:
+    """Check that what a network predicts can have a gradient.
 
     Raises:
-        ModelError: It holds whole numbers, or does not depend on the weights by a gradient.
+        ModelError: It holds whole numbers.
     """
-    with torch.enable_grad():
-        outputs = leaves(network(*inputs))
-    for y in outputs if place is None else outputs[place : place + 1]:
-        if not y.is_floating_point():
-            raise ModelError(
-                f"The network predicts {str(y.dtype).removeprefix('torch.')}, which has no gradient; return "
-                "logits, probabilities or values instead of decisions."
-            )
-        if not y.requires_grad and any(p.requires_grad for p in network.parameters()):
-            raise ModelError(
-                "The network's prediction has no gradient; take .detach(), .data, .item() and "
-                "torch.no_grad() out of its forward."
-            )
+    if not prediction.is_floating_point():
+        kind = str(prediction.dtype).removeprefix("torch.")
+        raise ModelError(
+            f"The network predicts {kind}, which has no gradient; return logits, probabilities or values "
+            "instead of decisions."
+        )
 
 
 def flatten_outputs_(network: nn.Module) -> None:

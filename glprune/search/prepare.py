@@ -19,11 +19,11 @@ from glprune.data.synthetic import random_like
 from glprune.errors import DataError, GlpruneError, ModelError, RecipeError, first_line
 from glprune.model.consistency import check_batch, check_consistency, keep_inputs_
 from glprune.model.counting import macs
-from glprune.model.diagnostics import all_finite, finite_rows, first_fault
-from glprune.model.loading import LoadedNetwork, load_network
+from glprune.model.diagnostics import all_finite, check_layers, check_trainable, finite_rows, first_fault
+from glprune.model.loading import LoadedNetwork, dense_gradients_, load_network
 from glprune.model.outputs import (
     check_dense,
-    check_gradient,
+    check_predicts,
     flatten_outputs_,
     leaves,
     name_outputs,
@@ -54,6 +54,7 @@ Support = frozenset[str]
 """Names of the features that a network reads."""
 PROBE_ROWS = 256
 _CHECKED_ROWS = 1024
+_TRIED_ROWS = 4  # whose gradient is tried before groups are looked for
 _LARGE = 2e7  # multiply-accumulates of a step; above this, a second thread makes it 1.4 times as fast
 
 
@@ -78,8 +79,8 @@ def prepare(recipe: Recipe, model: Path, trust_pickle: bool, listener: Listener)
         listener(Notice(note))
     listener(Stage("model", "loading the network and proving its groups"))
     loaded = load_network(recipe, model, trust_pickle=trust_pickle)
-    if loaded.folded:
-        listener(Notice(f"Weights are trained without their normalisation: {', '.join(loaded.folded)}."))
+    for note in loaded.notes:
+        listener(Notice(note))
     job = build_job(recipe, data, loaded, rules)
     if len(job.fixed_inputs) < len(job.input_groups):
         for sentence in job.fixed_inputs:
@@ -95,6 +96,8 @@ def build_job(recipe: Recipe, data: Data, loaded: LoadedNetwork, rules: Rules = 
     Raises:
         GlpruneError: Data or model have an error; the message has one line.
     """
+    check_layers(loaded.module)
+    dense_gradients_(loaded.module)
     network = _with_standardization(loaded.module, data)
     real = first_rows(data.test, PROBE_ROWS)
     _check_dynamic_axes(recipe, real)
@@ -105,12 +108,14 @@ def build_job(recipe: Recipe, data: Data, loaded: LoadedNetwork, rules: Rules = 
         flatten_outputs_(loaded.module)
     outputs = name_outputs(recipe, found, len(real[0]))
     check_consistency(network, real)
-    check_gradient(network, tuple(x[:2] for x in real), outputs.predicted)
     task = Task(recipe.task, recipe.model.output, len(data.classes or ()), prediction=outputs.predicted or 0)
     task = task.fitted(found[task.prediction][1])
+    if outputs.predicted is not None:
+        check_predicts(found[outputs.predicted][1])
     _check_rows(network, data, recipe)
     if recipe.task == "distillation":
         data, task = with_teacher_targets(data, network, task)
+    check_trainable(network, tuple(x[:_TRIED_ROWS] for x in real), task.view)
     probe = _probe(network, real, [spec.axis for spec in recipe.model.inputs], recipe.seed)
     groups = find_groups(network, recipe, data, probe)
     return Job(recipe, data, loaded, network, task, groups, probe, outputs, rules)
