@@ -269,7 +269,7 @@ model: {factory: "odd.py:build"}
 data: {loader: "odd.py:loader"}
 target: {max_features: 2}
 search: path
-train: {epochs: 1, n_lambdas: 4, n_stages: 1, full_batch_steps: 5}
+train: {epochs: 1, n_lambdas: 12, n_stages: 1, full_batch_steps: 5}
 refit: {epochs: 1}
 stability: null
 export: {exporter: torchscript}

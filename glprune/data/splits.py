@@ -165,6 +165,8 @@ def identity(inputs: Inputs) -> Inputs:
 
 def unusual_kind(tensor: Tensor) -> str | None:
     """Say what keeps a tensor from being dense real numbers on the CPU; None where it is that."""
+    if tensor.is_nested:
+        return "nested"
     if tensor.layout != torch.strided:
         return "sparse"
     if tensor.is_quantized:
