@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import sysconfig
 import traceback
 from collections.abc import Iterator
@@ -45,12 +46,12 @@ def user_code(
     """
     allowed: tuple[type[BaseException], ...] = (GlpruneError, KeyboardInterrupt, *passing)
     try:
-        with _working_directory():
+        with _surroundings():
             yield
     except allowed:
         raise
     except BaseException as error:
-        raise kind(f"{what} failed ({describe(error)}).") from error
+        raise _noted(kind(f"{what} failed ({describe(error)})."), error) from error
 
 
 @contextlib.contextmanager
@@ -71,20 +72,29 @@ def network_errors() -> Iterator[None]:
         kind = _kind_of_code(error)
         if kind is None:
             raise
-        raise ModelError(
+        text = (
             f"The {kind}'s code failed ({describe(error)}); it ran when it was checked first, so that it "
             "depends on more than its inputs, or on training."
-        ) from error
+        )
+        raise _noted(ModelError(text), error) from error
+
+
+def _noted(error: GlpruneError, cause: BaseException) -> GlpruneError:
+    """Return an error with the notes of its cause: what is left of a run."""
+    for note in getattr(cause, "__notes__", ()):
+        error.add_note(note)
+    return error
 
 
 @contextlib.contextmanager
-def _working_directory() -> Iterator[None]:
-    """Return to the working directory afterwards: the user's paths are relative to it."""
-    before = os.getcwd()
+def _surroundings() -> Iterator[None]:
+    """Return to the working directory, which paths are relative to, and give back lost places of modules."""
+    folder, places = os.getcwd(), list(sys.path)
     try:
         yield
     finally:
-        os.chdir(before)
+        os.chdir(folder)
+        sys.path += [place for place in places if place not in sys.path]
 
 
 def _message(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from glprune._plugins import load_plugin
 from glprune._user_code import user_code
 from glprune.data.columns import make_features
 from glprune.data.records import Data, InputColumns
-from glprune.data.splits import SPLITS, Inputs, unusual_kind
+from glprune.data.splits import SPLITS, Inputs
 from glprune.errors import DataError, GlpruneError, RecipeError
 from glprune.runtime.determinism import settings_kept
 
@@ -314,8 +314,8 @@ def _as_input(x: Tensor, spec: InputSpec) -> Tensor:
 
 def _plain(x: Tensor, name: str) -> Tensor:
     """Return a tensor without its gradient; refuse one that is not of dense real values."""
-    kind = unusual_kind(x)
-    if kind is not None:
+    if x.is_complex() or x.layout != torch.strided or x.is_meta or x.is_quantized or x.is_nested:
+        kind = f"device {x.device}" if x.is_meta else f"{x.dtype}, {x.layout}"
         raise DataError(f"{name} holds no dense real numbers ({kind}); convert it in the loader.")
     return x.clone() if x.is_inference() else x.detach()
 

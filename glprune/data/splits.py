@@ -161,16 +161,3 @@ def first_rows(split: Split, rows: int) -> Inputs:
 def identity(inputs: Inputs) -> Inputs:
     """Return a batch unchanged: the selection of all columns."""
     return inputs
-
-
-def unusual_kind(tensor: Tensor) -> str | None:
-    """Say what keeps a tensor from being dense real numbers on the CPU; None where it is that."""
-    if tensor.is_nested:
-        return "nested"
-    if tensor.layout != torch.strided:
-        return "sparse"
-    if tensor.is_quantized:
-        return "quantised"
-    if tensor.is_complex():
-        return "complex"
-    return None if tensor.device.type == "cpu" else f"{tensor.device.type} (not CPU)"

@@ -7,10 +7,10 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from glprune.data.splits import unusual_kind
 from glprune.errors import ModelError, RecipeError
 
 if TYPE_CHECKING:
@@ -59,9 +59,22 @@ def check_dense(outputs: Sequence[Tensor]) -> None:
     Raises:
         ModelError: One is sparse, complex, quantised or without values.
     """
-    kind = next(filter(None, map(unusual_kind, outputs)), None)
+    kind = next(filter(None, map(_unusual_kind, outputs)), None)
     if kind is not None:
         raise ModelError(f"The network returns a {kind} tensor; return dense real numbers on the CPU.")
+
+
+def _unusual_kind(tensor: Tensor) -> str | None:
+    """Say what keeps a tensor from being dense real numbers on the CPU; None where it is that."""
+    if tensor.is_nested:
+        return "nested"
+    if tensor.layout != torch.strided:
+        return "sparse"
+    if tensor.is_quantized:
+        return "quantised"
+    if tensor.is_complex():
+        return "complex"
+    return None if tensor.device.type == "cpu" else f"{tensor.device.type} (not CPU)"
 
 
 def check_predicts(prediction: Tensor) -> None:

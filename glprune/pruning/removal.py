@@ -275,7 +275,9 @@ def _try_cut(state: _RemovalState, choices: Sequence[UnitChoice], inexact: bool)
     try:
         slim = _cut_copy(state.network, together, state.inputs, state.axes)
         found = _batch_outputs(slim, select_columns(state.inputs, state.axes, columns), state.sizes)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - a forward may do anything once a width changes
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - a forward may do anything once a width changes
         return no_longer_runs(error)
     gap = _largest_difference(state.reference, found)
     if (gap > state.tolerance and not inexact) or gap == float("inf"):
@@ -287,7 +289,9 @@ def _runs(network: nn.Module, inputs: Inputs, rows: int) -> bool:
     """Return whether the dense network runs on so few rows: a cut is not at fault where it does not."""
     try:
         outputs(network, tuple(x[:rows] for x in inputs))
-    except Exception:  # noqa: BLE001 - the user's forward may raise anything
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - the user's forward may raise anything
         return False
     return True
 

@@ -101,7 +101,7 @@ class EquivalenceChecker:
         return True
 
     def check_half(self, sets: Sequence[UnitSet]) -> list[UnitSet] | str:
-        """Check sets that are cut together on one half of their units.
+        """Check sets that are cut together on one half of their units, and on one unit.
 
         Where the forward no longer runs, attributes that it may read its widths from are resized too.
 
@@ -111,8 +111,7 @@ class EquivalenceChecker:
         """
         if not self._affects_output(sets):
             return "zeroing these units changes no output, so that nothing can be proved of them"
-        marks = self._subsets(sets)[0]
-        failure = self.mismatch(marks, _SMALL_BATCHES)
+        failure = self._half_failure(sets)
         if failure is None:
             return list(sets)
         if not failure.startswith(_NO_LONGER_RUNS):
@@ -122,10 +121,20 @@ class EquivalenceChecker:
             return pinned
         for attributes in _attribute_choices(self.network, sets):
             resized = [replace(s, attributes=attributes if n == 0 else ()) for n, s in enumerate(sets)]
-            remarked = [(s, marked) for s, (_, marked) in zip(resized, marks, strict=True)]
-            if self._runs(remarked) and self.mismatch(remarked, _SMALL_BATCHES) is None:
+            if self._runs(self._subsets(resized)[0]) and self._half_failure(resized) is None:
                 return resized
         return failure
+
+    def _half_failure(self, sets: Sequence[UnitSet]) -> str | None:
+        """Return why one half of the units cannot be cut, or one unit alone; None where both can.
+
+        All but one unit have no divisor in common with all, so that a forward that fixes a part of the width,
+        such as pairs, is found.
+        """
+        one = torch.arange(sets[0].count) == 0
+        return self.mismatch(self._subsets(sets)[0], _SMALL_BATCHES) or self.mismatch(
+            [(s, one) for s in sets], _SMALL_BATCHES
+        )
 
     def _runs(self, marks: Sequence[MarkedUnits]) -> bool:
         """Return whether the network runs without the marked units."""
@@ -147,7 +156,9 @@ class EquivalenceChecker:
             plan_pruning(network, choices, self.probe, self.axes).apply_(network)
             kept = select_columns(self.probe, self.axes, columns)
             return [outputs(network, tuple(x[:size] for x in kept)) for size in sizes]
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - a forward may do anything once a width changes
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - a forward may do anything once a width changes
             return no_longer_runs(error)
 
     def _affects_output(self, sets: Sequence[UnitSet]) -> bool:
@@ -254,7 +265,9 @@ def _in_double(network: nn.Module, inputs: Inputs) -> nn.Module | None:
     copied = copy.deepcopy(network).double()
     try:
         found = outputs(copied, inputs)
-    except RuntimeError:
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - a forward may ask for float32 by an error of any class
         return None
     floats = [y for y in found if y.is_floating_point()]
     return copied if _all_finite(found) and all(y.dtype == torch.float64 for y in floats) else None

@@ -247,7 +247,7 @@ def _try_forward(
     except (GlpruneError, KeyboardInterrupt):
         raise
     except BaseException as error:  # the user's forward may raise anything
-        if _runs_in_double(network, inputs):
+        if isinstance(error, RuntimeError | TypeError) and _runs_in_double(network, inputs):
             raise ModelError(
                 f"The network's forward computes in float64 ({describe(error)}), and glprune trains and "
                 "ships float32; write x.to(weight.dtype), or nothing, instead of .double() and torch.float64."
@@ -272,7 +272,9 @@ def _runs_in_double(network: nn.Module, inputs: Inputs) -> bool:
     try:
         with torch.no_grad():
             copy.deepcopy(network).double()(*(x.double() if x.is_floating_point() else x for x in inputs))
-    except (Exception, SystemExit):  # noqa: BLE001 - the user's forward may raise anything
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - the user's forward may raise anything
         return False
     return True
 

@@ -14,10 +14,11 @@ from glprune.audit.checks import rendering
 from glprune.audit.signing import make_key
 from glprune.cli.main import main
 from tests.bad_bundles import REFUSED, TAMPERED
+from tests.bad_code import LATE_CODE, ODD_CODE
 from tests.bad_inputs import CODE, DATA, RECIPES, SETTINGS, write_problem
 from tests.bad_models import MODELS
 
-ALL = (*RECIPES, *SETTINGS, *CODE, *DATA, *MODELS, *REFUSED)
+ALL = (*RECIPES, *SETTINGS, *CODE, *ODD_CODE, *DATA, *MODELS, *REFUSED)
 CASES = {case.name: case for case in ALL}
 
 
@@ -64,6 +65,17 @@ def test_a_bad_input_is_one_line_with_its_exit_code_and_leaves_nothing(name, pla
     assert isinstance(done.exception, SystemExit)
     assert done.stdout == ""
     assert listing(place) == before
+
+
+@pytest.mark.parametrize("case", LATE_CODE, ids=lambda case: case.name)
+def test_a_forward_that_fails_in_training_is_one_line_and_no_bundle(case, place):
+    case.make(place)
+    done = invoke(case.command)
+    (line,) = done.stderr.splitlines()
+    assert fits(line, f"glprune: {case.message.rstrip('.')}..."), line
+    assert done.exit_code == case.code
+    assert done.stdout == ""
+    assert not (place / "out").exists()
 
 
 @pytest.fixture
