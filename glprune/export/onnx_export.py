@@ -237,7 +237,7 @@ def _check_outputs(raw: bytes, request: ExportRequest, path: Path) -> None:
         with torch.no_grad():
             gap = difference(leaves(request.network(*inputs)), file(inputs))
         if not gap <= EXPORT_TOLERANCE:
-            raise ValueError(f"its outputs for {rows} rows differ from the network's by {gap:.1e}")
+            raise ValueError(f"its outputs in a batch of {rows} differ from the network's by {gap:.1e}")
 
 
 def _export_error(request: ExportRequest, failures: Sequence[str], exporter: ExporterChoice) -> ModelError:
