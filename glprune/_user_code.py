@@ -21,6 +21,13 @@ from glprune.errors import GlpruneError, ModelError
 _OWN = str(Path(__file__).parent)
 _STANDARD = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib")})
 _LIBRARIES = (*_STANDARD, *{sysconfig.get_paths()[name] for name in ("purelib", "platlib")})
+_OF_NETWORKS = (
+    ("_call_impl", "torch/nn/modules/module.py"),
+    ("apply", "torch/autograd/function.py"),
+    ("backward", "torch/_tensor.py"),  # the outputs have no gradient any more
+    ("loss", "glprune/model/task.py"),  # they have another shape than when they were checked
+    ("metric", "glprune/model/task.py"),
+)
 _LENGTH = 200  # characters of a message
 
 
@@ -131,9 +138,7 @@ def _kind_of_code(error: BaseException | None) -> str | None:
 def _owner(frame: FrameType) -> str | None:
     """Return whose code a frame runs: a call of a module, a backward pass, or a method of a user's class."""
     code = frame.f_code
-    if code.co_name == "_call_impl" and code.co_filename.endswith("nn/modules/module.py"):
-        return "network"
-    if code.co_name == "apply" and code.co_filename.endswith("torch/autograd/function.py"):
+    if any(code.co_name == name and code.co_filename.endswith(file) for name, file in _OF_NETWORKS):
         return "network"
     if code.co_filename.startswith((_OWN, *_STANDARD)):
         return None
