@@ -58,7 +58,7 @@ def test_installed_modules_are_not_forgotten(tmp_path):
 def test_siblings_are_not_found_where_only_listed_files_may_be(tmp_path, text):
     place = written(tmp_path, net=text, netlib="open('ran', 'w')")
     with pytest.raises(
-        RecipeError, match="'net.py' imports 'netlib' from its own folder, which --allow-factory"
+        RecipeError, match=r"'net\.py' imports 'netlib' from its own folder, which --allow-factory"
     ):
         load_callable("net.py:build", place, "here", ["net.py"])()
     assert "netlib" not in sys.modules

@@ -231,7 +231,7 @@ def test_a_mask_or_norm_of_the_factory_alone_is_folded(tmp_path, monkeypatch):
 def test_own_parametrizations_stay_and_one_side_alone_is_explained(tmp_path):
     arguments = {"function": "doubled"}
     torch.save(tensors(), tmp_path / "m.pt")
-    with pytest.raises(ModelError, match="The factory alone parametrizes 0.weight"):
+    with pytest.raises(ModelError, match=r"The factory alone parametrizes 0\.weight"):
         load_network(recipe_of(tmp_path, **arguments), tmp_path / "m.pt")
     state = {k.replace("0.weight", "0.parametrizations.weight.original"): v for k, v in tensors().items()}
     torch.save(state, tmp_path / "m.pt")
@@ -286,7 +286,7 @@ def test_settings_that_the_users_code_changes_are_restored(tmp_path, body, place
     torch.save(tensors(), tmp_path / "m.pt")
     before = _settings()
     if "meta" in body:
-        with pytest.raises(ModelError, match="makes '0.weight' on the device 'meta'"):
+        with pytest.raises(ModelError, match=r"makes '0\.weight' on the device 'meta'"):
             load_network(recipe, tmp_path / "m.pt")
     else:
         load_network(recipe, tmp_path / "m.pt")

@@ -109,7 +109,7 @@ def test_an_attribute_that_cannot_be_copied_is_named(network, fragment):
 def test_a_forward_that_holds_the_original_is_refused():
     network = Net()
     network.forward = lambda x: network.b(network.a(x))
-    with pytest.raises(ModelError, match="A copy of the network computes with 'a.weight' of the original"):
+    with pytest.raises(ModelError, match=r"A copy of the network computes with 'a\.weight' of the original"):
         check_trainable(network.eval(), (ROWS,), identity)
     assert all(p.grad is None for p in network.parameters())
 
@@ -146,7 +146,7 @@ class Sparse(Net):
 
 
 def test_a_sparse_gradient_is_named():
-    with pytest.raises(ModelError, match="The gradient of 'e.weight' is sparse"):
+    with pytest.raises(ModelError, match=r"The gradient of 'e\.weight' is sparse"):
         check_trainable(Sparse().eval(), (torch.ones(4, 3, dtype=torch.int64),), identity)
 
 
@@ -166,9 +166,9 @@ def test_complex_weights_scripts_and_extra_states_are_named():
         def set_extra_state(self, state):
             pass
 
-    with pytest.raises(ModelError, match="'b.weight' is complex"):
-        network = Net()
-        network.b.to(torch.complex64)
+    network = Net()
+    network.b.to(torch.complex64)
+    with pytest.raises(ModelError, match=r"'b\.weight' is complex"):
         check_layers(network)
     with pytest.raises(ModelError, match="'_extra_state' in the network's state is dict"):
         check_layers(Extra())
