@@ -70,7 +70,7 @@ def run_stages(
         listener(Progress("paths", len(finished), len(specs)))
 
     start = pickle.dumps(_StartState.of(state))
-    workers.map(functools.partial(_run_in_worker, start), [specs[place] for place in left], done)
+    workers.map(functools.partial(_run_in_worker, start), [specs[place] for place in left], done, listener)
     return [_to_result(state, spec, *finished[place]) for place, spec in enumerate(specs)]
 
 
