@@ -194,6 +194,8 @@ def _with_checkpoints(job: Job, output: OutputFolder, process_group: ProcessGrou
     checkpoints = output.checkpoint_log(identity)
     process_group.broadcast_object(identity)
     clock.seconds = checkpoints.seconds
+    for path in checkpoints.unusable:
+        clock(Notice(f"{path} is damaged or of another version and is not used."))
     return replace(job, checkpoints=checkpoints)
 
 
