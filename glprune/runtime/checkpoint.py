@@ -19,12 +19,12 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal
 
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import TypeAdapter
+from pydantic import BaseModel
 from torch import Tensor
 
 from glprune.errors import ModelError, UsageError, first_line, is_out_of_memory
@@ -41,21 +41,18 @@ _SUFFIX = ".safetensors"
 _DROPPED = "dropped"
 
 
-class _StepRecord(TypedDict):
+class _StepRecord(BaseModel, strict=True):
     name: str
     key: dict[str, Any]
     values: dict[str, Any]
     file: str | None
 
 
-class _Content(TypedDict):
+class _Content(BaseModel, strict=True):
     format: _Format
     identity: dict[str, Any]
     seconds: dict[str, float]
     records: list[_StepRecord]
-
-
-_CONTENT = TypeAdapter(_Content)
 
 
 @dataclass(eq=False)
@@ -143,10 +140,10 @@ class CheckpointLog:
             if content is None:
                 self.unusable.append(path)
                 continue
-            self._check_identity(content["identity"])
-            self._records = [Step(**record) for record in content["records"]]
+            self._check_identity(content.identity)
+            self._records = [Step(r.name, r.key, r.values, file=r.file) for r in content.records]
             self._stored = len(self._records)
-            self.seconds = content["seconds"]
+            self.seconds = content.seconds
             break
         self._number = max((_checkpoint_number(p) for p in checkpoints(self.folder)), default=0)
         return len(self._records)
@@ -251,10 +248,8 @@ class CheckpointLog:
         now = time.monotonic()
         self._due = now + max(_SECONDS, (now - start) / _SHARE)
 
-    def _content(self) -> _Content:
-        records = [
-            _StepRecord(name=r.name, key=dict(r.key), values=r.values, file=r.file) for r in self._records
-        ]
+    def _content(self) -> dict[str, Any]:
+        records = [{"name": r.name, "key": r.key, "values": r.values, "file": r.file} for r in self._records]
         return {
             "format": _FORMAT,
             "identity": self.identity,
@@ -351,7 +346,7 @@ def _checked_content(path: Path) -> _Content | None:
         found = json.loads(path.read_bytes())
         content = found["content"]
         intact = found["sha256"] == _digest_line(content)
-        checked = _CONTENT.validate_python(content, strict=True)
+        checked = _Content.model_validate(content)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return checked if intact else None
@@ -377,7 +372,7 @@ def _has_tensors(folder: Path, name: str) -> bool:
 
 
 def _tensor_files(content: _Content) -> Iterator[str]:
-    return (record["file"] for record in content["records"] if record["file"] is not None)
+    return (record.file for record in content.records if record.file is not None)
 
 
 def _is_complete(folder: Path, name: str) -> bool:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pydantic import BaseModel
+
 from glprune.pruning.groups import GroupSet, group_norms, support
 from glprune.runtime.checkpoint import UnusableStepError, reading
 from glprune.search.path_point import (
@@ -38,6 +40,13 @@ PointTest = Callable[[Point], bool]
 _ROUND_OFF = 1e-6
 RESTART_SCALE = 0.1
 """A path that overshoots with its first lambda starts again at this share of it."""
+
+
+class _Stopped(BaseModel, strict=True):
+    """The values of steps that ended early, in a checkpoint."""
+
+    accepted: bool
+    ended: bool
 
 
 class RegularisationPath:
@@ -155,17 +164,17 @@ class RegularisationPath:
             tensors |= solver_tensors
             record = self.checkpoints.save_step("stopped", key, values | solver_values, tensors)
         with reading(record):
-            point = self.stored_point(record) if record.values["accepted"] else None
-            ended = bool(record.values["ended"])
+            flags = _Stopped.model_validate(record.values)
+            point = self.stored_point(record) if flags.accepted else None
             state = strip_prefix(STATE, self.checkpoints.weights(record))
             self._continue_from(record, state)
         if point is None:
-            return None, ended
+            return None, flags.ended
         for old in self.points[:-1]:
             self._drop_weights(old)
         self.points = sorted([*self.points, point], key=lambda p: p.lam)
         self.on_point(point)
-        return point, ended
+        return point, flags.ended
 
     def _solve_until(self, lam: float, is_small: PointTest, fits: PointTest) -> Checkpoint:
         network, accepted, ended = self.objective.network, TensorDict(), False

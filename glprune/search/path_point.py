@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 from torch import Tensor, nn
 
 from glprune.pruning.groups import support
@@ -27,7 +27,7 @@ Checkpoint = tuple[dict[str, Any], dict[str, Tensor]]
 """JSON values and named tensors, as the checkpoint log keeps them."""
 
 
-class _Values(TypedDict):
+class _Values(BaseModel, strict=True):
     """The values of a point in a checkpoint."""
 
     lam: float
@@ -43,7 +43,7 @@ class _Values(TypedDict):
     halvings: int
 
 
-_VALUES, NUMBER = TypeAdapter(_Values), TypeAdapter(float)
+NUMBER = TypeAdapter(float)
 
 
 @dataclass(eq=False)
@@ -113,7 +113,7 @@ def path_record(point: Point, stage: int, job: Job, original: Job, selected: boo
 
 def save_point(point: Point) -> Checkpoint:
     """Return a point with its weights as values and tensors."""
-    values = {name: getattr(point, name) for name in _Values.__annotations__}
+    values = {name: getattr(point, name) for name in _Values.model_fields}
     marks = {f"{_ALIVE}{n}": alive for n, alive in enumerate(point.alive)}
     norms = torch.tensor(point.norms, dtype=torch.float64)
     return values, {_NORMS: norms, **marks, **add_prefix(STATE, point.state)}
@@ -144,7 +144,7 @@ def load_point(
     norms, state = tensors[_NORMS], strip_prefix(STATE, tensors)
     inputs = [mark for mark, g in zip(alive, groups, strict=True) if g.kind == "input"]
     point = Point(
-        **_VALUES.validate_python(values, strict=True), norms=tuple(norms.tolist()), alive=alive, state=state
+        **_Values.model_validate(values).model_dump(), norms=tuple(norms.tolist()), alive=alive, state=state
     )
     if norms.shape != (sum(map(len, inputs)),) or point.features != sum(int(m.sum()) for m in inputs):
         raise ValueError("its features are not those of the network")

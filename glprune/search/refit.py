@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, TypeAdapter
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from glprune.data.splits import Inputs, identity, view_columns
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from glprune.search.job import Job
 
 
-class _Values(TypedDict):
+class _Values(BaseModel, strict=True):
     """The values of a refit in a checkpoint."""
 
     epochs: int
@@ -30,7 +30,6 @@ class _Values(TypedDict):
     halvings: int
 
 
-_VALUES = TypeAdapter(_Values)
 _DEFAULT_DISTILL = 0.5  # share of the refit's loss that follows the original network
 
 
@@ -162,7 +161,6 @@ def load_refit(values: Mapping[str, Any], tensors: Mapping[str, Tensor], slim: n
     network, state = copy.deepcopy(slim), strip_prefix(STATE, tensors)
     check_state(state, network)
     network.load_state_dict(state)
-    found = _VALUES.validate_python(values, strict=True)
-    metric, loss = found["score"]
-    counts = (found["epochs"], found["best_epoch"], (metric, loss), found["halvings"])
-    return RefitResult(network.eval(), *counts)
+    found = _Values.model_validate(values)
+    metric, loss = found.score
+    return RefitResult(network.eval(), found.epochs, found.best_epoch, (metric, loss), found.halvings)

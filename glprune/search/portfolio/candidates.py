@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 from torch import Tensor, nn
 
 from glprune.data.splits import identity
@@ -112,13 +112,13 @@ def load_candidates(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
     for number, saved in enumerate(_SAVED.validate_python(values["candidates"])):
         valid, *folds = (
             ValidationScore(metric, value, tensors[f"{number}/{place}"], loss)
-            for place, (metric, value, loss) in enumerate(saved["scores"])
+            for place, (metric, value, loss) in enumerate(saved.scores)
         )
-        found.append(Candidate(saved["name"], frozenset(saved["kept"]), valid, tuple(folds)))
+        found.append(Candidate(saved.name, frozenset(saved.kept), valid, tuple(folds)))
     return found
 
 
-class _Saved(TypedDict):
+class _Saved(BaseModel):
     """The values of a candidate in a checkpoint; scores are metric, value and loss."""
 
     name: str
