@@ -126,6 +126,7 @@ class CheckpointLog:
         self._records: list[Step] = []
         self._next = self._number = 0
         self._stored = 0  # records of a stopped run
+        self._written = b""  # the last checkpoint
         self._due = time.monotonic() + _SECONDS
 
     def resume(self) -> int:
@@ -229,7 +230,7 @@ class CheckpointLog:
             self.save()
 
     def save(self) -> None:
-        """Write a checkpoint and delete all but the last two.
+        """Write a checkpoint, unless it would equal the last one, and delete all but the last two.
 
         Raises:
             OSError: The disk is full, or the folder cannot be written to.
@@ -240,10 +241,12 @@ class CheckpointLog:
         for record in self._records:
             if record.tensors:
                 record.file, record.tensors = _write_tensors(record.tensors, self.folder), {}
+        content = _with_digest(self._content())
+        if content == self._written:
+            return
         self._number += 1
-        write_durably(
-            self.folder / _PATTERN.replace("*", f"{self._number:06d}"), _with_digest(self._content())
-        )
+        write_durably(self.folder / _PATTERN.replace("*", f"{self._number:06d}"), content)
+        self._written = content
         _remove_old(self.folder)
         now = time.monotonic()
         self._due = now + max(_SECONDS, (now - start) / _SHARE)

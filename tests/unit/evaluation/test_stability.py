@@ -384,7 +384,7 @@ class Canned:
     def __init__(self, outcomes):
         self.outcomes = outcomes
 
-    def map(self, work, items, done):
+    def map(self, work, items, done, listener):
         for place, outcome in enumerate(self.outcomes):
             done(place, outcome)
 
