@@ -277,9 +277,10 @@ def stopped_search(folder, out, number, *overrides):
             raise Killed
         return record
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CheckpointLog, "save_step", keep)
-        run(folder, out, *overrides)
+        with pytest.raises(Killed):
+            run(folder, out, *overrides)
     *older, last = checkpoints(unfinished_path(out))
     for path in older:
         path.unlink()

@@ -9,10 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 import glprune
 from glprune.errors import GlpruneError, TargetError
-from glprune.runtime.process_pool import ProcessPool
+from glprune.runtime.checkpoint import CheckpointLog
+from glprune.runtime.events import Progress
+from glprune.runtime.process_pool import OutcomeLog, ProcessPool, map_with_checkpoint
 from glprune.runtime.worker_pool import is_parallel, make_worker_pool
 from glprune.schema.recipe import WorkersSpec
 from tests.integration_packages import need
@@ -75,6 +78,34 @@ def test_the_work_of_a_killed_process_is_tried_again_by_half_as_many(tmp_path):
         "workers.processes: 1."
     ]
     assert (tmp_path / "tries").read_text().split().count("3") == 2
+
+
+class Here:
+    """Workers in this process."""
+
+    def map(self, work, items, done, listener):
+        for place, item in enumerate(items):
+            done(place, work(None, item))
+
+
+def doubled(state, item):
+    return 2 * item
+
+
+def test_outcomes_of_a_stopped_run_that_cannot_be_used_are_made_again():
+    stored = {"0": 0, "1": "two", "2": 5, "3": None, "5": 10, "x": 1}
+    log = CheckpointLog()
+    step = log.save_step("resamples", {}, stored)
+    outcomes = OutcomeLog(step, log, TypeAdapter(int), "parts", lambda index, outcome: outcome == 2 * index)
+    heard, made = [], []
+
+    def work(state, item):
+        made.append(item)
+        return doubled(state, item)
+
+    assert map_with_checkpoint(Here(), work, range(6), outcomes, heard.append) == [0, 2, 4, 6, 8, 10]
+    assert made == [1, 2, 3, 4]
+    assert heard == [Progress("parts", number, 6) for number in (3, 4, 5, 6)]
 
 
 def refuse(state, item):
