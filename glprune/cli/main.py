@@ -29,7 +29,7 @@ from glprune.errors import (
     GlpruneError,
     ModelError,
     PeerFailedError,
-    SigtermInterrupt,
+    SignalInterrupt,
     UsageError,
     exit_code,
     user_message,
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from glprune.schema.recipe import Recipe
 
 _EPILOG = (
-    "Exit codes: 0 done; 2 usage, recipe or output folder; 3 model; 4 data; 5 target cannot be reached; "
-    "130 interrupted; 143 terminated."
+    "Exit codes: 0 done; 1 a worker, process or plugin failed, or memory ran out; 2 usage, recipe or output "
+    "folder; 3 model; 4 data; 5 target cannot be reached; 129 hung up; 130 interrupted; 143 terminated."
 )
 _MAX_LENGTH = 2000  # characters of a message; names in it may be of any length
 # packages that auditors need not install
@@ -81,8 +81,10 @@ def _exit_for(error: BaseException) -> None:
         sys.exit(error.exit_code)
     if isinstance(error, click.ClickException):
         _fail(_usage(error), error.exit_code)
-    if isinstance(error, click.Abort | KeyboardInterrupt):
-        _fail("interrupted; nothing was written", 130)
+    if isinstance(error, click.Abort):
+        error = error.__cause__ or KeyboardInterrupt()
+    if isinstance(error, KeyboardInterrupt):
+        _fail(f"{user_message(error)}; nothing was written", exit_code(error))
     if isinstance(error, ModuleNotFoundError) and error.name in _NOT_FOR_AUDITORS:
         _fail(f"this command needs {error.name}; install glprune with its dependencies", 2)
     if isinstance(error, BrokenPipeError):
@@ -104,27 +106,30 @@ def _process_group(out: Path) -> Iterator[ProcessGroup]:
     try:
         with _signals(), init_process_group() as group:
             yield group
-    except (KeyboardInterrupt, GlpruneError, OSError, MemoryError) as error:
+    except (KeyboardInterrupt, GlpruneError, OSError, MemoryError, RuntimeError) as error:
+        text = user_message(error)
+        if text is None:  # a bug
+            raise
         if group.reported_by_main:
             sys.exit(exit_code(error))
-        if not isinstance(error, KeyboardInterrupt | PeerFailedError):
-            raise
-        _fail(f"{user_message(error)}; {_what_is_kept(out, group)}", exit_code(error))
+        if left := _what_is_left(error, out, group):
+            _fail(f"{text.rstrip('.')}; {left}", exit_code(error))
+        raise
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-    """Let SIGTERM end a run as Ctrl-C does; one of several processes reacts to the first signal only."""
+    """Let SIGTERM and SIGHUP end a run as Ctrl-C does; one of several processes reacts to the first only."""
     from glprune.runtime.launcher import process_info
 
     several = process_info().size > 1
-    handled = (signal.SIGTERM, signal.SIGINT) if several else (signal.SIGTERM,)
+    handled = [signal.SIGTERM, signal.SIGHUP, *([signal.SIGINT] if several else [])]
     before = {number: signal.getsignal(number) for number in handled}
 
     def stop(number: int, frame: object) -> NoReturn:
         if several:
             ignore_signals()
-        raise SigtermInterrupt if number == signal.SIGTERM else KeyboardInterrupt
+        raise KeyboardInterrupt if number == signal.SIGINT else SignalInterrupt(number)
 
     def ignore_signals() -> None:
         for number in handled:
@@ -145,12 +150,14 @@ def _signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _what_is_kept(out: Path, group: ProcessGroup) -> str:
-    """Say what is kept of a stopped run and how to continue it."""
-    from glprune.runtime.output_folder import is_resumable, unfinished_path
+def _what_is_left(error: BaseException, out: Path, group: ProcessGroup) -> str:
+    """Say what is left of a run and how to continue it; empty where an error of this run left nothing."""
+    from glprune.runtime.output_folder import is_resumable, keeps_work, unfinished_path
 
-    if not is_resumable(out):
-        return "nothing was written"
+    stopped = isinstance(error, KeyboardInterrupt | PeerFailedError)
+    if not keeps_work(error) and not (stopped and is_resumable(out)):
+        notes = " ".join(getattr(error, "__notes__", ()))
+        return notes or ("nothing was written" if stopped else "")
     dropped = {"--resume"} if out.exists() else {"--resume", "--overwrite"}
     command = shlex.join(["glprune", *(a for a in sys.argv[1:] if a not in dropped), "--resume"])
     if group.size > 1:

@@ -532,7 +532,7 @@ class Here:
     def __init__(self, rebuilt):
         self.rebuilt = rebuilt
 
-    def map(self, work, items, done):
+    def map(self, work, items, done, listener):
         for place, item in enumerate(items):
             done(place, work(self.rebuilt, item))
 
