@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from glprune._escaping import escape_for_terminal
-from glprune.data.tables import Table, open_table
+from glprune.data.files import open_table
+from glprune.data.tables import Table
 from glprune.data.validation import is_numeric, numbers
 from glprune.errors import DataError
 

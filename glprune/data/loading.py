@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from glprune.data.columns import file_inputs, make_features
 from glprune.data.dataloader import load_loader
+from glprune.data.files import open_table
 from glprune.data.protected import read_protected
 from glprune.data.records import Data, Feature, InputColumns
 from glprune.data.splits import SPLITS, Split, TensorSplit
 from glprune.data.splitting import Part, split_rows
 from glprune.data.streaming import StreamedSplit, StreamPlan, plan_stream, stream_note
-from glprune.data.tables import Table, open_table
+from glprune.data.tables import Table
 from glprune.data.targets import read_targets
 from glprune.data.validation import (
     TYPES,
