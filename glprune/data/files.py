@@ -178,4 +178,4 @@ def _check_header(path: Path, table: pa.Table) -> None:
 
 
 def _holds(column: pa.ChunkedArray, value: str) -> bool:
-    return pa.types.is_string(column.type) and pc.index(column, value).as_py() >= 0
+    return bool(pa.types.is_string(column.type) and pc.index(column, value).as_py() >= 0)

@@ -83,15 +83,24 @@ def check_columns(table: Table, columns: Sequence[str]) -> None:
             f"{table.path}: column {name_list(missing)} missing."
             f"{unknown_column_hint(missing[0], table.names)}"
         )
-    nameless = next((table.names.index(n) + 1 for n in columns if not n.strip()), None)
-    if nameless is not None:
-        raise DataError(
-            f"{table.path}: column {nameless} has no name; if it numbers the rows, remove it, else name it."
-        )
+    refuse_nameless(table, columns)
     types = dict(zip(table.schema.names, table.schema.types, strict=True))
     bad = [name for name in columns if not is_numeric(types[name])]
     if bad:
         raise DataError(f"{table.path}: column {name_list(bad)} not numeric{first_bad_value(table, bad[0])}.")
+
+
+def refuse_nameless(table: Table, columns: Sequence[str]) -> None:
+    """Refuse a column without a name, such as the index that pandas writes.
+
+    Raises:
+        DataError: With its number.
+    """
+    number = next((table.names.index(n) + 1 for n in columns if not n.strip()), None)
+    if number is not None:
+        raise DataError(
+            f"{table.path}: column {number} has no name; if it numbers the rows, remove it, else name it."
+        )
 
 
 def first_bad_value(table: Table, name: str) -> str:

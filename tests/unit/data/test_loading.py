@@ -232,6 +232,18 @@ def test_numbers_of_16_bits_and_categories_of_numbers_are_features_targets_and_p
     assert load_data(recipe_of(tmp_path, data, "regression")).train.target.max() == 1.0
 
 
+def test_splits_that_are_one_file_and_names_that_are_numbers_are_noted(tmp_path):
+    save(tmp_path, frame())
+    save(tmp_path, frame() | {"a": [0.5] * 40}, "other.parquet")
+    same = "{train: x.parquet, valid: other.parquet, test: x.parquet, target: y}"
+    notes = load_data(recipe_of(tmp_path, same)).notes
+    assert "data.train and data.test are the same file; what is measured on test is not held out." in notes
+    assert len([n for n in notes if "same file" in n]) == 1
+    written(tmp_path, header="", rows=ROWS[2:])
+    notes = load_data(recipe_of(tmp_path, "{file: x.csv}", "distillation")).notes
+    assert "x.csv: The names are numbers ('0.5', '4', '0'); does the file begin with a header?" in notes
+
+
 def test_files_of_a_folder_may_store_a_column_as_text_and_as_categories(tmp_path):
     (tmp_path / "shards").mkdir()
     for number, kind in enumerate(KINDS_OF_TEXT.values()):
