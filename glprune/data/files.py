@@ -126,7 +126,8 @@ def _check_text(path: Path, delimiter: str) -> None:
         {c: "".join(line.split('"')[::2]).count(c) for c in (*_SEPARATORS, delimiter)} for line in lines
     ]
     for character, name in _SEPARATORS.items():
-        if character != delimiter and counts[0][character] > counts[0][delimiter]:
+        separates = counts[0][character] > counts[0][delimiter] and counts[-1][character] > 0
+        if character != delimiter and separates:
             tabs = ", or give its name the end .tsv" if character == "\t" else ""
             raise DataError(f"{path}: the columns are separated by {name} ({lines[0][:60]!r}); {_FIX}{tabs}.")
     words = [len(line.split()) for line in lines]
