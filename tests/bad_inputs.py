@@ -733,7 +733,7 @@ def wide(folder: Path) -> None:
     (folder / "data.csv").write_text(",".join(names) + "\n" + ",".join("1" for _ in names) + "\n")
 
 
-CANNOT = "data.csv: cannot be read (...)."
+RAGGED = "data.csv: row ... has ... cells and the header ...; quote texts that hold ',', write decimal points, and check that the file is whole."
 DATA = [
     Bad("no data", INSPECT, 4, "absent.csv cannot be read (No such file or directory); name a file or a folder of Parquet, relative to the recipe.", recipe("data.csv", "absent.csv")),
     Bad("data with a name too long", INSPECT, 4, "ddd... cannot be read (File name too long); name a file or a folder of Parquet, relative to the recipe.", recipe("data.csv", "d" * 300 + ".csv")),
@@ -743,14 +743,14 @@ DATA = [
     Bad("data is empty", INSPECT, 4, "data.csv...", content("", "data.csv")),
     Bad("data is a header", INSPECT, 4, "data.csv: no rows...", content("a,b,c,y\n", "data.csv")),
     Bad("data is binary", RUN, 4, "data.csv...", content(bytes(range(256)) * 9, "data.csv")),
-    Bad("ragged rows", INSPECT, 4, CANNOT, csv("\n", ",1\n1,2\n")),
-    Bad("CSV cut in a row", INSPECT, 4, CANNOT, shortened("data.csv", 0.53)),
+    Bad("ragged rows", INSPECT, 4, RAGGED, csv("\n", ",1\n1,2\n")),
+    Bad("CSV cut in a row", INSPECT, 4, RAGGED, shortened("data.csv", 0.53)),
     Bad("CSV in Latin-1", INSPECT, 4, "data.csv: a column's name is not UTF-8; save the file as UTF-8.", recoded("latin-1")),
     Bad("CSV in UTF-16", INSPECT, 4, "data.csv...", recoded("utf-16")),
     Bad("column twice", INSPECT, 4, "data.csv: column 'b' is there twice; rename one.", csv("a,b,", "b,b,")),
     Bad("column twice among 100,000", INSPECT, 4, "data.csv: column 'c99998' is there twice; rename one.", wide),
-    Bad("column of words", INSPECT, 4, "data.parquet: column 'b' is not numeric (first value 'x')...", of_table(b=["x"] * 60)),
-    Bad("column of lists", INSPECT, 4, "data.parquet: column 'b' is not numeric (first value [1])...", of_table(b=[[1]] * 60)),
+    Bad("column of words", INSPECT, 4, "data.parquet: column 'b' is not numeric ('b' holds 'x' in row 1)...", of_table(b=["x"] * 60)),
+    Bad("column of lists", INSPECT, 4, "data.parquet: column 'b' is not numeric ('b' holds [1] in row 1)...", of_table(b=[[1]] * 60)),
     Bad("target of lists", INSPECT, 4, "data.parquet: column 'y' holds list<element: int64> values; use numbers or UTF-8 text.", of_table(y=[[1]] * 60)),
     Bad("target of structs", INSPECT, 4, "data.parquet: column 'y' holds struct<a: int64> values; use numbers or UTF-8 text.", of_table(y=[{"a": 1}] * 60)),
     Bad("target of bytes", INSPECT, 4, "data.parquet: column 'y' holds binary values; use numbers or UTF-8 text.", of_table(y=[b"\xff", b"\xfe"] * 30)),
@@ -769,7 +769,7 @@ DATA = [
     Bad("classes that a float merged", INSPECT, 4, "data.csv: column 'y' holds 1.2345678901234567e+19 in row 1; above 2^53 neighbouring numbers become equal; write the classes as whole numbers below 2^63 or as text.", lambda f: (f / "data.csv").write_text(re.sub(",([01])\n", r",1234567890123456789\1\n", (f / "data.csv").read_text()))),
     Bad("column with a gap", INSPECT, 4, "data.parquet: column 'b' is not finite: 1 empty, NaN or Inf in 'b', first in row 3; ...", of_table(b=[None if i == 2 else float(i) for i in range(60)])),
     Bad("column with Inf", INSPECT, 4, "data.parquet: column 'b' is not finite: 60 empty, NaN or Inf in 'b', first in row 1; ...", of_table(b=np.full(60, np.inf))),
-    Bad("name that could steer a terminal", INSPECT, 4, "data.parquet: column '\\x1b[2J\\u202e[red]' is not numeric (first value 'x')...", of_table(**{"\x1b[2J\u202e[red]": ["x"] * 60})),
+    Bad("name that could steer a terminal", INSPECT, 4, "data.parquet: column '\\x1b[2J\\u202e[red]' is not numeric (...x1b[2J...[red]' holds 'x' in row 1)...", of_table(**{"\x1b[2J\u202e[red]": ["x"] * 60})),
     Bad("no target column", INSPECT, 2, "recipe.yaml:6: data.target: no column 'label'.", recipe("target: y", "target: label")),
     Bad("feature that is no column", INSPECT, 2, "recipe.yaml:7: data.features: no column 'aa'. Did you mean 'a'?", recipe("target: y", "target: y\n  features: [aa]")),
     Bad("Parquet cut short", INSPECT, 4, "data.parquet: cannot be read (...).", cut_parquet),

@@ -401,12 +401,13 @@ def select(
 
 @main.command(epilog=_EPILOG)
 @click.argument("data", type=click.Path(path_type=Path))
+@click.option("--target", metavar="COLUMN", help="Column to predict; guessed if it is not given.")
 @click.option("--out", type=click.Path(path_type=Path), help="File to write; default standard output.")
-def init(data: Path, out: Path | None) -> None:
-    """Write a commented recipe for DATA (.csv or .parquet)."""
+def init(data: Path, target: str | None, out: Path | None) -> None:
+    """Write a commented recipe for DATA (.csv, .tsv or .parquet)."""
     from glprune.cli.starter_recipe import starter_recipe
 
-    text = starter_recipe(data, out.parent if out else Path())
+    text = starter_recipe(data, out.parent if out else Path(), target)
     if out is None:
         click.echo(text, nl=False)
         return

@@ -24,6 +24,9 @@ from glprune.runtime.determinism import settings_kept
 if TYPE_CHECKING:
     from glprune.schema.recipe import InputSpec, Recipe
 
+_CLASSES = "yield the classes as 0, 1 and so on"
+_MAX_CLASS = 1_000_000
+
 
 @dataclass(frozen=True)
 class LoaderSplit:
@@ -80,6 +83,7 @@ def _read_batches(
         DataError: The loader fails, or a batch is none.
     """
     iterator: Iterator[Any] | None = None
+    rows = 0
     while True:
         # around the user's code alone, so that a consumer may stop
         with _named(name), user_code(DataError, name), settings_kept():
@@ -88,7 +92,8 @@ def _read_batches(
         if batch is _END:
             return
         with _named(name), user_code(DataError, name):
-            inputs, target = unpack(batch, specs, kind)
+            inputs, target = unpack(batch, specs, kind, rows)
+        rows += len(target)
         if len(target):
             yield inputs, target
 
@@ -187,15 +192,14 @@ def _survey(loader: Iterable[Any], recipe: Recipe, name: str) -> _Survey:
             "DataLoader or a list of batches."
         )
     for inputs, target in _read_batches(loader, specs, recipe.task, name):
+        _check_finite(inputs, target, specs, rows)
         for tensor in (*inputs, target):
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise DataError(f"NaN or Inf in batch after row {rows}.")
             digest.update(tensor.contiguous().numpy().tobytes())
         found = tuple(0 if s.axis is None else x.shape[s.axis] for s, x in zip(specs, inputs, strict=True))
         if found != (widths or found):
             raise DataError(f"the number of features changes after row {rows}; it must be constant.")
         if recipe.task in ("binary", "multiclass"):
-            largest = max(largest, _largest_class(target, rows + len(target)))
+            largest = max(largest, _largest_class(target, rows))
         widths, rows = found, rows + len(target)
     if rows < 2 or widths is None:
         raise DataError(f"{rows} rows; at least 2 are needed.")
@@ -203,14 +207,29 @@ def _survey(loader: Iterable[Any], recipe: Recipe, name: str) -> _Survey:
     return _Survey(split, f"sha256:{digest.hexdigest()}", widths, largest)
 
 
+def _check_finite(inputs: Inputs, target: Tensor, specs: Sequence[InputSpec], rows: int) -> None:
+    """Refuse NaN and Inf in a batch that follows a number of rows."""
+    named = [(f"input {s.name!r}", x) for s, x in zip(specs, inputs, strict=True)]
+    for name, tensor in (*named, ("the target", target)):
+        if tensor.is_floating_point():
+            finite = torch.isfinite(tensor).reshape(len(tensor), -1).all(1)
+            if not bool(finite.all()):
+                row = rows + int(finite.int().argmin()) + 1
+                raise DataError(f"NaN or Inf in batch: {name} in row {row}; fill or drop them.")
+
+
 def _largest_class(target: Tensor, rows: int) -> int:
-    """Return the largest class of a batch that ends at a row; refuse negative ones."""
-    if int(target.min()) < 0:
-        raise DataError(f"class {int(target.min())} is below 0 after row {rows}.")
+    """Return the largest class of a batch that follows a number of rows; refuse negative and huge ones."""
+    if not len(target):
+        return 0
+    for extreme, what in ((target.min(), "below 0"), (target.max(), f"above {_MAX_CLASS:,}")):
+        if not 0 <= int(extreme) <= _MAX_CLASS:
+            row = rows + int((target == extreme).int().argmax()) + 1
+            raise DataError(f"class {int(extreme)} is {what} in row {row}; {_CLASSES}.")
     return int(target.max())
 
 
-def unpack(batch: Any, specs: Sequence[InputSpec], kind: str) -> tuple[Inputs, Tensor]:
+def unpack(batch: Any, specs: Sequence[InputSpec], kind: str, start: int = 0) -> tuple[Inputs, Tensor]:
     """Convert a batch of a loader to ``(inputs, target)``.
 
     Args:
@@ -218,6 +237,7 @@ def unpack(batch: Any, specs: Sequence[InputSpec], kind: str) -> tuple[Inputs, T
             missing.
         specs: The inputs in the network's order.
         kind: The task.
+        start: Rows before this batch, for messages.
 
     Returns:
         Inputs as float32, int64 or bool; classes (rows,) int64, values (rows,) float32, or
@@ -238,25 +258,34 @@ def unpack(batch: Any, specs: Sequence[InputSpec], kind: str) -> tuple[Inputs, T
         return inputs, torch.empty(0)
     if not isinstance(target, Tensor):
         raise DataError(f"a batch should hold {len(specs)} input tensor(s) and a target tensor.")
-    return inputs, _as_target(target, inputs[0], kind)
+    return inputs, _as_target(target, inputs[0], kind, start)
 
 
-def _as_target(target: Tensor, first: Tensor, kind: str) -> Tensor:
+def _as_target(target: Tensor, inputs: Tensor, kind: str, start: int) -> Tensor:
     """Return class numbers int64 or values float32, shape (rows,)."""
-    if target.ndim == 0 or len(target) != len(first):
+    if target.ndim == 0 or len(target) != len(inputs):
         raise DataError(
-            f"inputs of shape {tuple(first.shape)} do not fit a target of shape {tuple(target.shape)}."
+            f"inputs of shape {tuple(inputs.shape)} do not fit a target of shape {tuple(target.shape)}."
         )
-    flat = _plain(target, "the target").reshape(len(first), -1)
+    flat = _plain(target, "the target").reshape(len(inputs), -1)
     if flat.shape[1] != 1:
         raise DataError(
             f"a target of shape {tuple(target.shape)} has several values in a row; one is needed."
         )
     if kind == "regression":
         return flat[:, 0].float()
-    if flat.is_floating_point() and not torch.equal(flat, flat.trunc()):
-        raise DataError("a class label is not a whole number; yield the classes as 0, 1 and so on.")
-    return flat[:, 0].long()
+    return _class_numbers(flat[:, 0], start)
+
+
+def _class_numbers(labels: Tensor, start: int) -> Tensor:
+    """Return whole numbers as int64."""
+    if labels.is_floating_point():
+        wrong = ~(labels.isfinite() & (labels == labels.trunc()))
+        if bool(wrong.any()):
+            first = int(wrong.int().argmax())
+            label, row = float(labels[first]), start + first + 1
+            raise DataError(f"class label {label:g} in row {row} is not a whole number; {_CLASSES}.")
+    return labels.long()
 
 
 def _split_batch(batch: Any, inputs: int, kind: str) -> tuple[Any, Any]:

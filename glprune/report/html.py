@@ -30,6 +30,7 @@ from glprune.report.sentences import (
     number,
     part_of_rows,
     penalty_sentence,
+    saturation_sentence,
     share,
     thousands,
     tiny,
@@ -105,6 +106,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {"number": number, "tiny": tiny, "thousands": thousands, "metric_label": label}
     environment.filters["metric_inline"] = inline
+    environment.filters["saturation"] = saturation_sentence
     environment.filters["shortened"] = lambda digest: f"{digest[:23]}…"
     environment.filters["words"] = lambda text: text.replace("_", " ", 1) if text else "-"
     return environment

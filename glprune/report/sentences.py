@@ -183,8 +183,18 @@ def _int8_sentence(found: Quantized, main: Metric) -> str:
         f"{found.file} is the network quantised to 8-bit integers, which is not lossless: "
         f"{label(metric.name)} is {metric.int8:.4f} instead of {metric.float32:.4f} on the test rows{same}; "
         f"outputs change by up to {100 * found.difference:.2g} % of the largest output. It has "
-        f"{found.bytes:,} bytes. Compared with the shipped file it is {speeds}."
+        f"{found.bytes:,} bytes. Compared with the shipped file it is {speeds}. {saturation_sentence(found)}"
     )
+
+
+def saturation_sentence(found: Quantized) -> str:
+    """Say whether processors agree on the 8-bit file, and on which it was measured."""
+    measured = f"It was measured on {', '.join(found.instruction_sets) or 'an unknown processor'}."
+    if found.largest_pair is None:
+        return measured
+    verdict = "no kernel saturates" if found.largest_pair < 2**15 else "kernels without VNNI saturate"
+    reach = f"Two 8-bit products of one output reach at most {found.largest_pair:,} of 32,767"
+    return f"{reach}: {verdict}. {measured}"
 
 
 def file_sentence(report: Report) -> str:

@@ -485,6 +485,17 @@ class Quantized(Record):
     )
     products: int = Field(description="matrix products and convolutions computed with 8-bit integers")
     products_of: int = Field(description="all matrix products and convolutions of the file")
+    largest_pair: int | None = Field(
+        None,
+        description=(
+            "largest sum of two 8-bit products of one output, from the weights, for the worst activations; up"
+            " to 32767 no kernel saturates, so that processors agree; null in reports of 0.2.0"
+        ),
+    )
+    instruction_sets: list[str] = Field(
+        default_factory=list,
+        description="instruction sets for 8-bit products of the processor on which the file was measured",
+    )
     calibration_rows: int = Field(description="training rows on which ranges were measured; 0 for dynamic")
     bytes: int = Field(description="size of the 8-bit file, in bytes")
     rows: int = Field(description="rows of the test split")

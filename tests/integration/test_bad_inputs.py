@@ -15,10 +15,11 @@ from glprune.audit.signing import make_key
 from glprune.cli.main import main
 from tests.bad_bundles import REFUSED, TAMPERED
 from tests.bad_code import LATE_CODE, ODD_CODE
+from tests.bad_data import BAD_DATA
 from tests.bad_inputs import CODE, DATA, RECIPES, SETTINGS, write_problem
 from tests.bad_models import MODELS
 
-ALL = (*RECIPES, *SETTINGS, *CODE, *ODD_CODE, *DATA, *MODELS, *REFUSED)
+ALL = (*RECIPES, *SETTINGS, *CODE, *ODD_CODE, *DATA, *BAD_DATA, *MODELS, *REFUSED)
 CASES = {case.name: case for case in ALL}
 
 
@@ -119,4 +120,4 @@ def test_the_auditors_commands_import_nothing_that_a_bundle_names(command, bundl
 
 def test_the_corpus_is_large_and_no_name_is_there_twice():
     assert len(CASES) == len(ALL)
-    assert len(CASES) >= 250
+    assert len(CASES) >= 390
