@@ -12,6 +12,7 @@ from rich.table import Table
 from glprune._escaping import escape_for_terminal
 from glprune.report.html import compared
 from glprune.report.sentences import file_sentence, headline, label
+from glprune.report.uncertainty import WHICH, method_sentence, with_interval
 from glprune.runtime.events import Event, Notice, PointDone, Progress, Stage
 
 if TYPE_CHECKING:
@@ -102,12 +103,14 @@ def print_report(console: Console, report: Report, bundle: str) -> None:
         console.print(escape_for_terminal(sentence), markup=False, highlight=False)
     what = "agreement" if report.task == "distillation" else "metric"
     table = Table(f"{what} on the test split", box=None, pad_edge=False, header_style="bold")
-    for name in ("original", "zeroed", "shipped"):
+    for name in ("original", "zeroed", "shipped", "change"):
         table.add_column(name, justify="right")
     for metric in report.performance:
-        row = (f"{v:.4f}" for v in (metric.original, metric.zeroed, metric.final))
-        table.add_row(label(metric.name), *row)
+        cells = (with_interval(metric, which, 3, "\n") for which in WHICH)
+        table.add_row(label(metric.name), *cells)
     console.print(table)
+    if method := method_sentence([metric.intervals for metric in report.performance]):
+        console.print(f"in brackets: {method}", markup=False, highlight=False)
     _print_compared(console, report)
     for warning in report.warnings:
         console.print(escape_for_terminal(f"warning: {warning}"), markup=False, highlight=False)
