@@ -29,6 +29,7 @@ from glprune.export.signature import shipped_inputs, shipped_outputs
 from glprune.model.validation_score import standard_error
 from glprune.pruning.groups import GroupSet, TensorDict, group_norms, group_sizes, sliced
 from glprune.pruning.verification import TOLERANCE
+from glprune.report.sentences import violated
 from glprune.report.uncertainty import (
     int8_loss_sentence,
     is_clear_int8_loss,
@@ -85,6 +86,12 @@ if TYPE_CHECKING:
     from glprune.search.search import SearchResult
     from glprune.search.stage import StageResult
 
+_TRAIN_LONGER = "at a selected lambda; increase train.epochs or train.full_batch_steps."
+_NOT_SETTLED = (
+    f"at a selected lambda (tolerance {KKT_TOLERANCE:g}): its steps ended before the weights settled, and "
+    "longer training might have removed other groups. The comparison of outputs before and after removal "
+    "does not depend on it. train.n_stages: 1 and more train.full_batch_steps come closer."
+)
 _MAX_NAMES = 12
 _BUDGET_USED = 0.97  # share of a budget below which the report says why
 _DENSEST = "of the points that keep no more, the one that keeps most"
@@ -558,19 +565,12 @@ def _removal_warnings(job: Job, removed: RemovalResult) -> Iterator[str]:
 def _optimality_warnings(chosen: SearchResult) -> Iterator[str]:
     """Warn where a removed or a kept group violates its optimality condition."""
     points = [stage.selected for stage in chosen.stages]
-    zero, active = max(p.kkt_zero for p in points), max(p.kkt_active for p in points)
-    if zero > KKT_TOLERANCE:
-        yield (
-            f"The optimality conditions of the removed groups are violated by {zero:.2g} of the penalty "
-            "at a selected lambda; increase train.epochs or train.full_batch_steps."
-        )
-    if active > KKT_TOLERANCE:
-        yield (
-            f"The optimality conditions of the kept groups are violated by {active:.2g} of the penalty at a "
-            f"selected lambda, above the tolerance of {KKT_TOLERANCE:g}: training ended before these weights "
-            "settled, and longer training might have removed other groups. The proof of the removal does not "
-            "depend on it. To come closer, increase train.epochs or train.full_batch_steps."
-        )
+    for groups, residual, advice in (
+        ("removed", max(p.kkt_zero for p in points), _TRAIN_LONGER),
+        ("kept", max(p.kkt_active for p in points), _NOT_SETTLED),
+    ):
+        if residual > KKT_TOLERANCE:
+            yield f"{violated(groups, residual)} {advice}"
 
 
 def _performance_warnings(job: Job, measured: TestMeasurements) -> Iterator[str]:

@@ -92,7 +92,7 @@ def _metrics(report: Report) -> str:
     rows = [
         (
             f"{text(label(m.name))}, {'higher' if m.higher_is_better else 'lower'} is better",
-            *(with_interval(m, which) for which in ("original", "final", "change")),
+            *(with_interval(m, which, "{} ({})") for which in ("original", "final", "change")),
             f"{m.rows:,}",
         )
         for m in report.performance

@@ -12,6 +12,7 @@ from glprune.schema import bundle as bundles
 
 if TYPE_CHECKING:
     from glprune.schema.report import (
+        BaselineRun,
         Baselines,
         Comparison,
         Feature,
@@ -43,7 +44,7 @@ CALIBRATION = (
     "The calibration error is the mean gap between predicted probabilities and what happened, over 15 bins "
     "of equal width; the Brier score is the mean squared error of the probabilities."
 )
-_MAX_LISTED = 30
+_FEW, _MAX_LISTED = 12, 30
 WAYS = {"random": "random selection", "magnitude": "magnitude", "permutation": "permutation importance"}
 
 
@@ -74,6 +75,13 @@ def inline(metric: str) -> str:
     name = label(metric)
     lower = name[1:].islower() and metric not in _PROPER_NOUNS
     return name[:1].lower() + name[1:] if lower else name
+
+
+def violated(groups: str, residual: float) -> str:
+    """Begin a warning of groups that are not optimal; the residual is a share of the penalty."""
+    return (
+        f"The optimality conditions of the {groups} groups are violated by {number(residual)} of the penalty"
+    )
 
 
 def headline(report: Report) -> list[str]:
@@ -139,7 +147,7 @@ def main_metric(report: Report) -> Metric:
 
 
 def _removed_sentence(report: Report) -> str:
-    """Say how many features are removed, and name them or the kept ones, whichever are fewer."""
+    """Say how many features are removed; name them where they are few, and the kept ones if fewer."""
     names: dict[str, list[str]] = {"removed": [], "kept": []}
     for feature in report.features:
         names[feature.status].append(feature.name)
@@ -150,8 +158,8 @@ def _removed_sentence(report: Report) -> str:
         return f"No input feature was removed: the shipped model reads all {total}."
     verb = "has no input for" if report.export.signature == "slim" else "does not read"
     sentence = f"The shipped model {verb} {len(removed):,} of {total:,} features"
-    which = f": {_listed(removed)}" if len(removed) <= len(kept) else ""
-    reads = f" It reads {_listed(kept)}." if kept and not which else ""
+    which = f": {_listed(removed)}" if len(removed) <= max(_FEW, len(kept)) else ""
+    reads = f" It reads {_listed(kept)}." if 0 < len(kept) < len(removed) else ""
     return f"{sentence}{which}. Their values cannot influence its output.{reads}"
 
 
@@ -306,15 +314,12 @@ def _baselines_sentence(baselines: Baselines, metric: Metric) -> str:
     verdicts: dict[str, list[str]] = {"better than": [], "equal to": [], "worse than": []}
     for result in baselines.results:
         found = next(s for s in result.test if s.name == metric.name)
-        verdicts[_verdict(metric, found.mean)].append(
-            f"{WAYS[result.name]} ({_figure(found, len(result.runs))})"
-        )
+        verdicts[_verdict(metric, found.mean)].append(f"{WAYS[result.name]} ({_figure(found, result.runs)})")
     outcomes = [f"{verdict} {_joined(names)}" for verdict, names in verdicts.items() if names]
     size = "the same size" if _same_size(baselines) else "nearly the same size"
     return (
         f"Compared with simpler selections of {size}, refitted and measured in the same way, the shipped "
-        f"model's {inline(metric.name)} of {metric.final:.4f} is {_joined(outcomes)}; no confidence interval "
-        "was computed."
+        f"model's {inline(metric.name)} of {metric.final:.4f} is {_joined(outcomes)}."
     )
 
 
@@ -331,10 +336,14 @@ def _verdict(metric: Metric, other: float) -> str:
     return "better than" if (gap > 0) == metric.higher_is_better else "worse than"
 
 
-def _figure(found: Spread, runs: int) -> str:
-    if found.std is None:
-        return f"{found.mean:.4f}"
-    return f"{found.mean:.4f} mean of {runs}, standard deviation {found.std:.4f}"
+def _figure(found: Spread, runs: Sequence[BaselineRun]) -> str:
+    known = [run.differences[found.name] for run in runs if found.name in run.differences]
+    if found.std is not None:
+        holding = sum(interval.low <= 0 <= interval.high for interval in known)
+        chance = f"; {holding} of the differences may be due to chance" if known else ""
+        return f"{found.mean:.4f} mean of {len(runs)}, standard deviation {found.std:.4f}{chance}"
+    interval = f"; 95 % interval of the difference {between(known[0], signed=True)}" if known else ""
+    return f"{found.mean:.4f}{interval}"
 
 
 def _joined(words: Sequence[str]) -> str:

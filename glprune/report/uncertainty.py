@@ -19,15 +19,22 @@ def between(interval: Interval, digits: int = 4, signed: bool = False) -> str:
     return f"{interval.low:{sign}.{digits}f} to {interval.high:{sign}.{digits}f}"
 
 
-def with_interval(metric: Metric, which: Which, digits: int = 4, separator: str = " ") -> str:
-    """Format a value of a metric, or its change by the shipped file, with its interval in brackets."""
+def with_interval(metric: Metric, which: Which, form: str, digits: int = 4) -> str:
+    """Format a value of a metric, or its change by the shipped file, and its interval.
+
+    Args:
+        metric: The metric.
+        which: The network, or the change.
+        form: Has places for the value and the interval; without an interval the value alone is returned.
+        digits: Decimals of the interval.
+    """
     is_change = which == "change"
     value = metric.final - metric.original if is_change else getattr(metric, which)
     shown = f"{value:+.4f}" if is_change else f"{value:.4f}"
     if metric.intervals is None:
         return shown
     interval = metric.intervals.differences["final"] if is_change else metric.intervals.values[which]
-    return f"{shown}{separator}({between(interval, digits, is_change)})"
+    return form.format(shown, between(interval, digits, is_change))
 
 
 def change_of(metric: Metric) -> Interval | None:

@@ -577,6 +577,10 @@ class BaselineRun(Record):
     common_hidden: int = Field(description="how many of them the shipped model keeps too")
     valid: float = Field(description="selection metric on the validation split, after the refit")
     test: dict[str, float] = Field(description="metric name -> value on the test split, through ONNX Runtime")
+    differences: dict[str, Interval] = Field(
+        default_factory=dict,
+        description="metric name -> interval of the shipped model's value minus this one, as in `performance`",
+    )
 
 
 class Baseline(Record):

@@ -15,6 +15,7 @@ from glprune.audit.checks.intervals import check_intervals
 from glprune.audit.checks.policy_records import check_policy_records, removed_by_policy
 from glprune.audit.checks.stability import check_stability
 from glprune.audit.findings import Finding, Found, check_close, check_equal
+from glprune.report.sentences import violated
 from glprune.report.uncertainty import is_clear_int8_loss, is_clear_loss
 from glprune.schema import bundle as bundles
 from glprune.schema.metrics import ADDED, KKT_TOLERANCE, RANGES
@@ -478,9 +479,8 @@ def _optimality(report: Report) -> Iterator[Found]:
     measured = {"removed": "kkt_zero"} | ({} if _is_older(report) else {"kept": "kkt_active"})
     for groups, key in measured.items():
         worst = max((getattr(p, key) for p in chosen), default=0.0)
-        start = f"The optimality conditions of the {groups} groups are violated by {worst:.2g}"
-        if worst > KKT_TOLERANCE and not any(w.startswith(start) for w in report.warnings):
-            yield "/warnings", f"none begins with {start!r}"
+        if worst > KKT_TOLERANCE and not any(w.startswith(violated(groups, worst)) for w in report.warnings):
+            yield "/warnings", f"none says {violated(groups, worst)!r}"
 
 
 def _baselines(report: Report) -> Iterator[Found]:

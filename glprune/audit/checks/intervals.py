@@ -46,13 +46,26 @@ class _Stated:
 
 
 def check_intervals(report: Report) -> Iterator[Found]:
-    """Check the intervals of every table: performance, 8-bit file and segments."""
+    """Check the intervals of every table: performance, 8-bit file, segments and baselines."""
     required = report.run.versions.get("glprune") == __version__
     for stated in _tables(report):
         if stated.intervals is not None:
             yield from _check(stated, stated.intervals, report.run.seed)
         elif required and stated.rows > 1:
             yield stated.where, "is null; glprune computes intervals of every metric"
+    yield from _baselines(report)
+
+
+def _baselines(report: Report) -> Iterator[Found]:
+    """Require that the shipped model's difference to every other selection lies in its interval."""
+    final = {m.name: m.final for m in report.performance}
+    for n, result in enumerate(report.baselines.results if report.baselines else ()):
+        for k, run in enumerate(result.runs):
+            where = f"/baselines/results/{n}/runs/{k}/differences"
+            if run.differences:
+                yield from check_equal(where, sorted(run.differences), sorted(run.test), "the metrics are")
+            for name in run.differences.keys() & run.test.keys() & final.keys():
+                yield from _holds(f"{where}/{name}", run.differences[name], final[name] - run.test[name])
 
 
 def _tables(report: Report) -> Iterator[_Stated]:
