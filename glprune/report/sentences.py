@@ -12,7 +12,6 @@ from glprune.schema import bundle as bundles
 
 if TYPE_CHECKING:
     from glprune.schema.report import (
-        BaselineRun,
         Baselines,
         Comparison,
         Feature,
@@ -314,12 +313,15 @@ def _baselines_sentence(baselines: Baselines, metric: Metric) -> str:
     verdicts: dict[str, list[str]] = {"better than": [], "equal to": [], "worse than": []}
     for result in baselines.results:
         found = next(s for s in result.test if s.name == metric.name)
-        verdicts[_verdict(metric, found.mean)].append(f"{WAYS[result.name]} ({_figure(found, result.runs)})")
+        verdicts[_verdict(metric, found.mean)].append(
+            f"{WAYS[result.name]} ({_figure(found, len(result.runs))})"
+        )
     outcomes = [f"{verdict} {_joined(names)}" for verdict, names in verdicts.items() if names]
     size = "the same size" if _same_size(baselines) else "nearly the same size"
     return (
         f"Compared with simpler selections of {size}, refitted and measured in the same way, the shipped "
-        f"model's {inline(metric.name)} of {metric.final:.4f} is {_joined(outcomes)}."
+        f"model's {inline(metric.name)} of {metric.final:.4f} is {_joined(outcomes)}"
+        f"{_difference_sentence(baselines, metric.name)}."
     )
 
 
@@ -336,14 +338,23 @@ def _verdict(metric: Metric, other: float) -> str:
     return "better than" if (gap > 0) == metric.higher_is_better else "worse than"
 
 
-def _figure(found: Spread, runs: Sequence[BaselineRun]) -> str:
-    known = [run.differences[found.name] for run in runs if found.name in run.differences]
-    if found.std is not None:
-        holding = sum(interval.low <= 0 <= interval.high for interval in known)
-        chance = f"; {holding} of the differences may be due to chance" if known else ""
-        return f"{found.mean:.4f} mean of {len(runs)}, standard deviation {found.std:.4f}{chance}"
-    interval = f"; 95 % interval of the difference {between(known[0], signed=True)}" if known else ""
-    return f"{found.mean:.4f}{interval}"
+def _difference_sentence(baselines: Baselines, metric: str) -> str:
+    """Give the intervals of the differences to single selections, and count those of several that hold 0."""
+    found = []
+    for result in baselines.results:
+        known = [run.differences[metric] for run in result.runs if metric in run.differences]
+        if len(known) == 1:
+            found.append(f"{between(known[0], signed=True)} for {WAYS[result.name]}")
+        elif known:
+            by_chance = sum(interval.low <= 0 <= interval.high for interval in known)
+            found.append(f"within chance for {by_chance} of {len(known)} draws of {WAYS[result.name]}")
+    return f"; the difference (95 % interval) is {_joined(found)}" if found else ""
+
+
+def _figure(found: Spread, runs: int) -> str:
+    if found.std is None:
+        return f"{found.mean:.4f}"
+    return f"{found.mean:.4f} mean of {runs}, standard deviation {found.std:.4f}"
 
 
 def _joined(words: Sequence[str]) -> str:

@@ -579,7 +579,7 @@ class BaselineRun(Record):
     test: dict[str, float] = Field(description="metric name -> value on the test split, through ONNX Runtime")
     differences: dict[str, Interval] = Field(
         default_factory=dict,
-        description="metric name -> interval of the shipped model's value minus this one, as in `performance`",
+        description="metric name -> interval of the shipped file's value minus this one, as in `performance`",
     )
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from glprune.schema.report import Interval, PairedIntervals, Report
 
 MIN_RESAMPLES = 1000
-_ROUND_OFF = 1e-9
+_ROUND_OFF = 1e-6  # AUROC is stated in single precision
 _WIDTH_SLACK = 0.25  # share by which a width from resamples may differ from that of the normal distribution
 _QUANTILE = NormalDist().inv_cdf(0.975)
 
