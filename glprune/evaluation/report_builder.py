@@ -29,7 +29,7 @@ from glprune.export.signature import shipped_inputs, shipped_outputs
 from glprune.model.validation_score import standard_error
 from glprune.pruning.groups import GroupSet, TensorDict, group_norms, group_sizes, sliced
 from glprune.pruning.verification import TOLERANCE
-from glprune.report.sentences import violated
+from glprune.report.sentences import kept_not_converged, removed_not_optimal
 from glprune.report.uncertainty import (
     int8_loss_sentence,
     is_clear_int8_loss,
@@ -88,7 +88,7 @@ if TYPE_CHECKING:
 
 _TRAIN_LONGER = "at a selected lambda; increase train.epochs or train.full_batch_steps."
 _NOT_SETTLED = (
-    f"at a selected lambda (tolerance {KKT_TOLERANCE:g}): its steps ended before the weights settled, and "
+    f"at a selected lambda (tolerance {KKT_TOLERANCE:g}): training ended before the weights settled, and "
     "longer training might have removed other groups. The comparison of outputs before and after removal "
     "does not depend on it. train.n_stages: 1 and more train.full_batch_steps come closer."
 )
@@ -565,12 +565,11 @@ def _removal_warnings(job: Job, removed: RemovalResult) -> Iterator[str]:
 def _optimality_warnings(chosen: SearchResult) -> Iterator[str]:
     """Warn where a removed or a kept group violates its optimality condition."""
     points = [stage.selected for stage in chosen.stages]
-    for groups, residual, advice in (
-        ("removed", max(p.kkt_zero for p in points), _TRAIN_LONGER),
-        ("kept", max(p.kkt_active for p in points), _NOT_SETTLED),
-    ):
-        if residual > KKT_TOLERANCE:
-            yield f"{violated(groups, residual)} {advice}"
+    zero, active = max(p.kkt_zero for p in points), max(p.kkt_active for p in points)
+    if zero > KKT_TOLERANCE:
+        yield f"{removed_not_optimal(zero)} {_TRAIN_LONGER}"
+    if active > KKT_TOLERANCE:
+        yield f"{kept_not_converged(active)} {_NOT_SETTLED}"
 
 
 def _performance_warnings(job: Job, measured: TestMeasurements) -> Iterator[str]:

@@ -76,11 +76,15 @@ def inline(metric: str) -> str:
     return name[:1].lower() + name[1:] if lower else name
 
 
-def violated(groups: str, residual: float) -> str:
-    """Begin a warning of groups that are not optimal; the residual is a share of the penalty."""
-    return (
-        f"The optimality conditions of the {groups} groups are violated by {number(residual)} of the penalty"
-    )
+def removed_not_optimal(residual: float) -> str:
+    """Begin the warning of removed groups that are not optimal; the residual is a share of the penalty."""
+    return f"The optimality conditions of the removed groups are violated by {residual:.2g} of the penalty"
+
+
+def kept_not_converged(residual: float) -> str:
+    """Begin the warning of kept groups that are not optimal."""
+    share_of_penalty = f"{number(residual)} of the penalty"
+    return f"The kept groups have not converged: they violate the KKT conditions by {share_of_penalty}"
 
 
 def headline(report: Report) -> list[str]:

@@ -15,7 +15,7 @@ from glprune.audit.checks.intervals import check_intervals
 from glprune.audit.checks.policy_records import check_policy_records, removed_by_policy
 from glprune.audit.checks.stability import check_stability
 from glprune.audit.findings import Finding, Found, check_close, check_equal
-from glprune.report.sentences import violated
+from glprune.report.sentences import kept_not_converged, removed_not_optimal
 from glprune.report.uncertainty import is_clear_int8_loss, is_clear_loss
 from glprune.schema import bundle as bundles
 from glprune.schema.metrics import ADDED, KKT_TOLERANCE, RANGES
@@ -476,11 +476,14 @@ def _warnings(report: Report) -> Iterator[Found]:
 def _optimality(report: Report) -> Iterator[Found]:
     """Require a warning with the number where groups are far from optimal at a chosen point."""
     chosen = [p for p in report.path if p.selected]
-    measured = {"removed": "kkt_zero"} | ({} if _is_older(report) else {"kept": "kkt_active"})
-    for groups, key in measured.items():
-        worst = max((getattr(p, key) for p in chosen), default=0.0)
-        if worst > KKT_TOLERANCE and not any(w.startswith(violated(groups, worst)) for w in report.warnings):
-            yield "/warnings", f"none says {violated(groups, worst)!r}"
+    worst_zero = max((p.kkt_zero for p in chosen), default=0.0)
+    worst_active = max((p.kkt_active for p in chosen), default=0.0)
+    wanted = [removed_not_optimal(worst_zero)] if worst_zero > KKT_TOLERANCE else []
+    if worst_active > KKT_TOLERANCE and not _is_older(report):
+        wanted.append(kept_not_converged(worst_active))
+    for start in wanted:
+        if not any(w.startswith(start) for w in report.warnings):
+            yield "/warnings", f"none says {start!r}"
 
 
 def _baselines(report: Report) -> Iterator[Found]:
