@@ -58,7 +58,6 @@ def check_consistency(report: Report, recipe: Recipe | None, files: Mapping[str,
         _hidden(report),
         _removal(report),
         _performance(report),
-        check_intervals(report),
         _splits(report),
         _size(report, files),
         _latency(report),
@@ -72,6 +71,7 @@ def check_consistency(report: Report, recipe: Recipe | None, files: Mapping[str,
         check_policy_records(report),
         _digests(report),
         _recipe(report, recipe) if recipe is not None else (),
+        check_intervals(report),
     )
     return [Finding(bundles.REPORT, where, what) for where, what in found]
 
