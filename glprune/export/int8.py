@@ -35,6 +35,7 @@ from glprune.errors import ModelError
 from glprune.export.exporters import root_cause, silence_exporters
 from glprune.export.onnx_runtime import OnnxFile, latency
 from glprune.export.shrink import strip_exporter_metadata
+from glprune.model.confidence_intervals import confidence_intervals
 from glprune.model.prediction import predict
 from glprune.schema import bundle as bundles
 from glprune.schema.recipe import HIGHER_IS_BETTER, METRICS
@@ -223,10 +224,16 @@ def _training_rows(shipped: ShippedModel) -> list[dict[str, Any]]:
 def _metrics(
     job: Job, float32: Sequence[Tensor], int8: Sequence[Tensor], labels: Tensor
 ) -> list[QuantizedMetric]:
-    before, after = (job.task.metrics(job.task.view(outputs), labels) for outputs in (float32, int8))
+    views = {"float32": job.task.view(float32), "int8": job.task.view(int8)}
+    before, after = (job.task.metrics(view, labels) for view in views.values())
+    intervals = confidence_intervals(job.task, views, labels, job.recipe.seed)
     return [
         QuantizedMetric(
-            name=name, higher_is_better=HIGHER_IS_BETTER[name], float32=before[name], int8=after[name]
+            name=name,
+            higher_is_better=HIGHER_IS_BETTER[name],
+            float32=before[name],
+            int8=after[name],
+            intervals=intervals.get(name),
         )
         for name in METRICS[job.task.kind]
     ]
