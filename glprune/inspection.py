@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from glprune._user_code import network_errors
 from glprune.data.splits import first_rows
+from glprune.evaluation.cost import run_cost
 from glprune.export.plugin_hooks import load_exporters
 from glprune.model.counting import macs, parameters
 from glprune.pruning.groups import group_norms, group_sizes
@@ -19,10 +20,12 @@ from glprune.runtime.events import Listener, Stage, silent
 from glprune.schema.recipe import Recipe
 from glprune.schema.recipe_loading import load_recipe
 from glprune.search.prepare import prepare
+from glprune.training.epochs import passes_per_epoch
 from glprune.training.objective import Objective, lambda_max
 from glprune.training.solver import PointSolver
 
 if TYPE_CHECKING:
+    from glprune.model.original import SplitMetrics
     from glprune.search.job import Job
 
 
@@ -63,18 +66,22 @@ class Inspection:
     """What a run would do and cost.
 
     Attributes:
+        original: The metrics of the network, as it is loaded, on every split; empty without labels.
         sets: Every group set.
         features: Name, columns, number of weights and norm of every input feature.
         parameters: Parameters of the network.
         macs: Multiply-accumulates of one row.
         rows: Rows of each split.
         lambda_max: Lambda at which zero becomes a solution for the inputs.
-        points: Points of all paths together.
-        seconds_per_point: Measured on one epoch.
-        seconds: Expected seconds of the whole path.
+        points: Expected number of lambdas of all paths together.
+        passes: Expected number of passes over the training rows, forward and backward, of paths, refits and
+            all that the report measures; a pass without gradients counts as a third.
+        seconds_per_pass: Measured on one epoch.
+        seconds: Expected seconds of processor time of all passes; exports are not counted.
         notes: Notes on the data, the policy and the inputs.
     """
 
+    original: tuple[SplitMetrics, ...]
     sets: tuple[SetFacts, ...]
     features: tuple[tuple[str, int, int, float], ...]
     parameters: int
@@ -82,16 +89,18 @@ class Inspection:
     rows: dict[str, int]
     lambda_max: float
     points: int
-    seconds_per_point: float
+    passes: int
+    seconds_per_pass: float
     seconds: float
     notes: tuple[str, ...]
 
 
-def inspect(
+def inspect(  # noqa: PLR0913 - a public entry point: each option is a keyword of its own
     recipe: str | Path | Recipe,
     model: str | Path,
     *,
     trust_pickle: bool = False,
+    accept_original: bool = False,
     allow_factory: Sequence[str] | None = None,
     on_event: Listener | None = None,
 ) -> Inspection:
@@ -101,6 +110,7 @@ def inspect(
         recipe: A recipe file, or a recipe built in Python.
         model: The trained weights.
         trust_pickle: Load a fully pickled module, which runs the code it contains.
+        accept_original: As in ``glprune.run``.
         allow_factory: As in ``glprune.run``.
         on_event: Called with an event for every step.
 
@@ -111,26 +121,33 @@ def inspect(
     listener = on_event or silent
     with reproducible(recipe.seed, recipe.threads), network_errors():
         load_exporters(recipe)
-        job = prepare(recipe, Path(model), trust_pickle, listener)
+        job = prepare(recipe, Path(model), trust_pickle, listener, accept_original=accept_original)
         listener(Stage("cost", "timing one epoch"))
         return _inspect(job)
 
 
 def _inspect(job: Job) -> Inspection:
-    largest, seconds = _measure_cost(job)
-    train = job.recipe.train
-    points = train.n_lambdas * (train.n_stages if job.recipe.target.lam is None else 1)
+    largest, seconds = _measure_pass(job)
+    cost = run_cost(job)
     return Inspection(
+        original=job.original.splits,
         sets=_sets(job),
         features=_features(job),
         parameters=parameters(job.network),
         macs=macs(job.network, first_rows(job.data.test, 1)),
         rows={"train": job.data.train.rows, "valid": job.data.valid.rows, "test": job.data.test.rows},
         lambda_max=largest,
-        points=points,
-        seconds_per_point=seconds,
-        seconds=seconds * points,
-        notes=(*job.data.notes, *job.loaded.notes, *job.rules.sentences(), *job.fixed_inputs),
+        points=round(cost.points),
+        passes=round(cost.passes),
+        seconds_per_pass=seconds,
+        seconds=seconds * cost.passes,
+        notes=(
+            *job.data.notes,
+            *job.loaded.notes,
+            *job.rules.sentences(),
+            *job.fixed_inputs,
+            *job.original.doubts,
+        ),
     )
 
 
@@ -165,8 +182,8 @@ def _sets(job: Job) -> tuple[SetFacts, ...]:
     )
 
 
-def _measure_cost(job: Job) -> tuple[float, float]:
-    """Return lambda_max and the seconds of a point, extrapolated from one epoch and one full-batch step."""
+def _measure_pass(job: Job) -> tuple[float, float]:
+    """Return lambda_max and the seconds of a pass over the training rows, measured on one epoch."""
     network = copy.deepcopy(job.network)
     spec, penalty = job.recipe.train, job.recipe.penalty
     split, penalised = job.data.train, job.penalised()
@@ -177,11 +194,6 @@ def _measure_cost(job: Job) -> tuple[float, float]:
     one_epoch = spec.model_copy(update={"epochs": 1, "full_batch_steps": 0})
     solver = PointSolver(objective, one_epoch, job.recipe.seed)
     solver.solve(0.0)  # the first epoch includes allocations
-    start = time.perf_counter()
+    start = time.process_time()
     solver.solve(0.0)
-    epoch = time.perf_counter() - start
-    start = time.perf_counter()
-    objective.gradient()
-    objective.loss()
-    step = time.perf_counter() - start
-    return largest, epoch * spec.epochs + step * spec.full_batch_steps
+    return largest, (time.process_time() - start) / passes_per_epoch(spec.batch_size, split)

@@ -80,6 +80,7 @@ def run(  # noqa: PLR0913 - the public entry point: each option is a keyword of 
     overwrite: bool = False,
     resume: bool = False,
     trust_pickle: bool = False,
+    accept_original: bool = False,
     allow_factory: Sequence[str] | None = None,
     reporters: Sequence[str] = (),
     on_event: Listener | None = None,
@@ -95,6 +96,8 @@ def run(  # noqa: PLR0913 - the public entry point: each option is a keyword of 
         resume: Continue from the work of a stopped run, if there is any. Except for times, the bundle is
             the same as that of an undisturbed run. The work is kept in ``<out>.unfinished``.
         trust_pickle: Load a fully pickled module, which runs the code it contains.
+        accept_original: Go on where the network, as it is loaded, does not look like the one that was
+            trained: near chance, worse than the class shares alone, far from the base rate, or r2 <= 0.
         allow_factory: Packages, modules and .py files (as the recipe writes them) that the recipe's
             factory, loader and plugins may be imported from; None allows any.
         reporters: Plugins that receive the result (entry points of the group ``glprune.reporters``).
@@ -107,8 +110,8 @@ def run(  # noqa: PLR0913 - the public entry point: each option is a keyword of 
 
     Raises:
         RecipeError: The recipe is wrong.
-        ModelError: The model file, its factory or its architecture cannot be used, or the exported
-            file does not compute what the network does.
+        ModelError: The model file, its factory or its architecture cannot be used, the network does not look
+            trained, or the exported file does not compute what the network does.
         DataError: The data cannot be used.
         TargetError: No network meets the target.
         UsageError: The output folder exists, cannot be written or holds a stopped run.
@@ -116,7 +119,7 @@ def run(  # noqa: PLR0913 - the public entry point: each option is a keyword of 
     recipe = (recipe if isinstance(recipe, Recipe) else load_recipe(recipe)).allowing(allow_factory)
     folder = Path(out) if out is not None else default_folder(recipe)
     plugins = load_reporters(reporters, recipe.allowed)
-    source = JobFactory(recipe, Path(model), trust_pickle, OnnxLatencyMeter)
+    source = JobFactory(recipe, Path(model), trust_pickle, OnnxLatencyMeter, accept_original)
     clock = StageClock(on_event or silent)
     with (
         reproducible(recipe.seed, recipe.threads),
@@ -186,7 +189,13 @@ def write_frontier(
 def _prepare(source: JobFactory, listener: Listener) -> Job:
     """Prepare the job of a run, which can measure latency."""
     load_exporters(source.recipe)  # a missing plugin is reported now, not after hours of training
-    job = prepare(source.recipe, source.model, source.trust_pickle, listener)
+    job = prepare(
+        source.recipe,
+        source.model,
+        source.trust_pickle,
+        listener,
+        accept_original=source.accept_original,
+    )
     return replace(job, make_latency_meter=source.make_latency_meter)
 
 
@@ -245,7 +254,7 @@ def _identity(job: Job, process_group: ProcessGroup) -> dict[str, str]:
     """Return what determines a result; error messages put "the stopped run had another" before a key."""
     return {
         "recipe": hashlib.sha256(_result_relevant(job.recipe).to_yaml().encode()).hexdigest(),
-        "model": tensors_digest(job.network.state_dict()),
+        "model": tensors_digest(job.loaded.module.state_dict()),
         "data set": json.dumps(dict(job.data.digests), sort_keys=True),
         "set of plugins": json.dumps(packages(job.recipe.plugins), sort_keys=True),
         "number of threads": str(job.recipe.threads),

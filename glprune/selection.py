@@ -69,7 +69,10 @@ def select(  # noqa: PLR0913 - a public entry point: each option is a keyword of
     """
     stored = _open(Path(bundle), features)
     chosen_recipe = stored.recipe(features, recipe).allowing(allow_factory)
-    source = JobFactory(chosen_recipe, stored.model(model), trust_pickle, OnnxLatencyMeter)
+    # the run of the bundle has judged the network
+    source = JobFactory(
+        chosen_recipe, stored.model(model), trust_pickle, OnnxLatencyMeter, accept_original=True
+    )
     folder = Path(out) if out is not None else default_selection(Path(bundle), features)
     plugins = load_reporters(reporters, chosen_recipe.allowed)
     clock = StageClock(on_event or silent)

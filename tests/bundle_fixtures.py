@@ -163,7 +163,11 @@ def make_bundle(folder, name):
     recipe_name, changes, exporter = RUNS[name]
     network = {"ruled": "plain"}.get(recipe_name, recipe_name)
     recipe = load_recipe(folder / f"{recipe_name}.yaml", [*changes, f"export.exporter={exporter}"])
-    return glprune.run(recipe, folder / f"{network}.pt", folder / name).bundle
+    trained = recipe_name in (
+        "plain",
+        "ruled",
+    )  # Mixed gets its columns in other units, Recurrent is as built
+    return glprune.run(recipe, folder / f"{network}.pt", folder / name, accept_original=not trained).bundle
 
 
 @dataclass(frozen=True)

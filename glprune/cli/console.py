@@ -13,7 +13,8 @@ from glprune._escaping import escape_for_terminal
 from glprune.report.html import compared
 from glprune.report.sentences import file_sentence, headline, label
 from glprune.report.uncertainty import WHICH, method_sentence, with_interval
-from glprune.runtime.events import Event, Notice, PointDone, Progress, Stage
+from glprune.runtime.events import Event, Notice, OriginalMeasured, PointDone, Progress, Stage
+from glprune.schema.metrics import metric_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,6 +61,9 @@ class ProgressReporter:
         """Print one event."""
         if isinstance(event, Notice):
             _print(self.console, f"note: {event.text}")
+        elif isinstance(event, OriginalMeasured):
+            if not self.quiet:
+                _print(self.console, _original(event))
         elif not self.quiet and self.progress is not None:
             self._advance(self.progress, event)
         elif not self.quiet:
@@ -88,6 +92,16 @@ def _line(event: Stage | PointDone | Progress) -> str:
     if isinstance(event, Progress):
         return f"  {_part(event)}"
     return f"  point {event.index}: {_point(event.point)}"
+
+
+def print_original(console: Console, found: OriginalMeasured) -> None:
+    """Print the metrics of the original network on one split."""
+    _print(console, _original(found))
+
+
+def _original(found: OriginalMeasured) -> str:
+    values = ", ".join(f"{label(name)} {metric_text(value)}" for name, value in found.metrics.items())
+    return f"original network on {found.split} ({found.rows:,} rows): {values}"
 
 
 def _part(event: Progress) -> str:
@@ -152,8 +166,8 @@ def print_inspection(console: Console, inspection: Inspection) -> None:
         f"parameters {inspection.parameters:,}, multiply-accumulates for one row {inspection.macs:,}",
         f"rows: {rows}",
         f"lambda_max {inspection.lambda_max:.4g}",
-        f"cost: about {inspection.seconds:.0f} s for {inspection.points} points of "
-        f"{inspection.seconds_per_point:.1f} s, measured on one epoch",
+        f"cost: about {inspection.seconds:.0f} s of processor time, and the exports: {inspection.passes:,} "
+        f"passes over the training rows, {inspection.points:,} lambdas",
     ]
     for line in lines:
         console.print(line, markup=False, highlight=False)
@@ -191,6 +205,7 @@ def as_json(inspection: Inspection) -> dict[str, Any]:
     """Return an inspection as JSON values."""
     names = ("name", "columns", "weights", "norm")
     return {
+        "original": [vars(found) | {"metrics": dict(found.metrics)} for found in inspection.original],
         "sets": [
             vars(facts) | {"readers": list(facts.readers), "attributes": list(facts.attributes)}
             for facts in inspection.sets
@@ -201,7 +216,8 @@ def as_json(inspection: Inspection) -> dict[str, Any]:
         "rows": inspection.rows,
         "lambda_max": inspection.lambda_max,
         "points": inspection.points,
-        "seconds_per_point": inspection.seconds_per_point,
+        "passes": inspection.passes,
+        "seconds_per_pass": inspection.seconds_per_pass,
         "seconds": inspection.seconds,
         "notes": list(inspection.notes),
     }

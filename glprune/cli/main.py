@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
 import json
 import os
@@ -14,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
 
@@ -34,11 +35,15 @@ from glprune.errors import (
     exit_code,
     user_message,
 )
+from glprune.model.weights.file import check_weights_file
+from glprune.runtime.events import Notice, OriginalMeasured, Stage
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from glprune.cli.console import ProgressReporter
     from glprune.result import Result
+    from glprune.runtime.events import Event, Listener
     from glprune.runtime.process_group import ProcessGroup
     from glprune.schema.recipe import Recipe
 
@@ -46,6 +51,7 @@ _EPILOG = (
     "Exit codes: 0 done; 1 a worker, process or plugin failed, or memory ran out; 2 usage, recipe or output "
     "folder; 3 model; 4 data; 5 target cannot be reached; 129 hung up; 130 interrupted; 143 terminated."
 )
+_START = Stage("start", "loading PyTorch")  # takes seconds, and so must not come before the first line
 _MAX_LENGTH = 2000  # characters of a message; names in it may be of any length
 # packages that auditors need not install
 _NOT_FOR_AUDITORS = ("torch", "torch_pruning", "pyarrow", "scipy", "onnxscript", "matplotlib")
@@ -198,6 +204,11 @@ _allow = click.option(
     metavar="PACKAGE",
     help="Import the recipe's factory, loader and plugins only from this package, module or .py file.",
 )
+_accept = click.option(
+    "--accept-original",
+    is_flag=True,
+    help="Go on where the network, as it is loaded, does not look like the one that was trained.",
+)
 _json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
 _quiet = click.option("--quiet", is_flag=True, help="Print neither progress nor the result.")
 
@@ -223,6 +234,7 @@ def main() -> None:
 )
 @_set
 @_trust
+@_accept
 @_allow
 @ci_option
 @click.option("--mlflow", is_flag=True, help="Log parameters, path, bundle and model to MLflow.")
@@ -247,6 +259,7 @@ class _RunOptions:
     reporters: Sequence[str]
     overrides: Sequence[str]
     trust_pickle: bool
+    accept_original: bool
     allow_factory: Sequence[str]
     ci: str
     mlflow: bool
@@ -258,6 +271,8 @@ class _RunOptions:
     def __post_init__(self) -> None:
         if (self.mlflow_model or self.mlflow_alias) and not self.mlflow:
             raise UsageError("--mlflow-model and --mlflow-alias need --mlflow.")
+        if self.mlflow_alias and not self.mlflow_model:
+            raise UsageError("--mlflow-alias needs --mlflow-model: an alias belongs to a registered model.")
 
     @property
     def folder(self) -> Path:
@@ -267,29 +282,31 @@ class _RunOptions:
 
 def _run(options: _RunOptions) -> None:
     from glprune.integrations.ci.systems import ci_context, publish_run, systems
-    from glprune.runtime.launcher import is_main_process
+    from glprune.runtime.launcher import is_main_process, process_info
 
     ci_systems = systems(options.ci) if is_main_process() else ()
-    with ci_context(ci_systems, "run", options.folder), _process_group(options.folder) as group:
-        recipe = _load(options.recipe, options.overrides, options.allow_factory)
-        with _tracked(options, group) as log:
-            result = _run_pipeline(options, recipe, group)
+    load = functools.cache(functools.partial(_load, options.recipe, options.overrides, options.allow_factory))
+    with ci_context(ci_systems, "run", options.folder), _progress(options.quiet) as progress:
+        if process_info().size == 1:  # several processes report an error once, when all have joined
+            check_weights_file(options.model, load(), options.trust_pickle)
+        if is_main_process():
+            progress(_START)
+        with _process_group(options.folder) as group, _tracked(options, group) as log:
+            result = _run_pipeline(options, load(), group, progress)
             if not group.is_main:
                 return
             log(result)
-            _print_result(result, options.as_json, options.quiet)
+    _print_result(result, options.as_json, options.quiet)
     if ci_systems:
         publish_run(ci_systems, result.report, result.bundle)
 
 
-def _run_pipeline(options: _RunOptions, recipe: Recipe, group: ProcessGroup) -> Result:
-    """Run the pipeline and show its progress."""
-    from glprune.cli.console import ProgressReporter
+def _run_pipeline(options: _RunOptions, recipe: Recipe, group: ProcessGroup, progress: Listener) -> Result:
+    """Run the pipeline."""
     from glprune.pipeline import run as run_pipeline
-    from glprune.runtime.events import Notice
     from glprune.runtime.launcher import launcher_warning
 
-    with ProgressReporter(_console(stderr=True), options.quiet) as progress, _recipes_code():
+    with _recipes_code():
         if warning := launcher_warning():
             progress(Notice(warning))
         return run_pipeline(
@@ -299,6 +316,7 @@ def _run_pipeline(options: _RunOptions, recipe: Recipe, group: ProcessGroup) -> 
             overwrite=options.overwrite,
             resume=options.resume,
             trust_pickle=options.trust_pickle,
+            accept_original=options.accept_original,
             reporters=options.reporters,
             on_event=progress,
             process_group=group,
@@ -341,6 +359,7 @@ def _tracked(options: _RunOptions, group: ProcessGroup) -> Iterator[Callable[[Re
 @_model
 @_set
 @_trust
+@_accept
 @_allow
 @_json
 def inspect(
@@ -348,20 +367,33 @@ def inspect(
     model: Path,
     overrides: Sequence[str],
     trust_pickle: bool,
+    accept_original: bool,
     allow_factory: Sequence[str],
     as_json: bool,
 ) -> None:
     """Show which units a run would group and remove, and how long it would take. Nothing is written."""
     from glprune.cli import console
-    from glprune.inspection import inspect as run_inspection
 
     loaded = _load(recipe, overrides, allow_factory)
-    with _recipes_code():
-        inspection = run_inspection(loaded, model, trust_pickle=trust_pickle)
+    check_weights_file(model, loaded, trust_pickle)
+    output = _console(sys.stdout)  # before what the recipe's code prints is sent elsewhere
+    with _progress(quiet=not sys.stderr.isatty()) as progress, _recipes_code():
+        progress(_START)
+        from glprune.inspection import inspect as run_inspection
+
+        def on_event(event: Event) -> None:
+            if isinstance(event, Stage):
+                progress(event)
+            elif isinstance(event, OriginalMeasured) and not as_json:  # before a network at chance stops it
+                console.print_original(output, event)
+
+        inspection = run_inspection(
+            loaded, model, trust_pickle=trust_pickle, accept_original=accept_original, on_event=on_event
+        )
     if as_json:
         click.echo(json.dumps(console.as_json(inspection)))
     else:
-        console.print_inspection(_console(), inspection)
+        console.print_inspection(output, inspection)
 
 
 @main.command(epilog=_EPILOG)
@@ -389,10 +421,10 @@ def select(
     as_json: bool, quiet: bool, features: int, bundle: Path, allow_factory: Sequence[str], **options: Any
 ) -> None:
     """Ship another network of BUNDLE's frontier (target.frontier) without searching again."""
-    from glprune.cli.console import ProgressReporter
-    from glprune.selection import select as select_point
+    with _signals(), _progress(quiet) as progress, _recipes_code():
+        progress(_START)
+        from glprune.selection import select as select_point
 
-    with _signals(), ProgressReporter(_console(stderr=True), quiet) as progress, _recipes_code():
         result = select_point(
             bundle, features, allow_factory=allow_factory or None, on_event=progress, **options
         )
@@ -484,10 +516,18 @@ def _load(recipe: Path, overrides: Sequence[str], allow_factory: Sequence[str]) 
     return load_recipe(recipe, overrides).allowing(allow_factory or None)
 
 
-def _console(stderr: bool = False) -> Console:
+def _progress(quiet: bool = False) -> ProgressReporter:
+    """Show the progress of a command on standard error."""
+    from glprune.cli.console import ProgressReporter
+
+    return ProgressReporter(_console(sys.stderr), quiet)
+
+
+def _console(stream: TextIO | None = None) -> Console:
+    """Return a console on a stream, by default standard output."""
     from rich.console import Console
 
-    return Console(stderr=stderr)  # rich honours NO_COLOR and plain pipes
+    return Console(file=stream)  # rich honours NO_COLOR and plain pipes
 
 
 if __name__ == "__main__":

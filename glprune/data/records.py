@@ -100,6 +100,11 @@ class Data:
         return tuple(name for part in self.inputs for name in part.prunable_columns)
 
     @property
+    def splits(self) -> dict[str, Split]:
+        """The three splits by name."""
+        return {"train": self.train, "valid": self.valid, "test": self.test}
+
+    @property
     def spans(self) -> tuple[range, ...]:
         """The indices of each input's feature columns; empty for inputs without features."""
         return spans(self.inputs)

@@ -2,6 +2,7 @@
 
 - ``measurements``: metrics, latency and size of the ONNX files on the test split.
 - ``baselines``, ``permutation_importance``: simpler selections of the same size.
+- ``cost``: what a run will cost, in passes over the training rows.
 - ``stability``, ``drop_cost``: the search on resamples, and the cost of dropping each kept feature.
 - ``segments``, ``proxies``, ``policy_report``: protected attributes and the recipe's policy.
 - ``report_builder``: the records of the report.

@@ -12,7 +12,7 @@ from glprune.export.onnx_runtime import EXPORT_TOLERANCE, OnnxFile
 from glprune.export.shipped_model import on_test_rows, write_shipped
 from glprune.model.confidence_intervals import confidence_intervals
 from glprune.model.counting import macs, parameters
-from glprune.model.prediction import check_finite
+from glprune.model.validation_score import check_finite
 from glprune.runtime.events import Listener, Progress, Stage
 from glprune.schema.metrics import HIGHER_IS_BETTER
 from glprune.schema.report import Frontier, FrontierPoint, Interval

@@ -519,6 +519,7 @@ def _warnings(outcome: RunResults) -> list[str]:
     """List what a reader of the report should know before using the model."""
     job, chosen = outcome.job, outcome.chosen
     return [
+        *_original_warnings(job),
         *job.data.notes,
         *job.loaded.notes,
         *job.fixed_inputs,
@@ -532,6 +533,15 @@ def _warnings(outcome: RunResults) -> list[str]:
         *_performance_warnings(job, outcome.measured),
         *_int8_warnings(outcome.quantized),
     ]
+
+
+def _original_warnings(job: Job) -> Iterator[str]:
+    """Warn where the original network did not look trained, and the run was told to go on."""
+    if job.original.doubts:
+        yield (
+            "The original network does not look like the one that was trained, and the run went on with it: "
+            f"{'; '.join(job.original.doubts)}. Gains over it say little."
+        )
 
 
 def _budget_warnings(job: Job, measured: TestMeasurements) -> Iterator[str]:

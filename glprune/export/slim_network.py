@@ -16,8 +16,8 @@ from glprune._imports import load_callable
 from glprune._user_code import user_code
 from glprune.errors import ModelError
 from glprune.model.loading import materialize_, unwrapped
-from glprune.model.reparametrization import fold_
 from glprune.model.standardize import Standardize, StandardizedNetwork
+from glprune.model.weights.reparametrization import fold_
 from glprune.pruning.ids import Positions
 from glprune.pruning.surgery import ConstantFill, PruningPlan, named_tensors
 from glprune.schema.bundle import PLAN, WEIGHTS

@@ -48,13 +48,24 @@ class GlprunePruning(Pass):  # type: ignore[misc]  # the package has no types
             "overrides": PassConfigParam(
                 type_=list[str], default_value=[], description="Changes as --set takes them: key=value."
             ),
+            "accept_original": PassConfigParam(
+                type_=bool,
+                default_value=False,
+                description="Go on where the model does not look like the one that was trained.",
+            ),
         }
 
     def _run_for_config(
         self, model: PyTorchModelHandler, config: Any, output_model_path: str
     ) -> ONNXModelHandler:
         recipe = load_recipe(config.recipe, config.overrides)
-        result = run(recipe, model.model_path, Path(output_model_path) / "bundle", overwrite=True)
+        result = run(
+            recipe,
+            model.model_path,
+            Path(output_model_path) / "bundle",
+            overwrite=True,
+            accept_original=config.accept_original,
+        )
         attributes = {"glprune_bundle": str(result.bundle)}
         return ONNXModelHandler(str(result.bundle / bundles.ONNX), model_attributes=attributes)
 

@@ -28,6 +28,7 @@ from glprune.search.search import SearchResult, search
 from glprune.training.refit import Refit
 
 if TYPE_CHECKING:
+    from glprune.model.original_check import OriginalCheck
     from glprune.search.job import Job
 
 try:
@@ -70,6 +71,8 @@ class GroupLassoPruner(SelectorMixin, BaseEstimator):  # type: ignore[misc]  # t
         train: Keys of the recipe section ``train``, such as ``{"epochs": 3}``.
         refit: Keys of the recipe section ``refit``.
         pretrain: Like ``refit``, for the training of a network returned by a function.
+        accept_original: Go on with a trained network whose predictions of ``y`` are near chance, as where it
+            was trained on scaled columns and ``X`` holds raw ones; else that is a ValueError.
         random_state: Seed of the split of the rows and of all training.
 
     Attributes:
@@ -103,6 +106,7 @@ class GroupLassoPruner(SelectorMixin, BaseEstimator):  # type: ignore[misc]  # t
         train: Mapping[str, Any] | None = None,
         refit: Mapping[str, Any] | None = None,
         pretrain: Mapping[str, Any] | None = None,
+        accept_original: bool = False,
         random_state: Any = None,
     ) -> None:
         self.network = network
@@ -118,6 +122,7 @@ class GroupLassoPruner(SelectorMixin, BaseEstimator):  # type: ignore[misc]  # t
         self.train = train
         self.refit = refit
         self.pretrain = pretrain
+        self.accept_original = accept_original
         self.random_state = random_state
 
     def fit(self, X: Any, y: ArrayLike) -> Self:  # noqa: N803 - scikit-learn's name
@@ -172,7 +177,8 @@ class GroupLassoPruner(SelectorMixin, BaseEstimator):  # type: ignore[misc]  # t
         recipe = self._recipe(task, seed, len(data.features))
         module, trained = self._module(rows, goal, task)
         digest = hashlib.sha256(b"".join(t.numpy().tobytes() for t in module.state_dict().values()))
-        job = build_job(recipe, data, LoadedNetwork(module, f"sha256:{digest.hexdigest()}", "state_dict"))
+        loaded = LoadedNetwork(module, f"sha256:{digest.hexdigest()}", "state_dict")
+        job = build_job(recipe, data, loaded, judge=self._judge if trained else None)
         if trained:
             return job
         spec = RefitSpec.model_validate(dict(self.pretrain or {}))
@@ -180,6 +186,11 @@ class GroupLassoPruner(SelectorMixin, BaseEstimator):  # type: ignore[misc]  # t
             job.task, data.train, data.valid, identity, spec, seed, teacher=job.network, metric=job.metric
         )
         return replace(job, network=pretrain.run(job.network).network)
+
+    def _judge(self, check: OriginalCheck) -> None:
+        """Refuse a network that does not look trained; the test split is the validation split."""
+        predictions = {name: check.predictions[name] for name in ("train", "valid")}
+        replace(check, predictions=predictions).report(silent, self.accept_original)
 
     def _module(self, rows: NDArray[np.float32], goal: Tensor, task: str) -> tuple[nn.Module, bool]:
         """Return a copy of the network, and whether it is trained."""

@@ -1,6 +1,8 @@
 """The trained network: loading it, its task and outputs, its predictions and its size.
 
 - ``loading``: build the network and read its weights without running code.
+- ``weights_file``: refuse a file of another kind, without PyTorch.
+- ``original``, ``original_check``: is it the network that was trained?
 - ``outputs``: flatten and name what the network returns.
 - ``task``: loss, predictions and metrics.
 - ``standardize``: standardisation layers in front of the network.

@@ -17,13 +17,18 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
-from glprune._files import is_utf8, unreadable_reason
 from glprune._imports import load_callable, modules_of
 from glprune._plugins import PluginError, load_plugin
 from glprune._user_code import describe, user_code
 from glprune.errors import ModelError, first_line
-from glprune.model.reparametrization import fold_, fold_state, parametrized
-from glprune.model.state_dict import (
+from glprune.model.weights.file import (
+    check_pickled_class,
+    check_weights_file,
+    pickle_error,
+    unreadable_safetensors,
+)
+from glprune.model.weights.reparametrization import fold_, fold_state, parametrized
+from glprune.model.weights.state_dict import (
     Renamed,
     State,
     check_state,
@@ -33,7 +38,6 @@ from glprune.model.state_dict import (
     match_names,
     shortened_list,
 )
-from glprune.model.weight_file import check_container, check_pickled_class, unreadable_safetensors
 from glprune.runtime.determinism import settings_kept
 
 if TYPE_CHECKING:
@@ -71,11 +75,7 @@ def load_network(recipe: Recipe, path: Path, *, trust_pickle: bool = False) -> L
         ModelError: The file or the factory cannot be used; tensors are named.
         RecipeError: The factory cannot be imported.
     """
-    if not is_utf8(path):
-        raise ModelError(f"{path} has a path that is not UTF-8; rename it.")
-    why = unreadable_reason(path)
-    if why is not None:
-        raise ModelError(f"{path} {why}; give the trained weights (.pt or .safetensors).")
+    check_weights_file(path, recipe, trust_pickle)
     with settings_kept(), torch.random.fork_rng(devices=[]):  # reading and building may run the user's code
         content, form = _read(recipe, path, trust_pickle)
         if isinstance(content, nn.Module):
@@ -123,8 +123,7 @@ def _read(recipe: Recipe, path: Path, trust_pickle: bool) -> tuple[Any, Format]:
         try:
             return safetensors.torch.load_file(path), "safetensors"
         except (safetensors.SafetensorError, OSError, LookupError, ValueError) as error:
-            raise ModelError(unreadable_safetensors(path, first_line(error, 160))) from error
-    check_container(path)
+            raise unreadable_safetensors(path, first_line(error, 160)) from error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about other pickle protocols, which are refused
@@ -132,10 +131,7 @@ def _read(recipe: Recipe, path: Path, trust_pickle: bool) -> tuple[Any, Format]:
     except pickle.UnpicklingError as error:
         check_pickled_class(path)
         if not trust_pickle:
-            raise ModelError(
-                f"{path} is a pickle of more than tensors, and reading a pickle runs code of whoever made "
-                "it; save torch.save(model.state_dict(), path) instead, or pass --trust-pickle."
-            ) from error
+            raise pickle_error(path) from error
         return _unpickle(recipe, path), "pickle"
     except Exception as error:  # torch.load raises RuntimeError, EOFError, KeyError, ... on broken files
         raise ModelError(f"{path}: not a file torch.save wrote ({first_line(error, 160)}).") from error

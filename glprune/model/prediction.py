@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,9 +10,9 @@ from torch import Tensor, nn
 
 from glprune.data.splits import ColumnSelection, Inputs, Split
 from glprune.data.streaming import StreamedSplit
-from glprune.errors import NonFiniteError
 from glprune.model.outputs import leaves
 from glprune.model.task import concat_batches
+from glprune.model.validation_score import ValidationScore, check_finite, score_output
 
 if TYPE_CHECKING:
     from glprune.model.task import Task
@@ -57,18 +56,24 @@ def validate(
     return check_finite(metric, task.metric(metric, output, target))
 
 
-def check_finite(metric: str, value: float) -> float:
-    """Return a metric of the validation split.
+def score_network(
+    network: nn.Module, task: Task, metric: str, split: Split, select: Callable[[Inputs], Inputs]
+) -> ValidationScore:
+    """Measure a metric and its row influences; puts the network in evaluation mode.
+
+    Args:
+        network: The network.
+        task: Computes the metric.
+        metric: Name of the metric.
+        split: The rows.
+        select: Takes the network's columns out of a full batch.
 
     Raises:
-        NonFiniteError: It is not a finite number.
+        NonFiniteError: The metric is not a finite number.
     """
-    if not math.isfinite(value):
-        raise NonFiniteError(
-            f"{metric} on the validation split is {value}; lower train.lr and refit.lr, or check the "
-            "scale of columns and target."
-        )
-    return value
+    network.eval()
+    (output,), target = predict(lambda x: (task.view(network(*x)),), split, select)
+    return score_output(task, metric, output, target)
 
 
 def as_function(network: nn.Module) -> Callable[[Inputs], tuple[Tensor, ...]]:

@@ -13,17 +13,15 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from glprune.data.splits import Inputs, Split
+from glprune.errors import NonFiniteError
 from glprune.model.calibration import brier_scores, calibration_gaps
-from glprune.model.prediction import check_finite, predict
 from glprune.schema.recipe import HIGHER_IS_BETTER
 
 if TYPE_CHECKING:
@@ -85,28 +83,8 @@ def standard_error(values: Tensor) -> float:
     return float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
-def score_network(
-    network: nn.Module, task: Task, metric: str, split: Split, select: Callable[[Inputs], Inputs]
-) -> ValidationScore:
-    """Measure a metric and its row influences; puts the network in evaluation mode.
-
-    Args:
-        network: The network.
-        task: Computes the metric.
-        metric: Name of the metric.
-        split: The rows.
-        select: Takes the network's columns out of a full batch.
-
-    Raises:
-        NonFiniteError: The metric is not a finite number.
-    """
-    network.eval()
-    (output,), target = predict(lambda x: (task.view(network(*x)),), split, select)
-    return score_output(task, metric, output, target)
-
-
 def score_output(task: Task, metric: str, output: Tensor, target: Tensor) -> ValidationScore:
-    """Measure a metric of outputs, as ``score_network`` does.
+    """Measure a metric of outputs, as ``glprune.model.prediction.score_network`` does.
 
     Args:
         task: Computes the metric.
@@ -117,6 +95,20 @@ def score_output(task: Task, metric: str, output: Tensor, target: Tensor) -> Val
     value = check_finite(metric, task.metric(metric, output, target))
     influences = row_influences(task, metric, output.double(), target)
     return ValidationScore(metric, value, influences, float(task.loss(output, target)))
+
+
+def check_finite(metric: str, value: float) -> float:
+    """Return a metric of the validation split.
+
+    Raises:
+        NonFiniteError: It is not a finite number.
+    """
+    if not math.isfinite(value):
+        raise NonFiniteError(
+            f"{metric} on the validation split is {value}; lower train.lr and refit.lr, or check the "
+            "scale of columns and target."
+        )
+    return value
 
 
 def row_influences(task: Task, metric: str, output: Tensor, target: Tensor) -> Tensor:

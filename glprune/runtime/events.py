@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -43,7 +43,16 @@ class Notice:
     text: str
 
 
-Event = Stage | PointDone | Progress | Notice
+@dataclass(frozen=True)
+class OriginalMeasured:
+    """The metrics of the network as it was loaded, on one split."""
+
+    split: str
+    rows: int
+    metrics: Mapping[str, float]
+
+
+Event = Stage | PointDone | Progress | Notice | OriginalMeasured
 Listener = Callable[[Event], None]
 
 

@@ -35,3 +35,8 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
 """The least and the largest value of a metric; None: there is none."""
 KKT_TOLERANCE = 0.05
 """Share of the penalty above which a report warns of a violated optimality condition."""
+
+
+def metric_text(value: float) -> str:
+    """Return a metric with four decimals; a very large one with four digits."""
+    return f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4g}"

@@ -69,6 +69,7 @@ AxisNumber = Annotated[str, StringConstraints(pattern=r"^-?\d+$")]
 _PERCENT = r"^(100(\.0+)?|\d?[1-9](\.\d+)?|[1-9]0(\.\d+)?|00?\.0*[1-9]\d*)\s?%$"  # above 0, at most 100
 Budget = Annotated[str, StringConstraints(pattern=_PERCENT)] | Positive
 ExporterChoice = Literal["auto", "dynamo", "torchscript"]
+MetricName = Literal["auroc", "accuracy", "log_loss", "r2", "rmse", "mae", "cosine"]
 BatchSize = Annotated[int, Field(ge=1)] | Literal["all"]
 PenaltyKind = Literal[
     "group_lasso", "sparse_group_lasso", "group_mcp", "tree_group_lasso", "latent_group_lasso", "plugin"
@@ -158,6 +159,12 @@ class ModelSpec(Section):
         description="Names of the outputs in the ONNX file, in the order in which the network returns "
         "them. Default: 'prediction' for the prediction; for the others their key in the returned mapping, "
         "or output_<number>.",
+    )
+    expect: dict[MetricName, Annotated[float, Field(allow_inf_nan=False)]] = Field(
+        default_factory=dict,
+        description="Metrics the trained network is known to have, such as {auroc: 0.903}. A run is refused "
+        "where one of them differs on the test split by more than two standard errors and the rounding of "
+        "the number: the network is then not used as it was trained.",
     )
 
 
@@ -375,7 +382,7 @@ class PenaltySpec(Section):
 class MaxDrop(Section):
     """How much a validation metric may worsen against the original network."""
 
-    metric: Literal["auroc", "accuracy", "log_loss", "r2", "rmse", "mae", "cosine"] = Field(
+    metric: MetricName = Field(
         description="Metric on the validation split. binary: auroc, accuracy, log_loss; multiclass: "
         "accuracy, log_loss; regression: r2, rmse, mae; distillation: r2, rmse, cosine."
     )

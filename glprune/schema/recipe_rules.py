@@ -319,6 +319,12 @@ POLICY_RULES: tuple[Rule[PolicySpec], ...] = (
 # --------------------------------------------------------------------------- between sections
 
 
+def _expected_of_another_task(recipe: Recipe) -> tuple[str, str] | None:
+    metrics = METRICS[recipe.task]
+    unknown = next((name for name in recipe.model.expect if name not in metrics), None)
+    return None if unknown is None else (unknown, ", ".join(metrics))
+
+
 def _metric_of_another_task(recipe: Recipe) -> tuple[str, str] | None:
     drop, allowed = recipe.target.max_drop, METRICS[recipe.task]
     return (drop.metric, ", ".join(allowed)) if drop is not None and drop.metric not in allowed else None
@@ -467,6 +473,16 @@ _TARGET_COLUMN: tuple[Rule[Recipe], ...] = (
         "refit.distill",
         lambda r: r.task == "distillation" and r.refit.distill,
         "refit.distill contradicts task: distillation, which distils already; remove it",
+    ),
+    Rule(
+        "model.expect",
+        lambda r: r.task == "distillation" and r.model.expect,
+        "model.expect contradicts task: distillation, which has no labels to measure with; remove it",
+    ),
+    Rule(
+        "model.expect",
+        _expected_of_another_task,
+        "model.expect: {found[0]} is not a metric of task: {section.task}; use {found[1]}",
     ),
     Rule(
         "model.prediction",

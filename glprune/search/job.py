@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from glprune.errors import ModelError, RecipeError
+from glprune.model.original import Original
 from glprune.pruning.groups import GroupSet, penalty_weights
 from glprune.runtime.checkpoint import CheckpointLog
 from glprune.runtime.process_group import ALONE, ProcessGroup
@@ -44,7 +45,8 @@ class Job:
         probe: Real and random rows on which outputs are compared before and after every cut.
         outputs: Names and shapes of the network's outputs.
         rules: The recipe's policy, resolved against the features.
-        journal: Checkpoints of finished steps, from which a stopped run resumes.
+        original: Metrics of the network as loaded, and what speaks against its being the trained one.
+        checkpoints: Checkpoints of finished steps, from which a stopped run resumes.
         make_penalty: Makes a plugin's penalty; None for the built-in penalties.
         make_latency_meter: Makes the latency meter; None where no target needs one.
         process_group: The processes that train together.
@@ -59,6 +61,7 @@ class Job:
     probe: Inputs
     outputs: OutputNames
     rules: Rules = NO_RULES
+    original: Original = Original()  # noqa: RUF009 - frozen
     checkpoints: CheckpointLog = field(default_factory=CheckpointLog)
     make_penalty: MakePenalty | None = None
     process_group: ProcessGroup = ALONE

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from glprune.model.consistency import check_batch, check_consistency, keep_input
 from glprune.model.counting import macs
 from glprune.model.diagnostics import all_finite, check_layers, check_trainable, finite_rows, first_fault
 from glprune.model.loading import LoadedNetwork, dense_gradients_, load_network
+from glprune.model.original_check import OriginalCheck
 from glprune.model.outputs import (
     check_dense,
     check_predicts,
@@ -30,7 +32,7 @@ from glprune.model.outputs import (
     named_leaves,
 )
 from glprune.model.standardize import Standardize, StandardizedNetwork
-from glprune.model.task import Task
+from glprune.model.task import Task, concat_batches
 from glprune.pruning.groups import sliced
 from glprune.pruning.planner import find_groups
 from glprune.pruning.removal import cut_uncertified
@@ -47,6 +49,7 @@ from glprune.training.penalty_plugin import load_penalty
 if TYPE_CHECKING:
     from glprune.data.records import Data
     from glprune.data.splits import ColumnSelection
+    from glprune.model.original import Predictions
     from glprune.pruning.groups import GroupSet
     from glprune.schema.recipe import Recipe
 
@@ -58,30 +61,41 @@ _TRIED_ROWS = 4  # whose gradient is tried before groups are looked for
 _LARGE = 2e7  # multiply-accumulates of a step; above this, a second thread makes it 1.4 times as fast
 
 
-def prepare(recipe: Recipe, model: Path, trust_pickle: bool, listener: Listener) -> Job:
+def prepare(
+    recipe: Recipe,
+    model: Path,
+    trust_pickle: bool,
+    listener: Listener,
+    *,
+    accept_original: bool = False,
+) -> Job:
     """Read data and network, run the network once, find its groups and verify them.
 
     Args:
         recipe: The recipe.
         model: The trained weights.
         trust_pickle: Allow a fully pickled module.
-        listener: Receives the stages, and notices about data and groups.
+        listener: Receives the stages, the metrics of the network, and notices about data and groups.
+        accept_original: Go on where the network does not look trained.
 
     Raises:
         GlpruneError: Recipe, data or model have an error; the message has one line.
     """
     make_penalty = load_penalty(recipe)
+    listener(Stage("model", "loading the network"))
+    loaded = load_network(recipe, model, trust_pickle=trust_pickle)
     listener(Stage("data", "reading and checking"))
     data = load_data(recipe)
     check_groups(recipe, [feature.name for feature in data.features])
     rules = resolve(recipe, data)
-    for note in (*data.notes, *rules.sentences()):
-        listener(Notice(note))
-    listener(Stage("model", "loading the network and proving its groups"))
-    loaded = load_network(recipe, model, trust_pickle=trust_pickle)
-    for note in loaded.notes:
-        listener(Notice(note))
-    job = build_job(recipe, data, loaded, rules)
+    listener(Stage("groups", "running the network on every row and proving its groups"))
+
+    def judge(check: OriginalCheck) -> None:
+        check.report(listener, accept_original)
+        for note in (*loaded.notes, *data.notes, *rules.sentences()):
+            listener(Notice(note))
+
+    job = build_job(recipe, data, loaded, rules, judge)
     if len(job.fixed_inputs) < len(job.input_groups):
         for sentence in job.fixed_inputs:
             listener(Notice(sentence))
@@ -90,8 +104,21 @@ def prepare(recipe: Recipe, model: Path, trust_pickle: bool, listener: Listener)
     return replace(job, make_penalty=make_penalty)
 
 
-def build_job(recipe: Recipe, data: Data, loaded: LoadedNetwork, rules: Rules = NO_RULES) -> Job:
+def build_job(
+    recipe: Recipe,
+    data: Data,
+    loaded: LoadedNetwork,
+    rules: Rules = NO_RULES,
+    judge: Callable[[OriginalCheck], object] | None = None,
+) -> Job:
     """Make the job of data and a network in memory: run it on every row, find its groups and verify them.
+
+    Args:
+        recipe: The recipe.
+        data: The data.
+        loaded: The network.
+        rules: The recipe's policy, resolved against the features.
+        judge: Receives the metrics of the network before its groups are found; may raise.
 
     Raises:
         GlpruneError: Data or model have an error; the message has one line.
@@ -112,13 +139,17 @@ def build_job(recipe: Recipe, data: Data, loaded: LoadedNetwork, rules: Rules = 
     task = task.fitted(found[task.prediction][1])
     if outputs.predicted is not None:
         check_predicts(found[outputs.predicted][1])
-    _check_rows(network, data, recipe)
+    check = OriginalCheck(recipe, loaded.module, data, task, _run_on_every_row(network, data, recipe, task))
+    if judge is not None:
+        judge(check)
+    original = check.original
+    del check  # its predictions are of every row
     if recipe.task == "distillation":
         data, task = with_teacher_targets(data, network, task)
     check_trainable(network, tuple(x[:_TRIED_ROWS] for x in real), task.view)
     probe = _probe(network, real, [spec.axis for spec in recipe.model.inputs], recipe.seed)
     groups = find_groups(network, recipe, data, probe)
-    return Job(recipe, data, loaded, network, task, groups, probe, outputs, rules)
+    return Job(recipe, data, loaded, network, task, groups, probe, outputs, rules, original)
 
 
 def slim_job(job: Job, network: nn.Module, selection: ColumnSelection, groups: list[GroupSet]) -> Job:
@@ -212,21 +243,37 @@ def _check_scales(layer: Standardize, columns: Sequence[str]) -> None:
         )
 
 
-def _check_rows(network: nn.Module, data: Data, recipe: Recipe) -> None:
-    """Run the network on every row: a code may exceed an embedding table, a value overflow in a layer."""
-    for name, split in (("train", data.train), ("valid", data.valid), ("test", data.test)):
-        ends, rows = [], 0
-        for inputs, target in split.batches(_CHECKED_ROWS, None):
-            output = _try_forward(network, inputs, data, f"{name} split", rows + 1)
-            if not rows:
-                check_batch(network, inputs, leaves(output))
-            rows += len(target)
-            if target.ndim == 1:
-                ends += [target.min(), target.max()]
-        if ends:
-            _check_range(
-                float(min(ends)), float(max(ends)), data, f"{recipe.where('data')}: the {name} split"
-            )
+def _run_on_every_row(network: nn.Module, data: Data, recipe: Recipe, task: Task) -> Predictions:
+    """Run the network on every row: a code may exceed an embedding table, a value overflow in a layer.
+
+    Returns:
+        Its predictions and the targets of every split; nothing where there are no labels.
+    """
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    for name, split in data.splits.items():
+        batches = _checked_batches(network, data, task, name)
+        if task.kind == "distillation":
+            collections.deque(batches, maxlen=0)
+            continue
+        (output,), target = concat_batches(batches, split.rows)
+        _check_range(
+            float(target.min()), float(target.max()), data, f"{recipe.where('data')}: the {name} split"
+        )
+        found[name] = output, target
+    return found
+
+
+def _checked_batches(
+    network: nn.Module, data: Data, task: Task, name: str
+) -> Iterator[tuple[tuple[Tensor], Tensor]]:
+    """Yield the network's predictions and the targets of a split, batch by batch."""
+    rows = 0
+    for inputs, target in data.splits[name].batches(_CHECKED_ROWS, None):
+        output = _try_forward(network, inputs, data, f"{name} split", rows + 1)
+        if not rows:
+            check_batch(network, inputs, leaves(output))
+        rows += len(target)
+        yield (leaves(output)[task.prediction],), target
 
 
 def _check_range(low: float, high: float, data: Data, split: str) -> None:

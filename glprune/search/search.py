@@ -29,9 +29,8 @@ import torch
 from glprune.data.splits import first_rows, identity
 from glprune.errors import TargetError
 from glprune.model.counting import macs
-from glprune.model.prediction import validate
+from glprune.model.prediction import score_network, validate
 from glprune.model.task import improvement
-from glprune.model.validation_score import score_network
 from glprune.pruning.removal import RemovalResult, cut_uncertified
 from glprune.runtime.checkpoint import UnusableStepError, reading
 from glprune.runtime.events import Listener, Notice, Stage
@@ -65,7 +64,7 @@ from glprune.search.targets import AllZero, AtLambda, LargestWithin, OneStage, P
 if TYPE_CHECKING:
     from glprune.pruning.units import GroupKind
     from glprune.runtime.process_pool import WorkerPool
-    from glprune.schema.recipe import RefitSpec
+    from glprune.schema.recipe import Recipe, RefitSpec
     from glprune.search.portfolio.candidates import Candidate
     from glprune.training.refit import RefitResult
 
@@ -220,7 +219,7 @@ class _Search:
         """
         self._search_target(goal)
         nothing_to_remove = _feature_count(self.before[0]) <= goal.limit
-        if self.original.recipe.search == "path" or nothing_to_remove or self._penalises_both(goal.kinds):
+        if self.original.recipe.search == "path" or nothing_to_remove or penalises_both(self.job, goal.kinds):
             return
         most = max(_ELIMINATION_SIZE, _ELIMINATION_FACTOR * goal.limit)
         small = (n for n, state in enumerate(self.before) if _feature_count(state) <= most)
@@ -273,7 +272,7 @@ class _Search:
     def _search_target(self, goal: SizeTarget) -> None:
         """Run stages whose sizes have equal ratios, from the present size down to the goal's."""
         now = start = current_size(self.job, goal.counted)
-        count = self._stage_count(start, goal)
+        count = stage_count(self.original.recipe, start, goal.limit)
         for number in range(1, count):
             limit = start * (goal.limit / start) ** (number / count)
             if now <= limit:
@@ -312,11 +311,6 @@ class _Search:
             for label, left in zip(g.labels, alive.tolist(), strict=True)
             if left
         )
-
-    def _stage_count(self, start: float, goal: SizeTarget) -> int:
-        """Return the number of stages: that of the recipe, or fewer so that each removes at least a fifth."""
-        steps = math.log(max(1.0, start / goal.limit)) / -math.log(1 - _MIN_STEP)
-        return max(1, min(self.original.recipe.train.n_stages, round(steps)))
 
     def _search_latency(self, budget: str | float, batch: int, kinds: tuple[GroupKind, ...]) -> None:
         """Search within a budget of multiply-accumulates, lowered until the latency is within its budget."""
@@ -399,7 +393,7 @@ class _Search:
         Raises:
             TargetError: None of them found a network, and at least one path cannot meet the target.
         """
-        joint = goal.counted in MEASURES and self._penalises_both(goal.kinds)
+        joint = goal.counted in MEASURES and penalises_both(self.job, goal.kinds)
         strengths = self.original.recipe.penalty.input_strength_list if joint else (1.0,)
         costs = unit_costs(self.job, MEASURES[goal.counted]) if goal.counted in MEASURES else {}
         loss = self._max_layer_loss(goal, pick)
@@ -444,10 +438,6 @@ class _Search:
         finally:
             self.longest_path = max(self.longest_path, time.monotonic() - start)
 
-    def _penalises_both(self, kinds: tuple[GroupKind, ...]) -> bool:
-        penalised = {groups.kind for groups, _ in self.job.penalised(kinds)}
-        return penalised == {"input", "hidden"}
-
     def _with_refit(self, run: StageResult) -> StageResult:
         """Return a stage with the refit of the recipe instead of the brief one."""
         refit, metric = refit_or_resume(self.original, run.removed)
@@ -476,6 +466,17 @@ class _Search:
         assert budget is not None  # the recipe has a target
         limit = resolve_budget(budget, current_size(self.original, counted))
         return SizeTarget(counted, limit, kinds, f"target.{counted}", slack=_SLACK)
+
+
+def stage_count(recipe: Recipe, start: float, limit: float) -> int:
+    """Return the number of stages between two sizes: that of the recipe, or fewer: each removes a fifth."""
+    steps = math.log(max(1.0, start / limit)) / -math.log(1 - _MIN_STEP)
+    return max(1, min(recipe.train.n_stages, round(steps)))
+
+
+def penalises_both(job: Job, kinds: Collection[GroupKind]) -> bool:
+    """Whether inputs and hidden units are under the penalty of one path."""
+    return {groups.kind for groups, _ in job.penalised(kinds)} == {"input", "hidden"}
 
 
 def _feature_count(state: SearchState) -> int:

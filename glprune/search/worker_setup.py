@@ -56,18 +56,20 @@ class JobFactory:
         model: The trained weights.
         trust_pickle: Allow a fully pickled module.
         make_latency_meter: Makes the job's latency meter.
+        accept_original: Go on where the network does not look trained. Workers do: the run has judged it.
     """
 
     recipe: Recipe
     model: Path
     trust_pickle: bool
     make_latency_meter: MakeLatencyMeter | None = None
+    accept_original: bool = False
 
     def __call__(self) -> Job:
         """Prepare the job with the process seeded as ``glprune.run`` seeds its own."""
         torch.manual_seed(self.recipe.seed)
         torch.use_deterministic_algorithms(True)
-        job = prepare(self.recipe, self.model, self.trust_pickle, silent)
+        job = prepare(self.recipe, self.model, self.trust_pickle, silent, accept_original=True)
         return replace(job, make_latency_meter=self.make_latency_meter)
 
 

@@ -466,6 +466,16 @@ def test_another_model_or_data_set_does_not_go_on(folder, tmp_path, every_step):
         run(own, out, resume=True)
 
 
+def test_changed_data_are_not_called_another_model_where_they_are_standardised(folder, tmp_path, every_step):
+    own = tmp_path / "own"
+    shutil.copytree(folder, own, ignore=shutil.ignore_patterns("undisturbed"))
+    stop(own, tmp_path / "out", PointDone, 4, Killed, "data.standardize=train")
+    table = pq.read_table(own / "data.parquet")
+    pq.write_table(table.slice(1), own / "data.parquet")
+    with pytest.raises(glprune.UsageError, match="had another data set;"):
+        run(own, tmp_path / "out", "data.standardize=train", resume=True)
+
+
 def test_a_stopped_run_is_neither_lost_nor_used_unasked(folder, undisturbed, tmp_path, every_step):
     out = tmp_path / "out"
     stop(folder, out)

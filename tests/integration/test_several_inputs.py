@@ -129,7 +129,8 @@ def prepared(folder, name, text, **arguments):
 def run(folder, name, text, out, events=None, **arguments):
     path, model = prepared(folder, name, text, **arguments)
     listener = events.append if events is not None else None
-    return glprune.run(path, model, folder / out, overwrite=True, on_event=listener)
+    untrained = {"accept_original": True}
+    return glprune.run(path, model, folder / out, overwrite=True, on_event=listener, **untrained)
 
 
 def rows_of(folder, names, dtype):
@@ -239,7 +240,8 @@ def test_an_input_whose_features_all_die_keeps_one_column_and_the_report_says_so
         "train.full_batch_steps=1",
         "train.lambda_min_ratio=0.5",
     ]
-    result = glprune.run(load_recipe(path, changes), folder / "zero.pt", folder / "idle")
+    recipe = load_recipe(path, changes)
+    result = glprune.run(recipe, folder / "zero.pt", folder / "idle", accept_original=True)
     assert all(f.norm_selected == 0 for f in result.report.features if f.input == "b")
     assert any(f.norm_selected > 0 for f in result.report.features if f.input == "a")
     assert result.report.export.inputs[1].columns == ["n4"]

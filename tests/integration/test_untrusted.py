@@ -53,6 +53,11 @@ def invoke(*args):
     return CliRunner().invoke(main, list(args), prog_name="glprune")
 
 
+def inspect(problem, **options):
+    """Inspect the problem of the bad inputs, whose network is not trained."""
+    return glprune.inspect(problem / "recipe.yaml", problem / "model.pt", accept_original=True, **options)
+
+
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
     """A run on columns of hostile names, and what it printed."""
@@ -172,7 +177,7 @@ def test_what_is_named_may_be_imported(reference, allowed, problem, monkeypatch)
     monkeypatch.setattr("tests.networks.small.__module__", "tests.networks")
     text = (problem / "recipe.yaml").read_text().replace("networks.py:build", reference)
     (problem / "recipe.yaml").write_text(text)
-    facts = glprune.inspect(problem / "recipe.yaml", problem / "model.pt", allow_factory=allowed)
+    facts = inspect(problem, allow_factory=allowed)
     assert facts.parameters == 21
     sys.modules.pop("networks", None)
 
@@ -206,7 +211,7 @@ def test_a_bundle_names_its_factory_and_may_be_held_to_a_package(audited, tmp_pa
 
 def test_extra_members_and_old_formats_of_tensors_alone_are_read(problem):
     good(("m/readme.txt", b"x"), ("m/extra/evil.py", b"open('ran', 'w')"))(problem)
-    assert glprune.inspect(problem / "recipe.yaml", problem / "model.pt").parameters == 21
+    assert inspect(problem).parameters == 21
     saved(lambda s: s, _use_new_zipfile_serialization=False)(problem)
-    assert glprune.inspect(problem / "recipe.yaml", problem / "model.pt").parameters == 21
+    assert inspect(problem).parameters == 21
     assert not (problem / "ran").exists()

@@ -1,12 +1,16 @@
+import io
 import json
+import pickle
 import signal
 import subprocess
 import sys
+import zipfile
 
 import pytest
 from click.testing import CliRunner
 
 from glprune.cli.main import main
+from glprune.errors import UsageError
 from glprune.schema.recipe_loading import load_recipe, recipe_schema
 from glprune.schema.report import report_schema
 from tests.paths import ROOT
@@ -112,6 +116,72 @@ def test_schemas_in_the_package_are_those_of_the_code():
 def test_importing_glprune_loads_no_torch():
     code = "import glprune, glprune.schema.recipe, sys; assert 'torch' not in sys.modules; glprune.load"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("command", ["run", "inspect"])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("absent.pt", None),
+        ("model.onnx", b"\x08\x08pytorch"),
+        ("model.safetensors", b"weights"),
+        ("pipeline.joblib", pickle.dumps({"coefficients": [1.0]})),
+        ("sheet.xlsx", None),
+    ],
+)
+def test_a_missing_or_foreign_model_file_is_reported_before_data_and_pytorch(
+    tmp_path, command, name, content
+):
+    if name == "sheet.xlsx":
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr("xl/workbook.xml", "<workbook/>")
+    elif content is not None:
+        (tmp_path / name).write_bytes(content)
+    code = (
+        "import sys\n"
+        "from glprune.cli.main import main\n"
+        "try:\n    main(sys.argv[1:])\n"
+        "except SystemExit as end:\n    print(end.code, 'torch' in sys.modules, 'pyarrow' in sys.modules)"
+    )
+    arguments = [command, CREDIT, str(tmp_path / name), "--set", "data.file=absent.csv"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout == "3 False False\n"
+    assert done.stderr.startswith(f"glprune: {tmp_path / name}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_first_line_of_progress_comes_before_pytorch_is_read(monkeypatch, tmp_path):
+    told = []
+
+    def stop(*arguments: object, **options: object) -> None:
+        told.append(sys.stderr.getvalue())
+        raise UsageError("stopped here.")
+
+    monkeypatch.setattr("glprune.cli.main._process_group", stop)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with pytest.raises(SystemExit):
+        main(["run", CREDIT, MODEL, "--out", str(tmp_path / "o")])
+    assert told == ["start: loading PyTorch\n"]
+
+
+def test_a_network_near_chance_stops_inspect_and_run_after_its_metrics(tmp_path):
+    raw = ("--set", "data.standardize=none")
+    stopped = invoke("inspect", CREDIT, MODEL, *raw)
+    assert stopped.exit_code == 3
+    assert [line.split(":")[0] for line in stopped.stdout.splitlines()] == [
+        f"original network on {split}"
+        for split in ("train (600 rows)", "valid (200 rows)", "test (200 rows)")
+    ]
+    assert "--accept-original" in stopped.stderr
+    assert "With data.standardize: train auroc on all rows would be 0.85" in stopped.stderr
+    accepted = invoke("inspect", CREDIT, MODEL, *raw, "--accept-original")
+    assert accepted.exit_code == 0, accepted.stderr
+    assert "note: log_loss" in accepted.stdout
+    refused = invoke("run", CREDIT, MODEL, *raw, "--out", str(tmp_path / "o"), "--quiet")
+    assert refused.exit_code == 3
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_ctrl_c_before_anything_was_done_leaves_nothing_and_exits_130(tmp_path):

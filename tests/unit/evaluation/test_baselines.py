@@ -262,7 +262,7 @@ def test_where_nothing_was_cut_the_report_says_so(folder):
     torch.nn.init.ones_(alive[0].weight)
     torch.save(alive.state_dict(), folder / "alive.pt")
     recipe = load_recipe(folder / "recipe.yaml", ["target={lambda: 0}"])
-    report = glprune.run(recipe, folder / "alive.pt", folder / "zero").report
+    report = glprune.run(recipe, folder / "alive.pt", folder / "zero", accept_original=True).report
     assert report.baselines.results == []
     assert report.baselines.notes == ["Nothing was removed, so there is no selection to compare."]
     assert any("No simpler selection was compared. Nothing was removed" in s for s in headline(report))

@@ -12,6 +12,7 @@ from torch import nn
 
 from glprune.integrations.sklearn import GroupLassoPruner
 from tests.integration_packages import need
+from tests.networks import fit_binary
 
 QUICK = {
     "train": {"epochs": 2, "n_lambdas": 3, "full_batch_steps": 2, "n_stages": 1, "lr": 0.02},
@@ -87,6 +88,20 @@ def test_the_path_is_the_one_of_a_run(fitted):
     assert lams == sorted(lams)
     assert sum(p.selected for p in fitted.path_) == 1
     assert next(p.features for p in fitted.path_ if p.selected) == 2
+
+
+def test_a_network_trained_on_scaled_columns_is_refused_on_raw_ones(rows):
+    x, z = rows
+    network = nn.Linear(x.shape[1], 1)
+    fit_binary(network, (torch.from_numpy(x),), torch.from_numpy(z > 0).float(), 100)
+    raw = 100 * x[:, ::-1].copy() + 30
+    with pytest.raises(
+        ValueError, match=r"does not look like the one that was trained: .* accept_original=True"
+    ):
+        selector(network).fit(raw, z > 0)
+    accepted = selector(network).set_params(accept_original=True).fit(raw, z > 0)
+    assert accepted.get_support().sum() == 2
+    assert selector(network).fit(x, z > 0).get_support(indices=True).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("library", ["pandas", "polars"])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from glprune.model.reparametrization import fold_
+from glprune.model.weights.reparametrization import fold_
 from glprune.pruning.groups import zero_units_
 from glprune.pruning.planner import plan_units
 from glprune.pruning.removal import RemovalResult, difference, outputs, remove

@@ -1,4 +1,7 @@
-"""Recognise the kind of a weights file by its bytes, before anything in it is unpickled; needs no PyTorch."""
+"""Recognise the kind of a weights file by its bytes, before anything in it is unpickled; needs no PyTorch.
+
+A wrong path or a file of another kind is reported at once, before data are read and PyTorch is imported.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,18 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
+import safetensors
+
+from glprune._files import is_utf8, unreadable_reason
 from glprune.errors import ModelError, first_line
 
+if TYPE_CHECKING:
+    from glprune.schema.recipe import Recipe
+
 _PICKLE, _ZIP = b"\x80", b"PK\x03\x04"
+_LEGACY = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")  # the magic number of torch.save before 1.6
 _SAVE = "save torch.save(model.state_dict(), path)"
 _HEAD = 64  # bytes that tell the kinds apart
 _MAX_OPCODES = 100_000  # of a pickle; the classes of its outer objects come first
@@ -52,18 +63,45 @@ _OTHER_LIBRARIES = (
 )
 
 
-def check_container(path: Path) -> None:
-    """Refuse a file that torch.save did not write, in words that say what it is.
+def check_weights_file(path: Path, recipe: Recipe, trust_pickle: bool) -> None:
+    """Refuse a file that holds no weights, by its first bytes and its table of contents.
+
+    Args:
+        path: ``.safetensors``, or a state dict written by ``torch.save``.
+        recipe: Says whether a plugin reads the file, whose format is then not known.
+        trust_pickle: Allow a fully pickled module.
 
     Raises:
-        ModelError: It is of another kind, truncated, or an archive that torch.save does not write.
+        ModelError: The file is missing or of another kind, in words that say what it is.
     """
+    if not is_utf8(path):
+        raise ModelError(f"{path} has a path that is not UTF-8; rename it.")
+    why = unreadable_reason(path)
+    if why is not None:
+        raise ModelError(f"{path} {why}; give the trained weights (.pt or .safetensors).")
+    if recipe.model.loader is not None:
+        return
+    if path.suffix.lower() == ".safetensors":
+        _check_safetensors(path)
+        return
     with path.open("rb") as stream:
         head = stream.read(_HEAD)
     if head[: len(_ZIP)] == _ZIP:
         _check_archive(path)
     elif head[:1] != _PICKLE or _is_safetensors(head):
         raise ModelError(_foreign(path, head))
+    elif _LEGACY not in head:  # of another library, such as joblib
+        check_pickled_class(path)
+        if not trust_pickle:
+            raise pickle_error(path)
+
+
+def pickle_error(path: Path) -> ModelError:
+    """Return the error on a pickle that holds more than tensors."""
+    return ModelError(
+        f"{path} is a pickle of more than tensors, and reading a pickle runs code of whoever made "
+        "it; save torch.save(model.state_dict(), path) instead, or pass --trust-pickle."
+    )
 
 
 def check_pickled_class(path: Path) -> None:
@@ -91,14 +129,25 @@ def check_pickled_class(path: Path) -> None:
         )
 
 
-def unreadable_safetensors(path: Path, reason: str) -> str:
-    """Return the message on a file that is named ``.safetensors`` and is not one."""
+def _check_safetensors(path: Path) -> None:
+    """Refuse a file whose header is not that of safetensors; no tensor is read."""
+    try:
+        with safetensors.safe_open(path, framework="numpy"):
+            pass
+    except (safetensors.SafetensorError, OSError, LookupError, ValueError) as error:
+        raise unreadable_safetensors(path, first_line(error, 160)) from error
+
+
+def unreadable_safetensors(path: Path, reason: str) -> ModelError:
+    """Return the error on a file that is named ``.safetensors`` and is not one."""
     with path.open("rb") as stream:
         head = stream.read(_HEAD)
     if head[: len(_ZIP)] == _ZIP:
-        return f"{path} is not a safetensors file but an archive, as of torch.save; name it {path.stem}.pt."
+        return ModelError(
+            f"{path} is not a safetensors file but an archive, as of torch.save; name it {path.stem}.pt."
+        )
     known = _signature(head)
-    return f"{path} is {known}." if known else f"{path}: not a safetensors file ({reason})."
+    return ModelError(f"{path} is {known}." if known else f"{path}: not a safetensors file ({reason}).")
 
 
 def _foreign(path: Path, head: bytes) -> str:
@@ -137,6 +186,8 @@ def _check_archive(path: Path) -> None:
     for end, what in _MEMBERS:
         if any(str(name).endswith(end) for name in names):
             raise ModelError(f"{path} is {what}.")
+    if not any(name.name == "data.pkl" for name in names):
+        raise ModelError(f"{path}: not a file torch.save wrote (no data.pkl); {_SAVE}.")
     _check_members(path, names)
     total = sum(m.file_size for m in members)
     if total > path.stat().st_size:

@@ -15,7 +15,7 @@ from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
-from glprune.model.state_dict import State
+from glprune.model.weights.state_dict import State
 
 _GROUP = ".parametrizations."
 _ENDINGS = ("_orig", "_mask", "_g", "_v", "_u")
