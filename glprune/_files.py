@@ -1,4 +1,4 @@
-"""Check that a path is a regular file before it is read: a pipe may block, a device may never end."""
+"""Check a path before it is used: a pipe may block, a device may never end, and libraries take UTF-8."""
 
 from __future__ import annotations
 
@@ -20,3 +20,12 @@ def unreadable_reason(path: Path) -> str | None:
     if not stat.S_ISREG(mode):
         return "is a pipe or device, not a file"
     return None if os.access(path, os.R_OK) else "cannot be read (Permission denied)"
+
+
+def is_utf8(path: Path) -> bool:
+    """Return whether a path can be passed to libraries that take UTF-8 alone, such as ONNX Runtime."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

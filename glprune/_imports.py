@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib
 import importlib.util
+import io
+import os
 import sys
-import traceback
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, Self, cast
 
+from glprune._user_code import describe
 from glprune.errors import GlpruneError, RecipeError
 
 
@@ -37,19 +41,7 @@ def load_callable(
             f"{where}: {reference!r} should be 'package.module:function' or 'file.py:function'."
         )
     check_allowed(place, allowed, f"{where}: {place!r}")
-    folders = [str(folder.resolve()), str(Path.cwd())] if allowed is None else []
-    try:
-        module = _from_file(folder / place) if place.endswith(".py") else _from_path(place, folders)
-    except GlpruneError:
-        raise
-    except FileNotFoundError:
-        raise RecipeError(f"{where}: no file {folder / place}; paths are relative to the recipe.") from None
-    except ModuleNotFoundError as error:
-        raise RecipeError(
-            f"{where}: no module {error.name!r}; install it, or name a file such as 'network.py:{name}'."
-        ) from None
-    except (Exception, SystemExit) as error:  # the user's module may raise anything
-        raise RecipeError(f"{where}: importing {place!r} failed ({describe(error)}).") from error
+    module = _import(place, folder, where, allowed)
     found = getattr(module, name, None)
     if not callable(found):
         problem = "has no" if found is None else "has a value, not a function,"
@@ -57,7 +49,40 @@ def load_callable(
     home = getattr(found, "__module__", None) or "an unknown module"
     if home != module.__name__:  # the module imported it, such as urlopen in a module that downloads
         check_allowed(home, allowed, f"{where}: {reference!r} is of {home!r}, which")
-    return cast("Callable[..., Any]", found)
+    if not place.endswith(".py"):
+        return cast("Callable[..., Any]", found)
+    return _finding_siblings(found, place, folder, where, allowed)
+
+
+def _import(place: str, folder: Path, where: str, allowed: Sequence[str] | None) -> ModuleType:
+    """Import a module or file; any error of its code becomes one line."""
+    folders = [str(folder.resolve()), str(Path.cwd())] if allowed is None else []
+    said = _HeldOutput()
+    try:
+        with said:
+            if not place.endswith(".py"):
+                return _from_path(place, folders)
+            with _siblings_of(place, folder, allowed):
+                return _from_file(folder / place)
+    except (GlpruneError, KeyboardInterrupt):
+        raise
+    except FileNotFoundError as error:
+        raise RecipeError(f"{where}: no file {folder / place}; paths are relative to the recipe.") from error
+    except ModuleNotFoundError as error:
+        raise RecipeError(f"{where}: {_missing_module(place, folder, str(error.name), allowed)}") from error
+    except SystemExit as error:
+        last = f": {said.last_line}" if said.last_line else ""
+        raise RecipeError(
+            f"{where}: importing {place!r} failed ({describe(error)}{last}); put what a script runs under "
+            "if __name__ == '__main__', or name a file that only builds the network."
+        ) from error
+    except BaseException as error:  # the user's module may raise anything
+        hint = (
+            "; import the modules beside it without a dot"
+            if "attempted relative import" in str(error)
+            else ""
+        )
+        raise RecipeError(f"{where}: importing {place!r} failed ({describe(error)}){hint}.") from error
 
 
 def check_allowed(place: str, allowed: Sequence[str] | None, subject: str) -> None:
@@ -80,19 +105,102 @@ def check_allowed(place: str, allowed: Sequence[str] | None, subject: str) -> No
     )
 
 
-def describe(error: BaseException) -> str:
-    """Return type, message and place of an error in user code, on one line."""
-    frames = traceback.extract_tb(error.__traceback__)
-    at = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    first = (str(error).strip() or "no message").splitlines()[0][:200]
-    return f"{type(error).__name__}: {first}{at}"
+def _missing_module(place: str, folder: Path, missing: str, allowed: Sequence[str] | None) -> str:
+    """Return the message on a module that is not found, seen from the module that the recipe names."""
+    if not place.endswith(".py"):
+        return f"no module {missing!r}; install it, or name a file such as 'network.py:build'."
+    beside = (folder / place).parent / missing.partition(".")[0]
+    if allowed is not None and (beside.is_dir() or beside.with_suffix(".py").is_file()):
+        return (
+            f"{place!r} imports {missing!r} from its own folder, which --allow-factory forbids; install it "
+            f"as a package, or move its code into {place!r}."
+        )
+    return f"{place!r} imports {missing!r}, which is neither installed nor beside it; install it."
+
+
+class _HeldOutput(io.StringIO):
+    """Holds back what is written to standard error inside a block, unless the block ends the process.
+
+    argparse prints how a script is used before it ends the process. Later writes of who keeps the stream,
+    such as a logger, pass at once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._holds, self.last_line = False, ""
+
+    def __enter__(self) -> Self:
+        self._holds, self._before = True, sys.stderr
+        sys.stderr = self
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self._holds, sys.stderr = False, self._before
+        self.last_line = (self.getvalue().strip().splitlines() or [""])[-1][:200]
+        if kind is None or not issubclass(kind, SystemExit):
+            sys.stderr.write(self.getvalue())
+
+    def write(self, text: str) -> int:
+        """Hold or pass a text."""
+        return super().write(text) if self._holds else sys.stderr.write(text)
+
+
+_FOLDER = "__glprune_folder__"
+
+
+@contextlib.contextmanager
+def modules_of(place: Path | None) -> Iterator[None]:
+    """Find the modules of a folder inside the block, as Python does for a script in it; None: of no folder.
+
+    Modules that were imported so from another folder are forgotten first: they may have the same names.
+    """
+    folder = str(place.resolve()) if place is not None else ""
+    for name, module in list(sys.modules.items()):
+        if getattr(module, "__dict__", {}).get(_FOLDER, folder) != folder:
+            del sys.modules[name]
+    before = set(sys.modules)
+    if folder:
+        sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # user code may change the path
+            sys.path.remove(folder)
+        for name in sys.modules.keys() - before:
+            stem = f"{folder}/{name.replace('.', '/')}"
+            if getattr(sys.modules[name], "__file__", None) in (f"{stem}.py", f"{stem}/__init__.py"):
+                setattr(sys.modules[name], _FOLDER, folder)
+
+
+def _finding_siblings(
+    function: Callable[..., Any], place: str, folder: Path, where: str, allowed: Sequence[str] | None
+) -> Callable[..., Any]:
+    """Treat modules that a function of a file imports when it is called as those that the file imports."""
+
+    @functools.wraps(function, updated=())
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            with _siblings_of(place, folder, allowed):
+                return function(*args, **kwargs)
+        except ModuleNotFoundError as error:
+            missing = _missing_module(place, folder, str(error.name), allowed)
+            raise RecipeError(f"{where}: {missing}") from error
+
+    return call
+
+
+def _siblings_of(
+    place: str, folder: Path, allowed: Sequence[str] | None
+) -> contextlib.AbstractContextManager[None]:
+    """Find the modules beside a file, unless only listed ones may be imported."""
+    return modules_of((folder / place).parent if allowed is None else None)
 
 
 def _from_file(path: Path) -> ModuleType:
     """Import a Python file."""
     if not path.is_file():
         raise FileNotFoundError(path)
-    name = f"_glprune_recipe_{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"
+    name = f"_glprune_recipe_{path.stem}_{zlib.crc32(os.fsencode(path.resolve())):08x}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, cast
 
-from glprune._imports import check_allowed, describe
+from glprune._imports import check_allowed
+from glprune._user_code import user_code
 from glprune.errors import GlpruneError, RecipeError, did_you_mean
 
 Group = Literal[
@@ -56,12 +57,8 @@ class Plugin:
         Raises:
             GlpruneError: As the plugin raises it; any other error becomes a ``PluginError``.
         """
-        try:
+        with user_code(PluginError, self.says):
             return self.target(*args, **kwargs)
-        except GlpruneError:
-            raise
-        except (Exception, SystemExit) as error:  # user code may raise anything
-            raise PluginError(f"{self.says} failed ({describe(error)}).") from error
 
     @property
     def says(self) -> str:
@@ -118,12 +115,8 @@ def packages(named: Iterable[tuple[Group, str]]) -> dict[str, str]:
 
 
 def _load_entry_point(entry: EntryPoint, package: str, where: str) -> Callable[..., Any]:
-    try:
+    with user_code(RecipeError, f"{where}: importing plugin {entry.name!r} of {package}"):
         target = entry.load()
-    except (Exception, SystemExit) as error:  # user code may raise anything
-        raise RecipeError(
-            f"{where}: importing plugin {entry.name!r} of {package} failed ({describe(error)})."
-        ) from error
     if not callable(target):
         raise RecipeError(f"{where}: plugin {entry.name!r} of {package} is not a function: {entry.value}.")
     return cast("Callable[..., Any]", target)

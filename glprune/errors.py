@@ -5,6 +5,7 @@ the ``glprune`` command.
 """
 
 import difflib
+import signal
 from collections.abc import Sequence
 
 _MAX_NAMES = 5000  # comparing with more takes seconds
@@ -82,8 +83,26 @@ class PeerFailedError(GlpruneError):
         self.exit_code = code
 
 
-class SigtermInterrupt(KeyboardInterrupt):
-    """The process received SIGTERM; it ends a run as Ctrl-C does."""
+class SignalInterrupt(KeyboardInterrupt):
+    """The process received SIGTERM or SIGHUP; they end a run as Ctrl-C does.
+
+    Args:
+        number: The signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+_OUT_OF_MEMORY = ("can't allocate memory", "bad_alloc")  # PyTorch's and ONNX Runtime's words
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the system gave no more memory."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def user_message(error: BaseException) -> str | None:
@@ -91,8 +110,9 @@ def user_message(error: BaseException) -> str | None:
     if isinstance(error, GlpruneError):
         return str(error)
     if isinstance(error, KeyboardInterrupt):
-        return "terminated" if isinstance(error, SigtermInterrupt) else "interrupted"
-    if isinstance(error, MemoryError):
+        hung_up = isinstance(error, SignalInterrupt) and error.number == signal.SIGHUP
+        return "hung up" if hung_up else "terminated" if isinstance(error, SignalInterrupt) else "interrupted"
+    if is_out_of_memory(error):
         return "not enough memory"
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename is not None else ""
@@ -105,5 +125,5 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, GlpruneError):
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        return 143 if isinstance(error, SigtermInterrupt) else 130
+        return 128 + (error.number if isinstance(error, SignalInterrupt) else signal.SIGINT)
     return 2 if isinstance(error, OSError) else 1

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glprune._user_code import network_errors
 from glprune.data.splits import first_rows
 from glprune.evaluation.cost import run_cost
 from glprune.export.plugin_hooks import load_exporters
@@ -118,7 +119,7 @@ def inspect(  # noqa: PLR0913 - a public entry point: each option is a keyword o
     """
     recipe = (recipe if isinstance(recipe, Recipe) else load_recipe(recipe)).allowing(allow_factory)
     listener = on_event or silent
-    with reproducible(recipe.seed, recipe.threads):
+    with reproducible(recipe.seed, recipe.threads), network_errors():
         load_exporters(recipe)
         job = prepare(recipe, Path(model), trust_pickle, listener, accept_original=accept_original)
         listener(Stage("cost", "timing one epoch"))
@@ -140,7 +141,13 @@ def _inspect(job: Job) -> Inspection:
         passes=round(cost.passes),
         seconds_per_pass=seconds,
         seconds=seconds * cost.passes,
-        notes=(*job.data.notes, *job.rules.sentences(), *job.fixed_inputs, *job.original.doubts),
+        notes=(
+            *job.data.notes,
+            *job.loaded.notes,
+            *job.rules.sentences(),
+            *job.fixed_inputs,
+            *job.original.doubts,
+        ),
     )
 
 

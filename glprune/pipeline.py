@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from glprune._plugins import packages
+from glprune._user_code import network_errors
 from glprune._version import __version__
 from glprune.data.sharding import ShardedSplit
 from glprune.data.splits import first_rows
@@ -43,7 +44,7 @@ from glprune.result import Result
 from glprune.runtime.checkpoint import DistributedCheckpoint, tensors_digest
 from glprune.runtime.determinism import reproducible
 from glprune.runtime.events import Event, Listener, Notice, Stage, silent
-from glprune.runtime.output_folder import open_output_folder
+from glprune.runtime.output_folder import open_output_folder, written_note
 from glprune.runtime.process_group import ProcessGroup, init_process_group
 from glprune.runtime.replay import write_steps
 from glprune.runtime.worker_pool import is_parallel, make_worker_pool
@@ -124,6 +125,7 @@ def run(  # noqa: PLR0913 - the public entry point: each option is a keyword of 
         reproducible(recipe.seed, recipe.threads),
         clock.name_errors(),
         contextlib.nullcontext(process_group) if process_group else init_process_group() as group,
+        network_errors(),
     ):
         if not group.is_main:
             return _run_secondary_rank(source, folder, group)
@@ -156,8 +158,12 @@ def finish(job: Job, chosen: SearchResult, source: JobFactory, folder: Path, clo
 
 def publish(result: Result, recipe: Recipe, reporters: Sequence[Plugin]) -> Result:
     """Pass a finished bundle to the recipe's exporters and to reporters; return it."""
-    run_exporters(recipe, result)
-    run_reporters(reporters, result)
+    try:
+        run_exporters(recipe, result)
+        run_reporters(reporters, result)
+    except KeyboardInterrupt as error:
+        error.add_note(written_note(result.bundle))
+        raise
     return result
 
 
@@ -199,6 +205,8 @@ def _with_checkpoints(job: Job, output: OutputFolder, process_group: ProcessGrou
     checkpoints = output.checkpoint_log(identity)
     process_group.broadcast_object(identity)
     clock.seconds = checkpoints.seconds
+    for path in checkpoints.unusable:
+        clock(Notice(f"{path} is damaged or of another version and is not used."))
     return replace(job, checkpoints=checkpoints)
 
 
@@ -285,7 +293,8 @@ class StageClock:
         try:
             yield
         except NonFiniteError as error:
-            raise NonFiniteError(f"{self._name}: {error}") from None
+            error.args = (f"{self._name}: {error}",)  # the error keeps its notes
+            raise
 
 
 def _export_original(job: Job, folder: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glprune._user_code import network_errors
 from glprune.audit.verify import integrity_findings, open_bundle
 from glprune.errors import UsageError
 from glprune.export.latency import OnnxLatencyMeter
@@ -78,6 +79,7 @@ def select(  # noqa: PLR0913 - a public entry point: each option is a keyword of
     with (
         reproducible(chosen_recipe.seed, chosen_recipe.threads),
         clock.name_errors(),
+        network_errors(),
         open_output_folder(folder, overwrite, resume=False) as output,
     ):
         job = begin(source, output.stage, clock)

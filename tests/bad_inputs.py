@@ -549,6 +549,93 @@ def factory(reference: str) -> Make:
     return recipe("networks.py:build", reference)
 
 
+SIBLING = "'networks.py' imports 'evil' from its own folder, which --allow-factory forbids; install it as a package, or move its code into 'networks.py'."
+
+
+def networks(body: str) -> Make:
+    """A factory whose network has another forward or other attributes."""
+    text = """\
+import sys, threading, torch
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 1)
+        self.init()
+    def init(self):
+        pass
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x)))
+BODY
+def build():
+    torch.manual_seed(0)
+    return Net()
+"""
+
+    def make(folder: Path) -> None:
+        (folder / "networks.py").write_text(text.replace("BODY", body))
+        scope: dict[str, Any] = {}
+        exec(compile(text.replace("BODY", ""), "networks.py", "exec"), scope)
+        torch.save(scope["build"]().state_dict(), folder / "model.pt")
+
+    return make
+
+
+def loader(body: str) -> Make:
+    """A recipe with a loader of 20 batches of 3 rows, of which a function makes something else."""
+    text = """\
+import torch
+def make(split):
+    x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] > 0).long()
+    return changed([(x[i : i + 3], y[i : i + 3]) for i in range(0, 60, 3)])
+class Passes:
+    def __init__(self, *passes):
+        self.passes = list(passes)
+    def __iter__(self):
+        return iter(self.passes.pop(0) if len(self.passes) > 1 else self.passes[0])
+"""
+
+    def make(folder: Path) -> None:
+        recipe("file: data.csv\n  target: y", "loader: loading.py:make")(folder)
+        (folder / "loading.py").write_text(text + f"def changed(batches):\n    {body}\n")
+
+    return make
+
+
+NO_GRADIENT = "The network's output has no gradient: its forward runs under torch.no_grad or inference_mode, or detaches the output or takes it from NumPy; remove that from the forward."
+FORWARD = "def forward(self, x):\n    return self.b(torch.relu(self.a(x)))\nNet.forward = "
+LATER = "{} rows at first and {} later; let the loader yield the same rows in every pass."
+ONCE = "'train': a {} can be read once only, and a run reads its rows many times; return a DataLoader or a list of batches."
+UNTRAINABLE = [
+    ("under no_grad", FORWARD + "torch.no_grad()(forward)", NO_GRADIENT),
+    ("under inference_mode", FORWARD + "torch.inference_mode()(forward)", NO_GRADIENT),
+    ("that detaches its output", FORWARD + "lambda self, x: forward(self, x).detach()", NO_GRADIENT),
+    ("that goes through NumPy", FORWARD + "lambda self, x: torch.from_numpy(forward(self, x).detach().numpy())", NO_GRADIENT),
+    ("that turns gradients off", FORWARD + "lambda self, x: (torch.set_grad_enabled(False), forward(self, x))[1]", NO_GRADIENT),
+    ("with a lock", "Net.init = lambda self: setattr(self, 'lock', threading.Lock())", "The network cannot be copied: attribute 'lock' of Net forbids it (TypeError: ...); make it when it is needed, outside the network."),
+    ("with a module", "Net.init = lambda self: setattr(self.a, 'sys', sys)", "The network cannot be copied: attribute 'sys' of layer 'a' forbids it (TypeError: ...); make it when it is needed, outside the network."),
+    ("with a copied gradient", "Net.init = lambda self: setattr(self, 'w', self.a.weight * 2)", "The network cannot be copied: attribute 'w' of Net keeps a tensor with its gradient; keep tensor.detach()."),
+    ("that keeps its activations", FORWARD + "lambda self, x: (setattr(self, 'last', self.a(x)), forward(self, x))[1]", "The network cannot be copied: attribute 'last' of Net keeps a tensor with its gradient; keep tensor.detach()."),
+    ("whose forward holds itself", "Net.init = lambda self: setattr(self, 'forward', lambda x: self.b(torch.relu(self.a(x))))", "A copy of the network computes with 'a.weight' of the original: a function that the network keeps as an attribute holds the network itself; make it a method of the class."),
+    ("that is scripted", "Net = (lambda kind: lambda: torch.jit.script(nn.Sequential(nn.Linear(3, 4))))(Net)", "model.pt does not fit networks.py:build: ..."),
+    ("on the meta device", "Net = (lambda kind: lambda: kind().to('meta'))(Net)", FACTORY + "networks.py:build makes 'a.weight' on the device 'meta'; build the network on the CPU and outside of it."),
+    ("without running statistics", FORWARD + "forward\nNet.init = lambda self: setattr(self, 'n', nn.BatchNorm1d(3, affine=False, track_running_stats=False))", "Layer 'n' (BatchNorm1d) has no running statistics, so that the output for a row depends on the other rows of its batch; train it with track_running_stats=True."),
+]  # fmt: skip
+LOADERS = [
+    ("is a generator", "yield from batches", ONCE.format("generator")),
+    ("is an iterator", "return iter(batches)", ONCE.format("list_iterator")),
+    ("is a map", "return map(tuple, batches)", ONCE.format("map")),
+    ("is a zip", "return zip(*zip(*batches))", ONCE.format("zip")),
+    ("hides an iterator", "return Passes(iter(batches))", "'test': " + LATER.format(60, 0)),
+    ("ends sooner in the second pass", "return Passes(batches, batches[1:])", "'train': " + LATER.format(60, 57)),
+    ("yields more in the second pass", "return Passes(batches, batches + batches[:2])", "'train': " + LATER.format(60, 66)),
+    ("is empty in the second pass", "return Passes(batches, [])", "'test': " + LATER.format(60, 0)),
+    ("yields sparse rows", "return [(x.to_sparse(), y) for x, y in batches]", "'train': input 'features' holds no dense real numbers (torch.float32, torch.sparse_coo); convert it in the loader."),
+    ("yields complex rows", "return [(x.to(torch.complex64), y) for x, y in batches]", "'train': input 'features' holds no dense real numbers (torch.complex64, torch.strided); convert it in the loader."),
+    ("yields complex targets", "return [(x, y.to(torch.complex64)) for x, y in batches]", "'train': the target holds no dense real numbers (torch.complex64, torch.strided); convert it in the loader."),
+    ("yields rows on the meta device", "return [(x.to('meta'), y) for x, y in batches]", "'train': input 'features' holds no dense real numbers (device meta); convert it in the loader."),
+]  # fmt: skip
 CODE = [
     Bad("factory in a missing file", INSPECT, 2, FACTORY + "no file absent.py; paths are relative to the recipe.", factory("absent.py:build")),
     Bad("factory in a missing package", INSPECT, 2, FACTORY + "no module 'absent'; install it, or name a file such as 'network.py:build'.", factory("absent.package:build")),
@@ -559,12 +646,12 @@ CODE = [
     Bad("factory in a file with a name too long", INSPECT, 2, FACTORY + "importing 'nnn... failed (OSError: ...).", factory("n" * 300 + ".py:build")),
     Bad("factory with a mistake in it", INSPECT, 2, FACTORY + "importing 'networks.py' failed (SyntaxError: ...).", content("def build(:\n", "networks.py")),
     Bad("factory that is no text", INSPECT, 2, FACTORY + "importing 'networks.py' failed (SyntaxError: ...).", content(b"\xff\xfe\0", "networks.py")),
-    Bad("factory whose import leaves the program", INSPECT, 2, FACTORY + "importing 'networks.py' failed (SystemExit: 0 at networks.py:2).", content("import sys\nsys.exit(0)\n", "networks.py")),
+    Bad("factory whose import leaves the program", INSPECT, 2, FACTORY + "importing 'networks.py' failed (SystemExit: 0 at networks.py:2); put what a script runs under if __name__ == '__main__', or name a file that only builds the network.", content("import sys\nsys.exit(0)\n", "networks.py")),
     Bad("factory that leaves the program", INSPECT, 3, FACTORY + "networks.py:leaving failed (SystemExit: 0 at networks.py:12).", factory("networks.py:leaving")),
     Bad("factory that raises", INSPECT, 3, FACTORY + "networks.py:broken failed (RuntimeError: no licence at networks.py:10).", factory("networks.py:broken")),
     Bad("factory that recurses", INSPECT, 3, FACTORY + "networks.py:endless failed (RecursionError: maximum recursion depth exceeded at networks.py:14).", factory("networks.py:endless")),
     Bad("factory that makes text", INSPECT, 3, FACTORY + "networks.py:text returned str, not a torch.nn.Module.", factory("networks.py:text")),
-    Bad("argument the factory has not", INSPECT, 3, FACTORY + "networks.py:build failed (TypeError: build() got an unexpected keyword argument 'depth' at loading.py:...).", recipe('"networks.py:build"', '"networks.py:build"\n  arguments: {depth: 3}')),
+    Bad("argument the factory has not", INSPECT, 3, FACTORY + "networks.py:build failed (TypeError: build() got an unexpected keyword argument 'depth').", recipe('"networks.py:build"', '"networks.py:build"\n  arguments: {depth: 3}')),
     Bad("factory not allowed", f"{INSPECT} --allow-factory torchvision", 2, FACTORY + "'networks.py' is not listed by --allow-factory (torchvision); review its code and list it, or change the recipe."),
     Bad("factory not allowed is not imported", f"{RUN} --allow-factory networks.py", 2, FACTORY + "'evil.py' is not listed by --allow-factory (networks.py); review its code and list it, or change the recipe.", factory("evil.py:build")),
     Bad("module beside the recipe is not imported", f"{RUN} --allow-factory torchvision", 2, FACTORY + "'evil' is not listed by --allow-factory (torchvision); review its code and list it, or change the recipe.", factory("evil:build")),
@@ -573,6 +660,13 @@ CODE = [
     Bad("package that only begins like an allowed one", f"{INSPECT} --allow-factory torch.n", 2, FACTORY + "'torch.nn' is not listed by --allow-factory (torch.n); review its code and list it, or change the recipe.", factory("torch.nn:Identity")),
     Bad("function of another package", f"{INSPECT} --allow-factory networks.py", 2, FACTORY + "'networks.py:urlopen' is of 'urllib.request', which is not listed by --allow-factory (networks.py); review its code and list it, or change the recipe.", factory("networks.py:urlopen")),
     Bad("loader not allowed", f"{INSPECT} --allow-factory networks.py", 2, "recipe.yaml:5: data.loader: 'evil.py' is not listed by --allow-factory (networks.py); review its code and list it, or change the recipe.", recipe("file: data.csv\n  target: y", "loader: evil.py:build")),
+    Bad("factory that imports a missing library", INSPECT, 2, FACTORY + "'networks.py' imports 'absent', which is neither installed nor beside it; install it.", content("import absent\n", "networks.py")),
+    Bad("factory that imports its sibling by a dot", INSPECT, 2, FACTORY + "importing 'networks.py' failed (ImportError: attempted relative import with no known parent package at networks.py:1); import the modules beside it without a dot.", content("from .evil import build\n", "networks.py")),
+    Bad("factory whose sibling is not allowed", f"{INSPECT} --allow-factory networks.py", 2, FACTORY + SIBLING, content("from evil import build\n", "networks.py")),
+    Bad("factory whose sibling is not allowed when it is called", f"{INSPECT} --allow-factory networks.py", 2, FACTORY + SIBLING, content("def build():\n    import evil\n", "networks.py")),
+    Bad("factory in a script", INSPECT, 2, FACTORY + "importing 'networks.py' failed (SystemExit: 2 at argparse.py:...: the following arguments are required: --lr); put what a script runs under if __name__ == '__main__', or name a file that only builds the network.", content("import argparse\np = argparse.ArgumentParser(prog='')\np.add_argument('--lr', required=True)\np.parse_args([])\n", "networks.py")),
+    *(Bad(f"network {name}", INSPECT, 3, message, networks(body)) for name, body, message in UNTRAINABLE),
+    *(Bad(f"loader that {name}", INSPECT, 4, "recipe.yaml:5: data.loader: split " + message, loader(body)) for name, body, message in LOADERS),
     Bad("loader that yields nothing", INSPECT, 4, "recipe.yaml:5: data.loader: split 'train' failed (TypeError: ...).", recipe("file: data.csv\n  target: y", "loader: networks.py:loader")),
 ]  # fmt: skip
 
@@ -589,6 +683,12 @@ def table(folder: Path, **columns: Any) -> None:
 
 def of_table(**columns: Any) -> Make:
     return lambda folder: table(folder, **columns)
+
+
+def of_split(column: Any) -> Make:
+    """The data as Parquet with a split column."""
+    text = RECIPE.replace("data.csv", "data.parquet\n  split: {column: p}")
+    return lambda folder: (table(folder, p=column), content(text)(folder))
 
 
 def csv(old: str, new: str) -> Make:
@@ -633,7 +733,7 @@ def wide(folder: Path) -> None:
     (folder / "data.csv").write_text(",".join(names) + "\n" + ",".join("1" for _ in names) + "\n")
 
 
-CANNOT = "data.csv: cannot be read (...)."
+RAGGED = "data.csv: row ... has ... cells and the header ...; quote texts that hold ',', write decimal points, and check that the file is whole."
 DATA = [
     Bad("no data", INSPECT, 4, "absent.csv cannot be read (No such file or directory); name a file or a folder of Parquet, relative to the recipe.", recipe("data.csv", "absent.csv")),
     Bad("data with a name too long", INSPECT, 4, "ddd... cannot be read (File name too long); name a file or a folder of Parquet, relative to the recipe.", recipe("data.csv", "d" * 300 + ".csv")),
@@ -643,20 +743,25 @@ DATA = [
     Bad("data is empty", INSPECT, 4, "data.csv...", content("", "data.csv")),
     Bad("data is a header", INSPECT, 4, "data.csv: no rows...", content("a,b,c,y\n", "data.csv")),
     Bad("data is binary", RUN, 4, "data.csv...", content(bytes(range(256)) * 9, "data.csv")),
-    Bad("ragged rows", INSPECT, 4, CANNOT, csv("\n", ",1\n1,2\n")),
-    Bad("CSV cut in a row", INSPECT, 4, CANNOT, shortened("data.csv", 0.53)),
+    Bad("ragged rows", INSPECT, 4, RAGGED, csv("\n", ",1\n1,2\n")),
+    Bad("CSV cut in a row", INSPECT, 4, RAGGED, shortened("data.csv", 0.53)),
     Bad("CSV in Latin-1", INSPECT, 4, "data.csv: a column's name is not UTF-8; save the file as UTF-8.", recoded("latin-1")),
     Bad("CSV in UTF-16", INSPECT, 4, "data.csv...", recoded("utf-16")),
     Bad("column twice", INSPECT, 4, "data.csv: column 'b' is there twice; rename one.", csv("a,b,", "b,b,")),
     Bad("column twice among 100,000", INSPECT, 4, "data.csv: column 'c99998' is there twice; rename one.", wide),
-    Bad("column of words", INSPECT, 4, "data.parquet: column 'b' is not numeric (first value 'x')...", of_table(b=["x"] * 60)),
-    Bad("column of lists", INSPECT, 4, "data.parquet: column 'b' is not numeric (first value [1])...", of_table(b=[[1]] * 60)),
+    Bad("column of words", INSPECT, 4, "data.parquet: column 'b' is not numeric ('b' holds 'x' in row 1)...", of_table(b=["x"] * 60)),
+    Bad("column of lists", INSPECT, 4, "data.parquet: column 'b' is not numeric ('b' holds [1] in row 1)...", of_table(b=[[1]] * 60)),
     Bad("target of lists", INSPECT, 4, "data.parquet: column 'y' holds list<element: int64> values; use numbers or UTF-8 text.", of_table(y=[[1]] * 60)),
     Bad("target of structs", INSPECT, 4, "data.parquet: column 'y' holds struct<a: int64> values; use numbers or UTF-8 text.", of_table(y=[{"a": 1}] * 60)),
     Bad("target of bytes", INSPECT, 4, "data.parquet: column 'y' holds binary values; use numbers or UTF-8 text.", of_table(y=[b"\xff", b"\xfe"] * 30)),
     Bad("target in Latin-1", INSPECT, 4, "data.csv: column 'y' holds binary values; use numbers or UTF-8 text.", lambda f: (f / "data.csv").write_bytes((f / "data.csv").read_text().replace(",1\n", ",größe\n").encode("latin-1"))),
     Bad("target is empty", INSPECT, 4, "data.parquet: target 'y' is empty in 60 rows, first in row 1; drop them.", of_table(y=pa.nulls(60))),
     Bad("split column of lists", INSPECT, 4, "data.parquet: column 'p' holds list<element: int64> values; use numbers or UTF-8 text.", lambda f: (table(f, p=[[1]] * 60), content(RECIPE.replace("data.csv", "data.parquet\n  split: {column: p}"))(f))),
+    Bad("split column of float16", INSPECT, 4, "data.parquet: split column 'p' holds '1.0' in row 1; use train, valid and test.", of_split(np.ones(60, dtype=np.float16))),
+    Bad("split column of categories", INSPECT, 4, "data.parquet: split column 'p' holds 'dev' in row 2; use train, valid and test.", of_split(pa.array(["train", "dev"] * 30).dictionary_encode())),
+    Bad("split column of categories with a gap", INSPECT, 4, "data.parquet: split column 'p' is empty in row 2; use train, valid and test.", of_split(pa.array(["train", None] * 30).dictionary_encode())),
+    Bad("split column that is empty", INSPECT, 4, "data.parquet: split column 'p' is empty in row 1; use train, valid and test.", of_split(pa.nulls(60))),
+    Bad("column of categories", INSPECT, 4, "data.parquet: column 'b' is not numeric (first value 'x')...", of_table(b=pa.array(["x", "z"] * 30).dictionary_encode())),
     Bad("protected column of structs", INSPECT, 4, "data.parquet: column 'p' holds struct<a: int64> values; use numbers or UTF-8 text.", lambda f: (table(f, p=[{"a": 1}] * 60), content(RECIPE.replace("data.csv", "data.parquet\n  exclude: [p]") + "policy: {protected: [p]}\n")(f))),
     Bad("rules in a circle", INSPECT, 2, "recipe.yaml:10: policy.derived_from.a: a <- b <- a is a circle; remove one of them.", appended("policy: {derived_from: {a: b, b: a}}\n")),
     Bad("column past 2^53", INSPECT, 4, "data.parquet: column 'b' holds 9007199254740993 in row 3; above 2^53 neighbouring numbers become equal; scale or encode them otherwise, or list it under data.exclude.", of_table(b=[2**53 + (i == 2) for i in range(60)])),
@@ -664,7 +769,7 @@ DATA = [
     Bad("classes that a float merged", INSPECT, 4, "data.csv: column 'y' holds 1.2345678901234567e+19 in row 1; above 2^53 neighbouring numbers become equal; write the classes as whole numbers below 2^63 or as text.", lambda f: (f / "data.csv").write_text(re.sub(",([01])\n", r",1234567890123456789\1\n", (f / "data.csv").read_text()))),
     Bad("column with a gap", INSPECT, 4, "data.parquet: column 'b' is not finite: 1 empty, NaN or Inf in 'b', first in row 3; ...", of_table(b=[None if i == 2 else float(i) for i in range(60)])),
     Bad("column with Inf", INSPECT, 4, "data.parquet: column 'b' is not finite: 60 empty, NaN or Inf in 'b', first in row 1; ...", of_table(b=np.full(60, np.inf))),
-    Bad("name that could steer a terminal", INSPECT, 4, "data.parquet: column '\\x1b[2J\\u202e[red]' is not numeric (first value 'x')...", of_table(**{"\x1b[2J\u202e[red]": ["x"] * 60})),
+    Bad("name that could steer a terminal", INSPECT, 4, "data.parquet: column '\\x1b[2J\\u202e[red]' is not numeric (...x1b[2J...[red]' holds 'x' in row 1)...", of_table(**{"\x1b[2J\u202e[red]": ["x"] * 60})),
     Bad("no target column", INSPECT, 2, "recipe.yaml:6: data.target: no column 'label'.", recipe("target: y", "target: label")),
     Bad("feature that is no column", INSPECT, 2, "recipe.yaml:7: data.features: no column 'aa'. Did you mean 'a'?", recipe("target: y", "target: y\n  features: [aa]")),
     Bad("Parquet cut short", INSPECT, 4, "data.parquet: cannot be read (...).", cut_parquet),

@@ -8,11 +8,14 @@ import pickle
 import tarfile
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 
 from tests.bad_inputs import INSPECT, RUN, Bad, Make, content, network, replaced_by, shortened
 
@@ -150,6 +153,28 @@ PICKLE = (
 )
 FOREIGN = "model.pt: not a file torch.save wrote; save torch.save(model.state_dict(), path)."
 BROKEN = "model.pt: not a file torch.save wrote (...)."
+EXPORTED = (
+    "model.pt2 is a torch.export program; save torch.export.load(path).state_dict by torch.save instead."
+)
+ONNX = "{} is an ONNX file, which glprune writes and does not read; give the PyTorch weights it was exported from."
+ONNX_BYTES = b"\x08\x0a\x12\x07pytorch\x1a\x062.13.0"
+SKLEARN = "{} is a pickle of sklearn.pipeline.Pipeline, not of a PyTorch network; save the state dict of the network alone."
+PIPELINE = b"\x80\x04\x8c\x10sklearn.pipeline\x94\x8c\x08Pipeline\x94\x93\x94)\x81."
+MAIN = (
+    "model.pt is a pickle that needs __main__.Net, a class of the script that wrote it; save "
+    "torch.save(model.state_dict(), path) there instead."
+)
+SAVE = "save torch.save(model.state_dict(), path)"
+FOREIGN_KINDS = [
+    ("pointer of Git LFS", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a pointer of Git LFS to the weights; run git lfs pull"),
+    ("web page", b"<!doctype html>", "a web page, not the file that it links to; download the weights again"),
+    ("HDF5", b"\x89HDF\r\n\x1a\n", f"an HDF5 file, as of Keras; PyTorch's weights are needed: {SAVE}"),
+    ("array", b"\x93NUMPY\x01\0", f"a NumPy array; {SAVE}"),
+    ("TensorFlow Lite", b"\x1c\0\0\0TFL3", f"a TensorFlow Lite file; PyTorch's weights are needed: {SAVE}"),
+    ("GGUF", b"GGUF\x03\0", f"a GGUF file; {SAVE} of the PyTorch network"),
+    ("gzip", b"\x1f\x8b\x08\0", "compressed by gzip; unpack it"),
+    ("xz", b"\xfd7zXZ\0", "compressed by xz; unpack it"),
+]  # fmt: skip
 SAFE = "inspect recipe.yaml model.safetensors"
 UNSAFE = "model.safetensors: not a safetensors file (...)."
 
@@ -179,6 +204,31 @@ MODELS = [
     Bad("half an archive", INSPECT, 3, "model.pt: truncated or no file torch.save wrote (File is not a zip file).", shortened("model.pt", 0.5)),
     Bad("archive without its last bytes", RUN, 3, "model.pt: truncated or no file torch.save wrote (File is not a zip file).", shortened("model.pt", 0.99)),
     Bad("empty archive", INSPECT, 3, FOREIGN, content(b"PK\x05\x06" + b"\0" * 18, "model.pt")),
+    Bad("TorchScript under its own name", "inspect recipe.yaml model.torchscript", 3, "model.torchscript is a TorchScript archive, which holds code; save model.state_dict() instead.", content(archive(b"\x80\x02}.", ("m/constants.pkl", b"")), "model.torchscript")),
+    Bad("program of torch.export", "run recipe.yaml model.pt2 --out out --quiet", 3, EXPORTED, content(archive(None, ("m/models/model.json", b"{}")), "model.pt2")),
+    Bad("old program of torch.export", "inspect recipe.yaml model.pt2", 3, EXPORTED, content(archive(None, ("serialized_exported_program.json", b"{}")), "model.pt2")),
+    Bad("trusted program of torch.export", "inspect recipe.yaml model.pt2 --trust-pickle", 3, EXPORTED, content(archive(None, ("m/models/model.json", b"{}")), "model.pt2")),
+    Bad("ONNX file", "inspect recipe.yaml model.onnx", 3, ONNX.format("model.onnx"), content(ONNX_BYTES, "model.onnx")),
+    Bad("ONNX file under another name", RUN, 3, ONNX.format("model.pt"), content(ONNX_BYTES, "model.pt")),
+    Bad("pipeline of scikit-learn by joblib", "inspect recipe.yaml model.joblib", 3, SKLEARN.format("model.joblib"), content(PIPELINE, "model.joblib")),
+    Bad("trusted pipeline of scikit-learn", f"{INSPECT} --trust-pickle", 3, SKLEARN.format("model.pt"), content(PIPELINE, "model.pt")),
+    Bad("compressed pipeline of joblib", "inspect recipe.yaml model.joblib", 3, "model.joblib is a pickle of another library (joblib?), not of PyTorch weights; save torch.save(model.state_dict(), path).", content(zlib.compress(PIPELINE), "model.joblib")),
+    Bad("pickle of arrays", INSPECT, 3, "model.pt is a pickle of NumPy arrays, not of a PyTorch network; save the state dict of the network alone.", content(pickle.dumps({"w": np.ones(3)}), "model.pt")),
+    Bad("pickle of a class of a script", INSPECT, 3, MAIN, content(archive(b"\x80\x02c__main__\nNet\n)\x81."), "model.pt")),
+    Bad("trusted pickle of a class of a script", f"{INSPECT} --trust-pickle", 3, MAIN, content(archive(b"\x80\x02c__main__\nNet\n)\x81."), "model.pt")),
+    Bad("trusted pickle of a class that is not found", f"{INSPECT} --trust-pickle", 3, "model.pt: the pickle cannot be read (ModuleNotFoundError: No module named 'absent' at ...); save torch.save(model.state_dict(), path) where the code that it needs is found.", content(archive(b"\x80\x02cabsent\nNet\n)\x81."), "model.pt")),
+    *(Bad(f"{name} instead of weights", INSPECT, 3, f"model.pt is {what}.", content(raw, "model.pt")) for name, raw, what in FOREIGN_KINDS),
+    Bad("archive of arrays", INSPECT, 3, "model.pt is an archive of NumPy arrays; save torch.save(model.state_dict(), path).", content(archive(None, ("w.npy", b"")), "model.pt")),
+    Bad("Keras model", "inspect recipe.yaml model.keras", 3, "model.keras is a Keras model; PyTorch's weights are needed: save torch.save(model.state_dict(), path).", content(archive(None, ("model.weights.h5", b"")), "model.keras")),
+    Bad("safetensors under another name", INSPECT, 3, "model.pt is a safetensors file; name it model.safetensors.", lambda f: (f / "model.safetensors").replace(f / "model.pt")),
+    Bad("weights named as safetensors", SAFE, 3, "model.safetensors is not a safetensors file but an archive, as of torch.save; name it model.pt.", lambda f: (f / "model.pt").replace(f / "model.safetensors")),
+    Bad("pointer of Git LFS as safetensors", SAFE, 3, "model.safetensors is a pointer of Git LFS to the weights; run git lfs pull.", content("version https://git-lfs.github.com/spec/v1\n", "model.safetensors")),
+    Bad("several state dicts that fit", INSPECT, 3, "model.pt holds several state dicts that fit ('a', 'b'); save one of them alone.", saved(lambda s: {"a": s, "b": s})),
+    Bad("network beside a scaler", INSPECT, 3, "model.pt does not fit networks.py:build: the names under 'model.' fit, and beside them it holds scaler.mean; save the part that the factory builds, or build all of it.", saved(lambda s: {f"model.{k}": v for k, v in s.items()} | {"scaler.mean": torch.ones(3)})),
+    Bad("prefix and a missing tensor", INSPECT, 3, "model.pt does not fit networks.py:build, its names taken without the prefix 'model.': missing 0.bias.", saved(lambda s: {f"model.{k}": v for k, v in s.items() if k != "0.bias"})),
+    Bad("spectral norm of the file alone", INSPECT, 3, "model.pt does not fit networks.py:build: missing 0.weight; unexpected 0.parametrizations.weight.original. The file alone parametrizes 0.weight; do so in both, or in neither (torch.nn.utils.parametrize.remove_parametrizations before saving).", saved(lambda s: {k.replace("0.weight", "0.parametrizations.weight.original"): v for k, v in s.items()})),
+    Bad("quantised weights", INSPECT, 3, "model.pt does not fit networks.py:build: whole numbers, as of a quantised network, for 0.weight (torch.int8).", saved(lambda s: s | {"0.weight": s["0.weight"].to(torch.int8)})),
+    Bad("lazy network that never ran", f"{INSPECT} --trust-pickle", 3, "model.pt: 0.weight, 0.bias of lazy modules without values; run the network on a batch before it is saved.", lambda f: torch.save(nn.Sequential(nn.LazyLinear(2)), f / "model.pt")),
     Bad("no state dict", INSPECT, 3, "model.pt: holds list, not a state dict; save model.state_dict().", saved(lambda s: list(s.values()))),
     Bad("no tensor", INSPECT, 3, "model.pt: epoch not a tensor; save model.state_dict() alone.", saved(lambda s: s | {"epoch": 3})),
     Bad("key that is a number", INSPECT, 3, "model.pt: 3 not a name of a tensor; save model.state_dict().", saved(lambda s: s | {3: torch.ones(1)})),

@@ -1,6 +1,6 @@
 """Fuzz the readers with coverage guidance, by hand or at night: ``python -m tests.fuzz TARGET RUNS``.
 
-TARGET is ``recipe``, ``report`` or ``verify``; it takes ``pip install -e ".[fuzz]"``. A fault ends it with a
+TARGET is ``recipe``, ``report``, ``verify`` or ``code``; it takes ``pip install -e ".[fuzz]"``. A fault ends it with a
 traceback and leaves the input in a file, ``crash-...``, which ``python -m tests.fuzz TARGET 1 FILE`` runs again.
 An input that takes longer than a minute counts as a hang.
 
@@ -22,7 +22,7 @@ import atheris
 with atheris.instrument_imports(include=["glprune"]):
     from glprune.audit.checks import rendering
     from glprune.schema import bundle as bundles
-    from tests import mutations
+    from tests import mutations, odd_code
     from tests.bundle_fixtures import make_bundle, write_problem
 
 Target = Callable[[bytes], None]
@@ -71,6 +71,20 @@ def verify(folder: Path) -> Target:
     return run
 
 
+def code(folder: Path) -> Target:
+    """Choices that make a factory, a network and a loader odd."""
+    odd_code.write_weights(folder / "model.pt")
+
+    def run(raw: bytes) -> None:
+        copy = folder / "copy"
+        copy.mkdir()
+        shutil.copy(folder / "model.pt", copy)
+        odd_code.check(*odd_code.make(chooser(raw)), copy)
+        shutil.rmtree(copy)
+
+    return run
+
+
 def _bundle(folder: Path) -> Path:
     write_problem(folder)
     return make_bundle(folder, "slim")
@@ -80,7 +94,7 @@ def main() -> None:
     name, runs, *rest = sys.argv[1:]
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
-        target = {"recipe": recipe, "report": report, "verify": verify}[name](Path(folder))
+        target = {"recipe": recipe, "report": report, "verify": verify, "code": code}[name](Path(folder))
         options = [
             f"-runs={runs}",
             "-timeout=60",

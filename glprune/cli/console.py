@@ -12,6 +12,7 @@ from rich.table import Table
 from glprune._escaping import escape_for_terminal
 from glprune.report.html import compared
 from glprune.report.sentences import file_sentence, headline, label
+from glprune.report.uncertainty import WHICH, method_sentence, with_interval
 from glprune.runtime.events import Event, Notice, OriginalMeasured, PointDone, Progress, Stage
 from glprune.schema.metrics import metric_text
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
     from glprune.inspection import Inspection, SetFacts
     from glprune.schema.report import PathPoint, Report
+
+
+_NAME_WIDTH = 13  # wrapped, so that four columns of intervals fit 80 characters
+_INTERVAL_WIDTH = 16  # of "-0.047 to +0.031", which is not wrapped
 
 
 class ProgressReporter:
@@ -115,13 +120,17 @@ def print_report(console: Console, report: Report, bundle: str) -> None:
     for sentence in headline(report):
         console.print(escape_for_terminal(sentence), markup=False, highlight=False)
     what = "agreement" if report.task == "distillation" else "metric"
-    table = Table(f"{what} on the test split", box=None, pad_edge=False, header_style="bold")
-    for name in ("original", "zeroed", "shipped"):
-        table.add_column(name, justify="right")
-    for metric in report.performance:
-        row = (f"{v:.4f}" for v in (metric.original, metric.zeroed, metric.final))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(f"{what} on the test split", max_width=_NAME_WIDTH)
+    rows = [[with_interval(m, which, "{}\n{}", digits=3) for which in WHICH] for m in report.performance]
+    for name, cells in zip(("original", "zeroed", "shipped", "change"), zip(*rows, strict=True), strict=True):
+        width = max(len(line) for cell in cells for line in cell.split("\n"))
+        table.add_column(name, justify="right", min_width=min(width, _INTERVAL_WIDTH))
+    for metric, row in zip(report.performance, rows, strict=True):
         table.add_row(label(metric.name), *row)
     console.print(table)
+    if method := method_sentence([metric.intervals for metric in report.performance]):
+        console.print(f"second lines: {method}", markup=False, highlight=False)
     _print_compared(console, report)
     for warning in report.warnings:
         console.print(escape_for_terminal(f"warning: {warning}"), markup=False, highlight=False)
@@ -134,7 +143,8 @@ def _print_compared(console: Console, report: Report) -> None:
     rows = compared(report)
     if not rows:
         return
-    table = Table("selection, on the test split", box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("selection, on the test split", no_wrap=True)
     for metric in report.performance:
         table.add_column(label(metric.name), justify="right")
     for row in rows:

@@ -15,11 +15,12 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
 
 from glprune._escaping import escape_for_terminal
+from glprune._user_code import user_code
 from glprune._version import __version__
 from glprune.cli.audit import COMMANDS
 from glprune.cli.ci import COMMANDS as PIPELINE_COMMANDS
@@ -27,13 +28,14 @@ from glprune.cli.ci import ci_option
 from glprune.cli.demo import make_demo_command
 from glprune.errors import (
     GlpruneError,
+    ModelError,
     PeerFailedError,
-    SigtermInterrupt,
+    SignalInterrupt,
     UsageError,
     exit_code,
     user_message,
 )
-from glprune.model.weights_file import check_weights_file
+from glprune.model.weights.file import check_weights_file
 from glprune.runtime.events import Notice, OriginalMeasured, Stage
 
 if TYPE_CHECKING:
@@ -46,8 +48,8 @@ if TYPE_CHECKING:
     from glprune.schema.recipe import Recipe
 
 _EPILOG = (
-    "Exit codes: 0 done; 2 usage, recipe or output folder; 3 model; 4 data; 5 target cannot be reached; "
-    "130 interrupted; 143 terminated."
+    "Exit codes: 0 done; 1 a worker, process or plugin failed, or memory ran out; 2 usage, recipe or output "
+    "folder; 3 model; 4 data; 5 target cannot be reached; 129 hung up; 130 interrupted; 143 terminated."
 )
 _START = Stage("start", "loading PyTorch")  # takes seconds, and so must not come before the first line
 _MAX_LENGTH = 2000  # characters of a message; names in it may be of any length
@@ -85,8 +87,10 @@ def _exit_for(error: BaseException) -> None:
         sys.exit(error.exit_code)
     if isinstance(error, click.ClickException):
         _fail(_usage(error), error.exit_code)
-    if isinstance(error, click.Abort | KeyboardInterrupt):
-        _fail("interrupted; nothing was written", 130)
+    if isinstance(error, click.Abort):
+        error = error.__cause__ or KeyboardInterrupt()
+    if isinstance(error, KeyboardInterrupt):
+        _fail(f"{user_message(error)}; nothing was written", exit_code(error))
     if isinstance(error, ModuleNotFoundError) and error.name in _NOT_FOR_AUDITORS:
         _fail(f"this command needs {error.name}; install glprune with its dependencies", 2)
     if isinstance(error, BrokenPipeError):
@@ -96,7 +100,7 @@ def _exit_for(error: BaseException) -> None:
         _drop_output()
     text = user_message(error)
     if text is not None:
-        _fail(text, exit_code(error))
+        _fail(text, exit_code(error) or 1)
 
 
 @contextlib.contextmanager
@@ -108,27 +112,30 @@ def _process_group(out: Path) -> Iterator[ProcessGroup]:
     try:
         with _signals(), init_process_group() as group:
             yield group
-    except (KeyboardInterrupt, GlpruneError, OSError, MemoryError) as error:
+    except (KeyboardInterrupt, GlpruneError, OSError, MemoryError, RuntimeError) as error:
+        text = user_message(error)
+        if text is None:  # a bug
+            raise
         if group.reported_by_main:
             sys.exit(exit_code(error))
-        if not isinstance(error, KeyboardInterrupt | PeerFailedError):
-            raise
-        _fail(f"{user_message(error)}; {_what_is_kept(out, group)}", exit_code(error))
+        if left := _what_is_left(error, out, group):
+            _fail(f"{text.rstrip('.')}; {left}", exit_code(error))
+        raise
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-    """Let SIGTERM end a run as Ctrl-C does; one of several processes reacts to the first signal only."""
+    """Let SIGTERM and SIGHUP end a run as Ctrl-C does; one of several processes reacts to the first only."""
     from glprune.runtime.launcher import process_info
 
     several = process_info().size > 1
-    handled = (signal.SIGTERM, signal.SIGINT) if several else (signal.SIGTERM,)
+    handled = [signal.SIGTERM, signal.SIGHUP, *([signal.SIGINT] if several else [])]
     before = {number: signal.getsignal(number) for number in handled}
 
     def stop(number: int, frame: object) -> NoReturn:
         if several:
             ignore_signals()
-        raise SigtermInterrupt if number == signal.SIGTERM else KeyboardInterrupt
+        raise KeyboardInterrupt if number == signal.SIGINT else SignalInterrupt(number)
 
     def ignore_signals() -> None:
         for number in handled:
@@ -149,12 +156,14 @@ def _signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _what_is_kept(out: Path, group: ProcessGroup) -> str:
-    """Say what is kept of a stopped run and how to continue it."""
-    from glprune.runtime.output_folder import is_resumable, unfinished_path
+def _what_is_left(error: BaseException, out: Path, group: ProcessGroup) -> str:
+    """Say what is left of a run and how to continue it; empty where an error of this run left nothing."""
+    from glprune.runtime.output_folder import is_resumable, keeps_work, unfinished_path
 
-    if not is_resumable(out):
-        return "nothing was written"
+    stopped = isinstance(error, KeyboardInterrupt | PeerFailedError)
+    if not keeps_work(error) and not (stopped and is_resumable(out)):
+        notes = " ".join(getattr(error, "__notes__", ()))
+        return notes or ("nothing was written" if stopped else "")
     dropped = {"--resume"} if out.exists() else {"--resume", "--overwrite"}
     command = shlex.join(["glprune", *(a for a in sys.argv[1:] if a not in dropped), "--resume"])
     if group.size > 1:
@@ -297,20 +306,29 @@ def _run_pipeline(options: _RunOptions, recipe: Recipe, group: ProcessGroup, pro
     from glprune.pipeline import run as run_pipeline
     from glprune.runtime.launcher import launcher_warning
 
-    if warning := launcher_warning():
-        progress(Notice(warning))
-    return run_pipeline(
-        recipe,
-        options.model,
-        options.out,
-        overwrite=options.overwrite,
-        resume=options.resume,
-        trust_pickle=options.trust_pickle,
-        accept_original=options.accept_original,
-        reporters=options.reporters,
-        on_event=progress,
-        process_group=group,
-    )
+    with _recipes_code():
+        if warning := launcher_warning():
+            progress(Notice(warning))
+        return run_pipeline(
+            recipe,
+            options.model,
+            options.out,
+            overwrite=options.overwrite,
+            resume=options.resume,
+            trust_pickle=options.trust_pickle,
+            accept_original=options.accept_original,
+            reporters=options.reporters,
+            on_event=progress,
+            process_group=group,
+        )
+
+
+@contextlib.contextmanager
+def _recipes_code() -> Iterator[None]:
+    """Keep code that the recipe names from ending the program, and what it prints out of the result."""
+    code = "The network, or other code that the recipe names,"
+    with contextlib.redirect_stdout(sys.stderr), user_code(ModelError, code, passing=(Exception,)):
+        yield
 
 
 def _print_result(result: Result, as_json: bool, quiet: bool) -> None:
@@ -358,7 +376,8 @@ def inspect(
 
     loaded = _load(recipe, overrides, allow_factory)
     check_weights_file(model, loaded, trust_pickle)
-    with _progress(quiet=not sys.stderr.isatty()) as progress:
+    output = _console(sys.stdout)  # before what the recipe's code prints is sent elsewhere
+    with _progress(quiet=not sys.stderr.isatty()) as progress, _recipes_code():
         progress(_START)
         from glprune.inspection import inspect as run_inspection
 
@@ -366,7 +385,7 @@ def inspect(
             if isinstance(event, Stage):
                 progress(event)
             elif isinstance(event, OriginalMeasured) and not as_json:  # before a network at chance stops it
-                console.print_original(_console(), event)
+                console.print_original(output, event)
 
         inspection = run_inspection(
             loaded, model, trust_pickle=trust_pickle, accept_original=accept_original, on_event=on_event
@@ -374,7 +393,7 @@ def inspect(
     if as_json:
         click.echo(json.dumps(console.as_json(inspection)))
     else:
-        console.print_inspection(_console(), inspection)
+        console.print_inspection(output, inspection)
 
 
 @main.command(epilog=_EPILOG)
@@ -402,7 +421,7 @@ def select(
     as_json: bool, quiet: bool, features: int, bundle: Path, allow_factory: Sequence[str], **options: Any
 ) -> None:
     """Ship another network of BUNDLE's frontier (target.frontier) without searching again."""
-    with _signals(), _progress(quiet) as progress:
+    with _signals(), _progress(quiet) as progress, _recipes_code():
         progress(_START)
         from glprune.selection import select as select_point
 
@@ -414,12 +433,13 @@ def select(
 
 @main.command(epilog=_EPILOG)
 @click.argument("data", type=click.Path(path_type=Path))
+@click.option("--target", metavar="COLUMN", help="Column to predict; guessed if it is not given.")
 @click.option("--out", type=click.Path(path_type=Path), help="File to write; default standard output.")
-def init(data: Path, out: Path | None) -> None:
-    """Write a commented recipe for DATA (.csv or .parquet)."""
+def init(data: Path, target: str | None, out: Path | None) -> None:
+    """Write a commented recipe for DATA (.csv, .tsv or .parquet)."""
     from glprune.cli.starter_recipe import starter_recipe
 
-    text = starter_recipe(data, out.parent if out else Path())
+    text = starter_recipe(data, out.parent if out else Path(), target)
     if out is None:
         click.echo(text, nl=False)
         return
@@ -500,13 +520,14 @@ def _progress(quiet: bool = False) -> ProgressReporter:
     """Show the progress of a command on standard error."""
     from glprune.cli.console import ProgressReporter
 
-    return ProgressReporter(_console(stderr=True), quiet)
+    return ProgressReporter(_console(sys.stderr), quiet)
 
 
-def _console(stderr: bool = False) -> Console:
+def _console(stream: TextIO | None = None) -> Console:
+    """Return a console on a stream, by default standard output."""
     from rich.console import Console
 
-    return Console(stderr=stderr)  # rich honours NO_COLOR and plain pipes
+    return Console(file=stream)  # rich honours NO_COLOR and plain pipes
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Read the data of a run: columns matched by name, every defect reported by name, reproducible splits.
 
 - ``loading``: load the data of a recipe; ``dataloader``: from a user's DataLoader or plugin.
-- ``tables``: files of columns; ``columns``: which column feeds which input and feature.
+- ``files``: open a file, read CSV; ``tables``: columns by name, Parquet.
+- ``columns``: which column feeds which input and feature.
 - ``targets``, ``splitting``: the target and the split of every row.
 - ``validation``: columns as numbers, checked and measured.
 - ``splits``: rows in batches from memory; ``streaming``: from Parquet files; ``sharding``: for each process.

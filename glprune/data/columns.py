@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from glprune.data.records import Feature, InputColumns
 from glprune.data.splits import ColumnId
-from glprune.errors import RecipeError, did_you_mean, name_list
+from glprune.data.tables import unknown_column_hint
+from glprune.errors import RecipeError, name_list
 
 if TYPE_CHECKING:
     from glprune.schema.recipe import InputSpec, Recipe
@@ -23,7 +24,7 @@ def _feature_columns(recipe: Recipe, columns: Sequence[str]) -> tuple[str, ...]:
     for key, name in (("target", spec.target), ("split", split_column)):
         if name is not None and name not in columns:
             raise RecipeError(
-                f"{recipe.where('data', key)}: no column {name!r}.{did_you_mean(name, columns)}"
+                f"{recipe.where('data', key)}: no column {name!r}.{unknown_column_hint(name, columns)}"
             )
     reserved = {spec.target, split_column}
     names = dict.fromkeys(columns)
@@ -93,7 +94,7 @@ def _matching(where: str, patterns: Iterable[str], columns: Names) -> list[str]:
             continue
         matches = fnmatch.filter(columns, pattern) if any(c in pattern for c in "*?[") else []
         if not matches:
-            raise RecipeError(f"{where}: no column {pattern!r}.{did_you_mean(pattern, list(columns))}")
+            raise RecipeError(f"{where}: no column {pattern!r}.{unknown_column_hint(pattern, list(columns))}")
         found.update(dict.fromkeys(matches))
     return list(found)
 

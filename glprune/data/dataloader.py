@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,15 +12,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from glprune._imports import describe, load_callable
+from glprune._imports import load_callable
 from glprune._plugins import load_plugin
+from glprune._user_code import user_code
 from glprune.data.columns import make_features
 from glprune.data.records import Data, InputColumns
 from glprune.data.splits import SPLITS, Inputs
 from glprune.errors import DataError, GlpruneError, RecipeError
+from glprune.runtime.determinism import settings_kept
 
 if TYPE_CHECKING:
     from glprune.schema.recipe import InputSpec, Recipe
+
+_CLASSES = "yield the classes as 0, 1 and so on"
+_MAX_CLASS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -45,13 +51,61 @@ class LoaderSplit:
         with torch.random.fork_rng(devices=[]):
             if generator is not None:
                 torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
-            try:
-                for batch in self.loader:
-                    yield unpack(batch, self.specs, self.kind)
-            except GlpruneError as error:
-                raise DataError(f"{self.name}: {error}") from error
-            except Exception as error:  # user code may raise anything
-                raise DataError(f"{self.name} failed ({describe(error)}).") from error
+            rows = 0
+            for inputs, target in _read_batches(self.loader, self.specs, self.kind, self.name):
+                rows += len(target)
+                yield inputs, target
+        if rows != self.rows:
+            raise DataError(
+                f"{self.name}: {self.rows:,} rows at first and {rows:,} later; let the loader yield the same "
+                "rows in every pass."
+            )
+
+
+_END = object()
+
+
+def _read_batches(
+    loader: Iterable[Any], specs: tuple[InputSpec, ...], kind: str, name: str
+) -> Iterator[tuple[Inputs, Tensor]]:
+    """Yield the batches of a loader that have rows.
+
+    What the loader does to PyTorch's settings between two batches stays with it: a generator that yields
+    inside ``with torch.no_grad()`` would otherwise turn off the gradients of a training.
+
+    Args:
+        loader: The user's.
+        specs: The inputs in the network's order.
+        kind: The task.
+        name: Place of the loader in the recipe and name of the split, for messages.
+
+    Raises:
+        DataError: The loader fails, or a batch is none.
+    """
+    iterator: Iterator[Any] | None = None
+    rows = 0
+    while True:
+        # around the user's code alone, so that a consumer may stop
+        with _named(name), user_code(DataError, name), settings_kept():
+            iterator = iter(loader) if iterator is None else iterator
+            batch = next(iterator, _END)
+        if batch is _END:
+            return
+        with _named(name), user_code(DataError, name):
+            inputs, target = unpack(batch, specs, kind, rows)
+        rows += len(target)
+        if len(target):
+            yield inputs, target
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Begin the messages of errors with the name of the split."""
+    try:
+        yield
+    except GlpruneError as error:
+        text = str(error)
+        raise DataError(text if text.startswith(name) else f"{name}: {text}") from error
 
 
 @dataclass(frozen=True)
@@ -71,16 +125,15 @@ def load_loader(recipe: Recipe) -> Data:
         DataError: A loader cannot be made, or yields invalid batches.
         RecipeError: The recipe lists other features or classes than the loader yields.
     """
-    reference, where, make = _loader_factory(recipe)
+    with settings_kept(), torch.random.fork_rng(devices=[]):  # importing runs the user's code
+        reference, where, make = _loader_factory(recipe)
     found: dict[str, _Survey] = {}
     for name in SPLITS:
         split = f"{where}: split {name!r}"
-        try:
-            found[name] = _survey(make(split=name), recipe, split)
-        except GlpruneError as error:
-            raise DataError(f"{split}: {error}") from error
-        except Exception as error:  # user code may raise anything
-            raise DataError(f"{split} failed ({describe(error)}).") from error
+        with _named(split):
+            with user_code(DataError, split), settings_kept():
+                loader = make(split=name)
+            found[name] = _survey(loader, recipe, split)
         if found[name].widths != found["train"].widths:
             raise DataError(f"{where}: split {name!r} and split 'train' have different numbers of features.")
     inputs = _loader_inputs(recipe, found["train"].widths)
@@ -133,17 +186,20 @@ def _survey(loader: Iterable[Any], recipe: Recipe, name: str) -> _Survey:
     digest, rows, largest = hashlib.sha256(), 0, 0
     specs = tuple(recipe.model.inputs)
     widths: tuple[int, ...] | None = None
-    for batch in loader:
-        inputs, target = unpack(batch, specs, recipe.task)
+    if isinstance(loader, Iterator):
+        raise DataError(
+            f"a {type(loader).__name__} can be read once only, and a run reads its rows many times; return a "
+            "DataLoader or a list of batches."
+        )
+    for inputs, target in _read_batches(loader, specs, recipe.task, name):
+        _check_finite(inputs, target, specs, rows)
         for tensor in (*inputs, target):
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise DataError(f"NaN or Inf in batch after row {rows}.")
             digest.update(tensor.contiguous().numpy().tobytes())
         found = tuple(0 if s.axis is None else x.shape[s.axis] for s, x in zip(specs, inputs, strict=True))
         if found != (widths or found):
             raise DataError(f"the number of features changes after row {rows}; it must be constant.")
         if recipe.task in ("binary", "multiclass"):
-            largest = max(largest, _largest_class(target, rows + len(target)))
+            largest = max(largest, _largest_class(target, rows))
         widths, rows = found, rows + len(target)
     if rows < 2 or widths is None:
         raise DataError(f"{rows} rows; at least 2 are needed.")
@@ -151,14 +207,29 @@ def _survey(loader: Iterable[Any], recipe: Recipe, name: str) -> _Survey:
     return _Survey(split, f"sha256:{digest.hexdigest()}", widths, largest)
 
 
+def _check_finite(inputs: Inputs, target: Tensor, specs: Sequence[InputSpec], rows: int) -> None:
+    """Refuse NaN and Inf in a batch that follows a number of rows."""
+    named = [(f"input {s.name!r}", x) for s, x in zip(specs, inputs, strict=True)]
+    for name, tensor in (*named, ("the target", target)):
+        if tensor.is_floating_point():
+            finite = torch.isfinite(tensor).reshape(len(tensor), -1).all(1)
+            if not bool(finite.all()):
+                row = rows + int(finite.int().argmin()) + 1
+                raise DataError(f"NaN or Inf in batch: {name} in row {row}; fill or drop them.")
+
+
 def _largest_class(target: Tensor, rows: int) -> int:
-    """Return the largest class of a batch that ends at a row; refuse negative ones."""
-    if int(target.min()) < 0:
-        raise DataError(f"class {int(target.min())} is below 0 after row {rows}.")
+    """Return the largest class of a batch that follows a number of rows; refuse negative and huge ones."""
+    if not len(target):
+        return 0
+    for extreme, what in ((target.min(), "below 0"), (target.max(), f"above {_MAX_CLASS:,}")):
+        if not 0 <= int(extreme) <= _MAX_CLASS:
+            row = rows + int((target == extreme).int().argmax()) + 1
+            raise DataError(f"class {int(extreme)} is {what} in row {row}; {_CLASSES}.")
     return int(target.max())
 
 
-def unpack(batch: Any, specs: Sequence[InputSpec], kind: str) -> tuple[Inputs, Tensor]:
+def unpack(batch: Any, specs: Sequence[InputSpec], kind: str, start: int = 0) -> tuple[Inputs, Tensor]:
     """Convert a batch of a loader to ``(inputs, target)``.
 
     Args:
@@ -166,6 +237,7 @@ def unpack(batch: Any, specs: Sequence[InputSpec], kind: str) -> tuple[Inputs, T
             missing.
         specs: The inputs in the network's order.
         kind: The task.
+        start: Rows before this batch, for messages.
 
     Returns:
         Inputs as float32, int64 or bool; classes (rows,) int64, values (rows,) float32, or
@@ -182,27 +254,38 @@ def unpack(batch: Any, specs: Sequence[InputSpec], kind: str) -> tuple[Inputs, T
             raise DataError(f"input {spec.name!r} has {len(x)} rows, {specs[0].name!r} has {rows}.")
     if kind == "distillation":
         return inputs, torch.empty(rows, 0)
+    if not rows:
+        return inputs, torch.empty(0)
     if not isinstance(target, Tensor):
         raise DataError(f"a batch should hold {len(specs)} input tensor(s) and a target tensor.")
-    return inputs, _as_target(target, inputs[0], kind)
+    return inputs, _as_target(target, inputs[0], kind, start)
 
 
-def _as_target(target: Tensor, first: Tensor, kind: str) -> Tensor:
+def _as_target(target: Tensor, inputs: Tensor, kind: str, start: int) -> Tensor:
     """Return class numbers int64 or values float32, shape (rows,)."""
-    if target.ndim == 0 or len(target) != len(first):
+    if target.ndim == 0 or len(target) != len(inputs):
         raise DataError(
-            f"inputs of shape {tuple(first.shape)} do not fit a target of shape {tuple(target.shape)}."
+            f"inputs of shape {tuple(inputs.shape)} do not fit a target of shape {tuple(target.shape)}."
         )
-    flat = target.reshape(len(first), -1)
+    flat = _plain(target, "the target").reshape(len(inputs), -1)
     if flat.shape[1] != 1:
         raise DataError(
             f"a target of shape {tuple(target.shape)} has several values in a row; one is needed."
         )
     if kind == "regression":
         return flat[:, 0].float()
-    if flat.is_floating_point() and not torch.equal(flat, flat.trunc()):
-        raise DataError("a class label is not a whole number; yield the classes as 0, 1 and so on.")
-    return flat[:, 0].long()
+    return _class_numbers(flat[:, 0], start)
+
+
+def _class_numbers(labels: Tensor, start: int) -> Tensor:
+    """Return whole numbers as int64."""
+    if labels.is_floating_point():
+        wrong = ~(labels.isfinite() & (labels == labels.trunc()))
+        if bool(wrong.any()):
+            first = int(wrong.int().argmax())
+            label, row = float(labels[first]), start + first + 1
+            raise DataError(f"class label {label:g} in row {row} is not a whole number; {_CLASSES}.")
+    return labels.long()
 
 
 def _split_batch(batch: Any, inputs: int, kind: str) -> tuple[Any, Any]:
@@ -250,11 +333,20 @@ def _as_input(x: Tensor, spec: InputSpec) -> Tensor:
             f"tensors of shape {tuple(x.shape)} do not fit input {spec.name!r}: a batch of it has at least "
             f"{min_axes} axes."
         )
+    x = _plain(x, f"input {spec.name!r}")
     if x.is_floating_point():
         if spec.dtype == "int":
             raise DataError(f"input {spec.name!r} has dtype: int and the loader yields {x.dtype}.")
         return x.float()
     return x if x.dtype == torch.bool else x.long()
+
+
+def _plain(x: Tensor, name: str) -> Tensor:
+    """Return a tensor without its gradient; refuse one that is not of dense real values."""
+    if x.is_complex() or x.layout != torch.strided or x.is_meta or x.is_quantized or x.is_nested:
+        kind = f"device {x.device}" if x.is_meta else f"{x.dtype}, {x.layout}"
+        raise DataError(f"{name} holds no dense real numbers ({kind}); convert it in the loader.")
+    return x.clone() if x.is_inference() else x.detach()
 
 
 def _loader_classes(recipe: Recipe, largest: int) -> tuple[str, ...] | None:

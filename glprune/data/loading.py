@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from glprune.data.columns import file_inputs, make_features
 from glprune.data.dataloader import load_loader
+from glprune.data.files import open_table
 from glprune.data.protected import read_protected
 from glprune.data.records import Data, Feature, InputColumns
 from glprune.data.splits import SPLITS, Split, TensorSplit
 from glprune.data.splitting import Part, split_rows
 from glprune.data.streaming import StreamedSplit, StreamPlan, plan_stream, stream_note
-from glprune.data.tables import Table, open_table
+from glprune.data.tables import Table, header_hint
 from glprune.data.targets import read_targets
 from glprune.data.validation import (
     TYPES,
@@ -146,6 +147,7 @@ def _read_files(recipe: Recipe, plan: _FilePlan) -> _ReadRows:
 
 def _assemble(recipe: Recipe, plan: _FilePlan, rows: _ReadRows) -> Data:
     """Put together what the rest of the package needs to know of the data."""
+    digests = {key: table.digest() for key, table in plan.tables.items()}
     standardized = [recipe.data.standardize == "train" and dtype == "float" for dtype in plan.dtypes]
     return Data(
         source=", ".join(plan.names),
@@ -156,8 +158,8 @@ def _assemble(recipe: Recipe, plan: _FilePlan, rows: _ReadRows) -> Data:
             moments.standardization() if wanted else None
             for moments, wanted in zip(rows.moments, standardized, strict=True)
         ),
-        digests={key: table.digest() for key, table in plan.tables.items()},
-        notes=tuple(_notes(recipe, plan, rows)),
+        digests=digests,
+        notes=(*_notes(recipe, plan, rows), *_same_files(digests)),
         outside=tuple(sorted(set(plan.first.names) - set(plan.columns))),
         protected=read_protected(
             recipe, plan.tables, plan.feature_columns, {name: p.chosen for name, p in rows.parts.items()}
@@ -177,9 +179,20 @@ def _notes(recipe: Recipe, plan: _FilePlan, rows: _ReadRows) -> list[str]:
     ]
     if rows.classes is not None and recipe.data.classes is None:
         notes.append(f"data.classes is not given; the sorted labels are used: {', '.join(rows.classes)}.")
+    if recipe.data.target is None and (hint := header_hint(plan.first.names)):
+        notes.append(f"{plan.names[0]}:{hint}")
     if plan.stream is not None:
         notes.append(stream_note(plan.stream, plan.tables))
     return notes
+
+
+def _same_files(digests: Mapping[str, str]) -> list[str]:
+    """Return a note for every two splits with the same rows."""
+    return [
+        f"data.{a} and data.{b} are the same file; what is measured on {b} is not held out."
+        for a, b in itertools.combinations(digests, 2)
+        if digests[a] == digests[b]
+    ]
 
 
 class _SplitBuffer:

@@ -120,7 +120,7 @@ def _column(
         return None, values
     found = pc.unique(column).to_pylist()
     numbers = pc.index_in(column, pa.array(found, dtype)).combine_chunks().to_numpy()
-    return [MISSING if v is None else str(v) for v in found], numbers
+    return [MISSING if v is None or not str(v).strip() else str(v) for v in found], numbers
 
 
 def _one_hot(table: Table, name: str, columns: Sequence[str]) -> tuple[list[str], NDArray[np.int32]]:

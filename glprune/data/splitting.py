@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glprune.data.splits import SPLITS
-from glprune.data.targets import dictionary
+from glprune.data.targets import dictionary, empty_rows
 from glprune.errors import DataError
 
 if TYPE_CHECKING:
@@ -65,14 +65,7 @@ def _split_numbers(recipe: Recipe, table: Table, target: NDArray[Any]) -> NDArra
     """Return the index in ``SPLITS`` of every row's split."""
     spec = recipe.data.split
     if spec is not None and spec.column is not None:
-        values, indices = dictionary(table.column(spec.column))
-        names = [str(v) for v in values]
-        unknown = sorted(set(names) - set(SPLITS))
-        if unknown:
-            raise DataError(
-                f"{table.path}: split column {spec.column!r} holds {unknown[0]!r}; use train, valid and test."
-            )
-        return np.array([SPLITS.index(name) for name in names], dtype=np.uint8)[indices]
+        return _split_column(table, spec.column)
     shares = spec.shares if spec is not None else (0.6, 0.2, 0.2)
     by_class = recipe.task in ("binary", "multiclass") and (spec is None or spec.stratify is not False)
     rng = np.random.default_rng(recipe.seed)
@@ -86,6 +79,22 @@ def _split_numbers(recipe: Recipe, table: Table, target: NDArray[Any]) -> NDArra
         for split, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
             index[shuffled[start:end]] = split
     return index
+
+
+def _split_column(table: Table, name: str) -> NDArray[np.uint8]:
+    """Return the index in ``SPLITS`` of every row's split, which a column names."""
+    column = table.column(name)
+    values, indices = dictionary(column)
+    numbers = {str(v): n for n, v in enumerate(values) if v is not None}
+    known = np.isin(indices, [numbers[s] for s in SPLITS if s in numbers])
+    if not known.all():
+        row = int(np.argmin(known))
+        missing = empty_rows(column)[row]
+        found = "is empty" if missing else f"holds {str(column[row].as_py())!r}"
+        raise DataError(
+            f"{table.path}: split column {name!r} {found} in {table.place(row)}; use train, valid and test."
+        )
+    return np.array([SPLITS.index(str(v)) if v is not None else 0 for v in values], dtype=np.uint8)[indices]
 
 
 def _check_parts(recipe: Recipe, parts: Mapping[str, Part], classes: tuple[str, ...] | None) -> None:

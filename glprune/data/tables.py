@@ -1,11 +1,11 @@
-"""Open files of columns: CSV, Parquet, and folders of Parquet, whose rows are read on demand."""
+"""Tables of columns whose rows are read on demand, and Parquet files and folders as tables."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import itertools
-import os
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -14,16 +14,15 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.parquet
 
-from glprune._files import unreadable_reason
 from glprune.errors import DataError, did_you_mean, name_list
 
 EXACT = 2**53
 """float64 holds every whole number up to this one."""
 _BATCH_BYTES = 1 << 22  # of the rows read at once, as float32; small enough for the cache
 _MIN_ROWS = 256  # read at once, however many columns: each call costs time for every column
+NUMBER = r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*"
 _BUFFER = 1 << 16  # bytes of one column; without it a reader holds a whole row group
 
 
@@ -82,9 +81,11 @@ class Table(ABC):
             DataError: It holds lists, structs or bytes, such as text that is not UTF-8.
         """
         dtype = self.schema.field(name).type
-        if pa.types.is_nested(dtype) or pa.types.is_binary(dtype):
+        if pa.types.is_nested(dtype) or is_bytes(dtype):
             raise DataError(f"{self.path}: column {name!r} holds {dtype} values; use numbers or UTF-8 text.")
-        return pa.chunked_array([b[0] for b in self.batches([name])], dtype)
+        column = pa.chunked_array([b[0] for b in self.batches([name])], dtype)
+        # Arrow cannot compare or count numbers of 16 bits
+        return column.cast(pa.float32()) if pa.types.is_float16(dtype) else column
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Yield all rows of some columns, a few megabytes at a time."""
@@ -107,55 +108,6 @@ class Table(ABC):
     @abstractmethod
     def digest(self) -> str:
         """Return ``sha256:...`` of the file, or of the digests of a folder's files."""
-
-
-def open_table(path: Path) -> Table:
-    """Open a CSV file, a Parquet file, or a folder of Parquet files.
-
-    Raises:
-        DataError: It is missing, empty, damaged, not UTF-8 or of another kind.
-    """
-    reason = unreadable_reason(path)
-    if reason is not None and not os.path.isdir(path):
-        raise DataError(f"{path} {reason}; name a file or a folder of Parquet, relative to the recipe.")
-    suffix = path.suffix.lower()
-    table: Table
-    if path.is_dir() or suffix in (".parquet", ".pq"):
-        table = ParquetTable(path)
-    elif suffix in (".csv", ".txt"):
-        table = CsvTable(path)
-    else:
-        raise DataError(
-            f"{path}: kind {path.suffix or 'unknown'!r}; give .csv, .parquet or a folder of Parquet."
-        )
-    if table.rows == 0:
-        raise DataError(f"{path}: no rows.")
-    return table
-
-
-class CsvTable(Table):
-    """A CSV file, held in memory: its types are known only after all of it was read."""
-
-    def __init__(self, path: Path) -> None:
-        with _readable(path):
-            self._table = pa.csv.read_csv(path)
-            _check_distinct(self._table.column_names, path)
-        self.path, self.schema = path, self._table.schema
-        self.row_groups = (RowGroup(0, 0, 0, self._table.num_rows),)
-
-    def reader(self) -> Reader:
-        """Return a function that yields all rows."""
-        return lambda _, columns: iter(
-            self._table.select(list(columns)).to_batches(max_chunksize=rows_at_once(len(columns)))
-        )
-
-    def place(self, row: int) -> str:
-        """Return the place of a row."""
-        return f"row {row + 1}"
-
-    def digest(self) -> str:
-        """Return the digest of the file."""
-        return "sha256:" + _hash(self.path).hex()
 
 
 @dataclass(frozen=True)
@@ -183,12 +135,13 @@ class ParquetTable(Table):
         self._shards: list[_Shard] = []
         start = 0
         for file in [path] if self.whole else _parquet_files(path):
-            with _readable(file):
+            with readable(file):
                 stamp, opened = _stamp(file), pa.parquet.ParquetFile(file)
-                _check_distinct(opened.schema_arrow.names, file)
+                check_distinct(opened.schema_arrow.names, file)
+            schema = plain_schema(opened.schema_arrow)
             if not self._shards:
-                self.schema = opened.schema_arrow
-            _check_same_schema(opened.schema_arrow, self.schema, file, self._shards)
+                self.schema = schema
+            _check_same_schema(schema, self.schema, file, self._shards)
             metadata = opened.metadata
             groups = tuple(metadata.row_group(n).num_rows for n in range(metadata.num_row_groups))
             self._shards.append(_Shard(file, start, groups, stamp))
@@ -207,7 +160,7 @@ class ParquetTable(Table):
 
     def digest(self) -> str:
         """Return the digest of the file; of a folder, the digest of its files' digests in order."""
-        hashes = [_hash(shard.path) for shard in self._shards]
+        hashes = [file_hash(shard.path) for shard in self._shards]
         return "sha256:" + (hashes[0] if self.whole else hashlib.sha256(b"".join(hashes)).digest()).hex()
 
 
@@ -247,6 +200,36 @@ def _check_same_schema(schema: pa.Schema, first: pa.Schema, file: Path, before: 
         )
 
 
+def plain_schema(schema: pa.Schema) -> pa.Schema:
+    """Return a schema with one type for each kind of value: categories become their values."""
+    return pa.schema([pa.field(field.name, _plain_type(field.type)) for field in schema])
+
+
+def _plain_type(dtype: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(dtype):
+        return _plain_type(dtype.value_type)
+    if pa.types.is_large_string(dtype) or pa.types.is_string_view(dtype):
+        return pa.string()
+    return dtype
+
+
+def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return a batch with the types of ``plain_schema``."""
+    schema = plain_schema(batch.schema)
+    columns = [c if c.type == f.type else c.cast(f.type) for c, f in zip(batch.columns, schema, strict=True)]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def is_bytes(dtype: pa.DataType) -> bool:
+    """Whether values of an Arrow type are bytes, such as text that is not UTF-8."""
+    return bool(
+        pa.types.is_binary(dtype)
+        or pa.types.is_large_binary(dtype)
+        or pa.types.is_fixed_size_binary(dtype)
+        or pa.types.is_binary_view(dtype)
+    )
+
+
 def _row_groups(shards: Sequence[_Shard]) -> Iterator[RowGroup]:
     for number, shard in enumerate(shards):
         starts = itertools.accumulate(shard.groups, initial=shard.start)
@@ -263,12 +246,12 @@ class _ShardReader:
 
     def __call__(self, row_group: RowGroup, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         names = list(columns)
-        with _readable(self._shards[row_group.shard].path):
+        with readable(self._shards[row_group.shard].path):
             # each thread of Arrow would hold buffers for every column
             for batch in self._open(row_group.shard).iter_batches(
                 rows_at_once(len(names)), row_groups=[row_group.group], columns=names, use_threads=False
             ):
-                yield batch.select(names)
+                yield _plain(batch.select(names))
 
     def _open(self, number: int) -> pa.parquet.ParquetFile:
         if number != self._number:
@@ -282,11 +265,28 @@ class _ShardReader:
         return self._file
 
 
-def _check_distinct(names: Sequence[str], path: Path) -> None:
+def check_distinct(names: Sequence[str], path: Path) -> None:
     """Refuse a file with two columns of the same name."""
     if len(set(names)) < len(names):
         repeated = sorted(name for name, count in Counter(names).items() if count > 1)
-        raise DataError(f"{path}: column {name_list(repeated)} there twice; rename one.")
+        raise DataError(f"{path}: column {name_list(repeated)} there twice; rename one.{header_hint(names)}")
+
+
+def unknown_column_hint(name: str, names: Sequence[str]) -> str:
+    """Return the end of a message on an unknown column: a similar one, or that the header may be missing."""
+    return did_you_mean(name, names) or header_hint(names)
+
+
+def header_hint(names: Sequence[str]) -> str:
+    """Return the end of a message on names that seem to be the first row of a file without a header."""
+    if 2 * sum(map(is_number, names)) <= len(names):
+        return ""
+    return f" The names are numbers ({name_list(names)[: -len(' are')]}); does the file begin with a header?"
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a decimal number."""
+    return re.fullmatch(NUMBER, text) is not None
 
 
 def _stamp(file: Path) -> tuple[int, int]:
@@ -294,13 +294,14 @@ def _stamp(file: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _hash(file: Path) -> bytes:
+def file_hash(file: Path) -> bytes:
+    """Return the SHA-256 of a file."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").digest()
 
 
 @contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
     """Turn errors while a file is read into one line that names the file."""
     try:
         yield
@@ -315,7 +316,10 @@ def first_inexact(column: pa.Array | pa.ChunkedArray) -> int | None:
     """Return the row of a column's first number beyond the exact range of its type; None if there is none."""
     if pa.types.is_integer(column.type) and column.type.bit_width < 64:
         return None
-    limit = pa.scalar(2 ** _digits(column.type), pa.int64()).cast(column.type)
+    digits = _digits(column.type)
+    if pa.types.is_float16(column.type):
+        column = column.cast(pa.float32())
+    limit = pa.scalar(2**digits, pa.int64()).cast(column.type)
     ends = pc.min_max(column)
     if not any(e.is_valid and abs(e.as_py()) > limit.as_py() for e in ends.values()):
         return None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from glprune.data.tables import Table, refuse_inexact
-from glprune.data.validation import is_numeric
-from glprune.errors import DataError, did_you_mean
+from glprune.data.tables import Table, refuse_inexact, unknown_column_hint
+from glprune.data.validation import MISSING_TEXTS, first_bad_value, is_numeric
+from glprune.errors import DataError
 
 if TYPE_CHECKING:
     from glprune.schema.recipe import Recipe
@@ -45,15 +46,38 @@ def _target_column(recipe: Recipe, table: Table) -> pa.ChunkedArray:
     """Read a target column without empty values."""
     name = str(recipe.data.target)
     if name not in table.names:
-        raise DataError(f"{table.path}: target column {name!r} is missing.{did_you_mean(name, table.names)}")
+        hint = unknown_column_hint(name, table.names)
+        raise DataError(f"{table.path}: target column {name!r} is missing.{hint}")
     column = table.column(name)
-    if column.null_count:
-        place = table.place(pc.index(column.is_null(), True).as_py())
-        raise DataError(
-            f"{table.path}: target {name!r} is empty in {column.null_count} rows, first in {place}; "
-            "drop them."
-        )
+    empty = empty_rows(column, {str(c) for c in recipe.data.classes or ()})
+    if empty.any():
+        raise DataError(f"{table.path}: target {name!r} is {_empty_message(table, column, empty)}.")
     return column
+
+
+def empty_rows(column: pa.ChunkedArray, labels: Collection[str] = ()) -> NDArray[np.bool_]:
+    """Return the mask of a column's missing values, bool, shape (rows,).
+
+    Args:
+        column: Numbers or text; NaN, blanks and the texts that other programs write are missing.
+        labels: Such texts that are labels all the same.
+    """
+    empty = pc.is_null(column, nan_is_null=True)
+    if pa.types.is_string(column.type):
+        texts = pa.array(sorted((MISSING_TEXTS - set(labels)) | {""}))
+        empty = pc.or_(empty, pc.is_in(pc.utf8_trim_whitespace(column), value_set=texts))
+    mask: NDArray[np.bool_] = empty.to_numpy()
+    return mask
+
+
+def _empty_message(table: Table, column: pa.ChunkedArray, empty: NDArray[np.bool_]) -> str:
+    """Return the message on missing labels, with their number, the first row, and what it holds."""
+    row = int(np.argmax(empty))
+    message = f"empty in {np.count_nonzero(empty)} rows, first in {table.place(row)}"
+    text = column[row].as_py()
+    if isinstance(text, str) and text.strip():
+        return f"{message} ({text!r}); drop them, or list {text!r} under data.classes"
+    return f"{message}; drop them"
 
 
 def _classes(recipe: Recipe, raw: Mapping[str, pa.ChunkedArray], first: Table) -> tuple[str, ...] | None:
@@ -63,15 +87,14 @@ def _classes(recipe: Recipe, raw: Mapping[str, pa.ChunkedArray], first: Table) -
     if recipe.data.classes is not None:
         return tuple(str(c) for c in recipe.data.classes)
     values = sorted({v for column in raw.values() for v in pc.unique(column).to_pylist()}, key=_sort_key)
-    if recipe.task == "binary" and len(values) != 2:
-        raise DataError(
-            f"{first.path}: target {recipe.data.target!r} has {len(values)} values; task: binary needs two."
-        )
-    if len(values) > 1000:
-        raise DataError(
-            f"{first.path}: target {recipe.data.target!r} has {len(values)} values; is the task regression?"
-        )
-    return tuple(_label(v) for v in values)
+    labels = tuple(dict.fromkeys(_label(v) for v in values))
+    what = f"{first.path}: target {recipe.data.target!r} has {len(labels)} values"
+    if recipe.task == "binary" and len(labels) != 2:
+        shown = ", ".join(map(repr, labels[:5]))
+        raise DataError(f"{what} ({shown}{', ...' if len(labels) > 5 else ''}); task: binary needs two.")
+    if len(labels) > 1000:
+        raise DataError(f"{what}; is the task regression?")
+    return labels
 
 
 def _encode(
@@ -84,7 +107,10 @@ def _encode(
 
 def _values(name: str, column: pa.ChunkedArray, table: Table) -> NDArray[np.float32]:
     if not is_numeric(column.type):
-        raise DataError(f"{table.path}: target {name!r} is not numeric; a regression target must be.")
+        raise DataError(
+            f"{table.path}: target {name!r} is not numeric{first_bad_value(table, name)}; a regression "
+            "target holds numbers."
+        )
     if pa.types.is_integer(column.type):
         refuse_inexact(table, name, column, "scale the target")
     values: NDArray[np.float64] = column.cast(pa.float64(), safe=False).to_numpy()
@@ -122,11 +148,12 @@ def dictionary(column: pa.ChunkedArray) -> tuple[list[Any], NDArray[np.int32]]:
 
 def _label(value: object) -> str:
     """Return a class label as text; 1, 1.0 and '1' are the same label."""
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float | Decimal) and value % 1 == 0:
         return str(int(value))
     return str(value)
 
 
 def _sort_key(value: object) -> tuple[bool, Any]:
-    """Sort numbers before text."""
-    return (isinstance(value, str), value)
+    """Sort numbers before text and dates."""
+    is_text = not isinstance(value, int | float | Decimal)
+    return (is_text, str(value) if is_text else value)

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
 from glprune.data.records import Standardization
-from glprune.data.tables import Reader, RowGroup, Table, first_inexact, inexact_message
-from glprune.errors import DataError, did_you_mean, name_list
+from glprune.data.tables import (
+    NUMBER,
+    Reader,
+    RowGroup,
+    Table,
+    first_inexact,
+    inexact_message,
+    unknown_column_hint,
+)
+from glprune.errors import DataError, name_list
 
 if TYPE_CHECKING:
     from glprune.schema.recipe import Recipe
@@ -22,6 +32,32 @@ Dtype = Literal["float", "int"]
 TYPES = {"float": np.float32, "int": np.int64}
 _SCALE = "scale or encode them otherwise, or list it under data.exclude"
 _WHOLE = "write them as whole numbers"
+MISSING_TEXTS = {
+    "",
+    "?",
+    "nan",
+    "-nan",
+    "NaN",
+    "-NaN",
+    "NA",
+    "N/A",
+    "n/a",
+    "#NA",
+    "#N/A",
+    "<NA>",
+    "NaT",
+    "null",
+} | {
+    "NULL",
+    "None",
+}
+"""Texts that other programs write for a missing value."""
+_ADVICE = (
+    (r"[+-]?\d[\d.' ]*,\d+|[+-]?\d{1,3}(,\d{3})+(\.\d*)?", "write decimal points, and no other commas"),
+    (r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}.*", "encode dates as numbers, or list under data.exclude"),
+    (NUMBER, "write the texts as numbers"),
+)
+_ENCODE = "encode as numbers, or list under data.exclude"
 COLUMNS_AT_ONCE = 1024  # of a row group; a reader holds a buffer for each
 
 
@@ -44,17 +80,63 @@ def check_columns(table: Table, columns: Sequence[str]) -> None:
     missing = sorted(set(columns) - set(table.names))
     if missing:
         raise DataError(
-            f"{table.path}: column {name_list(missing)} missing.{did_you_mean(missing[0], table.names)}"
+            f"{table.path}: column {name_list(missing)} missing."
+            f"{unknown_column_hint(missing[0], table.names)}"
         )
+    refuse_nameless(table, columns)
     types = dict(zip(table.schema.names, table.schema.types, strict=True))
     bad = [name for name in columns if not is_numeric(types[name])]
     if bad:
-        values = (v for batch in table.batches(bad[:1]) for v in batch[0] if v.is_valid)
-        example = next((v.as_py() for v in values), None)
+        raise DataError(f"{table.path}: column {name_list(bad)} not numeric{first_bad_value(table, bad[0])}.")
+
+
+def refuse_nameless(table: Table, columns: Sequence[str]) -> None:
+    """Refuse a column without a name, such as the index that pandas writes.
+
+    Raises:
+        DataError: With its number.
+    """
+    number = next((table.names.index(n) + 1 for n in columns if not n.strip()), None)
+    if number is not None:
         raise DataError(
-            f"{table.path}: column {name_list(bad)} not numeric (first value {example!r}); "
-            "encode as numbers, or list under data.exclude."
+            f"{table.path}: column {number} has no name; if it numbers the rows, remove it, else name it."
         )
+
+
+def first_bad_value(table: Table, name: str) -> str:
+    """Return the end of a message on a column that is not numeric: its first such value, its row, a fix."""
+    row, value = _first_bad(table, name)
+    if row is None:
+        return f" ({name!r} is empty); fill it, or list under data.exclude"
+    shown = repr(value) if isinstance(value, str | bytes | list | dict) else str(value)
+    return f" ({name!r} holds {shown[:60]} in {table.place(row)}); {_advice(value)}"
+
+
+def _first_bad(table: Table, name: str) -> tuple[int | None, object]:
+    """Return row and value of the first text that is neither empty nor a number, or else of any value."""
+    start, other = 0, None
+    for batch in table.batches([name]):
+        column = batch[0]
+        if pa.types.is_string(column.type):
+            trimmed = pc.utf8_trim_whitespace(column)
+            good = pc.or_(pc.match_substring_regex(column, f"^({NUMBER})$"), pc.equal(trimmed, ""))
+            row = pc.index(good, False).as_py()
+            if row >= 0:
+                return start + row, column[row].as_py()
+        row = pc.index(pc.is_valid(column), True).as_py()
+        if other is None and row >= 0:
+            other = start + row, column[row].as_py()
+        start += len(column)
+    return other or (None, None)
+
+
+def _advice(value: object) -> str:
+    """Return what to do about a value that is no number."""
+    if not isinstance(value, str):
+        return _ENCODE
+    if value.strip() in MISSING_TEXTS:
+        return "fill or drop what is missing"
+    return next((fix for pattern, fix in _ADVICE if re.fullmatch(pattern, value.strip())), _ENCODE)
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,14 @@ from torch import Tensor, nn
 from glprune.errors import GlpruneError, ModelError
 from glprune.evaluation.permutation_importance import permutation_importance
 from glprune.export.onnx_runtime import EXPORT_TOLERANCE, OnnxFile
-from glprune.export.shipped_model import on_test_rows, write_shipped
+from glprune.export.shipped_model import file_columns, on_test_rows, write_shipped
+from glprune.model.confidence_intervals import confidence_intervals
+from glprune.model.prediction import predict
 from glprune.pruning.groups import GroupSet, group_norms, sliced, support, zero_units_
 from glprune.pruning.removal import RemovalResult, remove, then
 from glprune.pruning.units import GroupKind
 from glprune.runtime.events import Listener, Progress, Stage
+from glprune.schema import bundle as bundles
 from glprune.schema.report import Baseline, BaselineRun, Baselines, Spread
 from glprune.search.outcome import kept_names
 from glprune.search.prepare import slim_job
@@ -58,12 +61,14 @@ class _Shipped:
         kept: Names of the kept features.
         sizes: Kind and name of a group set -> the number of its features or units that are kept.
         staged: Whether hidden units were removed after the inputs, from the refitted network.
+        outputs: A view of the shipped file's outputs on the test split.
     """
 
     removed: RemovalResult
     kept: frozenset[str]
     sizes: Sizes
     staged: bool
+    outputs: Tensor
 
 
 def measure_baselines(job: Job, chosen: SearchResult, folder: Path, listener: Listener) -> Baselines | None:
@@ -72,7 +77,7 @@ def measure_baselines(job: Job, chosen: SearchResult, folder: Path, listener: Li
     Args:
         job: The job of the trained network.
         chosen: The shipped network.
-        folder: Folder for temporary files.
+        folder: The bundle's files so far, the shipped file among them; also for temporary files.
         listener: Receives every measured selection.
 
     Returns:
@@ -83,7 +88,9 @@ def measure_baselines(job: Job, chosen: SearchResult, folder: Path, listener: Li
         return None
     removed, kept = chosen.removed, frozenset(kept_names(chosen.outcomes))
     staged = any(stage.spec.kinds == ("hidden",) for stage in chosen.stages[1:])
-    shipped = _Shipped(removed, kept, _sizes(job, removed, kept), staged)
+    file = OnnxFile(folder / bundles.ONNX, job.recipe.threads)
+    outputs, _ = predict(file, job.data.test, file_columns(job, removed))
+    shipped = _Shipped(removed, kept, _sizes(job, removed, kept), staged, job.task.view(outputs))
     runs, failures = _runs(job, shipped, folder, listener)
     return Baselines(
         features=sum(count for (kind, _), count in shipped.sizes.items() if kind == "input"),
@@ -203,11 +210,14 @@ def _measure(job: Job, shipped: _Shipped, ranking: Ranking, folder: Path) -> tup
         raise ModelError(
             f"ONNX Runtime and PyTorch differ by {gap:.1e} on the test split (limit {EXPORT_TOLERANCE:.0e})"
         )
-    test = job.task.metrics(job.task.view(outputs), target)
+    view = job.task.view(outputs)
+    test = job.task.metrics(view, target)
     if not all(map(math.isfinite, (valid, *test.values()))):
         raise ModelError("a metric is not finite")
     kept = _kept_by(job, removed)
     sizes = _sizes(job, removed, set(kept))
+    networks = {"baseline": view, "shipped": shipped.outputs}
+    intervals = confidence_intervals(job.task, networks, target, job.recipe.seed)
     run = BaselineRun(
         kept=kept,
         common=sum(name in shipped.kept for name in kept),
@@ -215,6 +225,7 @@ def _measure(job: Job, shipped: _Shipped, ranking: Ranking, folder: Path) -> tup
         common_hidden=sum(len(_kept_units(g, removed) & _kept_units(g, shipped.removed)) for g in job.groups),
         valid=valid,
         test=test,
+        differences={name: found.differences["shipped"] for name, found in intervals.items()},
     )
     return run, _differences(sizes, shipped.sizes)
 

@@ -23,7 +23,7 @@ from glprune.pruning.ids import Positions, UnitIds
 from glprune.pruning.removal import RemovalResult
 from glprune.pruning.surgery import PruningPlan, plan_pruning, slice_
 from glprune.pruning.verification import TOLERANCE, difference, outputs
-from glprune.runtime.events import Listener, Progress, Stage
+from glprune.runtime.events import Listener, Stage
 from glprune.runtime.process_pool import OutcomeLog, WorkerPool, map_with_checkpoint
 from glprune.schema.recipe import HIGHER_IS_BETTER
 from glprune.schema.report import DropCost, DropCosts
@@ -59,8 +59,16 @@ def measure_drop_costs(
             workers,
             functools.partial(_without, Path(scratch)),
             [None, *names],
-            OutcomeLog(record, job.checkpoints, TypeAdapter(DropCost)),
-            lambda done: listener(Progress("refits", done, len(names) + 1)),
+            OutcomeLog(
+                record,
+                job.checkpoints,
+                TypeAdapter(DropCost),
+                "refits",
+                lambda index, cost: (
+                    cost.feature == ["", *names][index] and (index > 0 or cost.valid is not None)
+                ),
+            ),
+            listener,
         )
     file = OnnxFile(shipped.file, job.recipe.threads)
     valid, test = (

@@ -10,10 +10,11 @@ from glprune.data.splits import first_rows
 from glprune.errors import GlpruneError, ModelError
 from glprune.export.onnx_runtime import EXPORT_TOLERANCE, OnnxFile
 from glprune.export.shipped_model import on_test_rows, write_shipped
+from glprune.model.confidence_intervals import confidence_intervals
 from glprune.model.counting import macs, parameters
-from glprune.model.validation_score import ValidationScore, score_output
+from glprune.model.validation_score import check_finite
 from glprune.runtime.events import Listener, Progress, Stage
-from glprune.schema.metrics import HIGHER_IS_BETTER, RANGES
+from glprune.schema.metrics import HIGHER_IS_BETTER
 from glprune.schema.report import Frontier, FrontierPoint, Interval
 from glprune.search.portfolio.frontier import best_point, shipping_rule
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from glprune.search.portfolio.frontier import FrontierPoint as FoundPoint
     from glprune.search.search import SearchResult
 
-_NORMAL_QUANTILE = 1.96  # of a 95 % interval
 _PATH = "the regularisation path"
 
 
@@ -61,9 +61,9 @@ def measure_frontier(shipped: ShippedModel, chosen: SearchResult, listener: List
 
 def _measure(job: Job, point: FoundPoint, best: FoundPoint, file: Path, is_shipped: bool) -> FrontierPoint:
     network, removed = point.found.refit.network, point.found.removed
-    score, reason = None, None
+    test, interval, reason = None, None, None
     try:
-        score = _test_score(job, point, file)
+        test, interval = _measure_test_rows(job, point, file)
     except GlpruneError as error:  # a point that cannot be measured must not stop the run
         reason = str(error)
     competition, gain = point.found.competition, point.score.gain_over(best.score)
@@ -75,8 +75,8 @@ def _measure(job: Job, point: FoundPoint, best: FoundPoint, file: Path, is_shipp
         standard_error=point.score.standard_error,
         gain=gain.mean,
         gain_standard_error=gain.standard_error,
-        test=score.value if score else None,
-        test_interval=_interval(score) if score else None,
+        test=test,
+        test_interval=interval,
         reason=reason,
         parameters=parameters(network),
         macs=macs(network, removed.selection(first_rows(job.data.test, 1))),
@@ -84,8 +84,8 @@ def _measure(job: Job, point: FoundPoint, best: FoundPoint, file: Path, is_shipp
     )
 
 
-def _test_score(job: Job, point: FoundPoint, file: Path) -> ValidationScore:
-    """Run the file of a point on the test rows; write it where it does not exist.
+def _measure_test_rows(job: Job, point: FoundPoint, file: Path) -> tuple[float, Interval]:
+    """Measure the selection metric of a point's file on the test rows; write it where it does not exist.
 
     Raises:
         GlpruneError: It cannot be exported, or does not compute what the network computes.
@@ -98,13 +98,7 @@ def _test_score(job: Job, point: FoundPoint, file: Path) -> ValidationScore:
         raise ModelError(
             f"ONNX Runtime and PyTorch differ by {gap:.1e} on the test split (limit {EXPORT_TOLERANCE:.0e})."
         )
-    return score_output(job.task, job.metric, job.task.view(outputs), target)
-
-
-def _interval(score: ValidationScore) -> Interval:
-    low, high = RANGES[score.metric]
-    reach = _NORMAL_QUANTILE * score.standard_error
-    return Interval(
-        low=score.value - reach if low is None else max(low, score.value - reach),
-        high=score.value + reach if high is None else min(high, score.value + reach),
-    )
+    view = job.task.view(outputs)
+    value = check_finite(job.metric, job.task.metric(job.metric, view, target))
+    found = confidence_intervals(job.task, {"test": view}, target, job.recipe.seed).get(job.metric)
+    return value, found.values["test"] if found else Interval(low=value, high=value)

@@ -16,6 +16,7 @@ from glprune.errors import ModelError, NonFiniteError
 from glprune.evaluation.segments import measure_segments
 from glprune.export.onnx_runtime import EXPORT_TOLERANCE, OnnxFile, latency
 from glprune.export.shipped_model import on_test_rows
+from glprune.model.confidence_intervals import confidence_intervals
 from glprune.model.counting import macs, parameters
 from glprune.model.prediction import predict
 from glprune.model.task import r2_score
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
     from glprune.search.job import Job
 
 Outputs = Sequence[Tensor]
+_NETWORKS = {
+    "original": "original network",
+    "zeroed": "slim network before the refit",
+    "final": "slim network",
+}
 
 
 @dataclass(frozen=True)
@@ -142,24 +148,25 @@ def _test_outputs(
 
 
 def _metrics(job: Job, outputs: _TestOutputs) -> list[Metric]:
-    """Return every metric of the three files."""
-    networks = {
-        "original network": outputs.original,
-        "slim network before the refit": outputs.zeroed,
-        "slim network": outputs.shipped,
+    """Return every metric of the three files, with its intervals."""
+    views = {
+        "original": job.task.view(outputs.original),
+        "zeroed": job.task.view(outputs.zeroed),
+        "final": job.task.view(outputs.shipped),
     }
-    values = [job.task.metrics(job.task.view(found), outputs.target) for found in networks.values()]
-    for metrics, network in zip(values, networks, strict=True):
-        _check_finite(metrics, network)
-    original, zeroed, final = values
+    values = {name: job.task.metrics(view, outputs.target) for name, view in views.items()}
+    for name, metrics in values.items():
+        _check_finite(metrics, _NETWORKS[name])
+    intervals = confidence_intervals(job.task, views, outputs.target, job.recipe.seed)
     return [
         Metric(
             name=name,
             higher_is_better=HIGHER_IS_BETTER[name],
             rows=len(outputs.target),
-            original=original[name],
-            zeroed=zeroed[name],
-            final=final[name],
+            original=values["original"][name],
+            zeroed=values["zeroed"][name],
+            final=values["final"][name],
+            intervals=intervals.get(name),
         )
         for name in METRICS[job.task.kind]
     ]

@@ -15,13 +15,11 @@ if TYPE_CHECKING:
     from glprune.search.outcome import FeatureOutcome
 
 NO_PROXIES = "Whether kept features carry the information of removed ones (proxies)."
-NO_SEGMENTS = "Performance by segment, calibration, and confidence intervals of the metrics."
+NO_SEGMENTS = "Performance by segment."
 _LINEAR_PROXIES = (
     "Whether kept features carry the information of removed features that are not protected, or not linearly."
 )
-_NO_INTERVALS = (
-    "Calibration, and confidence intervals of the metrics and of the differences between segments."
-)
+_NO_INTERVALS = "Confidence intervals of the differences between segments."
 
 
 def make_policy(job: Job) -> Policy | None:

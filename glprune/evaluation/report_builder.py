@@ -26,11 +26,18 @@ from glprune.evaluation.policy_report import (
     reason,
 )
 from glprune.export.signature import shipped_inputs, shipped_outputs
-from glprune.model.task import improvement
 from glprune.model.validation_score import standard_error
 from glprune.pruning.groups import GroupSet, TensorDict, group_norms, group_sizes, sliced
 from glprune.pruning.verification import TOLERANCE
+from glprune.report.sentences import kept_not_converged, removed_not_optimal
+from glprune.report.uncertainty import (
+    int8_loss_sentence,
+    is_clear_int8_loss,
+    is_clear_loss,
+    loss_sentence,
+)
 from glprune.schema import bundle as bundles
+from glprune.schema.metrics import KKT_TOLERANCE
 from glprune.schema.recipe import HIGHER_IS_BETTER, PenaltySpec, Recipe
 from glprune.schema.report import (
     Baselines,
@@ -79,8 +86,12 @@ if TYPE_CHECKING:
     from glprune.search.search import SearchResult
     from glprune.search.stage import StageResult
 
-# share of the penalty above which a violated optimality condition is reported
-_KKT_TOLERANCE = 0.05
+_TRAIN_LONGER = "at a selected lambda; increase train.epochs or train.full_batch_steps."
+_NOT_SETTLED = (
+    f"at a selected lambda (tolerance {KKT_TOLERANCE:g}): training ended before the weights settled, and "
+    "longer training might have removed other groups. The comparison of outputs before and after removal "
+    "does not depend on it. train.n_stages: 1 and more train.full_batch_steps come closer."
+)
 _MAX_NAMES = 12
 _BUDGET_USED = 0.97  # share of a budget below which the report says why
 _DENSEST = "of the points that keep no more, the one that keeps most"
@@ -510,6 +521,7 @@ def _warnings(outcome: RunResults) -> list[str]:
     return [
         *_original_warnings(job),
         *job.data.notes,
+        *job.loaded.notes,
         *job.fixed_inputs,
         *_removal_warnings(job, chosen.removed),
         *_zero_input_warnings(outcome),
@@ -519,6 +531,7 @@ def _warnings(outcome: RunResults) -> list[str]:
         *policy_warnings(job, chosen.outcomes),
         *_optimality_warnings(chosen),
         *_performance_warnings(job, outcome.measured),
+        *_int8_warnings(outcome.quantized),
     ]
 
 
@@ -561,31 +574,31 @@ def _removal_warnings(job: Job, removed: RemovalResult) -> Iterator[str]:
 
 
 def _optimality_warnings(chosen: SearchResult) -> Iterator[str]:
-    """Warn where a removed group violates its optimality condition."""
-    violation = max(stage.selected.kkt_zero for stage in chosen.stages)
-    if violation > _KKT_TOLERANCE:
-        yield (
-            f"The optimality conditions of the removed groups are violated by {violation:.2g} of the penalty "
-            "at a selected lambda; increase train.epochs or train.full_batch_steps."
-        )
+    """Warn where a removed or a kept group violates its optimality condition."""
+    points = [stage.selected for stage in chosen.stages]
+    zero, active = max(p.kkt_zero for p in points), max(p.kkt_active for p in points)
+    if zero > KKT_TOLERANCE:
+        yield f"{removed_not_optimal(zero)} {_TRAIN_LONGER}"
+    if active > KKT_TOLERANCE:
+        yield f"{kept_not_converged(active)} {_NOT_SETTLED}"
 
 
 def _performance_warnings(job: Job, measured: TestMeasurements) -> Iterator[str]:
-    """Warn of untrained outputs that changed and of a selection metric that became worse."""
+    """Warn of untrained outputs that changed and of metrics that became worse by more than chance."""
     for output in measured.agreement:
         if not output.trained_for and output.max_change > TOLERANCE:
             yield (
                 f"Output {output.name!r} was not trained for and changed by up to {output.max_change:.2g}; "
                 "see its agreement."
             )
-    if job.task.kind == "distillation":
-        return
-    for metric in measured.metrics:
-        if metric.name == job.metric and improvement(metric.name, metric.original, metric.final) < 0:
-            yield (
-                f"{metric.name} on the test split is worse than the original network's: "
-                f"{metric.final:.4f} against {metric.original:.4f}."
-            )
+    if job.task.kind != "distillation":
+        yield from (loss_sentence(m) for m in measured.metrics if is_clear_loss(m, job.metric))
+
+
+def _int8_warnings(found: Quantized | None) -> Iterator[str]:
+    """Warn of metrics of the 8-bit file that are worse than the shipped file's by more than chance."""
+    if found is not None:
+        yield from (int8_loss_sentence(found.file, m) for m in found.metrics if is_clear_int8_loss(m))
 
 
 def _halving_warnings(count: LrHalvings | None) -> Iterator[str]:

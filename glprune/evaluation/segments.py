@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from glprune.data.protected import Attribute, segmented
+from glprune.model.confidence_intervals import confidence_intervals
 from glprune.schema.recipe import METRICS, PolicySpec
 from glprune.schema.report import DecisionChange, ProtectedAttribute, Segment, SegmentMetric, Segments
 
@@ -90,12 +91,15 @@ class _Pair:
             self.classes = [decide(job.task, output, self.threshold) for output in self.outputs]
 
     def metrics(self, rows: Tensor) -> list[SegmentMetric]:
-        """Return every metric of the task on some rows."""
-        found = []
-        for name in METRICS[self.job.task.kind]:
-            old, new = (_metric(self.job.task, name, y[rows], self.target[rows]) for y in self.outputs)
+        """Return every metric of the task on some rows, with its intervals."""
+        task, target, found = self.job.task, self.target[rows], []
+        views = {name: y[rows] for name, y in zip(("original", "final"), self.outputs, strict=True)}
+        intervals = confidence_intervals(task, views, target, self.job.recipe.seed)
+        for name in METRICS[task.kind]:
+            old, new = (_metric(task, name, view, target) for view in views.values())
             gap = None if old is None or new is None else new - old
-            found.append(SegmentMetric(name=name, original=old, final=new, difference=gap))
+            known = intervals.get(name) if gap is not None else None
+            found.append(SegmentMetric(name=name, original=old, final=new, difference=gap, intervals=known))
         return found
 
     def decisions(self, rows: Tensor) -> DecisionChange:

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from glprune.errors import DataError, NonFiniteError, TargetError
 from glprune.report.stability_index import Supports, false_bound, jaccard, nogueira, stable
-from glprune.runtime.events import Listener, Notice, Progress, Stage, silent
+from glprune.runtime.events import Listener, Notice, Stage, silent
 from glprune.runtime.process_pool import OutcomeLog, WorkerPool, map_with_checkpoint
 from glprune.schema.recipe import Recipe, StabilitySpec, TargetSpec
 from glprune.schema.report import Interval, Resample, Stability
@@ -114,8 +114,14 @@ def measure_stability(
         workers,
         functools.partial(_search_resample, limit),
         range(spec.n_resamples),
-        OutcomeLog(job.checkpoints.open_step("resamples", {"limit": limit}), job.checkpoints, _OUTCOME),
-        lambda done: listener(Progress("resamples", done, spec.n_resamples)),
+        OutcomeLog(
+            job.checkpoints.open_step("resamples", {"limit": limit}),
+            job.checkpoints,
+            _OUTCOME,
+            "resamples",
+            lambda _, found: isinstance(found, str) or len(found.kept) == len(removable),
+        ),
+        listener,
     )
     resamples = [resample for resample in found if isinstance(resample, Resample)]
     failures = [reason for reason in found if isinstance(reason, str)]

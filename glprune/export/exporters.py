@@ -141,7 +141,13 @@ def silence_exporters() -> Iterator[None]:
     disabled = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _without_graph_dump():
+        printed = io.StringIO()
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(printed),
+            contextlib.redirect_stderr(printed),
+            _without_graph_dump(),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

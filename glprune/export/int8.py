@@ -7,6 +7,10 @@ matrix products such as transformers are quantised dynamically all the same, by 
 batch: static quantisation did not make them faster, dynamic quantisation made them faster by half
 (``benchmarks/latency.py``).
 
+Weights have 7 bits, because kernels for processors without VNNI add products of 8 bits in pairs in 16 bits
+and saturate; see ``glprune.audit.checks.int8``. Unsigned weights of 8 bits are safe too and more exact, but
+their kernels were 2 to 9 times slower. Activations are unsigned, so that products of two of them are safe.
+
 References:
     Jacob et al. (2018), "Quantization and training of neural networks for efficient integer-arithmetic-only
     inference", CVPR 2018.
@@ -25,12 +29,13 @@ from onnxruntime import quantization
 from safetensors.torch import load_file
 from torch import Tensor
 
-from glprune.audit.checks.int8 import PROPERTY, products
+from glprune.audit.checks.int8 import PAIR_LIMIT, PROPERTY, largest_pair, products
 from glprune.data.splits import Inputs, first_rows
 from glprune.errors import ModelError
 from glprune.export.exporters import root_cause, silence_exporters
 from glprune.export.onnx_runtime import OnnxFile, latency
 from glprune.export.shrink import strip_exporter_metadata
+from glprune.model.confidence_intervals import confidence_intervals
 from glprune.model.prediction import predict
 from glprune.schema import bundle as bundles
 from glprune.schema.recipe import HIGHER_IS_BETTER, METRICS
@@ -42,6 +47,19 @@ if TYPE_CHECKING:
 
 Method = Literal["static", "dynamic"]
 _OPERATORS = ["Conv", "Gemm", "MatMul"]  # quantised; all of them read columns that are selected already
+_CPU_INFO = Path("/proc/cpuinfo")
+_FLAGS = ("flags", "Features")  # on x86 and on ARM
+_INSTRUCTION_SETS = {
+    "ssse3": "SSSE3",
+    "avx2": "AVX2",
+    "avx512bw": "AVX-512 BW",
+    "avx_vnni": "AVX-VNNI",
+    "avx512_vnni": "AVX-512 VNNI",
+    "amx_int8": "AMX-INT8",
+    "asimd": "NEON",
+    "asimddp": "NEON dot product",
+    "i8mm": "NEON I8MM",
+}
 _CALIBRATION_ROWS, _CALIBRATION_BATCH = 1024, 128
 
 
@@ -79,6 +97,11 @@ def write_int8(source: Path, target: Path, rows: Sequence[dict[str, Any]]) -> Me
             "export.quantize: int8: the network has no convolution or dense layer that could be quantised, "
             f"only {', '.join(sorted(operators))}; remove the key."
         )
+    if largest_pair(found) > PAIR_LIMIT:
+        raise ModelError(
+            "export.quantize: int8: products of 8 bits would saturate on processors without VNNI; remove the "
+            "key."
+        )
     target.write_bytes(found.SerializeToString(deterministic=True))
     return method
 
@@ -87,7 +110,14 @@ def quantize(source: Path, target: Path, method: Method, rows: Sequence[dict[str
     """Quantise with ONNX Runtime; see ``write_int8``."""
     int8 = quantization.QuantType.QInt8
     if method == "dynamic":
-        quantization.quantize_dynamic(source, target, op_types_to_quantize=_OPERATORS, weight_type=int8)
+        quantization.quantize_dynamic(
+            source,
+            target,
+            op_types_to_quantize=_OPERATORS,
+            per_channel=True,
+            reduce_range=True,
+            weight_type=int8,
+        )
         return
     quantization.quantize_static(
         source,
@@ -96,7 +126,8 @@ def quantize(source: Path, target: Path, method: Method, rows: Sequence[dict[str
         quant_format=quantization.QuantFormat.QDQ,
         op_types_to_quantize=_OPERATORS,
         per_channel=True,
-        activation_type=int8,
+        reduce_range=True,
+        activation_type=quantization.QuantType.QUInt8,
         weight_type=int8,
     )
 
@@ -129,13 +160,16 @@ def measure_int8(shipped: ShippedModel, batches: Sequence[int]) -> Quantized:
     float32, int8 = OnnxFile(shipped.file, threads), OnnxFile(target, threads)
     float32_outputs, labels = predict(float32, job.data.test, shipped.select_columns)
     int8_outputs, _ = predict(int8, job.data.test, shipped.select_columns)
-    quantized, total = products(onnx.load(target))
+    model = onnx.load(target)
+    quantized, total = products(model)
     inputs = shipped.select_columns(first_rows(job.data.test, max(batches)))
     return Quantized(
         file=bundles.INT8,
         method=method,
         products=quantized,
         products_of=total,
+        largest_pair=largest_pair(model),
+        instruction_sets=instruction_sets(),
         calibration_rows=sum(len(next(iter(batch.values()))) for batch in rows) if method == "static" else 0,
         bytes=target.stat().st_size,
         rows=len(labels),
@@ -145,6 +179,19 @@ def measure_int8(shipped: ShippedModel, batches: Sequence[int]) -> Quantized:
         golden_difference=_golden_gap(shipped, int8),
         latency=[_latency(float32, int8, inputs, batch) for batch in batches],
     )
+
+
+def instruction_sets() -> list[str]:
+    """Return the instruction sets of this processor on which 8-bit kernels depend; empty if not known."""
+    try:
+        text = _CPU_INFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    lines = (line.partition(":") for line in text.splitlines())
+    flags = {
+        flag for key, _, words in lines if key.strip() in ("flags", "Features") for flag in words.split()
+    }
+    return [name for flag, name in _INSTRUCTION_SETS.items() if flag in flags]
 
 
 def relative_gap(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
@@ -177,10 +224,16 @@ def _training_rows(shipped: ShippedModel) -> list[dict[str, Any]]:
 def _metrics(
     job: Job, float32: Sequence[Tensor], int8: Sequence[Tensor], labels: Tensor
 ) -> list[QuantizedMetric]:
-    before, after = (job.task.metrics(job.task.view(outputs), labels) for outputs in (float32, int8))
+    views = {"float32": job.task.view(float32), "int8": job.task.view(int8)}
+    before, after = (job.task.metrics(view, labels) for view in views.values())
+    intervals = confidence_intervals(job.task, views, labels, job.recipe.seed)
     return [
         QuantizedMetric(
-            name=name, higher_is_better=HIGHER_IS_BETTER[name], float32=before[name], int8=after[name]
+            name=name,
+            higher_is_better=HIGHER_IS_BETTER[name],
+            float32=before[name],
+            int8=after[name],
+            intervals=intervals.get(name),
         )
         for name in METRICS[job.task.kind]
     ]

@@ -12,6 +12,7 @@ from glprune.audit.onnx_reader import parse
 from glprune.audit.safetensors_reader import read_tensors
 from glprune.export.signature import dtype_name
 from glprune.model.standardize import StandardizedNetwork
+from glprune.pruning.surgery import named_tensors
 from glprune.schema import bundle as bundles
 from glprune.schema.plan import AttributePlan, Axis, InputPlan, Plan, Reader
 
@@ -85,7 +86,7 @@ def _readers(groups: GroupSet | None, plan: PruningPlan) -> list[Reader]:
 
 def _axes(network: nn.Module, plan: PruningPlan) -> list[Axis]:
     """Describe the kept positions, in the numbering of the original network."""
-    state = network.state_dict()
+    state = named_tensors(network)
     return [
         Axis(tensor=name, dim=dim, size=state[name].shape[dim], kept=positions.tolist())
         for (name, dim), positions in sorted(plan.kept.items())

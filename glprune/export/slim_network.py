@@ -12,11 +12,14 @@ from pydantic import ValidationError
 from safetensors.torch import load_model
 from torch import nn
 
-from glprune._imports import describe, load_callable
+from glprune._imports import load_callable
+from glprune._user_code import user_code
 from glprune.errors import ModelError
+from glprune.model.loading import materialize_, unwrapped
 from glprune.model.standardize import Standardize, StandardizedNetwork
+from glprune.model.weights.reparametrization import fold_
 from glprune.pruning.ids import Positions
-from glprune.pruning.surgery import ConstantFill, PruningPlan
+from glprune.pruning.surgery import ConstantFill, PruningPlan, named_tensors
 from glprune.schema.bundle import PLAN, WEIGHTS
 from glprune.schema.plan import Axis, InputPlan, Plan
 
@@ -47,12 +50,13 @@ def load(
     folder = Path(bundle)
     plan = _read_plan(folder / PLAN)
     build = _plan_factory(plan, folder, allow_factory) if factory is None else _resolve_factory(factory)
-    try:
+    with user_code(ModelError, f"{folder / PLAN}: its factory"):
         network = build(**plan.arguments)
-    except (Exception, SystemExit) as error:  # a factory is the user's code and may raise anything
-        raise ModelError(f"{folder / PLAN}: its factory failed ({describe(error)}).") from error
+    network = unwrapped(network).eval()
+    fold_(network)
     if plan.standardize:
         network = StandardizedNetwork([_empty_standardization(part) for part in plan.inputs], network)
+    materialize_(network, _full_shapes(folder / WEIGHTS, plan.axes))
     _check_axes(network, plan.axes)
     try:
         _pruning_plan(plan).apply_(network)
@@ -121,9 +125,22 @@ def _resolve_factory(factory: str | Callable[..., nn.Module]) -> Callable[..., n
         ) from error
 
 
+def _full_shapes(weights: Path, axes: Sequence[Axis]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the original network's tensors: the slim ones', with the plan's axes in full."""
+    try:
+        with safetensors.safe_open(str(weights), framework="pt") as file:
+            shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ModelError(f"{weights}: cannot be read ({error}); the bundle is damaged.") from error
+    for axis in axes:
+        if axis.tensor in shapes and axis.dim < len(shapes[axis.tensor]):
+            shapes[axis.tensor][axis.dim] = axis.size
+    return {name: tuple(shape) for name, shape in shapes.items()}
+
+
 def _check_axes(network: nn.Module, axes: Sequence[Axis]) -> None:
     """Refuse a factory's network whose shapes are not those of the plan."""
-    state = network.state_dict()
+    state = named_tensors(network)
     for axis in axes:
         shape = state[axis.tensor].shape if axis.tensor in state else None
         if shape is None or axis.dim >= len(shape) or shape[axis.dim] != axis.size:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
@@ -14,9 +13,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from glprune._user_code import network_errors
 from glprune.data.records import Data, Feature, InputColumns, Standardization
 from glprune.data.splits import ColumnId, TensorSplit, identity
 from glprune.errors import GlpruneError, ModelError
+from glprune.model.diagnostics import copied
 from glprune.model.loading import LoadedNetwork
 from glprune.runtime.determinism import reproducible
 from glprune.runtime.events import silent
@@ -140,7 +141,7 @@ class GroupLassoPruner(SelectorMixin, BaseEstimator):  # type: ignore[misc]  # t
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         task, goal = self._target(target)
         try:
-            with reproducible(seed, 1):
+            with reproducible(seed, 1), network_errors():
                 job = self._job(rows, goal, task, seed)
                 chosen = search(job, silent)
         except GlpruneError as error:
@@ -206,7 +207,7 @@ class GroupLassoPruner(SelectorMixin, BaseEstimator):  # type: ignore[misc]  # t
                 f"network returned {type(given).__name__}; pass a torch.nn.Module, an estimator with "
                 "module_, or a function (n_features, n_outputs) that returns a module."
             )
-        return copy.deepcopy(given).float().cpu().eval(), trained
+        return copied(given).float().cpu().eval(), trained
 
     def _recipe(self, task: str, seed: int, features: int) -> Recipe:
         """Build the equivalent recipe; its factory and loader are never called."""

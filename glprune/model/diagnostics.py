@@ -1,19 +1,23 @@
-"""Find where in a network values stop being finite, once a training has failed."""
+"""Find out why a network cannot be trained, and where values stop being finite once a training has failed."""
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
-from glprune.errors import DataError, GlpruneError, NonFiniteError
+from glprune._user_code import describe
+from glprune.errors import DataError, GlpruneError, ModelError, NonFiniteError
 from glprune.model.outputs import leaves
 from glprune.model.standardize import StandardizedNetwork
+from glprune.runtime.determinism import settings_kept
 
 if TYPE_CHECKING:
     from glprune.data.splits import Inputs
@@ -38,6 +42,115 @@ class Batch:
     target: Tensor
     loss: Callable[[], Tensor]
     first_row: int | None = None
+
+
+def check_layers(network: nn.Module) -> None:
+    """Refuse layers and weights that no run can prune, train and export, by their names.
+
+    Raises:
+        ModelError: A normalisation without running statistics, complex weights, scripted code, or a state
+            beside tensors.
+    """
+    if any(isinstance(layer, torch.jit.ScriptModule) for layer in network.modules()):
+        raise ModelError(
+            "The network is scripted by TorchScript and cannot be traced; give the plain torch.nn.Module."
+        )
+    for name, layer in network.named_modules():
+        if isinstance(layer, _BatchNorm) and (layer.running_mean is None or layer.running_var is None):
+            raise ModelError(
+                f"Layer {name!r} ({type(layer).__name__}) has no running statistics, so that the output for "
+                "a row depends on the other rows of its batch; train it with track_running_stats=True."
+            )
+    for name, parameter in network.named_parameters():
+        if parameter.is_complex():
+            raise ModelError(
+                f"{name!r} is complex, which ONNX files cannot hold; train with real and imaginary parts as "
+                "two real weights."
+            )
+    for name, value in network.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise ModelError(
+                f"{name!r} in the network's state is {type(value).__name__}, not a tensor; keep it out of "
+                "the state (get_extra_state)."
+            )
+
+
+def check_trainable(network: nn.Module, inputs: Inputs, view: Callable[[Any], Tensor]) -> None:
+    """Compute the gradient of a copy of a network on some rows; a run trains copies of it.
+
+    Args:
+        network: The network, in evaluation mode.
+        inputs: A few rows.
+        view: Takes the tensor of the loss out of the outputs.
+
+    Raises:
+        ModelError: The network cannot be copied, a copy uses the original's weights, no gradient reaches its
+            weights, or a gradient is sparse.
+    """
+    network.zero_grad(set_to_none=True)
+    twin = copied(network)
+    if not any(p.requires_grad for p in twin.parameters()):
+        return  # the groups are refused as frozen, by their names
+    try:
+        with settings_kept():
+            output = view(twin(*inputs))
+            if output.requires_grad:
+                output.sum().backward()  # type: ignore[no-untyped-call]
+    except Exception as error:  # the user's forward, and backward, may raise anything
+        raise ModelError(f"The gradient of the network cannot be computed ({describe(error)}).") from error
+    _check_gradients(network, twin, output)
+    copied(twin)  # what a forward keeps of its gradients cannot be copied
+
+
+def _check_gradients(network: nn.Module, twin: nn.Module, output: Tensor) -> None:
+    """Refuse gradients that do not reach the weights of the copy, or are sparse."""
+    if not output.requires_grad:
+        raise ModelError(
+            "The network's output has no gradient: its forward runs under torch.no_grad or inference_mode, "
+            "or detaches the output or takes it from NumPy; remove that from the forward."
+        )
+    held = [name for name, p in network.named_parameters() if p.grad is not None]
+    network.zero_grad(set_to_none=True)
+    if held:
+        raise ModelError(
+            f"A copy of the network computes with {_named(network, held[0])!r} of the original: a function "
+            "that the network keeps as an attribute holds the network itself; make it a method of the class."
+        )
+    sparse = [n for n, p in twin.named_parameters() if p.grad is not None and p.grad.layout != torch.strided]
+    if sparse:
+        raise ModelError(
+            f"The gradient of {_named(network, sparse[0])!r} is sparse, which proximal steps do not take; "
+            "pass sparse=False to the embedding."
+        )
+
+
+def copied(network: nn.Module) -> nn.Module:
+    """Copy a network.
+
+    Raises:
+        ModelError: It cannot be copied; the message names the attribute that forbids it.
+    """
+    try:
+        return copy.deepcopy(network)
+    except (Exception, SystemExit) as error:  # an attribute of the user's may raise anything
+        place = next(_uncopyable(network), "it")
+        if "graph leaves" in str(error):
+            why = f"{place} keeps a tensor with its gradient; keep tensor.detach()"
+        else:
+            why = f"{place} forbids it ({describe(error)}); make it when it is needed, outside the network"
+        raise ModelError(f"The network cannot be copied: {why}.") from error
+
+
+def _uncopyable(network: nn.Module) -> Iterator[str]:
+    """Yield the attributes of a network that cannot be copied."""
+    for name, module in network.named_modules():
+        owner = _named(network, name)
+        for key, value in vars(module).items():
+            try:
+                if key != "_modules":
+                    copy.deepcopy(value)
+            except (Exception, SystemExit):  # noqa: BLE001 - as above
+                yield f"attribute {key!r} of {f'layer {owner!r}' if owner else type(module).__name__}"
 
 
 def all_finite(tensors: Iterable[Tensor | None]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,11 +14,31 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim.swa_utils import AveragedModel
 
-from glprune._imports import describe, load_callable
-from glprune._plugins import load_plugin
-from glprune.errors import GlpruneError, ModelError, first_line
-from glprune.model.weights_file import check_weights_file, pickle_error
+from glprune._imports import load_callable, modules_of
+from glprune._plugins import PluginError, load_plugin
+from glprune._user_code import describe, user_code
+from glprune.errors import ModelError, first_line
+from glprune.model.weights.file import (
+    check_pickled_class,
+    check_weights_file,
+    pickle_error,
+    unreadable_safetensors,
+)
+from glprune.model.weights.reparametrization import fold_, fold_state, parametrized
+from glprune.model.weights.state_dict import (
+    Renamed,
+    State,
+    check_state,
+    choose_state,
+    find_states,
+    fitting_parts,
+    match_names,
+    shortened_list,
+)
+from glprune.runtime.determinism import settings_kept
 
 if TYPE_CHECKING:
     from glprune.schema.recipe import Recipe
@@ -34,11 +54,13 @@ class LoadedNetwork:
         module: The network in evaluation mode, float32, on the CPU.
         sha256: Digest of the weights' file.
         format: How the file was read.
+        notes: What was done to fit the file and the network to one another.
     """
 
     module: nn.Module
     sha256: str
     format: Format
+    notes: tuple[str, ...] = ()
 
 
 def load_network(recipe: Recipe, path: Path, *, trust_pickle: bool = False) -> LoadedNetwork:
@@ -54,136 +76,218 @@ def load_network(recipe: Recipe, path: Path, *, trust_pickle: bool = False) -> L
         RecipeError: The factory cannot be imported.
     """
     check_weights_file(path, recipe, trust_pickle)
-    content, form = (
-        _read(path, trust_pickle)
-        if recipe.model.loader is None
-        else (_read_with_plugin(recipe, path), "plugin")
-    )
-    if isinstance(content, nn.Module):
-        module: nn.Module = content
-    else:
-        module = _build(recipe)
-        _load(module, _without_prefix(content), path, recipe.model.factory)
+    with settings_kept(), torch.random.fork_rng(devices=[]):  # reading and building may run the user's code
+        content, form = _read(recipe, path, trust_pickle)
+        if isinstance(content, nn.Module):
+            module, notes = unwrapped(content), []
+        else:
+            module = unwrapped(_build(recipe)).eval()
+            notes = _load_(module, find_states(content, path), path, recipe.model.factory)
+        notes += _fold_note(fold_(module.eval()))
+    _check_initialised(module, path)
+    module = module.float().cpu()
     _check_finite(module, path)
     with path.open("rb") as stream:
         digest = "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
-    return LoadedNetwork(module.float().cpu().eval(), digest, form)
+    return LoadedNetwork(module, digest, form, tuple(notes))
 
 
-def _read_with_plugin(recipe: Recipe, path: Path) -> Mapping[str, Tensor] | nn.Module:
-    """Read the file with the recipe's loader plugin."""
-    where = recipe.where("model", "loader")
-    plugin = load_plugin("glprune.loaders", str(recipe.model.loader), where, recipe.allowed)
-    content = plugin(path)
-    return content if isinstance(content, nn.Module) else _state(content, path)
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return the network inside of DataParallel, torch.compile or AveragedModel, which cannot be exported."""
+    while True:
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel | AveragedModel):
+            module = module.module
+        elif isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
+            module = inner
+        else:
+            return module
 
 
-def _read(path: Path, trust_pickle: bool) -> tuple[Mapping[str, Tensor] | nn.Module, Format]:
+def materialize_(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Give the tensors of lazy modules the shapes by their names; those without a shape stay as they are."""
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if is_lazy(tensor) and name in shapes:
+            tensor.materialize(shapes[name])
+
+
+def _read(recipe: Recipe, path: Path, trust_pickle: bool) -> tuple[Any, Format]:
+    """Return what a file holds, read by the recipe's loader plugin where it names one."""
+    if recipe.model.loader is not None:
+        where = recipe.where("model", "loader")
+        plugin = load_plugin("glprune.loaders", recipe.model.loader, where, recipe.allowed)
+        try:
+            return plugin(path), "plugin"
+        except PluginError as error:
+            raise ModelError(str(error)) from error
     if path.suffix.lower() == ".safetensors":
         try:
             return safetensors.torch.load_file(path), "safetensors"
         except (safetensors.SafetensorError, OSError, LookupError, ValueError) as error:
-            raise ModelError(f"{path}: not a safetensors file ({first_line(error, 160)}).") from error
+            raise unreadable_safetensors(path, first_line(error, 160)) from error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about other pickle protocols, which are refused
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        check_pickled_class(path)
         if not trust_pickle:
             raise pickle_error(path) from error
-        content = _unpickle(path)
-        return content if isinstance(content, nn.Module) else _state(content, path), "pickle"
+        return _unpickle(recipe, path), "pickle"
     except Exception as error:  # torch.load raises RuntimeError, EOFError, KeyError, ... on broken files
         raise ModelError(f"{path}: not a file torch.save wrote ({first_line(error, 160)}).") from error
-    return _state(content, path), "state_dict"
+    return content, "state_dict"
 
 
-def _unpickle(path: Path) -> Any:
+def _unpickle(recipe: Recipe, path: Path) -> Any:
+    """Read a trusted pickle, which may need modules beside the recipe."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=False)
-    except (Exception, SystemExit) as error:  # unpickling runs code that may raise anything
-        raise ModelError(f"{path}: the pickle cannot be read ({describe(error)}).") from error
-
-
-def _state(content: Any, path: Path) -> Mapping[str, Tensor]:
-    """Find the state dict in what was saved, also under 'state_dict' or 'model'."""
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(content, dict) and isinstance(dict.get(content, key), dict):
-            content = dict.get(content, key)
-    if not isinstance(content, dict) or not content:
-        raise ModelError(
-            f"{path}: holds {type(content).__name__}, not a state dict; save model.state_dict()."
-        )
-    state = dict(dict.items(content))  # here and below: attributes from a file may hide methods
-    not_tensors = [str(k) for k, v in state.items() if not isinstance(v, Tensor)]
-    if not_tensors:
-        raise ModelError(
-            f"{path}: {_shortened_list(not_tensors)} not a tensor; save model.state_dict() alone."
-        )
-    unnamed = [repr(k) for k in state if not isinstance(k, str)]
-    if unnamed:
-        raise ModelError(
-            f"{path}: {_shortened_list(unnamed)} not a name of a tensor; save model.state_dict()."
-        )
-    state = {name: Tensor.detach(tensor) for name, tensor in state.items()}
-    not_dense = [k for k, v in state.items() if v.layout != torch.strided or v.is_quantized or v.is_meta]
-    if not_dense:
-        raise ModelError(
-            f"{path}: {_shortened_list(not_dense)} sparse, quantised or without values; save dense tensors."
-        )
-    return state
-
-
-def _without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Drop the ``module.`` that DataParallel puts before every name."""
-    wrapped = all(name.startswith("module.") for name in state)
-    return {name.removeprefix("module.") if wrapped else name: tensor for name, tensor in state.items()}
+        with modules_of(recipe.folder if recipe.allowed is None else None):
+            return torch.load(path, map_location="cpu", weights_only=False)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # unpickling runs code that may raise anything
+        fix = ""
+        if isinstance(error, AttributeError | ImportError):
+            fix = "; save torch.save(model.state_dict(), path) where the code that it needs is found"
+        raise ModelError(f"{path}: the pickle cannot be read ({describe(error)}){fix}.") from error
 
 
 def _build(recipe: Recipe) -> nn.Module:
     spec = recipe.model
     where = recipe.where("model", "factory")
     factory = load_callable(spec.factory, recipe.folder, where, recipe.allowed)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            module = factory(**spec.arguments)
-    except GlpruneError:
-        raise
-    except (Exception, SystemExit) as error:  # the user's factory may raise anything
-        raise ModelError(f"{where}: {spec.factory} failed ({describe(error)}).") from error
+    with user_code(ModelError, f"{where}: {spec.factory}"):
+        module = factory(**spec.arguments)
     if not isinstance(module, nn.Module):
         raise ModelError(f"{where}: {spec.factory} returned {type(module).__name__}, not a torch.nn.Module.")
+    _check_tensors(module, f"{where}: {spec.factory}")
     return module
 
 
-def _load(module: nn.Module, state: Mapping[str, Tensor], path: Path, factory: str) -> None:
-    expected = module.state_dict()
-    missing = [name for name in expected if name not in state]
-    unexpected = [name for name in state if name not in expected]
-    shaped = [
-        f"{name} {tuple(state[name].shape)} for {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in state and state[name].shape != tensor.shape
+def _check_tensors(module: nn.Module, subject: str) -> None:
+    """Refuse tensors that hold no values or that no gradient may change."""
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if not is_lazy(tensor) and (tensor.is_meta or tensor.is_inference()):
+            how = "on the device 'meta'" if tensor.is_meta else "under torch.inference_mode"
+            raise ModelError(
+                f"{subject} makes {name!r} {how}; build the network on the CPU and outside of it."
+            )
+
+
+def _load_(module: nn.Module, states: Mapping[str, State], path: Path, factory: str) -> list[str]:
+    """Load the state dict that fits; return notes on what was done to make it fit."""
+    names, notes = list(module.state_dict()), []
+    renamed = {key: match_names(state, names) for key, state in states.items()}
+    fitting = [key for key, found in renamed.items() if found.state.keys() == set(names)]
+    if not fitting:  # masks and norms may be in the file or in the network alone
+        notes += _fold_note(fold_(module))
+        names = list(module.state_dict())
+        folded = {key: fold_state(state) for key, state in states.items()}
+        renamed = {key: match_names(state, names) for key, (state, _) in folded.items()}
+        fitting = [key for key, found in renamed.items() if found.state.keys() == set(names)]
+        notes += _fold_note(folded[(fitting or list(states))[0]][1])
+    key, choice = choose_state(states, fitting, path)
+    state = check_state(dict(renamed[key].state), path)
+    _check_fit(module, Renamed(state, renamed[key].how), states[key], f"{path} does not fit {factory}")
+    if renamed[key].how:
+        choice.append(f"The names in {path} are those of the network {renamed[key].how}.")
+    materialize_(module, {name: tuple(tensor.shape) for name, tensor in state.items()})
+    try:
+        module.load_state_dict(dict(state))
+    except RuntimeError as error:
+        raise ModelError(f"{path} does not fit {factory} ({' '.join(str(error).split())[:160]}).") from error
+    return choice + notes
+
+
+def _fold_note(names: list[str]) -> list[str]:
+    if not names:
+        return []
+    return [
+        f"The masked or normalised weights {shortened_list(names)} are replaced by their values, and "
+        "fine-tuning may change each of them."
     ]
-    complex_ = [
-        n for n, tensor in expected.items() if n in state and state[n].is_complex() > tensor.is_complex()
-    ]
+
+
+def _check_fit(module: nn.Module, found: Renamed, whole: State, subject: str) -> None:
+    """Refuse a state dict whose names, shapes or types are not the network's."""
+    expected, state = module.state_dict(), found.state
+    parts = fitting_parts(whole, expected)
+    if parts and state.keys() != expected.keys():
+        others = [name for name in whole if not name.startswith(tuple(parts))]
+        raise ModelError(
+            f"{subject}: the names under {' and '.join(map(repr, parts))} fit, and beside them it holds "
+            f"{shortened_list(others or ['each other'])}; save the part that the factory builds, or "
+            "build all of it."
+        )
     problems = [
-        f"{what} {_shortened_list(names)}"
+        f"{what} {shortened_list(names)}"
         for what, names in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("wrongly shaped", shaped),
-            ("complex", complex_),
+            ("missing", [name for name in expected if name not in state]),
+            ("unexpected", [name for name in state if name not in expected]),
+            *_misfits(module, state),
         )
         if names
     ]
     if problems:
-        raise ModelError(f"{path} does not fit {factory}: {'; '.join(problems)}.")
-    try:
-        module.load_state_dict(dict(state))
-    except RuntimeError as error:
-        raise ModelError(f"{path} does not fit {factory} ({first_line(error, 160)}).") from error
+        how = f", its names taken {found.how}" if found.how else ""
+        raise ModelError(f"{subject}{how}: {'; '.join(problems)}.{_parametrization_hint(expected, state)}")
+
+
+def _misfits(module: nn.Module, state: State) -> list[tuple[str, list[str]]]:
+    """Return the tensors whose shape or type does not fit."""
+    pairs = {n: (state[n], t) for n, t in module.state_dict().items() if n in state and isinstance(t, Tensor)}
+    trained = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    return [
+        (
+            "wrongly shaped",
+            [
+                f"{name} {tuple(given.shape)} for {tuple(own.shape)}"
+                for name, (given, own) in pairs.items()
+                if not is_lazy(own) and given.shape != own.shape
+            ],
+        ),
+        ("complex", [n for n, (given, own) in pairs.items() if given.is_complex() > own.is_complex()]),
+        (
+            "whole numbers, as of a quantised network, for",
+            [
+                f"{name} ({given.dtype})"
+                for name, (given, own) in pairs.items()
+                if name in trained
+                and own.is_floating_point()
+                and not (given.is_floating_point() or given.is_complex())
+            ],
+        ),
+    ]
+
+
+def _parametrization_hint(expected: Mapping[str, Tensor], state: State) -> str:
+    """Say what to do where one side alone stores a weight as the tensors that it is computed from."""
+    for names, others in ((list(state), expected), (list(expected), state)):
+        weights = [weight for weight in parametrized(names) if weight in others]
+        if weights:
+            side = "file" if names == list(state) else "factory"
+            return (
+                f" The {side} alone parametrizes {weights[0]}; do so in both, or in neither "
+                "(torch.nn.utils.parametrize.remove_parametrizations before saving)."
+            )
+    return ""
+
+
+def _check_initialised(module: nn.Module, path: Path) -> None:
+    """Refuse a network with lazy tensors that no file gave a shape."""
+    lazy = [n for n, t in [*module.named_parameters(), *module.named_buffers()] if is_lazy(t)]
+    if lazy:
+        raise ModelError(
+            f"{path}: {shortened_list(lazy)} of lazy modules without values; run the network on a batch "
+            "before it is saved."
+        )
+
+
+def dense_gradients_(module: nn.Module) -> None:
+    """Let embeddings give dense gradients, which proximal steps need; their outputs are the same."""
+    for part in module.modules():
+        if isinstance(part, nn.Embedding | nn.EmbeddingBag):
+            part.sparse = False
 
 
 def _check_finite(module: nn.Module, path: Path) -> None:
@@ -193,9 +297,4 @@ def _check_finite(module: nn.Module, path: Path) -> None:
         if t.is_floating_point() and not bool(torch.isfinite(t).all())
     ]
     if bad:
-        raise ModelError(f"{path}: NaN or Inf in {_shortened_list(bad)}; train again or correct the weights.")
-
-
-def _shortened_list(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more
+        raise ModelError(f"{path}: NaN or Inf in {shortened_list(bad)}; train again or correct the weights.")

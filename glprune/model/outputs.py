@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -50,6 +51,44 @@ def leaves(output: Any) -> tuple[Tensor, ...]:
     if isinstance(output, Tensor):
         return (output,)
     return tuple(tensor for _, tensor in named_leaves(output))
+
+
+def check_dense(outputs: Sequence[Tensor]) -> None:
+    """Check that outputs hold real numbers on the CPU, in a layout that can be exported.
+
+    Raises:
+        ModelError: One is sparse, complex, quantised or without values.
+    """
+    kind = next(filter(None, map(_unusual_kind, outputs)), None)
+    if kind is not None:
+        raise ModelError(f"The network returns a {kind} tensor; return dense real numbers on the CPU.")
+
+
+def _unusual_kind(tensor: Tensor) -> str | None:
+    """Say what keeps a tensor from being dense real numbers on the CPU; None where it is that."""
+    if tensor.is_nested:
+        return "nested"
+    if tensor.layout != torch.strided:
+        return "sparse"
+    if tensor.is_quantized:
+        return "quantised"
+    if tensor.is_complex():
+        return "complex"
+    return None if tensor.device.type == "cpu" else f"{tensor.device.type} (not CPU)"
+
+
+def check_predicts(prediction: Tensor) -> None:
+    """Check that what a network predicts can have a gradient.
+
+    Raises:
+        ModelError: It holds whole numbers.
+    """
+    if not prediction.is_floating_point():
+        kind = str(prediction.dtype).removeprefix("torch.")
+        raise ModelError(
+            f"The network predicts {kind}, which has no gradient; return logits, probabilities or values "
+            "instead of decisions."
+        )
 
 
 def flatten_outputs_(network: nn.Module) -> None:

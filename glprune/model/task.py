@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from glprune.errors import DataError, ModelError
+from glprune.model.calibration import brier_scores, calibration_gaps
 from glprune.model.outputs import Outputs, leaves
 from glprune.schema.recipe import HIGHER_IS_BETTER, METRICS
 
@@ -121,6 +122,10 @@ class Task:
             return float(functional.nll_loss(logs, target))
         if name == "accuracy":
             return float((logs.argmax(dim=-1) == target).double().mean())
+        if name == "brier_score":
+            return float(brier_scores(logs, target).mean())
+        if name == "calibration_error":
+            return float(calibration_gaps(logs, target).mean(dim=0).abs().sum())
         # AUROC depends on ranks alone; logits stay distinct where probabilities would round to 1
         margin = logs[:, 1] - logs[:, 0]
         return float(auroc(margin, target))

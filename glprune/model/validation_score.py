@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from glprune.errors import NonFiniteError
+from glprune.model.calibration import brier_scores, calibration_gaps
 from glprune.schema.recipe import HIGHER_IS_BETTER
 
 if TYPE_CHECKING:
@@ -144,17 +145,35 @@ def _class_influences(metric: str, logs: Tensor, target: Tensor) -> Tensor:
         return (logs.argmax(dim=1) == target).double()
     if metric == "log_loss":
         return functional.nll_loss(logs, target, reduction="none")
+    if metric == "brier_score":
+        return brier_scores(logs, target)
+    if metric == "calibration_error":
+        gaps = calibration_gaps(logs, target)
+        return gaps @ gaps.sum(dim=0).sign()
     return _auroc_influences(logs[:, 1] - logs[:, 0], target == 1)
 
 
 def _auroc_influences(margin: Tensor, positive: Tensor) -> Tensor:
-    """Structural components of DeLong et al. (1988): of every row, its share of rightly ordered pairs."""
+    of_positive, of_negative = auroc_components(margin, positive)
     shares = torch.empty_like(margin)
-    shares[positive] = _share_below(margin[positive], margin[~positive])
-    shares[~positive] = 1 - _share_below(margin[~positive], margin[positive])
-    area = shares[positive].mean()
+    shares[positive], shares[~positive] = of_positive, of_negative
+    area = of_positive.mean()
     counts = torch.where(positive, positive.sum(), (~positive).sum())
     return area + (shares - area) * (len(margin) / counts)
+
+
+def auroc_components(margin: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
+    """Structural components of DeLong et al. (1988): of every row, its share of rightly ordered pairs.
+
+    Args:
+        margin: Scores, float64, shape (n,).
+        positive: Whether each row is of the positive class, bool, shape (n,).
+
+    Returns:
+        The shares of the positive rows and of the negative rows; the mean of either is the AUROC.
+    """
+    of_positive = _share_below(margin[positive], margin[~positive])
+    return of_positive, 1 - _share_below(margin[~positive], margin[positive])
 
 
 def _share_below(values: Tensor, others: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from glprune.model.standardize import StandardizedNetwork
 from glprune.pruning.candidates import Candidate, find_candidates
 from glprune.pruning.dependency_graph import dependency_plans
 from glprune.pruning.groups import GroupSet, hidden_groups, input_groups
+from glprune.pruning.own_norms import self_divided_weights
 from glprune.pruning.trace import trace
 from glprune.pruning.units import GroupKind, TensorAxis, UnitSet
 from glprune.pruning.verification import EquivalenceChecker, random_copy
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from glprune.data.records import Data, InputColumns
     from glprune.data.splits import InputPosition, Inputs
     from glprune.schema.recipe import Recipe
+
+_EXAMPLES = 8  # real rows and as many random ones
 
 
 def find_groups(network: nn.Module, recipe: Recipe, data: Data, probe: Inputs) -> list[GroupSet]:
@@ -42,7 +45,7 @@ def find_groups(network: nn.Module, recipe: Recipe, data: Data, probe: Inputs) -
     """
     axes = [spec.axis for spec in recipe.model.inputs]
     names = [spec.name for spec in recipe.model.inputs]
-    example = tuple(torch.cat([x[:4], x[-4:]]) for x in probe)
+    example = tuple(torch.stack([x[:_EXAMPLES], x[-_EXAMPLES:]], dim=1).flatten(0, 1) for x in probe)
     sets = _add_refused_inputs(plan_units(network, example, axes, names, recipe.allow_inexact), data)
     if isinstance(network, StandardizedNetwork):  # layers keep the names the user gave them
         sets = [_without_wrapper_name(s) for s in sets]
@@ -116,22 +119,24 @@ def plan_units(
             "scripted nor compiled."
         ) from error
     checker = EquivalenceChecker(network, inputs, axes, frozenset(traced.mixing_reductions))
-    planner = _Planner(network, checker, allow_inexact)
+    planner = _Planner(network, checker, self_divided_weights(randomized, probe), allow_inexact)
     sets = [
         s
         for cluster in _clusters(network, find_candidates(traced, names))
         for s in planner.plan_cluster(cluster)
     ]
     sets = planner.confirm(sets)
-    graph_plans = dependency_plans(network, inputs, axes, names)
+    graph_plans = dependency_plans(network, tuple(x[: len(probe[0])] for x in inputs), axes, names)
     return [replace(s, planner="both") if _plans_agree(s, graph_plans.get(s.name)) else s for s in sets]
 
 
 class _Planner:
     """Choose the first variant of each candidate that passes the checks."""
 
-    def __init__(self, network: nn.Module, checker: EquivalenceChecker, allow_inexact: bool) -> None:
-        self.checker, self.allow_inexact = checker, allow_inexact
+    def __init__(
+        self, network: nn.Module, checker: EquivalenceChecker, divided: frozenset[str], allow_inexact: bool
+    ) -> None:
+        self.checker, self.divided, self.allow_inexact = checker, divided, allow_inexact
         self.frozen = {name for name, p in network.named_parameters() if not p.requires_grad}
         self.buffers = {name for name, _ in network.named_buffers()}
         self.readers: dict[str, tuple[int, Tensor]] = {}
@@ -139,13 +144,12 @@ class _Planner:
 
     def plan_cluster(self, cluster: Sequence[Candidate]) -> list[UnitSet]:
         """Check a cluster of candidates that are cut together; refused sets carry the reason."""
-        reason = next((d.refused for d in cluster if d.refused), None)
+        reason = self._own_norm(cluster) or next((d.refused for d in cluster if d.refused), None)
         if len(cluster) > 1 and reason is None and len({d.count for d in cluster}) > 1:
             reason = "its layers and directions do not hold the same units"
         if reason is not None:
-            return [
-                _refused(d, d.refused or f"held in one width with a layer of which {reason}") for d in cluster
-            ]
+            others = f"held in one width with a layer of which {reason}"
+            return [_refused(d, self._own_norm([d]) or d.refused or others) for d in cluster]
         failure = "no layer reads these units through weights of its own"
         for variant in self._variants(cluster):
             failure = self._conflict(variant) or ""
@@ -160,6 +164,12 @@ class _Planner:
             return checked
         mixed = next((f"{d.mixed} mixes the units" for d in cluster if d.mixed), None)
         return [_refused(d, mixed or failure) for d in cluster]
+
+    def _own_norm(self, cluster: Sequence[Candidate]) -> str | None:
+        """Return the reason where weights that read the units are divided by their own norm, or None."""
+        readers = (slot.tensor for d in cluster for slot in d.slots if slot.role == "reader")
+        name = next((tensor for tensor in readers if tensor in self.divided), None)
+        return name and f"{name!r}, which reads them, is divided by its own norm and cannot be shrunk"
 
     def confirm(self, sets: Sequence[UnitSet]) -> list[UnitSet]:
         """Check all accepted sets together on every separating subset; one by one if that fails."""

@@ -27,7 +27,7 @@ from glprune.schema.report import Cut, Skipped
 if TYPE_CHECKING:
     from glprune.pruning.units import UnitChoice, UnitSet
 
-_SMALL_BATCHES = (1, 3)
+_SMALL_BATCHES = (1, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,18 @@ class SlimNetwork(NamedTuple):
 
 @dataclass
 class _RemovalState:
-    """A removal in progress: its options and the cuts accepted so far."""
+    """A removal in progress: its options and the cuts accepted so far.
+
+    Outputs are compared on all rows and in small batches, whose numbers of rows are ``sizes``.
+    """
 
     network: nn.Module
     inputs: Inputs
     axes: tuple[int | None, ...]
     tolerance: float
     multiple: int
-    reference: list[Tensor]
+    sizes: tuple[int, ...]
+    reference: list[list[Tensor]]
     columns: list[Tensor]
     slim: nn.Module
     choices: list[UnitChoice] = field(default_factory=list)
@@ -87,7 +91,7 @@ class _Trial:
 
     network: nn.Module
     columns: list[Tensor]
-    outputs: list[Tensor]
+    outputs: list[list[Tensor]]
     difference: float
 
 
@@ -126,9 +130,10 @@ def remove(  # noqa: PLR0913 - two are options, and inputs and axes belong toget
             raise NonFiniteError(
                 "The network with zeroed groups returns NaN or Inf on all rows; lower train.lr."
             )
-        reference = outputs(network, inputs)
     columns = list(all_columns(inputs, axes))
-    state = _RemovalState(network, inputs, tuple(axes), tolerance, multiple, reference, columns, network)
+    sizes = (len(inputs[0]), *(n for n in _SMALL_BATCHES if n < len(inputs[0]) and _runs(network, inputs, n)))
+    dense = _batch_outputs(network, inputs, sizes)
+    state = _RemovalState(network, inputs, tuple(axes), tolerance, multiple, sizes, dense, columns, network)
     refused = [
         Skipped(name=g.name, units=g.units.count, reason=g.units.refused) for g in groups if g.units.refused
     ]
@@ -139,7 +144,8 @@ def remove(  # noqa: PLR0913 - two are options, and inputs and axes belong toget
         cuts += [c for c in records if isinstance(c, Cut)]
         refused += [c for c in records if isinstance(c, Skipped)]
     slim = state.slim if state.choices else copy.deepcopy(network)
-    final = _largest_difference(network, slim, state)
+    kept = select_columns(inputs, axes, state.columns)
+    final = _largest_difference(dense, _batch_outputs(slim, kept, sizes))
     plan = plan_pruning(network, state.choices, inputs, axes)
     selection = ColumnSelection(tuple(state.columns), state.axes)
     return RemovalResult(slim, plan, selection, tuple(cuts), tuple(refused), final, len(inputs[0]))
@@ -268,30 +274,36 @@ def _try_cut(state: _RemovalState, choices: Sequence[UnitChoice], inexact: bool)
     columns = kept_columns(together, state.inputs, state.axes)
     try:
         slim = _cut_copy(state.network, together, state.inputs, state.axes)
-        found = outputs(slim, select_columns(state.inputs, state.axes, columns))
-    except Exception as error:  # noqa: BLE001 - the user's forward may raise anything once a width changes
+        found = _batch_outputs(slim, select_columns(state.inputs, state.axes, columns), state.sizes)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - a forward may do anything once a width changes
         return no_longer_runs(error)
-    gap = difference(state.reference, found)
+    gap = _largest_difference(state.reference, found)
     if (gap > state.tolerance and not inexact) or gap == float("inf"):
         return f"the cut changes outputs by {gap:.1e}"
     return _Trial(slim, columns, found, gap)
 
 
-def _largest_difference(network: nn.Module, slim: nn.Module, state: _RemovalState) -> float:
-    """Return the largest difference over all rows and over small batches that the dense network can run."""
-    worst = difference(
-        outputs(network, state.inputs), outputs(slim, select_columns(state.inputs, state.axes, state.columns))
-    )
-    for rows in _SMALL_BATCHES:
-        batch = tuple(x[:rows] for x in state.inputs)
-        try:
-            expected = outputs(network, batch)
-        except Exception:  # noqa: BLE001 - a forward may be written for larger batches; the cut is not at fault
-            continue
-        worst = max(
-            worst, difference(expected, outputs(slim, select_columns(batch, state.axes, state.columns)))
-        )
-    return worst
+def _runs(network: nn.Module, inputs: Inputs, rows: int) -> bool:
+    """Return whether the dense network runs on so few rows: a cut is not at fault where it does not."""
+    try:
+        outputs(network, tuple(x[:rows] for x in inputs))
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - the user's forward may raise anything
+        return False
+    return True
+
+
+def _batch_outputs(network: nn.Module, inputs: Inputs, sizes: Sequence[int]) -> list[list[Tensor]]:
+    """Return the outputs for the first rows, for each of some numbers of rows."""
+    return [outputs(network, tuple(x[:size] for x in inputs)) for size in sizes]
+
+
+def _largest_difference(a: Sequence[list[Tensor]], b: Sequence[list[Tensor]]) -> float:
+    """Return the largest difference over several batches."""
+    return max(difference(x, y) for x, y in zip(a, b, strict=True))
 
 
 def _kept(dead: Tensor) -> UnitIds:

@@ -46,19 +46,25 @@ class ConstantFill:
     axis: int
     kept: Tensor
     values: Tensor
+    _removed: Tensor = field(init=False, repr=False, compare=False)
+    _order: Tensor = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # once: an exporter cannot compute positions whose number depends on values
+        removed = _complement(self.kept, self.values.numel())
+        object.__setattr__(self, "_removed", self.values[removed])
+        object.__setattr__(self, "_order", torch.argsort(torch.cat([self.kept, removed])))
 
     def __call__(self, module: nn.Module, inputs: Inputs) -> Inputs:
         """Insert the constants into one of the inputs."""
         x = inputs[self.place]
         axis = self.axis % x.ndim
-        removed = _complement(self.kept, self.values.numel())
         shape = list(x.shape)
-        shape[axis] = len(removed)
+        shape[axis] = len(self._removed)
         line = [1] * x.ndim
         line[axis] = -1
-        constants = self.values[removed].to(x.dtype).view(line).expand(shape)
-        order = torch.argsort(torch.cat([self.kept, removed]))
-        full = torch.cat([x, constants], dim=axis).index_select(axis, order)
+        constants = self._removed.to(x.dtype).view(line).expand(shape)
+        full = torch.cat([x, constants], dim=axis).index_select(axis, self._order)
         return (*inputs[: self.place], full, *inputs[self.place + 1 :])
 
     def then(self, first: ConstantFill) -> ConstantFill:
@@ -217,6 +223,12 @@ def _complement(kept: Tensor, size: int) -> Tensor:
     out = torch.ones(size, dtype=torch.bool)
     out[kept] = False
     return torch.nonzero(out).flatten()
+
+
+def named_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Return all parameters and buffers of a network, also the buffers that its state dict leaves out."""
+    parameters = {name: p.detach() for name, p in network.named_parameters(remove_duplicate=False)}
+    return parameters | dict(network.named_buffers(remove_duplicate=False))
 
 
 def _names_by_tensor(network: nn.Module) -> dict[int, list[str]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,15 +23,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from glprune.data.splits import Inputs, select_columns
 from glprune.errors import first_line
+from glprune.model.consistency import repeat_rows
 from glprune.pruning.groups import zero_units_
 from glprune.pruning.ids import UnitIds
-from glprune.pruning.surgery import kept_columns, plan_pruning
+from glprune.pruning.surgery import kept_columns, named_tensors, plan_pruning
 from glprune.pruning.tracer import is_reduction
 from glprune.pruning.units import Attribute, UnitSet
 
 TOLERANCE = 1e-5  # relative, in float32
 _DOUBLE_TOLERANCE = 1e-9
-_PROBE_ROWS = 8
+_PROBE_ROWS = 7  # at least
+_SMALL_BATCHES = (1, 2, 3)
 _SMALL_ROW = 4096  # values in a row of all inputs; larger ones are compared on fewer rows
 _MAX_ATTRIBUTES = 3
 _MAX_ATTRIBUTE_CHOICES = 40
@@ -98,7 +101,7 @@ class EquivalenceChecker:
         return True
 
     def check_half(self, sets: Sequence[UnitSet]) -> list[UnitSet] | str:
-        """Check sets that are cut together on one half of their units.
+        """Check sets that are cut together on one half of their units, and on one unit.
 
         Where the forward no longer runs, attributes that it may read its widths from are resized too.
 
@@ -108,8 +111,7 @@ class EquivalenceChecker:
         """
         if not self._affects_output(sets):
             return "zeroing these units changes no output, so that nothing can be proved of them"
-        marks = self._subsets(sets)[0]
-        failure = self.mismatch(marks)
+        failure = self._half_failure(sets)
         if failure is None:
             return list(sets)
         if not failure.startswith(_NO_LONGER_RUNS):
@@ -119,28 +121,44 @@ class EquivalenceChecker:
             return pinned
         for attributes in _attribute_choices(self.network, sets):
             resized = [replace(s, attributes=attributes if n == 0 else ()) for n, s in enumerate(sets)]
-            remarked = [(s, marked) for s, (_, marked) in zip(resized, marks, strict=True)]
-            if self._runs(remarked) and self.mismatch(remarked) is None:
+            if self._runs(self._subsets(resized)[0]) and self._half_failure(resized) is None:
                 return resized
         return failure
 
+    def _half_failure(self, sets: Sequence[UnitSet]) -> str | None:
+        """Return why one half of the units cannot be cut, or one unit alone; None where both can.
+
+        All but one unit have no divisor in common with all, so that a forward that fixes a part of the width,
+        such as pairs, is found.
+        """
+        one = torch.arange(sets[0].count) == 0
+        return self.mismatch(self._subsets(sets)[0], _SMALL_BATCHES) or self.mismatch(
+            [(s, one) for s in sets], _SMALL_BATCHES
+        )
+
     def _runs(self, marks: Sequence[MarkedUnits]) -> bool:
         """Return whether the network runs without the marked units."""
-        return not isinstance(self._outputs_after_cut(_copy_tensors(self.network, ()), marks), str)
+        return not isinstance(self._outputs_after_cut(_copy_tensors(self.network, ()), marks, (1,)), str)
 
-    def _outputs_after_cut(self, network: nn.Module, marks: Sequence[MarkedUnits]) -> list[Tensor] | str:
+    def _outputs_after_cut(
+        self, network: nn.Module, marks: Sequence[MarkedUnits], sizes: Sequence[int]
+    ) -> list[list[Tensor]] | str:
         """Return the outputs without the marked units, or the reason where the network no longer runs.
 
         Args:
             network: A copy that is no longer needed; it is cut in place.
             marks: Unit sets and the units of each to cut.
+            sizes: Numbers of rows to run it on.
         """
         choices = [(units, UnitIds(torch.nonzero(~marked).flatten())) for units, marked in marks]
         columns = kept_columns(choices, self.probe, self.axes)
         try:
             plan_pruning(network, choices, self.probe, self.axes).apply_(network)
-            return outputs(network, select_columns(self.probe, self.axes, columns))
-        except Exception as error:  # noqa: BLE001 - a forward may raise anything once a width changes
+            kept = select_columns(self.probe, self.axes, columns)
+            return [outputs(network, tuple(x[:size] for x in kept)) for size in sizes]
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - a forward may do anything once a width changes
             return no_longer_runs(error)
 
     def _affects_output(self, sets: Sequence[UnitSet]) -> bool:
@@ -150,13 +168,18 @@ class EquivalenceChecker:
             zero_units_(dict(zeroed.state_dict()), units, torch.ones(units.count, dtype=torch.bool))
         return difference(self.reference, outputs(zeroed, self.probe)) > self.tolerance
 
-    def mismatch(self, marks: Sequence[MarkedUnits]) -> str | None:
-        """Return why cutting the marked units does not equal zeroing them, or None where it does."""
+    def mismatch(self, marks: Sequence[MarkedUnits], batches: Sequence[int] = ()) -> str | None:
+        """Return why cutting the marked units does not equal zeroing them, or None where it does.
+
+        Args:
+            marks: Unit sets and the units of each to cut.
+            batches: Numbers of rows to compare the cut network on too.
+        """
         inexact = any(units.inexact for units, _ in marks)
         with _neutral_statistics(self.mixing_reductions, inexact):
-            return self._mismatch(marks)
+            return self._mismatch(marks, batches)
 
-    def _mismatch(self, marks: Sequence[MarkedUnits]) -> str | None:
+    def _mismatch(self, marks: Sequence[MarkedUnits], batches: Sequence[int]) -> str | None:
         tensors = [slot.tensor for units, _ in marks for slot in units.slots]
         zeroed = _copy_tensors(self.network, tensors)
         for units, marked in marks:
@@ -169,11 +192,13 @@ class EquivalenceChecker:
                 f"{_mixing_reason(self.network, marks)}: the units reach the output past the weights that "
                 "read them"
             )
-        slim = self._outputs_after_cut(zeroed, marks)
+        sizes = (len(probe[0]), *(n for n in batches if n < len(probe[0])))
+        slim = self._outputs_after_cut(zeroed, marks, sizes)
         if isinstance(slim, str):
             return slim
-        if difference(reference, slim) > self.tolerance:
-            return f"{_mixing_reason(self.network, marks)}: zeroed units change outputs when cut"
+        for size, found in zip(sizes, slim, strict=True):
+            if difference([y[:size] for y in reference], found) > self.tolerance:
+                return f"{_mixing_reason(self.network, marks)}: zeroed units change outputs when cut"
         return None
 
     def _subsets(self, sets: Sequence[UnitSet]) -> list[list[MarkedUnits]]:
@@ -191,7 +216,7 @@ def _copy_tensors(network: nn.Module, names: Collection[str]) -> nn.Module:
 _NO_LONGER_RUNS = "the network no longer runs after the cut"
 
 
-def no_longer_runs(error: Exception) -> str:
+def no_longer_runs(error: BaseException) -> str:
     """Return the reason to refuse a cut after which the network raised an error."""
     return f"{_NO_LONGER_RUNS} ({first_line(error)})"
 
@@ -209,9 +234,7 @@ def random_copy(network: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, 
     Returns:
         The copy, example inputs in its precision, and the tolerance for that precision.
     """
-    larger = sum(x[0].numel() for x in inputs) / _SMALL_ROW
-    rows = _PROBE_ROWS if larger <= 1 else max(2, int(_PROBE_ROWS / (2 * larger)))
-    probe = tuple(x[:rows] for x in inputs)
+    probe = repeat_rows(inputs, _probe_rows(network, inputs))
     wide = tuple(x.double() if x.is_floating_point() else x for x in probe)
     for strength in (1.0, 0.1, 0.0):
         copied = _randomize(network, strength)
@@ -224,12 +247,27 @@ def random_copy(network: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, 
     return copied, probe, TOLERANCE
 
 
+def _probe_rows(network: nn.Module, inputs: Inputs) -> int:
+    """Return a number of rows that has no divisor in common with any width.
+
+    With others a forward that fixes a width, such as ``x.view(-1, 8)``, may run on a cut network too: what
+    is missing in each row is taken from the next.
+    """
+    larger = sum(x[0].numel() for x in inputs) / _SMALL_ROW
+    least = _PROBE_ROWS if larger <= 1 else max(2, int(_PROBE_ROWS / (2 * larger)))
+    shapes = [x.shape[1:] for x in inputs] + [t.shape for t in named_tensors(network).values()]
+    widths = {size for shape in shapes for size in shape if size}
+    return next(n for n in itertools.count(least) if all(math.gcd(n, size) == 1 for size in widths))
+
+
 def _in_double(network: nn.Module, inputs: Inputs) -> nn.Module | None:
     """Return a copy in double precision; None if it needs float32 or its outputs are not finite."""
     copied = copy.deepcopy(network).double()
     try:
         found = outputs(copied, inputs)
-    except RuntimeError:
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - a forward may ask for float32 by an error of any class
         return None
     floats = [y for y in found if y.is_floating_point()]
     return copied if _all_finite(found) and all(y.dtype == torch.float64 for y in floats) else None
@@ -270,7 +308,7 @@ def _perturb(
     network: nn.Module, marks: Sequence[MarkedUnits], inputs: Inputs, axes: Sequence[int | None]
 ) -> Inputs:
     """Change what produces the marked units: positions of carriers, in place, and input columns."""
-    state = dict(network.state_dict())
+    state = named_tensors(network)
     moved = list(inputs)
     for units, marked in marks:
         for slot in units.slots:

@@ -17,6 +17,7 @@ from glprune.report.path_lines import caption
 from glprune.report.regulations import regulations
 from glprune.report.sections import evidence_for, sections
 from glprune.report.sentences import (
+    CALIBRATION,
     WAYS,
     banner,
     comparison_sentence,
@@ -30,10 +31,12 @@ from glprune.report.sentences import (
     number,
     part_of_rows,
     penalty_sentence,
+    saturation_sentence,
     share,
     thousands,
     tiny,
 )
+from glprune.report.uncertainty import between, method_sentence
 
 if TYPE_CHECKING:
     from glprune.schema.report import (
@@ -104,7 +107,7 @@ def _environment() -> Environment:
         finalize=_escape,
     )
     environment.filters |= {"number": number, "tiny": tiny, "thousands": thousands, "metric_label": label}
-    environment.filters["metric_inline"] = inline
+    environment.filters |= {"metric_inline": inline, "between": between, "saturation": saturation_sentence}
     environment.filters["shortened"] = lambda digest: f"{digest[:23]}…"
     environment.filters["words"] = lambda text: text.replace("_", " ", 1) if text else "-"
     return environment
@@ -216,6 +219,8 @@ def _view(report: Report, pictures: bool) -> dict[str, Any]:
         "paths": [(s, [p for p in report.path if p.stage == s.number]) for s in report.stages],
         "penalty": penalty_sentence(report.penalty),
         "main": main_metric(report),
+        "interval_method": method_sentence([m.intervals for m in report.performance]),
+        "calibration": CALIBRATION,
         "part_of_rows": part_of_rows(report.stability) if report.stability else "",
         "drop_rows": _drop_rows(report.drop_costs) if report.drop_costs else [],
         "compared": compared(report),

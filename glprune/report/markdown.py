@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from glprune._escaping import escape_for_page
 from glprune.report.html import size_rows
 from glprune.report.sentences import headline, label, number
+from glprune.report.uncertainty import method_sentence, with_interval
 
 if TYPE_CHECKING:
     from glprune.schema.report import Feature, Frontier, FrontierPoint, Report
@@ -91,14 +92,14 @@ def _metrics(report: Report) -> str:
     rows = [
         (
             f"{text(label(m.name))}, {'higher' if m.higher_is_better else 'lower'} is better",
-            f"{m.original:.4f}",
-            f"{m.final:.4f}",
-            f"{m.final - m.original:+.4f}",
+            *(with_interval(m, which, "{} ({})") for which in ("original", "final", "change")),
             f"{m.rows:,}",
         )
         for m in report.performance
     ]
-    return _table(("Metric", "Original", "Shipped", "Change", "Rows"), rows, numbers=4)
+    table = _table(("Metric", "Original", "Shipped", "Change", "Rows"), rows, numbers=4)
+    method = method_sentence([m.intervals for m in report.performance])
+    return f"{table}\n\n{text(f'In brackets: {method}')}" if method else table
 
 
 def _frontier(report: Report) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from glprune.report.uncertainty import between, change_of
 from glprune.schema import bundle as bundles
 
 if TYPE_CHECKING:
@@ -30,11 +31,19 @@ _LABELS = {
     "auroc": "AUROC",
     "accuracy": "Accuracy",
     "log_loss": "Log loss",
+    "brier_score": "Brier score",
+    "calibration_error": "Calibration error",
     "r2": "R²",
     "rmse": "RMSE",
     "mae": "Mean absolute error",
     "cosine": "Cosine similarity",
 }
+_PROPER_NOUNS = ("brier_score",)
+CALIBRATION = (
+    "The calibration error is the mean gap between predicted probabilities and what happened, over 15 bins "
+    "of equal width; the Brier score is the mean squared error of the probabilities."
+)
+_FEW, _MAX_LISTED = 12, 30
 WAYS = {"random": "random selection", "magnitude": "magnitude", "permutation": "permutation importance"}
 
 
@@ -63,14 +72,24 @@ def label(metric: str) -> str:
 def inline(metric: str) -> str:
     """Return the display name of a metric inside a sentence: lower case unless it is an abbreviation."""
     name = label(metric)
-    return name[:1].lower() + name[1:] if name[1:].islower() else name
+    lower = name[1:].islower() and metric not in _PROPER_NOUNS
+    return name[:1].lower() + name[1:] if lower else name
+
+
+def removed_not_optimal(residual: float) -> str:
+    """Begin the warning of removed groups that are not optimal; the residual is a share of the penalty."""
+    return f"The optimality conditions of the removed groups are violated by {residual:.2g} of the penalty"
+
+
+def kept_not_converged(residual: float) -> str:
+    """Begin the warning of kept groups that are not optimal."""
+    share_of_penalty = f"{number(residual)} of the penalty"
+    return f"The kept groups have not converged: they violate the KKT conditions by {share_of_penalty}"
 
 
 def headline(report: Report) -> list[str]:
     """Summarise the run in sentences: what was removed, the metric before and after, size and speed."""
-    removed = [f for f in report.features if f.status == "removed"]
-    total = len(report.features)
-    sentences = [_removed_sentence(removed, total, report)]
+    sentences = [_removed_sentence(report)]
     main = main_metric(report)
     sentences.append(_agreement_sentence(main) if report.task == "distillation" else _cost_sentence(main))
     before, after = (sum(getattr(h, side) for h in report.hidden) for side in ("before", "after"))
@@ -130,25 +149,35 @@ def main_metric(report: Report) -> Metric:
     return next(m for m in report.performance if m.name == report.selection.metric)
 
 
-def _removed_sentence(removed: Sequence[Feature], total: int, report: Report) -> str:
+def _removed_sentence(report: Report) -> str:
+    """Say how many features are removed; name them where they are few, and the kept ones if fewer."""
+    names: dict[str, list[str]] = {"removed": [], "kept": []}
+    for feature in report.features:
+        names[feature.status].append(feature.name)
+    removed, kept, total = names["removed"], names["kept"], len(report.features)
     if total == 0:
         return "The network has no input features that can be removed; only hidden units were pruned."
     if not removed:
         return f"No input feature was removed: the shipped model reads all {total}."
-    names = ", ".join(f.name for f in removed[:12])
-    listed = f": {names}" if len(removed) <= 12 else ""
     verb = "has no input for" if report.export.signature == "slim" else "does not read"
-    return (
-        f"The shipped model {verb} {len(removed)} of {total} features{listed}. "
-        "Their values cannot influence its output."
-    )
+    sentence = f"The shipped model {verb} {len(removed):,} of {total:,} features"
+    which = f": {_listed(removed)}" if len(removed) <= max(_FEW, len(kept)) else ""
+    reads = f" It reads {_listed(kept)}." if 0 < len(kept) < len(removed) else ""
+    return f"{sentence}{which}. Their values cannot influence its output.{reads}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_LISTED:,} more" if len(names) > _MAX_LISTED else ""
+    return ", ".join(names[:_MAX_LISTED]) + more
 
 
 def _cost_sentence(metric: Metric) -> str:
+    change = change_of(metric)
+    interval = f" (95 % interval of the change {between(change, signed=True)})" if change is not None else ""
     return (
         f"{label(metric.name)} on {metric.rows:,} test rows is {metric.final:.4f}, {_verdict_on(metric)} "
-        f"compared with {metric.original:.4f} for the original network; both were measured on ONNX files "
-        "with ONNX Runtime."
+        f"compared with {metric.original:.4f} for the original network{interval}; both were measured on ONNX "
+        "files with ONNX Runtime."
     )
 
 
@@ -183,8 +212,18 @@ def _int8_sentence(found: Quantized, main: Metric) -> str:
         f"{found.file} is the network quantised to 8-bit integers, which is not lossless: "
         f"{label(metric.name)} is {metric.int8:.4f} instead of {metric.float32:.4f} on the test rows{same}; "
         f"outputs change by up to {100 * found.difference:.2g} % of the largest output. It has "
-        f"{found.bytes:,} bytes. Compared with the shipped file it is {speeds}."
+        f"{found.bytes:,} bytes. Compared with the shipped file it is {speeds}. {saturation_sentence(found)}"
     )
+
+
+def saturation_sentence(found: Quantized) -> str:
+    """Say whether processors agree on the 8-bit file, and on which it was measured."""
+    measured = f"It was measured on {', '.join(found.instruction_sets) or 'an unknown processor'}."
+    if found.largest_pair is None:
+        return measured
+    verdict = "no kernel saturates" if found.largest_pair < 2**15 else "kernels without VNNI saturate"
+    reach = f"Two 8-bit products of one output reach at most {found.largest_pair:,} of 32,767"
+    return f"{reach}: {verdict}. {measured}"
 
 
 def file_sentence(report: Report) -> str:
@@ -295,8 +334,8 @@ def _baselines_sentence(baselines: Baselines, metric: Metric) -> str:
     size = "the same size" if _same_size(baselines) else "nearly the same size"
     return (
         f"Compared with simpler selections of {size}, refitted and measured in the same way, the shipped "
-        f"model's {inline(metric.name)} of {metric.final:.4f} is {_joined(outcomes)}; no confidence interval "
-        "was computed."
+        f"model's {inline(metric.name)} of {metric.final:.4f} is {_joined(outcomes)}"
+        f"{_difference_sentence(baselines, metric.name)}."
     )
 
 
@@ -311,6 +350,19 @@ def _verdict(metric: Metric, other: float) -> str:
     if gap == 0:
         return "equal to"
     return "better than" if (gap > 0) == metric.higher_is_better else "worse than"
+
+
+def _difference_sentence(baselines: Baselines, metric: str) -> str:
+    """Give the intervals of the differences to single selections, and count those of several that hold 0."""
+    found = []
+    for result in baselines.results:
+        known = [run.differences[metric] for run in result.runs if metric in run.differences]
+        if len(known) == 1:
+            found.append(f"{between(known[0], signed=True)} for {WAYS[result.name]}")
+        elif known:
+            by_chance = sum(interval.low <= 0 <= interval.high for interval in known)
+            found.append(f"within chance for {by_chance} of {len(known)} draws of {WAYS[result.name]}")
+    return f"; the difference (95 % interval) is {_joined(found)}" if found else ""
 
 
 def _figure(found: Spread, runs: int) -> str:

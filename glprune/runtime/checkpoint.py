@@ -6,7 +6,7 @@ the log ends: its bundle equals that of an uninterrupted run, bit for bit.
 
 A checkpoint is a JSON file with its own digest, and one safetensors file of tensors for each step, named by
 its digest. Files are written under a temporary name, synced and renamed. The last two checkpoints are kept;
-the older one is used if the newer one is damaged.
+the older one is used if the newer one is damaged. A step that is not what the run expects is done again.
 """
 
 from __future__ import annotations
@@ -19,22 +19,40 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import safetensors
 import safetensors.torch
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
-from glprune.errors import ModelError, UsageError
+from glprune.errors import ModelError, UsageError, first_line, is_out_of_memory
 
 if TYPE_CHECKING:
     from glprune.runtime.process_group import ProcessGroup
 
-_FORMAT = "glprune.checkpoint/2"
+_Format = Literal["glprune.checkpoint/2"]
+_FORMAT: _Format = "glprune.checkpoint/2"
 _PATTERN = "checkpoint-*.json"
 _KEPT = 2
 _SECONDS, _SHARE = 1.0, 0.05  # shortest interval, and largest share of a run's time spent on writing
 _SUFFIX = ".safetensors"
+_DROPPED = "dropped"
+
+
+class _StepRecord(BaseModel, strict=True):
+    name: str
+    key: dict[str, Any]
+    values: dict[str, Any]
+    file: str | None
+
+
+class _Content(BaseModel, strict=True):
+    format: _Format
+    identity: dict[str, Any]
+    seconds: dict[str, float]
+    records: list[_StepRecord]
 
 
 @dataclass(eq=False)
@@ -55,6 +73,39 @@ class Step:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     file: str | None = None
 
+    @property
+    def dropped(self) -> bool:
+        """Whether tensors were dropped, which no later step starts from."""
+        return _DROPPED in self.values
+
+
+class UnusableStepError(UsageError):
+    """The stored result of a step is not what this run expects; the search forgets it and all later ones.
+
+    Args:
+        step: The step.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, step: Step, reason: str) -> None:
+        super().__init__(f"the stored result of the step {step.name!r} cannot be used ({reason})")
+        self.step = step
+
+
+@contextlib.contextmanager
+def reading(step: Step) -> Iterator[None]:
+    """Turn any error about the stored result of a step into one that names it.
+
+    Raises:
+        UnusableStepError: A value or tensor is missing or has another type or shape.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise UnusableStepError(step, f"{type(error).__name__}: {first_line(error)}") from error
+
 
 class CheckpointLog:
     """The results of a run's long steps, in order.
@@ -62,13 +113,20 @@ class CheckpointLog:
     Args:
         folder: Where checkpoints are written; None keeps nothing.
         identity: What the run is a function of, name -> value, JSON values; see ``resume``.
+
+    Attributes:
+        seconds: Wall seconds of each stage.
+        unusable: Checkpoints that ``resume`` passed over: damaged, or not of this format.
     """
 
     def __init__(self, folder: Path | None = None, identity: Mapping[str, Any] | None = None) -> None:
         self.folder, self.identity = folder, dict(identity or {})
         self.seconds: dict[str, float] = {}
+        self.unusable: list[Path] = []
         self._records: list[Step] = []
         self._next = self._number = 0
+        self._stored = 0  # records of a stopped run
+        self._written = b""  # the last checkpoint
         self._due = time.monotonic() + _SECONDS
 
     def resume(self) -> int:
@@ -81,10 +139,12 @@ class CheckpointLog:
         for path in reversed(checkpoints(self.folder)):
             content = _intact_content(path)
             if content is None:
+                self.unusable.append(path)
                 continue
-            self._check_identity(content["identity"])
-            self._records = [Step(**record) for record in content["records"]]
-            self.seconds = content["seconds"]
+            self._check_identity(content.identity)
+            self._records = [Step(r.name, r.key, r.values, file=r.file) for r in content.records]
+            self._stored = len(self._records)
+            self.seconds = content.seconds
             break
         self._number = max((_checkpoint_number(p) for p in checkpoints(self.folder)), default=0)
         return len(self._records)
@@ -118,7 +178,9 @@ class CheckpointLog:
         record = Step(name, dict(key), values, dict(tensors or {}))
         if self.folder is not None:
             # later steps belong to a run that took another way
-            self._records[self._next if since is None else since :] = [record]
+            place = self._next if since is None else since
+            self._records[place:] = [record]
+            self._stored = min(self._stored, place)
             self._next = len(self._records)
             self.save_if_due()
         return record
@@ -144,6 +206,19 @@ class CheckpointLog:
         if self.folder is not None:
             left = {n: t for n, t in self.weights(record).items() if not n.startswith(prefix)}
             record.tensors, record.file = left, None
+            record.values[_DROPPED] = True
+
+    def forget(self, error: UnusableStepError) -> None:
+        """Drop an unusable step and all later ones; the search begins again and loads those before it.
+
+        Raises:
+            UnusableStepError: No stopped run stored the step, so that it would be the same again.
+        """
+        place = next((n for n in range(self._stored) if self._records[n] is error.step), None)
+        if place is None:
+            raise error
+        del self._records[place:]
+        self._stored, self._next = place, 0
 
     def open_step(self, name: str, key: Mapping[str, Any]) -> Step:
         """Return the record of a step of many parts; the caller adds values as parts are done."""
@@ -155,7 +230,7 @@ class CheckpointLog:
             self.save()
 
     def save(self) -> None:
-        """Write a checkpoint and delete all but the last two.
+        """Write a checkpoint, unless it would equal the last one, and delete all but the last two.
 
         Raises:
             OSError: The disk is full, or the folder cannot be written to.
@@ -166,10 +241,12 @@ class CheckpointLog:
         for record in self._records:
             if record.tensors:
                 record.file, record.tensors = _write_tensors(record.tensors, self.folder), {}
+        content = _with_digest(self._content())
+        if content == self._written:
+            return
         self._number += 1
-        write_durably(
-            self.folder / _PATTERN.replace("*", f"{self._number:06d}"), _with_digest(self._content())
-        )
+        write_durably(self.folder / _PATTERN.replace("*", f"{self._number:06d}"), content)
+        self._written = content
         _remove_old(self.folder)
         now = time.monotonic()
         self._due = now + max(_SECONDS, (now - start) / _SHARE)
@@ -266,27 +343,39 @@ def _digest_line(content: object) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _checked_content(path: Path) -> dict[str, Any] | None:
+def _checked_content(path: Path) -> _Content | None:
     """Return the content of a checkpoint file; None if it is damaged."""
     try:
         found = json.loads(path.read_bytes())
         content = found["content"]
-        intact = found["sha256"] == _digest_line(content) and content["format"] == _FORMAT
+        intact = found["sha256"] == _digest_line(content)
+        checked = _Content.model_validate(content)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return content if intact else None
+    return checked if intact else None
 
 
-def _intact_content(path: Path) -> dict[str, Any] | None:
+def _intact_content(path: Path) -> _Content | None:
     """Return the content of a checkpoint; None if it or a file of its tensors is damaged."""
     content = _checked_content(path)
-    if content is None or not all(_is_complete(path.parent, name) for name in _tensor_files(content)):
+    if content is None or not all(_has_tensors(path.parent, name) for name in _tensor_files(content)):
         return None
     return content
 
 
-def _tensor_files(content: Mapping[str, Any]) -> Iterator[str]:
-    return (record["file"] for record in content["records"] if record["file"] is not None)
+def _has_tensors(folder: Path, name: str) -> bool:
+    """Whether a file is complete and safetensors can read it."""
+    if not _is_complete(folder, name):
+        return False
+    try:
+        with safetensors.safe_open(_tensor_folder(folder) / f"{name}{_SUFFIX}", "pt"):
+            return True
+    except (OSError, safetensors.SafetensorError):
+        return False
+
+
+def _tensor_files(content: _Content) -> Iterator[str]:
+    return (record.file for record in content.records if record.file is not None)
 
 
 def _is_complete(folder: Path, name: str) -> bool:
@@ -359,6 +448,11 @@ class DistributedCheckpoint(CheckpointLog):
     def drop_tensors(self, record: Step, prefix: str) -> None:
         """See ``CheckpointLog``."""
         self._log.drop_tensors(record, prefix)
+
+    def forget(self, error: UnusableStepError) -> None:
+        """See ``CheckpointLog``; all processes found the same."""
+        if self._process_group.is_main:
+            self._log.forget(error)
 
     def save_if_due(self) -> None:
         """See ``CheckpointLog``."""

@@ -29,3 +29,36 @@ def reproducible(seed: int, threads: int) -> Iterator[None]:
         finally:
             torch.use_deterministic_algorithms(strict)
             torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def settings_kept() -> Iterator[None]:
+    """Restore PyTorch's global settings after user code, which may change them for itself and forget to.
+
+    Those are: whether gradients are recorded, the default type and device, threads and deterministic
+    algorithms. The code begins with gradients recorded.
+    """
+    before = _settings()
+    with torch.enable_grad():
+        try:
+            yield
+        finally:
+            if _settings() != before:
+                _restore(*before)
+
+
+def _settings() -> tuple[torch.dtype, torch.device, int, bool, bool]:
+    return (
+        torch.get_default_dtype(),
+        torch.get_default_device(),
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+
+
+def _restore(dtype: torch.dtype, device: torch.device, threads: int, strict: bool, warn_only: bool) -> None:
+    torch.set_default_dtype(dtype)
+    torch.set_default_device(None if device.type == "cpu" else device)
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(strict, warn_only=warn_only)

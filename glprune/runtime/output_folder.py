@@ -1,7 +1,7 @@
 """The folder of an unfinished run, next to its output: bundle, checkpoints and a lock.
 
 The output appears completely, by one rename, or not at all. The checkpoints of a stopped run stay in
-``<output>.unfinished``; a run that failed leaves nothing.
+``<output>.unfinished``, whatever stopped it; only a run that any repetition would end alike leaves nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from glprune.errors import GlpruneError, PeerFailedError, UsageError
+from glprune._files import is_utf8
+from glprune.errors import RecipeError, TargetError, UsageError
 from glprune.runtime.checkpoint import CheckpointLog, checkpoints, sync_folder
 from glprune.schema.bundle import REPORT
 
@@ -26,18 +27,21 @@ _SUFFIX = ".unfinished"
 _LOCK, _STAGE, _OLD = "lock", "bundle", "old"
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _UNWRITABLE = (*_FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+_FINAL = (RecipeError, TargetError)  # the same recipe would end so again
+_KEPT = "Finished work is kept in"
 
 
 class OutputFolder:
     """The folder of an unfinished run.
 
     Attributes:
+        out: The output.
         folder: ``<output>.unfinished``.
         stage: Folder of the bundle's files written so far.
     """
 
     def __init__(self, out: Path, resume: bool) -> None:
-        self.folder, self.resume = unfinished_path(out), resume
+        self.out, self.folder, self.resume = out, unfinished_path(out), resume
         self.stage = self.folder / _STAGE
         self._log = CheckpointLog()
 
@@ -49,16 +53,27 @@ class OutputFolder:
         """
         log = CheckpointLog(self.folder, identity)
         if self.resume:
-            try:
-                log.resume()
-            except UsageError as error:
-                raise ResumableUsageError(str(error)) from None
+            log.resume()
         self._log = log
         return log
 
-    def save(self) -> None:
-        """Write a last checkpoint."""
-        self._log.save()
+    def stop(self, error: BaseException) -> bool:
+        """Write a last checkpoint and add a note to the error that ended the run: what is left of it.
+
+        Returns:
+            Whether checkpoints are kept: those of this run, or those of a stopped one that it did not reach.
+        """
+        if not self.stage.exists():
+            error.add_note(written_note(self.out))
+            return False
+        if self._log.folder is not None and isinstance(error, _FINAL):
+            return False
+        if isinstance(error, Exception | KeyboardInterrupt):
+            with contextlib.suppress(OSError, MemoryError):
+                self._log.save()
+        if self._log.folder is not None and checkpoints(self.folder):
+            error.add_note(f"{_KEPT} {self.folder}; continue with --resume.")
+        return True
 
 
 def unfinished_path(out: Path) -> Path:
@@ -71,12 +86,25 @@ def is_resumable(out: Path) -> bool:
     return bool(checkpoints(unfinished_path(out)))
 
 
+def keeps_work(error: BaseException) -> bool:
+    """Whether the run that an error ended keeps what it had done."""
+    return any(note.startswith(_KEPT) for note in getattr(error, "__notes__", ()))
+
+
+def written_note(out: Path) -> str:
+    """Return the note on an error that came after the bundle was complete."""
+    return f"The bundle is written: {out}."
+
+
 def check_free(out: Path, overwrite: bool) -> None:
     """Refuse an output folder that exists, before any work is done.
 
     Raises:
-        UsageError: The folder exists and ``overwrite`` is not set, or it is not a bundle.
+        UsageError: The folder exists and ``overwrite`` is not set, it is not a bundle, or its path cannot be
+            passed to libraries that take UTF-8.
     """
+    if not is_utf8(out.absolute()):
+        raise UsageError(f"{out.absolute()}: the path is not UTF-8; choose another --out.")
     if not os.path.lexists(out):
         return
     if not overwrite:
@@ -111,20 +139,13 @@ def open_output_folder(out: Path, overwrite: bool, resume: bool) -> Iterator[Out
                 _sync(output.stage)
                 _replace(output.stage, out, output.folder)
             keep = False
-        except (KeyboardInterrupt, PeerFailedError):
-            with contextlib.suppress(OSError):
-                output.save()
-            raise
-        except GlpruneError as error:
-            keep = isinstance(error, ResumableUsageError)
+        except BaseException as error:
+            keep = output.stop(error)
             raise
         finally:
+            _restore(output.folder, out)
             gone = output.stage if keep and is_resumable(out) else output.folder
             shutil.rmtree(gone, ignore_errors=True)
-
-
-class ResumableUsageError(UsageError):
-    """The run could not continue for external reasons; its checkpoints are kept."""
 
 
 @contextlib.contextmanager
@@ -157,7 +178,7 @@ def _check_unfinished(out: Path, overwrite: bool, resume: bool) -> None:
     if resume or not is_resumable(out):
         return
     if not overwrite:
-        raise ResumableUsageError(
+        raise UsageError(
             f"{unfinished_path(out)} holds a run that was stopped; continue with --resume, or start again "
             "with --overwrite."
         )
@@ -175,10 +196,7 @@ def _write_errors(out: Path) -> Iterator[None]:
         if reason is None:
             raise
         hint = "; free some space" if reason[0] in _FULL else ""
-        resume = " and continue with --resume" if is_resumable(out) else ""
-        raise ResumableUsageError(
-            f"{out}: cannot be written ({os.strerror(reason[0])}){hint}{resume}."
-        ) from error
+        raise UsageError(f"{out}: cannot be written ({os.strerror(reason[0])}){hint}.") from error
 
 
 def _not_writable(error: Exception) -> tuple[int] | None:

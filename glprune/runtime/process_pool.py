@@ -7,6 +7,7 @@ are passed to them, so no tensor is shared with the caller.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import pickle
 import signal
@@ -23,9 +24,11 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
+from glprune._user_code import network_errors
 from glprune.errors import GlpruneError
+from glprune.runtime.events import Listener, Notice, Progress, silent
 
 if TYPE_CHECKING:
     from glprune.runtime.checkpoint import CheckpointLog, Step
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 State = TypeVar("State")
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
+_KILLED = "A worker process was killed, probably for lack of memory"
 
 
 class WorkerPool(Protocol[State]):
@@ -53,6 +57,7 @@ class WorkerPool(Protocol[State]):
         work: Callable[[State, Item], Outcome],
         items: Sequence[Item],
         done: Callable[[int, Outcome], None],
+        listener: Listener = silent,
     ) -> list[Outcome]:
         """See ``ProcessPool.map``."""
         ...
@@ -70,8 +75,12 @@ class ProcessPool(Generic[State]):
 
     def __init__(self, prepare: Callable[[], State], processes: int) -> None:
         self._context = _Context()
-        payload = pickle.dumps(prepare)  # bytes: torch would share the memory of tensors
-        self._pool = ProcessPoolExecutor(processes, self._context, _start_worker, (payload,))
+        self._payload = pickle.dumps(prepare)  # bytes: torch would share the memory of tensors
+        self._start(processes)
+
+    def _start(self, processes: int) -> None:
+        self._processes = processes
+        self._pool = ProcessPoolExecutor(processes, self._context, _start_worker, (self._payload,))
 
     def __enter__(self) -> ProcessPool[State]:
         return self
@@ -89,29 +98,51 @@ class ProcessPool(Generic[State]):
         work: Callable[[State, Item], Outcome],
         items: Sequence[Item],
         done: Callable[[int, Outcome], None],
+        listener: Listener = silent,
     ) -> list[Outcome]:
         """Process every item and return the outcomes in the order of the items.
+
+        If a process is killed, the items that are left are processed again, once, by half as many processes:
+        the most likely reason is that all of them together need more memory than there is.
 
         Args:
             work: A module-level function of what ``prepare`` returned and an item. Its outcome must
                 depend on these alone; items and outcomes must pickle.
             items: The items.
             done: Called with the index and the outcome of each item, in the order they finish.
+            listener: Receives a notice if a process was killed.
 
         Raises:
-            GlpruneError: A process was killed.
+            GlpruneError: A process was killed again.
             Exception: The first error of ``prepare`` or ``work``.
         """
+        outcomes: dict[int, Outcome] = {}
         try:
-            futures = [self._pool.submit(_run_item, work, item) for item in items]
-            indices = {future: index for index, future in enumerate(futures)}
-            for future in as_completed(futures):
-                done(indices[future], future.result())
+            self._process(work, items, outcomes, done)
         except BrokenProcessPool:
-            raise GlpruneError(
-                "A worker process was killed, probably for lack of memory; set workers.processes lower."
-            ) from None
-        return [future.result() for future in futures]
+            self._pool.shutdown(wait=True)  # the others end too, and free their memory
+            self._start(max(1, self._processes // 2))
+            listener(Notice(f"{_KILLED}; its work is tried again with workers.processes: {self._processes}."))
+            try:
+                self._process(work, items, outcomes, done)
+            except BrokenProcessPool:
+                raise GlpruneError(f"{_KILLED}, twice; set workers.processes lower.") from None
+        return [outcomes[index] for index in range(len(items))]
+
+    def _process(
+        self,
+        work: Callable[[State, Item], Outcome],
+        items: Sequence[Item],
+        outcomes: dict[int, Outcome],
+        done: Callable[[int, Outcome], None],
+    ) -> None:
+        """Process the items without an outcome."""
+        left = [index for index in range(len(items)) if index not in outcomes]
+        futures = {self._pool.submit(_run_item, work, items[index]): index for index in left}
+        for future in as_completed(futures):
+            index = futures[future]
+            outcomes[index] = future.result()
+            done(index, outcomes[index])
 
 
 @dataclass(frozen=True)
@@ -122,23 +153,25 @@ class OutcomeLog(Generic[Outcome]):
         record: The step; outcomes are added to its values.
         log: Writes the checkpoints.
         adapter: Converts outcomes to JSON values and back.
+        items: What the items are called in progress reports.
+        fits: Whether an outcome can be that of the item of an index; others are not used.
     """
 
     record: Step
     log: CheckpointLog
     adapter: TypeAdapter[Outcome]
+    items: str
+    fits: Callable[[int, Outcome], bool]
 
-    def __contains__(self, index: int) -> bool:
-        """Whether the outcome is known."""
-        return str(index) in self.record.values
-
-    def __len__(self) -> int:
-        """Number of known outcomes."""
-        return len(self.record.values)
-
-    def __getitem__(self, index: int) -> Outcome:
-        """The outcome of an item."""
-        return self.adapter.validate_python(self.record.values[str(index)])
+    def known(self, count: int) -> dict[int, Outcome]:
+        """Return the outcomes of the first ``count`` items that are known and can be used."""
+        found = {}
+        for index in range(count):
+            with contextlib.suppress(KeyError, ValidationError):
+                outcome = self.adapter.validate_python(self.record.values[str(index)])
+                if self.fits(index, outcome):
+                    found[index] = outcome
+        return found
 
     def __setitem__(self, index: int, outcome: Outcome) -> None:
         """Keep an outcome, and write a checkpoint if one is due."""
@@ -150,8 +183,8 @@ def map_with_checkpoint(
     workers: WorkerPool[State],
     work: Callable[[State, Item], Outcome],
     items: Sequence[Item],
-    outcomes: OutcomeLog[Outcome],
-    report: Callable[[int], None],
+    log: OutcomeLog[Outcome],
+    listener: Listener,
 ) -> list[Outcome]:
     """Call ``ProcessPool.map`` on the items that a stopped run has not processed.
 
@@ -159,17 +192,20 @@ def map_with_checkpoint(
         workers: The processes.
         work: See ``ProcessPool.map``.
         items: All items.
-        outcomes: The outcomes of the stopped run; new ones are added.
-        report: Called with the number of processed items, after each.
+        log: The outcomes of the stopped run; new ones are added.
+        listener: Receives the number of processed items, after each.
     """
-    left = [index for index in range(len(items)) if index not in outcomes]
+    known, total = log.known(len(items)), len(items)
+    left = [index for index in range(total) if index not in known]
+    done = itertools.count(len(known) + 1)
 
-    def done(position: int, outcome: Outcome) -> None:
-        outcomes[left[position]] = outcome
-        report(len(outcomes))
+    def keep(position: int, outcome: Outcome) -> None:
+        log[left[position]] = outcome
+        listener(Progress(log.items, next(done), total))
 
-    workers.map(work, [items[index] for index in left], done)
-    return [outcomes[index] for index in range(len(items))]
+    workers.map(work, [items[index] for index in left], keep, listener)
+    outcomes = log.known(total)  # as a resumed run would read them
+    return [outcomes[index] for index in range(total)]
 
 
 def available_cores() -> int:
@@ -235,11 +271,12 @@ class WorkerState(Generic[State]):
 
     def work(self, work: Callable[[State, Item], Outcome], item: Item) -> Outcome:
         """Process one item; the first one prepares, so that an error in it is reported as the item's."""
-        if self._made is None:
-            self._made = pickle.loads(self._payload)(), torch.get_rng_state()
-        state, random = self._made
-        torch.set_rng_state(random)  # an outcome must not depend on which items came before
-        return work(state, item)
+        with network_errors():  # an error that is passed to the caller loses its frames
+            if self._made is None:
+                self._made = pickle.loads(self._payload)(), torch.get_rng_state()
+            state, random = self._made
+            torch.set_rng_state(random)  # an outcome must not depend on which items came before
+            return work(state, item)
 
 
 _prepared: list[WorkerState[Any]] = []
@@ -248,7 +285,8 @@ _prepared: list[WorkerState[Any]] = []
 def _start_worker(payload: bytes) -> None:
     """Initialise a worker process."""
     _prepared.append(WorkerState(payload))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):  # sent to all processes of a terminal; the caller reacts
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _exit_worker)
     torch.set_num_threads(1)
     threading.Thread(target=_exit_with_parent, daemon=True).start()

@@ -18,6 +18,7 @@ import torch
 from ray.exceptions import RayError, RayTaskError
 
 from glprune.errors import GlpruneError
+from glprune.runtime.events import Listener, silent
 from glprune.runtime.process_pool import WorkerState, available_cores
 
 State = TypeVar("State")
@@ -66,7 +67,9 @@ class RayPool(Generic[State]):
         cores = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call, unused-ignore]
         available = max(1, cores // threads)
         self._max_workers = min(available, processes or available, max_workers or available)
-        self._actor_class: Any = ray.remote(num_cpus=min(threads, cores))(_Actor)
+        # the work of a lost worker is tried again once, by a new one
+        remote = ray.remote(num_cpus=min(threads, cores), max_restarts=-1, max_task_retries=1)
+        self._actor_class: Any = remote(_Actor)
         self._actors: list[Any] = []
 
     def __enter__(self) -> RayPool[State]:
@@ -85,6 +88,7 @@ class RayPool(Generic[State]):
         work: Callable[[State, Item], Outcome],
         items: Sequence[Item],
         done: Callable[[int, Outcome], None],
+        listener: Listener = silent,
     ) -> list[Outcome]:
         """See ``glprune.runtime.process_pool.ProcessPool.map``."""
         outcomes: dict[int, Outcome] = {}
@@ -137,5 +141,5 @@ def _result_or_error(ready: Any) -> Any:
         raise error.cause from None
     except RayError as error:
         raise GlpruneError(
-            "A worker of Ray was lost, probably for lack of memory; set workers.processes lower."
+            "A worker of Ray was lost, probably for lack of memory, twice; set workers.processes lower."
         ) from error

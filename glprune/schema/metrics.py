@@ -1,17 +1,21 @@
-"""The metrics of each task, and which of them are better when higher."""
+"""The metrics of each task, which of them are better when higher, and the tolerance of KKT residuals."""
 
 from __future__ import annotations
 
 METRICS: dict[str, tuple[str, ...]] = {
-    "binary": ("auroc", "accuracy", "log_loss"),
-    "multiclass": ("accuracy", "log_loss"),
+    "binary": ("auroc", "accuracy", "log_loss", "brier_score", "calibration_error"),
+    "multiclass": ("accuracy", "log_loss", "brier_score", "calibration_error"),
     "regression": ("r2", "rmse", "mae"),
     "distillation": ("r2", "rmse", "cosine"),
 }
+ADDED = ("brier_score", "calibration_error")
+"""Metrics that reports of glprune 0.2.0 lack."""
 HIGHER_IS_BETTER = {
     "auroc": True,
     "accuracy": True,
     "log_loss": False,
+    "brier_score": False,
+    "calibration_error": False,
     "r2": True,
     "rmse": False,
     "mae": False,
@@ -21,12 +25,16 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "auroc": (0, 1),
     "accuracy": (0, 1),
     "log_loss": (0, None),
+    "brier_score": (0, 2),
+    "calibration_error": (0, 1),
     "rmse": (0, None),
     "mae": (0, None),
     "r2": (None, 1),
     "cosine": (-1, 1),
 }
 """The least and the largest value of a metric; None: there is none."""
+KKT_TOLERANCE = 0.05
+"""Share of the penalty above which a report warns of a violated optimality condition."""
 
 
 def metric_text(value: float) -> str:

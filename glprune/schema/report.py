@@ -332,6 +332,33 @@ class Removal(Record):
     refused: list[Skipped] = Field(description="units that could not be removed")
 
 
+class Interval(Record):
+    """A 95 % confidence interval."""
+
+    low: float = Field(description="lower end")
+    high: float = Field(description="upper end")
+
+
+class PairedIntervals(Record):
+    """Intervals of one metric of several networks, and of their differences, on the same rows."""
+
+    method: Literal["bootstrap", "delong", "influence"] = Field(
+        description=(
+            "`bootstrap`: bias-corrected percentiles of the metric on rows drawn with replacement, the same "
+            "rows for every network; `delong`: DeLong's standard error of AUROC; `influence`: a standard "
+            "error from the influence of every row, where a bootstrap would take too long"
+        ),
+    )
+    resamples: int | None = Field(description="number of resamples; null where none were drawn")
+    seed: int | None = Field(description="random seed of the resamples; null where none were drawn")
+    values: dict[str, Interval] = Field(
+        description="network, by the name of its value beside this record -> interval of that value",
+    )
+    differences: dict[str, Interval] = Field(
+        description="network -> interval of its value minus that of the one network that is not listed here",
+    )
+
+
 class Metric(Record):
     """One metric on the test split; every value was measured with ONNX Runtime."""
 
@@ -341,6 +368,11 @@ class Metric(Record):
     original: float = Field(description="value of the original network")
     zeroed: float = Field(description="value with all removed groups zero, before the refit")
     final: float = Field(description="value of the shipped model.onnx")
+    intervals: PairedIntervals | None = Field(
+        None,
+        description="intervals of `original`, `zeroed` and `final`, and of their change against `original`; "
+        "null with a single test row and in reports of glprune 0.2.0",
+    )
 
 
 class Size(Record):
@@ -461,6 +493,10 @@ class QuantizedMetric(Record):
     higher_is_better: bool = Field(description="whether a higher value is better")
     float32: float = Field(description="value of model.onnx")
     int8: float = Field(description="value of the 8-bit file")
+    intervals: PairedIntervals | None = Field(
+        None,
+        description="intervals of `float32` and `int8`, and of their difference; null as in `performance`",
+    )
 
 
 class QuantizedLatency(Record):
@@ -485,6 +521,17 @@ class Quantized(Record):
     )
     products: int = Field(description="matrix products and convolutions computed with 8-bit integers")
     products_of: int = Field(description="all matrix products and convolutions of the file")
+    largest_pair: int | None = Field(
+        None,
+        description=(
+            "largest sum of two 8-bit products of one output, from the weights, for the worst activations; up"
+            " to 32767 no kernel saturates, so that processors agree; null in reports of 0.2.0"
+        ),
+    )
+    instruction_sets: list[str] = Field(
+        default_factory=list,
+        description="instruction sets for 8-bit products of the processor on which the file was measured",
+    )
     calibration_rows: int = Field(description="training rows on which ranges were measured; 0 for dynamic")
     bytes: int = Field(description="size of the 8-bit file, in bytes")
     rows: int = Field(description="rows of the test split")
@@ -541,6 +588,10 @@ class BaselineRun(Record):
     common_hidden: int = Field(description="how many of them the shipped model keeps too")
     valid: float = Field(description="selection metric on the validation split, after the refit")
     test: dict[str, float] = Field(description="metric name -> value on the test split, through ONNX Runtime")
+    differences: dict[str, Interval] = Field(
+        default_factory=dict,
+        description="metric name -> interval of the shipped file's value minus this one, as in `performance`",
+    )
 
 
 class Baseline(Record):
@@ -566,13 +617,6 @@ class Baselines(Record):
     notes: list[str] = Field(description="comparisons that were not possible or not on equal terms, and why")
 
 
-class Interval(Record):
-    """A 95 % confidence interval."""
-
-    low: float = Field(description="lower end")
-    high: float = Field(description="upper end")
-
-
 class FrontierPoint(Record):
     """A network of one size, refitted, exported and measured like the shipped one."""
 
@@ -590,8 +634,7 @@ class FrontierPoint(Record):
         "null where it could not be measured",
     )
     test_interval: Interval | None = Field(
-        description="95 % interval of that over the test rows: 1.96 standard errors to either side, within "
-        "the range of the metric",
+        description="95 % interval of that over the test rows, computed as in `performance`",
     )
     reason: str | None = Field(description="why the test metric could not be measured, or null")
     parameters: int = Field(description="parameters of the network")
@@ -766,6 +809,10 @@ class SegmentMetric(Record):
     )
     final: float | None = Field(description="value of the shipped file; null as for `original`")
     difference: float | None = Field(description="`final` minus `original`")
+    intervals: PairedIntervals | None = Field(
+        None,
+        description="intervals of `original` and `final`, and of their difference; null where these are",
+    )
 
 
 class Segment(Record):

@@ -19,7 +19,7 @@ from torch import Tensor
 from glprune.data.splits import ColumnSelection
 from glprune.errors import TargetError
 from glprune.pruning.removal import RemovalResult
-from glprune.runtime.checkpoint import CheckpointLog, pack_tensors
+from glprune.runtime.checkpoint import pack_tensors, reading
 from glprune.runtime.events import Listener, Progress, Stage, silent
 from glprune.search.stage import (
     SearchState,
@@ -56,8 +56,9 @@ def run_stages(
         For each stage what ``run_stage`` would have returned, or the error it would have raised.
     """
     number, journal = state.stages + 1, state.original.checkpoints
-    finished = {place: found for place, found in enumerate(_load_finished(specs, number, journal))}
-    stored, left = len(finished), list(range(len(finished), len(specs)))
+    results = list(_load_finished(state, specs))
+    finished: dict[int, Checkpoint] = {}
+    stored, left = len(results), list(range(len(results), len(specs)))
     if left:
         listener(Stage(f"path {number}", f"{len(left)} paths side by side, {specs[0].rule}"))
 
@@ -67,20 +68,25 @@ def run_stages(
         while stored in finished:  # a resumed run loads them in this order
             journal.save_step("stage", specs[stored].key(number), *finished[stored])
             stored += 1
-        listener(Progress("paths", len(finished), len(specs)))
+        listener(Progress("paths", len(results) + len(finished), len(specs)))
 
     start = pickle.dumps(_StartState.of(state))
-    workers.map(functools.partial(_run_in_worker, start), [specs[place] for place in left], done)
-    return [_to_result(state, spec, *finished[place]) for place, spec in enumerate(specs)]
+    workers.map(functools.partial(_run_in_worker, start), [specs[place] for place in left], done, listener)
+    return results + [_to_result(state, specs[place], *finished[place]) for place in left]
 
 
-def _load_finished(specs: Sequence[StageSpec], number: int, journal: CheckpointLog) -> Iterator[Checkpoint]:
+def _load_finished(
+    state: SearchState, specs: Sequence[StageSpec]
+) -> Iterator[StageResult | TargetError | None]:
     """Yield the stages that a stopped run had finished: the first ones."""
+    number, journal = state.stages + 1, state.original.checkpoints
     for spec in specs:
         record = journal.load_step("stage", spec.key(number))
         if record is None:
             return
-        yield record.values, journal.weights(record)
+        with reading(record):
+            found = _to_result(state, spec, record.values, journal.weights(record))
+        yield found
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pydantic import BaseModel
+
 from glprune.pruning.groups import GroupSet, group_norms, support
+from glprune.runtime.checkpoint import UnusableStepError, reading
 from glprune.search.path_point import (
     STATE,
     Checkpoint,
     Point,
     TensorDict,
     add_prefix,
+    check_state,
     load_point,
     save_point,
     strip_prefix,
@@ -29,13 +33,20 @@ from glprune.training.objective import lambda_max
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from glprune.runtime.checkpoint import CheckpointLog
+    from glprune.runtime.checkpoint import CheckpointLog, Step
     from glprune.training.solver import PointSolver
 
 PointTest = Callable[[Point], bool]
 _ROUND_OFF = 1e-6
 RESTART_SCALE = 0.1
 """A path that overshoots with its first lambda starts again at this share of it."""
+
+
+class _Stopped(BaseModel, strict=True):
+    """The values of steps that ended early, in a checkpoint."""
+
+    accepted: bool
+    ended: bool
 
 
 class RegularisationPath:
@@ -64,17 +75,34 @@ class RegularisationPath:
             n: t.detach().clone() for n, t in self.objective.network.state_dict().items()
         }
         self.points: list[Point] = []
+        self._without_weights: Step | None = None  # the stored step whose weights the network should have
 
     @functools.cached_property
     def origin(self) -> Point:
         """The network the path began with, at lambda 0; the network then has its weights."""
-        self.objective.network.load_state_dict(self.trained)
+        self.restart()
         return self.measure(0.0)
 
-    def solve(self, lam: float, start: TensorDict | None = None) -> Point:
-        """Solve one lambda, from the weights ``start`` or from the present weights of the network."""
+    def restart(self) -> None:
+        """Give the network the weights that the path began with."""
+        self.objective.network.load_state_dict(self.trained)
+        self._without_weights = None
+
+    def load(self, point: Point) -> None:
+        """Give the network the weights of a point.
+
+        Raises:
+            UnusableStepError: The point was stored without them.
+        """
+        if point.record is not None and not point.state:
+            raise UnusableStepError(point.record, "it has no weights")
+        self.objective.network.load_state_dict(point.state)
+        self._without_weights = None
+
+    def solve(self, lam: float, start: Point | None = None) -> Point:
+        """Solve one lambda, from the weights of ``start`` or from the present weights of the network."""
         if start is not None:
-            self.objective.network.load_state_dict(start)
+            self.load(start)
         point = self._solve_or_resume(
             "point", lam, lambda: self.measure(lam, self.solver.solve(lam, polish=self.spec.epochs == 0))
         )
@@ -94,7 +122,7 @@ class RegularisationPath:
             accept: Ends the steps at the first point it accepts; default after all steps.
         """
         lam = point.lam if lam is None else lam
-        self.objective.network.load_state_dict(point.state)
+        self.load(point)
 
         def polish() -> Point:
             accepted: list[Point] = []
@@ -130,23 +158,23 @@ class RegularisationPath:
         key = {"lam": lam}
         record = self.checkpoints.load_step("stopped", key)
         if record is None:
+            self._check_weights()
             values, tensors = self._solve_until(lam, is_small, fits)
             solver_values, solver_tensors = self.solver.state_dict()
             tensors |= solver_tensors
             record = self.checkpoints.save_step("stopped", key, values | solver_values, tensors)
-        else:
-            tensors = self.checkpoints.weights(record)
-            self.solver.load_state_dict(record.values, tensors)
-        if not record.values["accepted"]:
-            self.objective.network.load_state_dict(strip_prefix(STATE, tensors))
-            return None, record.values["ended"]
-        point = load_point(record.values, tensors)
-        self.objective.network.load_state_dict(point.state)
+        with reading(record):
+            flags = _Stopped.model_validate(record.values)
+            point = self.stored_point(record) if flags.accepted else None
+            state = strip_prefix(STATE, self.checkpoints.weights(record))
+            self._continue_from(record, state)
+        if point is None:
+            return None, flags.ended
         for old in self.points[:-1]:
             self._drop_weights(old)
         self.points = sorted([*self.points, point], key=lambda p: p.lam)
         self.on_point(point)
-        return point, record.values["ended"]
+        return point, flags.ended
 
     def _solve_until(self, lam: float, is_small: PointTest, fits: PointTest) -> Checkpoint:
         network, accepted, ended = self.objective.network, TensorDict(), False
@@ -172,7 +200,7 @@ class RegularisationPath:
 
         Steps that ended early may have set a group to zero that would have come back.
         """
-        self.objective.network.load_state_dict(point.state)
+        self.load(point)
         certified = self.measure(point.lam * (1 + point.kkt_zero) * (1 + _ROUND_OFF), point.halvings)
         self.replace_point(certified, point)
         return certified
@@ -250,13 +278,14 @@ class RegularisationPath:
                     break
             if not overshoots(self.points[0]) or scale == RESTART_SCALE**2:
                 return
-            self.objective.network.load_state_dict(self.trained)
+            self.restart()
             self.points.clear()
 
     def _solve_or_resume(self, kind: str, lam: float, solve: Callable[[], Point]) -> Point:
         """Solve and measure, or load the point of a stopped run; the network then has its weights."""
         record = self.checkpoints.load_step(kind, {"lam": lam})
         if record is None:
+            self._check_weights()
             point = solve()
             values, tensors = save_point(point)
             solver_values, solver_tensors = self.solver.state_dict()
@@ -264,13 +293,40 @@ class RegularisationPath:
                 kind, {"lam": lam}, values | solver_values, tensors | solver_tensors
             )
         else:
-            tensors = self.checkpoints.weights(record)
-            point = load_point(record.values, tensors)
-            if point.state:  # else a later step of that run has the weights needed
-                self.objective.network.load_state_dict(point.state)
-                self.solver.load_state_dict(record.values, tensors)
+            point = self.stored_point(record)
+            with reading(record):
+                self._continue_from(record, point.state)
         point.record = record
         return point
+
+    def stored_point(self, record: Step) -> Point:
+        """Return the point of a stored step.
+
+        Raises:
+            UnusableStepError: It is not a point of this path.
+        """
+        tensors, network = self.checkpoints.weights(record), self.objective.network
+        with reading(record):
+            point = load_point(record.values, tensors, network, self.groups, record.dropped)
+        point.record = record
+        return point
+
+    def _continue_from(self, record: Step, state: TensorDict) -> None:
+        """Give network and solver the state of a stored step; where it was dropped, a later step has it."""
+        self._without_weights = record if record.dropped else None
+        if not record.dropped:
+            check_state(state, self.objective.network)
+            self.objective.network.load_state_dict(state)
+            self.solver.load_state_dict(record.values, self.checkpoints.weights(record))
+
+    def _check_weights(self) -> None:
+        """Refuse to train from weights that no later step had.
+
+        Raises:
+            UnusableStepError: The stored steps end with one whose weights were dropped.
+        """
+        if self._without_weights is not None:
+            raise UnusableStepError(self._without_weights, "no later step has its weights")
 
     def _drop_weights(self, point: Point) -> None:
         """Free the weights of a point that no later step starts from."""

@@ -7,34 +7,43 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from pydantic import BaseModel, TypeAdapter
+from torch import Tensor, nn
 
+from glprune.pruning.groups import support
 from glprune.schema.report import PathPoint
 
 if TYPE_CHECKING:
+    from glprune.pruning.groups import GroupSet
     from glprune.runtime.checkpoint import Step
     from glprune.search.job import Job
 
 _MANY_FEATURES = 1000
-_SCALARS = (
-    "lam",
-    "loss",
-    "penalty",
-    "kkt_zero",
-    "kkt_active",
-    "features",
-    "columns",
-    "hidden",
-    "metric",
-    "refit_metric",
-    "halvings",
-)
 STATE = "state/"
 """Prefix of a network's tensors in a checkpoint."""
 _ALIVE, _NORMS = "alive/", "norms"
 TensorDict = dict[str, Tensor]
 Checkpoint = tuple[dict[str, Any], dict[str, Tensor]]
 """JSON values and named tensors, as the checkpoint log keeps them."""
+
+
+class _Values(BaseModel, strict=True):
+    """The values of a point in a checkpoint."""
+
+    lam: float
+    loss: float
+    penalty: float
+    kkt_zero: float
+    kkt_active: float
+    features: int
+    columns: int
+    hidden: int
+    metric: float
+    refit_metric: float | None
+    halvings: int
+
+
+NUMBER = TypeAdapter(float)
 
 
 @dataclass(eq=False)
@@ -104,21 +113,58 @@ def path_record(point: Point, stage: int, job: Job, original: Job, selected: boo
 
 def save_point(point: Point) -> Checkpoint:
     """Return a point with its weights as values and tensors."""
-    values = {name: getattr(point, name) for name in _SCALARS}
+    values = {name: getattr(point, name) for name in _Values.model_fields}
     marks = {f"{_ALIVE}{n}": alive for n, alive in enumerate(point.alive)}
     norms = torch.tensor(point.norms, dtype=torch.float64)
     return values, {_NORMS: norms, **marks, **add_prefix(STATE, point.state)}
 
 
-def load_point(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Point:
-    """Return the point that ``save_point`` saved."""
-    alive = strip_prefix(_ALIVE, tensors)
-    return Point(
-        **{name: values[name] for name in _SCALARS},
-        norms=tuple(tensors[_NORMS].tolist()),
-        alive=tuple(alive[str(n)] for n in range(len(alive))),
-        state=strip_prefix(STATE, tensors),
+def load_point(
+    values: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    network: nn.Module,
+    groups: Sequence[GroupSet],
+    dropped: bool = False,
+) -> Point:
+    """Return the point that ``save_point`` saved.
+
+    Args:
+        values: Its values.
+        tensors: Its tensors.
+        network: A network of the point's shapes.
+        groups: Every group set of the network.
+        dropped: Whether its weights were dropped.
+
+    Raises:
+        ValueError: It is not a point of this network.
+        KeyError: A tensor is missing.
+    """
+    marks = strip_prefix(_ALIVE, tensors)
+    alive = tuple(marks[str(n)] for n in range(len(groups)))
+    norms, state = tensors[_NORMS], strip_prefix(STATE, tensors)
+    inputs = [mark for mark, g in zip(alive, groups, strict=True) if g.kind == "input"]
+    point = Point(
+        **_Values.model_validate(values).model_dump(), norms=tuple(norms.tolist()), alive=alive, state=state
     )
+    if norms.shape != (sum(map(len, inputs)),) or point.features != sum(int(m.sum()) for m in inputs):
+        raise ValueError("its features are not those of the network")
+    if not dropped:
+        check_state(state, network)
+        if not all(torch.equal(support(state, g), mark) for g, mark in zip(groups, alive, strict=True)):
+            raise ValueError("its weights are not those of its groups")
+    return point
+
+
+def check_state(state: Mapping[str, Tensor], network: nn.Module) -> None:
+    """Compare names, shapes and types of stored tensors with those of a network.
+
+    Raises:
+        ValueError: They differ.
+    """
+    found, expected = ({n: (t.shape, t.dtype) for n, t in s.items()} for s in (state, network.state_dict()))
+    if found != expected:
+        different = sorted(n for n in {*found, *expected} if found.get(n) != expected.get(n))
+        raise ValueError(f"its tensors are not those of the network: {different[0]}")
 
 
 def save_points(points: Sequence[Point]) -> Checkpoint:
@@ -131,9 +177,14 @@ def save_points(points: Sequence[Point]) -> Checkpoint:
     return {"points": values}, tensors
 
 
-def load_points(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[Point]:
-    """Return the points that ``save_points`` saved."""
-    return [load_point(point, strip_prefix(f"{n}/", tensors)) for n, point in enumerate(values["points"])]
+def load_points(
+    values: Mapping[str, Any], tensors: Mapping[str, Tensor], network: nn.Module, groups: Sequence[GroupSet]
+) -> list[Point]:
+    """Return the points that ``save_points`` saved; the selected one has its weights."""
+    return [
+        load_point(point, strip_prefix(f"{n}/", tensors), network, groups, n != values["selected"])
+        for n, point in enumerate(values["points"])
+    ]
 
 
 def add_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -12,15 +13,24 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from glprune._user_code import describe
 from glprune.data.loading import load_data
 from glprune.data.splits import Inputs, first_rows
 from glprune.data.synthetic import random_like
-from glprune.errors import DataError, GlpruneError, ModelError, RecipeError
+from glprune.errors import DataError, GlpruneError, ModelError, RecipeError, first_line
+from glprune.model.consistency import check_batch, check_consistency, keep_inputs_
 from glprune.model.counting import macs
-from glprune.model.diagnostics import all_finite, finite_rows, first_fault
-from glprune.model.loading import LoadedNetwork, load_network
+from glprune.model.diagnostics import all_finite, check_layers, check_trainable, finite_rows, first_fault
+from glprune.model.loading import LoadedNetwork, dense_gradients_, load_network
 from glprune.model.original_check import OriginalCheck
-from glprune.model.outputs import flatten_outputs_, leaves, name_outputs, named_leaves
+from glprune.model.outputs import (
+    check_dense,
+    check_predicts,
+    flatten_outputs_,
+    leaves,
+    name_outputs,
+    named_leaves,
+)
 from glprune.model.standardize import Standardize, StandardizedNetwork
 from glprune.model.task import Task, concat_batches
 from glprune.pruning.groups import sliced
@@ -47,6 +57,7 @@ Support = frozenset[str]
 """Names of the features that a network reads."""
 PROBE_ROWS = 256
 _CHECKED_ROWS = 1024
+_TRIED_ROWS = 4  # whose gradient is tried before groups are looked for
 _LARGE = 2e7  # multiply-accumulates of a step; above this, a second thread makes it 1.4 times as fast
 
 
@@ -81,7 +92,7 @@ def prepare(
 
     def judge(check: OriginalCheck) -> None:
         check.report(listener, accept_original)
-        for note in (*data.notes, *rules.sentences()):
+        for note in (*loaded.notes, *data.notes, *rules.sentences()):
             listener(Notice(note))
 
     job = build_job(recipe, data, loaded, rules, judge)
@@ -112,16 +123,22 @@ def build_job(
     Raises:
         GlpruneError: Data or model have an error; the message has one line.
     """
+    check_layers(loaded.module)
+    dense_gradients_(loaded.module)
     network = _with_standardization(loaded.module, data)
     real = first_rows(data.test, PROBE_ROWS)
     _check_dynamic_axes(recipe, real)
-    output = _try_forward(network, real, data)
+    output = _try_forward(network, tuple(x.clone() for x in real), data)
+    keep_inputs_(network, real)
     found = named_leaves(output)
     if not isinstance(output, Tensor):
         flatten_outputs_(loaded.module)
     outputs = name_outputs(recipe, found, len(real[0]))
+    check_consistency(network, real)
     task = Task(recipe.task, recipe.model.output, len(data.classes or ()), prediction=outputs.predicted or 0)
     task = task.fitted(found[task.prediction][1])
+    if outputs.predicted is not None:
+        check_predicts(found[outputs.predicted][1])
     check = OriginalCheck(recipe, loaded.module, data, task, _run_on_every_row(network, data, recipe, task))
     if judge is not None:
         judge(check)
@@ -129,6 +146,7 @@ def build_job(
     del check  # its predictions are of every row
     if recipe.task == "distillation":
         data, task = with_teacher_targets(data, network, task)
+    check_trainable(network, tuple(x[:_TRIED_ROWS] for x in real), task.view)
     probe = _probe(network, real, [spec.axis for spec in recipe.model.inputs], recipe.seed)
     groups = find_groups(network, recipe, data, probe)
     return Job(recipe, data, loaded, network, task, groups, probe, outputs, rules, original)
@@ -252,6 +270,8 @@ def _checked_batches(
     rows = 0
     for inputs, target in data.splits[name].batches(_CHECKED_ROWS, None):
         output = _try_forward(network, inputs, data, f"{name} split", rows + 1)
+        if not rows:
+            check_batch(network, inputs, leaves(output))
         rows += len(target)
         yield (leaves(output)[task.prediction],), target
 
@@ -271,21 +291,39 @@ def _try_forward(
     try:
         with torch.no_grad():
             output = network(*inputs)
-    except GlpruneError:
+    except (GlpruneError, KeyboardInterrupt):
         raise
-    except Exception as error:  # the user's forward may raise anything
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except BaseException as error:  # the user's forward may raise anything
+        if isinstance(error, RuntimeError | TypeError) and _runs_in_double(network, inputs):
+            raise ModelError(
+                f"The network's forward computes in float64 ({describe(error)}), and glprune trains and "
+                "ships float32; write x.to(weight.dtype), or nothing, instead of .double() and torch.float64."
+            ) from error
+        first = first_line(error) if isinstance(error, RuntimeError) else describe(error)
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         raise ModelError(
             f"The network does not run on the data, {len(data.columns)} columns, input shape {shapes} "
             f"({first}); compare data.features and model.inputs with what the network was trained on."
         ) from error
+    check_dense(leaves(output))
     if not all_finite(y for y in leaves(output) if y.is_floating_point()):
         raise ModelError(
             f"The network returns NaN or Inf on the {split}: {first_fault(network, inputs, first_row)}; "
             "check the scale of the columns and data.standardize."
         )
     return output
+
+
+def _runs_in_double(network: nn.Module, inputs: Inputs) -> bool:
+    """Return whether a network that does not run in float32 runs in float64."""
+    try:
+        with torch.no_grad():
+            copy.deepcopy(network).double()(*(x.double() if x.is_floating_point() else x for x in inputs))
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - the user's forward may raise anything
+        return False
+    return True
 
 
 def _probe(network: nn.Module, real: Inputs, axes: Sequence[int | None], seed: int) -> Inputs:

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from glprune.data.splits import Inputs, identity, view_columns
 from glprune.model.prediction import validate
-from glprune.search.path_point import STATE, Checkpoint, add_prefix, strip_prefix
+from glprune.runtime.checkpoint import reading
+from glprune.search.path_point import NUMBER, STATE, Checkpoint, add_prefix, check_state, strip_prefix
 from glprune.training.refit import Refit, RefitResult
 
 if TYPE_CHECKING:
     from glprune.pruning.removal import RemovalResult
     from glprune.schema.recipe import Recipe, RefitSpec
     from glprune.search.job import Job
+
+
+class _Values(BaseModel, strict=True):
+    """The values of a refit in a checkpoint."""
+
+    epochs: int
+    best_epoch: int
+    score: Annotated[list[float], Field(min_length=2, max_length=2)]
+    halvings: int
+
 
 _DEFAULT_DISTILL = 0.5  # share of the refit's loss that follows the original network
 
@@ -42,8 +54,9 @@ def refit_or_resume(
     key = {"epochs": refit_spec.epochs, "columns": [len(kept) for kept in removed.columns]}
     record = job.checkpoints.load_step("refit", key)
     if record is not None:
-        resumed = load_refit(record.values, job.checkpoints.weights(record), removed.network)
-        return resumed, record.values["metric"]
+        with reading(record):
+            resumed = load_refit(record.values, job.checkpoints.weights(record), removed.network)
+            return resumed, NUMBER.validate_python(record.values["metric"], strict=True)
     best, metric = _best_refit(job, removed, refit_spec)
     values, tensors = save_refit(best)
     job.checkpoints.save_step("refit", key, values | {"metric": metric}, tensors)
@@ -140,9 +153,14 @@ def save_refit(result: RefitResult) -> Checkpoint:
 
 
 def load_refit(values: Mapping[str, Any], tensors: Mapping[str, Tensor], slim: nn.Module) -> RefitResult:
-    """Return the refit that ``save_refit`` saved, on a copy of the slim network."""
-    network = copy.deepcopy(slim)
-    network.load_state_dict(strip_prefix(STATE, tensors))
-    metric, loss = values["score"]
-    counts = (values["epochs"], values["best_epoch"], (metric, loss), values["halvings"])
-    return RefitResult(network.eval(), *counts)
+    """Return the refit that ``save_refit`` saved, on a copy of the slim network.
+
+    Raises:
+        ValueError: It is not a refit of this network.
+    """
+    network, state = copy.deepcopy(slim), strip_prefix(STATE, tensors)
+    check_state(state, network)
+    network.load_state_dict(state)
+    found = _Values.model_validate(values)
+    metric, loss = found.score
+    return RefitResult(network.eval(), found.epochs, found.best_epoch, (metric, loss), found.halvings)

@@ -32,7 +32,8 @@ from glprune.model.counting import macs
 from glprune.model.prediction import score_network, validate
 from glprune.model.task import improvement
 from glprune.pruning.removal import RemovalResult, cut_uncertified
-from glprune.runtime.events import Listener, Stage
+from glprune.runtime.checkpoint import UnusableStepError, reading
+from glprune.runtime.events import Listener, Notice, Stage
 from glprune.search.budget import (
     MEASURES,
     SIZE_NAMES,
@@ -121,7 +122,12 @@ def search(
     fold_count(job)  # a wrong number is reported now, not after hours
     with contextlib.ExitStack() as open_:
         start = functools.cache(lambda: open_.enter_context(workers())) if workers is not None else None
-        return _Search(job, listener, start).run()
+        while True:
+            try:
+                return _Search(job, listener, start).run()
+            except UnusableStepError as error:
+                job.checkpoints.forget(error)
+                listener(Notice(f"Work of the stopped run is done again: {error}."))
 
 
 class _Search:
@@ -334,7 +340,8 @@ class _Search:
         record = self.original.checkpoints.open_step("clock", {"what": what})
         if not record.values:
             record.values["value"] = self.original.process_group.measure_on_rank0(measure)
-        return float(record.values["value"])
+        with reading(record):
+            return float(record.values["value"])
 
     def _search_max_drop(self, kinds: tuple[GroupKind, ...], metric: str, amount: float) -> None:
         """Run stages as long as the refitted network loses no more than the amount."""

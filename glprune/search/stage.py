@@ -19,6 +19,7 @@ from glprune.model.counting import parameters
 from glprune.model.prediction import validate
 from glprune.pruning.groups import sliced
 from glprune.pruning.removal import RemovalResult, remove, then
+from glprune.runtime.checkpoint import reading
 from glprune.runtime.events import Listener, PointDone, Stage, silent
 from glprune.schema.recipe import AUTO_MULTIPLE, FASTER, RefitSpec
 from glprune.schema.report import Latency, WidthTiming
@@ -26,7 +27,7 @@ from glprune.search.budget import latency_meter
 from glprune.search.job import Job
 from glprune.search.outcome import Outcomes, initial_outcomes
 from glprune.search.path import RegularisationPath
-from glprune.search.path_point import Checkpoint, Point, load_points, path_record, save_points
+from glprune.search.path_point import NUMBER, Checkpoint, Point, load_points, path_record, save_points
 from glprune.search.prepare import slim_job
 from glprune.search.refit import load_refit, refit_or_resume, save_refit
 from glprune.training.objective import Objective
@@ -156,7 +157,8 @@ def run_stage(state: SearchState, spec: StageSpec, listener: Listener) -> StageR
     place, key = journal.position, spec.key(number)
     record = journal.load_step("stage", key)
     if record is not None:
-        return from_record(state, spec, record.values, journal.weights(record))
+        with reading(record):
+            return from_record(state, spec, record.values, journal.weights(record))
     try:
         run, points = run_stage_uncached(state, spec, listener)
     except TargetError as error:
@@ -213,12 +215,13 @@ def from_record(
 
     Raises:
         TargetError: The stage failed.
+        ValueError: The record is not one of this stage; or another error about its content.
     """
     if "failed" in values:
         raise TargetError(values["failed"])
     if not values:
         return None
-    points = load_points(values, tensors)
+    points = load_points(values, tensors, state.job.network, state.job.groups)
     selected = points[values["selected"]]
     widths = WidthTiming.model_validate(values["widths"]) if values["widths"] else None
     target = state.original.recipe.target
@@ -226,7 +229,8 @@ def from_record(
     cut, removed = _removals(state, selected, widths.round_to if widths else multiple)
     selected.state = {}
     refit = load_refit(values["refit"], tensors, removed.network)
-    return StageResult(state.job, spec, points, selected, cut, removed, refit, values["metric"], widths)
+    metric = NUMBER.validate_python(values["metric"], strict=True)
+    return StageResult(state.job, spec, points, selected, cut, removed, refit, metric, widths)
 
 
 def _make_path(state: SearchState, spec: StageSpec, listener: Listener) -> RegularisationPath:
@@ -321,7 +325,8 @@ def _time_widths(state: SearchState, exact: RemovalResult, rounded: RemovalResul
         record = journal.save_step(
             "widths", key, original.process_group.measure_on_rank0(measure).model_dump(mode="json")
         )
-    return WidthTiming.model_validate(record.values)
+    with reading(record):
+        return WidthTiming.model_validate(record.values)
 
 
 def _removals(state: SearchState, point: Point, multiple: int) -> tuple[RemovalResult, RemovalResult]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from glprune.errors import TargetError
 from glprune.search.budget import SizeTarget, size_of, support_key
 from glprune.search.path import RESTART_SCALE, RegularisationPath
-from glprune.search.path_point import Point, Size, load_point, save_point
+from glprune.search.path_point import Point, Size, save_point
 
 if TYPE_CHECKING:
     from glprune.search.job import Job
@@ -228,7 +228,7 @@ class PointSearch:
         def fits(point: Point) -> bool:
             return self._fits(point, sizes)
 
-        path.objective.network.load_state_dict(path.trained)
+        path.restart()
         last: Point | None = None
         for lam in path.grid(scale):
             point, ended = path.solve_until(lam, is_small, fits)
@@ -285,7 +285,7 @@ class PointSearch:
                 or below.lam < self.config.equal_lambda_ratio * above.lam
             ):
                 break
-            middle = path.solve(_bisect(above.lam, below.lam, below.lam * RESTART_SCALE), above.state)
+            middle = path.solve(_bisect(above.lam, below.lam, below.lam * RESTART_SCALE), above)
             above, below = (above, middle) if size(middle) <= limit else (middle, below)
         fitting = [p for p in path.points if size(p) <= limit and p.state]
         return max(fitting, key=lambda p: (size(p), p.metric)), above
@@ -349,14 +349,14 @@ class PointSearch:
             values, tensors = save_point(found) if found else ({}, {})
             journal.save_step("descent", key, values, tensors)
             return found
-        return load_point(record.values, journal.weights(record)) if record.values else None
+        return self.path.stored_point(record) if record.values else None
 
     def _step(self, point: Point, lam: float, sizes: SizeRange) -> Point | None:
         path, size, config = self.path, self.size, self.config
         start, best, halvings = point, None, 0
         curvature: float | None = None
         for _ in range(config.single_steps):
-            path.objective.network.load_state_dict(start.state)
+            path.load(start)
             curvature = path.solver.step(lam, curvature)
             found = path.measure(lam, point.halvings)
             below = size(found) <= sizes.most and not path.reads_no_input(found)

@@ -118,7 +118,8 @@ def indexable_split(split: Split, seed: int) -> IndexableSplit:
     """
     if isinstance(split, IndexableSplit):
         return split
-    batches = list(split.batches(None, torch.Generator().manual_seed(seed)))
+    made = split.batches(None, torch.Generator().manual_seed(seed))
+    batches = [(tuple(x.clone() for x in xs), y.clone()) for xs, y in made]  # a loader may fill one buffer
     try:
         inputs = zip(*(x for x, _ in batches), strict=True)
         return TensorSplit(tuple(map(torch.cat, inputs)), torch.cat([y for _, y in batches]))

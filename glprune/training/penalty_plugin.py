@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from glprune._imports import describe
 from glprune._plugins import PluginError, load_plugin
-from glprune.errors import GlpruneError
+from glprune._user_code import user_code
 from glprune.training.blocks import ParameterGroups
 from glprune.training.penalties import MakePenalty, Penalty
 from glprune.training.penalty_check import violations
@@ -37,12 +36,8 @@ def load_penalty(recipe: Recipe) -> MakePenalty | None:
             )
         return penalty
 
-    try:
+    with user_code(PluginError, plugin.says):
         found = violations(make)
-    except GlpruneError:
-        raise
-    except Exception as error:  # its methods may raise anything
-        raise PluginError(f"{plugin.says} failed ({describe(error)}).") from error
     if found:
         raise PluginError(f"{plugin.says} is refused, since its zeros could not be certified: {found[0]}.")
     return make

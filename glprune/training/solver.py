@@ -46,7 +46,8 @@ class PointSolver:
 
     def load_state_dict(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Continue from a state of ``state_dict``."""
-        self.curvature = values["curvature"]
+        curvature = values["curvature"]
+        self.curvature = None if curvature is None else float(curvature)
         self.generator.set_state(tensors["generator"])
 
     def solve(self, lam: float, polish: bool = True, is_done: Callable[[], bool] | None = None) -> int:

@@ -14,10 +14,12 @@ from glprune.audit.checks import rendering
 from glprune.audit.signing import make_key
 from glprune.cli.main import main
 from tests.bad_bundles import REFUSED, TAMPERED
+from tests.bad_code import LATE_CODE, ODD_CODE
+from tests.bad_data import BAD_DATA
 from tests.bad_inputs import CODE, DATA, RECIPES, SETTINGS, write_problem
 from tests.bad_models import MODELS
 
-ALL = (*RECIPES, *SETTINGS, *CODE, *DATA, *MODELS, *REFUSED)
+ALL = (*RECIPES, *SETTINGS, *CODE, *ODD_CODE, *DATA, *BAD_DATA, *MODELS, *REFUSED)
 CASES = {case.name: case for case in ALL}
 
 
@@ -66,6 +68,17 @@ def test_a_bad_input_is_one_line_with_its_exit_code_and_leaves_nothing(name, pla
     assert listing(place) == before
 
 
+@pytest.mark.parametrize("case", LATE_CODE, ids=lambda case: case.name)
+def test_a_forward_that_fails_in_training_is_one_line_and_no_bundle(case, place):
+    case.make(place)
+    done = invoke(case.command)
+    (line,) = done.stderr.splitlines()
+    assert fits(line, f"glprune: {case.message.rstrip('.')}..."), line
+    assert done.exit_code == case.code
+    assert done.stdout == ""
+    assert not (place / "out").exists()
+
+
 @pytest.fixture
 def bundle(place, audited, monkeypatch):
     """A copy of a bundle in the place, to be verified in this process and without pictures; and a key."""
@@ -107,4 +120,4 @@ def test_the_auditors_commands_import_nothing_that_a_bundle_names(command, bundl
 
 def test_the_corpus_is_large_and_no_name_is_there_twice():
     assert len(CASES) == len(ALL)
-    assert len(CASES) >= 250
+    assert len(CASES) >= 390

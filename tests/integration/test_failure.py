@@ -98,11 +98,11 @@ found = {}
 torch.set_num_threads(1)
 run("nothing", "whole", 0)
 run("nan", "out", 30)
-run("shard", "out", 30)
+run("shard", "out", 30, "--overwrite")
 if rank == 0:
     shutil.move(folder / "gone", folder / "shards" / "1.parquet")
-run("perturbed", "out", 30)
-run("bug", "out", 60)
+run("perturbed", "out", 30, "--overwrite")
+run("bug", "out", 60, "--overwrite")
 run("sigterm", "out", 90, "--resume")
 run("nothing", "out", 0, "--resume")
 run("sigkill", "out2", 60)
@@ -174,13 +174,13 @@ CASES = {
         4,
         "process 1: lambda .*, epoch 2, batch 2: input 1 holds NaN or Inf in row 3 of its 32; correct the data",
     ),
-    "shard": (4, 4, ".*shards/1.parquet: cannot be read"),
-    "perturbed": (
+    "shard --overwrite": (4, 4, ".*shards/1.parquet: cannot be read"),
+    "perturbed --overwrite": (
         3,
         3,
         r"process 1: weights are not those of process 0 after the same step \(point\); run all",
     ),
-    "bug": (
+    "bug --overwrite": (
         1,
         "ZeroDivisionError",
         "process 1: ZeroDivisionError: division by zero; finished work is kept in .*--resume",

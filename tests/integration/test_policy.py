@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
+from sklearn.metrics import accuracy_score, brier_score_loss, log_loss, roc_auc_score
 
 import glprune
 from glprune.data import load_data
@@ -193,6 +193,11 @@ def test_without_the_policy_the_penalty_decides_otherwise(folder):
     assert bare.report.policy is bare.report.segments is bare.report.proxies is None
 
 
+def calibration_error(y, p):
+    bins = np.minimum((p.astype(np.float64) * 15).astype(int), 14)
+    return sum(abs((p - y)[bins == b].sum()) for b in range(15)) / len(y)
+
+
 def test_segment_metrics_are_those_of_both_files(result, folder):
     before, after = probabilities(result, folder)
     target = rows_of_test(folder)["y"] == "yes"
@@ -201,6 +206,8 @@ def test_segment_metrics_are_those_of_both_files(result, folder):
         "auroc": roc_auc_score,
         "accuracy": lambda y, p: accuracy_score(y, p >= 0.5),
         "log_loss": log_loss,
+        "brier_score": brier_score_loss,
+        "calibration_error": calibration_error,
     }
     expected = masks(folder)
     assert list(measured) == list(expected)

@@ -1,6 +1,7 @@
 """A run that is stopped, at whatever moment and by whatever, goes on to the very same bundle."""
 
 import contextlib
+import hashlib
 import json
 import os
 import random
@@ -14,13 +15,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import safetensors.torch
 import torch
 
 import glprune
 from glprune.runtime import checkpoint as journals
-from glprune.runtime.checkpoint import CheckpointLog, checkpoints
-from glprune.runtime.events import PointDone, Progress, Stage
-from glprune.runtime.output_folder import unfinished_path
+from glprune.runtime.checkpoint import CheckpointLog, checkpoints, pack_tensors
+from glprune.runtime.events import Notice, PointDone, Progress, Stage
+from glprune.runtime.output_folder import keeps_work, unfinished_path
 from glprune.schema.bundle import digest
 from glprune.schema.recipe_loading import load_recipe
 from glprune.training.refit import Refit
@@ -234,12 +236,13 @@ def test_tensors_are_written_once_and_let_go_when_no_checkpoint_names_them(tmp_p
     )
     journal.save_step("point", {"lam": 2.0}, {"loss": float("inf")}, {"state/w": torch.ones(3) * 2})
     journal.drop_tensors(first, "state/")
-    for _ in range(2):
-        journal.save()
+    journal.save()
+    journal.save_step("clock", {}, {})
+    journal.save()  # the same again is not written: the last two differ
     assert len(checkpoints(tmp_path)) == 2
     assert len(list((tmp_path / "tensors").iterdir())) == 2
     again = CheckpointLog(tmp_path, {"recipe": "a"})
-    assert again.resume() == 2
+    assert again.resume() == 3
     assert again.load_step("point", {"lam": 3.0}) is None
     one, two = again.load_step("point", {"lam": 1.0}), again.load_step("point", {"lam": 2.0})
     assert set(again.weights(one)) == {"norms"}
@@ -260,6 +263,177 @@ def test_a_journal_that_went_another_way_forgets_what_lies_behind(tmp_path, ever
     again.save_step("point", {"lam": 2.5}, {})
     last = CheckpointLog(tmp_path, {})
     assert last.resume() == 2
+
+
+def stopped_search(folder, out, number, *overrides):
+    """Stop a run after a number of steps; return the last of its checkpoints, the only one left."""
+    left, whole = [number], CheckpointLog.save_step
+
+    def keep(self, *arguments, **options):
+        record = whole(self, *arguments, **options)
+        left[0] -= 1
+        if left[0] == 0:
+            self.save()
+            raise Killed
+        return record
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CheckpointLog, "save_step", keep)
+        with pytest.raises(Killed):
+            run(folder, out, *overrides)
+    *older, last = checkpoints(unfinished_path(out))
+    for path in older:
+        path.unlink()
+    return last
+
+
+def forged(path, change):
+    """Change the content of a checkpoint and give it the digest of the change."""
+    content = json.loads(path.read_text())["content"]
+    change(content)
+    path.write_text(json.dumps({"sha256": journals._digest_line(content), "content": content}))
+
+
+def forged_tensors(path, change):
+    """Change the tensors of the last step that has any."""
+
+    def replace(content):
+        record = next(r for r in reversed(content["records"]) if r["file"] is not None)
+        old = (path.parent / "tensors" / f"{record['file']}.safetensors").read_bytes()
+        new = pack_tensors(change(safetensors.torch.load(old)))
+        record["file"] = hashlib.sha256(new).hexdigest()
+        (path.parent / "tensors" / f"{record['file']}.safetensors").write_bytes(new)
+
+    forged(path, replace)
+
+
+def last_values(content):
+    return content["records"][-1]["values"]
+
+
+STRUCTURE = {
+    "a log of another version": lambda c: c.update(format="glprune.checkpoint/1"),
+    "no format": lambda c: c.pop("format"),
+    "no identity": lambda c: c.pop("identity"),
+    "an identity of another type": lambda c: c.update(identity=["recipe"]),
+    "no records": lambda c: c.pop("records"),
+    "records of another type": lambda c: c.update(records={"point": 1}),
+    "a record of another type": lambda c: c["records"].append("point"),
+    "a record without values": lambda c: c["records"][-1].pop("values"),
+    "values of another type": lambda c: c["records"][-1].update(values=[1]),
+    "a key of another type": lambda c: c["records"][-1].update(key=1.5),
+    "a file that does not exist": lambda c: c["records"][-1].update(file="0" * 64),
+    "a file outside": lambda c: c["records"][-1].update(file="../../../etc/hostname"),
+    "seconds of another type": lambda c: c.update(seconds={"path 1": "long"}),
+}
+
+
+@pytest.mark.parametrize("change", STRUCTURE)
+def test_a_checkpoint_of_another_structure_is_passed_over(tmp_path, every_step, change):
+    journal = CheckpointLog(tmp_path, {})
+    for lam in (1.0, 2.0):
+        journal.save_step("point", {"lam": lam}, {"loss": 0.1}, {"w": torch.ones(3) * lam})
+    newest = checkpoints(tmp_path)[-1]
+    forged(newest, STRUCTURE[change])
+    again = CheckpointLog(tmp_path, {})
+    assert again.resume() == 1
+    assert again.unusable == [newest]
+
+
+def test_a_file_with_the_right_digest_that_holds_no_tensors_is_passed_over(tmp_path, every_step):
+    journal = CheckpointLog(tmp_path, {})
+    for lam in (1.0, 2.0):
+        journal.save_step("point", {"lam": lam}, {})
+    content = b"not of safetensors"
+    name = hashlib.sha256(content).hexdigest()
+    (tmp_path / "tensors").mkdir()
+    (tmp_path / "tensors" / f"{name}.safetensors").write_bytes(content)
+    forged(checkpoints(tmp_path)[-1], lambda c: c["records"][-1].update(file=name))
+    assert CheckpointLog(tmp_path, {}).resume() == 1
+
+
+def without(prefix):
+    return lambda tensors: {n: t for n, t in tensors.items() if not n.startswith(prefix)}
+
+
+def of_another_network(tensors):
+    return {n: torch.ones(5, 3) if n.startswith("state/") else t for n, t in tensors.items()}
+
+
+def with_other_weights(tensors):
+    return {n: torch.zeros_like(t) if n.startswith("state/") else t for n, t in tensors.items()}
+
+
+TENSORS = {
+    "no tensors": lambda tensors: {},
+    "no weights": without("state/"),
+    "no generator": without("generator"),
+    "no norms": without("norms"),
+    "of another network": of_another_network,
+    "with other weights": with_other_weights,
+    "of another type": lambda tensors: {n: t.double() for n, t in tensors.items()},
+    "of another length": lambda tensors: {n: t.flatten()[:-1].clone() for n, t in tensors.items()},
+}
+VALUES = {
+    "no values": lambda c: last_values(c).clear(),
+    "one is missing": lambda c: last_values(c).popitem(),
+    "texts": lambda c: last_values(c).update(dict.fromkeys(last_values(c), "x")),
+    "lists": lambda c: last_values(c).update({n: [v] for n, v in last_values(c).items()}),
+}
+ALL = {*TENSORS, *VALUES}
+POINT = {"no generator", "no norms", "with other weights"}
+STEPS = {  # number of steps -> what the last one is, and the cases that its content tells
+    5: ("stopped", ALL),
+    9: ("point", ALL),
+    14: ("closing", ALL),
+    19: ("refit", ALL - POINT),
+    29: ("stage", ALL - POINT - {"no values"}),
+    40: ("descent", ALL - {"no generator", "no values"}),
+}
+QUICK_CASES = [(5, "of another network"), (9, "one is missing"), (29, "lists")]
+FORGED = [
+    pytest.param(step, case, marks=[] if (step, case) in QUICK_CASES else pytest.mark.slow)
+    for step, (_, cases) in STEPS.items()
+    for case in sorted(cases)
+]
+
+
+def steps_of_the_search(folder, out, notices, **options):
+    """Run as far as the export; return what is kept of the search."""
+
+    def listen(event):
+        if isinstance(event, Notice):
+            notices.append(event.text)
+        if isinstance(event, Stage) and event.name == "export":
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(folder, out, "search=path", on_event=listen, **options)
+    return json.loads(checkpoints(unfinished_path(out))[-1].read_text())["content"]["records"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed_search(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journals, "_SECONDS", 0.0)
+        patch.setattr(journals, "_SHARE", float("inf"))
+        return steps_of_the_search(folder, folder / "searched", [])
+
+
+@pytest.mark.parametrize(("step", "case"), FORGED)
+def test_steps_of_wrong_content_and_right_digest_are_done_again(
+    folder, tmp_path, undisturbed_search, every_step, step, case
+):
+    last = stopped_search(folder, tmp_path / "out", step, "search=path")
+    assert json.loads(last.read_text())["content"]["records"][-1]["name"] == STEPS[step][0]
+    if case in TENSORS:
+        forged_tensors(last, TENSORS[case])
+    else:
+        forged(last, VALUES[case])
+    notices = []
+    found = steps_of_the_search(folder, tmp_path / "out", notices, resume=True)
+    assert any(text.startswith("Work of the stopped run is done again: the stored") for text in notices)
+    assert found == undisturbed_search
 
 
 # --- the folder --------------------------------------------------------------------------------
@@ -357,8 +531,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(folder, undisturbed, tmp_path
         run(folder, out)
     assert "cannot be written (File too large); free some space" in str(caught.value)
     assert not out.exists()
-    kept = unfinished_path(out).exists()
-    assert kept == str(caught.value).endswith("continue with --resume.")
+    assert keeps_work(caught.value) == unfinished_path(out).exists()
     assert facts(run(folder, out, resume=True).bundle) == undisturbed
 
 
@@ -395,7 +568,12 @@ def test_a_small_file_system_that_runs_full_loses_nothing(folder, undisturbed, t
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+    ("number", "code", "word"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 143, "terminated"),
+        (signal.SIGHUP, 129, "hung up"),
+    ],
 )
 def test_a_signal_saves_says_how_to_go_on_and_that_works(folder, undisturbed, tmp_path, number, code, word):
     out = tmp_path / "a bundle"

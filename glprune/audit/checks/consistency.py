@@ -11,11 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from glprune.audit.checks.frontier import check_frontier
+from glprune.audit.checks.intervals import check_intervals
 from glprune.audit.checks.policy_records import check_policy_records, removed_by_policy
 from glprune.audit.checks.stability import check_stability
 from glprune.audit.findings import Finding, Found, check_close, check_equal
+from glprune.report.sentences import kept_not_converged, removed_not_optimal
+from glprune.report.uncertainty import is_clear_int8_loss, is_clear_loss
 from glprune.schema import bundle as bundles
-from glprune.schema.metrics import RANGES
+from glprune.schema.metrics import ADDED, KKT_TOLERANCE, RANGES
 from glprune.schema.recipe import FASTER, HIGHER_IS_BETTER, METRICS, Recipe
 
 if TYPE_CHECKING:
@@ -33,7 +36,6 @@ if TYPE_CHECKING:
 
 _CUT_TOLERANCE = 1e-5
 _EXPORT_TOLERANCE = 1e-4
-_KKT_TOLERANCE = 0.05
 _SPEED_SLACK = 3.0  # between a median of ratios and a ratio of medians
 _DIGEST = re.compile(r"^sha256:[0-9a-f]{64}$")
 
@@ -69,6 +71,7 @@ def check_consistency(report: Report, recipe: Recipe | None, files: Mapping[str,
         check_policy_records(report),
         _digests(report),
         _recipe(report, recipe) if recipe is not None else (),
+        check_intervals(report),
     )
     return [Finding(bundles.REPORT, where, what) for where, what in found]
 
@@ -323,7 +326,9 @@ def _removal(report: Report) -> Iterator[Found]:
 
 def _performance(report: Report) -> Iterator[Found]:
     names = [m.name for m in report.performance]
-    yield from check_equal("/performance", names, list(METRICS[report.task]), "the task has")
+    optional = ADDED if _is_older(report) else ()
+    wanted = [name for name in METRICS[report.task] if name in names or name not in optional]
+    yield from check_equal("/performance", names, wanted, "the task has")
     test = report.data.splits.get("test")
     for n, metric in enumerate(report.performance):
         where = f"/performance/{n}"
@@ -344,6 +349,11 @@ def _performance(report: Report) -> Iterator[Found]:
         yield from check_equal("/export/rows", report.export.rows, test.rows, "the test split has")
     if not 0 <= report.export.difference <= _EXPORT_TOLERANCE:
         yield "/export/difference", f"{report.export.difference} is above {_EXPORT_TOLERANCE}"
+
+
+def _is_older(report: Report) -> bool:
+    """Whether a report lacks intervals and what came with them, as those of glprune 0.2.0 do."""
+    return all(m.intervals is None for m in report.performance)
 
 
 def _splits(report: Report) -> Iterator[Found]:
@@ -445,21 +455,35 @@ def _warnings(report: Report) -> Iterator[Found]:
     """Require the warnings that follow from the report: a producer may add some and hide none."""
     if not report.not_measured:
         yield "/not_measured", "is empty"
-    worst = max((p.kkt_zero for p in report.path if p.selected), default=0.0)
-    if worst > _KKT_TOLERANCE and not any("optimality conditions" in w for w in report.warnings):
-        yield "/warnings", f"none says that the optimality conditions are violated by {worst:.2g}"
+    yield from _optimality(report)
     for metric in report.performance if report.task != "distillation" else ():
-        worse = (
-            metric.final < metric.original
-        ) == metric.higher_is_better and metric.final != metric.original
         warned = any(w.startswith(f"{metric.name} on the test split is worse") for w in report.warnings)
-        if metric.name == report.selection.metric and worse and not warned:
+        if is_clear_loss(metric, report.selection.metric) and not warned:
             yield "/warnings", f"none says that {metric.name} on the test split is worse than the original's"
+    for lost in filter(is_clear_int8_loss, report.quantized.metrics if report.quantized else ()):
+        if not any(w.startswith(f"{lost.name} of {bundles.INT8} on the test split") for w in report.warnings):
+            yield (
+                "/warnings",
+                f"none says that {lost.name} of {bundles.INT8} is worse than the shipped file's",
+            )
     for cut in report.removal.cuts:
         if cut.inexact and not any(
             w.startswith(f"{cut.name}: ") and cut.inexact in w for w in report.warnings
         ):
             yield "/warnings", f"none says that the cut of {cut.name!r} is inexact"
+
+
+def _optimality(report: Report) -> Iterator[Found]:
+    """Require a warning with the number where groups are far from optimal at a chosen point."""
+    chosen = [p for p in report.path if p.selected]
+    worst_zero = max((p.kkt_zero for p in chosen), default=0.0)
+    worst_active = max((p.kkt_active for p in chosen), default=0.0)
+    wanted = [removed_not_optimal(worst_zero)] if worst_zero > KKT_TOLERANCE else []
+    if worst_active > KKT_TOLERANCE and not _is_older(report):
+        wanted.append(kept_not_converged(worst_active))
+    for start in wanted:
+        if not any(w.startswith(start) for w in report.warnings):
+            yield "/warnings", f"none says {start!r}"
 
 
 def _baselines(report: Report) -> Iterator[Found]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import BaseModel, TypeAdapter
 from torch import Tensor, nn
 
 from glprune.data.splits import identity
@@ -109,13 +110,24 @@ def save_candidates(candidates: Sequence[Candidate]) -> Checkpoint:
 def load_candidates(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[Candidate]:
     """Return the candidates that ``save_candidates`` saved."""
     found = []
-    for number, saved in enumerate(values["candidates"]):
+    for number, saved in enumerate(_SAVED.validate_python(values["candidates"])):
         valid, *folds = (
             ValidationScore(metric, value, tensors[f"{number}/{place}"], loss)
-            for place, (metric, value, loss) in enumerate(saved["scores"])
+            for place, (metric, value, loss) in enumerate(saved.scores)
         )
-        found.append(Candidate(saved["name"], frozenset(saved["kept"]), valid, tuple(folds)))
+        found.append(Candidate(saved.name, frozenset(saved.kept), valid, tuple(folds)))
     return found
+
+
+class _Saved(BaseModel):
+    """The values of a candidate in a checkpoint; scores are metric, value and loss."""
+
+    name: str
+    kept: list[str]
+    scores: list[tuple[str, float, float]]
+
+
+_SAVED = TypeAdapter(list[_Saved])
 
 
 def by_magnitude(job: Job, size: int) -> Support:

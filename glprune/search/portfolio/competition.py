@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from glprune.errors import TargetError
+from glprune.runtime.checkpoint import reading
 from glprune.runtime.events import Listener, Stage
 from glprune.search.portfolio.candidates import (
     Candidate,
@@ -84,12 +85,32 @@ def compete(state: SearchState, path: Support, goal: SizeTarget, listener: Liste
     if record is None:
         candidates = _scored(state, {PATH: path, **_find(state, goal)})
         values, tensors = save_candidates(candidates)
-        record = log.save_step("candidates", key, values | {"folds": fold_count(job)}, tensors, since=place)
+        record = log.save_step("candidates", key, values, tensors, since=place)
     else:
-        candidates = load_candidates(record.values, log.weights(record))
-    folds = record.values["folds"]
+        with reading(record):
+            candidates = load_candidates(record.values, log.weights(record))
+            _check_loaded(job, path, candidates)
+    folds = fold_count(job)
     repeats = job.recipe.data.validation.repeats if folds > 1 else 1
     return Competition(tuple(candidates), choose(candidates), folds, repeats, RULE)
+
+
+def _check_loaded(job: Job, path: Support, candidates: Sequence[Candidate]) -> None:
+    """Check that stored candidates can be those of a job.
+
+    Raises:
+        ValueError: They are not.
+    """
+    first = candidates[0]
+    features = {label for groups in job.input_groups for label in groups.labels}
+    shapes = [score.influences.shape for score in (first.valid, *first.folds)]
+    for candidate in candidates:
+        scores = (candidate.valid, *candidate.folds)
+        same_rows = [s.influences.shape for s in scores] == shapes[: len(scores)]
+        if not (same_rows and all(s.metric == job.metric for s in scores) and candidate.kept <= features):
+            raise ValueError(f"candidate {candidate.name!r} is not one of this network")
+    if first.kept != path or first.name != PATH:
+        raise ValueError("the path is not the first candidate")
 
 
 def choose(candidates: Sequence[Candidate]) -> Candidate:

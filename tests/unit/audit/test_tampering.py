@@ -69,13 +69,58 @@ def flip_to_removed(r):
     feature(r, "kept").update(status="removed", norm_final=None, input_columns=None, norm_selected=0.0)
 
 
+def final_metric(r, value, low, high):
+    """State another value with an interval that holds it, and its change as uncertain as that."""
+    metric = r["performance"][0]
+    metric["final"] = value
+    metric["intervals"]["values"]["final"] = {"low": low, "high": high}
+    first = metric["original"]
+    metric["intervals"]["differences"]["final"] = {"low": low - first, "high": high - first}
+
+
 def better_metric(r):
-    r["performance"][0]["final"] = 0.9999
+    final_metric(r, 0.9999, 0.9998, 1.0)
 
 
 def worse_unsaid(r):
-    r["performance"][0]["final"] = 0.51
+    final_metric(r, 0.51, 0.4, 0.62)
     r["warnings"] = [w for w in r["warnings"] if "worse" not in w]
+
+
+def interval(metric, table, network, **ends):
+    def change(r):
+        r["performance"][metric]["intervals"][table][network].update(ends)
+
+    return change
+
+
+def in_interval(metric, key, value):
+    return in_feature("performance", metric, "intervals", key, by=lambda _: value)
+
+
+def certain_accuracy(r):
+    metric = r["performance"][1]
+    assert metric["name"] == "accuracy"
+    metric["original"] = 0.75
+    metric["intervals"]["values"]["original"] = {"low": 0.749, "high": 0.751}
+    for network, found in metric["intervals"]["differences"].items():
+        change = metric[network] - 0.75
+        found.update(low=change - 0.2, high=change + 0.2)
+
+
+def another_network(r):
+    values = r["performance"][0]["intervals"]["values"]
+    values["other"] = values["original"]
+
+
+def none(_):
+    return None
+
+
+def unsettled_unsaid(r):
+    selected = next(p for p in r["path"] if p["selected"])
+    selected["kkt_active"] = 3.8
+    r["warnings"] = [w for w in r["warnings"] if "not converged" not in w]
 
 
 def other_choice(r):
@@ -589,6 +634,30 @@ CASES = {
     "status flipped to kept": ("slim", report(flip_to_kept), {"C7"}),
     "status flipped to removed": ("slim", report(flip_to_removed), {"C7"}),
     "metric edited below the original's, warning dropped": ("slim", report(worse_unsaid), {"C5"}),
+    "interval that does not hold its value": (
+        "slim",
+        report(interval(0, "values", "final", low=-0.5, high=0.1)),
+        {"C5"},
+    ),
+    "interval of a change that does not hold it": (
+        "slim",
+        report(interval(0, "differences", "final", low=-1.0, high=-0.9)),
+        {"C5"},
+    ),
+    "interval beyond the metric's range": ("slim", report(interval(1, "values", "final", high=1.2)), {"C5"}),
+    "accuracy more certain than its rows allow": ("slim", report(certain_accuracy), {"C5"}),
+    "change of AUROC less certain than both values": (
+        "slim",
+        report(interval(0, "differences", "final", low=-1.0, high=1.0)),
+        {"C5"},
+    ),
+    "few resamples": ("slim", report(in_interval(1, "resamples", 20)), {"C5"}),
+    "resamples of another seed": ("slim", report(in_interval(1, "seed", 17)), {"C5"}),
+    "bootstrap of AUROC": ("slim", report(in_interval(0, "method", "bootstrap")), {"C5"}),
+    "interval of an unknown network": ("slim", report(another_network), {"C5"}),
+    "intervals left out": ("slim", report(in_feature("performance", 1, "intervals", by=none)), {"C5"}),
+    "calibration left out": ("slim", report(lambda r: r["performance"].pop()), {"C5"}),
+    "unsettled groups unsaid": ("slim", report(unsettled_unsaid), {"C5"}),
     "another point marked as chosen": ("slim", report(other_choice), {"C5"}),
     "earlier exit of a feature": ("slim", report(earlier_exit), {"C5"}),
     "lambda of the selection": ("slim", report(in_feature("selection", "lam")), {"C5"}),

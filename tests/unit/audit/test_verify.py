@@ -30,7 +30,9 @@ from glprune.evaluation.stability import make_stability
 from glprune.export.onnx_export import ColumnSelector, OnnxSignature, export_onnx
 from glprune.pruning.removal import remove
 from glprune.pruning.verification import outputs
+from glprune.report import sentences
 from glprune.schema import bundle as bundles
+from glprune.schema.metrics import ADDED
 from glprune.schema.recipe import StabilitySpec
 from glprune.schema.report import Report, Resample
 from glprune.schema.strict_json import StrictError, read_json
@@ -165,6 +167,30 @@ def test_golden_rows_are_nobodys(audited):
 
 
 @whole
+def test_every_metric_has_intervals_and_kept_groups_that_did_not_converge_are_told(audited):
+    found = read_report(audited["slim"])
+    assert [m.name for m in found.performance][2:] == ["log_loss", "brier_score", "calibration_error"]
+    assert all(m.intervals is not None for m in found.performance)
+    assert {m.intervals.seed for m in found.performance if m.name != "auroc"} == {found.run.seed}
+    worst = max(p.kkt_active for p in found.path if p.selected)
+    told_of = [w for w in found.warnings if w.startswith("The kept groups have not converged")]
+    assert len(told_of) == (worst > 0.05)
+    assert all(sentences.number(worst) in warning for warning in told_of)
+
+
+def test_a_report_of_an_older_version_needs_neither_intervals_nor_calibration(audited, tmp_path):
+    def older(r):
+        r["run"]["versions"]["glprune"] = "0.1.9"
+        r["performance"] = [m | {"intervals": None} for m in r["performance"] if m["name"] not in ADDED]
+        r["warnings"] = [w for w in r["warnings"] if "not converged" not in w]
+
+    copy = copied(audited["slim"], tmp_path / "bundle")
+    copy.edit(older)
+    follow(copy)
+    verdict = verify(copy.folder, isolated=False)
+    assert next(c for c in verdict.checks if c.id == "C5").status == "passed", told(verdict)
+
+
 def test_verify_prints_trust_apart_from_recomputation_and_ends_with_what_it_did_not_check(audited):
     done = invoke("verify", audited["slim"])
     assert done.exit_code == 0, done.output

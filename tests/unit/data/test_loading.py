@@ -1,4 +1,8 @@
+import gzip
+import re
+
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -126,9 +130,9 @@ def test_constant_columns_are_noted_and_cannot_be_standardised(tmp_path):
             "33 empty, NaN or Inf in 'a', first in row 8",
         ),
         ({"a": [float("inf")] * 40}, "{file: x.parquet, target: y}", "'a' is not finite"),
-        ({"a": ["x"] * 40}, "{file: x.parquet, target: y}", "'a' is not numeric (first value 'x')"),
+        ({"a": ["x"] * 40}, "{file: x.parquet, target: y}", "'a' is not numeric ('a' holds 'x' in row 1)"),
         ({"y": ["no", None] * 20}, "{file: x.parquet, target: y}", "empty in 20 rows, first in row 2"),
-        ({"y": ["no"] * 40}, "{file: x.parquet, target: y}", "has 1 values"),
+        ({"y": ["no"] * 40}, "{file: x.parquet, target: y}", "has 1 values ('no')"),
         ({"y": ["a", "b", "c", "d"] * 10}, "{file: x.parquet, target: y}", "has 4 values"),
         ({}, "{file: x.parquet, target: y, classes: [no, maybe]}", "holds 'yes' (row 2)"),
         ({}, "{file: x.parquet, target: yy}", "no column 'yy'. Did you mean 'y'?"),
@@ -140,7 +144,7 @@ def test_constant_columns_are_noted_and_cannot_be_standardised(tmp_path):
         ({}, "{file: x.parquet, target: y, feature_groups: {c: [a, b]}}", "rename the group"),
         ({}, "{file: absent.parquet, target: y}", "No such file"),
         ({}, "{file: x.xlsx, target: y}", "No such file"),
-        ({}, "{file: x.parquet, target: y, split: {column: c}}", "split column 'c' holds '0'"),
+        ({}, "{file: x.parquet, target: y, split: {column: c}}", "split column 'c' holds '0' in row 1"),
     ],
 )
 def test_defects_are_named_in_one_line(tmp_path, change, data, fragment):
@@ -152,12 +156,107 @@ def test_defects_are_named_in_one_line(tmp_path, change, data, fragment):
     assert isinstance(caught.value, DataError | RecipeError)
 
 
+HALF = np.array([0.0, 1.0] * 20, np.float16)
+LABELS = ["no", "yes"] * 19
+KINDS_OF_TEXT = {
+    "text": lambda values: pa.array(values, pa.string()),
+    "large text": lambda values: pa.array(values, pa.large_string()),
+    "categories": lambda values: pa.array(values, pa.string()).dictionary_encode(),
+    "categories of large text": lambda values: pa.array(values, pa.large_string()).dictionary_encode(),
+}
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "tsv", "csv.gz"])
+@pytest.mark.parametrize(
+    ("task", "values"),
+    [
+        ("binary", [0.0, 1.0] * 19 + [float("nan"), 1.0]),
+        ("binary", [0.0, 1.0] * 19 + [None, 1.0]),
+        ("binary", [*LABELS, None, "yes"]),
+        ("binary", [*LABELS, "", "yes"]),
+        ("multiclass", [*LABELS, " ", "maybe"]),
+        ("multiclass", [*LABELS, "nan", "maybe"]),
+        ("multiclass", [*LABELS, "NA", "maybe"]),
+        ("multiclass", [True, False] * 19 + [None, True]),
+        ("regression", [0.5, 1.5] * 19 + [float("nan"), 1.0]),
+        ("regression", [0, 1] * 19 + [None, 1]),
+    ],
+)
+def test_an_empty_label_is_refused_with_its_row_in_every_kind_of_file(tmp_path, suffix, task, values):
+    frame_ = pd.DataFrame(frame() | {"y": pd.array(values) if None in values else values})
+    if suffix == "parquet":
+        pq.write_table(pa.table(frame() | {"y": values}), tmp_path / "x.parquet")
+    else:
+        frame_.to_csv(tmp_path / f"x.{suffix}", index=False, sep="\t" if suffix == "tsv" else ",")
+    with pytest.raises(
+        DataError, match=r"target 'y' is empty in 1 rows, first in row 39( \('(nan|NA)'\))?; drop"
+    ):
+        load_data(recipe_of(tmp_path, f"{{file: x.{suffix}, target: y}}", task))
+
+
+def test_the_name_of_a_class_may_be_a_mark_of_missing_values_if_the_recipe_lists_it(tmp_path):
+    save(tmp_path, frame() | {"y": ["NA", "EU"] * 20})
+    data = load_data(recipe_of(tmp_path, "{file: x.parquet, target: y, classes: [EU, NA]}"))
+    assert data.train.target.bincount().tolist() == [12, 12]
+    with pytest.raises(
+        DataError, match=r"first in row 1 \('NA'\); drop them, or list 'NA' under data.classes"
+    ):
+        load_data(recipe_of(tmp_path, "{file: x.parquet, target: y}"))
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_TEXT)
+def test_text_of_every_type_is_a_target_a_split_and_a_protected_column(tmp_path, kind):
+    of = KINDS_OF_TEXT[kind]
+    split = ["train"] * 20 + ["valid"] * 10 + ["test"] * 10
+    own = {"s": of(split), "y": of(["no", "yes"] * 20), "p": of([None, "u", "v", ""] * 10)}
+    save(tmp_path, frame() | own)
+    path = tmp_path / "recipe.yaml"
+    text = BASE.format(task="binary", data="{file: x.parquet, target: y, split: {column: s}, exclude: [p]}")
+    path.write_text(text + "policy: {protected: [p]}\n")
+    data = load_data(load_recipe(path))
+    assert (data.train.rows, data.classes) == (20, ("no", "yes"))
+    assert data.protected[0].labels == ("missing", "u", "v")
+    assert data.protected[0].values["test"].tolist() == [2, 0] + [0, 1, 2, 0] * 2
+
+
+def test_numbers_of_16_bits_and_categories_of_numbers_are_features_targets_and_protected(tmp_path):
+    category = pa.array([3, 4] * 20).dictionary_encode()
+    save(tmp_path, frame() | {"a": HALF, "b": category, "y": HALF, "p": HALF})
+    path = tmp_path / "recipe.yaml"
+    data = "{file: x.parquet, target: y, exclude: [p]}"
+    path.write_text(BASE.format(task="binary", data=data) + "policy: {protected: [p]}\n")
+    found = load_data(load_recipe(path))
+    assert found.classes == ("0", "1")
+    assert set(found.train.inputs[0][:, 1].tolist()) == {3.0, 4.0}
+    assert set(found.protected[0].values["test"].tolist()) == {0.0, 1.0}
+    assert load_data(recipe_of(tmp_path, data, "regression")).train.target.max() == 1.0
+
+
+def test_splits_that_are_one_file_and_names_that_are_numbers_are_noted(tmp_path):
+    save(tmp_path, frame())
+    save(tmp_path, frame() | {"a": [0.5] * 40}, "other.parquet")
+    same = "{train: x.parquet, valid: other.parquet, test: x.parquet, target: y}"
+    notes = load_data(recipe_of(tmp_path, same)).notes
+    assert "data.train and data.test are the same file; what is measured on test is not held out." in notes
+    assert len([n for n in notes if "same file" in n]) == 1
+    written(tmp_path, header="", rows=ROWS[2:])
+    notes = load_data(recipe_of(tmp_path, "{file: x.csv}", "distillation")).notes
+    assert "x.csv: The names are numbers ('0.5', '4', '0'); does the file begin with a header?" in notes
+
+
+def test_files_of_a_folder_may_store_a_column_as_text_and_as_categories(tmp_path):
+    (tmp_path / "shards").mkdir()
+    for number, kind in enumerate(KINDS_OF_TEXT.values()):
+        save(tmp_path, frame() | {"y": kind(["no", "yes"] * 20)}, f"shards/{number}.parquet")
+    assert load_data(recipe_of(tmp_path, "{file: shards, target: y}")).train.rows == 96
+
+
 @pytest.mark.parametrize(
     ("content", "fragment"),
     [
         (b"", "cannot be read"),
         (b"a,b,y\n", "no rows"),
-        (b"a,b,y\n1,2,0\n1,2\n", "cannot be read"),
+        (b"a,b,y\n1,2,0\n1,2\n", "row 2 has 2 cells and the header 3"),
         (b"a,a,y\n1,2,0\n", "'a' is there twice"),
         (b"a,b,y\n1,\xff\xfe,0\n2,3,1\n", "not numeric"),
     ],
@@ -168,6 +267,119 @@ def test_broken_csv_is_one_line(tmp_path, content, fragment):
         load_data(recipe_of(tmp_path, "{file: x.csv, target: y}"))
     assert fragment in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+ROWS = [(i / 4, i * i, i % 2) for i in range(40)]
+
+
+def written(tmp_path, separator=",", decimal=".", name="x.csv", header="a,b,y", rows=ROWS):
+    lines = [separator.join(str(v).replace(".", decimal) for v in row) for row in rows]
+    text = "\n".join([*([header.replace(",", separator)] if header else []), *lines, ""])
+    with (gzip.open if name.endswith(".gz") else open)(tmp_path / name, "wt") as stream:
+        stream.write(text)
+
+
+def changed(row, value):
+    return [(value, *r[1:]) if i == row else r for i, r in enumerate(ROWS)]
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"separator": ";"}, "the columns are separated by semicolons ('a;b;y'); save it with commas between"),
+        ({"separator": ";", "decimal": ","}, "separated by semicolons"),
+        ({"separator": "\t"}, "separated by tabs (.*); save it with commas .*, or give its name the end .tsv"),
+        ({"separator": "|"}, "separated by vertical bars"),
+        ({"separator": " "}, "separated by spaces"),
+        ({"separator": ";", "name": "x.tsv"}, "separated by semicolons"),
+        ({"separator": ";", "name": "x.csv.gz"}, "separated by semicolons"),
+        ({"decimal": ","}, "row 1 has 4 cells and the header 3; quote texts that hold ',', write decimal points"),
+        ({"rows": changed(16, "?")}, "column 'a' is not numeric ('a' holds '?' in row 17); fill or drop what"),
+        ({"rows": changed(39, "n/a ")}, "'a' holds 'n/a ' in row 40); fill or drop what is missing"),
+        ({"rows": changed(16, '"1,5"')}, "'a' holds '1,5' in row 17); write decimal points, and no other commas"),
+        ({"rows": changed(16, '"1,234.5"')}, "'a' holds '1,234.5' in row 17); write decimal points, and no"),
+        ({"rows": changed(16, "12 kg")}, "'a' holds '12 kg' in row 17); encode as numbers"),
+        ({"rows": changed(16, "2020-01-31")}, "'a' holds '2020-01-31' in row 17); encode dates as numbers"),
+        ({"rows": [("2020-01-31", *r[1:]) for r in ROWS]}, "'a' holds 2020-01-31 in row 1); encode as numbers"),
+        ({"rows": [("", *r[1:]) for r in ROWS]}, "column 'a' is not numeric ('a' is empty); fill it"),
+        ({"rows": changed(16, "")}, "'a' is not finite: 1 empty, NaN or Inf in 'a', first in row 17"),
+        ({"rows": changed(16, "-inf")}, "'a' is not finite: 1 empty, NaN or Inf in 'a', first in row 17"),
+        ({"header": ",b,y"}, "column 1 has no name; if it numbers the rows, remove it"),
+        ({"header": ""}, "'0' is there twice; rename one. The names are numbers ('0.0', '0', '0'); does the"),
+        ({"header": "", "rows": ROWS[2:]}, "no column 'y'. The names are numbers ('0.5', '4', '0'); does the"),
+        ({"header": "", "rows": [(*r[:2], "u" if r[2] else "v") for r in ROWS]}, "the first row holds values"),
+        ({"header": "a,b,yy"}, "no column 'y'. Did you mean 'yy'?"),
+    ],
+)  # fmt: skip
+def test_a_file_of_another_form_is_one_line_with_the_first_bad_value_and_a_hint(tmp_path, how, message):
+    written(tmp_path, **how)
+    with pytest.raises(GlpruneError) as caught:
+        load_data(recipe_of(tmp_path, f"{{file: {how.get('name', 'x.csv')}, target: y}}"))
+    assert re.search(message.translate({ord(c): "\\" + c for c in "()[]?"}), str(caught.value)), caught.value
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "separator"), [("x.csv", ","), ("x.tsv", "\t"), ("x.csv.gz", ","), ("X.TSV.GZ", "\t")]
+)
+def test_files_with_tabs_and_compressed_files_are_read(tmp_path, name, separator):
+    written(tmp_path, separator, name=name)
+    data = load_data(recipe_of(tmp_path, f"{{file: {name}, target: y}}"))
+    assert data.columns == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    "header", ['"a","b","y"', '"a;b;c","b d e",y', "0,1,y", "a,b,y", "400.5,401.5,y", "a b,c d;e;f;g,y"]
+)
+def test_names_in_quotes_with_separators_and_of_numbers_are_names(tmp_path, header):
+    written(tmp_path, header=header)
+    data = load_data(recipe_of(tmp_path, "{file: x.csv, target: y}"))
+    assert data.columns == tuple(n.strip('"') for n in header.split(",")[:2])
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"PK\x03\x04\x14", "this is an Excel workbook or another zip archive; save the sheet as CSV"),
+        (b"\xd0\xcf\x11\xe0\xa1", "this is an Excel workbook"),
+        (b"PAR1\x15\x04", "this is a Parquet file; give its name the end .parquet"),
+        (b"ARROW1\0\0", "this is an Arrow or Feather file"),
+        (gzip.compress(b"a,b,y\n1,2,0\n", mtime=0), "this is compressed; give its name the end .csv.gz"),
+        ("a,b,y\n1,2,0\n".encode("utf-16"), "this is text in UTF-16; save it as UTF-8"),
+    ],
+)
+@pytest.mark.parametrize("name", ["x.csv", "x.xlsx"])
+def test_a_file_of_another_kind_is_known_by_its_first_bytes(tmp_path, raw, message, name):
+    (tmp_path / name).write_bytes(raw)
+    with pytest.raises(DataError) as caught:
+        load_data(recipe_of(tmp_path, f"{{file: {name}, target: y}}"))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (None, "split column 's' is empty in row 7; use train, valid and test"),
+        ("", "split column 's' is empty in row 7"),
+        ("nan", "split column 's' is empty in row 7"),
+        ("Train", "split column 's' holds 'Train' in row 7"),
+        ("valid ", "split column 's' holds 'valid ' in row 7"),
+    ],
+)
+def test_a_split_that_is_none_is_refused_with_its_row(tmp_path, value, message):
+    split = ["train", "valid", "test", "test"] * 10
+    save(tmp_path, frame() | {"s": [*split[:6], value, *split[7:]]})
+    with pytest.raises(DataError, match=message):
+        load_data(recipe_of(tmp_path, "{file: x.parquet, target: y, split: {column: s}}"))
+
+
+@pytest.mark.parametrize("absent", ["train", "valid", "test"])
+def test_a_split_without_a_row_is_refused(tmp_path, absent):
+    others = [s for s in ("train", "valid", "test") if s != absent]
+    save(tmp_path, frame() | {"s": [s for s in others for _ in range(20)]})
+    with pytest.raises(DataError, match=f"the {absent} split has 0 rows; it needs at least 2"):
+        load_data(recipe_of(tmp_path, "{file: x.parquet, target: y, split: {column: s}}"))
 
 
 def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
@@ -216,6 +428,18 @@ def broken(split):
     raise KeyError("no such table")
 def nan(split):
     return [(torch.full((4, 3), float("nan")), torch.zeros(4))]
+def labelled(*labels):
+    return [(torch.zeros(2, 3), torch.tensor(labels[i:i + 2])) for i in range(0, len(labels), 2)]
+def empty(split):
+    return labelled(0., 1., 1., float("nan"))
+def infinite(split):
+    return labelled(0., 1., float("inf"), 0.)
+def half(split):
+    return labelled(0., 1., 0.5, 0.)
+def negative(split):
+    return labelled(0, 1, 1, -1)
+def huge(split):
+    return labelled(0, 1, 10**12, 1)
 """
 
 
@@ -235,7 +459,17 @@ def test_a_loader_streams_with_seeded_shuffling(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "fragment"),
-    [("short", "do not fit"), ("broken", "KeyError"), ("nan", "NaN or Inf"), ("absent", "'absent'")],
+    [
+        ("short", "do not fit"),
+        ("broken", "KeyError"),
+        ("nan", "NaN or Inf in batch: input 'features' in row 1; fill or drop them"),
+        ("absent", "'absent'"),
+        ("empty", "class label nan in row 4 is not a whole number"),
+        ("infinite", "class label inf in row 3 is not a whole number"),
+        ("half", "class label 0.5 in row 3 is not a whole number"),
+        ("negative", "class -1 is below 0 in row 4"),
+        ("huge", "class 1000000000000 is above 1,000,000 in row 3"),
+    ],
 )
 def test_a_wrong_loader_is_one_line(tmp_path, name, fragment):
     (tmp_path / "l.py").write_text(LOADER)
@@ -243,6 +477,12 @@ def test_a_wrong_loader_is_one_line(tmp_path, name, fragment):
         load_data(recipe_of(tmp_path, f'{{loader: "l.py:{name}"}}'))
     assert fragment in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_empty_target_of_a_loader_is_refused_with_its_row(tmp_path):
+    (tmp_path / "l.py").write_text(LOADER)
+    with pytest.raises(DataError, match="NaN or Inf in batch: the target in row 4; fill or drop them"):
+        load_data(recipe_of(tmp_path, '{loader: "l.py:empty"}', "regression"))
 
 
 WEARING = """

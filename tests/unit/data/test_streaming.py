@@ -14,9 +14,10 @@ import torch
 import glprune
 from glprune.audit.verify import verify
 from glprune.data import ColumnSelection, IndexableSplit, StreamedSplit, TensorSplit, load_data, view_columns
+from glprune.data.files import open_table
 from glprune.data.splits import _ColumnView
 from glprune.data.streaming import read_ahead
-from glprune.data.tables import _ShardReader, open_table
+from glprune.data.tables import _ShardReader
 from glprune.errors import DataError, GlpruneError, RecipeError
 from glprune.evaluation.permutation_importance import split_in_memory
 from glprune.evaluation.stability import check_rows, measure_stability
@@ -532,7 +533,7 @@ class Here:
     def __init__(self, rebuilt):
         self.rebuilt = rebuilt
 
-    def map(self, work, items, done):
+    def map(self, work, items, done, listener):
         for place, item in enumerate(items):
             done(place, work(self.rebuilt, item))
 

@@ -1,5 +1,6 @@
 """How firm the choice of features is: the figures by hand, the draws, and whole runs on a planted problem."""
 
+import copy
 import json
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import glprune
 from glprune.data import LoaderSplit
 from glprune.evaluation.stability import draw_resample, measure_stability
 from glprune.report.stability_index import false_bound, jaccard, nogueira, stable
-from glprune.runtime.checkpoint import CheckpointLog, checkpoints
+from glprune.runtime.checkpoint import CheckpointLog, Step, checkpoints
 from glprune.schema import bundle as bundles
 from glprune.schema.recipe import InputSpec, StabilitySpec
 from glprune.schema.recipe_loading import load_recipe
@@ -384,7 +385,7 @@ class Canned:
     def __init__(self, outcomes):
         self.outcomes = outcomes
 
-    def map(self, work, items, done):
+    def map(self, work, items, done, listener):
         for place, outcome in enumerate(self.outcomes):
             done(place, outcome)
 
@@ -398,6 +399,20 @@ def test_a_resample_that_finds_nothing_is_left_out_and_told():
     assert record.nogueira == 1
     with pytest.raises(glprune.TargetError, match="3 of 4 resamples failed: no way"):
         measure_stability(FOUR, spec, kept, Canned([part, *["no way"] * 3]), lambda event: None)
+
+
+def test_stored_resamples_of_another_network_or_type_are_searched_again():
+    part = Resample(seed=0, rows=5, stages=1, lam=1.0, metric=0.5, kept="1100")
+    job = copy.copy(FOUR)
+    log = CheckpointLog()
+    wrong = [part.model_dump() | {"kept": "11"}, part.model_dump(exclude={"lam"}), 3]
+    stored = {str(number): values for number, values in enumerate([part.model_dump(), *wrong])}
+    log.open_step = lambda name, key: Step(name, key, stored)
+    job.checkpoints = log
+    record = measure_stability(
+        job, StabilitySpec(n_resamples=4), fates(2, 2), Canned([part] * 3), lambda event: None
+    )
+    assert [resample.kept for resample in record.resamples] == ["1100"] * 4
 
 
 def test_the_interval_and_the_bound_are_shown_where_there_are_any(result):

@@ -8,14 +8,23 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from onnxruntime import quantization
 from torch import nn
 
 import glprune
 from glprune import pipeline
-from glprune.audit.checks.int8 import _weights
+from glprune.audit.checks.int8 import (
+    PAIR_LIMIT,
+    _factor,
+    _in_integers,
+    _initializers,
+    _weights,
+    largest_pair,
+    products,
+)
 from glprune.audit.verify import verify
 from glprune.errors import ModelError
-from glprune.export.int8 import write_int8
+from glprune.export.int8 import instruction_sets, quantize, write_int8
 from glprune.export.onnx_export import FileVariants, OnnxSignature, export_onnx
 from glprune.schema import bundle as bundles
 from glprune.schema.manifest import write_manifest
@@ -104,6 +113,122 @@ def test_weights_are_the_certified_ones_rounded(name, tmp_path):
         assert [place for place, _ in _weights(other, source)] == [f"weight {tensor.name!r}"]
 
 
+def products_in_pairs(activations, weights):
+    """What a kernel with VPMADDUBSW computes: pairs of 8-bit products in 16 bits, saturated, then in 32."""
+    products = activations[:, None, :].astype(np.int64) * weights[None]
+    products = np.pad(products, ((0, 0), (0, 0), (0, products.shape[2] % 2)))
+    pairs = products.reshape(*products.shape[:2], -1, 2).sum(-1)
+    return pairs.clip(-(2**15), 2**15 - 1).sum(-1)
+
+
+def matrices(model):
+    """The 8-bit weights of a file, shape (outputs, weights) each, as a kernel sees them."""
+    stored, makers = _initializers(model), {name: n for n in model.graph.node for name in n.output}
+    widened = {name for name, n in makers.items() if n.op_type == "DequantizeLinear"}
+    return [
+        _factor(n, stored, makers)
+        for n in model.graph.node
+        if n.op_type in {"Conv", "Gemm", "MatMul", "MatMulInteger"} and _in_integers(n, widened)
+    ]
+
+
+def saturates(model):
+    """Whether a kernel that adds pairs in 16 bits computes something else, for activations of 0 and 255."""
+    rng = np.random.default_rng(0)
+    for weights in matrices(model):
+        for signs in (weights > 0, weights < 0, rng.random(weights.shape) < 0.5):
+            # the worst pairs: the largest weights of an output beside each other
+            order = np.argsort(-np.abs(weights) * signs, axis=1)
+            sorted_weights = np.take_along_axis(weights, order, 1).astype(np.int64)
+            activations = np.where(np.take_along_axis(signs, order, 1), 255, 0)
+            if not np.array_equal(
+                products_in_pairs(activations, sorted_weights), activations @ sorted_weights.T
+            ):
+                return True
+    return False
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_kernel_saturates_and_with_all_8_bits_one_would(name, tmp_path, monkeypatch):
+    build, row, method = CASES[name]
+    _, x = exported(build, row, tmp_path)
+    write_int8(tmp_path / "f.onnx", tmp_path / "q.onnx", [{"x": x}])
+    model = onnx.load(tmp_path / "q.onnx")
+    assert 0 < largest_pair(model) <= 255 * 128 <= PAIR_LIMIT
+    assert not saturates(model)
+    for function in ("quantize_static", "quantize_dynamic"):
+        library = getattr(quantization, function)
+        monkeypatch.setattr(
+            quantization, function, lambda *a, f=library, **k: f(*a, **k | {"reduce_range": False})
+        )
+    quantize(tmp_path / "f.onnx", tmp_path / "full.onnx", method, [{"x": x}])
+    full = onnx.load(tmp_path / "full.onnx")
+    assert largest_pair(full) > PAIR_LIMIT
+    assert saturates(full)
+    with pytest.raises(ModelError, match="products of 8 bits would saturate"):
+        write_int8(tmp_path / "f.onnx", tmp_path / "q.onnx", [{"x": x}])
+
+
+@pytest.mark.parametrize(
+    ("weights", "transposed", "pair"),
+    [
+        ([[100, 28], [-1, -2]], 1, 128),
+        ([[100, 28], [-1, -2]], 0, 100),
+        ([[100, -28], [-127, -2]], 1, 129),
+        ([[64, 1, 1, 63], [0, 0, 0, 0]], 1, 127),
+        ([[-127]], 1, 127),
+    ],
+)
+def test_the_largest_pair_is_of_one_output_and_one_sign(weights, transposed, pair):
+    make = onnx.helper.make_node
+    nodes = [
+        make("DequantizeLinear", ["a", "s"], ["x"]),
+        make("DequantizeLinear", ["w", "s"], ["v"]),
+        make("Gemm", ["x", "v"], ["y"], transB=transposed),
+    ]
+    stored = [onnx.numpy_helper.from_array(np.array(weights, np.int8), "w")]
+    model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], [], stored))
+    assert largest_pair(model) == 255 * pair
+
+
+class Convolved(Attention):
+    """A convolution, for which activations are quantised statically, before products of activations."""
+
+    def __init__(self):
+        super().__init__()
+        self.before = nn.Conv1d(5, 5, 3, padding=1)
+
+    def forward(self, x):
+        return super().forward(self.before(x))
+
+
+def test_products_of_two_activations_do_not_saturate(tmp_path):
+    _, x = exported(Convolved, (5, 6), tmp_path)
+    assert write_int8(tmp_path / "f.onnx", tmp_path / "q.onnx", [{"x": x}]) == "static"
+    model = onnx.load(tmp_path / "q.onnx")
+    assert products(model) == (5, 5)
+    assert largest_pair(model) <= 255 * 128
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu avx2 ssse3\n", ["SSSE3", "AVX2"]),
+        (
+            "flags\t\t: avx2 avx512bw avx512_vnni\nvmx flags\t: ssse3\n",
+            ["AVX2", "AVX-512 BW", "AVX-512 VNNI"],
+        ),
+        ("Features\t: fp asimd asimddp i8mm\n", ["NEON", "NEON dot product", "NEON I8MM"]),
+        (None, []),
+    ],
+)
+def test_the_instruction_sets_of_the_processor_are_read(tmp_path, monkeypatch, text, found):
+    if text is not None:
+        (tmp_path / "cpuinfo").write_text(text)
+    monkeypatch.setattr("glprune.export.int8._CPU_INFO", tmp_path / "cpuinfo")
+    assert instruction_sets() == found
+
+
 def test_a_network_without_a_product_to_quantise_is_refused_in_one_line(tmp_path):
     _, x = exported(Recurrent, (5, 6), tmp_path)
     with pytest.raises(ModelError, match=r"export.quantize: int8: the network has no convolution.*GRU"):
@@ -158,7 +283,11 @@ def test_a_bundle_with_the_file_is_verified_and_the_report_tells_its_figures(res
     assert found.same_decisions > 0.9
     assert FILE in (result.bundle / bundles.MANIFEST).read_text()
     for name in (bundles.PAGE, bundles.SUMMARY):
-        assert "not lossless" in (result.bundle / name).read_text()
+        page = (result.bundle / name).read_text()
+        assert "not lossless" in page
+        assert "of 32,767: no kernel saturates. It was measured on" in page
+    assert found.largest_pair == largest_pair(onnx.load(file)) <= 255 * 128
+    assert found.instruction_sets == instruction_sets()
 
 
 def test_the_figures_are_those_of_the_file_run_by_hand(results):
@@ -226,6 +355,18 @@ def external(model):
     tensor.external_data.add(key="location", value="elsewhere.bin")
 
 
+def all_8_bits(model):
+    """The same values in steps of half the size."""
+    for tensor in model.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        if tensor.name.endswith("weight_quantized"):
+            tensor.CopyFrom(
+                onnx.numpy_helper.from_array((values.clip(-63, 63) * 2).astype(np.int8), tensor.name)
+            )
+        if tensor.name.endswith("weight_scale"):
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values / 2, tensor.name))
+
+
 def past_the_gather(model):
     """Read a removed column beside the Gather, as a second way to the output."""
     name = model.graph.input[0].name
@@ -241,6 +382,7 @@ CHANGES = {
     "biases": (bias_moved, "slim", ("C6", FILE, "weight 'network.0.bias_quantized'")),
     "what is not quantised": (other_mean, "slim", ("C6", FILE, "weight 'standardize.mean'")),
     "metadata": (other_property, "slim", ("C6", FILE, "metadata_props")),
+    "weights that make kernels saturate": (all_8_bits, "slim", ("C6", FILE, "")),
     "bytes behind the end": (appended, "slim", None),
     "external data": (external, "slim", None),
     "a way past the choice of columns": (past_the_gather, "original", None),
@@ -277,6 +419,7 @@ def test_a_file_that_is_missing_is_missed(results, tmp_path):
         (lambda q: q.update(same_decisions=1.01), "/quantized/same_decisions"),
         (lambda q: q["latency"][0].update(speedup=99.0), "/quantized/latency/0/speedup"),
         (lambda q: q.update(golden_difference=0.9), "/quantized/golden_difference"),
+        (lambda q: q.update(largest_pair=1), ""),
     ],
 )
 def test_a_figure_that_is_not_so_is_found_out(results, tmp_path, change, where):

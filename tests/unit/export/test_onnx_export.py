@@ -1,3 +1,6 @@
+import logging
+import sys
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -13,6 +16,7 @@ from glprune.export.diagnosis import failing_layer
 from glprune.export.onnx_export import ColumnSelector, FileVariants, OnnxSignature, export_onnx
 from glprune.export.onnx_runtime import OnnxFile
 from glprune.model.standardize import with_standardization
+from glprune.pruning.surgery import ConstantFill
 from glprune.schema.bundle import size_limit
 
 
@@ -299,3 +303,48 @@ def test_the_other_exporter_is_tried_where_the_first_file_is_too_large(tmp_path,
     monkeypatch.setattr(module, "EXPORTERS", (module.EXPORTERS[0], ("torchscript", wrong)))
     assert limited(network, example, path, limit).exporter == "dynamo"
     np.testing.assert_allclose(OnnxFile(path)(example)[0], network(*example).detach(), atol=1e-6)
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+def test_constants_for_removed_columns_export_without_a_word(exporter, tmp_path, monkeypatch, capfd):
+    kept, values = torch.tensor([1, 4]), torch.arange(6.0)
+    network = nn.Sequential(nn.Linear(6, 3), nn.Tanh(), nn.Linear(3, 1)).eval()
+    network.register_forward_pre_hook(ConstantFill(0, 1, kept, values))
+    monkeypatch.setattr(module, "EXPORTERS", [e for e in exporters.EXPORTERS if e[0] == exporter])
+    example = torch.randn(8, 2)
+    assert export(network, (example,), tmp_path / "m.onnx") == exporter
+    assert capfd.readouterr() == ("", "")
+    for rows in (1, 3, 8):
+        (found,) = OnnxFile(tmp_path / "m.onnx")((example[:rows],))
+        torch.testing.assert_close(found, network(example[:rows]))
+
+
+def test_what_an_exporter_prints_stays_out_of_the_terminal(capsys):
+    with exporters.silence_exporters():
+        print("a graph")
+        print("a graph", file=sys.stderr)
+        logging.getLogger("torch.onnx").warning("a graph")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_file_that_differs_at_one_row_is_refused_and_the_other_exporter_tried(tmp_path, monkeypatch):
+    class Branch(nn.Linear):
+        wrong = False
+
+        def forward(self, x):
+            return super().forward(x) + (1 if self.wrong and x.shape[0] > 1 else 0)
+
+    def wrong(request, path):
+        Branch.wrong = True
+        try:
+            exporters.EXPORTERS[1][1](request, path)  # traced at several rows, where one is added
+        finally:
+            Branch.wrong = False
+
+    monkeypatch.setattr(module, "EXPORTERS", [("wrong", wrong), exporters.EXPORTERS[1]])
+    network = Branch(3, 1).eval()
+    assert export(network, (torch.randn(4, 3),), tmp_path / "m.onnx") == "torchscript"
+    monkeypatch.setattr(module, "EXPORTERS", [("wrong", wrong)])
+    with pytest.raises(ModelError, match="its outputs in a batch of 1 differ from the network's by"):
+        export(network, (torch.randn(4, 3),), tmp_path / "n.onnx")
+    assert not (tmp_path / "n.onnx").exists()

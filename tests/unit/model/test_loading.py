@@ -4,17 +4,44 @@ import pytest
 import safetensors.torch
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from glprune.errors import GlpruneError, ModelError
+from glprune.model import loading
 from glprune.model.loading import load_network
+from glprune.runtime.determinism import _settings
 from glprune.schema.recipe_loading import load_recipe
 
 NETWORK = """
+import torch
 from torch import nn
 def build():
     return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
 def text():
     return "network"
+def lazy():
+    return nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.LazyLinear(1))
+def parallel():
+    return nn.DataParallel(build())
+def averaged():
+    return torch.optim.swa_utils.AveragedModel(build())
+def compiled():
+    return torch.compile(build())
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+def doubled():
+    net = build()
+    nn.utils.parametrize.register_parametrization(net[0], "weight", Doubled())
+    return net
+class Inside(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.module = build()
+    def forward(self, x):
+        return self.module(x)
+def inside():
+    return Inside()
 def broken():
     raise RuntimeError("no licence")
 """
@@ -34,24 +61,237 @@ def network():
     return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
 
 
-@pytest.mark.parametrize(
-    "wrap", [lambda s: s, lambda s: {"state_dict": s}, lambda s: {"model": s, "epoch": 3}]
-)
-def test_a_state_dict_is_found_in_what_was_saved(tmp_path, wrap):
-    trained = network()
-    torch.save(wrap(trained.state_dict()), tmp_path / "m.pt")
-    loaded = load_network(recipe_of(tmp_path), tmp_path / "m.pt")
-    assert loaded.format == "state_dict"
-    assert loaded.sha256.startswith("sha256:")
+def tensors():
+    """The state dict of a network with random weights."""
+    torch.manual_seed(3)
+    return network().state_dict()
+
+
+def loaded_as(tmp_path, content, expected, **arguments):
+    """Load what torch.save wrote, check that the network computes with the expected weights; return the notes."""
+    torch.save(content, tmp_path / "m.pt")
+    loaded = load_network(recipe_of(tmp_path, **arguments), tmp_path / "m.pt")
+    found = loaded.module.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.allclose(expected[name], found[name], atol=1e-6) for name in expected)
     assert not loaded.module.training
-    assert all(torch.equal(trained.state_dict()[k], v) for k, v in loaded.module.state_dict().items())
+    return loaded.notes
 
 
-def test_the_prefix_of_dataparallel_is_dropped(tmp_path):
-    trained = network()
-    torch.save({f"module.{k}": v for k, v in trained.state_dict().items()}, tmp_path / "m.pt")
-    loaded = load_network(recipe_of(tmp_path), tmp_path / "m.pt")
-    assert torch.equal(loaded.module[0].weight, trained[0].weight)
+@pytest.mark.parametrize(
+    ("wrap", "note"),
+    [
+        (lambda s: s, None),
+        (lambda s: {"state_dict": s}, None),
+        (lambda s: {"model_state_dict": s, "optimizer": {"state": {0: {"step": torch.ones(1)}}}}, None),
+        (lambda s: {"model": s, "epoch": 3}, None),
+        (lambda s: {"ema": s, "epoch": 3}, "under 'ema'"),
+        (lambda s: {"state_dict_ema": s}, "under 'state_dict_ema'"),
+        (lambda s: {"net": s}, "under 'net'"),
+        (lambda s: {"checkpoint": {"generator": s, "lr": 1.0}}, "under 'checkpoint.generator'"),
+        (
+            lambda s: {"model": s, "ema": {k: 2 * v for k, v in s.items()}},
+            "'model', 'ema'; those under 'model'",
+        ),
+        (lambda s: {"teacher": {"a": torch.ones(2)}, "student": s}, "under 'student'"),
+    ],
+)
+def test_a_state_dict_is_found_in_what_was_saved(tmp_path, wrap, note):
+    notes = loaded_as(tmp_path, wrap(tensors()), tensors())
+    assert len(notes) == (note is not None)
+    assert all(note in text for text in notes)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "said"),
+    [
+        ("module.", "without the prefix 'module.'"),
+        ("model.", "without the prefix 'model.'"),
+        ("net.model.", "without the prefix 'net.model.'"),
+        ("_orig_mod.", "without '_orig_mod'"),
+        ("module._orig_mod.", "without the prefix 'module.'"),
+    ],
+)
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s}])
+def test_one_common_prefix_is_stripped_and_said(tmp_path, prefix, said, wrap):
+    content = wrap({prefix + name: tensor for name, tensor in tensors().items()})
+    (note,) = loaded_as(tmp_path, content, tensors())
+    assert said in note
+
+
+def test_the_averaged_model_of_pytorch_is_read(tmp_path):
+    averaged = torch.optim.swa_utils.AveragedModel(network())
+    averaged.module.load_state_dict(tensors())
+    (note,) = loaded_as(tmp_path, averaged.state_dict(), tensors())
+    assert "without the prefix 'module.'" in note
+
+
+def test_a_wrapper_of_one_submodule_is_left_out(tmp_path):
+    content = {k.replace("0.", "0._orig_mod."): v for k, v in tensors().items()}
+    (note,) = loaded_as(tmp_path, content, tensors())
+    assert "without '_orig_mod'" in note
+
+
+def test_a_prefix_that_the_network_has_too_stays(tmp_path):
+    expected = {f"module.{k}": v for k, v in tensors().items()}
+    assert loaded_as(tmp_path, expected, expected, function="inside") == ()
+    (note,) = loaded_as(
+        tmp_path, {f"module.{k}": v for k, v in expected.items()}, expected, function="inside"
+    )
+    assert "without the prefix 'module.'" in note
+    (note,) = loaded_as(tmp_path, tensors(), expected, function="inside")
+    assert "with the prefix 'module.'" in note
+
+
+@pytest.mark.parametrize(
+    ("content", "fragment"),
+    [
+        (lambda s: {"a": s, "b": s}, "several state dicts that fit ('a', 'b')"),
+        (lambda s: {f"{p}.{k}": v for p in ("student", "teacher") for k, v in s.items()}, "under 'student.' and 'teacher.' fit"),
+        (lambda s: {**{f"model.{k}": v for k, v in s.items()}, "scaler.mean": torch.ones(3)}, "under 'model.' fit, and beside them it holds scaler.mean"),
+        (lambda s: {f"model.{k}": v for k, v in s.items() if k != "0.bias"}, "without the prefix 'model.': missing 0.bias"),
+        (lambda s: {"optimizer": {"state": {0: {"exp_avg": torch.ones(1)}}}}, "optimizer not a tensor"),
+        (lambda s: {f"_orig_mod.{k}": v for k, v in s.items() if k != "0.bias"}, "without '_orig_mod': missing 0.bias"),
+    ],
+)  # fmt: skip
+def test_a_prefix_or_key_that_does_not_decide_is_named(tmp_path, content, fragment):
+    torch.save(content(tensors()), tmp_path / "m.pt")
+    with pytest.raises(ModelError) as caught:
+        load_network(recipe_of(tmp_path), tmp_path / "m.pt")
+    assert fragment in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def masked(net):
+    prune.random_unstructured(net[0], "weight", 0.4)
+
+
+def stacked(net):
+    masked(net)
+    prune.l1_unstructured(net[0], "weight", 0.2)
+
+
+FOLDED = {
+    "mask": masked,
+    "two masks": stacked,
+    "mask of a bias": lambda net: prune.random_unstructured(net[2], "bias", 1),
+    "weight_norm": lambda net: nn.utils.parametrizations.weight_norm(net[0]),
+    "weight_norm of columns": lambda net: nn.utils.parametrizations.weight_norm(net[0], dim=1),
+    "weight_norm of all": lambda net: nn.utils.parametrizations.weight_norm(net[0], dim=None),
+    "weight_norm of one row": lambda net: nn.utils.parametrizations.weight_norm(net[2]),
+    "old weight_norm": lambda net: nn.utils.weight_norm(net[0]),
+    "old weight_norm of columns": lambda net: nn.utils.weight_norm(net[0], dim=1),
+}
+NORMS = {
+    "spectral_norm": lambda net: nn.utils.parametrizations.spectral_norm(net[0]),
+    "old spectral_norm": lambda net: nn.utils.spectral_norm(net[0]),
+}
+
+
+def changed(how):
+    """A network with a weight that is computed from others, and its state dict after they are folded."""
+    torch.manual_seed(1)
+    net = network()
+    how(net)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(1.5)
+    net.eval()(torch.ones(2, 3))
+    plain = network().state_dict()
+    return net, {name: getattr(net[int(name[0])], name[2:]).detach().clone() for name in plain}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("where", ["file", "prefixed file", "both"])
+@pytest.mark.parametrize("how", [*FOLDED, *NORMS])
+def test_masked_and_normalised_weights_are_loaded_as_their_values(tmp_path, monkeypatch, how, where):
+    net, expected = changed({**FOLDED, **NORMS}[how])
+    state = {("model." if where == "prefixed file" else "") + k: v for k, v in net.state_dict().items()}
+    torch.save(state, tmp_path / "m.pt")
+    recipe = recipe_of(tmp_path)
+    if where == "both":
+        monkeypatch.setattr(loading, "load_callable", lambda *_: lambda: changed({**FOLDED, **NORMS}[how])[0])
+    if how in NORMS and where != "both":
+        with pytest.raises(ModelError, match=r"The file alone parametrizes (model\.)?0\.weight"):
+            load_network(recipe, tmp_path / "m.pt")
+        return
+    loaded = load_network(recipe, tmp_path / "m.pt")
+    found = loaded.module.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.allclose(expected[name], found[name], atol=1e-6) for name in expected)
+    assert any("replaced by their values" in note for note in loaded.notes)
+
+
+def test_a_mask_or_norm_of_the_factory_alone_is_folded(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "load_callable", lambda *_: lambda: changed(FOLDED["weight_norm"])[0])
+    (note,) = loaded_as(tmp_path, tensors(), tensors())
+    assert "0.weight" in note
+
+
+def test_own_parametrizations_stay_and_one_side_alone_is_explained(tmp_path):
+    arguments = {"function": "doubled"}
+    torch.save(tensors(), tmp_path / "m.pt")
+    with pytest.raises(ModelError, match=r"The factory alone parametrizes 0\.weight"):
+        load_network(recipe_of(tmp_path, **arguments), tmp_path / "m.pt")
+    state = {k.replace("0.weight", "0.parametrizations.weight.original"): v for k, v in tensors().items()}
+    torch.save(state, tmp_path / "m.pt")
+    loaded = load_network(recipe_of(tmp_path, **arguments), tmp_path / "m.pt")
+    assert torch.equal(loaded.module[0].weight, 2 * tensors()["0.weight"])
+
+
+def test_lazy_modules_take_the_shapes_of_the_file(tmp_path):
+    assert loaded_as(tmp_path, tensors(), tensors(), function="lazy") == ()
+    loaded = load_network(recipe_of(tmp_path, "lazy"), tmp_path / "m.pt")
+    assert loaded.module(torch.ones(2, 3)).shape == (2, 1)
+    torch.save(nn.Sequential(nn.LazyLinear(2)), tmp_path / "m.pt")
+    with pytest.raises(ModelError, match=r"0\.weight, 0\.bias of lazy modules without values"):
+        load_network(recipe_of(tmp_path), tmp_path / "m.pt", trust_pickle=True)
+
+
+@pytest.mark.parametrize("function", ["parallel", "compiled", "averaged"])
+def test_wrappers_that_a_factory_returns_are_taken_off(tmp_path, function):
+    loaded_as(tmp_path, tensors(), tensors(), function=function)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn])
+def test_floating_weights_of_any_width_are_converted(tmp_path, dtype):
+    state = {name: tensor.to(dtype) for name, tensor in tensors().items()}
+    loaded_as(tmp_path, state, {name: tensor.float() for name, tensor in state.items()})
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool, torch.complex64])
+def test_weights_that_are_no_real_fractions_are_refused(tmp_path, dtype):
+    torch.save(tensors() | {"0.weight": tensors()["0.weight"].to(dtype)}, tmp_path / "m.pt")
+    with pytest.raises(ModelError, match=f"complex 0.weight|whole numbers, as of a quantised .*{dtype}"):
+        load_network(recipe_of(tmp_path), tmp_path / "m.pt")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "torch.set_grad_enabled(False)",
+        "torch.set_default_dtype(torch.float64)",
+        "torch.set_default_device('meta')",
+        "torch.set_num_threads(torch.get_num_threads() + 1)",
+        "torch.use_deterministic_algorithms(not torch.are_deterministic_algorithms_enabled())",
+    ],
+)
+@pytest.mark.parametrize("place", ["module", "factory"])
+def test_settings_that_the_users_code_changes_are_restored(tmp_path, body, place):
+    recipe = recipe_of(tmp_path)
+    text = NETWORK.replace("from torch import nn", f"from torch import nn\n{body}", 1)
+    if place == "factory":
+        text = NETWORK.replace("def build():", f"def build():\n    import torch; {body}")
+    (tmp_path / "n.py").write_text(text)
+    torch.save(tensors(), tmp_path / "m.pt")
+    before = _settings()
+    if "meta" in body:
+        with pytest.raises(ModelError, match=r"makes '0\.weight' on the device 'meta'"):
+            load_network(recipe, tmp_path / "m.pt")
+    else:
+        load_network(recipe, tmp_path / "m.pt")
+    assert _settings() == before
+    assert torch.is_grad_enabled()
 
 
 def test_safetensors_are_read(tmp_path):

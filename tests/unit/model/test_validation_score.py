@@ -12,6 +12,8 @@ CASES = [
     (Task("binary", "logits", 2, width=2), "log_loss"),
     (Task("multiclass", "logits", 4, width=4), "accuracy"),
     (Task("multiclass", "logits", 4, width=4), "log_loss"),
+    (Task("binary", "logits", 2), "brier_score"),
+    (Task("multiclass", "logits", 4, width=4), "brier_score"),
     (Task("regression", "logits", 0), "r2"),
     (Task("regression", "logits", 0), "rmse"),
     (Task("regression", "logits", 0), "mae"),

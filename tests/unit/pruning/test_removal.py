@@ -168,3 +168,85 @@ def test_difference_is_infinite_for_nan_and_for_other_shapes():
     one = [torch.ones(2, 2)]
     assert difference(one, [torch.full((2, 2), float("nan"))]) == float("inf")
     assert difference(one, [torch.ones(2, 3)]) == float("inf")
+
+
+class Fixed(nn.Module):
+    """Eight columns, and a forward that fixes a width at some numbers of rows."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.entry, self.out, self.change = nn.Linear(8, 6), nn.Linear(6, 1), forward
+
+    def forward(self, x):
+        return self.change(self, x)
+
+    def plain(self, x):
+        return self.out(torch.relu(self.entry(x)))
+
+
+@pytest.mark.parametrize("rows", [2, 8, 16, 24])
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda net, x: net.plain(x.view(-1, 8, 1).view(len(x), -1)),
+        lambda net, x: net.plain(x.reshape(-1, 4, 2).reshape(x.shape[0], -1)),
+        lambda net, x: net.plain(x.reshape(-1, 2).reshape(x.shape[0], -1)),
+    ],
+)
+def test_a_width_fixed_in_a_view_is_found_whatever_the_number_of_rows(forward, rows):
+    torch.manual_seed(0)
+    (units, *_) = planned(Fixed(forward).eval(), torch.randn(rows, 8), 1)
+    assert units.removal == "constant"
+    assert units.refused is None
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_a_width_fixed_for_a_small_batch_alone_is_found(rows):
+    def forward(net, x):
+        return net.plain(x.view(rows, 8) if len(x) == rows else x)
+
+    torch.manual_seed(0)
+    (units, *_) = planned(Fixed(forward).eval(), torch.randn(16, 8), 1)
+    assert units.removal == "constant"
+
+
+@pytest.mark.parametrize("fault", ["raises", "exits", "differs"])
+def test_a_cut_that_fails_in_a_small_batch_is_refused_and_removal_goes_on(fault):
+    def forward(net, x):
+        if len(x) == 2 and x.shape[1] < 8:
+            if fault == "raises":
+                raise ValueError("too narrow")
+            if fault == "exits":
+                raise SystemExit(0)
+            return net.plain(x) + 1
+        return net.plain(x)
+
+    torch.manual_seed(0)
+    network = Fixed(Fixed.plain).eval()
+    sets = planned(network, torch.randn(16, 8), 1)
+    network.change = forward
+    zero = zeroed(network, sets, 0)
+    removed = remove(zero, grouped(sets), (torch.randn(20, 8),), (1,))
+    refused = {r.name: r.reason for r in removed.refused}
+    assert "x" in refused
+    assert ("changes outputs" if fault == "differs" else "no longer runs") in refused["x"]
+    assert [c.name for c in removed.cuts] == ["entry"]
+
+
+def test_a_forward_that_asks_for_float32_is_planned_in_it():
+    def forward(net, x):
+        assert x.dtype == torch.float32
+        return net.plain(x)
+
+    torch.manual_seed(0)
+    assert all(s.refused is None for s in planned(Fixed(forward).eval(), torch.randn(16, 8), 1))
+
+
+def test_a_buffer_outside_of_the_state_dict_is_cut_too():
+    network = Fixed(lambda net, x: net.plain(x + net.shift)).eval()
+    network.register_buffer("shift", torch.arange(8.0), persistent=False)
+    sets = planned(network, torch.randn(16, 8), 1)
+    zero = zeroed(network, sets, 0)
+    removed = remove(zero, grouped(sets), (torch.randn(20, 8),), (1,))
+    assert not removed.refused
+    assert removed.network.shift.tolist() == removed.columns[0].tolist()

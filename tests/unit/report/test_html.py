@@ -4,6 +4,7 @@ from html.parser import HTMLParser
 import pytest
 
 from glprune.report.html import render_html
+from glprune.report.markdown import render_markdown
 from glprune.report.path_lines import MOST, line_collections
 from glprune.report.plots import path_figure
 from glprune.report.sentences import banner, headline, number, penalty_sentence
@@ -191,6 +192,31 @@ def test_the_page_is_one_file_without_script_or_outside_request(names, points):
     assert not re.search(r"url\((?!#)|@import", page)
     assert "default-src 'none'" in page
     assert len(page.encode()) < 500_000
+
+
+@pytest.mark.parametrize(
+    ("total", "removed", "names_removed", "names_kept"),
+    [
+        (21, 18, False, True),
+        (21, 3, True, False),
+        (40, 20, True, False),
+        (15, 10, True, True),
+        (5, 5, True, False),
+    ],
+)
+def test_findings_name_the_shorter_of_removed_and_kept_features(total, removed, names_removed, names_kept):
+    names = [f"field{i:02}" for i in range(total)]
+    found = report(names, removed=removed)
+    for text in (headline(found)[0], render_html(found, pictures=False), render_markdown(found)):
+        (sentence,) = re.findall(rf"The shipped model has no input for {removed} of {total}[^\n<]*", text)
+        assert all((name in sentence) == names_removed for name in names[:removed])
+        assert all((name in sentence) == names_kept for name in names[removed:])
+
+
+def test_findings_end_a_long_list_with_a_count():
+    sentence = headline(report([f"p{i}" for i in range(784)], removed=600))[0]
+    assert "It reads p600, p601," in sentence
+    assert sentence.endswith("p629 and 154 more.")
 
 
 def test_findings_name_the_removed_features_first_and_say_what_got_worse():

@@ -3,14 +3,19 @@
 import functools
 import operator
 import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 import glprune
 from glprune.errors import GlpruneError, TargetError
-from glprune.runtime.process_pool import ProcessPool
+from glprune.runtime.checkpoint import CheckpointLog
+from glprune.runtime.events import Progress
+from glprune.runtime.process_pool import OutcomeLog, ProcessPool, map_with_checkpoint
 from glprune.runtime.worker_pool import is_parallel, make_worker_pool
 from glprune.schema.recipe import WorkersSpec
 from tests.integration_packages import need
@@ -40,13 +45,67 @@ def test_an_error_stops_the_work_and_reaches_the_caller():
     assert told in ([12], [])
 
 
-def test_a_process_that_dies_is_told_in_one_line():
+def test_a_process_that_dies_again_is_told_in_one_line():
+    told = []
     with (
-        pytest.raises(GlpruneError, match=r"killed.*workers\.processes") as caught,
+        pytest.raises(GlpruneError, match=r"killed.*, twice; set workers\.processes lower\.$") as caught,
         ProcessPool(functools.partial(os._exit, 9), 1) as workers,
     ):
-        workers.map(operator.add, [1], lambda place, outcome: None)
+        workers.map(operator.add, [1], lambda place, outcome: None, told.append)
     assert "\n" not in str(caught.value)
+    assert len(told) == 1
+
+
+def killed_once(folder, item):
+    """Be killed at the first item 3, as for lack of memory."""
+    with (folder / "tries").open("a") as tries:
+        tries.write(f"{item}\n")
+    if item == 3 and not (folder / "killed").exists():
+        (folder / "killed").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item * item
+
+
+def test_the_work_of_a_killed_process_is_tried_again_by_half_as_many(tmp_path):
+    told, done = [], []
+    with ProcessPool(functools.partial(Path, tmp_path), 2) as workers:
+        found = workers.map(killed_once, range(6), lambda place, outcome: done.append(place), told.append)
+        assert workers.map(killed_once, [7], lambda place, outcome: None) == [49]
+    assert found == [0, 1, 4, 9, 16, 25]
+    assert sorted(done) == list(range(6))
+    assert [event.text for event in told] == [
+        "A worker process was killed, probably for lack of memory; its work is tried again with "
+        "workers.processes: 1."
+    ]
+    assert (tmp_path / "tries").read_text().split().count("3") == 2
+
+
+class Here:
+    """Workers in this process."""
+
+    def map(self, work, items, done, listener):
+        for place, item in enumerate(items):
+            done(place, work(None, item))
+
+
+def doubled(state, item):
+    return 2 * item
+
+
+def test_outcomes_of_a_stopped_run_that_cannot_be_used_are_made_again():
+    stored = {"0": 0, "1": "two", "2": 5, "3": None, "5": 10, "x": 1}
+    log = CheckpointLog()
+    step = log.save_step("resamples", {}, stored)
+    outcomes = OutcomeLog(step, log, TypeAdapter(int), "parts", lambda index, outcome: outcome == 2 * index)
+    heard, made = [], []
+
+    def work(state, item):
+        made.append(item)
+        return doubled(state, item)
+
+    assert map_with_checkpoint(Here(), work, range(6), outcomes, heard.append) == [0, 2, 4, 6, 8, 10]
+    assert made == [1, 2, 3, 4]
+    assert heard == [Progress("parts", number, 6) for number in (3, 4, 5, 6)]
 
 
 def refuse(state, item):
@@ -55,7 +114,7 @@ def refuse(state, item):
 
 @pytest.mark.slow
 @pytest.mark.with_ray
-def test_ray_gives_the_same_outcomes_in_order_and_errors_as_they_were_raised():
+def test_ray_gives_the_same_outcomes_in_order_and_errors_as_they_were_raised(tmp_path):
     ray = need("ray")
     with make_worker_pool(
         functools.partial(int, 12), WorkersSpec(engine="ray", processes=2), "recipe.yaml:1: workers.engine"
@@ -68,8 +127,15 @@ def test_ray_gives_the_same_outcomes_in_order_and_errors_as_they_were_raised():
         assert sorted(told) == [(0, 3), (1, 12), (2, 4)]
         with pytest.raises(TargetError, match=r"^7 is too much$"):
             workers.map(refuse, [7], lambda place, outcome: None)
-        with pytest.raises(GlpruneError, match=r"worker of Ray was lost.*workers\.processes"):
+        with pytest.raises(GlpruneError, match=r"worker of Ray was lost.*twice.*workers\.processes"):
             workers.map(ending, [9], lambda place, outcome: None)
+    with make_worker_pool(
+        functools.partial(Path, tmp_path),
+        WorkersSpec(engine="ray", processes=2),
+        "recipe.yaml:1: workers.engine",
+    ) as workers:
+        assert workers.map(killed_once, [2, 3, 4], lambda place, outcome: None) == [4, 9, 16]
+    assert (tmp_path / "tries").read_text().split().count("3") == 2
     assert not ray.is_initialized()
 
 

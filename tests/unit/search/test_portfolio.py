@@ -1,5 +1,6 @@
 """Sets of features found in several ways: how they are found, compared and chosen, and that they are shipped."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from glprune.audit.checks.consistency import check_consistency
 from glprune.audit.verify import verify
 from glprune.data.splits import TensorSplit
 from glprune.model.validation_score import ValidationScore
+from glprune.runtime.checkpoint import Step, UnusableStepError, reading
 from glprune.runtime.events import silent
 from glprune.schema.recipe_loading import load_recipe
 from glprune.search import stage
@@ -222,6 +224,32 @@ def test_candidates_survive_a_checkpoint(job):
     (loaded,) = load_candidates(*save_candidates(found))
     assert (loaded.name, loaded.kept, loaded.rank) == ("one", {"a", "b"}, found[0].rank)
     assert [score.standard_error for score in loaded.folds] == [s.standard_error for s in found[0].folds]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values, tensors: values.clear(),
+        lambda values, tensors: values["candidates"].clear(),
+        lambda values, tensors: values["candidates"][0].pop("kept"),
+        lambda values, tensors: values["candidates"][0].update(name="another"),
+        lambda values, tensors: values["candidates"][0].update(kept=["a"]),
+        lambda values, tensors: values["candidates"][1].update(kept=["a", "nothing"]),
+        lambda values, tensors: values["candidates"][1].update(scores="x"),
+        lambda values, tensors: values["candidates"][1]["scores"].clear(),
+        lambda values, tensors: values["candidates"][1].update(scores=[["rmse", 0.1, 0.2]]),
+        lambda values, tensors: tensors.clear(),
+        lambda values, tensors: tensors.update({"1/0": torch.ones(3)}),
+    ],
+)
+def test_stored_candidates_of_wrong_content_are_not_used(job, change):
+    path = frozenset({"a", "b"})
+    scored = score_candidates(job, {competition.PATH: path, "other": frozenset({"a", "c"})}, job.network)
+    values, tensors = json.loads(json.dumps(save_candidates(scored)[0])), save_candidates(scored)[1]
+    competition._check_loaded(job, path, load_candidates(values, tensors))
+    change(values, tensors)
+    with pytest.raises(UnusableStepError), reading(Step("candidates", {}, {})):
+        competition._check_loaded(job, path, load_candidates(values, tensors))
 
 
 def test_only_sets_better_than_the_path_are_cross_validated(folder):
