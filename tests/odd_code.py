@@ -313,7 +313,10 @@ def make(choose: Choose) -> tuple[str, str]:
                 parts["loader"] = f"return {pick(LOADER_RETURNS)}"
     depth = {"forward": 8, "factory": 4, "loader": 4, "returned": 0}
     code = CODE.format(**{name: textwrap.indent(text, " " * depth[name]) for name, text in parts.items()})
-    command = ("inspect odd.yaml model.pt", "run odd.yaml model.pt --quiet --out out")[choose(3) > 0]
+    command = (
+        "inspect odd.yaml model.pt --accept-original",
+        "run odd.yaml model.pt --accept-original --quiet --out out",
+    )[choose(3) > 0]
     return code, command
 
 

@@ -54,10 +54,13 @@ class LoaderSplit:
             rows = 0
             for inputs, target in _read_batches(self.loader, self.specs, self.kind, self.name):
                 rows += len(target)
+                if rows > self.rows:
+                    break
                 yield inputs, target
         if rows != self.rows:
+            later = f"{rows:,}" if rows < self.rows else "more"
             raise DataError(
-                f"{self.name}: {self.rows:,} rows at first and {rows:,} later; let the loader yield the same "
+                f"{self.name}: {self.rows:,} rows at first and {later} later; let the loader yield the same "
                 "rows in every pass."
             )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 from pathlib import Path
 
@@ -142,8 +143,21 @@ def _read(path: Path, delimiter: str) -> pa.Table:
     try:
         return pa.csv.read_csv(path, parse_options=options)
     except pa.ArrowInvalid:
-        _check_rows(path, delimiter)
+        if _is_utf8_text(path):
+            _check_rows(path, delimiter)
         raise
+
+
+def _is_utf8_text(path: Path) -> bool:
+    """Whether the content of a file, which may be compressed, is UTF-8."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with pa.input_stream(str(path)) as stream:
+        try:
+            while chunk := stream.read(_HEAD):
+                decoder.decode(chunk)
+        except UnicodeDecodeError:
+            return False
+    return True
 
 
 def _check_rows(path: Path, delimiter: str) -> None:

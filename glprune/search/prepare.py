@@ -139,6 +139,7 @@ def build_job(
     task = task.fitted(found[task.prediction][1])
     if outputs.predicted is not None:
         check_predicts(found[outputs.predicted][1])
+    check_trainable(network, tuple(x[:_TRIED_ROWS] for x in real), task.view)
     check = OriginalCheck(recipe, loaded.module, data, task, _run_on_every_row(network, data, recipe, task))
     if judge is not None:
         judge(check)
@@ -146,7 +147,6 @@ def build_job(
     del check  # its predictions are of every row
     if recipe.task == "distillation":
         data, task = with_teacher_targets(data, network, task)
-    check_trainable(network, tuple(x[:_TRIED_ROWS] for x in real), task.view)
     probe = _probe(network, real, [spec.axis for spec in recipe.model.inputs], recipe.seed)
     groups = find_groups(network, recipe, data, probe)
     return Job(recipe, data, loaded, network, task, groups, probe, outputs, rules, original)
