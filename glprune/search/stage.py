@@ -275,7 +275,7 @@ def _limited(weights: Tensor, groups: GroupSet, spec: StageSpec) -> Tensor:
     A layer that lost many units has less to lose by the next: without a limit one layer starves while others
     stay whole.
     """
-    if groups.kind == "input" or spec.max_layer_loss >= 1:
+    if spec.max_layer_loss >= 1:
         return weights
     number = min(math.ceil(spec.max_layer_loss * len(weights)), len(weights) - 1)
     weakest = weights.argsort(descending=True, stable=True)[:number]
