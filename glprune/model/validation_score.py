@@ -160,9 +160,11 @@ def _auroc_influences(margin: Tensor, positive: Tensor) -> Tensor:
     shares = torch.empty_like(margin)
     shares[positive] = _share_below(margin[positive], margin[~positive])
     shares[~positive] = 1 - _share_below(margin[~positive], margin[positive])
-    area = shares[positive].mean()
-    counts = torch.where(positive, positive.sum(), (~positive).sum())
-    return area + (shares - area) * (len(margin) / counts)
+    area, rows = shares[positive].mean(), len(margin)
+    counts = torch.where(positive, positive.sum(), (~positive).sum()).double()
+    # each class has a mean of its own: its variance is a sum of squares over its number of rows less one
+    unbiased = ((rows - 1) * counts / (rows * (counts - 1).clamp(min=1))).sqrt()
+    return area + (shares - area) * unbiased * (rows / counts)
 
 
 def _share_below(values: Tensor, others: Tensor) -> Tensor:
