@@ -114,7 +114,11 @@ class _StoredBundle:
         Raises:
             UsageError: The file is missing or is not the recipe of the bundle.
         """
-        target = self.resolved.target.model_copy(update={"max_features": features})
+        asked = self.resolved.target
+        sizes: Sequence[int] | str | None = asked.frontier
+        if asked.max_features is not None:  # it may be a size that the frontier does not name
+            sizes = [point.size for point in self.frontier.points]
+        target = asked.model_copy(update={"max_features": features, "frontier": sizes})
         recipe = self.resolved.model_copy(update={"target": target})
         named = given if given is not None else self.frontier.recipe
         if named is None:  # it was made in Python: its paths are relative to the working directory

@@ -222,7 +222,9 @@ def _comparison(outcome: RunResults) -> Comparison | None:
                 found_by=candidate.name,
                 features=[name for name in names if name in candidate.kept],
                 valid=_figures((candidate.valid,), (path.valid,)),
-                cross_validation=_figures(candidate.folds, path.folds) if candidate.folds else None,
+                cross_validation=_figures(candidate.folds, path.folds, found.repeats)
+                if candidate.folds
+                else None,
                 chosen=candidate is found.best,
             )
             for candidate in found.candidates
@@ -230,11 +232,11 @@ def _comparison(outcome: RunResults) -> Comparison | None:
     )
 
 
-def _figures(scores: Scores, path: Scores) -> ValidationFigures:
-    gain = mean_gain(scores, path)
+def _figures(scores: Scores, path: Scores, repeats: int = 1) -> ValidationFigures:
+    gain = mean_gain(scores, path, repeats)
     return ValidationFigures(
         metric=sum(score.value for score in scores) / len(scores),
-        standard_error=standard_error(torch.cat([score.influences for score in scores])),
+        standard_error=standard_error(torch.cat([score.influences for score in scores])) * repeats**0.5,
         loss=sum(score.loss for score in scores) / len(scores),
         gain=gain.mean,
         gain_standard_error=gain.standard_error,

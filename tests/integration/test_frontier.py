@@ -111,6 +111,13 @@ def test_a_selected_size_is_the_bundle_of_a_run_that_ships_it(folder, another):
     assert verify(chosen.bundle).exit_code == 0
 
 
+def test_a_size_is_selected_from_a_frontier_whose_max_features_is_not_in_its_list(folder, tmp_path):
+    own = run(folder, tmp_path / "own", "target.frontier=[5]", "target.max_features=3")
+    chosen = glprune.select(own.bundle, 5, tmp_path / "five", recipe=folder / "recipe.yaml")
+    assert [(p.size, p.shipped) for p in chosen.report.frontier.points] == [(5, True), (3, False)]
+    assert verify(chosen.bundle).exit_code == 0
+
+
 def test_the_figures_of_a_size_are_those_of_its_file_once_it_ships(whole, another):
     size, chosen = another
     stated = next(p for p in whole.report.frontier.points if p.size == size)

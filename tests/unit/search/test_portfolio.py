@@ -217,6 +217,15 @@ def test_the_path_stays_unless_another_is_better_by_more_than_noise():
     assert competition.choose([path, slightly, clearly]) is clearly
 
 
+def test_repeated_folds_are_no_new_rows():
+    path, other = candidate("path", "1100" * 10), candidate("other", "1101" + "1100" * 9)
+    once, often = ([replace(c, folds=(c.valid,) * n, repeats=n) for c in (path, other)] for n in (1, 100))
+    assert competition.choose(once) is once[0]
+    assert competition.choose(often) is often[0]
+    errors = [other.gain_over(path).standard_error for path, other in (once, often)]
+    assert errors[1] == pytest.approx(errors[0], rel=0.02)
+
+
 def test_candidates_survive_a_checkpoint(job):
     scored = score_candidates(job, {"one": frozenset({"a", "b"}), "same": frozenset({"b", "a"})}, job.network)
     assert [c.name for c in scored] == ["one"]
