@@ -214,22 +214,23 @@ def _check_members(path: Path, names: Sequence[PurePosixPath]) -> None:
 def _classes(path: Path) -> Iterator[str]:
     """Yield the names of classes and functions that a pickle, or that of an archive, calls for."""
     texts: list[str] = []
-    opcodes = itertools.chain.from_iterable(map(pickletools.genops, itertools.repeat(_pickled(path), _PICKLES)))
     try:
-        for opcode, argument, _ in itertools.islice(opcodes, _MAX_OPCODES):
-            if opcode.name in ("GLOBAL", "INST"):
-                yield str(argument).replace(" ", ".")
-            elif opcode.name == "STACK_GLOBAL" and len(texts) > 1:
-                yield f"{texts[-2]}.{texts[-1]}"
-            elif isinstance(argument, str):
-                texts.append(argument)
+        with _pickled(path) as stream:
+            pickles = map(pickletools.genops, itertools.repeat(stream, _PICKLES))
+            for opcode, argument, _ in itertools.islice(itertools.chain.from_iterable(pickles), _MAX_OPCODES):
+                if opcode.name in ("GLOBAL", "INST"):
+                    yield str(argument).replace(" ", ".")
+                elif opcode.name == "STACK_GLOBAL" and len(texts) > 1:
+                    yield f"{texts[-2]}.{texts[-1]}"
+                elif isinstance(argument, str):
+                    texts.append(argument)
     except (ValueError, IndexError, OSError, zipfile.BadZipFile):
         return  # arrays of joblib lie between the opcodes
 
 
 def _pickled(path: Path) -> IO[bytes]:
-    """Return the pickles of a file: the file, or the member of an archive."""
+    """Open the pickles of a file: the file, or the member of an archive."""
     if not zipfile.is_zipfile(path):
-        return io.BytesIO(path.read_bytes())
+        return path.open("rb")
     with zipfile.ZipFile(path) as archive:
         return io.BytesIO(next((archive.read(n) for n in archive.namelist() if n.endswith("data.pkl")), b""))
