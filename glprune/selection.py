@@ -74,6 +74,8 @@ def select(  # noqa: PLR0913 - a public entry point: each option is a keyword of
         chosen_recipe, stored.model(model), trust_pickle, OnnxLatencyMeter, accept_original=True
     )
     folder = Path(out) if out is not None else default_selection(Path(bundle), features)
+    if Path(bundle).resolve() in folder.resolve().parents:
+        raise UsageError(f"{folder} is inside {bundle}, which it would change; give another --out.")
     plugins = load_reporters(reporters, chosen_recipe.allowed)
     clock = StageClock(on_event or silent)
     with (

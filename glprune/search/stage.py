@@ -30,6 +30,7 @@ from glprune.search.path import RegularisationPath
 from glprune.search.path_point import NUMBER, Checkpoint, Point, load_points, path_record, save_points
 from glprune.search.prepare import slim_job
 from glprune.search.refit import load_refit, refit_or_resume, save_refit
+from glprune.training.feature_groups import remaining_groups
 from glprune.training.objective import Objective
 from glprune.training.solver import PointSolver
 
@@ -239,13 +240,14 @@ def _make_path(state: SearchState, spec: StageSpec, listener: Listener) -> Regul
     network = copy.deepcopy(job.network)
     weighted = [(g, _limited(w * _factors(spec, g), g, spec)) for g, w in job.penalised(spec.kinds)]
     penalised = [(g, w) for g, w in weighted if bool(w.any())]
+    groups = remaining_groups(recipe.penalty, _feature_names(original), _feature_names(job))
     objective = Objective(
         network,
         job.task,
         job.data.train,
         penalised,
         recipe.train.constrain_unpenalised,
-        recipe.penalty,
+        recipe.penalty.model_copy(update={"groups": groups}),
         job.make_penalty,
         job.process_group,
     )
@@ -260,6 +262,10 @@ def _make_path(state: SearchState, spec: StageSpec, listener: Listener) -> Regul
     solver = PointSolver(objective, recipe.train, recipe.seed)
     path = RegularisationPath(solver, job.groups, measure, report, original.checkpoints)
     return path  # a name, since report() reads its points
+
+
+def _feature_names(job: Job) -> list[str]:
+    return [feature.name for feature in job.data.features]
 
 
 def _factors(spec: StageSpec, groups: GroupSet) -> Tensor:

@@ -274,9 +274,8 @@ def test_the_report_names_the_candidates_and_the_shipped_one(folder, tmp_path):
     report = glprune.run(recipe, folder / "model.pt", tmp_path / "bundle").report
     comparison = report.selection.comparison
     kept = [f.name for f in report.features if f.status == "kept"]
-    assert comparison.folds == 3
+    assert (comparison.folds, comparison.fold_rows) in ((1, 0), (3, 480))
     assert comparison.rows == 120
-    assert comparison.fold_rows in (0, 480)
     assert [c.features for c in comparison.candidates if c.chosen] == [kept]
     assert comparison.candidates[0].valid.gain == 0.0
     assert all(c.valid.standard_error > 0 and len(c.features) <= 3 for c in comparison.candidates)
