@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glprune._user_code import network_errors
+from glprune.audit.findings import UnreadableError
 from glprune.audit.verify import integrity_findings, open_bundle
 from glprune.errors import UsageError
 from glprune.export.latency import OnnxLatencyMeter
@@ -172,7 +173,10 @@ def _open(folder: Path, features: int) -> _StoredBundle:
     Raises:
         UsageError: The bundle was changed, has no frontier, or has no such point.
     """
-    opened = open_bundle(folder)
+    try:
+        opened = open_bundle(folder)
+    except UnreadableError as error:
+        raise UsageError(f"{str(error).rstrip('.')}; give the folder of a bundle with a frontier.") from error
     found = integrity_findings(opened)
     report, recipe, frontier = opened.report, opened.recipe, opened.frontier
     if found or report is None or recipe is None:

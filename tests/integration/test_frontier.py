@@ -196,6 +196,8 @@ def test_what_cannot_be_selected_is_refused_in_one_line(copy, tmp_path, audited)
         with pytest.raises(UsageError, match=message) as caught:
             glprune.select(copy, size, **options)
         assert "\n" not in str(caught.value)
+    with pytest.raises(UsageError, match=r"absent: cannot be read .*give the folder of a bundle"):
+        glprune.select(tmp_path / "absent", 3)
     with pytest.raises(UsageError, match="has no frontier"):
         glprune.select(audited["slim"], 3)
     (tmp_path / "model.pt").rename(tmp_path / "moved.pt")

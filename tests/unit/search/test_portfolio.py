@@ -199,6 +199,9 @@ def test_folds_that_cannot_be_made_are_refused_in_one_line(folder):
     assert "\n" not in str(caught.value)
     auto = prepared(folder)
     assert fold_count(replace(auto, data=replace(auto.data, train=rows, valid=rows))) == 4
+    values = replace(job, task=replace(job.task, kind="regression"))
+    with pytest.raises(glprune.RecipeError, match=r"would have fewer than 4 rows; use at most 16\.$"):
+        fold_count(replace(values, recipe=prepared(folder, "data.validation={folds: 17}").recipe))
 
 
 def candidate(name, correct):
@@ -289,6 +292,7 @@ def test_a_pure_path_compares_nothing(folder, tmp_path):
     report = glprune.run(recipe, folder / "model.pt", tmp_path / "bundle").report
     assert report.selection.comparison is None
     assert sum(f.status == "kept" for f in report.features) <= 3
+    assert not any("other sets" in sentence for sentence in report.not_measured)
 
 
 def test_a_chosen_set_is_removed_along_a_path_with_exact_zeros(folder, tmp_path, monkeypatch):

@@ -99,6 +99,7 @@ def test_stages_lead_to_the_planted_features_and_each_is_recorded(folder):
     assert exits <= set(range(1, len(counts) + 1))
     assert len({p.stage for p in report.path if p.selected}) == len(counts)
     assert all(p.norms[0] > 0 for p in report.path)
+    assert any("hidden units were removed along the same path" in s for s in report.not_measured)
 
 
 @pytest.mark.parametrize("target", ["macs", "parameters"])
