@@ -291,9 +291,10 @@ def frontier_sentence(frontier: Frontier) -> str:
     """State the sizes that were found and why one of them ships."""
     sizes = [point.size for point in frontier.points]
     shipped = next(point for point in frontier.points if point.shipped)
-    listed = _joined([*(f"{size:,}" for size in sizes[:-1]), counted(sizes[-1], "feature")])
+    listed = _joined([f"{size:,}" for size in sizes])
+    noun = "feature" if sizes == [1] else "features"
     return (
-        f"One search found networks of {counted(len(sizes), 'size')}, for {listed}. "
+        f"One search found networks of {counted(len(sizes), 'size')}, for {listed} {noun}. "
         f"The one for {shipped.size:,} ships: {frontier.rule}."
     )
 
