@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from glprune._user_code import network_errors
 from glprune._wording import counted
+from glprune.audit.findings import UnreadableError
 from glprune.audit.verify import integrity_findings, open_bundle
 from glprune.errors import UsageError
 from glprune.export.latency import OnnxLatencyMeter
@@ -75,6 +76,8 @@ def select(  # noqa: PLR0913 - a public entry point: each option is a keyword of
         chosen_recipe, stored.model(model), trust_pickle, OnnxLatencyMeter, accept_original=True
     )
     folder = Path(out) if out is not None else default_selection(Path(bundle), features)
+    if Path(bundle).resolve() in folder.resolve().parents:
+        raise UsageError(f"{folder} is inside {bundle}, which it would change; give another --out.")
     plugins = load_reporters(reporters, chosen_recipe.allowed)
     clock = StageClock(on_event or silent)
     with (
@@ -118,7 +121,11 @@ class _StoredBundle:
         Raises:
             UsageError: The file is missing or is not the recipe of the bundle.
         """
-        target = self.resolved.target.model_copy(update={"max_features": features})
+        asked = self.resolved.target
+        sizes: Sequence[int] | str | None = asked.frontier
+        if asked.max_features is not None:  # it may be a size that the frontier does not name
+            sizes = [point.size for point in self.frontier.points]
+        target = asked.model_copy(update={"max_features": features, "frontier": sizes})
         recipe = self.resolved.model_copy(update={"target": target})
         named = given if given is not None else self.frontier.recipe
         if named is None:  # it was made in Python: its paths are relative to the working directory
@@ -170,7 +177,10 @@ def _open(folder: Path, features: int) -> _StoredBundle:
     Raises:
         UsageError: The bundle was changed, has no frontier, or has no such point.
     """
-    opened = open_bundle(folder)
+    try:
+        opened = open_bundle(folder)
+    except UnreadableError as error:
+        raise UsageError(f"{str(error).rstrip('.')}; give the folder of a bundle with a frontier.") from error
     found = integrity_findings(opened)
     report, recipe, frontier = opened.report, opened.recipe, opened.frontier
     if found or report is None or recipe is None:

@@ -167,8 +167,8 @@ def print_inspection(console: Console, inspection: Inspection) -> None:
         f"parameters {inspection.parameters:,}, multiply-accumulates for one row {inspection.macs:,}",
         f"rows: {rows}",
         f"lambda_max {inspection.lambda_max:.4g}",
-        f"cost: about {inspection.seconds:.0f} s of processor time, and the exports: {inspection.passes:,} "
-        f"passes over the training rows, {counted(inspection.points, 'lambda')}",
+        f"cost: about {inspection.seconds:.0f} s of processor time for {inspection.passes:,} passes over the "
+        f"training rows, at {counted(inspection.points, 'lambda')}; {inspection.not_counted} are not counted",
     ]
     for line in lines:
         console.print(line, markup=False, highlight=False)
@@ -220,5 +220,6 @@ def as_json(inspection: Inspection) -> dict[str, Any]:
         "passes": inspection.passes,
         "seconds_per_pass": inspection.seconds_per_pass,
         "seconds": inspection.seconds,
+        "not_counted": inspection.not_counted,
         "notes": list(inspection.notes),
     }

@@ -74,6 +74,7 @@ from glprune.search.path_point import path_record
 from glprune.search.portfolio.candidates import mean_gain
 from glprune.search.portfolio.frontier import shipping_rule
 from glprune.search.refit import distill_share
+from glprune.search.search import penalises_both
 from glprune.training.feature_groups import members
 
 if TYPE_CHECKING:
@@ -117,6 +118,10 @@ NOT_MEASURED = (
     NO_SEGMENTS,
     _STABILITY,
     "Latency on other hardware, batch sizes or thread counts than those listed.",
+)
+_OTHER_SETS = (
+    "Whether other sets of as many features are better: hidden units were removed along the same path, so "
+    "that none was compared."
 )
 _WITHOUT_LABELS = ("Whether the original network or the shipped one is correct: there were no labels.",)
 
@@ -223,7 +228,9 @@ def _comparison(outcome: RunResults) -> Comparison | None:
                 found_by=candidate.name,
                 features=[name for name in names if name in candidate.kept],
                 valid=_figures((candidate.valid,), (path.valid,)),
-                cross_validation=_figures(candidate.folds, path.folds) if candidate.folds else None,
+                cross_validation=_figures(candidate.folds, path.folds, found.repeats)
+                if candidate.folds
+                else None,
                 chosen=candidate is found.best,
             )
             for candidate in found.candidates
@@ -231,11 +238,11 @@ def _comparison(outcome: RunResults) -> Comparison | None:
     )
 
 
-def _figures(scores: Scores, path: Scores) -> ValidationFigures:
-    gain = mean_gain(scores, path)
+def _figures(scores: Scores, path: Scores, repeats: int = 1) -> ValidationFigures:
+    gain = mean_gain(scores, path, repeats)
     return ValidationFigures(
         metric=sum(score.value for score in scores) / len(scores),
-        standard_error=standard_error(torch.cat([score.influences for score in scores])),
+        standard_error=standard_error(torch.cat([score.influences for score in scores])) * repeats**0.5,
         loss=sum(score.loss for score in scores) / len(scores),
         gain=gain.mean,
         gain_standard_error=gain.standard_error,
@@ -256,8 +263,16 @@ def _not_measured(outcome: RunResults) -> list[str]:
     """List what the run did not measure."""
     without_labels = _WITHOUT_LABELS if outcome.job.task.kind == "distillation" else ()
     stability = _STABILITY if outcome.stability is None else _RETRAINING
+    other_sets = (_OTHER_SETS,) if _is_joint_path(outcome) else ()
     sentences = [stability if sentence == _STABILITY else sentence for sentence in NOT_MEASURED]
-    return not_measured(outcome.job, outcome.proxies, [*without_labels, *sentences])
+    return not_measured(outcome.job, outcome.proxies, [*without_labels, *other_sets, *sentences])
+
+
+def _is_joint_path(outcome: RunResults) -> bool:
+    """Whether a number of features was asked for and hidden units left along the same path."""
+    target = outcome.job.recipe.target
+    asked = target.max_features is not None or target.frontier is not None
+    return asked and target.max_hidden is None and penalises_both(outcome.job, ("input", "hidden"))
 
 
 def _penalty(spec: PenaltySpec, outcome: RunResults) -> PenaltyFacts:

@@ -157,9 +157,11 @@ def _auroc_influences(margin: Tensor, positive: Tensor) -> Tensor:
     of_positive, of_negative = auroc_components(margin, positive)
     shares = torch.empty_like(margin)
     shares[positive], shares[~positive] = of_positive, of_negative
-    area = of_positive.mean()
-    counts = torch.where(positive, positive.sum(), (~positive).sum())
-    return area + (shares - area) * (len(margin) / counts)
+    area, rows = of_positive.mean(), len(margin)
+    counts = torch.where(positive, positive.sum(), (~positive).sum()).double()
+    # each class has a mean of its own: its variance is a sum of squares over its number of rows less one
+    unbiased = ((rows - 1) * counts / (rows * (counts - 1).clamp(min=1))).sqrt()
+    return area + (shares - area) * unbiased * (rows / counts)
 
 
 def auroc_components(margin: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:

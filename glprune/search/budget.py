@@ -203,6 +203,16 @@ def uniform_support(job: Job, share: float, kinds: Sequence[str]) -> list[Tensor
     return marks
 
 
+def least_size(job: Job, counted: SizeMetric, kinds: Sequence[str]) -> int:
+    """Count what is left where every penalised set of some kinds has its smallest group alone."""
+    marks = full_support(job.groups)
+    for alive, groups in zip(marks, job.groups, strict=True):
+        if groups.kind in kinds and not groups.units.refused and job.strength(groups) > 0:
+            smallest = int(torch.bincount(groups.group[groups.group >= 0], minlength=len(alive)).argmin())
+            alive[:] = torch.arange(len(alive)) == smallest
+    return size_of_support(job, marks, MEASURES[counted], job.recipe.target.counting_multiple)
+
+
 def uniform_share(job: Job, goal: SizeTarget, limit: float) -> float:
     """Return the share of units that every layer keeps where all lose the same to meet a limit."""
     if limit >= current_size(job, goal.counted):

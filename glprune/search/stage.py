@@ -30,6 +30,7 @@ from glprune.search.path import RegularisationPath
 from glprune.search.path_point import NUMBER, Checkpoint, Point, load_points, path_record, save_points
 from glprune.search.prepare import slim_job
 from glprune.search.refit import load_refit, refit_or_resume, save_refit
+from glprune.training.feature_groups import remaining_groups
 from glprune.training.objective import Objective
 from glprune.training.solver import PointSolver
 
@@ -243,13 +244,14 @@ def _make_path(state: SearchState, spec: StageSpec, listener: Listener) -> Regul
     job, original = state.job, state.original
     recipe, number = original.recipe, state.stages + 1
     network = copy.deepcopy(job.network)
+    groups = remaining_groups(recipe.penalty, _feature_names(original), _feature_names(job))
     objective = Objective(
         network,
         job.task,
         job.data.train,
         _penalised(job, spec),
         recipe.train.constrain_unpenalised,
-        recipe.penalty,
+        recipe.penalty.model_copy(update={"groups": groups}),
         job.make_penalty,
         job.process_group,
     )
@@ -272,6 +274,10 @@ def _penalised(job: Job, spec: StageSpec) -> list[tuple[GroupSet, Tensor]]:
     return [(g, w) for g, w in weighted if bool(w.any())]
 
 
+def _feature_names(job: Job) -> list[str]:
+    return [feature.name for feature in job.data.features]
+
+
 def _factors(spec: StageSpec, groups: GroupSet) -> Tensor:
     """Return a stage's factor on the penalty weight of each group of a set, shape (n_groups,), float64."""
     factor = spec.costs.get(groups.name, 1.0) * (spec.input_strength if groups.kind == "input" else 1.0)
@@ -285,7 +291,7 @@ def _limited(weights: Tensor, groups: GroupSet, spec: StageSpec) -> Tensor:
     A layer that lost many units has less to lose by the next: without a limit one layer starves while others
     stay whole.
     """
-    if groups.kind == "input" or spec.max_layer_loss >= 1:
+    if spec.max_layer_loss >= 1:
         return weights
     number = min(math.ceil(spec.max_layer_loss * len(weights)), len(weights) - 1)
     weakest = weights.argsort(descending=True, stable=True)[:number]

@@ -35,12 +35,14 @@ class Candidate:
         kept: Names of its features.
         valid: Its score on the validation split.
         folds: Its scores on the validation rows of every fold; empty where it was not cross-validated.
+        repeats: How often every row is in a fold.
     """
 
     name: str
     kept: Support
     valid: ValidationScore
     folds: Scores = ()
+    repeats: int = 1
 
     @property
     def scores(self) -> Scores:
@@ -55,14 +57,21 @@ class Candidate:
 
     def gain_over(self, other: Candidate) -> Gain:
         """Compare the deciding scores with those of another candidate, row by row."""
-        return mean_gain(self.scores, other.scores)
+        return mean_gain(self.scores, other.scores, self.repeats)
 
 
-def mean_gain(scores: Scores, others: Scores) -> Gain:
-    """Return the mean gain over folds, with its standard error over the rows of all folds."""
+def mean_gain(scores: Scores, others: Scores, repeats: int = 1) -> Gain:
+    """Return the mean gain over folds, with its standard error over rows.
+
+    Args:
+        scores: Scores of every fold.
+        others: Those of another candidate.
+        repeats: How often every row is in a fold. Further divisions of the same rows are no new rows.
+    """
     pairs = list(zip(scores, others, strict=True))
     differences = torch.cat([a.influences - b.influences for a, b in pairs])
-    return Gain(sum(a.gain_over(b).mean for a, b in pairs) / len(pairs), standard_error(differences))
+    error = standard_error(differences) * repeats**0.5
+    return Gain(sum(a.gain_over(b).mean for a, b in pairs) / len(pairs), error)
 
 
 def score_candidates(job: Job, supports: Mapping[str, Support], original: nn.Module) -> list[Candidate]:
@@ -92,7 +101,11 @@ def cross_validate(
         candidates: The candidates.
         original: The trained network.
     """
-    return [replace(c, folds=tuple(_score(job, c.kept, original) for job in jobs)) for c in candidates]
+    repeats = jobs[0].recipe.data.validation.repeats
+    return [
+        replace(c, folds=tuple(_score(job, c.kept, original) for job in jobs), repeats=repeats)
+        for c in candidates
+    ]
 
 
 def save_candidates(candidates: Sequence[Candidate]) -> Checkpoint:
@@ -102,7 +115,8 @@ def save_candidates(candidates: Sequence[Candidate]) -> Checkpoint:
     for number, candidate in enumerate(candidates):
         scores = (candidate.valid, *candidate.folds)
         figures = [(score.metric, score.value, score.loss) for score in scores]
-        values.append({"name": candidate.name, "kept": sorted(candidate.kept), "scores": figures})
+        kept = sorted(candidate.kept)
+        values.append({"name": candidate.name, "kept": kept, "scores": figures, "repeats": candidate.repeats})
         tensors |= {f"{number}/{place}": score.influences for place, score in enumerate(scores)}
     return {"candidates": values}, tensors
 
@@ -115,7 +129,8 @@ def load_candidates(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
             ValidationScore(metric, value, tensors[f"{number}/{place}"], loss)
             for place, (metric, value, loss) in enumerate(saved.scores)
         )
-        found.append(Candidate(saved.name, frozenset(saved.kept), valid, tuple(folds)))
+        kept = frozenset(saved.kept)
+        found.append(Candidate(saved.name, kept, valid, tuple(folds), saved.repeats))
     return found
 
 
@@ -125,6 +140,7 @@ class _Saved(BaseModel):
     name: str
     kept: list[str]
     scores: list[tuple[str, float, float]]
+    repeats: int
 
 
 _SAVED = TypeAdapter(list[_Saved])
@@ -142,14 +158,19 @@ def by_magnitude(job: Job, size: int) -> Support:
     for groups in job.input_groups:
         values = group_norms(state, groups) / group_sizes(state, groups).clamp(min=1).sqrt()
         means |= dict(zip(groups.labels, values.tolist(), strict=True))
-    stay = {
+    stay = features_that_stay(job)
+    others = sorted((label for label in means if label not in stay), key=lambda label: -means[label])
+    return stay | frozenset(others[: max(0, size - len(stay))])
+
+
+def features_that_stay(job: Job) -> Support:
+    """Return the features that a rule keeps or that cannot be removed."""
+    return frozenset(
         label
         for groups in job.input_groups
         for label in groups.labels
         if groups.units.refused or label in job.rules.required
-    }
-    others = sorted((label for label in means if label not in stay), key=lambda label: -means[label])
-    return frozenset(stay) | frozenset(others[: max(0, size - len(stay))])
+    )
 
 
 def _score(job: Job, kept: Support, original: nn.Module) -> ValidationScore:

@@ -74,12 +74,24 @@ def test_the_standard_error_of_auroc_counts_ties_as_delong_does():
     # placements by hand: of the positives (1, 2, 1) among (0, 1, 0) and the reverse
     positives, negatives = [5 / 6, 1.0, 5 / 6], [1.0, 2 / 3, 1.0]
     assert score.value == pytest.approx(sum(positives) / 3)
+    unbiased = ((6 - 1) / 6 * 3 / (3 - 1)) ** 0.5
     assert score.influences.tolist() == pytest.approx(
         [
-            score.value + 2 * (p - score.value)
+            score.value + 2 * unbiased * (p - score.value)
             for p in (negatives[0], negatives[1], positives[0], positives[1], negatives[2], positives[2])
         ]
     )
+
+
+@pytest.mark.parametrize("positives", [2, 3, 30])
+def test_the_standard_error_of_auroc_is_that_of_delong_with_few_positives(positives):
+    output, _, _ = rows(Task("binary", "logits", 2), 100, 3)
+    target = torch.arange(100) < positives
+    score = score_output(Task("binary", "logits", 2), "auroc", output, target.long())
+    margin = output.double().flatten()
+    above = (margin[target][:, None] > margin[~target][None]).double()
+    variance = above.mean(1).var() / positives + above.mean(0).var() / (100 - positives)
+    assert score.standard_error == pytest.approx(float(variance.sqrt()), rel=1e-9)
 
 
 def test_equal_networks_neither_gain_nor_lose():
