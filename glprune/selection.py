@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glprune._user_code import network_errors
+from glprune._wording import counted
 from glprune.audit.findings import UnreadableError
 from glprune.audit.verify import integrity_findings, open_bundle
 from glprune.errors import UsageError
@@ -89,7 +90,10 @@ def select(  # noqa: PLR0913 - a public entry point: each option is a keyword of
         stored.check_data(job.data.digests)
         log = read_steps(stored.frontier, Path(bundle))
         clock(
-            Stage("replay", f"repeating the search to {features} features from its steps, without training")
+            Stage(
+                "replay",
+                f"repeating the search to {counted(features, 'feature')} from its steps, without training",
+            )
         )
         chosen = search(replace(job, checkpoints=log), silent)
         write_frontier(log, chosen, source, output.stage, folder)
@@ -189,6 +193,7 @@ def _open(folder: Path, features: int) -> _StoredBundle:
     sizes = [point.size for point in frontier.points]
     if features not in sizes:
         raise UsageError(
-            f"{folder} has no network of {features} features; its frontier has {', '.join(map(str, sizes))}."
+            f"{folder} has no network of {counted(features, 'feature')}; its frontier has "
+            f"{', '.join(map(str, sizes))}."
         )
     return _StoredBundle(folder, report, recipe, frontier)

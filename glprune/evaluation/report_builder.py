@@ -15,6 +15,7 @@ from torch import Tensor
 
 from glprune._plugins import packages
 from glprune._version import __version__
+from glprune._wording import counted
 from glprune.data.splits import IndexableSplit, InputPosition, KeptPosition, Split
 from glprune.evaluation.policy_report import (
     NO_PROXIES,
@@ -302,7 +303,7 @@ def _path(outcome: RunResults) -> list[PathPoint]:
 def _stage(number: int, stage: StageResult) -> SearchStage:
     return SearchStage(
         number=number,
-        penalised=list(stage.spec.kinds),
+        penalised=stage.penalised,
         rule=stage.spec.rule,
         input_strength=stage.spec.input_strength,
         lam=stage.selected.lam,
@@ -314,7 +315,7 @@ def _stage(number: int, stage: StageResult) -> SearchStage:
 
 def _last_input_stage(chosen: SearchResult) -> StageResult:
     """Return the last stage that penalised inputs, else the last stage."""
-    with_inputs = (stage for stage in reversed(chosen.stages) if "input" in stage.spec.kinds)
+    with_inputs = (stage for stage in reversed(chosen.stages) if "input" in stage.penalised)
     return next(with_inputs, chosen.stages[-1])
 
 
@@ -472,7 +473,7 @@ def _rule(job: Job) -> str:
     if target.frontier is not None:
         return f"networks of several sizes; {shipping_rule(target.max_features)} ships"
     if target.max_features is not None:
-        return f"at most {target.max_features} input features: {_DENSEST}"
+        return f"at most {counted(target.max_features, 'input feature')}: {_DENSEST}"
     if target.max_drop is not None:
         return _max_drop_rule(job, target.max_drop)
     if target.lam is not None:
@@ -485,7 +486,8 @@ def _rule(job: Job) -> str:
         if budget is not None:
             limit = budget if isinstance(budget, str) else format(budget, ",.0f")
             return f"at most {limit} {name}: {_DENSEST}"
-    return f"at most {target.max_hidden} hidden units: {_DENSEST}"
+    assert target.max_hidden is not None  # the recipe has a target
+    return f"at most {counted(target.max_hidden, 'hidden unit')}: {_DENSEST}"
 
 
 def _max_drop_rule(job: Job, drop: MaxDrop) -> str:
@@ -562,14 +564,14 @@ def _original_warnings(job: Job) -> Iterator[str]:
 def _budget_warnings(job: Job, measured: TestMeasurements) -> Iterator[str]:
     """Warn where a network is much smaller than its budget allows."""
     target, size = job.recipe.target, measured.size
-    for counted, budget, before, after in (
+    for name, budget, before, after in (
         ("parameters", target.parameters, size.parameters_before, size.parameters_after),
         ("macs", target.macs, size.macs_before, size.macs_after),
     ):
         used = after / resolve_budget(budget, before) if budget is not None else 1.0
         if used < _BUDGET_USED:
             yield (
-                f"The network uses {used:.1%} of target.{counted}. Removed units came back as long as they "
+                f"The network uses {used:.1%} of target.{name}. Removed units came back as long as they "
                 "fitted; the next would exceed the budget."
             )
 
@@ -579,12 +581,12 @@ def _removal_warnings(job: Job, removed: RemovalResult) -> Iterator[str]:
     reported = {g.name for g in job.input_groups if g.units.refused and job.fixed_inputs}
     for skipped in removed.refused:
         if skipped.name not in reported:
-            yield f"{skipped.name}: {skipped.units} units were not removed: {skipped.reason}."
+            yield f"{skipped.name}: {counted(skipped.units, 'unit')} not removed: {skipped.reason}."
     for cut in removed.cuts:
         if cut.inexact:
             yield (
-                f"{cut.name}: {cut.units} units that {cut.inexact} mixes with others were removed, which "
-                f"changes outputs by {cut.difference:.1e}."
+                f"{cut.name}: {counted(cut.units, 'unit')} removed that {cut.inexact} mixes with others, "
+                f"which changes outputs by {cut.difference:.1e}."
             )
 
 
@@ -619,8 +621,9 @@ def _int8_warnings(found: Quantized | None) -> Iterator[str]:
 def _halving_warnings(count: LrHalvings | None) -> Iterator[str]:
     if count is not None:
         yield (
-            f"Values became non-finite, so the step size was halved {count.path} times on the path and "
-            f"{count.refit} times in refits; lower train.lr or refit.lr."
+            "Values became non-finite, so the step size was halved "
+            f"{counted(count.path, 'time')} on the path and {counted(count.refit, 'time')} in refits; "
+            "lower train.lr or refit.lr."
         )
 
 

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from glprune._wording import counted
 from glprune.model.task import auroc
 from glprune.model.validation_score import row_influences, standard_error
-from glprune.schema.metrics import metric_text
+from glprune.schema.metrics import inline, metric_text
 
 if TYPE_CHECKING:
     from glprune.model.task import Task
@@ -54,8 +55,8 @@ class SplitMetrics:
     metrics: Mapping[str, float]
 
     def __str__(self) -> str:
-        values = ", ".join(f"{name} {metric_text(value)}" for name, value in self.metrics.items())
-        return f"{self.split} ({self.rows:,} rows) {values}"
+        values = ", ".join(f"{inline(name)} {metric_text(value)}" for name, value in self.metrics.items())
+        return f"{self.split} ({counted(self.rows, 'row')}) {values}"
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def _ranks_at_random(task: Task, name: str, output: Tensor, target: Tensor) -> s
     area = sum(float(auroc(_margin(logs, c), (target == c).long())) for c in present) / len(present)
     error = sum(_chance_error(int(counts[c]), len(target)) for c in present) / len(present)
     reached = area + _errors(name) * error
-    what = "auroc" if task.kind == "binary" else "mean auroc of a class against the others"
+    what = "AUROC" if task.kind == "binary" else "mean AUROC of a class against the others"
     if reached < _CHANCE:
         return f"{what} {area:.4f} on {_of(name, target)}: worse than chance"
     if area < _NEAR and reached < _WEAK:
@@ -172,7 +173,7 @@ def _exceeds_priors(task: Task, output: Tensor, target: Tensor) -> str | None:
     excess = losses + shares.log()[target]
     if excess.mean() > _ERRORS * standard_error(excess):
         return (
-            f"log_loss {float(losses.mean()):.4f} on {_of(ALL, target)}: more than the "
+            f"log loss {float(losses.mean()):.4f} on {_of(ALL, target)}: more than the "
             f"{float((losses - excess).mean()):.4f} of the class shares alone"
         )
     return None
@@ -216,7 +217,7 @@ def _explains_nothing(task: Task, name: str, output: Tensor, target: Tensor) -> 
     gain = (values - values.mean()).square() - (values - output.double().reshape(-1)).square()
     is_sure = gain.mean() + _errors(name) * standard_error(gain) < 0 and len(target) > 1
     if r2 <= 0 and (is_sure or (name == ALL and r2 <= _HOPELESS_R2)):
-        return f"r2 {metric_text(r2)} on {_of(name, target)}: worse than the mean of the target"
+        return f"{inline('r2')} {metric_text(r2)} on {_of(name, target)}: worse than the mean of the target"
     return None
 
 

@@ -23,7 +23,7 @@ from glprune.model.original import (
 from glprune.model.prediction import predict
 from glprune.model.standardize import Standardize, StandardizedNetwork
 from glprune.runtime.events import Notice, OriginalMeasured
-from glprune.schema.metrics import HIGHER_IS_BETTER, metric_text
+from glprune.schema.metrics import HIGHER_IS_BETTER, inline, metric_text
 
 if TYPE_CHECKING:
     from glprune.data.records import Data
@@ -116,7 +116,7 @@ class OriginalCheck:
             gain = value - before if HIGHER_IS_BETTER[name] else before - value
             if gain >= 0 and not find_doubts(task, predictions):
                 now, then = metric_text(before), metric_text(value)
-                yield f"With {remedy} {name} on all rows would be {then} instead of {now}."
+                yield f"With {remedy} {inline(name)} on all rows would be {then} instead of {now}."
 
     def _remedies(self) -> Iterator[tuple[str, Callable[[], tuple[Task, Predictions]]]]:
         """Yield changes of the recipe, each with what computes the predictions under it."""

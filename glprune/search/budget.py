@@ -28,11 +28,12 @@ Alive = Sequence[Tensor]
 Measure = Callable[[nn.Module, Inputs], int]
 SizeMetric = Literal["features", "hidden", "parameters", "macs"]
 SIZE_NAMES: Mapping[SizeMetric, str] = {
-    "features": "input features",
-    "hidden": "hidden units",
-    "parameters": "parameters",
-    "macs": "multiply-accumulates for one row",
+    "features": "input feature",
+    "hidden": "hidden unit",
+    "parameters": "parameter",
+    "macs": "multiply-accumulate",
 }
+"""What a target counts, in the singular."""
 
 
 class LatencyMeter(Protocol):

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from glprune._wording import counted
 from glprune.data.splits import first_rows, identity
 from glprune.errors import TargetError
 from glprune.model.counting import macs
@@ -279,7 +280,7 @@ class _Search:
             if now <= limit:
                 continue
             pick = OneStage(goal, now, limit)
-            rule = f"on the way to at most {goal.limit:,.0f} {SIZE_NAMES[goal.counted]}"
+            rule = f"on the way to at most {counted(goal.limit, SIZE_NAMES[goal.counted])}"
             run = self._best_result(goal, rule, pick, brief_spec(self.original.recipe))
             if run is None:
                 continue
@@ -288,7 +289,7 @@ class _Search:
             if now <= goal.limit:  # another path would cut more
                 self.stages[-1] = self._with_refit(run)
                 return
-        rule = f"at most {goal.limit:,.0f} {SIZE_NAMES[goal.counted]}: {_DENSEST}"
+        rule = f"at most {counted(goal.limit, SIZE_NAMES[goal.counted])}: {_DENSEST}"
         run = self._best_result(goal, rule, LargestWithin(goal), self._full_refit())
         assert run is not None  # it picks a point or raises
         kept = self._fill_budget(run, goal)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from glprune._wording import counted
 from glprune.audit.checks.policy import ancestors, check_policy
 from glprune.audit.verify import integrity_findings, open_bundle
 from glprune.errors import UsageError, did_you_mean
@@ -203,5 +204,5 @@ def _max_features(found: int, limit: int) -> Gate:
     return Gate(
         "max-features",
         "passed" if found <= limit else "failed",
-        f"{found} features are kept, at most {limit}",
+        f"{counted(found, 'feature')} kept, at most {limit:,}",
     )

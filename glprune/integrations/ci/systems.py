@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TextIO, cast
 
+from glprune._wording import counted
 from glprune.errors import GlpruneError, UsageError
 from glprune.integrations.ci import dvc, github, gitlab
 from glprune.integrations.ci.outcome import Annotation, Metric, Outcome, TestCase
@@ -107,7 +108,7 @@ def _run_outcome(report: Report) -> Outcome:
     warnings = [Annotation("warning", report.title or "glprune", warning) for warning in report.warnings]
     cases = [
         TestCase(f"removal agrees to {report.removal.tolerance:g}"),
-        TestCase(f"ONNX Runtime agrees with PyTorch on {report.export.rows} rows"),
+        TestCase(f"ONNX Runtime agrees with PyTorch on {counted(report.export.rows, 'row')}"),
     ]
     return Outcome(
         "run", (*warnings, *findings), tuple(cases), tuple(_metrics(report)), render_markdown(report)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from glprune._wording import counted
 from glprune.errors import TargetError
 from glprune.runtime.checkpoint import reading
 from glprune.runtime.events import Listener, Stage
@@ -81,7 +82,7 @@ def compete(state: SearchState, path: Support, goal: SizeTarget, listener: Liste
         goal: The number of features.
         listener: Receives the progress.
     """
-    listener(Stage("candidates", f"comparing other sets of {goal.limit:,.0f} features"))
+    listener(Stage("candidates", f"comparing other sets of {counted(goal.limit, 'feature')}"))
     log, job = state.original.checkpoints, state.job
     place, key = log.position, {"size": goal.limit, "path": sorted(path)}
     record = log.load_step("candidates", key)

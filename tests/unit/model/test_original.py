@@ -127,7 +127,7 @@ def test_regression_that_explains_nothing_is_doubted(change, doubted):
     task = Task("regression", "logits", 0)
     doubts = find_doubts(task, splits(change(predicted)[:, None], y))
     assert bool(doubts) is doubted
-    assert all("r2 -" in doubt for doubt in doubts)
+    assert all("R² -" in doubt for doubt in doubts)
 
 
 def test_weak_regression_on_few_rows_raises_no_doubt():
@@ -205,10 +205,10 @@ def test_a_network_trained_behind_a_scaler_stops_and_the_message_names_the_cause
         call(changed(problem, "data.standardize=none"), problem / "model.pt", *out)
     text = str(caught.value)
     assert "does not look like the one that was trained" in text
-    assert "With data.standardize: train auroc on all rows would be 0.9" in text
+    assert "With data.standardize: train AUROC on all rows would be 0.9" in text
     for cause in ("order of data.classes", "model.output", "order of the columns", "--accept-original"):
         assert cause in text
-    assert "test (120 rows) auroc 0." in text
+    assert "test (120 rows) AUROC 0." in text
     assert "\n" not in text
     assert not (tmp_path / "out").exists()
 
@@ -224,8 +224,8 @@ def test_an_accepted_network_runs_and_the_report_warns(problem, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "fragment"),
     [
-        (['data.classes=["yes", "no"]'], "With data.classes in the other order auroc"),
-        (["model.arguments={end: sigmoid}"], "With model.output: probabilities auroc"),
+        (['data.classes=["yes", "no"]'], "With data.classes in the other order AUROC"),
+        (["model.arguments={end: sigmoid}"], "With model.output: probabilities AUROC"),
         (["data.features=[f, e, d, c, b, a]"], "order of the columns (data.features)"),
     ],
 )
