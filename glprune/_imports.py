@@ -198,7 +198,7 @@ def _siblings_of(
 
 
 def _homes(path: Path) -> list[Path]:
-    """Return the folder of a file and, if that is a package, the folder of the outermost package around it."""
+    """Return the folder of a file and, if it is a package, that of the outermost package around it."""
     home = outer = path.resolve().parent
     while (outer / "__init__.py").is_file():
         outer = outer.parent

@@ -297,8 +297,8 @@ def _try_forward(
         other = _other_precision(network, inputs) if isinstance(error, RuntimeError | TypeError) else None
         if other is not None:
             raise ModelError(
-                f"The network's forward computes in {other} ({describe(error)}), and glprune trains and ships "
-                f"float32; write x.to(weight.dtype), or nothing, instead of x.to(torch.{other})."
+                f"The network's forward computes in {other} ({describe(error)}), and glprune trains and "
+                f"ships float32; write x.to(weight.dtype), or nothing, instead of x.to(torch.{other})."
             ) from error
         first = first_line(error) if isinstance(error, RuntimeError) else describe(error)
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
@@ -320,10 +320,11 @@ def _other_precision(network: nn.Module, inputs: Inputs) -> str | None:
     for dtype in (torch.float64, torch.float16, torch.bfloat16):
         try:
             with torch.no_grad():
-                copy.deepcopy(network).to(dtype)(*(x.to(dtype) if x.is_floating_point() else x for x in inputs))
+                cast = (x.to(dtype) if x.is_floating_point() else x for x in inputs)
+                copy.deepcopy(network).to(dtype)(*cast)
         except KeyboardInterrupt:
             raise
-        except BaseException:  # noqa: BLE001, S112 - the user's forward may raise anything
+        except BaseException:  # noqa: BLE001 - the user's forward may raise anything
             continue
         return str(dtype).removeprefix("torch.")
     return None
