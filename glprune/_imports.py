@@ -109,8 +109,8 @@ def _missing_module(place: str, folder: Path, missing: str, allowed: Sequence[st
     """Return the message on a module that is not found, seen from the module that the recipe names."""
     if not place.endswith(".py"):
         return f"no module {missing!r}; install it, or name a file such as 'network.py:build'."
-    beside = (folder / place).parent / missing.partition(".")[0]
-    if allowed is not None and (beside.is_dir() or beside.with_suffix(".py").is_file()):
+    beside = [home / missing.partition(".")[0] for home in _homes(folder / place)]
+    if allowed is not None and any(b.is_dir() or b.with_suffix(".py").is_file() for b in beside):
         return (
             f"{place!r} imports {missing!r} from its own folder, which --allow-factory forbids; install it "
             f"as a package, or move its code into {place!r}."
@@ -145,31 +145,32 @@ class _HeldOutput(io.StringIO):
         return super().write(text) if self._holds else sys.stderr.write(text)
 
 
-_FOLDER = "__glprune_folder__"
+_FOLDERS = "__glprune_folders__"
 
 
 @contextlib.contextmanager
-def modules_of(place: Path | None) -> Iterator[None]:
-    """Find the modules of a folder inside the block, as Python does for a script in it; None: of no folder.
+def modules_of(*places: Path) -> Iterator[None]:
+    """Find the modules of folders inside the block, as Python does for a script in the first of them.
 
-    Modules that were imported so from another folder are forgotten first: they may have the same names.
+    Modules that were imported so from other folders are forgotten first: they may have the same names.
     """
-    folder = str(place.resolve()) if place is not None else ""
+    folders = [str(place.resolve()) for place in places]
     for name, module in list(sys.modules.items()):
-        if getattr(module, "__dict__", {}).get(_FOLDER, folder) != folder:
+        if getattr(module, "__dict__", {}).get(_FOLDERS, folders) != folders:
             del sys.modules[name]
     before = set(sys.modules)
-    if folder:
-        sys.path.insert(0, folder)
+    sys.path[:0] = folders
     try:
         yield
     finally:
-        with contextlib.suppress(ValueError):  # user code may change the path
-            sys.path.remove(folder)
+        for folder in folders:
+            with contextlib.suppress(ValueError):  # user code may change the path
+                sys.path.remove(folder)
         for name in sys.modules.keys() - before:
-            stem = f"{folder}/{name.replace('.', '/')}"
-            if getattr(sys.modules[name], "__file__", None) in (f"{stem}.py", f"{stem}/__init__.py"):
-                setattr(sys.modules[name], _FOLDER, folder)
+            stems = [f"{folder}/{name.replace('.', '/')}" for folder in folders]
+            files = [f"{stem}{end}" for stem in stems for end in (".py", "/__init__.py")]
+            if getattr(sys.modules[name], "__file__", None) in files:
+                setattr(sys.modules[name], _FOLDERS, folders)
 
 
 def _finding_siblings(
@@ -193,14 +194,24 @@ def _siblings_of(
     place: str, folder: Path, allowed: Sequence[str] | None
 ) -> contextlib.AbstractContextManager[None]:
     """Find the modules beside a file, unless only listed ones may be imported."""
-    return modules_of((folder / place).parent if allowed is None else None)
+    return modules_of(*(_homes(folder / place) if allowed is None else ()))
+
+
+def _homes(path: Path) -> list[Path]:
+    """Return the folder of a file and, if it is a package, that of the outermost package around it."""
+    home = outer = path.resolve().parent
+    while (outer / "__init__.py").is_file():
+        outer = outer.parent
+    return [home] if outer == home else [home, outer]
 
 
 def _from_file(path: Path) -> ModuleType:
-    """Import a Python file."""
+    """Import a Python file; in a package it may import relative to it."""
     if not path.is_file():
         raise FileNotFoundError(path)
     name = f"_glprune_recipe_{path.stem}_{zlib.crc32(os.fsencode(path.resolve())):08x}"
+    homes = _homes(path)
+    name = ".".join((*homes[0].relative_to(homes[-1]).parts, name))
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None

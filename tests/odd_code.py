@@ -335,7 +335,7 @@ def check(code: str, command: str, folder: Path) -> int:
     assert done.exception is None or isinstance(done.exception, SystemExit), told
     assert "Traceback" not in done.output, told
     if done.exit_code:
-        lines = [line for line in done.stderr.splitlines() if not line.startswith("user: ")]
+        lines = [line for line in done.stderr.splitlines() if not line.startswith(("user: ", "note: "))]
         assert len(lines) == 1, told
         assert lines[0].startswith("glprune: "), told
         assert done.exit_code in (2, 3, 4, 5), told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -141,7 +142,7 @@ def _read(recipe: Recipe, path: Path, trust_pickle: bool) -> tuple[Any, Format]:
 def _unpickle(recipe: Recipe, path: Path) -> Any:
     """Read a trusted pickle, which may need modules beside the recipe."""
     try:
-        with modules_of(recipe.folder if recipe.allowed is None else None):
+        with modules_of(*([recipe.folder] if recipe.allowed is None else [])):
             return torch.load(path, map_location="cpu", weights_only=False)
     except KeyboardInterrupt:
         raise
@@ -156,6 +157,8 @@ def _build(recipe: Recipe) -> nn.Module:
     spec = recipe.model
     where = recipe.where("model", "factory")
     factory = load_callable(spec.factory, recipe.folder, where, recipe.allowed)
+    if isinstance(inspect.unwrap(factory), nn.Module):
+        raise ModelError(f"{where}: {spec.factory} is a network; name a function that builds it.")
     with user_code(ModelError, f"{where}: {spec.factory}"):
         module = factory(**spec.arguments)
     if not isinstance(module, nn.Module):

@@ -276,7 +276,7 @@ def _in_double(network: nn.Module, inputs: Inputs) -> nn.Module | None:
 def _is_stable(network: nn.Module, inputs: Inputs) -> bool:
     """Return whether round-off stays small: random recurrent weights can amplify it without bound."""
     perturbed = copy.deepcopy(network)
-    for parameter in perturbed.parameters():
+    for parameter in filter(torch.is_floating_point, perturbed.parameters()):
         parameter.data.mul_(1 + 1e-14)
     return difference(outputs(network, inputs), outputs(perturbed, inputs)) <= _DOUBLE_TOLERANCE / 100
 

@@ -13,22 +13,17 @@ def reproducible(seed: int, threads: int) -> Iterator[None]:
     """Seed PyTorch and set its threads inside the block; restore the caller's settings after it.
 
     PyTorch splits sums among its threads, so their number changes the last digits, and these can change the
-    order in which groups become zero.
+    order in which groups become zero. Gradients are recorded, and new tensors are float32 on the CPU, also
+    where the caller has set it otherwise.
 
     Args:
         seed: Seed of PyTorch's own generator.
         threads: Threads of one tensor operation.
     """
-    strict, before = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
+    with torch.inference_mode(False), settings_kept(), torch.random.fork_rng(devices=[]):
+        _restore(torch.float32, torch.device("cpu"), threads, strict=True, warn_only=False)
         torch.manual_seed(seed)
-        torch.use_deterministic_algorithms(True)
-        torch.set_num_threads(threads)
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(strict)
-            torch.set_num_threads(before)
+        yield
 
 
 @contextlib.contextmanager

@@ -294,10 +294,11 @@ def _try_forward(
     except (GlpruneError, KeyboardInterrupt):
         raise
     except BaseException as error:  # the user's forward may raise anything
-        if isinstance(error, RuntimeError | TypeError) and _runs_in_double(network, inputs):
+        other = _other_precision(network, inputs) if isinstance(error, RuntimeError | TypeError) else None
+        if other is not None:
             raise ModelError(
-                f"The network's forward computes in float64 ({describe(error)}), and glprune trains and "
-                "ships float32; write x.to(weight.dtype), or nothing, instead of .double() and torch.float64."
+                f"The network's forward computes in {other} ({describe(error)}), and glprune trains and "
+                f"ships float32; write x.to(weight.dtype), or nothing, instead of x.to(torch.{other})."
             ) from error
         first = first_line(error) if isinstance(error, RuntimeError) else describe(error)
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
@@ -314,16 +315,19 @@ def _try_forward(
     return output
 
 
-def _runs_in_double(network: nn.Module, inputs: Inputs) -> bool:
-    """Return whether a network that does not run in float32 runs in float64."""
-    try:
-        with torch.no_grad():
-            copy.deepcopy(network).double()(*(x.double() if x.is_floating_point() else x for x in inputs))
-    except KeyboardInterrupt:
-        raise
-    except BaseException:  # noqa: BLE001 - the user's forward may raise anything
-        return False
-    return True
+def _other_precision(network: nn.Module, inputs: Inputs) -> str | None:
+    """Return the precision in which a network runs that does not run in float32; None if it runs in none."""
+    for dtype in (torch.float64, torch.float16, torch.bfloat16):
+        try:
+            with torch.no_grad():
+                cast = (x.to(dtype) if x.is_floating_point() else x for x in inputs)
+                copy.deepcopy(network).to(dtype)(*cast)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # noqa: BLE001 - the user's forward may raise anything
+            continue
+        return str(dtype).removeprefix("torch.")
+    return None
 
 
 def _probe(network: nn.Module, real: Inputs, axes: Sequence[int | None], seed: int) -> Inputs:

@@ -227,7 +227,7 @@ def lambda_max(objective: Objective) -> float:
     if found == 0.0:
         raise ModelError(
             "No gradient reaches a group under the penalty, so the network's output does not depend on them; "
-            "look for layers of zeros or dead units in the trained network."
+            "look for layers of zeros or dead units in the trained network, or a detach in its forward."
         )
     return found
 

@@ -1,5 +1,7 @@
 """One recipe and seed, one result: whatever threads the process had, in another process, with another hash seed."""
 
+import contextlib
+import functools
 import json
 import os
 import subprocess
@@ -141,3 +143,29 @@ def test_a_large_network_on_one_of_several_cores_is_said_to_be_slow(
         if isinstance(n, Notice) and "threads: 4 in the recipe would be faster" in n.text
     ]
     assert len(said) == told
+
+
+@contextlib.contextmanager
+def default_type(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize(
+    "setting", [torch.no_grad, torch.inference_mode, functools.partial(default_type, torch.float64)]
+)
+def test_settings_of_the_caller_change_nothing_and_stay(folder, setting):
+    undisturbed = glprune.inspect(folder / "recipe.yaml", folder / "model.pt")
+    with setting():
+        before = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype()
+        found = glprune.inspect(folder / "recipe.yaml", folder / "model.pt")
+        assert before == (
+            torch.is_grad_enabled(),
+            torch.is_inference_mode_enabled(),
+            torch.get_default_dtype(),
+        )
+    assert found.lambda_max == undisturbed.lambda_max

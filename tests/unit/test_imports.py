@@ -43,6 +43,33 @@ def test_siblings_of_one_name_in_two_folders_are_not_mixed_up(tmp_path, text):
     assert [load_callable("net.py:build", f, "here")() for f in (*folders, folders[0])] == [0, 1, 0]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from .netlib import value",
+        "from . import netlib\nvalue = netlib.value",
+        "from ..pack.netlib import value",
+        "from top.pack.netlib import value",
+        "from netlib import value",
+        "from .. import value",
+    ],
+)
+@pytest.mark.parametrize("late", [False, True])
+def test_a_file_of_a_package_imports_from_it(tmp_path, text, late):
+    text = f"def build():\n    {text.replace(chr(10), chr(10) + '    ')}\n    return value\n" if late else f"{text}\ndef build():\n    return value\n"  # fmt: skip
+    found = []
+    for n in range(2):
+        files = {"src__top__pack__net": text, "src__top__pack__netlib": LIBRARY.format(n)}
+        place = written(tmp_path / str(n), **files)
+        (place / "src" / "top" / "__init__.py").write_text(f"value = {n}")
+        (place / "src" / "top" / "pack" / "__init__.py").write_text("")
+        found.append(load_callable("src/top/pack/net.py:build", place, "here")())
+        refused = "'src/top/pack/net.py' imports '.*' from its own folder, which --allow-factory"
+        with pytest.raises(RecipeError, match=refused):
+            load_callable("src/top/pack/net.py:build", place, "here", ["src/top/pack/net.py"])()
+    assert found == [0, 1]
+
+
 def test_installed_modules_are_not_forgotten(tmp_path):
     import json
 

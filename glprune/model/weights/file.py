@@ -5,12 +5,14 @@ A wrong path or a file of another kind is reported at once, before data are read
 
 from __future__ import annotations
 
+import io
+import itertools
 import pickletools
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import safetensors
 
@@ -24,7 +26,9 @@ _PICKLE, _ZIP = b"\x80", b"PK\x03\x04"
 _LEGACY = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")  # the magic number of torch.save before 1.6
 _SAVE = "save torch.save(model.state_dict(), path)"
 _HEAD = 64  # bytes that tell the kinds apart
+_LAYERS = "torch.nn.modules."  # classes of a whole network; a state dict calls for none of them
 _MAX_OPCODES = 100_000  # of a pickle; the classes of its outer objects come first
+_PICKLES = 4  # one after another in a file of torch.save before 1.6: the last is the object
 _SIGNATURES = (
     (0, b"version https://git-lfs", "a pointer of Git LFS to the weights; run git lfs pull"),
     (0, b"<!DOCTYPE", "a web page, not the file that it links to; download the weights again"),
@@ -90,10 +94,10 @@ def check_weights_file(path: Path, recipe: Recipe, trust_pickle: bool) -> None:
         _check_archive(path)
     elif head[:1] != _PICKLE or _is_safetensors(head):
         raise ModelError(_foreign(path, head))
-    elif _LEGACY not in head:  # of another library, such as joblib
-        check_pickled_class(path)
-        if not trust_pickle:
-            raise pickle_error(path)
+    classes = check_pickled_class(path)
+    is_of_torch = head[: len(_ZIP)] == _ZIP or _LEGACY in head  # else of another library, such as joblib
+    if not trust_pickle and not (is_of_torch and not any(name.startswith(_LAYERS) for name in classes)):
+        raise pickle_error(path)
 
 
 def pickle_error(path: Path) -> ModelError:
@@ -104,10 +108,13 @@ def pickle_error(path: Path) -> ModelError:
     )
 
 
-def check_pickled_class(path: Path) -> None:
+def check_pickled_class(path: Path) -> list[str]:
     """Refuse a pickle that would not become a network even where it is trusted, by the class that it is of.
 
     Nothing is unpickled: the names of classes are read from the opcodes.
+
+    Returns:
+        The names of the classes and functions that the pickle calls for.
 
     Raises:
         ModelError: It is of a class of another library, or of the script that wrote it.
@@ -127,6 +134,7 @@ def check_pickled_class(path: Path) -> None:
             f"{path} is a pickle of {what}, not of a PyTorch network; save the state dict of the network "
             "alone."
         )
+    return names
 
 
 def _check_safetensors(path: Path) -> None:
@@ -207,22 +215,22 @@ def _classes(path: Path) -> Iterator[str]:
     """Yield the names of classes and functions that a pickle, or that of an archive, calls for."""
     texts: list[str] = []
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(_pickled(path))):
-            if opcode.name in ("GLOBAL", "INST"):
-                yield str(argument).replace(" ", ".")
-            elif opcode.name == "STACK_GLOBAL" and len(texts) > 1:
-                yield f"{texts[-2]}.{texts[-1]}"
-            elif isinstance(argument, str):
-                texts.append(argument)
-            if count > _MAX_OPCODES:
-                return
+        with _pickled(path) as stream:
+            pickles = map(pickletools.genops, itertools.repeat(stream, _PICKLES))
+            for opcode, argument, _ in itertools.islice(itertools.chain.from_iterable(pickles), _MAX_OPCODES):
+                if opcode.name in ("GLOBAL", "INST"):
+                    yield str(argument).replace(" ", ".")
+                elif opcode.name == "STACK_GLOBAL" and len(texts) > 1:
+                    yield f"{texts[-2]}.{texts[-1]}"
+                elif isinstance(argument, str):
+                    texts.append(argument)
     except (ValueError, IndexError, OSError, zipfile.BadZipFile):
         return  # arrays of joblib lie between the opcodes
 
 
-def _pickled(path: Path) -> bytes:
-    """Return the pickle of a file: the file, or the member of an archive."""
+def _pickled(path: Path) -> IO[bytes]:
+    """Open the pickles of a file: the file, or the member of an archive."""
     if not zipfile.is_zipfile(path):
-        return path.read_bytes()
+        return path.open("rb")
     with zipfile.ZipFile(path) as archive:
-        return next((archive.read(n) for n in archive.namelist() if n.endswith("data.pkl")), b"")
+        return io.BytesIO(next((archive.read(n) for n in archive.namelist() if n.endswith("data.pkl")), b""))

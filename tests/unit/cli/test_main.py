@@ -7,6 +7,7 @@ import sys
 import zipfile
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from glprune.cli.main import main
@@ -33,6 +34,13 @@ QUICK = [
 
 def invoke(*args):
     return CliRunner().invoke(main, list(args))
+
+
+def saved(content, **how):
+    """Return the bytes that torch.save writes."""
+    stream = io.BytesIO()
+    torch.save(content, stream, **how)
+    return stream.getvalue()
 
 
 def test_run_prints_findings_and_leaves_a_bundle(tmp_path):
@@ -127,6 +135,9 @@ def test_importing_glprune_loads_no_torch():
         ("model.safetensors", b"weights"),
         ("pipeline.joblib", pickle.dumps({"coefficients": [1.0]})),
         ("sheet.xlsx", None),
+        ("module.pt", saved(torch.nn.Linear(3, 1))),
+        ("module_of_old.pt", saved(torch.nn.Linear(3, 1), _use_new_zipfile_serialization=False)),
+        ("checkpoint.pt", saved({"model": torch.nn.Linear(3, 1), "epoch": 3})),
     ],
 )
 def test_a_missing_or_foreign_model_file_is_reported_before_data_and_pytorch(
