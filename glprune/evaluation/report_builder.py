@@ -88,9 +88,9 @@ if TYPE_CHECKING:
     from glprune.search.search import SearchResult
     from glprune.search.stage import StageResult
 
-_TRAIN_LONGER = "at a selected lambda; increase train.epochs or train.full_batch_steps."
+_TRAIN_LONGER = "increase train.epochs or train.full_batch_steps."
 _NOT_SETTLED = (
-    f"at a selected lambda (tolerance {KKT_TOLERANCE:g}): training ended before the weights settled, and "
+    f"(tolerance {KKT_TOLERANCE:g}): training ended before the weights settled, and "
     "longer training might have removed other groups. The comparison of outputs before and after removal "
     "does not depend on it. train.n_stages: 1 and more train.full_batch_steps come closer."
 )
@@ -592,12 +592,12 @@ def _removal_warnings(job: Job, removed: RemovalResult) -> Iterator[str]:
 
 def _optimality_warnings(chosen: SearchResult) -> Iterator[str]:
     """Warn where a removed or a kept group violates its optimality condition."""
-    points = [stage.selected for stage in chosen.stages]
-    zero, active = max(p.kkt_zero for p in points), max(p.kkt_active for p in points)
+    zero, where = max((stage.selected.kkt_zero, -n) for n, stage in enumerate(chosen.stages, 1))
     if zero > KKT_TOLERANCE:
-        yield f"{removed_not_optimal(zero)} {_TRAIN_LONGER}"
+        yield f"{removed_not_optimal(zero)} at the chosen point of stage {-where}; {_TRAIN_LONGER}"
+    active, where = max((stage.selected.kkt_active, -n) for n, stage in enumerate(chosen.stages, 1))
     if active > KKT_TOLERANCE:
-        yield f"{kept_not_converged(active)} {_NOT_SETTLED}"
+        yield f"{kept_not_converged(active)} at the chosen point of stage {-where} {_NOT_SETTLED}"
 
 
 def _performance_warnings(job: Job, measured: TestMeasurements) -> Iterator[str]:

@@ -182,15 +182,19 @@ def mac_ratio(size: Size) -> float:
 def _int8_sentence(found: Quantized, main: Metric) -> str:
     """Describe the 8-bit file, which is not certified."""
     metric = next(m for m in found.metrics if m.name == main.name)
-    same = ""
+    interval, same = "", ""
+    if metric.intervals is not None:
+        change = between(metric.intervals.differences["int8"], signed=True)
+        interval = f" (95 % interval of the change {change})"
     if found.same_decisions is not None:
         same = f", and {100 * found.same_decisions:.2f} % of them get the same decision"
     speeds = " and ".join(f"{t.speedup:.2f} times as fast at batch size {t.batch}" for t in found.latency)
     return (
         f"{found.file} is the network quantised to 8-bit integers, which is not lossless: "
-        f"{label(metric.name)} is {metric.int8:.4f} instead of {metric.float32:.4f} on the test rows{same}; "
-        f"outputs change by up to {100 * found.difference:.2g} % of the largest output. It has "
-        f"{found.bytes:,} bytes. Compared with the shipped file it is {speeds}. {saturation_sentence(found)}"
+        f"{label(metric.name)} is {metric.int8:.4f} instead of {metric.float32:.4f} on the test rows"
+        f"{interval}{same}; outputs change by up to {100 * found.difference:.2g} % of the largest output. "
+        f"It has {found.bytes:,} bytes. Compared with the shipped file it is {speeds}. "
+        f"{saturation_sentence(found)}"
     )
 
 

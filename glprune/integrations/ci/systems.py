@@ -20,6 +20,7 @@ from glprune.integrations.ci import dvc, github, gitlab
 from glprune.integrations.ci.outcome import Annotation, Metric, Outcome, TestCase
 from glprune.report.markdown import render_markdown
 from glprune.report.sentences import headline
+from glprune.report.uncertainty import change_of
 
 if TYPE_CHECKING:
     from glprune.schema.report import Report
@@ -119,6 +120,11 @@ def _metrics(report: Report) -> Iterator[Metric]:
     for metric in report.performance:
         for model, value in (("original", metric.original), ("shipped", metric.final)):
             yield Metric("metric", value, {"name": metric.name, "model": model, "split": "test"})
+        if change := change_of(metric):
+            for end, value in (("low", change.low), ("high", change.high)):
+                yield Metric(
+                    "metric_change_interval", value, {"name": metric.name, "end": end, "split": "test"}
+                )
     kept = sum(f.status == "kept" for f in report.features)
     yield Metric("features", kept, {"status": "kept"})
     yield Metric("features", len(report.features) - kept, {"status": "removed"})

@@ -9,6 +9,7 @@ from glprune.errors import ModelError
 from glprune.model.original import find_doubts, measure_original, unmet_expectations
 from glprune.model.task import Task
 from glprune.runtime.events import OriginalMeasured
+from glprune.schema.metrics import METRICS
 from glprune.schema.recipe_loading import load_recipe
 from tests.networks import fit_binary
 
@@ -244,6 +245,14 @@ def test_an_expected_metric_that_does_not_hold_refuses_even_an_accepted_network(
         glprune.inspect(
             changed(problem, "model.expect={auroc: 0.5}"), problem / "model.pt", accept_original=True
         )
+
+
+@pytest.mark.parametrize("name", METRICS["binary"])
+def test_every_metric_of_the_task_can_be_expected(problem, name):
+    found = glprune.inspect(changed(problem), problem / "model.pt").original[2].metrics[name]
+    glprune.inspect(changed(problem, f"model.expect={{{name}: {found:.6f}}}"), problem / "model.pt")
+    with pytest.raises(ModelError, match=f"model.expect: {name} {found + 0.5:g}.* on the test split"):
+        glprune.inspect(changed(problem, f"model.expect={{{name}: {found + 0.5:g}}}"), problem / "model.pt")
 
 
 @pytest.mark.parametrize("changes", [["model.expect={r2: 0.5}"], ["model.expect={auroc: .nan}"]])
