@@ -93,6 +93,7 @@ FORWARDS: list[tuple[str, str, str]] = [
     ("ends the program", "sys.exit(0)", _FAILS.format("SystemExit: 0 at networks.py:7")),
     ("ends as a generator does", "raise GeneratorExit", _FAILS.format("GeneratorExit: no message at networks.py:7")),
     ("raises what is no Exception", "raise BaseException('odd')", _FAILS.format("BaseException: odd at networks.py:7")),
+    ("raises an error that cannot be printed at one row", "if len(x) == 1: raise type('Odd', (Exception,), {'__str__': lambda self: 1 / 0})\nreturn super().forward(x)", "The network does not run on 1 row (Odd: no message at networks.py:7): " + _NUMBER),
     ("raises an error that cannot be printed", "raise type('Odd', (Exception,), {'__str__': lambda self: 1 / 0})", _FAILS.format("Odd: no message at networks.py:7")),
     ("divides a weight by its norm", _OWN.format(f"{_W} / {_W}.norm()"), _NORM),
     ("divides a weight by the norms of its rows", _OWN.format(f"F.normalize({_W}, dim=1)"), _NORM),
@@ -106,6 +107,7 @@ LATE: list[tuple[str, str, str]] = [
     ("raises in training", "if self.training: raise ValueError('no\\nluck')\nreturn super().forward(x)", _LATER.format("ValueError: no at networks.py:7")),
     ("cannot read a file in training", "if self.training: open('absent')\nreturn super().forward(x)", _LATER.format("FileNotFoundError: ... at networks.py:7")),
     ("ends as an iterator does in training", "if self.training: raise StopIteration\nreturn super().forward(x)", _LATER.format("StopIteration: no message at networks.py:7")),
+    ("adds a tensor in training", "if self.training: self.register_buffer('late', torch.zeros(3))\nreturn super().forward(x)", "The network's forward adds, removes or reshapes 'late' in training; make every tensor in __init__, with its shape..."),
     ("ends the program in the backward pass", _Y + "if y.requires_grad and self.training: y.register_hook(lambda g: sys.exit(0))\nreturn y", _LATER.format("SystemExit: 0 at networks.py:8")),
 ]  # fmt: skip
 _SPLIT = "recipe.yaml:5: data.loader: split 'train'"

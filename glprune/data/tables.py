@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
 
-from glprune.errors import DataError, did_you_mean, name_list
+from glprune.errors import DataError, did_you_mean, first_line, name_list
 
 EXACT = 2**53
 """float64 holds every whole number up to this one."""
@@ -308,8 +308,7 @@ def readable(path: Path) -> Iterator[None]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: a column's name is not UTF-8; save the file as UTF-8.") from error
     except (pa.ArrowException, OSError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise DataError(f"{path}: cannot be read ({first}).") from error
+        raise DataError(f"{path}: cannot be read ({first_line(error, 200)}).") from error
 
 
 def first_inexact(column: pa.Array | pa.ChunkedArray) -> int | None:
