@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from glprune._user_code import network_errors
 from glprune.data.splits import first_rows
-from glprune.evaluation.cost import run_cost
+from glprune.evaluation.cost import NOT_COUNTED, run_cost
 from glprune.export.plugin_hooks import load_exporters
 from glprune.model.counting import macs, parameters
 from glprune.pruning.groups import group_norms, group_sizes
@@ -77,7 +77,8 @@ class Inspection:
         passes: Expected number of passes over the training rows, forward and backward, of paths, refits and
             all that the report measures; a pass without gradients counts as a third.
         seconds_per_pass: Measured on one epoch.
-        seconds: Expected seconds of processor time of all passes; exports are not counted.
+        seconds: Expected seconds of processor time of all passes; see ``not_counted``.
+        not_counted: What takes time beside them, in words.
         notes: Notes on the data, the policy and the inputs.
     """
 
@@ -92,6 +93,7 @@ class Inspection:
     passes: int
     seconds_per_pass: float
     seconds: float
+    not_counted: str
     notes: tuple[str, ...]
 
 
@@ -141,12 +143,14 @@ def _inspect(job: Job) -> Inspection:
         passes=round(cost.passes),
         seconds_per_pass=seconds,
         seconds=seconds * cost.passes,
+        not_counted=NOT_COUNTED,
         notes=(
             *job.data.notes,
             *job.loaded.notes,
             *job.rules.sentences(),
             *job.fixed_inputs,
             *job.original.doubts,
+            *job.original.hints,
         ),
     )
 

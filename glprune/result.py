@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from glprune.audit.verify import read_report
 from glprune.errors import UsageError
 from glprune.report.html import render_findings
-from glprune.report.sentences import label, main_metric
+from glprune.report.sentences import main_metric
+from glprune.schema.metrics import label
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glprune._user_code import network_errors
+from glprune._wording import counted
+from glprune.audit.findings import UnreadableError
 from glprune.audit.verify import integrity_findings, open_bundle
 from glprune.errors import UsageError
 from glprune.export.latency import OnnxLatencyMeter
@@ -74,6 +76,8 @@ def select(  # noqa: PLR0913 - a public entry point: each option is a keyword of
         chosen_recipe, stored.model(model), trust_pickle, OnnxLatencyMeter, accept_original=True
     )
     folder = Path(out) if out is not None else default_selection(Path(bundle), features)
+    if Path(bundle).resolve() in folder.resolve().parents:
+        raise UsageError(f"{folder} is inside {bundle}, which it would change; give another --out.")
     plugins = load_reporters(reporters, chosen_recipe.allowed)
     clock = StageClock(on_event or silent)
     with (
@@ -86,7 +90,10 @@ def select(  # noqa: PLR0913 - a public entry point: each option is a keyword of
         stored.check_data(job.data.digests)
         log = read_steps(stored.frontier, Path(bundle))
         clock(
-            Stage("replay", f"repeating the search to {features} features from its steps, without training")
+            Stage(
+                "replay",
+                f"repeating the search to {counted(features, 'feature')} from its steps, without training",
+            )
         )
         chosen = search(replace(job, checkpoints=log), silent)
         write_frontier(log, chosen, source, output.stage, folder)
@@ -170,7 +177,10 @@ def _open(folder: Path, features: int) -> _StoredBundle:
     Raises:
         UsageError: The bundle was changed, has no frontier, or has no such point.
     """
-    opened = open_bundle(folder)
+    try:
+        opened = open_bundle(folder)
+    except UnreadableError as error:
+        raise UsageError(f"{str(error).rstrip('.')}; give the folder of a bundle with a frontier.") from error
     found = integrity_findings(opened)
     report, recipe, frontier = opened.report, opened.recipe, opened.frontier
     if found or report is None or recipe is None:
@@ -183,6 +193,7 @@ def _open(folder: Path, features: int) -> _StoredBundle:
     sizes = [point.size for point in frontier.points]
     if features not in sizes:
         raise UsageError(
-            f"{folder} has no network of {features} features; its frontier has {', '.join(map(str, sizes))}."
+            f"{folder} has no network of {counted(features, 'feature')}; its frontier has "
+            f"{', '.join(map(str, sizes))}."
         )
     return _StoredBundle(folder, report, recipe, frontier)

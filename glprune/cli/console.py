@@ -10,11 +10,12 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from glprune._escaping import escape_for_terminal
+from glprune._wording import counted
 from glprune.report.html import compared
-from glprune.report.sentences import file_sentence, headline, label
+from glprune.report.sentences import file_sentence, headline
 from glprune.report.uncertainty import WHICH, method_sentence, with_interval
 from glprune.runtime.events import Event, Notice, OriginalMeasured, PointDone, Progress, Stage
-from glprune.schema.metrics import metric_text
+from glprune.schema.metrics import label, metric_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,7 +102,7 @@ def print_original(console: Console, found: OriginalMeasured) -> None:
 
 def _original(found: OriginalMeasured) -> str:
     values = ", ".join(f"{label(name)} {metric_text(value)}" for name, value in found.metrics.items())
-    return f"original network on {found.split} ({found.rows:,} rows): {values}"
+    return f"original network on {found.split} ({counted(found.rows, 'row')}): {values}"
 
 
 def _part(event: Progress) -> str:
@@ -110,7 +111,7 @@ def _part(event: Progress) -> str:
 
 def _point(point: PathPoint) -> str:
     return (
-        f"lambda {point.lam:.3g}, {point.features} features, {point.hidden} hidden, "
+        f"lambda {point.lam:.3g}, {counted(point.features, 'feature')}, {point.hidden:,} hidden, "
         f"metric {point.metric:.4f}, KKT {point.kkt_zero:.1e} (zero groups), {point.kkt_active:.1e} (others)"
     )
 
@@ -166,8 +167,8 @@ def print_inspection(console: Console, inspection: Inspection) -> None:
         f"parameters {inspection.parameters:,}, multiply-accumulates for one row {inspection.macs:,}",
         f"rows: {rows}",
         f"lambda_max {inspection.lambda_max:.4g}",
-        f"cost: about {inspection.seconds:.0f} s of processor time, and the exports: {inspection.passes:,} "
-        f"passes over the training rows, {inspection.points:,} lambdas",
+        f"cost: about {inspection.seconds:.0f} s of processor time for {inspection.passes:,} passes over the "
+        f"training rows, at {counted(inspection.points, 'lambda')}; {inspection.not_counted} are not counted",
     ]
     for line in lines:
         console.print(line, markup=False, highlight=False)
@@ -219,5 +220,6 @@ def as_json(inspection: Inspection) -> dict[str, Any]:
         "passes": inspection.passes,
         "seconds_per_pass": inspection.seconds_per_pass,
         "seconds": inspection.seconds,
+        "not_counted": inspection.not_counted,
         "notes": list(inspection.notes),
     }

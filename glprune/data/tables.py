@@ -273,7 +273,9 @@ def check_distinct(names: Sequence[str], path: Path) -> None:
 
 
 def unknown_column_hint(name: str, names: Sequence[str]) -> str:
-    """Return the end of a message on an unknown column: a similar one, or that the header may be missing."""
+    """Return the end of a message on an unknown column: a similar one, or what is wrong with the header."""
+    if len(names) == 1 and re.search(r"[,;:^~|\t]", names[0]):
+        return f" The only column is {names[0][:60]!r}: .csv has commas between columns, and .tsv has tabs."
     return did_you_mean(name, names) or header_hint(names)
 
 

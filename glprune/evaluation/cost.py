@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from glprune.search.budget import SizeMetric
     from glprune.search.job import Job
 
+NOT_COUNTED = "loading, proofs of groups, exports, measurements of files and of latency, and pictures"
+"""What takes time beside the passes, in words."""
 FORWARD = 1 / 3
 """The cost of a pass without gradients, in passes with them."""
 _WAY_SHARE = 0.5  # of the grid of a stage that goes part of the way

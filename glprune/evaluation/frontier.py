@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glprune._wording import counted
 from glprune.data.splits import first_rows
 from glprune.errors import GlpruneError, ModelError
 from glprune.export.onnx_runtime import EXPORT_TOLERANCE, OnnxFile
@@ -41,7 +42,7 @@ def measure_frontier(shipped: ShippedModel, chosen: SearchResult, listener: List
     if not chosen.frontier:
         return None
     job, total, best = shipped.job, len(chosen.frontier), best_point(chosen.frontier)
-    listener(Stage("frontier", f"exporting and measuring networks of {total} sizes"))
+    listener(Stage("frontier", f"exporting and measuring networks of {counted(total, 'size')}"))
     points = []
     with tempfile.TemporaryDirectory(dir=shipped.folder) as scratch:
         for done, point in enumerate(chosen.frontier, 1):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from glprune._plugins import packages
 from glprune._version import __version__
+from glprune._wording import counted
 from glprune.data.splits import IndexableSplit, InputPosition, KeptPosition, Split
 from glprune.evaluation.policy_report import (
     NO_PROXIES,
@@ -73,6 +74,7 @@ from glprune.search.path_point import path_record
 from glprune.search.portfolio.candidates import mean_gain
 from glprune.search.portfolio.frontier import shipping_rule
 from glprune.search.refit import distill_share
+from glprune.search.search import penalises_both
 from glprune.training.feature_groups import members
 
 if TYPE_CHECKING:
@@ -86,9 +88,9 @@ if TYPE_CHECKING:
     from glprune.search.search import SearchResult
     from glprune.search.stage import StageResult
 
-_TRAIN_LONGER = "at a selected lambda; increase train.epochs or train.full_batch_steps."
+_TRAIN_LONGER = "increase train.epochs or train.full_batch_steps."
 _NOT_SETTLED = (
-    f"at a selected lambda (tolerance {KKT_TOLERANCE:g}): training ended before the weights settled, and "
+    f"(tolerance {KKT_TOLERANCE:g}): training ended before the weights settled, and "
     "longer training might have removed other groups. The comparison of outputs before and after removal "
     "does not depend on it. train.n_stages: 1 and more train.full_batch_steps come closer."
 )
@@ -116,6 +118,10 @@ NOT_MEASURED = (
     NO_SEGMENTS,
     _STABILITY,
     "Latency on other hardware, batch sizes or thread counts than those listed.",
+)
+_OTHER_SETS = (
+    "Whether other sets of as many features are better: hidden units were removed along the same path, so "
+    "that none was compared."
 )
 _WITHOUT_LABELS = ("Whether the original network or the shipped one is correct: there were no labels.",)
 
@@ -257,8 +263,16 @@ def _not_measured(outcome: RunResults) -> list[str]:
     """List what the run did not measure."""
     without_labels = _WITHOUT_LABELS if outcome.job.task.kind == "distillation" else ()
     stability = _STABILITY if outcome.stability is None else _RETRAINING
+    other_sets = (_OTHER_SETS,) if _is_joint_path(outcome) else ()
     sentences = [stability if sentence == _STABILITY else sentence for sentence in NOT_MEASURED]
-    return not_measured(outcome.job, outcome.proxies, [*without_labels, *sentences])
+    return not_measured(outcome.job, outcome.proxies, [*without_labels, *other_sets, *sentences])
+
+
+def _is_joint_path(outcome: RunResults) -> bool:
+    """Whether a number of features was asked for and hidden units left along the same path."""
+    target = outcome.job.recipe.target
+    asked = target.max_features is not None or target.frontier is not None
+    return asked and target.max_hidden is None and penalises_both(outcome.job, ("input", "hidden"))
 
 
 def _penalty(spec: PenaltySpec, outcome: RunResults) -> PenaltyFacts:
@@ -289,7 +303,7 @@ def _path(outcome: RunResults) -> list[PathPoint]:
 def _stage(number: int, stage: StageResult) -> SearchStage:
     return SearchStage(
         number=number,
-        penalised=list(stage.spec.kinds),
+        penalised=stage.penalised,
         rule=stage.spec.rule,
         input_strength=stage.spec.input_strength,
         lam=stage.selected.lam,
@@ -301,7 +315,7 @@ def _stage(number: int, stage: StageResult) -> SearchStage:
 
 def _last_input_stage(chosen: SearchResult) -> StageResult:
     """Return the last stage that penalised inputs, else the last stage."""
-    with_inputs = (stage for stage in reversed(chosen.stages) if "input" in stage.spec.kinds)
+    with_inputs = (stage for stage in reversed(chosen.stages) if "input" in stage.penalised)
     return next(with_inputs, chosen.stages[-1])
 
 
@@ -459,7 +473,7 @@ def _rule(job: Job) -> str:
     if target.frontier is not None:
         return f"networks of several sizes; {shipping_rule(target.max_features)} ships"
     if target.max_features is not None:
-        return f"at most {target.max_features} input features: {_DENSEST}"
+        return f"at most {counted(target.max_features, 'input feature')}: {_DENSEST}"
     if target.max_drop is not None:
         return _max_drop_rule(job, target.max_drop)
     if target.lam is not None:
@@ -472,7 +486,8 @@ def _rule(job: Job) -> str:
         if budget is not None:
             limit = budget if isinstance(budget, str) else format(budget, ",.0f")
             return f"at most {limit} {name}: {_DENSEST}"
-    return f"at most {target.max_hidden} hidden units: {_DENSEST}"
+    assert target.max_hidden is not None  # the recipe has a target
+    return f"at most {counted(target.max_hidden, 'hidden unit')}: {_DENSEST}"
 
 
 def _max_drop_rule(job: Job, drop: MaxDrop) -> str:
@@ -544,19 +559,20 @@ def _original_warnings(job: Job) -> Iterator[str]:
             "The original network does not look like the one that was trained, and the run went on with it: "
             f"{'; '.join(job.original.doubts)}. Gains over it say little."
         )
+    yield from job.original.hints
 
 
 def _budget_warnings(job: Job, measured: TestMeasurements) -> Iterator[str]:
     """Warn where a network is much smaller than its budget allows."""
     target, size = job.recipe.target, measured.size
-    for counted, budget, before, after in (
+    for name, budget, before, after in (
         ("parameters", target.parameters, size.parameters_before, size.parameters_after),
         ("macs", target.macs, size.macs_before, size.macs_after),
     ):
         used = after / resolve_budget(budget, before) if budget is not None else 1.0
         if used < _BUDGET_USED:
             yield (
-                f"The network uses {used:.1%} of target.{counted}. Removed units came back as long as they "
+                f"The network uses {used:.1%} of target.{name}. Removed units came back as long as they "
                 "fitted; the next would exceed the budget."
             )
 
@@ -566,23 +582,23 @@ def _removal_warnings(job: Job, removed: RemovalResult) -> Iterator[str]:
     reported = {g.name for g in job.input_groups if g.units.refused and job.fixed_inputs}
     for skipped in removed.refused:
         if skipped.name not in reported:
-            yield f"{skipped.name}: {skipped.units} units were not removed: {skipped.reason}."
+            yield f"{skipped.name}: {counted(skipped.units, 'unit')} not removed: {skipped.reason}."
     for cut in removed.cuts:
         if cut.inexact:
             yield (
-                f"{cut.name}: {cut.units} units that {cut.inexact} mixes with others were removed, which "
-                f"changes outputs by {cut.difference:.1e}."
+                f"{cut.name}: {counted(cut.units, 'unit')} removed that {cut.inexact} mixes with others, "
+                f"which changes outputs by {cut.difference:.1e}."
             )
 
 
 def _optimality_warnings(chosen: SearchResult) -> Iterator[str]:
     """Warn where a removed or a kept group violates its optimality condition."""
-    points = [stage.selected for stage in chosen.stages]
-    zero, active = max(p.kkt_zero for p in points), max(p.kkt_active for p in points)
+    zero, where = max((stage.selected.kkt_zero, -n) for n, stage in enumerate(chosen.stages, 1))
     if zero > KKT_TOLERANCE:
-        yield f"{removed_not_optimal(zero)} {_TRAIN_LONGER}"
+        yield f"{removed_not_optimal(zero)} at the chosen point of stage {-where}; {_TRAIN_LONGER}"
+    active, where = max((stage.selected.kkt_active, -n) for n, stage in enumerate(chosen.stages, 1))
     if active > KKT_TOLERANCE:
-        yield f"{kept_not_converged(active)} {_NOT_SETTLED}"
+        yield f"{kept_not_converged(active)} at the chosen point of stage {-where} {_NOT_SETTLED}"
 
 
 def _performance_warnings(job: Job, measured: TestMeasurements) -> Iterator[str]:
@@ -606,8 +622,9 @@ def _int8_warnings(found: Quantized | None) -> Iterator[str]:
 def _halving_warnings(count: LrHalvings | None) -> Iterator[str]:
     if count is not None:
         yield (
-            f"Values became non-finite, so the step size was halved {count.path} times on the path and "
-            f"{count.refit} times in refits; lower train.lr or refit.lr."
+            "Values became non-finite, so the step size was halved "
+            f"{counted(count.path, 'time')} on the path and {counted(count.refit, 'time')} in refits; "
+            "lower train.lr or refit.lr."
         )
 
 

@@ -80,6 +80,7 @@ class GroupLassoPruner(SelectorMixin, BaseEstimator):  # type: ignore[misc]  # t
         network_: The slim network, in evaluation mode; it takes ``transform(X)`` as float32.
         path_: The points of the path, ``glprune.schema.report.PathPoint``.
         kkt_zero_: Largest relative violation of the optimality conditions over zero groups, where selected.
+        kkt_active_: The same over the kept groups; above 0.05 longer training might have kept other columns.
         difference_: Largest relative change of the outputs by a cut.
         classes_: The classes, where there are any.
 
@@ -266,6 +267,7 @@ class GroupLassoPruner(SelectorMixin, BaseEstimator):  # type: ignore[misc]  # t
             for point in run.points
         ]
         self.kkt_zero_ = max(point.kkt_zero for point in self.path_ if point.selected)
+        self.kkt_active_ = max(point.kkt_active for point in self.path_ if point.selected)
         self.difference_ = chosen.removed.difference
 
 

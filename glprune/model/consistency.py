@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from glprune._user_code import describe
+from glprune._wording import counted
 from glprune.errors import ModelError
 from glprune.model.outputs import leaves
 
@@ -165,7 +166,7 @@ def _compare(network: nn.Module, inputs: Inputs, outputs: Sequence[Tensor], part
     """
     batch, expected = tuple(x[part] for x in inputs), [y[part] for y in outputs]
     rows = len(batch[0])
-    shown, among = f"{rows} row{'s' if rows > 1 else ''}", f"the same among {len(inputs[0])}"
+    shown, among = counted(rows, "row"), f"the same among {len(inputs[0])}"
     try:
         found = _run(network, batch)
     except KeyboardInterrupt:

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from glprune._wording import counted
 from glprune.model.task import auroc
 from glprune.model.validation_score import row_influences, standard_error
-from glprune.schema.metrics import metric_text
+from glprune.schema.metrics import HIGHER_IS_BETTER, inline, metric_text
 
 if TYPE_CHECKING:
     from glprune.model.task import Task
@@ -37,6 +38,7 @@ _ODDS, _GROSS_ERRORS = 2.0, 3.0  # of mean score and base rate; a gross disagree
 _HOPELESS_R2 = -0.5  # of all rows; no weak network is worse, whatever the standard error
 _MAX_CLASSES = 20  # whose ranks are compared, the most frequent first
 _IS_SUM = 1e-3
+_VISIBLE = 0.005  # gain of a metric that is worth a hint
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,8 @@ class SplitMetrics:
     metrics: Mapping[str, float]
 
     def __str__(self) -> str:
-        values = ", ".join(f"{name} {metric_text(value)}" for name, value in self.metrics.items())
-        return f"{self.split} ({self.rows:,} rows) {values}"
+        values = ", ".join(f"{inline(name)} {metric_text(value)}" for name, value in self.metrics.items())
+        return f"{self.split} ({counted(self.rows, 'row')}) {values}"
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,12 @@ class Original:
     Attributes:
         splits: Its metrics on every split; empty without labels.
         doubts: What speaks against its being the network that was trained, in words.
+        hints: What would make it predict better as it is, where nothing speaks against it.
     """
 
     splits: tuple[SplitMetrics, ...] = ()
     doubts: tuple[str, ...] = ()
+    hints: tuple[str, ...] = ()
 
 
 def measure_original(task: Task, predictions: Predictions) -> Original:
@@ -128,6 +132,14 @@ def main_metric(task: Task, predictions: Predictions) -> float:
     return task.metric(task.default_metric, *_pooled(predictions))
 
 
+def sure_gain(task: Task, before: Predictions, after: Predictions) -> bool:
+    """Whether other predictions for the same rows have a surely and visibly better default metric."""
+    name = task.default_metric
+    old, new = (row_influences(task, name, y.double(), target) for y, target in map(_pooled, (before, after)))
+    gain = new - old if HIGHER_IS_BETTER[name] else old - new
+    return bool(gain.mean() > max(_SPLIT_ERRORS * standard_error(gain), _VISIBLE))
+
+
 def _pooled(predictions: Predictions) -> tuple[Tensor, Tensor]:
     """Return outputs and targets of all splits together."""
     outputs, targets = zip(*predictions.values(), strict=True)
@@ -146,7 +158,7 @@ def _ranks_at_random(task: Task, name: str, output: Tensor, target: Tensor) -> s
     area = sum(float(auroc(_margin(logs, c), (target == c).long())) for c in present) / len(present)
     error = sum(_chance_error(int(counts[c]), len(target)) for c in present) / len(present)
     reached = area + _errors(name) * error
-    what = "auroc" if task.kind == "binary" else "mean auroc of a class against the others"
+    what = "AUROC" if task.kind == "binary" else "mean AUROC of a class against the others"
     if reached < _CHANCE:
         return f"{what} {area:.4f} on {_of(name, target)}: worse than chance"
     if area < _NEAR and reached < _WEAK:
@@ -172,7 +184,7 @@ def _exceeds_priors(task: Task, output: Tensor, target: Tensor) -> str | None:
     excess = losses + shares.log()[target]
     if excess.mean() > _ERRORS * standard_error(excess):
         return (
-            f"log_loss {float(losses.mean()):.4f} on {_of(ALL, target)}: more than the "
+            f"log loss {float(losses.mean()):.4f} on {_of(ALL, target)}: more than the "
             f"{float((losses - excess).mean()):.4f} of the class shares alone"
         )
     return None
@@ -216,7 +228,7 @@ def _explains_nothing(task: Task, name: str, output: Tensor, target: Tensor) -> 
     gain = (values - values.mean()).square() - (values - output.double().reshape(-1)).square()
     is_sure = gain.mean() + _errors(name) * standard_error(gain) < 0 and len(target) > 1
     if r2 <= 0 and (is_sure or (name == ALL and r2 <= _HOPELESS_R2)):
-        return f"r2 {metric_text(r2)} on {_of(name, target)}: worse than the mean of the target"
+        return f"{inline('r2')} {metric_text(r2)} on {_of(name, target)}: worse than the mean of the target"
     return None
 
 

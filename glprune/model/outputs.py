@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from glprune._wording import counted
 from glprune.errors import ModelError, RecipeError
 
 if TYPE_CHECKING:
@@ -178,4 +179,4 @@ def _names(keys: Sequence[str | None], single: int | None, taken: Sequence[str])
 
 def _listed(keys: Sequence[str | None]) -> str:
     shown = ", ".join(f"{number}" + (f" ({key})" if key else "") for number, key in enumerate(keys))
-    return f"{len(keys)} output{'s' if len(keys) != 1 else ''}: {shown}"
+    return f"{counted(len(keys), 'output')}: {shown}"

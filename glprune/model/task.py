@@ -34,7 +34,8 @@ class Task:
         classes: Number of classes; 0 where there are none.
         width: Columns of the network's output; a binary network has one or two.
         prediction: Number of the output the task predicts.
-        scales: For distillation, the divisor of each output; 0 leaves the output out.
+        scales: For distillation, the divisor of each output; 0 leaves the output out. Empty until they
+            were measured: outputs are then not divided.
     """
 
     kind: TaskName
@@ -69,7 +70,8 @@ class Task:
         found = leaves(outputs)
         if self.kind != "distillation":
             return found[self.prediction]
-        scaled = [y.reshape(len(y), -1) / s for y, s in zip(found, self.scales, strict=True) if s > 0]
+        scales = self.scales or [1.0] * len(found)
+        scaled = [y.reshape(len(y), -1) / s for y, s in zip(found, scales, strict=True) if s > 0]
         return torch.cat(scaled, dim=1)
 
     def log_probabilities(self, output: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from glprune._escaping import escape_for_page
+from glprune._wording import counted
 from glprune.report.path_lines import caption
 from glprune.report.regulations import regulations
 from glprune.report.sections import evidence_for, sections
@@ -24,8 +25,6 @@ from glprune.report.sentences import (
     file_sentence,
     frontier_sentence,
     headline,
-    inline,
-    label,
     mac_ratio,
     main_metric,
     number,
@@ -37,6 +36,7 @@ from glprune.report.sentences import (
     tiny,
 )
 from glprune.report.uncertainty import between, method_sentence
+from glprune.schema.metrics import inline, label
 
 if TYPE_CHECKING:
     from glprune.schema.report import (
@@ -108,6 +108,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {"number": number, "tiny": tiny, "thousands": thousands, "metric_label": label}
     environment.filters |= {"metric_inline": inline, "between": between, "saturation": saturation_sentence}
+    environment.filters["counted"] = counted
     environment.filters["shortened"] = lambda digest: f"{digest[:23]}…"
     environment.filters["words"] = lambda text: text.replace("_", " ", 1) if text else "-"
     return environment

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from glprune._escaping import escape_for_page
 from glprune.report.html import size_rows
-from glprune.report.sentences import headline, label, number
+from glprune.report.sentences import headline, number
 from glprune.report.uncertainty import method_sentence, with_interval
+from glprune.schema.metrics import label
 
 if TYPE_CHECKING:
     from glprune.schema.report import Feature, Frontier, FrontierPoint, Report

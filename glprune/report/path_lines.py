@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from glprune._wording import counted
+
 if TYPE_CHECKING:
     from glprune.schema.report import Feature, PathPoint
 
@@ -64,7 +66,7 @@ def caption(points: Sequence[PathPoint], features: Sequence[Feature]) -> str:
     many = {status: count for status, count in counts.items() if count > MOST}
     text = "one line for each feature"
     if many:
-        whose = " and ".join(f"{count:,} {status} features" for status, count in many.items())
+        whose = " and ".join(counted(count, f"{status} feature") for status, count in many.items())
         text += (
             f"; of the {whose} only the {MOST:,} with the largest norms{' each' if len(many) > 1 else ''}, "
             "all others are in the shaded band"

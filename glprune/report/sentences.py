@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from glprune._wording import counted
 from glprune.report.uncertainty import between, change_of
 from glprune.schema import bundle as bundles
+from glprune.schema.metrics import inline, label
 
 if TYPE_CHECKING:
     from glprune.schema.report import (
@@ -27,18 +29,6 @@ if TYPE_CHECKING:
         WidthTiming,
     )
 
-_LABELS = {
-    "auroc": "AUROC",
-    "accuracy": "Accuracy",
-    "log_loss": "Log loss",
-    "brier_score": "Brier score",
-    "calibration_error": "Calibration error",
-    "r2": "R²",
-    "rmse": "RMSE",
-    "mae": "Mean absolute error",
-    "cosine": "Cosine similarity",
-}
-_PROPER_NOUNS = ("brier_score",)
 CALIBRATION = (
     "The calibration error is the mean gap between predicted probabilities and what happened, over 15 bins "
     "of equal width; the Brier score is the mean squared error of the probabilities."
@@ -62,18 +52,6 @@ def tiny(value: float) -> str:
 def thousands(value: int) -> str:
     """Format a count with thousands separators."""
     return f"{value:,}"
-
-
-def label(metric: str) -> str:
-    """Return the display name of a metric."""
-    return _LABELS.get(metric, metric)
-
-
-def inline(metric: str) -> str:
-    """Return the display name of a metric inside a sentence: lower case unless it is an abbreviation."""
-    name = label(metric)
-    lower = name[1:].islower() and metric not in _PROPER_NOUNS
-    return name[:1].lower() + name[1:] if lower else name
 
 
 def removed_not_optimal(residual: float) -> str:
@@ -175,16 +153,16 @@ def _cost_sentence(metric: Metric) -> str:
     change = change_of(metric)
     interval = f" (95 % interval of the change {between(change, signed=True)})" if change is not None else ""
     return (
-        f"{label(metric.name)} on {metric.rows:,} test rows is {metric.final:.4f}, {_verdict_on(metric)} "
-        f"compared with {metric.original:.4f} for the original network{interval}; both were measured on ONNX "
-        "files with ONNX Runtime."
+        f"{label(metric.name)} on {counted(metric.rows, 'test row')} is {metric.final:.4f}, "
+        f"{_verdict_on(metric)} compared with {metric.original:.4f} for the original network{interval}; both "
+        "were measured on ONNX files with ONNX Runtime."
     )
 
 
 def _agreement_sentence(metric: Metric) -> str:
     perfect = 1 if metric.higher_is_better else 0
     return (
-        f"Agreement with the original network on {metric.rows:,} test rows: {label(metric.name)} "
+        f"Agreement with the original network on {counted(metric.rows, 'test row')}: {label(metric.name)} "
         f"{metric.final:.4f}, where {perfect} is full agreement; both were measured on ONNX files "
         "with ONNX Runtime. There were no labels, so accuracy was not measured."
     )
@@ -204,15 +182,19 @@ def mac_ratio(size: Size) -> float:
 def _int8_sentence(found: Quantized, main: Metric) -> str:
     """Describe the 8-bit file, which is not certified."""
     metric = next(m for m in found.metrics if m.name == main.name)
-    same = ""
+    interval, same = "", ""
+    if metric.intervals is not None:
+        change = between(metric.intervals.differences["int8"], signed=True)
+        interval = f" (95 % interval of the change {change})"
     if found.same_decisions is not None:
         same = f", and {100 * found.same_decisions:.2f} % of them get the same decision"
     speeds = " and ".join(f"{t.speedup:.2f} times as fast at batch size {t.batch}" for t in found.latency)
     return (
         f"{found.file} is the network quantised to 8-bit integers, which is not lossless: "
-        f"{label(metric.name)} is {metric.int8:.4f} instead of {metric.float32:.4f} on the test rows{same}; "
-        f"outputs change by up to {100 * found.difference:.2g} % of the largest output. It has "
-        f"{found.bytes:,} bytes. Compared with the shipped file it is {speeds}. {saturation_sentence(found)}"
+        f"{label(metric.name)} is {metric.int8:.4f} instead of {metric.float32:.4f} on the test rows"
+        f"{interval}{same}; outputs change by up to {100 * found.difference:.2g} % of the largest output. "
+        f"It has {found.bytes:,} bytes. Compared with the shipped file it is {speeds}. "
+        f"{saturation_sentence(found)}"
     )
 
 
@@ -314,8 +296,9 @@ def frontier_sentence(frontier: Frontier) -> str:
     sizes = [point.size for point in frontier.points]
     shipped = next(point for point in frontier.points if point.shipped)
     listed = _joined([f"{size:,}" for size in sizes])
+    noun = "feature" if sizes == [1] else "features"
     return (
-        f"One search found networks of {len(sizes)} sizes, for {listed} features. "
+        f"One search found networks of {counted(len(sizes), 'size')}, for {listed} {noun}. "
         f"The one for {shipped.size:,} ships: {frontier.rule}."
     )
 
@@ -380,7 +363,7 @@ def _stability_sentence(stability: Stability, features: Sequence[Feature]) -> st
     stable = sum(share >= stability.threshold for share in kept)
     sentence = (
         f"{stable} of the {len(kept)} kept features were kept in at least {100 * stability.threshold:g} % of "
-        f"{len(stability.resamples)} resamples of {part_of_rows(stability)}"
+        f"{counted(len(stability.resamples), 'resample')} of {part_of_rows(stability)}"
     )
     if stability.nogueira is None:
         return f"{sentence}."

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from glprune.schema.metrics import label
+
 if TYPE_CHECKING:
     from glprune.schema.report import Interval, Metric, PairedIntervals, QuantizedMetric
 
@@ -72,7 +74,7 @@ def loss_sentence(metric: Metric) -> str:
     change = change_of(metric)
     interval = f" (95 % interval of the change {between(change, signed=True)})" if change is not None else ""
     return (
-        f"{metric.name} on the test split is worse than the original network's: "
+        f"{label(metric.name)} on the test split is worse than the original network's: "
         f"{metric.final:.4f} against {metric.original:.4f}{interval}."
     )
 
@@ -81,8 +83,8 @@ def int8_loss_sentence(file: str, metric: QuantizedMetric) -> str:
     """Warn of a loss by the 8-bit file."""
     assert metric.intervals is not None  # without an interval there is no clear loss
     return (
-        f"{metric.name} of {file} on the test split is worse than the shipped file's: {metric.int8:.4f} "
-        f"against {metric.float32:.4f} (95 % interval of the change "
+        f"{label(metric.name)} of {file} on the test split is worse than the shipped file's: "
+        f"{metric.int8:.4f} against {metric.float32:.4f} (95 % interval of the change "
         f"{between(metric.intervals.differences['int8'], signed=True)})."
     )
 

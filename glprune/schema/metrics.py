@@ -33,6 +33,18 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "cosine": (-1, 1),
 }
 """The least and the largest value of a metric; None: there is none."""
+_LABELS = {
+    "auroc": "AUROC",
+    "accuracy": "Accuracy",
+    "log_loss": "Log loss",
+    "brier_score": "Brier score",
+    "calibration_error": "Calibration error",
+    "r2": "R²",
+    "rmse": "RMSE",
+    "mae": "Mean absolute error",
+    "cosine": "Cosine similarity",
+}
+_PROPER_NOUNS = ("brier_score",)
 KKT_TOLERANCE = 0.05
 """Share of the penalty above which a report warns of a violated optimality condition."""
 
@@ -40,3 +52,15 @@ KKT_TOLERANCE = 0.05
 def metric_text(value: float) -> str:
     """Return a metric with four decimals; a very large one with four digits."""
     return f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4g}"
+
+
+def label(metric: str) -> str:
+    """Return the display name of a metric."""
+    return _LABELS.get(metric, metric)
+
+
+def inline(metric: str) -> str:
+    """Return the display name of a metric inside a sentence: lower case unless it is an abbreviation."""
+    name = label(metric)
+    lower = name[1:].islower() and metric not in _PROPER_NOUNS
+    return name[:1].lower() + name[1:] if lower else name

@@ -69,7 +69,17 @@ AxisNumber = Annotated[str, StringConstraints(pattern=r"^-?\d+$")]
 _PERCENT = r"^(100(\.0+)?|\d?[1-9](\.\d+)?|[1-9]0(\.\d+)?|00?\.0*[1-9]\d*)\s?%$"  # above 0, at most 100
 Budget = Annotated[str, StringConstraints(pattern=_PERCENT)] | Positive
 ExporterChoice = Literal["auto", "dynamo", "torchscript"]
-MetricName = Literal["auroc", "accuracy", "log_loss", "r2", "rmse", "mae", "cosine"]
+MetricName = Literal[
+    "auroc",
+    "accuracy",
+    "log_loss",
+    "brier_score",
+    "calibration_error",
+    "r2",
+    "rmse",
+    "mae",
+    "cosine",
+]
 BatchSize = Annotated[int, Field(ge=1)] | Literal["all"]
 PenaltyKind = Literal[
     "group_lasso", "sparse_group_lasso", "group_mcp", "tree_group_lasso", "latent_group_lasso", "plugin"

@@ -224,7 +224,7 @@ class SearchStage(Record):
     """
 
     number: int = Field(description="number of the stage, from 1")
-    penalised: list[GroupKind] = Field(description="kinds of groups that the penalty acts on")
+    penalised: list[GroupKind] = Field(description="kinds of groups that the penalty acted on")
     rule: str = Field(description="rule by which the point was chosen")
     input_strength: float = Field(description="factor on lambda for input groups")
     lam: float = Field(description="lambda of the chosen point")

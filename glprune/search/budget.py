@@ -28,11 +28,12 @@ Alive = Sequence[Tensor]
 Measure = Callable[[nn.Module, Inputs], int]
 SizeMetric = Literal["features", "hidden", "parameters", "macs"]
 SIZE_NAMES: Mapping[SizeMetric, str] = {
-    "features": "input features",
-    "hidden": "hidden units",
-    "parameters": "parameters",
-    "macs": "multiply-accumulates for one row",
+    "features": "input feature",
+    "hidden": "hidden unit",
+    "parameters": "parameter",
+    "macs": "multiply-accumulate",
 }
+"""What a target counts, in the singular."""
 
 
 class LatencyMeter(Protocol):
@@ -200,6 +201,16 @@ def uniform_support(job: Job, share: float, kinds: Sequence[str]) -> list[Tensor
         if groups.kind in kinds and not groups.units.refused and job.strength(groups) > 0:
             alive[max(1, round(share * len(alive))) :] = False
     return marks
+
+
+def least_size(job: Job, counted: SizeMetric, kinds: Sequence[str]) -> int:
+    """Count what is left where every penalised set of some kinds has its smallest group alone."""
+    marks = full_support(job.groups)
+    for alive, groups in zip(marks, job.groups, strict=True):
+        if groups.kind in kinds and not groups.units.refused and job.strength(groups) > 0:
+            smallest = int(torch.bincount(groups.group[groups.group >= 0], minlength=len(alive)).argmin())
+            alive[:] = torch.arange(len(alive)) == smallest
+    return size_of_support(job, marks, MEASURES[counted], job.recipe.target.counting_multiple)
 
 
 def uniform_share(job: Job, goal: SizeTarget, limit: float) -> float:

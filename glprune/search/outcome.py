@@ -94,7 +94,7 @@ def after_stage(outcomes: Outcomes, original: Job, run: StageResult, number: int
         run: The stage.
         number: Its number, counted from 1.
     """
-    if "input" in run.spec.kinds:
+    if "input" in run.penalised:
         outcomes = _after_path(outcomes, run, number)
     return after_removal(outcomes, original, run.removed.selection)
 

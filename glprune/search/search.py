@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from glprune._wording import counted
 from glprune.data.splits import first_rows, identity
 from glprune.errors import TargetError
 from glprune.model.counting import macs
@@ -43,6 +44,7 @@ from glprune.search.budget import (
     current_size,
     filled,
     latency_meter,
+    least_size,
     resolve_budget,
     size_of_support,
     support_key,
@@ -278,7 +280,7 @@ class _Search:
             if now <= limit:
                 continue
             pick = OneStage(goal, now, limit)
-            rule = f"on the way to at most {goal.limit:,.0f} {SIZE_NAMES[goal.counted]}"
+            rule = f"on the way to at most {counted(goal.limit, SIZE_NAMES[goal.counted])}"
             run = self._best_result(goal, rule, pick, brief_spec(self.original.recipe))
             if run is None:
                 continue
@@ -287,7 +289,7 @@ class _Search:
             if now <= goal.limit:  # another path would cut more
                 self.stages[-1] = self._with_refit(run)
                 return
-        rule = f"at most {goal.limit:,.0f} {SIZE_NAMES[goal.counted]}: {_DENSEST}"
+        rule = f"at most {counted(goal.limit, SIZE_NAMES[goal.counted])}: {_DENSEST}"
         run = self._best_result(goal, rule, LargestWithin(goal), self._full_refit())
         assert run is not None  # it picks a point or raises
         kept = self._fill_budget(run, goal)
@@ -459,12 +461,26 @@ class _Search:
         return self.original.recipe.refit
 
     def _budget(self, kinds: tuple[GroupKind, ...]) -> SizeTarget:
-        """Return the goal of a budget of parameters or multiply-accumulates."""
+        """Return the goal of a budget of parameters or multiply-accumulates.
+
+        Raises:
+            TargetError: The network is not larger, or cannot be as small.
+        """
         target = self.original.recipe.target
         counted: SizeMetric = "parameters" if target.parameters is not None else "macs"
         budget = target.parameters if target.parameters is not None else target.macs
         assert budget is not None  # the recipe has a target
-        limit = resolve_budget(budget, current_size(self.original, counted))
+        now = current_size(self.original, counted)
+        limit = math.floor(resolve_budget(budget, now))
+        asked = budget if isinstance(budget, str) else f"{budget:,.0f}"
+        what, least = f"target.{counted}: {asked}", least_size(self.original, counted, kinds)
+        if limit >= now:
+            raise TargetError(f"{what}: the network has only {now:,.0f} {SIZE_NAMES[counted]}; ask for less.")
+        if limit < least:
+            raise TargetError(
+                f"{what} cannot be met: with one group left in every penalised layer the network has "
+                f"{least:,} {SIZE_NAMES[counted]}; ask for more, or penalise more layers."
+            )
         return SizeTarget(counted, limit, kinds, f"target.{counted}", slack=_SLACK)
 
 

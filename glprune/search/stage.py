@@ -30,6 +30,7 @@ from glprune.search.path import RegularisationPath
 from glprune.search.path_point import NUMBER, Checkpoint, Point, load_points, path_record, save_points
 from glprune.search.prepare import slim_job
 from glprune.search.refit import load_refit, refit_or_resume, save_refit
+from glprune.training.feature_groups import remaining_groups
 from glprune.training.objective import Objective
 from glprune.training.solver import PointSolver
 
@@ -142,6 +143,12 @@ class StageResult:
     metric: float
     widths: WidthTiming | None = None
 
+    @property
+    def penalised(self) -> list[GroupKind]:
+        """The kinds of groups that were under the penalty."""
+        kinds = {groups.kind for groups, _ in _penalised(self.job, self.spec)}
+        return [kind for kind in self.spec.kinds if kind in kinds]
+
 
 def run_stage(state: SearchState, spec: StageSpec, listener: Listener) -> StageResult | None:
     """Run one path, remove the zero groups of its chosen point and refit; the state is not changed.
@@ -237,15 +244,14 @@ def _make_path(state: SearchState, spec: StageSpec, listener: Listener) -> Regul
     job, original = state.job, state.original
     recipe, number = original.recipe, state.stages + 1
     network = copy.deepcopy(job.network)
-    weighted = [(g, _limited(w * _factors(spec, g), g, spec)) for g, w in job.penalised(spec.kinds)]
-    penalised = [(g, w) for g, w in weighted if bool(w.any())]
+    groups = remaining_groups(recipe.penalty, _feature_names(original), _feature_names(job))
     objective = Objective(
         network,
         job.task,
         job.data.train,
-        penalised,
+        _penalised(job, spec),
         recipe.train.constrain_unpenalised,
-        recipe.penalty,
+        recipe.penalty.model_copy(update={"groups": groups}),
         job.make_penalty,
         job.process_group,
     )
@@ -260,6 +266,16 @@ def _make_path(state: SearchState, spec: StageSpec, listener: Listener) -> Regul
     solver = PointSolver(objective, recipe.train, recipe.seed)
     path = RegularisationPath(solver, job.groups, measure, report, original.checkpoints)
     return path  # a name, since report() reads its points
+
+
+def _penalised(job: Job, spec: StageSpec) -> list[tuple[GroupSet, Tensor]]:
+    """Return the group sets with a group under a stage's penalty, with the penalty weights."""
+    weighted = [(g, _limited(w * _factors(spec, g), g, spec)) for g, w in job.penalised(spec.kinds)]
+    return [(g, w) for g, w in weighted if bool(w.any())]
+
+
+def _feature_names(job: Job) -> list[str]:
+    return [feature.name for feature in job.data.features]
 
 
 def _factors(spec: StageSpec, groups: GroupSet) -> Tensor:

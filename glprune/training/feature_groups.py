@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from glprune.errors import RecipeError, did_you_mean
 
 if TYPE_CHECKING:
-    from glprune.schema.recipe import Names, Recipe
+    from glprune.schema.recipe import Names, PenaltySpec, Recipe
 
 
 def members(groups: Mapping[str, Names], features: Sequence[str]) -> dict[str, list[str]]:
@@ -21,6 +21,46 @@ def members(groups: Mapping[str, Names], features: Sequence[str]) -> dict[str, l
     """
     found = {name: _found(groups, name, features) for name in groups}
     return {name: [f for f in features if f in inside] for name, inside in found.items()}
+
+
+def remaining_groups(
+    penalty: PenaltySpec, features: Sequence[str], left: Collection[str]
+) -> dict[str, list[str]]:
+    """Return the groups of a network that has lost features.
+
+    Of overlapping groups those that lost a feature have left, if the whole ones hold what is left of them:
+    the kept features remain a union of whole groups over several stages.
+
+    Args:
+        penalty: The penalty.
+        features: The features of the original network.
+        left: Those of the present network.
+    """
+    found = members(penalty.groups, features)
+    present = {name: [f for f in inside if f in left] for name, inside in found.items()}
+    if penalty.kind != "latent_group_lasso":
+        return present
+    covered = {f for name, inside in found.items() if present[name] == inside for f in inside}
+    return {
+        name: inside
+        for name, inside in present.items()
+        if inside == found[name] or not covered.issuperset(inside)
+    }
+
+
+def whole_groups(penalty: PenaltySpec, features: Sequence[str], kept: Collection[str]) -> frozenset[str]:
+    """Return the largest part of a set of features that the penalty could keep.
+
+    Args:
+        penalty: The penalty. A latent group LASSO keeps a union of its groups, and features in none of them.
+        features: The features of the network.
+        kept: The set.
+    """
+    if penalty.kind != "latent_group_lasso":
+        return frozenset(kept)
+    groups = [frozenset(inside) for inside in members(penalty.groups, features).values()]
+    inside = frozenset[str]().union(*(group for group in groups if group.issubset(kept)))
+    return inside | (frozenset(kept) - frozenset[str]().union(*groups))
 
 
 def check_groups(recipe: Recipe, features: Sequence[str]) -> None:

@@ -84,9 +84,11 @@ def folder(tmp_path_factory):
     return folder
 
 
-def run(folder, name, kind, addition=""):
+def run(folder, name, kind, addition="", size=5):
     recipe = folder / f"{name}.yaml"
-    recipe.write_text(RECIPE.replace("KIND", kind) + addition)
+    recipe.write_text(
+        RECIPE.replace("KIND", kind).replace("max_features: 5", f"max_features: {size}") + addition
+    )
     return glprune.run(recipe, folder / "model.pt", folder / name)
 
 
@@ -128,13 +130,17 @@ def check_that_changed_groups_are_found(result):
         assert where in {finding.where for finding in check_consistency(changed, recipe, files)}
 
 
-def test_the_kept_features_are_a_union_of_overlapping_groups(folder):
-    result = run(folder, "latent", LATENT)
+@pytest.mark.parametrize("size", [5, 6])
+def test_the_kept_features_are_a_union_of_overlapping_groups(folder, size):
+    result = run(folder, f"latent-{size}", LATENT, size=size)
     kept = {name for name, fate in status(result).items() if fate == "kept"}
     groups = {g.name: set(g.features) for g in result.report.penalty.groups}
     whole = [features for features in groups.values() if features <= kept]
     assert set().union(*whole) == kept
-    assert 0 < len(kept) <= 5
+    assert 0 < len(kept) <= size
+    for candidate in result.report.selection.comparison.candidates:
+        found = set(candidate.features)
+        assert set().union(*(f for f in groups.values() if f <= found)) == found
     assert result.report.penalty.weights == "fisher"
 
 

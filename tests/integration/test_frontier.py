@@ -88,8 +88,8 @@ def facts(bundle):
 
 def test_every_size_is_found_from_the_largest_down_and_one_ships(whole):
     frontier = whole.report.frontier
-    assert [p.size for p in frontier.points] == [9, 5, 3]
-    assert [len(p.features) for p in frontier.points] == [8, 5, 3]  # the network has 8
+    assert [p.size for p in frontier.points] == [8, 5, 3]
+    assert [len(p.features) for p in frontier.points] == [8, 5, 3]  # the network has 8, and 9 were asked for
     [shipped] = [p for p in frontier.points if p.shipped]
     assert shipped.features == [f.name for f in whole.report.features if f.status == "kept"]
     assert all(p.test_interval.low <= p.test <= p.test_interval.high for p in frontier.points)
@@ -139,9 +139,9 @@ def test_a_selection_trains_nothing_and_can_be_selected_from(another, tmp_path, 
     monkeypatch.setattr(PointSolver, "solve", refuse)
     monkeypatch.setattr(Refit, "run", refuse)
     size, chosen = another
-    again = glprune.select(chosen.bundle, 9, tmp_path / "again")
-    assert size != 9
-    assert next(p.size for p in again.report.frontier.points if p.shipped) == 9
+    again = glprune.select(chosen.bundle, 8, tmp_path / "again")
+    assert size != 8
+    assert next(p.size for p in again.report.frontier.points if p.shipped) == 8
 
 
 def test_the_command_writes_the_bundle_and_prints_the_findings(copy, tmp_path):
@@ -185,8 +185,9 @@ def test_what_cannot_be_selected_is_refused_in_one_line(copy, tmp_path, audited)
         (changed / name).write_bytes((tmp_path / name).read_bytes() + b"\n")
     (tmp_path / "whole-5").mkdir()
     cases = [
-        (7, {}, "has no network of 7 features; its frontier has 9, 5, 3"),
+        (7, {}, "has no network of 7 features; its frontier has 8, 5, 3"),
         (5, {}, r"whole-5 exists; choose another --out"),
+        (3, {"out": copy / "sub"}, r"sub is inside .*whole, which it would change; give another --out"),
         (3, {"model": "no.pt"}, r"no\.pt: no such model"),
         (3, {"model": changed / "model.pt"}, "is not the model that .*whole was made from"),
         (3, {"recipe": changed / "recipe.yaml"}, "is not the recipe that .*whole was made from"),
@@ -195,6 +196,8 @@ def test_what_cannot_be_selected_is_refused_in_one_line(copy, tmp_path, audited)
         with pytest.raises(UsageError, match=message) as caught:
             glprune.select(copy, size, **options)
         assert "\n" not in str(caught.value)
+    with pytest.raises(UsageError, match=r"absent: cannot be read .*give the folder of a bundle"):
+        glprune.select(tmp_path / "absent", 3)
     with pytest.raises(UsageError, match="has no frontier"):
         glprune.select(audited["slim"], 3)
     (tmp_path / "model.pt").rename(tmp_path / "moved.pt")

@@ -374,6 +374,7 @@ def test_inputs_under_layernorm_are_refused_and_hidden_units_can_still_go(folder
     recipe = load_recipe(folder / "quick.yaml", [*changes, "penalty={inputs: null, hidden: {strength: 1}}"])
     report = glprune.run(recipe, folder / "normed.pt", folder / "normed").report
     assert all(f.status == "kept" for f in report.features)
+    assert [s.penalised for s in report.stages] == [["hidden"]] * len(report.stages)  # not the inputs
     assert report.hidden[0].after < 12
     assert report.removal.difference <= 1e-5
     assert any("LayerNorm" in r.reason for r in report.removal.refused)

@@ -26,22 +26,28 @@ def check_frontier(report: Report, recipe: Recipe | None, files: Mapping[str, by
     if (bundles.FRONTIER in report.digests.outputs) != (record is not None):
         yield "/digests/outputs", f"names {bundles.FRONTIER} without a frontier, or the reverse"
     if record is not None:
-        yield from _sizes(record, recipe)
+        yield from _sizes(report, record, recipe)
         yield from _figures(report, record)
         yield from _choice(report, record, recipe)
 
 
-def _sizes(record: Frontier, recipe: Recipe | None) -> Iterator[Found]:
+def _sizes(report: Report, record: Frontier, recipe: Recipe | None) -> Iterator[Found]:
     sizes = [point.size for point in record.points]
     yield from check_equal(
         "/frontier/points", sizes, sorted(set(sizes), reverse=True), "in descending order it is"
     )
     if recipe is not None and isinstance(recipe.target.frontier, list):
-        wanted = {
+        asked = [
             *recipe.target.frontier,
             *([recipe.target.max_features] if recipe.target.max_features else []),
-        }
-        yield from check_equal("/frontier/points", sorted(sizes), sorted(wanted), f"{bundles.RECIPE} says")
+        ]
+        wanted = sorted({min(size, _available(report)) for size in asked})
+        yield from check_equal("/frontier/points", sorted(sizes), wanted, f"{bundles.RECIPE} says")
+
+
+def _available(report: Report) -> int:
+    """Count the features that the search began with: those that no rule removed."""
+    return sum(f.status == "kept" or f.reason == "penalty" for f in report.features)
 
 
 def _figures(report: Report, record: Frontier) -> Iterator[Found]:
@@ -107,7 +113,8 @@ def _choice(report: Report, record: Frontier, recipe: Recipe | None) -> Iterator
     if report.stages:
         yield from check_close(f"{where}/valid", point.valid, report.stages[-1].metric, "the last stage says")
     if recipe is not None:
-        wanted = recipe.target.max_features or _one_standard_error(record)
+        asked = recipe.target.max_features
+        wanted = min(asked, _available(report)) if asked else _one_standard_error(record)
         yield from check_equal(f"{where}/size", point.size, wanted, "the rule gives")
 
 

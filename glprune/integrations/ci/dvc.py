@@ -6,6 +6,8 @@ import csv
 import io
 from typing import TYPE_CHECKING, Any
 
+from glprune.report.uncertainty import change_of
+
 if TYPE_CHECKING:
     from glprune.schema.report import Report
 
@@ -18,6 +20,7 @@ def metrics(report: Report) -> dict[str, Any]:
     return {
         "test": {metric.name: metric.final for metric in report.performance},
         "original": {metric.name: metric.original for metric in report.performance},
+        **_intervals(report),
         "features": {
             "kept": sum(f.status == "kept" for f in report.features),
             "removed": sum(f.status == "removed" for f in report.features),
@@ -30,6 +33,17 @@ def metrics(report: Report) -> dict[str, Any]:
         "onnx_bytes": {"before": size.onnx_bytes_before, "after": size.onnx_bytes_after},
         "removal_difference": report.removal.difference,
         "warnings": len(report.warnings),
+    }
+
+
+def _intervals(report: Report) -> dict[str, dict[str, float]]:
+    """Return the change of every metric against the original network, and the ends of its 95 % interval."""
+    found = {metric.name: (metric, change_of(metric)) for metric in report.performance}
+    known = {name: change for name, (_, change) in found.items() if change is not None}
+    return {
+        "change": {name: metric.final - metric.original for name, (metric, _) in found.items()},
+        "change_low": {name: change.low for name, change in known.items()},
+        "change_high": {name: change.high for name, change in known.items()},
     }
 
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from glprune._wording import counted
 from glprune.audit.checks.policy import ancestors, check_policy
 from glprune.audit.verify import integrity_findings, open_bundle
 from glprune.errors import UsageError, did_you_mean
 from glprune.integrations.ci.outcome import Annotation, Outcome, TestCase
 from glprune.report.markdown import code, text
+from glprune.report.uncertainty import between, change_of
 from glprune.schema.report import Feature, Policy, Report
 
 Status = Literal["passed", "failed", "not measured"]
@@ -144,6 +146,8 @@ def _max_drop(report: Report, name: str, limit: float) -> Gate:
     metric = known[name]
     drop = metric.original - metric.final if metric.higher_is_better else metric.final - metric.original
     text = f"{metric.original:.4f} before, {metric.final:.4f} shipped: {drop:+.4f} worse, at most {limit:g}"
+    if change := change_of(metric):
+        text += f" (95 % interval of the change {between(change, signed=True)})"
     return Gate(f"max-drop {name}", "passed" if drop <= limit else "failed", text)
 
 
@@ -203,5 +207,5 @@ def _max_features(found: int, limit: int) -> Gate:
     return Gate(
         "max-features",
         "passed" if found <= limit else "failed",
-        f"{found} features are kept, at most {limit}",
+        f"{counted(found, 'feature')} kept, at most {limit:,}",
     )

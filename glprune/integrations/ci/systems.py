@@ -14,11 +14,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TextIO, cast
 
+from glprune._wording import counted
 from glprune.errors import GlpruneError, UsageError
 from glprune.integrations.ci import dvc, github, gitlab
 from glprune.integrations.ci.outcome import Annotation, Metric, Outcome, TestCase
 from glprune.report.markdown import render_markdown
 from glprune.report.sentences import headline
+from glprune.report.uncertainty import change_of
 
 if TYPE_CHECKING:
     from glprune.schema.report import Report
@@ -107,7 +109,7 @@ def _run_outcome(report: Report) -> Outcome:
     warnings = [Annotation("warning", report.title or "glprune", warning) for warning in report.warnings]
     cases = [
         TestCase(f"removal agrees to {report.removal.tolerance:g}"),
-        TestCase(f"ONNX Runtime agrees with PyTorch on {report.export.rows} rows"),
+        TestCase(f"ONNX Runtime agrees with PyTorch on {counted(report.export.rows, 'row')}"),
     ]
     return Outcome(
         "run", (*warnings, *findings), tuple(cases), tuple(_metrics(report)), render_markdown(report)
@@ -118,6 +120,11 @@ def _metrics(report: Report) -> Iterator[Metric]:
     for metric in report.performance:
         for model, value in (("original", metric.original), ("shipped", metric.final)):
             yield Metric("metric", value, {"name": metric.name, "model": model, "split": "test"})
+        if change := change_of(metric):
+            for end, value in (("low", change.low), ("high", change.high)):
+                yield Metric(
+                    "metric_change_interval", value, {"name": metric.name, "end": end, "split": "test"}
+                )
     kept = sum(f.status == "kept" for f in report.features)
     yield Metric("features", kept, {"status": "kept"})
     yield Metric("features", len(report.features) - kept, {"status": "removed"})

@@ -158,14 +158,19 @@ def by_magnitude(job: Job, size: int) -> Support:
     for groups in job.input_groups:
         values = group_norms(state, groups) / group_sizes(state, groups).clamp(min=1).sqrt()
         means |= dict(zip(groups.labels, values.tolist(), strict=True))
-    stay = {
+    stay = features_that_stay(job)
+    others = sorted((label for label in means if label not in stay), key=lambda label: -means[label])
+    return stay | frozenset(others[: max(0, size - len(stay))])
+
+
+def features_that_stay(job: Job) -> Support:
+    """Return the features that a rule keeps or that cannot be removed."""
+    return frozenset(
         label
         for groups in job.input_groups
         for label in groups.labels
         if groups.units.refused or label in job.rules.required
-    }
-    others = sorted((label for label in means if label not in stay), key=lambda label: -means[label])
-    return frozenset(stay) | frozenset(others[: max(0, size - len(stay))])
+    )
 
 
 def _score(job: Job, kept: Support, original: nn.Module) -> ValidationScore:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from glprune._wording import counted
 from glprune.errors import TargetError
 from glprune.runtime.checkpoint import reading
 from glprune.runtime.events import Listener, Stage
@@ -13,6 +14,7 @@ from glprune.search.portfolio.candidates import (
     Candidate,
     by_magnitude,
     cross_validate,
+    features_that_stay,
     load_candidates,
     mean_gain,
     save_candidates,
@@ -23,6 +25,7 @@ from glprune.search.portfolio.folds import fold_count, fold_jobs
 from glprune.search.prepare import Support
 from glprune.search.stage import SearchState, StageSpec, path_support
 from glprune.search.targets import LargestWithin
+from glprune.training.feature_groups import whole_groups
 
 if TYPE_CHECKING:
     from glprune.model.validation_score import Gain
@@ -32,8 +35,9 @@ if TYPE_CHECKING:
 _MARGIN = 2.0  # standard errors
 RULE = (
     "the set of the path in stages, unless the metric of another is better by more than two standard "
-    "errors of the paired difference; only the best set on the validation split is cross-validated beside it"
+    "errors of the paired difference"
 )
+_CROSSED = "; only the best other set on the validation split was cross-validated beside it"
 PATH, ONE_PATH = "path in stages", "single path"
 ELIMINATION, MAGNITUDE = "backward elimination", "group magnitude"
 
@@ -78,7 +82,7 @@ def compete(state: SearchState, path: Support, goal: SizeTarget, listener: Liste
         goal: The number of features.
         listener: Receives the progress.
     """
-    listener(Stage("candidates", f"comparing other sets of {goal.limit:,.0f} features"))
+    listener(Stage("candidates", f"comparing other sets of {counted(goal.limit, 'feature')}"))
     log, job = state.original.checkpoints, state.job
     place, key = log.position, {"size": goal.limit, "path": sorted(path)}
     record = log.load_step("candidates", key)
@@ -90,9 +94,10 @@ def compete(state: SearchState, path: Support, goal: SizeTarget, listener: Liste
         with reading(record):
             candidates = load_candidates(record.values, log.weights(record))
             _check_loaded(job, path, candidates)
-    folds = fold_count(job)
-    repeats = job.recipe.data.validation.repeats if folds > 1 else 1
-    return Competition(tuple(candidates), choose(candidates), folds, repeats, RULE)
+    crossed = any(candidate.folds for candidate in candidates)
+    folds, repeats = (fold_count(job), job.recipe.data.validation.repeats) if crossed else (1, 1)
+    rule = RULE + _CROSSED if crossed else RULE
+    return Competition(tuple(candidates), choose(candidates), folds, repeats, rule)
 
 
 def _check_loaded(job: Job, path: Support, candidates: Sequence[Candidate]) -> None:
@@ -146,7 +151,15 @@ def _find(state: SearchState, goal: SizeTarget) -> dict[str, Support]:
         ELIMINATION: eliminate(job, [size], state.original.network)[size],
         MAGNITUDE: by_magnitude(job, size),
     }
-    return {name: kept for name, kept in found.items() if kept is not None and _fits(job, kept, size)}
+    possible = {name: _possible(state, kept) for name, kept in found.items() if kept is not None}
+    return {name: kept for name, kept in possible.items() if _fits(job, kept, size)}
+
+
+def _possible(state: SearchState, kept: Support) -> Support:
+    """Return the largest part of a set that the penalty could keep, with the features that must stay."""
+    original = state.original
+    features = [feature.name for feature in original.data.features]
+    return whole_groups(original.recipe.penalty, features, kept) | (kept & features_that_stay(state.job))
 
 
 def _one_path(state: SearchState, goal: SizeTarget) -> Support | None:

@@ -74,9 +74,10 @@ def fold_count(job: Job) -> int:
     if folds == "auto":
         return min(AUTO_FOLDS, largest) if largest > 1 and _effective_rows(job) < FEW_ROWS else 1
     if folds > max(1, largest):
+        few = "no row of one class" if job.task.kind == "binary" else f"fewer than {_MIN_FOLD_ROWS} rows"
         reason = (
-            f"a fold would have no row of one class; use at most {largest}"
-            if largest
+            f"a fold would have {few}; use at most {max(1, largest)}"
+            if _in_memory(job)
             else "folds need all rows in memory and one process; set 1"
         )
         raise RecipeError(f"{job.recipe.where('data', 'validation', 'folds')}: {folds}: {reason}.")
@@ -85,11 +86,15 @@ def fold_count(job: Job) -> int:
 
 def _largest_count(job: Job) -> int:
     """Return the largest number of folds; 0 where the rows are not in memory."""
-    if not isinstance(job.data.train, TensorSplit) or not isinstance(job.data.valid, TensorSplit):
+    if not _in_memory(job):
         return 0
     if job.task.kind == "binary":
         return int(torch.bincount(_targets(job), minlength=2).min())
     return len(_targets(job)) // _MIN_FOLD_ROWS
+
+
+def _in_memory(job: Job) -> bool:
+    return isinstance(job.data.train, TensorSplit) and isinstance(job.data.valid, TensorSplit)
 
 
 def _effective_rows(job: Job) -> int:

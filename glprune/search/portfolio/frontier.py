@@ -51,7 +51,7 @@ class FrontierPoint:
 
 
 def frontier_sizes(job: Job) -> list[int]:
-    """Return the sizes of the recipe's frontier, the largest first.
+    """Return the sizes of the recipe's frontier, the largest first; none is above the number of features.
 
     Args:
         job: The job of the network that the search begins with.
@@ -59,7 +59,8 @@ def frontier_sizes(job: Job) -> list[int]:
     target = job.recipe.target
     assert target.frontier is not None  # the caller has looked
     sizes = set(_auto_sizes(job) if target.frontier == "auto" else target.frontier)
-    return sorted(sizes | ({target.max_features} if target.max_features else set()), reverse=True)
+    asked = sizes | ({target.max_features} if target.max_features else set())
+    return sorted({min(size, len(job.data.features)) for size in asked}, reverse=True)
 
 
 def _auto_sizes(job: Job) -> list[int]:
@@ -86,7 +87,7 @@ def shipped_point(points: Sequence[FrontierPoint], size: int | None) -> Frontier
         size: ``target.max_features``; None leaves the choice to the rule.
     """
     if size is not None:
-        return next(point for point in points if point.size == size)
+        return next((point for point in reversed(points) if point.size >= size), points[0])
     best = best_point(points)
     close = (p for p in points if not best.score.gain_over(p.score).exceeds(_STANDARD_ERRORS))
     return min(close, key=lambda point: point.size)

@@ -282,10 +282,15 @@ def test_a_bundle_with_the_file_is_verified_and_the_report_tells_its_figures(res
     assert 0 < found.difference < 0.2
     assert found.same_decisions > 0.9
     assert FILE in (result.bundle / bundles.MANIFEST).read_text()
+    main = next(m for m in found.metrics if m.name == result.report.selection.metric)
     for name in (bundles.PAGE, bundles.SUMMARY):
         page = (result.bundle / name).read_text()
         assert "not lossless" in page
         assert "of 32,767: no kernel saturates. It was measured on" in page
+        change = main.intervals.differences["int8"]
+        assert f"95 % interval of the change {change.low:+.4f} to {change.high:+.4f}" in page
+    value = main.intervals.values["int8"]
+    assert f"{value.low:.4f} to {value.high:.4f}" in (result.bundle / bundles.PAGE).read_text()
     assert found.largest_pair == largest_pair(onnx.load(file)) <= 255 * 128
     assert found.instruction_sets == instruction_sets()
 

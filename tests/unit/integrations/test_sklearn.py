@@ -73,6 +73,7 @@ def test_the_two_columns_that_matter_stay_and_zeros_are_certified(fitted, rows):
     x, _ = rows
     assert fitted.get_support(indices=True).tolist() == [0, 1]
     assert fitted.kkt_zero_ < 0.05
+    assert fitted.kkt_active_ == max(p.kkt_active for p in fitted.path_ if p.selected) > 0
     assert fitted.difference_ <= 1e-5
     slim = fitted.transform(x)
     assert slim.shape == (300, 2)

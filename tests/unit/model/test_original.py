@@ -9,6 +9,7 @@ from glprune.errors import ModelError
 from glprune.model.original import find_doubts, measure_original, unmet_expectations
 from glprune.model.task import Task
 from glprune.runtime.events import OriginalMeasured
+from glprune.schema.metrics import METRICS
 from glprune.schema.recipe_loading import load_recipe
 from tests.networks import fit_binary
 
@@ -127,7 +128,7 @@ def test_regression_that_explains_nothing_is_doubted(change, doubted):
     task = Task("regression", "logits", 0)
     doubts = find_doubts(task, splits(change(predicted)[:, None], y))
     assert bool(doubts) is doubted
-    assert all("r2 -" in doubt for doubt in doubts)
+    assert all("R² -" in doubt for doubt in doubts)
 
 
 def test_weak_regression_on_few_rows_raises_no_doubt():
@@ -205,12 +206,32 @@ def test_a_network_trained_behind_a_scaler_stops_and_the_message_names_the_cause
         call(changed(problem, "data.standardize=none"), problem / "model.pt", *out)
     text = str(caught.value)
     assert "does not look like the one that was trained" in text
-    assert "With data.standardize: train auroc on all rows would be 0.9" in text
+    assert "With data.standardize: train AUROC on all rows would be 0.9" in text
     for cause in ("order of data.classes", "model.output", "order of the columns", "--accept-original"):
         assert cause in text
-    assert "test (120 rows) auroc 0." in text
+    assert "test (120 rows) AUROC 0." in text
     assert "\n" not in text
     assert not (tmp_path / "out").exists()
+
+
+def test_a_slight_scaling_outside_the_network_is_hinted_at_and_a_right_recipe_is_not(problem, tmp_path):
+    header, *lines = (problem / "data.csv").read_text().splitlines()
+    cells = [line.split(",") for line in lines]
+    values = torch.tensor([[float(c) for c in row[:-1]] for row in cells])
+    near = (values - values.mean(0)) / values.std(0) * torch.tensor([0.4, 1.6, 1, 1, 1, 1])
+    rows_ = [",".join([*(f"{v:.6g}" for v in x.tolist()), c[-1]]) for x, c in zip(near, cells, strict=True)]
+    (tmp_path / "data.csv").write_text("\n".join([header, *rows_]) + "\n")
+    for name in ("network.py", "recipe.yaml", "model.pt"):
+        (tmp_path / name).write_bytes((problem / name).read_bytes())
+
+    def hints(*changes):
+        found = glprune.inspect(changed(tmp_path, *changes), tmp_path / "model.pt", accept_original=True)
+        assert not any("more than" in note or "chance" in note for note in found.notes)
+        return [note for note in found.notes if "predicts better with" in note]
+
+    assert not hints()
+    (hint,) = hints("data.standardize=none")
+    assert "with data.standardize: train: auroc on all rows would be 0.9" in hint
 
 
 def test_an_accepted_network_runs_and_the_report_warns(problem, tmp_path):
@@ -224,8 +245,8 @@ def test_an_accepted_network_runs_and_the_report_warns(problem, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "fragment"),
     [
-        (['data.classes=["yes", "no"]'], "With data.classes in the other order auroc"),
-        (["model.arguments={end: sigmoid}"], "With model.output: probabilities auroc"),
+        (['data.classes=["yes", "no"]'], "With data.classes in the other order AUROC"),
+        (["model.arguments={end: sigmoid}"], "With model.output: probabilities AUROC"),
         (["data.features=[f, e, d, c, b, a]"], "order of the columns (data.features)"),
     ],
 )
@@ -244,6 +265,14 @@ def test_an_expected_metric_that_does_not_hold_refuses_even_an_accepted_network(
         glprune.inspect(
             changed(problem, "model.expect={auroc: 0.5}"), problem / "model.pt", accept_original=True
         )
+
+
+@pytest.mark.parametrize("name", METRICS["binary"])
+def test_every_metric_of_the_task_can_be_expected(problem, name):
+    found = glprune.inspect(changed(problem), problem / "model.pt").original[2].metrics[name]
+    glprune.inspect(changed(problem, f"model.expect={{{name}: {found:.6f}}}"), problem / "model.pt")
+    with pytest.raises(ModelError, match=f"model.expect: {name} {found + 0.5:g}.* on the test split"):
+        glprune.inspect(changed(problem, f"model.expect={{{name}: {found + 0.5:g}}}"), problem / "model.pt")
 
 
 @pytest.mark.parametrize("changes", [["model.expect={r2: 0.5}"], ["model.expect={auroc: .nan}"]])

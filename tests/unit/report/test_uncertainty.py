@@ -59,7 +59,7 @@ def test_a_loss_is_news_where_its_interval_excludes_chance(found, lost):
 def test_the_warning_gives_both_values_and_the_interval():
     sentence = loss_sentence(metric("accuracy", -0.0514, -0.08, -0.02))
     assert sentence == (
-        "accuracy on the test split is worse than the original network's: 0.7991 against 0.8505 (95 % interval "
+        "Accuracy on the test split is worse than the original network's: 0.7991 against 0.8505 (95 % interval "
         "of the change -0.0800 to -0.0200)."
     )
 

@@ -35,6 +35,14 @@ def test_sizes_go_from_the_largest_down_and_hold_the_one_that_ships():
     assert frontier_sizes(job(20, frontier=[5, 10], max_features=7)) == [10, 7, 5]
 
 
+def test_sizes_above_the_number_of_features_are_that_number():
+    sizes = frontier_sizes(job(14, frontier=[20, 10**12, 1], max_features=30))
+    assert sizes == [14, 1]
+    points = [point(size, [1.0, 0.0]) for size in sizes]
+    assert shipped_point(points, 30).size == 14
+    assert shipped_point(points, 1).size == 1
+
+
 @pytest.mark.parametrize("features", [1, 3, 20, 61, 5000])
 def test_automatic_sizes_have_equal_ratios_from_all_features_to_one(features):
     sizes = frontier_sizes(job(features, frontier="auto"))

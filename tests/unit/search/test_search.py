@@ -1,5 +1,7 @@
 """What the user asks for is what the shipped network has: sizes counted anew from the bundle's own files."""
 
+import re
+
 import numpy as np
 import onnx
 import pyarrow as pa
@@ -10,6 +12,7 @@ import torch
 import glprune
 from glprune import pipeline
 from glprune.data.splits import first_rows
+from glprune.errors import TargetError
 from glprune.runtime.events import silent
 from glprune.schema.recipe_loading import load_recipe
 from glprune.search import refit, search
@@ -96,6 +99,7 @@ def test_stages_lead_to_the_planted_features_and_each_is_recorded(folder):
     assert exits <= set(range(1, len(counts) + 1))
     assert len({p.stage for p in report.path if p.selected}) == len(counts)
     assert all(p.norms[0] > 0 for p in report.path)
+    assert any("hidden units were removed along the same path" in s for s in report.not_measured)
 
 
 @pytest.mark.parametrize("target", ["macs", "parameters"])
@@ -336,3 +340,30 @@ def test_no_layer_starves_and_a_budget_that_is_not_used_is_explained(folder, tar
     assert any(f"of target.{target}" in w for w in report.warnings) == (used < 0.97)
     shares = [layer.after / layer.before for layer in report.hidden]
     assert max(shares) <= 4 * min(shares)
+
+
+@pytest.mark.parametrize("target", ["macs", "parameters"])
+def test_a_joint_budget_does_not_starve_the_inputs(folder, target):
+    result = run(folder, f"joint-{target}", f'target={{{target}: "20%"}}', "penalty.input_strengths=[3.0]")
+    report = result.report
+    used = getattr(report.size, f"{target}_after") / getattr(report.size, f"{target}_before")
+    assert 0.15 < used <= 0.2
+    kept = [feature.name for feature in report.features if feature.status == "kept"]
+    assert len(kept) >= 2
+    assert all(stage.metric > 0.3 for stage in report.stages)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("macs: 1000", "target.macs: 1,000: the network has only 640 multiply-accumulates for one row; ask"),
+        (
+            "parameters: 1%",
+            "target.parameters: 1% cannot be met: with one group left in every penalised layer",
+        ),
+    ],
+)
+def test_a_budget_that_is_met_already_or_cannot_be_is_refused_before_training(folder, target, message):
+    with pytest.raises(TargetError, match=re.escape(message)):
+        run(folder, "no", f"target={{{target}}}")
+    assert not (folder / "no").exists()

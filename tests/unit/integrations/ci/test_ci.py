@@ -174,7 +174,11 @@ def test_a_run_leaves_gitlabs_reports_beside_the_bundle(slim):
     assert ET.parse(folder / "run-junit.xml").getroot()[0].get("failures") == "0"
     shipped = next(m for m in report.performance if m.name == "auroc").final
     line = f'glprune_metric{{name="auroc",model="shipped",split="test"}} {shipped!r}'
-    assert line in (folder / "metrics.txt").read_text().splitlines()
+    lines = (folder / "metrics.txt").read_text().splitlines()
+    assert line in lines
+    change = next(m for m in report.performance if m.name == "auroc").intervals.differences["final"]
+    for end, value in (("low", change.low), ("high", change.high)):
+        assert f'glprune_metric_change_interval{{name="auroc",end="{end}",split="test"}} {value!r}' in lines
     assert bundles.digest(slim / bundles.MANIFEST) == before
     assert judge(slim, Limits(max_features=8)).exit_code == 0
 
@@ -188,7 +192,11 @@ def test_dvc_gets_nested_numbers_and_a_row_for_each_point(slim):
     folder = slim.with_name("slim.ci")
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics == dvc.metrics(report)
-    assert metrics["test"]["auroc"] == next(m for m in report.performance if m.name == "auroc").final
+    auroc = next(m for m in report.performance if m.name == "auroc")
+    assert metrics["test"]["auroc"] == auroc.final
+    assert metrics["change"]["auroc"] == auroc.final - auroc.original
+    assert metrics["change_low"]["auroc"] == auroc.intervals.differences["final"].low
+    assert metrics["change_high"].keys() == {m.name for m in report.performance}
     rows = list(csv.DictReader(io.StringIO((folder / "path.csv").read_text())))
     assert [float(r["lam"]) for r in rows] == [p.lam for p in report.path]
     assert [r["selected"] for r in rows].count("1") == len(report.stages)
@@ -285,6 +293,12 @@ def test_a_drop_is_a_loss_in_the_metrics_own_direction(slim, direction):
     name = copy.json()["performance"][0]["name"]
     status = {m: judge(copy.folder, Limits(max_drop={name: m})).gates[1].status for m in (0.01, 0.03)}
     assert status == ({0.01: "failed", 0.03: "passed"} if direction else {0.01: "passed", 0.03: "passed"})
+
+
+def test_a_gate_on_a_metric_gives_the_interval_of_its_change(slim):
+    change = report_of(slim).performance[0].intervals.differences["final"]
+    gate = judge(slim, Limits(max_drop={"auroc": 1.0})).gates[1]
+    assert gate.text.endswith(f"(95 % interval of the change {change.low:+.4f} to {change.high:+.4f})")
 
 
 def test_latency_is_judged_at_the_worst_batch_and_what_was_not_measured_is_incomplete(slim):
