@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any, Self, cast
 
 from glprune._user_code import describe
-from glprune.errors import GlpruneError, RecipeError
+from glprune.errors import GlpruneError, RecipeError, error_text
 
 
 def load_callable(
@@ -79,7 +79,7 @@ def _import(place: str, folder: Path, where: str, allowed: Sequence[str] | None)
     except BaseException as error:  # the user's module may raise anything
         hint = (
             "; import the modules beside it without a dot"
-            if "attempted relative import" in str(error)
+            if "attempted relative import" in error_text(error)
             else ""
         )
         raise RecipeError(f"{where}: importing {place!r} failed ({describe(error)}){hint}.") from error
@@ -198,7 +198,7 @@ def _siblings_of(
 
 
 def _homes(path: Path) -> list[Path]:
-    """Return the folder of a file and, if it is a package, that of the outermost package around it."""
+    """Return the folder of a file and, if that is a package, the one that holds the outermost package."""
     home = outer = path.resolve().parent
     while (outer / "__init__.py").is_file():
         outer = outer.parent

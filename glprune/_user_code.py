@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from glprune.errors import GlpruneError, ModelError
+from glprune.errors import GlpruneError, ModelError, error_text
 
 _OWN = str(Path(__file__).parent)
 _STANDARD = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib")})
@@ -33,8 +33,8 @@ _LENGTH = 200  # characters of a message
 
 def describe(error: BaseException) -> str:
     """Return type, message and place of an error in user code, on one line."""
-    place = _place(error)
-    return f"{type(error).__name__}: {_message(error)}{f' at {place}' if place else ''}"
+    place, text = _place(error), (error_text(error) or "no message").splitlines()[0][:_LENGTH]
+    return f"{type(error).__name__}: {text}{f' at {place}' if place else ''}"
 
 
 @contextlib.contextmanager
@@ -102,14 +102,6 @@ def _surroundings() -> Iterator[None]:
     finally:
         os.chdir(folder)
         sys.path += [place for place in places if place not in sys.path]
-
-
-def _message(error: BaseException) -> str:
-    """Return the first line of an error's message, however its class makes it."""
-    try:
-        return (str(error).strip() or "no message").splitlines()[0][:_LENGTH]
-    except Exception:  # noqa: BLE001 - the class is the user's
-        return "no message"
 
 
 def _place(error: BaseException) -> str:

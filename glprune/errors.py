@@ -12,9 +12,17 @@ _MAX_NAMES = 5000  # comparing with more takes seconds
 _MAX_LENGTH = 200  # of a name; the time grows with its square
 
 
+def error_text(error: BaseException) -> str:
+    """Return an error's message; empty where its class, which may be the user's, fails to make one."""
+    try:
+        return str(error).strip()
+    except Exception:  # noqa: BLE001 - see above
+        return ""
+
+
 def first_line(error: BaseException, max_length: int | None = None) -> str:
     """Return the first line of an error's message; its class if the message is empty."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:max_length]
+    return (error_text(error) or type(error).__name__).splitlines()[0][:max_length]
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
@@ -102,7 +110,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether the system gave no more memory."""
     if isinstance(error, MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+    return isinstance(error, RuntimeError) and any(words in error_text(error) for words in _OUT_OF_MEMORY)
 
 
 def user_message(error: BaseException) -> str | None:

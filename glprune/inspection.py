@@ -150,6 +150,7 @@ def _inspect(job: Job) -> Inspection:
             *job.rules.sentences(),
             *job.fixed_inputs,
             *job.original.doubts,
+            *job.original.hints,
         ),
     )
 

@@ -93,6 +93,7 @@ FORWARDS: list[tuple[str, str, str]] = [
     ("ends the program", "sys.exit(0)", _FAILS.format("SystemExit: 0 at networks.py:7")),
     ("ends as a generator does", "raise GeneratorExit", _FAILS.format("GeneratorExit: no message at networks.py:7")),
     ("raises what is no Exception", "raise BaseException('odd')", _FAILS.format("BaseException: odd at networks.py:7")),
+    ("raises an error that cannot be printed at one row", "if len(x) == 1: raise type('Odd', (Exception,), {'__str__': lambda self: 1 / 0})\nreturn super().forward(x)", "The network does not run on 1 row (Odd: no message at networks.py:7): " + _NUMBER),
     ("raises an error that cannot be printed", "raise type('Odd', (Exception,), {'__str__': lambda self: 1 / 0})", _FAILS.format("Odd: no message at networks.py:7")),
     ("divides a weight by its norm", _OWN.format(f"{_W} / {_W}.norm()"), _NORM),
     ("divides a weight by the norms of its rows", _OWN.format(f"F.normalize({_W}, dim=1)"), _NORM),
@@ -106,7 +107,13 @@ LATE: list[tuple[str, str, str]] = [
     ("raises in training", "if self.training: raise ValueError('no\\nluck')\nreturn super().forward(x)", _LATER.format("ValueError: no at networks.py:7")),
     ("cannot read a file in training", "if self.training: open('absent')\nreturn super().forward(x)", _LATER.format("FileNotFoundError: ... at networks.py:7")),
     ("ends as an iterator does in training", "if self.training: raise StopIteration\nreturn super().forward(x)", _LATER.format("StopIteration: no message at networks.py:7")),
+    ("adds a tensor in training", "if self.training: self.register_buffer('late', torch.zeros(3))\nreturn super().forward(x)", "The network's forward adds, removes or reshapes 'late' in training; make every tensor in __init__, with its shape..."),
     ("ends the program in the backward pass", _Y + "if y.requires_grad and self.training: y.register_hook(lambda g: sys.exit(0))\nreturn y", _LATER.format("SystemExit: 0 at networks.py:8")),
+]  # fmt: skip
+_ENDS = "The network, or other code that the recipe names, failed ({} at networks.py:6)."
+MODES: list[tuple[str, str, str]] = [
+    ("meets a broken pipe", "raise BrokenPipeError(32, 'Broken pipe')", "BrokenPipeError: [Errno 32] Broken pipe"),
+    ("ends as a command does", "import click; raise click.exceptions.Exit(0)", "Exit: 0"),
 ]  # fmt: skip
 _SPLIT = "recipe.yaml:5: data.loader: split 'train'"
 LOADERS: list[tuple[str, str, str]] = [
@@ -125,6 +132,12 @@ def _forward(body: str) -> Make:
     )
 
 
+def _mode(body: str) -> Make:
+    own = f"    def train(this, mode=True):\n        {body}\n    def forward"
+    text = _NETWORK.replace("    calls = 0\n    def forward", own).format("        return super().forward(x)")
+    return lambda folder: (folder / "networks.py").write_text(text)
+
+
 def _loader(body: str) -> Make:
     def make(folder: Path) -> None:
         recipe("file: data.csv\n  target: y", "loader: loading.py:Rows")(folder)
@@ -136,6 +149,8 @@ def _loader(body: str) -> Make:
 def _cases() -> Iterator[Bad]:
     for name, body, message in FORWARDS:
         yield Bad(f"forward that {name}", INSPECT, 3, message, _forward(body))
+    for name, body, error in MODES:
+        yield Bad(f"change of mode that {name}", INSPECT, 3, _ENDS.format(error), _mode(body))
     for name, body, message in LOADERS:
         yield Bad(f"loader that {name}", INSPECT, 4, message, _loader(body))
 

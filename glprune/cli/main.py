@@ -52,6 +52,7 @@ _EPILOG = (
     "folder; 3 model; 4 data; 5 target cannot be reached; 129 hung up; 130 interrupted; 143 terminated."
 )
 _START = Stage("start", "loading PyTorch")  # takes seconds, and so must not come before the first line
+_ENDINGS = (BrokenPipeError, click.exceptions.Exit, click.Abort)  # end a command without an error
 _MAX_LENGTH = 2000  # characters of a message; names in it may be of any length
 # packages that auditors need not install
 _NOT_FOR_AUDITORS = ("torch", "torch_pruning", "pyarrow", "scipy", "onnxscript", "matplotlib")
@@ -328,7 +329,11 @@ def _recipes_code() -> Iterator[None]:
     """Keep code that the recipe names from ending the program, and what it prints out of the result."""
     code = "The network, or other code that the recipe names,"
     with contextlib.redirect_stdout(sys.stderr), user_code(ModelError, code, passing=(Exception,)):
-        yield
+        try:
+            yield
+        except _ENDINGS as error:
+            with user_code(ModelError, code):
+                raise error
 
 
 def _print_result(result: Result, as_json: bool, quiet: bool) -> None:

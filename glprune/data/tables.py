@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
 
-from glprune.errors import DataError, did_you_mean, name_list
+from glprune.errors import DataError, did_you_mean, first_line, name_list
 
 EXACT = 2**53
 """float64 holds every whole number up to this one."""
@@ -273,7 +273,9 @@ def check_distinct(names: Sequence[str], path: Path) -> None:
 
 
 def unknown_column_hint(name: str, names: Sequence[str]) -> str:
-    """Return the end of a message on an unknown column: a similar one, or that the header may be missing."""
+    """Return the end of a message on an unknown column: a similar one, or what is wrong with the header."""
+    if len(names) == 1 and re.search(r"[,;:^~|\t]", names[0]):
+        return f" The only column is {names[0][:60]!r}: .csv has commas between columns, and .tsv has tabs."
     return did_you_mean(name, names) or header_hint(names)
 
 
@@ -308,8 +310,7 @@ def readable(path: Path) -> Iterator[None]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: a column's name is not UTF-8; save the file as UTF-8.") from error
     except (pa.ArrowException, OSError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise DataError(f"{path}: cannot be read ({first}).") from error
+        raise DataError(f"{path}: cannot be read ({first_line(error, 200)}).") from error
 
 
 def first_inexact(column: pa.Array | pa.ChunkedArray) -> int | None:

@@ -52,7 +52,7 @@ def _target_column(recipe: Recipe, table: Table) -> pa.ChunkedArray:
     column = table.column(name)
     empty = empty_rows(column, {str(c) for c in recipe.data.classes or ()})
     if empty.any():
-        raise DataError(f"{table.path}: target {name!r} is {_empty_message(table, column, empty)}.")
+        raise DataError(f"{table.path}: target {name!r} is {_empty_message(recipe, table, column, empty)}.")
     return column
 
 
@@ -65,18 +65,18 @@ def empty_rows(column: pa.ChunkedArray, labels: Collection[str] = ()) -> NDArray
     """
     empty = pc.is_null(column, nan_is_null=True)
     if pa.types.is_string(column.type):
-        texts = pa.array(sorted((MISSING_TEXTS - set(labels)) | {""}))
+        texts = pa.array(sorted((MISSING_TEXTS - {label.strip() for label in labels}) | {""}))
         empty = pc.or_(empty, pc.is_in(pc.utf8_trim_whitespace(column), value_set=texts))
     mask: NDArray[np.bool_] = empty.to_numpy()
     return mask
 
 
-def _empty_message(table: Table, column: pa.ChunkedArray, empty: NDArray[np.bool_]) -> str:
+def _empty_message(recipe: Recipe, table: Table, column: pa.ChunkedArray, empty: NDArray[np.bool_]) -> str:
     """Return the message on missing labels, with their number, the first row, and what it holds."""
     row = int(np.argmax(empty))
     message = f"empty in {counted(int(np.count_nonzero(empty)), 'row')}, first in {table.place(row)}"
     text = column[row].as_py()
-    if isinstance(text, str) and text.strip():
+    if isinstance(text, str) and text.strip() and recipe.task != "regression":
         return f"{message} ({text!r}); drop them, or list {text!r} under data.classes"
     return f"{message}; drop them"
 

@@ -559,6 +559,7 @@ def _original_warnings(job: Job) -> Iterator[str]:
             "The original network does not look like the one that was trained, and the run went on with it: "
             f"{'; '.join(job.original.doubts)}. Gains over it say little."
         )
+    yield from job.original.hints
 
 
 def _budget_warnings(job: Job, measured: TestMeasurements) -> Iterator[str]:

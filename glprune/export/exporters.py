@@ -18,6 +18,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from glprune.errors import error_text
 from glprune.model.outputs import leaves
 from glprune.schema.recipe import BATCH_LABEL
 
@@ -170,5 +171,5 @@ def root_cause(error: BaseException) -> str:
     """Return the first line of the root cause: exporters wrap the error in advice of their own."""
     while error.__cause__ is not None:
         error = error.__cause__
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    text = re.sub(r"\x1b\[[0-9;]*m", "", error_text(error)).strip()
     return (text.splitlines() or [type(error).__name__])[0][:200].rstrip(" .:")

@@ -14,7 +14,7 @@ from torch import nn
 
 from glprune._imports import load_callable
 from glprune._user_code import user_code
-from glprune.errors import ModelError
+from glprune.errors import ModelError, first_line
 from glprune.model.loading import materialize_, unwrapped
 from glprune.model.standardize import Standardize, StandardizedNetwork
 from glprune.model.weights.reparametrization import fold_
@@ -61,11 +61,15 @@ def load(
     try:
         _pruning_plan(plan).apply_(network)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise ModelError(f"{folder / PLAN}: does not fit the factory's network ({error}).") from error
+        raise ModelError(
+            f"{folder / PLAN}: does not fit the factory's network ({first_line(error)})."
+        ) from error
     try:
         load_model(network, str(folder / WEIGHTS), strict=True)
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        raise ModelError(f"{folder / WEIGHTS}: does not fit the network of the plan ({error})") from error
+        raise ModelError(
+            f"{folder / WEIGHTS}: does not fit the network of the plan ({first_line(error)})"
+        ) from error
     return network.eval()
 
 
@@ -121,7 +125,8 @@ def _resolve_factory(factory: str | Callable[..., nn.Module]) -> Callable[..., n
         return found
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ModelError(
-            f"factory {factory!r} cannot be imported ({error}); pass the function that builds the network."
+            f"factory {factory!r} cannot be imported ({first_line(error)}); pass the function that builds "
+            "the network."
         ) from error
 
 

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from glprune._user_code import describe
-from glprune.errors import DataError, GlpruneError, ModelError, NonFiniteError
+from glprune.errors import DataError, GlpruneError, ModelError, NonFiniteError, error_text
 from glprune.model.outputs import leaves
 from glprune.model.standardize import StandardizedNetwork
 from glprune.runtime.determinism import settings_kept
@@ -134,7 +134,7 @@ def copied(network: nn.Module) -> nn.Module:
         return copy.deepcopy(network)
     except (Exception, SystemExit) as error:  # an attribute of the user's may raise anything
         place = next(_uncopyable(network), "it")
-        if "graph leaves" in str(error):
+        if "graph leaves" in error_text(error):
             why = f"{place} keeps a tensor with its gradient; keep tensor.detach()"
         else:
             why = f"{place} forbids it ({describe(error)}); make it when it is needed, outside the network"

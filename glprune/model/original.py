@@ -23,7 +23,7 @@ from torch.nn import functional
 from glprune._wording import counted
 from glprune.model.task import auroc
 from glprune.model.validation_score import row_influences, standard_error
-from glprune.schema.metrics import inline, metric_text
+from glprune.schema.metrics import HIGHER_IS_BETTER, inline, metric_text
 
 if TYPE_CHECKING:
     from glprune.model.task import Task
@@ -38,6 +38,7 @@ _ODDS, _GROSS_ERRORS = 2.0, 3.0  # of mean score and base rate; a gross disagree
 _HOPELESS_R2 = -0.5  # of all rows; no weak network is worse, whatever the standard error
 _MAX_CLASSES = 20  # whose ranks are compared, the most frequent first
 _IS_SUM = 1e-3
+_VISIBLE = 0.005  # gain of a metric that is worth a hint
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,12 @@ class Original:
     Attributes:
         splits: Its metrics on every split; empty without labels.
         doubts: What speaks against its being the network that was trained, in words.
+        hints: What would make it predict better as it is, where nothing speaks against it.
     """
 
     splits: tuple[SplitMetrics, ...] = ()
     doubts: tuple[str, ...] = ()
+    hints: tuple[str, ...] = ()
 
 
 def measure_original(task: Task, predictions: Predictions) -> Original:
@@ -127,6 +130,14 @@ def rounding(value: float) -> float:
 def main_metric(task: Task, predictions: Predictions) -> float:
     """Return the task's default metric on the rows of all splits."""
     return task.metric(task.default_metric, *_pooled(predictions))
+
+
+def sure_gain(task: Task, before: Predictions, after: Predictions) -> bool:
+    """Whether other predictions for the same rows have a surely and visibly better default metric."""
+    name = task.default_metric
+    old, new = (row_influences(task, name, y.double(), target) for y, target in map(_pooled, (before, after)))
+    gain = new - old if HIGHER_IS_BETTER[name] else old - new
+    return bool(gain.mean() > max(_SPLIT_ERRORS * standard_error(gain), _VISIBLE))
 
 
 def _pooled(predictions: Predictions) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from glprune.model.original import (
     find_doubts,
     main_metric,
     measure_original,
+    sure_gain,
     unmet_expectations,
 )
 from glprune.model.prediction import predict
@@ -58,7 +59,24 @@ class OriginalCheck:
     @functools.cached_property
     def original(self) -> Original:
         """Its metrics on every split, and what speaks against its being the network that was trained."""
-        return measure_original(self.task, self.predictions)
+        found = measure_original(self.task, self.predictions)
+        return found if found.doubts else replace(found, hints=tuple(self._hints()))
+
+    def _hints(self) -> Iterator[str]:
+        """Say where standardising its inputs, or not doing so, would surely make a network better."""
+        if not self.predictions or self.recipe.data.stream is not None:  # every pass over a stream is long
+            return
+        for remedy, attempt in self._remedies():
+            if "standardi" not in remedy:
+                continue
+            task, predictions = attempt()
+            if sure_gain(task, self.predictions, predictions):
+                name = task.default_metric
+                now, then = (metric_text(main_metric(task, p)) for p in (self.predictions, predictions))
+                yield (
+                    f"The original network predicts better with {remedy}: {name} on all rows would be {then} "
+                    f"instead of {now}. If it was trained so, correct the recipe."
+                )
 
     def report(self, listener: Listener, accept: bool) -> None:
         """Report the metrics, and refuse a network that does not look trained.
@@ -81,6 +99,8 @@ class OriginalCheck:
             )
         if self.original.doubts:
             listener(Notice(f"{_DOUBTFUL}, and is accepted: {'; '.join(self.original.doubts)}."))
+        for hint in self.original.hints:
+            listener(Notice(hint))
 
     def _check_expected(self) -> None:
         """Compare the network with ``model.expect`` on the test split."""

@@ -24,6 +24,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from glprune.errors import first_line
 from glprune.pruning.ids import UnitIds
 from glprune.pruning.units import GroupKind, Role, TensorAxis, UnitSet
 
@@ -216,7 +217,7 @@ class _GraphPlanner:
                 group = self.graph.get_pruning_group(root, pruner.prune_out_channels, list(range(count)))
         except Exception as error:  # torch-pruning raises errors of any class
             raise _RefusedError(
-                f"the dependency graph fails here ({type(error).__name__}: {error})"
+                f"the dependency graph fails here ({type(error).__name__}: {first_line(error)})"
             ) from error
         members = []
         for item in group:

@@ -23,6 +23,7 @@ from glprune.errors import (
     PeerFailedError,
     TargetError,
     UsageError,
+    error_text,
     exit_code,
     user_message,
 )
@@ -70,7 +71,7 @@ class FailureStore:
     def publish(self, error: BaseException) -> None:
         """Publish an error; the first one that any process publishes counts."""
         expected = isinstance(error, GlpruneError) and not isinstance(error, PeerFailedError)
-        text = user_message(error) or f"{type(error).__name__}: {error}"
+        text = user_message(error) or f"{type(error).__name__}: {error_text(error)}"
         record = FailureRecord(self.rank, text, exit_code(error), not expected)
         with contextlib.suppress(RuntimeError):  # the process that held the store may be gone
             self._store.compare_set(_KEY, "", json.dumps(asdict(record)))

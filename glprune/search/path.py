@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
+from glprune.errors import ModelError
 from glprune.pruning.groups import GroupSet, group_norms, support
 from glprune.runtime.checkpoint import UnusableStepError, reading
 from glprune.search.path_point import (
@@ -31,7 +32,7 @@ from glprune.search.path_point import (
 from glprune.training.objective import lambda_max
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from glprune.runtime.checkpoint import CheckpointLog, Step
     from glprune.training.solver import PointSolver
@@ -70,10 +71,8 @@ class RegularisationPath:
     ) -> None:
         self.solver, self.objective, self.spec = solver, solver.objective, solver.spec
         self.groups, self.metric, self.on_point, self.checkpoints = groups, metric, on_point, journal
+        self.trained: TensorDict = _copied_state(self.objective.network)
         self.largest = lambda_max(self.objective)
-        self.trained: TensorDict = {
-            n: t.detach().clone() for n, t in self.objective.network.state_dict().items()
-        }
         self.points: list[Point] = []
         self._without_weights: Step | None = None  # the stored step whose weights the network should have
 
@@ -183,14 +182,13 @@ class RegularisationPath:
             nonlocal accepted, ended
             found = self.outline(lam)
             if fits(found):
-                accepted = {name: t.detach().clone() for name, t in network.state_dict().items()}
+                accepted = self._state()
             ended = is_small(found)
             return ended
 
         halvings = self.solver.solve(lam, polish=False, is_done=is_done)
         if not accepted:
-            state = {name: t.detach().clone() for name, t in network.state_dict().items()}
-            return {"accepted": False, "ended": ended}, add_prefix(STATE, state)
+            return {"accepted": False, "ended": ended}, add_prefix(STATE, self._state())
         network.load_state_dict(accepted)
         values, tensors = save_point(self.measure(lam, halvings))
         return values | {"accepted": True, "ended": ended}, tensors
@@ -344,9 +342,25 @@ class RegularisationPath:
             kkt_zero=zero,
             kkt_active=active,
             metric=self.metric(),
-            state={name: t.detach().clone() for name, t in self.objective.network.state_dict().items()},
+            state=self._state(),
             halvings=halvings,
         )
+
+    def _state(self) -> TensorDict:
+        """Return a copy of the network's tensors.
+
+        Raises:
+            ModelError: They are not those that the path began with: the user's forward changed them.
+        """
+        found = _copied_state(self.objective.network)
+        shapes, before = ({n: t.shape for n, t in tensors.items()} for tensors in (found, self.trained))
+        if shapes != before:
+            first = min(n for n, _ in shapes.items() ^ before.items())
+            raise ModelError(
+                f"The network's forward adds, removes or reshapes {first!r} in training; make every tensor "
+                "in __init__, with its shape."
+            )
+        return found
 
     def outline(self, lam: float) -> Point:
         """Return the present support as a point of some lambda, without loss, metric and weights."""
@@ -367,3 +381,7 @@ class RegularisationPath:
             metric=math.nan,
             state={},
         )
+
+
+def _copied_state(network: nn.Module) -> TensorDict:
+    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}

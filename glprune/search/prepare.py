@@ -322,8 +322,9 @@ def _other_precision(network: nn.Module, inputs: Inputs) -> str | None:
     for dtype in (torch.float64, torch.float16, torch.bfloat16):
         try:
             with torch.no_grad():
-                cast = (x.to(dtype) if x.is_floating_point() else x for x in inputs)
-                copy.deepcopy(network).to(dtype)(*cast)
+                copy.deepcopy(network).to(dtype)(
+                    *(x.to(dtype) if x.is_floating_point() else x for x in inputs)
+                )
         except KeyboardInterrupt:
             raise
         except BaseException:  # noqa: BLE001 - the user's forward may raise anything

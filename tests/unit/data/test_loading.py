@@ -204,6 +204,15 @@ def test_the_name_of_a_class_may_be_a_mark_of_missing_values_if_the_recipe_lists
         load_data(recipe_of(tmp_path, "{file: x.parquet, target: y}"))
 
 
+def test_a_listed_mark_of_missing_values_may_have_blanks_and_none_is_offered_to_regression(tmp_path):
+    save(tmp_path, frame() | {"y": ["NA ", "EU"] * 20})
+    data = load_data(recipe_of(tmp_path, "{file: x.parquet, target: y, classes: [EU, 'NA ']}"))
+    assert data.train.target.bincount().tolist() == [12, 12]
+    save(tmp_path, frame() | {"y": ["?", "1.5"] * 20})
+    with pytest.raises(DataError, match=r"empty in 20 rows, first in row 1; drop them\.$"):
+        load_data(recipe_of(tmp_path, "{file: x.parquet, target: y}", "regression"))
+
+
 @pytest.mark.parametrize("kind", KINDS_OF_TEXT)
 def test_text_of_every_type_is_a_target_a_split_and_a_protected_column(tmp_path, kind):
     of = KINDS_OF_TEXT[kind]

@@ -214,6 +214,26 @@ def test_a_network_trained_behind_a_scaler_stops_and_the_message_names_the_cause
     assert not (tmp_path / "out").exists()
 
 
+def test_a_slight_scaling_outside_the_network_is_hinted_at_and_a_right_recipe_is_not(problem, tmp_path):
+    header, *lines = (problem / "data.csv").read_text().splitlines()
+    cells = [line.split(",") for line in lines]
+    values = torch.tensor([[float(c) for c in row[:-1]] for row in cells])
+    near = (values - values.mean(0)) / values.std(0) * torch.tensor([0.4, 1.6, 1, 1, 1, 1])
+    rows_ = [",".join([*(f"{v:.6g}" for v in x.tolist()), c[-1]]) for x, c in zip(near, cells, strict=True)]
+    (tmp_path / "data.csv").write_text("\n".join([header, *rows_]) + "\n")
+    for name in ("network.py", "recipe.yaml", "model.pt"):
+        (tmp_path / name).write_bytes((problem / name).read_bytes())
+
+    def hints(*changes):
+        found = glprune.inspect(changed(tmp_path, *changes), tmp_path / "model.pt", accept_original=True)
+        assert not any("more than" in note or "chance" in note for note in found.notes)
+        return [note for note in found.notes if "predicts better with" in note]
+
+    assert not hints()
+    (hint,) = hints("data.standardize=none")
+    assert "with data.standardize: train: auroc on all rows would be 0.9" in hint
+
+
 def test_an_accepted_network_runs_and_the_report_warns(problem, tmp_path):
     recipe = changed(problem, "data.standardize=none")
     result = glprune.run(recipe, problem / "model.pt", tmp_path / "out", accept_original=True)
