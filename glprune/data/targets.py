@@ -76,9 +76,10 @@ def _empty_message(recipe: Recipe, table: Table, column: pa.ChunkedArray, empty:
     row = int(np.argmax(empty))
     message = f"empty in {counted(int(np.count_nonzero(empty)), 'row')}, first in {table.place(row)}"
     text = column[row].as_py()
-    if isinstance(text, str) and text.strip() and recipe.task != "regression":
-        return f"{message} ({text!r}); drop them, or list {text!r} under data.classes"
-    return f"{message}; drop them"
+    if not isinstance(text, str) or not text.strip():
+        return f"{message}; drop them"
+    labels = f", or list {text!r} under data.classes" if recipe.task != "regression" else ""
+    return f"{message} ({text!r}); drop them{labels}"
 
 
 def _classes(recipe: Recipe, raw: Mapping[str, pa.ChunkedArray], first: Table) -> tuple[str, ...] | None:
