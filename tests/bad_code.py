@@ -109,7 +109,7 @@ LATE: list[tuple[str, str, str]] = [
     ("raises in training", "if self.training: raise ValueError('no\\nluck')\nreturn super().forward(x)", _LATER.format("ValueError: no at networks.py:7")),
     ("cannot read a file in training", "if self.training: open('absent')\nreturn super().forward(x)", _LATER.format("FileNotFoundError: ... at networks.py:7")),
     ("ends as an iterator does in training", "if self.training: raise StopIteration\nreturn super().forward(x)", _LATER.format("StopIteration: no message at networks.py:7")),
-    ("adds a tensor in training", "if self.training: self.register_buffer('late', torch.zeros(3))\nreturn super().forward(x)", "The network's forward adds, removes or reshapes 'late' in training; make every tensor in __init__, with its shape..."),
+    ("adds a tensor in training", "if self.training: self.register_buffer('late', torch.zeros(3))\nreturn super().forward(x)", "The network's forward adds, removes or reshapes 'late' in training; make every tensor in __init__, with its shape."),
     ("ends the program in the backward pass", _Y + "if y.requires_grad and self.training: y.register_hook(lambda g: sys.exit(0))\nreturn y", _LATER.format("SystemExit: 0 at networks.py:8")),
 ]  # fmt: skip
 _ENDS = "The network, or other code that the recipe names, failed ({} at networks.py:6)."

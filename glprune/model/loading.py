@@ -233,10 +233,10 @@ def _check_fit(module: nn.Module, found: Renamed, whole: State, subject: str) ->
     parts = fitting_parts(whole, expected)
     if parts and state.keys() != expected.keys():
         others = [name for name in whole if not name.startswith(tuple(parts))]
+        beside = f", and beside them it holds {shortened_list(others)}" if others else ""
         raise ModelError(
-            f"{subject}: the names under {' and '.join(map(repr, parts))} fit, and beside them it holds "
-            f"{shortened_list(others or ['each other'])}; save the part that the factory builds, or "
-            "build all of it."
+            f"{subject}: the names under {' and '.join(map(repr, parts))} fit{beside}; save the part that "
+            "the factory builds, or build all of it."
         )
     problems = [
         f"{what} {shortened_list(names)}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from glprune.errors import ModelError
 
@@ -158,7 +158,9 @@ def shortened_list(names: Sequence[str]) -> str:
 
 
 def _states(content: Any, keys: tuple[str, ...]) -> Iterator[tuple[str, State]]:
-    """Yield the dictionaries of tensors in a checkpoint."""
+    """Yield the dictionaries of tensors in a checkpoint, and those of networks in it."""
+    if isinstance(content, nn.Module):
+        content = content.state_dict()
     if not isinstance(content, dict) or len(keys) > _MAX_DEPTH:
         return
     if _is_state(content):

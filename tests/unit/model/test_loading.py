@@ -227,6 +227,8 @@ def test_masked_and_normalised_weights_are_loaded_as_their_values(tmp_path, monk
     assert found.keys() == expected.keys()
     assert all(torch.allclose(expected[name], found[name], atol=1e-6) for name in expected)
     assert any("replaced by their values" in note for note in loaded.notes)
+    loaded.module.load_state_dict({name: tensor + 1 for name, tensor in expected.items()})
+    assert torch.equal(loaded.module[0].weight, expected["0.weight"] + 1)
 
 
 def test_a_mask_or_norm_of_the_factory_alone_is_folded(tmp_path, monkeypatch):
@@ -331,6 +333,21 @@ def test_a_pickle_is_refused_unread_and_the_message_says_why(tmp_path):
     with pytest.raises(ModelError):
         load_network(recipe_of(tmp_path), tmp_path / "plain.pt")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("keys", [("model",), ("ema",), ("model", "ema")])
+def test_trusted_modules_in_a_checkpoint_give_their_weights(tmp_path, keys):
+    trained = network()
+    torch.save({"epoch": 3, **dict.fromkeys(keys, trained)}, tmp_path / "m.pt")
+    loaded = load_network(recipe_of(tmp_path), tmp_path / "m.pt", trust_pickle=True)
+    assert torch.equal(loaded.module[0].weight, trained[0].weight)
+    assert len(loaded.notes) == ("ema" in keys)  # which one is loaded is said where it is not the usual one
+
+
+def test_lazy_modules_that_never_ran_are_named(tmp_path):
+    torch.save(nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.Linear(4, 1)).state_dict(), tmp_path / "m.pt")
+    with pytest.raises(ModelError, match="lazy modules without values; run the network on a batch"):
+        load_network(recipe_of(tmp_path), tmp_path / "m.pt")
 
 
 def test_a_trusted_pickled_module_is_read(tmp_path):
