@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from glprune._user_code import describe
+from glprune._wording import counted
 from glprune.data.loading import load_data
 from glprune.data.splits import Inputs, first_rows
 from glprune.data.synthetic import random_like
@@ -309,8 +310,9 @@ def _try_forward(
             ) from error
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         raise ModelError(
-            f"The network does not run on the data, {len(data.columns)} columns, input shape {shapes} "
-            f"({first}); compare data.features and model.inputs with what the network was trained on."
+            f"The network does not run on the data, {counted(len(data.columns), 'column')}, input shape "
+            f"{shapes} ({first}); compare data.features and model.inputs with what the network was "
+            "trained on."
         ) from error
     check_dense(leaves(output))
     if not all_finite(y for y in leaves(output) if y.is_floating_point()):
