@@ -70,8 +70,10 @@ FORWARDS: list[tuple[str, str, str]] = [
     ("branches at two rows", _Y + "return y * 2 if len(x) == 2 else y", _DIFFERS.format("2 rows", 8)),
     ("branches at an odd number of rows", _Y + "return y * 2 if len(x) % 2 and len(x) > 1 else y", _DIFFERS.format("7 rows", 8)),
     ("branches at many rows", _Y + "return y * 2 if len(x) > 8 else y", _DIFFERS.format("8 rows", 12)),
-    ("branches at as many rows as are trained on", _Y + "return y * 2 if len(x) > 30 else y", _DIFFERS.format("8 rows", 36)),
+    ("branches at as many rows as are trained on", _Y + "return y * 2 if len(x) in (35, 36) else y", _DIFFERS.format("8 rows", 36)),
     ("scales with the number of rows", _Y + "return y / len(x)", _DIFFERS.format("1 row", 8)),
+    ("branches at 64 rows", _Y + "return y * 2 if len(x) % 64 == 0 else y", _DIFFERS.format("8 rows", 64)),
+    ("allows ten rows", "assert len(x) <= 10\nreturn super().forward(x)", "The network does not run on 12 rows (AssertionError: no message at networks.py:7), and does on 8: " + _NUMBER),
     ("needs two rows", "assert len(x) > 1\nreturn super().forward(x)", "The network does not run on 1 row (AssertionError: no message at networks.py:7): " + _NUMBER),
     ("ends the program at one row", "len(x) > 1 or sys.exit(0)\nreturn super().forward(x)", "The network does not run on 1 row (SystemExit: 0 at networks.py:7): " + _NUMBER),
     ("drops the axis of the rows", "return super().forward(x).squeeze()", _SHAPE.format("()", "1 row", "(1,)", 8)),
@@ -107,7 +109,7 @@ LATE: list[tuple[str, str, str]] = [
     ("raises in training", "if self.training: raise ValueError('no\\nluck')\nreturn super().forward(x)", _LATER.format("ValueError: no at networks.py:7")),
     ("cannot read a file in training", "if self.training: open('absent')\nreturn super().forward(x)", _LATER.format("FileNotFoundError: ... at networks.py:7")),
     ("ends as an iterator does in training", "if self.training: raise StopIteration\nreturn super().forward(x)", _LATER.format("StopIteration: no message at networks.py:7")),
-    ("adds a tensor in training", "if self.training: self.register_buffer('late', torch.zeros(3))\nreturn super().forward(x)", "The network's forward adds, removes or reshapes 'late' in training; make every tensor in __init__, with its shape..."),
+    ("adds a tensor in training", "if self.training: self.register_buffer('late', torch.zeros(3))\nreturn super().forward(x)", "The network's forward adds, removes or reshapes 'late' in training; make every tensor in __init__, with its shape."),
     ("ends the program in the backward pass", _Y + "if y.requires_grad and self.training: y.register_hook(lambda g: sys.exit(0))\nreturn y", _LATER.format("SystemExit: 0 at networks.py:8")),
 ]  # fmt: skip
 _ENDS = "The network, or other code that the recipe names, failed ({} at networks.py:6)."

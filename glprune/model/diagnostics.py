@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -139,6 +139,25 @@ def copied(network: nn.Module) -> nn.Module:
         else:
             why = f"{place} forbids it ({describe(error)}); make it when it is needed, outside the network"
         raise ModelError(f"The network cannot be copied: {why}.") from error
+
+
+def tensor_shapes(network: nn.Module) -> dict[str, torch.Size]:
+    """Return the shapes of a network's tensors by their names."""
+    return {name: tensor.shape for name, tensor in network.state_dict().items()}
+
+
+def check_tensors(network: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
+    """Check that a network still has the tensors that it had before it was trained.
+
+    Raises:
+        ModelError: The user's forward changed them.
+    """
+    different = tensor_shapes(network).items() ^ shapes.items()
+    if different:
+        raise ModelError(
+            f"The network's forward adds, removes or reshapes {min(name for name, _ in different)!r} in "
+            "training; make every tensor in __init__, with its shape."
+        )
 
 
 def _uncopyable(network: nn.Module) -> Iterator[str]:

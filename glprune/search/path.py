@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
-from glprune.errors import ModelError
+from glprune.model.diagnostics import check_tensors, tensor_shapes
 from glprune.pruning.groups import GroupSet, group_norms, support
 from glprune.runtime.checkpoint import UnusableStepError, reading
 from glprune.search.path_point import (
@@ -72,6 +72,7 @@ class RegularisationPath:
         self.solver, self.objective, self.spec = solver, solver.objective, solver.spec
         self.groups, self.metric, self.on_point, self.checkpoints = groups, metric, on_point, journal
         self.trained: TensorDict = _copied_state(self.objective.network)
+        self._shapes = tensor_shapes(self.objective.network)
         self.largest = lambda_max(self.objective)
         self.points: list[Point] = []
         self._without_weights: Step | None = None  # the stored step whose weights the network should have
@@ -347,20 +348,9 @@ class RegularisationPath:
         )
 
     def _state(self) -> TensorDict:
-        """Return a copy of the network's tensors.
-
-        Raises:
-            ModelError: They are not those that the path began with: the user's forward changed them.
-        """
-        found = _copied_state(self.objective.network)
-        shapes, before = ({n: t.shape for n, t in tensors.items()} for tensors in (found, self.trained))
-        if shapes != before:
-            first = min(n for n, _ in shapes.items() ^ before.items())
-            raise ModelError(
-                f"The network's forward adds, removes or reshapes {first!r} in training; make every tensor "
-                "in __init__, with its shape."
-            )
-        return found
+        """Return a copy of the network's tensors, which are those that the path began with."""
+        check_tensors(self.objective.network, self._shapes)
+        return _copied_state(self.objective.network)
 
     def outline(self, lam: float) -> Point:
         """Return the present support as a point of some lambda, without loss, metric and weights."""

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from glprune.data.sharding import ShardedSplit
-from glprune.model.diagnostics import Batch, all_finite, explain_nonfinite
+from glprune.model.diagnostics import Batch, all_finite, check_tensors, explain_nonfinite, tensor_shapes
 from glprune.model.precision import Precision, forward
 from glprune.model.task import Task, concat_batches, improvement
 from glprune.runtime.process_group import ALONE, ProcessGroup
@@ -82,7 +82,9 @@ class Refit:
 
         Raises:
             NonFiniteError: Loss or gradient is not finite, and the recipe allows no (more) halving.
+            ModelError: The network's forward changes which tensors it has.
         """
+        shapes = tensor_shapes(network)
         start, start_score = network, self._score(network)
         if self.spec.epochs:
             start, start_score = self._with_new_statistics(start, start_score)
@@ -91,6 +93,7 @@ class Refit:
         best, score = result.network, result.score
         if result.best_epoch:
             best, score = self._with_new_statistics(best, score)
+        check_tensors(best, shapes)
         return replace(result, network=best.eval(), score=score, halvings=halvings)
 
     def _run_epochs(self, start: nn.Module, start_score: Score, factor: float) -> RefitResult:

@@ -27,6 +27,7 @@ _LEGACY = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")  # the magic number of t
 _SAVE = "save torch.save(model.state_dict(), path)"
 _HEAD = 64  # bytes that tell the kinds apart
 _LAYERS = "torch.nn.modules."  # classes of a whole network; a state dict calls for none of them
+_LAZY = "torch.nn.parameter.Uninitialized"
 _MAX_OPCODES = 100_000  # of a pickle; the classes of its outer objects come first
 _PICKLES = 4  # one after another in a file of torch.save before 1.6: the last is the object
 _SIGNATURES = (
@@ -96,6 +97,10 @@ def check_weights_file(path: Path, recipe: Recipe, trust_pickle: bool) -> None:
         raise ModelError(_foreign(path, head))
     classes = check_pickled_class(path)
     is_of_torch = head[: len(_ZIP)] == _ZIP or _LEGACY in head  # else of another library, such as joblib
+    if not trust_pickle and any(name.startswith(_LAZY) for name in classes):
+        raise ModelError(
+            f"{path} holds lazy modules without values; run the network on a batch before it is saved."
+        )
     if not trust_pickle and not (is_of_torch and not any(name.startswith(_LAYERS) for name in classes)):
         raise pickle_error(path)
 
@@ -117,7 +122,7 @@ def check_pickled_class(path: Path) -> list[str]:
         The names of the classes and functions that the pickle calls for.
 
     Raises:
-        ModelError: It is of a class of another library, or of the script that wrote it.
+        ModelError: It is of a class of another library or of the script that wrote it.
     """
     names = list(_classes(path))
     own = next((name for name in names if name.startswith("__main__.")), None)

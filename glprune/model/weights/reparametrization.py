@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
-from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
+from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
 from glprune.model.weights.state_dict import State
@@ -72,11 +72,20 @@ def _fold_module(prefix: str, module: nn.Module) -> Iterator[str]:
         elif isinstance(hook, SpectralNorm):
             yield stem + hook.name
             remove_spectral_norm(module, hook.name)
+            _forget_spectral_norm(module)
     if parametrize.is_parametrized(module):
         for name, steps in list(module.parametrizations.items()):  # type: ignore[union-attr, operator]
             if all(isinstance(step, _WeightNorm | _SpectralNorm) for step in steps):
                 yield stem + name
                 parametrize.remove_parametrizations(module, name)
+
+
+def _forget_spectral_norm(module: nn.Module) -> None:
+    """Remove what ``remove_spectral_norm`` leaves: a hook that demands the old tensors of any state dict."""
+    hooks = module._load_state_dict_pre_hooks  # noqa: SLF001 - as above
+    for number, hook in list(hooks.items()):
+        if isinstance(getattr(hook, "hook", hook), SpectralNormLoadStateDictPreHook):
+            del hooks[number]
 
 
 def _masked(state: State) -> Iterator[tuple[str, tuple[str, str]]]:

@@ -30,6 +30,13 @@ def compiled():
 class Doubled(nn.Module):
     def forward(self, weight):
         return 2 * weight
+def compiled_part():
+    net = build()
+    net[0] = torch.compile(net[0])
+    net[2] = nn.DataParallel(net[2])
+    return net
+def normalised():
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
 def doubled():
     net = build()
     nn.utils.parametrize.register_parametrization(net[0], "weight", Doubled())
@@ -220,6 +227,8 @@ def test_masked_and_normalised_weights_are_loaded_as_their_values(tmp_path, monk
     assert found.keys() == expected.keys()
     assert all(torch.allclose(expected[name], found[name], atol=1e-6) for name in expected)
     assert any("replaced by their values" in note for note in loaded.notes)
+    loaded.module.load_state_dict({name: tensor + 1 for name, tensor in expected.items()})
+    assert torch.equal(loaded.module[0].weight, expected["0.weight"] + 1)
 
 
 def test_a_mask_or_norm_of_the_factory_alone_is_folded(tmp_path, monkeypatch):
@@ -326,6 +335,21 @@ def test_a_pickle_is_refused_unread_and_the_message_says_why(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("keys", [("model",), ("ema",), ("model", "ema")])
+def test_trusted_modules_in_a_checkpoint_give_their_weights(tmp_path, keys):
+    trained = network()
+    torch.save({"epoch": 3, **dict.fromkeys(keys, trained)}, tmp_path / "m.pt")
+    loaded = load_network(recipe_of(tmp_path), tmp_path / "m.pt", trust_pickle=True)
+    assert torch.equal(loaded.module[0].weight, trained[0].weight)
+    assert len(loaded.notes) == ("ema" in keys)  # which one is loaded is said where it is not the usual one
+
+
+def test_lazy_modules_that_never_ran_are_named(tmp_path):
+    torch.save(nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.Linear(4, 1)).state_dict(), tmp_path / "m.pt")
+    with pytest.raises(ModelError, match="lazy modules without values; run the network on a batch"):
+        load_network(recipe_of(tmp_path), tmp_path / "m.pt")
+
+
 def test_a_trusted_pickled_module_is_read(tmp_path):
     trained = network()
     torch.save(trained, tmp_path / "m.pt")
@@ -392,3 +416,21 @@ def test_loading_leaves_the_random_state_alone(tmp_path):
     torch.manual_seed(0)
     load_network(recipe_of(tmp_path), tmp_path / "m.pt")
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_wrappers_of_parts_of_a_network_are_taken_off(tmp_path):
+    loaded_as(tmp_path, tensors(), tensors(), function="compiled_part")
+    wrapped = {n.replace("0.", "0._orig_mod."): t for n, t in tensors().items()}
+    loaded_as(tmp_path, wrapped, tensors(), function="compiled_part")
+
+
+def test_counts_that_evaluation_does_not_use_may_be_missing_or_extra(tmp_path):
+    torch.manual_seed(3)
+    expected = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)).state_dict()
+    content = {n: t for n, t in expected.items() if not n.endswith("num_batches_tracked")}
+    loaded_as(tmp_path, content, expected, function="normalised")
+    profiled = {**content, "total_ops": torch.zeros(1), "1.total_params": torch.zeros(1)}
+    loaded_as(tmp_path, profiled, expected, function="normalised")
+    content.pop("1.running_mean")
+    with pytest.raises(ModelError, match=r"missing 1\.running_mean"):
+        loaded_as(tmp_path, content, expected, function="normalised")
