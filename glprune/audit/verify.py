@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from securesystemslib.signer import SSlibKey
 
 from glprune._version import __version__
+from glprune._wording import counted
 from glprune.audit import signing
 from glprune.audit.bundle_files import Files, check_closed, read_files
 from glprune.audit.checks import lineage
@@ -314,7 +315,7 @@ def _consistency(opened: ParsedBundle, report: Report) -> Check:
 
 def _names(opened: ParsedBundle, report: Report) -> Check:
     found = check_names(report, opened.plan, opened.input_schema, opened.recipe, opened.model)
-    return make_check("C7", found, f"{len(report.features)} features")
+    return make_check("C7", found, counted(len(report.features), "feature"))
 
 
 def _hashes(opened: ParsedBundle) -> Check:

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from glprune._escaping import escape_for_terminal
+from glprune._wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,7 +66,7 @@ def _check_table(heading: str, checks: list[Check]) -> Table:
         if check.status == "passed" and check.note:
             text = f"{text} ({escape_for_terminal(check.note)})"
         if check.status == "failed":
-            text = f"{len(check.findings)} findings below"
+            text = f"{counted(len(check.findings), 'finding')} below"
         table.add_row(
             check.id, check.info.title, Text(check.status, style=_COLOURS[check.status]), Text(text)
         )
@@ -143,7 +144,7 @@ def _measurements(story: dict[str, Any]) -> Iterator[str]:
     """State stability, drop cost, baselines and policy, as far as the report has them."""
     if story["stability"]:
         kept = story["stability"]
-        yield f"kept in {kept['kept_in']} of {kept['of']} resamples"
+        yield f"kept in {kept['kept_in']} of {counted(kept['of'], 'resample')}"
     if story["drop_cost"]:
         cost = story["drop_cost"]
         without = cost["reason"] if cost["test_without"] is None else f"{cost['test_without']:.4f}"

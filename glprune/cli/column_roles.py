@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from glprune._wording import counted
 from glprune.data.tables import NUMBER, Table, header_hint, is_number
 from glprune.data.targets import empty_rows
 from glprune.data.validation import first_bad_value, is_numeric, numbers, refuse_nameless
@@ -189,7 +190,8 @@ def _labels(table: Table, target: str) -> tuple[tuple[str | int, ...], int]:
     values = pc.unique(column.filter(pa.array(~empty))).to_pylist()
     if len(values) < 2:
         raise DataError(
-            f"{table.path}: target {target!r} has {len(values)} values; name another column with --target."
+            f"{table.path}: target {target!r} has {counted(len(values), 'value')}; name another column with "
+            "--target."
         )
     integers = [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]
     kept = [v if isinstance(v, int) and not isinstance(v, bool) else str(v) for v in integers]

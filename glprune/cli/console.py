@@ -28,6 +28,14 @@ _NAME_WIDTH = 13  # wrapped, so that four columns of intervals fit 80 characters
 _INTERVAL_WIDTH = 16  # of "-0.047 to +0.031", which is not wrapped
 
 
+class PipedConsole(Console):
+    """A console that goes silent where nobody reads it any more, instead of ending the run."""
+
+    def on_broken_pipe(self) -> None:
+        """Print nothing more."""
+        self.quiet = True
+
+
 class ProgressReporter:
     """Print the events of a run.
 

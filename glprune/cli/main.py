@@ -530,9 +530,9 @@ def _progress(quiet: bool = False) -> ProgressReporter:
 
 def _console(stream: TextIO | None = None) -> Console:
     """Return a console on a stream, by default standard output."""
-    from rich.console import Console
+    from glprune.cli.console import PipedConsole
 
-    return Console(file=stream)  # rich honours NO_COLOR and plain pipes
+    return PipedConsole(file=stream)  # rich honours NO_COLOR and plain pipes
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from glprune._escaping import escape_for_terminal
+from glprune._wording import counted
 from glprune.cli.column_roles import guess_roles
 from glprune.data.files import open_table
 from glprune.data.tables import unknown_column_hint
@@ -47,6 +48,7 @@ def starter_recipe(data: Path, folder: Path, target: str | None = None) -> str:
     # JSON is valid YAML, and quotes and escapes everything
     environment.filters["yaml"] = lambda value: escape_for_terminal(json.dumps(value, ensure_ascii=False))
     environment.filters["comment"] = lambda text: escape_for_terminal(" ".join(str(text).split()))
+    environment.filters["counted"] = counted
     return environment.get_template("starter.yaml.j2").render(
         path=Path(os.path.relpath(data.resolve(), folder.resolve())).as_posix(),
         rows=table.rows,

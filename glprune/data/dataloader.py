@@ -15,6 +15,7 @@ from torch import Tensor
 from glprune._imports import load_callable
 from glprune._plugins import load_plugin
 from glprune._user_code import user_code
+from glprune._wording import counted
 from glprune.data.columns import make_features
 from glprune.data.records import Data, InputColumns
 from glprune.data.splits import SPLITS, Inputs
@@ -60,8 +61,8 @@ class LoaderSplit:
         if rows != self.rows:
             later = f"{rows:,}" if rows < self.rows else "more"
             raise DataError(
-                f"{self.name}: {self.rows:,} rows at first and {later} later; let the loader yield the same "
-                "rows in every pass."
+                f"{self.name}: {counted(self.rows, 'row')} at first and {later} later; let the loader yield "
+                "the same rows in every pass."
             )
 
 
@@ -174,8 +175,8 @@ def _loader_inputs(recipe: Recipe, widths: Sequence[int]) -> tuple[InputColumns,
         names = [f"{stem[n]}{i}" for n, width in enumerate(widths) for i in range(width)]
     if len(names) != sum(widths):
         raise RecipeError(
-            f"{recipe.where('data', 'features')} lists {len(names)} names, the loader yields "
-            f"{sum(widths)} features."
+            f"{recipe.where('data', 'features')} lists {counted(len(names), 'name')}, the loader yields "
+            f"{counted(sum(widths), 'feature')}."
         )
     remaining = iter(names)
     return tuple(
@@ -205,7 +206,7 @@ def _survey(loader: Iterable[Any], recipe: Recipe, name: str) -> _Survey:
             largest = max(largest, _largest_class(target, rows))
         widths, rows = found, rows + len(target)
     if rows < 2 or widths is None:
-        raise DataError(f"{rows} rows; at least 2 are needed.")
+        raise DataError(f"{counted(rows, 'row')}; at least 2 are needed.")
     split = LoaderSplit(loader, specs, recipe.task, rows, name)
     return _Survey(split, f"sha256:{digest.hexdigest()}", widths, largest)
 
@@ -254,7 +255,9 @@ def unpack(batch: Any, specs: Sequence[InputSpec], kind: str, start: int = 0) ->
     rows = len(inputs[0])
     for spec, x in zip(specs, inputs, strict=True):
         if len(x) != rows:
-            raise DataError(f"input {spec.name!r} has {len(x)} rows, {specs[0].name!r} has {rows}.")
+            raise DataError(
+                f"input {spec.name!r} has {counted(len(x), 'row')}, {specs[0].name!r} has {rows}."
+            )
     if kind == "distillation":
         return inputs, torch.empty(rows, 0)
     if not rows:

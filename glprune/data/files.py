@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from glprune._files import is_utf8, unreadable_reason
+from glprune._wording import counted
 from glprune.data.tables import (
     ParquetTable,
     Reader,
@@ -176,7 +177,7 @@ def _check_rows(path: Path, delimiter: str) -> None:
         if found:
             row = found[0]
             raise DataError(
-                f"{path}: row {row.number - 1} has {row.actual_columns} cells and the header "
+                f"{path}: row {row.number - 1} has {counted(row.actual_columns, 'cell')} and the header "
                 f"{row.expected_columns}; quote texts that hold {delimiter!r}, write decimal points, and "
                 "check that the file is whole."
             ) from error

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from glprune._wording import counted
 from glprune.data.splits import SPLITS
 from glprune.data.targets import dictionary, empty_rows
 from glprune.errors import DataError
@@ -102,7 +103,8 @@ def _check_parts(recipe: Recipe, parts: Mapping[str, Part], classes: tuple[str, 
     for name, part in parts.items():
         if len(part.target) < 2:
             raise DataError(
-                f"{recipe.where('data')}: the {name} split has {len(part.target)} rows; it needs at least 2."
+                f"{recipe.where('data')}: the {name} split has {counted(len(part.target), 'row')}; it needs "
+                "at least 2."
             )
         if classes is not None and bool((part.target == part.target[0]).all()):
             only = classes[int(part.target[0])]

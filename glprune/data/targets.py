@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from glprune._wording import counted
 from glprune.data.tables import Table, refuse_inexact, unknown_column_hint
 from glprune.data.validation import MISSING_TEXTS, first_bad_value, is_numeric
 from glprune.errors import DataError
@@ -73,11 +74,12 @@ def empty_rows(column: pa.ChunkedArray, labels: Collection[str] = ()) -> NDArray
 def _empty_message(recipe: Recipe, table: Table, column: pa.ChunkedArray, empty: NDArray[np.bool_]) -> str:
     """Return the message on missing labels, with their number, the first row, and what it holds."""
     row = int(np.argmax(empty))
-    message = f"empty in {np.count_nonzero(empty)} rows, first in {table.place(row)}"
+    message = f"empty in {counted(int(np.count_nonzero(empty)), 'row')}, first in {table.place(row)}"
     text = column[row].as_py()
-    if isinstance(text, str) and text.strip() and recipe.task != "regression":
-        return f"{message} ({text!r}); drop them, or list {text!r} under data.classes"
-    return f"{message}; drop them"
+    if not isinstance(text, str) or not text.strip():
+        return f"{message}; drop them"
+    labels = f", or list {text!r} under data.classes" if recipe.task != "regression" else ""
+    return f"{message} ({text!r}); drop them{labels}"
 
 
 def _classes(recipe: Recipe, raw: Mapping[str, pa.ChunkedArray], first: Table) -> tuple[str, ...] | None:
@@ -88,7 +90,7 @@ def _classes(recipe: Recipe, raw: Mapping[str, pa.ChunkedArray], first: Table) -
         return tuple(str(c) for c in recipe.data.classes)
     values = sorted({v for column in raw.values() for v in pc.unique(column).to_pylist()}, key=_sort_key)
     labels = tuple(dict.fromkeys(_label(v) for v in values))
-    what = f"{first.path}: target {recipe.data.target!r} has {len(labels)} values"
+    what = f"{first.path}: target {recipe.data.target!r} has {counted(len(labels), 'value')}"
     if recipe.task == "binary" and len(labels) != 2:
         shown = ", ".join(map(repr, labels[:5]))
         raise DataError(f"{what} ({shown}{', ...' if len(labels) > 5 else ''}); task: binary needs two.")

@@ -5,6 +5,7 @@ same rows for every network; the intervals are bias-corrected percentiles of the
 rows that this would take long, the standard error comes from the influence of every row.
 
 References:
+    Hanley and Lippman-Hand (1983), "If nothing goes wrong, is everything all right?", JAMA 249, 1743-1745.
     Efron (1981), "Nonparametric standard errors and confidence intervals", Can. J. Stat. 9, 139-158.
     DeLong, DeLong and Clarke-Pearson (1988), "Comparing the areas under two or more correlated receiver
     operating characteristic curves", Biometrics 44, 837-845.
@@ -35,7 +36,8 @@ _MAX_OPERATIONS = 5e9  # of all resamples of one network: three networks take th
 _DRAW = 50  # operations that drawing a row costs
 _CHUNK = 1_000_000  # rows drawn at a time
 _NORMAL = NormalDist()
-QUANTILE = _NORMAL.inv_cdf(0.975)
+_LEVEL = 0.975
+QUANTILE = _NORMAL.inv_cdf(_LEVEL)
 
 Range = tuple[float | None, float | None]
 Parts = tuple[Tensor, ...]
@@ -85,7 +87,27 @@ def confidence_intervals(
         found = _bootstrap(statistics, list(outputs), seed)
     else:
         found = {name: _by_influence(task, name, outputs, target) for name in resampled}
-    return {name: found[name] if name in found else _delong(task, outputs, target) for name in names}
+    found = {name: found[name] if name in found else _delong(task, outputs, target) for name in names}
+    return {name: _of_no_error(name, intervals, target) for name, intervals in found.items()}
+
+
+def _of_no_error(metric: str, found: PairedIntervals, target: Tensor) -> PairedIntervals:
+    """Widen intervals without a width, of networks that are always right or always wrong.
+
+    Of n rows without an error the exact 95 % interval reaches down to 0.025 ** (1 / n) (Hanley and
+    Lippman-Hand, 1983). For AUROC n is the number of rows of the rarer class.
+    """
+    if metric not in ("accuracy", "auroc"):
+        return found
+    rows = len(target) if metric == "accuracy" else int(torch.bincount(target.long(), minlength=2).min())
+    reach = 1 - (1 - _LEVEL) ** (1 / max(1, rows))
+
+    def widened(interval: Interval) -> Interval:
+        if interval.low < interval.high or interval.low not in (0.0, 1.0):
+            return interval
+        return Interval(low=1 - reach, high=1.0) if interval.low else Interval(low=0.0, high=reach)
+
+    return found.model_copy(update={"values": {n: widened(v) for n, v in found.values.items()}})
 
 
 def _statistic(task: Task, metric: str, output: Tensor, target: Tensor) -> _Statistic:

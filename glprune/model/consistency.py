@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 BATCHES = (1, 2, 7, 8)
 """Numbers of rows at which the outputs for a row must agree, in PyTorch and in the exported file."""
 _ROWS = max(BATCHES)
+_LARGER = (32, 64, 100, 128)  # usual sizes, tried in PyTorch alone
 _REPEATED, _SUSPICIOUS, _SAME = 1e-6, 1e-5, 1e-4  # relative differences in float32
 _SAME_IN_DOUBLE = 1e-8
 _NUMBER_COUNTS = "its forward depends on the number of rows; treat batches of every size alike"
@@ -72,6 +73,9 @@ def check_consistency(network: nn.Module, inputs: Inputs) -> None:
     for part in (*alone, *(slice(size) for size in BATCHES if size > 1)):
         _compare(network, rows, whole, part)
     check_batch(network, inputs, _run(network, inputs))
+    for size in _LARGER:
+        rows = repeat_rows(inputs, size)
+        check_batch(network, rows, _run(network, rows))
 
 
 def check_batch(network: nn.Module, inputs: Inputs, outputs: Sequence[Tensor]) -> None:

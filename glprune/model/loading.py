@@ -34,6 +34,7 @@ from glprune.model.weights.state_dict import (
     State,
     check_state,
     choose_state,
+    completed,
     find_states,
     fitting_parts,
     match_names,
@@ -94,7 +95,16 @@ def load_network(recipe: Recipe, path: Path, *, trust_pickle: bool = False) -> L
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """Return the network inside of DataParallel, torch.compile or AveragedModel, which cannot be exported."""
+    """Take DataParallel, torch.compile and AveragedModel, which cannot be exported, off all parts."""
+    module = _inside(module)
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if (inner := _inside(child)) is not child:
+                parent.add_module(name, inner)
+    return module
+
+
+def _inside(module: nn.Module) -> nn.Module:
     while True:
         if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel | AveragedModel):
             module = module.module
@@ -179,15 +189,12 @@ def _check_tensors(module: nn.Module, subject: str) -> None:
 
 def _load_(module: nn.Module, states: Mapping[str, State], path: Path, factory: str) -> list[str]:
     """Load the state dict that fits; return notes on what was done to make it fit."""
-    names, notes = list(module.state_dict()), []
-    renamed = {key: match_names(state, names) for key, state in states.items()}
-    fitting = [key for key, found in renamed.items() if found.state.keys() == set(names)]
+    notes: list[str] = []
+    renamed, fitting = _matched(module, states)
     if not fitting:  # masks and norms may be in the file or in the network alone
         notes += _fold_note(fold_(module))
-        names = list(module.state_dict())
         folded = {key: fold_state(state) for key, state in states.items()}
-        renamed = {key: match_names(state, names) for key, (state, _) in folded.items()}
-        fitting = [key for key, found in renamed.items() if found.state.keys() == set(names)]
+        renamed, fitting = _matched(module, {key: state for key, (state, _) in folded.items()})
         notes += _fold_note(folded[(fitting or list(states))[0]][1])
     key, choice = choose_state(states, fitting, path)
     state = check_state(dict(renamed[key].state), path)
@@ -200,6 +207,15 @@ def _load_(module: nn.Module, states: Mapping[str, State], path: Path, factory: 
     except RuntimeError as error:
         raise ModelError(f"{path} does not fit {factory} ({' '.join(str(error).split())[:160]}).") from error
     return choice + notes
+
+
+def _matched(module: nn.Module, states: Mapping[str, State]) -> tuple[dict[str, Renamed], list[str]]:
+    """Return every state dict under the network's names, and the keys of those that fit."""
+    own, found = module.state_dict(), {}
+    for key, state in states.items():
+        renamed = match_names(state, own)
+        found[key] = Renamed(completed(renamed.state, own), renamed.how)
+    return found, [key for key, renamed in found.items() if renamed.state.keys() == own.keys()]
 
 
 def _fold_note(names: list[str]) -> list[str]:

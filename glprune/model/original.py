@@ -36,6 +36,7 @@ _SPLIT_ERRORS = 3.0  # on one of several splits: one of them is the worst by cha
 _CHANCE, _NEAR, _WEAK = 0.5, 0.55, 0.6  # AUROC: at chance, near it, and of a weak network
 _ODDS, _GROSS_ERRORS = 2.0, 3.0  # of mean score and base rate; a gross disagreement exceeds both
 _HOPELESS_R2 = -0.5  # of all rows; no weak network is worse, whatever the standard error
+_BIAS_ERRORS = 3.0  # standard errors of the mean residual
 _MAX_CLASSES = 20  # whose ranks are compared, the most frequent first
 _IS_SUM = 1e-3
 _VISIBLE = 0.005  # gain of a metric that is worth a hint
@@ -227,7 +228,9 @@ def _explains_nothing(task: Task, name: str, output: Tensor, target: Tensor) -> 
     values = target.double()
     gain = (values - values.mean()).square() - (values - output.double().reshape(-1)).square()
     is_sure = gain.mean() + _errors(name) * standard_error(gain) < 0 and len(target) > 1
-    if r2 <= 0 and (is_sure or (name == ALL and r2 <= _HOPELESS_R2)):
+    residual = values - output.double().reshape(-1)
+    is_biased = abs(residual.mean()) > _BIAS_ERRORS * standard_error(residual)  # as on a logarithmic scale
+    if r2 <= 0 and (is_sure or (name == ALL and (is_biased or r2 <= _HOPELESS_R2))):
         return f"{inline('r2')} {metric_text(r2)} on {_of(name, target)}: worse than the mean of the target"
     return None
 

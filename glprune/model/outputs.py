@@ -137,7 +137,7 @@ def name_outputs(recipe: Recipe, found: Sequence[tuple[str | None, Tensor]], row
     given = recipe.model.outputs
     if given is not None and len(given) != len(found):
         raise RecipeError(
-            f"{recipe.where('model', 'outputs')} lists {len(given)} names; the network returns "
+            f"{recipe.where('model', 'outputs')} lists {counted(len(given), 'name')}; the network returns "
             f"{_listed(keys)}."
         )
     predicted = None if recipe.task == "distillation" else _predicted(recipe, keys)
@@ -146,8 +146,8 @@ def name_outputs(recipe: Recipe, found: Sequence[tuple[str | None, Tensor]], row
     for name, (_, tensor) in zip(names, found, strict=True):
         if tensor.ndim == 0 or len(tensor) != rows:
             raise ModelError(
-                f"Output {name!r} has shape {tuple(tensor.shape)} for {rows} rows; every output begins with "
-                "the rows: wrap the network in a module that returns such."
+                f"Output {name!r} has shape {tuple(tensor.shape)} for {counted(rows, 'row')}; every output "
+                "begins with the rows: wrap the network in a module that returns such."
             )
     return OutputNames(tuple(names), predicted)
 

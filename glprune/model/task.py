@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from glprune._wording import counted
 from glprune.errors import DataError, ModelError
 from glprune.model.calibration import brier_scores, calibration_gaps
 from glprune.model.outputs import Outputs, leaves
@@ -241,7 +242,7 @@ def concat_batches(
             break
     if start != rows:
         raise DataError(
-            f"The data hold {rows} rows at first and {start} later; let the loader yield the same."
+            f"The data hold {counted(rows, 'row')} at first and {start} later; let the loader yield the same."
         )
     *all_outputs, targets = joined
     return tuple(all_outputs), targets

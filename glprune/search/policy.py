@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from glprune._wording import counted
 from glprune.errors import RecipeError, did_you_mean
 
 if TYPE_CHECKING:
@@ -191,7 +192,8 @@ def _check_conflicts(
     for key, most in _limits(recipe):
         if count > most:
             raise RecipeError(
-                f"{where} lists {count} features, more than target.{key}: {most}; raise that, or keep fewer."
+                f"{where} lists {counted(count, 'feature')}, more than target.{key}: {most}; raise that, "
+                "or keep fewer."
             )
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from glprune._user_code import describe
+from glprune._wording import counted
 from glprune.data.loading import load_data
 from glprune.data.splits import Inputs, first_rows
 from glprune.data.synthetic import random_like
@@ -57,6 +58,7 @@ Support = frozenset[str]
 """Names of the features that a network reads."""
 PROBE_ROWS = 256
 _CHECKED_ROWS = 1024
+_FEW = 8  # rows of a small batch
 _TRIED_ROWS = 4  # whose gradient is tried before groups are looked for
 _LARGE = 2e7  # multiply-accumulates of a step; above this, a second thread makes it 1.4 times as fast
 
@@ -301,10 +303,16 @@ def _try_forward(
                 f"ships float32; write x.to(weight.dtype), or nothing, instead of x.to(torch.{other})."
             ) from error
         first = first_line(error) if isinstance(error, RuntimeError) else describe(error)
+        if len(inputs[0]) > _FEW and _runs(network, tuple(x[:_FEW] for x in inputs)):
+            raise ModelError(
+                f"The network does not run on {len(inputs[0])} rows ({first}), and does on {_FEW}: its "
+                "forward depends on the number of rows; treat batches of every size alike."
+            ) from error
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         raise ModelError(
-            f"The network does not run on the data, {len(data.columns)} columns, input shape {shapes} "
-            f"({first}); compare data.features and model.inputs with what the network was trained on."
+            f"The network does not run on the data, {counted(len(data.columns), 'column')}, input shape "
+            f"{shapes} ({first}); compare data.features and model.inputs with what the network was "
+            "trained on."
         ) from error
     check_dense(leaves(output))
     if not all_finite(y for y in leaves(output) if y.is_floating_point()):
@@ -315,19 +323,24 @@ def _try_forward(
     return output
 
 
+def _runs(network: nn.Module, inputs: Inputs) -> bool:
+    """Whether a network runs on some rows."""
+    try:
+        with torch.no_grad():
+            network(*inputs)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - the user's forward may raise anything
+        return False
+    return True
+
+
 def _other_precision(network: nn.Module, inputs: Inputs) -> str | None:
     """Return the precision in which a network runs that does not run in float32; None if it runs in none."""
     for dtype in (torch.float64, torch.float16, torch.bfloat16):
-        try:
-            with torch.no_grad():
-                copy.deepcopy(network).to(dtype)(
-                    *(x.to(dtype) if x.is_floating_point() else x for x in inputs)
-                )
-        except KeyboardInterrupt:
-            raise
-        except BaseException:  # noqa: BLE001 - the user's forward may raise anything
-            continue
-        return str(dtype).removeprefix("torch.")
+        cast = tuple(x.to(dtype) if x.is_floating_point() else x for x in inputs)
+        if _runs(copy.deepcopy(network).to(dtype), cast):
+            return str(dtype).removeprefix("torch.")
     return None
 
 

@@ -231,7 +231,7 @@ REFUSED = {
         "the valid split has 0 rows; it needs at least 2",
         {"division": np.where(thirds(120) == "valid", "train", thirds(120))},
     ),
-    "one row in all": (DataError, "target 'y' has 1 values", {"x": table(1)[0], "y": table(1)[2]}),
+    "one row in all": (DataError, "target 'y' has 1 value", {"x": table(1)[0], "y": table(1)[2]}),
     "two rows in all": (DataError, "split has 0 rows", {"x": table(2)[0], "y": np.array(["yes", "no"])}),
     "three labels of two": (
         DataError,

@@ -351,7 +351,7 @@ def test_agreement_of_other_outputs_is_that_of_the_files(folder):
     [
         ("model.prediction=nope", "no output 'nope'; the network returns 2 outputs: 0 (aux), 1 (logit)"),
         ("model.prediction=2", "no output 2; the network returns 2 outputs"),
-        ("model.outputs=[one]", "lists 1 names; the network returns 2 outputs"),
+        ("model.outputs=[one]", "lists 1 name; the network returns 2 outputs"),
         ("model.prediction=aux", "a binary task needs"),
     ],
 )

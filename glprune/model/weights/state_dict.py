@@ -16,6 +16,8 @@ State = Mapping[str, Tensor]
 _USUAL = ("", "state_dict", "model_state_dict", "model")  # where training scripts put the weights, in order
 _MAX_DEPTH = 3  # of dictionaries in a checkpoint
 _COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel, beside its network
+_BATCH_COUNT = "num_batches_tracked"  # of BatchNorm
+_PROFILED = frozenset({"total_ops", "total_params"})  # buffers that thop leaves in a network
 _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
 
@@ -128,6 +130,18 @@ def match_names(state: State, expected: Collection[str]) -> Renamed:
         tries += [Renamed(*_stripped(bare, prefix)) for prefix in _prefixes(bare)]
         tries += [Renamed(*_added(bare, prefix)) for prefix in _prefixes(expected)]
     return max(tries, key=lambda renamed: renamed.overlap(expected))
+
+
+def completed(state: State, own: Mapping[str, Any]) -> State:
+    """Add or drop what evaluation does not use: BatchNorm's count of batches, a profiler's of operations.
+
+    Args:
+        state: The tensors of the file.
+        own: The network's state dict.
+    """
+    profiled = {n for n in state if n not in own and n.rpartition(".")[2] in _PROFILED}
+    counts = {n: t for n, t in own.items() if n not in state and n.rpartition(".")[2] == _BATCH_COUNT}
+    return {n: t for n, t in state.items() if n not in profiled} | counts
 
 
 def fitting_parts(state: State, expected: Collection[str]) -> list[str]:

@@ -186,10 +186,10 @@ def test_a_network_near_chance_stops_inspect_and_run_after_its_metrics(tmp_path)
         for split in ("train (600 rows)", "valid (200 rows)", "test (200 rows)")
     ]
     assert "--accept-original" in stopped.stderr
-    assert "With data.standardize: train auroc on all rows would be 0.85" in stopped.stderr
+    assert "With data.standardize: train AUROC on all rows would be 0.85" in stopped.stderr
     accepted = invoke("inspect", CREDIT, MODEL, *raw, "--accept-original")
     assert accepted.exit_code == 0, accepted.stderr
-    assert "note: log_loss" in accepted.stdout
+    assert "note: log loss" in accepted.stdout
     refused = invoke("run", CREDIT, MODEL, *raw, "--out", str(tmp_path / "o"), "--quiet")
     assert refused.exit_code == 3
     assert list(tmp_path.iterdir()) == []

@@ -147,7 +147,7 @@ def test_one_hot_columns_with_empty_cells_are_a_feature_and_the_cells_are_named(
     group.iloc[4] = np.nan
     recipe, text = initialised(tmp_path, pd.concat([group, frame()], axis=1), "--target", "churned")
     assert recipe.data.feature_groups == {"kind": "kind_*"}
-    assert '# CHECK: "kind_a" is empty, NaN or infinite in 1 rows; a run refuses them' in text
+    assert '# CHECK: "kind_a" is empty, NaN or infinite in 1 row; a run refuses them' in text
 
 
 def test_flags_that_hold_at_once_are_no_feature(tmp_path):
@@ -201,7 +201,7 @@ def test_rows_without_a_label_are_counted_and_are_no_class(tmp_path):
     columns.loc[5, "churned"] = None
     recipe, text = initialised(tmp_path, columns)
     assert recipe.data.classes == ["no", "yes"]
-    assert "# CHECK: the target is empty in 1 rows; a run refuses them" in text
+    assert "# CHECK: the target is empty in 1 row; a run refuses them" in text
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_rows_without_a_label_are_counted_and_are_no_class(tmp_path):
             2,
             "--target: data.csv has no column 'bb'. Did you mean 'b'?",
         ),
-        ("a,b\n1,2\n3,2\n", [], 4, "data.csv: target 'b' has 1 values; name another column with --target."),
+        ("a,b\n1,2\n3,2\n", [], 4, "data.csv: target 'b' has 1 value; name another column with --target."),
         (",b\n0,2\n1,4\n", [], 4, "data.csv: column 1 has no name; if it numbers the rows, remove it, else"),
         (
             "1.5,2\n0,2\n1,4\n",

@@ -132,7 +132,7 @@ def test_constant_columns_are_noted_and_cannot_be_standardised(tmp_path):
         ({"a": [float("inf")] * 40}, "{file: x.parquet, target: y}", "'a' is not finite"),
         ({"a": ["x"] * 40}, "{file: x.parquet, target: y}", "'a' is not numeric ('a' holds 'x' in row 1)"),
         ({"y": ["no", None] * 20}, "{file: x.parquet, target: y}", "empty in 20 rows, first in row 2"),
-        ({"y": ["no"] * 40}, "{file: x.parquet, target: y}", "has 1 values ('no')"),
+        ({"y": ["no"] * 40}, "{file: x.parquet, target: y}", "has 1 value ('no')"),
         ({"y": ["a", "b", "c", "d"] * 10}, "{file: x.parquet, target: y}", "has 4 values"),
         ({}, "{file: x.parquet, target: y, classes: [no, maybe]}", "holds 'yes' (row 2)"),
         ({}, "{file: x.parquet, target: yy}", "no column 'yy'. Did you mean 'y'?"),
@@ -189,7 +189,7 @@ def test_an_empty_label_is_refused_with_its_row_in_every_kind_of_file(tmp_path, 
     else:
         frame_.to_csv(tmp_path / f"x.{suffix}", index=False, sep="\t" if suffix == "tsv" else ",")
     with pytest.raises(
-        DataError, match=r"target 'y' is empty in 1 rows, first in row 39( \('(nan|NA)'\))?; drop"
+        DataError, match=r"target 'y' is empty in 1 row, first in row 39( \('(nan|NA)'\))?; drop"
     ):
         load_data(recipe_of(tmp_path, f"{{file: x.{suffix}, target: y}}", task))
 

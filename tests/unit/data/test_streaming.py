@@ -234,7 +234,7 @@ def test_protected_attributes_follow_the_rows(shards):
             "'x1' is not finite: 1 empty, NaN or Inf in 'x1', first in row 51 of 1.parquet",
         ),
         (("x2", 0, np.inf), "first in row 1 of 0.parquet"),
-        (("y", 899, None), "target 'y' is empty in 1 rows, first in row 150 of 3.parquet"),
+        (("y", 899, None), "target 'y' is empty in 1 row, first in row 150 of 3.parquet"),
     ],
 )
 @pytest.mark.parametrize("stream", [None, "{}"])

@@ -148,3 +148,15 @@ def test_the_calibration_error_weighs_the_gap_of_each_bin_by_its_rows():
     gaps = (2 * abs(0.9 - 1 / 2) + abs(0.4 - 1)) / 3
     value = task.metric("calibration_error", rows_, torch.tensor([0, 2, 0]))
     assert value == pytest.approx(gaps, abs=1e-6)
+
+
+def test_a_network_without_an_error_on_few_rows_is_not_certain():
+    target = torch.tensor([0] * 20 + [1] * 5)
+    right = (target.double() - 0.5)[:, None]
+    found = confidence_intervals(BINARY, {"original": right, "final": -right}, target, 0)
+    accuracy, auroc = found["accuracy"].values, found["auroc"].values
+    assert accuracy["original"].high == auroc["original"].high == 1
+    assert accuracy["original"].low**25 == pytest.approx(0.025)  # binomial: 25 of 25 at the lower end
+    assert auroc["original"].low**5 == pytest.approx(0.025)
+    assert (accuracy["final"].low, auroc["final"].low) == (0, 0)
+    assert (1 - accuracy["final"].high) ** 25 == pytest.approx(0.025)

@@ -84,7 +84,7 @@ def test_the_check_draws_no_random_number_of_the_caller():
 
 
 def test_a_branch_at_a_large_batch_is_found_where_a_split_has_one():
-    net = network(lambda run, x: run(x) * (2 if len(x) > 100 else 1))
+    net = network(lambda run, x: run(x) * (2 if len(x) > 150 else 1))
     check_consistency(net, ROWS)
     many = repeat_rows(ROWS, 200)
     with pytest.raises(

@@ -30,6 +30,13 @@ def compiled():
 class Doubled(nn.Module):
     def forward(self, weight):
         return 2 * weight
+def compiled_part():
+    net = build()
+    net[0] = torch.compile(net[0])
+    net[2] = nn.DataParallel(net[2])
+    return net
+def normalised():
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
 def doubled():
     net = build()
     nn.utils.parametrize.register_parametrization(net[0], "weight", Doubled())
@@ -409,3 +416,21 @@ def test_loading_leaves_the_random_state_alone(tmp_path):
     torch.manual_seed(0)
     load_network(recipe_of(tmp_path), tmp_path / "m.pt")
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_wrappers_of_parts_of_a_network_are_taken_off(tmp_path):
+    loaded_as(tmp_path, tensors(), tensors(), function="compiled_part")
+    wrapped = {n.replace("0.", "0._orig_mod."): t for n, t in tensors().items()}
+    loaded_as(tmp_path, wrapped, tensors(), function="compiled_part")
+
+
+def test_counts_that_evaluation_does_not_use_may_be_missing_or_extra(tmp_path):
+    torch.manual_seed(3)
+    expected = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)).state_dict()
+    content = {n: t for n, t in expected.items() if not n.endswith("num_batches_tracked")}
+    loaded_as(tmp_path, content, expected, function="normalised")
+    profiled = {**content, "total_ops": torch.zeros(1), "1.total_params": torch.zeros(1)}
+    loaded_as(tmp_path, profiled, expected, function="normalised")
+    content.pop("1.running_mean")
+    with pytest.raises(ModelError, match=r"missing 1\.running_mean"):
+        loaded_as(tmp_path, content, expected, function="normalised")

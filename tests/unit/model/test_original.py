@@ -131,6 +131,16 @@ def test_regression_that_explains_nothing_is_doubted(change, doubted):
     assert all("R² -" in doubt for doubt in doubts)
 
 
+def test_a_network_trained_on_the_logarithm_of_the_target_is_doubted():
+    generator = torch.Generator().manual_seed(0)
+    log = 8 + 0.3 * torch.randn(400, generator=generator)
+    y = torch.exp(log + 1.6 * torch.randn(400, generator=generator))  # few values make most of the variance
+    task = Task("regression", "logits", 0)
+    [doubt, *_] = find_doubts(task, splits(log[:, None], y))
+    assert "R² -0." in doubt
+    assert not find_doubts(task, splits(log[:, None], log + torch.randn(400, generator=generator)))
+
+
 def test_weak_regression_on_few_rows_raises_no_doubt():
     task = Task("regression", "logits", 0)
     accused = 0
