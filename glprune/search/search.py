@@ -348,7 +348,7 @@ class _Search:
     def _search_max_drop(self, kinds: tuple[GroupKind, ...], metric: str, amount: float) -> None:
         """Run stages as long as the refitted network loses no more than the amount."""
         both = self.original.recipe.penalty.hidden is not None and "hidden" in kinds
-        metric: SizeMetric = "parameters" if both else "features"
+        counted: SizeMetric = "parameters" if both else "features"
         rule = f"{metric} after the refit at most {amount:g} worse than the original network's"
         share, failures, tried = _DROP_STEP, 0, -math.inf
         rejected: set[bytes] = set()  # supports that lost too much, and would again after another refit
