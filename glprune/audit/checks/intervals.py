@@ -131,6 +131,8 @@ def _accuracy_widths(stated: _Stated, found: PairedIntervals) -> Iterator[Found]
     for network, value in stated.values.items():
         width = _half_width(found.values[network])
         wanted = _QUANTILE * math.sqrt(max(0.0, value * (1 - value)) / stated.rows)
+        if value in (0.0, 1.0):  # the exact interval of no error, or of nothing else
+            wanted = (1 - 0.025 ** (1 / stated.rows)) / 2
         if abs(width - wanted) > _WIDTH_SLACK * wanted + 1 / stated.rows:
             yield (
                 f"{stated.where}/values/{network}",
