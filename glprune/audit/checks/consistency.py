@@ -18,7 +18,7 @@ from glprune.audit.findings import Finding, Found, check_close, check_equal
 from glprune.report.sentences import kept_not_converged, removed_not_optimal
 from glprune.report.uncertainty import is_clear_int8_loss, is_clear_loss
 from glprune.schema import bundle as bundles
-from glprune.schema.metrics import ADDED, KKT_TOLERANCE, RANGES
+from glprune.schema.metrics import ADDED, KKT_TOLERANCE, RANGES, label
 from glprune.schema.recipe import FASTER, HIGHER_IS_BETTER, METRICS, Recipe
 
 if TYPE_CHECKING:
@@ -457,11 +457,11 @@ def _warnings(report: Report) -> Iterator[Found]:
         yield "/not_measured", "is empty"
     yield from _optimality(report)
     for metric in report.performance if report.task != "distillation" else ():
-        warned = any(w.startswith(f"{metric.name} on the test split is worse") for w in report.warnings)
+        warned = _begins(report.warnings, metric.name, "on the test split is worse")
         if is_clear_loss(metric, report.selection.metric) and not warned:
             yield "/warnings", f"none says that {metric.name} on the test split is worse than the original's"
     for lost in filter(is_clear_int8_loss, report.quantized.metrics if report.quantized else ()):
-        if not any(w.startswith(f"{lost.name} of {bundles.INT8} on the test split") for w in report.warnings):
+        if not _begins(report.warnings, lost.name, f"of {bundles.INT8} on the test split"):
             yield (
                 "/warnings",
                 f"none says that {lost.name} of {bundles.INT8} is worse than the shipped file's",
@@ -471,6 +471,11 @@ def _warnings(report: Report) -> Iterator[Found]:
             w.startswith(f"{cut.name}: ") and cut.inexact in w for w in report.warnings
         ):
             yield "/warnings", f"none says that the cut of {cut.name!r} is inexact"
+
+
+def _begins(warnings: Sequence[str], metric: str, rest: str) -> bool:
+    """Return whether a warning is of a metric; older versions wrote the name that recipes use."""
+    return any(w.startswith((f"{label(metric)} {rest}", f"{metric} {rest}")) for w in warnings)
 
 
 def _optimality(report: Report) -> Iterator[Found]:
