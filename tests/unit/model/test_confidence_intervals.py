@@ -156,7 +156,7 @@ def test_a_network_without_an_error_on_few_rows_is_not_certain():
     found = confidence_intervals(BINARY, {"original": right, "final": -right}, target, 0)
     accuracy, auroc = found["accuracy"].values, found["auroc"].values
     assert accuracy["original"].high == auroc["original"].high == 1
-    assert accuracy["original"].low**25 == pytest.approx(0.025)  # binomial: 25 of 25 at the lower end
-    assert auroc["original"].low**5 == pytest.approx(0.025)
+    assert accuracy["original"].low ** 25 == pytest.approx(0.025)  # binomial: 25 of 25 at the lower end
+    assert auroc["original"].low ** 5 == pytest.approx(0.025)
     assert (accuracy["final"].low, auroc["final"].low) == (0, 0)
     assert (1 - accuracy["final"].high) ** 25 == pytest.approx(0.025)
