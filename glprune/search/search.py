@@ -467,21 +467,22 @@ class _Search:
             TargetError: The network is not larger, or cannot be as small.
         """
         target = self.original.recipe.target
-        counted: SizeMetric = "parameters" if target.parameters is not None else "macs"
+        metric: SizeMetric = "parameters" if target.parameters is not None else "macs"
         budget = target.parameters if target.parameters is not None else target.macs
         assert budget is not None  # the recipe has a target
-        now = current_size(self.original, counted)
+        now = current_size(self.original, metric)
         limit = math.floor(resolve_budget(budget, now))
         asked = budget if isinstance(budget, str) else f"{budget:,.0f}"
-        what, least = f"target.{counted}: {asked}", least_size(self.original, counted, kinds)
+        what, least = f"target.{metric}: {asked}", least_size(self.original, metric, kinds)
+        unit = SIZE_NAMES[metric]
         if limit >= now:
-            raise TargetError(f"{what}: the network has only {now:,.0f} {SIZE_NAMES[counted]}; ask for less.")
+            raise TargetError(f"{what}: the network has only {counted(now, unit)}; ask for less.")
         if limit < least:
             raise TargetError(
                 f"{what} cannot be met: with one group left in every penalised layer the network has "
-                f"{least:,} {SIZE_NAMES[counted]}; ask for more, or penalise more layers."
+                f"{counted(least, unit)}; ask for more, or penalise more layers."
             )
-        return SizeTarget(counted, limit, kinds, f"target.{counted}", slack=_SLACK)
+        return SizeTarget(metric, limit, kinds, f"target.{metric}", slack=_SLACK)
 
 
 def stage_count(recipe: Recipe, start: float, limit: float) -> int:

@@ -98,6 +98,7 @@ model: {{factory: "networks.py:{factory}", inputs: {inputs}}}
 data: {{loader: "networks.py:{loader}"}}
 penalty: {{inputs: {{strength: 1.0}}, hidden: {{strength: {hidden}}}}}
 target: {{max_features: {features}}}
+search: path
 train: {{epochs: 8, n_lambdas: 10, batch_size: all, lambda_min_ratio: 0.05, full_batch_steps: 5, lr: 0.01}}
 refit: {{epochs: 10}}
 seed: 0

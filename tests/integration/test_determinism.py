@@ -33,6 +33,7 @@ model: {factory: "network.py:build"}
 data: {file: rows, target: y, standardize: train}
 penalty: {inputs: {strength: 1.0}, hidden: {strength: 0.1}}
 target: {max_features: 8}
+search: path
 train: {epochs: 1, n_lambdas: 2, batch_size: 256, n_stages: 1, full_batch_steps: 3, lr: 0.01}
 refit: {epochs: 1, batch_size: 256}
 export: {exporter: torchscript}

@@ -34,6 +34,7 @@ data:
   standardize: train
 penalty: {inputs: {strength: 1.0}, hidden: {strength: 0.3}}
 target: {max_features: 3}
+search: path
 train: {epochs: 3, n_lambdas: 6, batch_size: all, lambda_min_ratio: 0.05, full_batch_steps: 10, n_stages: 3}
 refit: {epochs: 20, distill: 0.5}
 seed: 3
@@ -421,6 +422,7 @@ task: binary
 model: {factory: "network.py:build"}
 data: {file: data.parquet, target: y}
 target: {max_features: 3}
+search: path
 """
 
 

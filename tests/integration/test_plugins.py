@@ -32,6 +32,7 @@ data:
   arguments: {file: FILE, table: rows, features: [a, b, c, d, e], target: y}
 penalty: {kind: plugin, plugin: group_elastic_net, arguments: {ridge: 0.2}}
 target: {max_features: 2}
+search: path
 train: {epochs: 3, n_lambdas: 4, full_batch_steps: 3, n_stages: 1, lr: 0.02, lambda_min_ratio: 0.05}
 refit: {epochs: 2}
 export: {plugins: [columns], exporter: torchscript}

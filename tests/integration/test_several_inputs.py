@@ -147,6 +147,7 @@ model:
     - {name: codes, columns: ["c*"], dtype: int}
 data: {file: data.parquet, target: y, standardize: train}
 target: {max_features: 4}
+search: path
 """
 
 
@@ -290,6 +291,7 @@ model:
   prediction: {prediction}
 data: {{file: data.parquet, target: y, features: ["n*"]}}
 target: {{max_features: 3}}
+search: path
 penalty: {{inputs: {{strength: 1}}, hidden: {{strength: 0.1}}}}
 """
 

@@ -33,6 +33,7 @@ task: {task}
 model: {{factory: "network.py:build"{inputs}}}
 data: {data}
 target: {{max_features: 3}}
+search: path
 train: {{batch_size: 16}}
 refit: {{batch_size: 16}}
 seed: 3
@@ -411,6 +412,7 @@ data:
   stream: {buffer_mb: 0.01}
 penalty: {inputs: {strength: 1.0}}
 target: {max_features: 3}
+search: path
 train: {epochs: 2, n_lambdas: 4, batch_size: 32, full_batch_steps: 5, n_stages: 2}
 refit: {epochs: 3, batch_size: 32}
 export: {exporter: torchscript}

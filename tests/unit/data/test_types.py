@@ -50,6 +50,7 @@ model:
   inputs: [{{name: x, dtype: {dtype}}}]
 data: {{file: x.parquet, target: {target}, features: [{feature}]{split}}}
 target: {{max_features: 1}}
+search: path
 policy: {{protected: [{protected}]}}
 """
 ROLES = {

@@ -40,6 +40,7 @@ model: {factory: "networks.py:one"}
 data: {file: data.parquet, target: y}
 penalty: {inputs: {strength: 1.0}, hidden: null}
 target: {max_features: 300}
+search: path
 train: {epochs: 1, n_lambdas: 3, full_batch_steps: 1, batch_size: all, lambda_min_ratio: 0.1}
 refit: {epochs: 1}
 report: {baselines: false}

@@ -40,6 +40,7 @@ model: {factory: "network.py:build"}
 data: {file: data.parquet, target: y}
 penalty: {inputs: {strength: 1.0}, hidden: {strength: 1.0}, input_strengths: [1.0]}
 target: {max_features: 3}
+search: path
 train: {epochs: 2, n_stages: 3, n_lambdas: 4, full_batch_steps: 5}
 refit: {epochs: 15}
 export: {exporter: torchscript}
@@ -356,7 +357,7 @@ def test_a_joint_budget_does_not_starve_the_inputs(folder, target):
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("macs: 1000", "target.macs: 1,000: the network has only 640 multiply-accumulates for one row; ask"),
+        ("macs: 1000", "target.macs: 1,000: the network has only 640 multiply-accumulates; ask for less"),
         (
             "parameters: 1%",
             "target.parameters: 1% cannot be met: with one group left in every penalised layer",
