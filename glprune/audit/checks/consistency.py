@@ -18,7 +18,7 @@ from glprune.audit.findings import Finding, Found, check_close, check_equal
 from glprune.report.sentences import kept_not_converged, removed_not_optimal
 from glprune.report.uncertainty import is_clear_int8_loss, is_clear_loss
 from glprune.schema import bundle as bundles
-from glprune.schema.metrics import ADDED, KKT_TOLERANCE, RANGES
+from glprune.schema.metrics import ADDED, KKT_TOLERANCE, RANGES, label
 from glprune.schema.recipe import FASTER, HIGHER_IS_BETTER, METRICS, Recipe
 
 if TYPE_CHECKING:
@@ -451,17 +451,23 @@ def _speedup(where: str, before: float, after: float, speedup: float) -> Iterato
         yield f"{where}/speedup", f"says {speedup:.3g}, but the ratio of the medians is {ratio:.3g}"
 
 
+def _is_warned(report: Report, metric: str, what: str) -> bool:
+    """Whether a warning begins with a metric, under its name or its label, and what became of it."""
+    begins = (f"{metric} {what}", f"{label(metric)} {what}")
+    return any(warning.startswith(begins) for warning in report.warnings)
+
+
 def _warnings(report: Report) -> Iterator[Found]:
     """Require the warnings that follow from the report: a producer may add some and hide none."""
     if not report.not_measured:
         yield "/not_measured", "is empty"
     yield from _optimality(report)
     for metric in report.performance if report.task != "distillation" else ():
-        warned = any(w.startswith(f"{metric.name} on the test split is worse") for w in report.warnings)
+        warned = _is_warned(report, metric.name, "on the test split is worse")
         if is_clear_loss(metric, report.selection.metric) and not warned:
             yield "/warnings", f"none says that {metric.name} on the test split is worse than the original's"
     for lost in filter(is_clear_int8_loss, report.quantized.metrics if report.quantized else ()):
-        if not any(w.startswith(f"{lost.name} of {bundles.INT8} on the test split") for w in report.warnings):
+        if not _is_warned(report, lost.name, f"of {bundles.INT8} on the test split"):
             yield (
                 "/warnings",
                 f"none says that {lost.name} of {bundles.INT8} is worse than the shipped file's",
