@@ -451,17 +451,23 @@ def _speedup(where: str, before: float, after: float, speedup: float) -> Iterato
         yield f"{where}/speedup", f"says {speedup:.3g}, but the ratio of the medians is {ratio:.3g}"
 
 
+def _is_warned(report: Report, metric: str, what: str) -> bool:
+    """Whether a warning begins with a metric, under its name or its label, and what became of it."""
+    begins = (f"{metric} {what}", f"{label(metric)} {what}")
+    return any(warning.startswith(begins) for warning in report.warnings)
+
+
 def _warnings(report: Report) -> Iterator[Found]:
     """Require the warnings that follow from the report: a producer may add some and hide none."""
     if not report.not_measured:
         yield "/not_measured", "is empty"
     yield from _optimality(report)
     for metric in report.performance if report.task != "distillation" else ():
-        warned = _begins(report.warnings, metric.name, "on the test split is worse")
+        warned = _is_warned(report, metric.name, "on the test split is worse")
         if is_clear_loss(metric, report.selection.metric) and not warned:
             yield "/warnings", f"none says that {metric.name} on the test split is worse than the original's"
     for lost in filter(is_clear_int8_loss, report.quantized.metrics if report.quantized else ()):
-        if not _begins(report.warnings, lost.name, f"of {bundles.INT8} on the test split"):
+        if not _is_warned(report, lost.name, f"of {bundles.INT8} on the test split"):
             yield (
                 "/warnings",
                 f"none says that {lost.name} of {bundles.INT8} is worse than the shipped file's",
@@ -471,11 +477,6 @@ def _warnings(report: Report) -> Iterator[Found]:
             w.startswith(f"{cut.name}: ") and cut.inexact in w for w in report.warnings
         ):
             yield "/warnings", f"none says that the cut of {cut.name!r} is inexact"
-
-
-def _begins(warnings: Sequence[str], metric: str, rest: str) -> bool:
-    """Return whether a warning is of a metric; older versions wrote the name that recipes use."""
-    return any(w.startswith((f"{label(metric)} {rest}", f"{metric} {rest}")) for w in warnings)
 
 
 def _optimality(report: Report) -> Iterator[Found]:

@@ -209,7 +209,7 @@ def test_a_listed_mark_of_missing_values_may_have_blanks_and_none_is_offered_to_
     data = load_data(recipe_of(tmp_path, "{file: x.parquet, target: y, classes: [EU, 'NA ']}"))
     assert data.train.target.bincount().tolist() == [12, 12]
     save(tmp_path, frame() | {"y": ["?", "1.5"] * 20})
-    with pytest.raises(DataError, match=r"empty in 20 rows, first in row 1; drop them\.$"):
+    with pytest.raises(DataError, match=r"empty in 20 rows, first in row 1 \('\?'\); drop them\.$"):
         load_data(recipe_of(tmp_path, "{file: x.parquet, target: y}", "regression"))
 
 
