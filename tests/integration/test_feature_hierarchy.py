@@ -39,7 +39,6 @@ data: {file: data.parquet, target: y}
 penalty:
   KIND
 target: {max_features: 5}
-search: path
 train: {epochs: 2, n_lambdas: 4, batch_size: 120, full_batch_steps: 20, n_stages: 2}
 refit: {epochs: 5}
 seed: 2
