@@ -29,7 +29,7 @@ _INTERVAL_WIDTH = 16  # of "-0.047 to +0.031", which is not wrapped
 
 
 class PipedConsole(Console):
-    """A console that goes silent where nobody reads it any more, instead of ending the run."""
+    """A console that stops printing when its pipe is closed, instead of ending the run."""
 
     def on_broken_pipe(self) -> None:
         """Print nothing more."""

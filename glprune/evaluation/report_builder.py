@@ -553,7 +553,7 @@ def _warnings(outcome: RunResults) -> list[str]:
 
 
 def _original_warnings(job: Job) -> Iterator[str]:
-    """Warn where the original network did not look trained, and the run was told to go on."""
+    """Warn where the original network looked untrained and ``accept_original`` let the run continue."""
     if job.original.doubts:
         yield (
             "The original network does not look like the one that was trained, and the run went on with it: "

@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 Method = Literal["static", "dynamic"]
 _OPERATORS = ["Conv", "Gemm", "MatMul"]  # quantised; all of them read columns that are selected already
 _CPU_INFO = Path("/proc/cpuinfo")
-_FLAGS = ("flags", "Features")  # on x86 and on ARM
 _INSTRUCTION_SETS = {
     "ssse3": "SSSE3",
     "avx2": "AVX2",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from glprune._wording import counted
-from glprune.report.uncertainty import between, change_of
+from glprune.report.uncertainty import between, change_of, in_parentheses
 from glprune.schema import bundle as bundles
 from glprune.schema.metrics import inline, label
 
@@ -150,8 +150,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _cost_sentence(metric: Metric) -> str:
-    change = change_of(metric)
-    interval = f" (95 % interval of the change {between(change, signed=True)})" if change is not None else ""
+    interval = in_parentheses(change_of(metric))
     return (
         f"{label(metric.name)} on {counted(metric.rows, 'test row')} is {metric.final:.4f}, "
         f"{_verdict_on(metric)} compared with {metric.original:.4f} for the original network{interval}; both "
@@ -184,8 +183,7 @@ def _int8_sentence(found: Quantized, main: Metric) -> str:
     metric = next(m for m in found.metrics if m.name == main.name)
     interval, same = "", ""
     if metric.intervals is not None:
-        change = between(metric.intervals.differences["int8"], signed=True)
-        interval = f" (95 % interval of the change {change})"
+        interval = in_parentheses(metric.intervals.differences["int8"])
     if found.same_decisions is not None:
         same = f", and {100 * found.same_decisions:.2f} % of them get the same decision"
     speeds = " and ".join(f"{t.speedup:.2f} times as fast at batch size {t.batch}" for t in found.latency)

@@ -69,23 +69,26 @@ def _lies_below(before: float, change: Interval, higher_is_better: bool) -> bool
     return smallest > 0 and largest > _SMALLEST_CHANGE * abs(before)
 
 
+def in_parentheses(change: Interval | None) -> str:
+    """Return the interval of a change as the end of a clause; empty where there is none."""
+    return f" (95 % interval of the change {between(change, signed=True)})" if change is not None else ""
+
+
 def loss_sentence(metric: Metric) -> str:
     """Warn of a loss."""
-    change = change_of(metric)
-    interval = f" (95 % interval of the change {between(change, signed=True)})" if change is not None else ""
     return (
         f"{label(metric.name)} on the test split is worse than the original network's: "
-        f"{metric.final:.4f} against {metric.original:.4f}{interval}."
+        f"{metric.final:.4f} against {metric.original:.4f}{in_parentheses(change_of(metric))}."
     )
 
 
 def int8_loss_sentence(file: str, metric: QuantizedMetric) -> str:
     """Warn of a loss by the 8-bit file."""
     assert metric.intervals is not None  # without an interval there is no clear loss
+    change = in_parentheses(metric.intervals.differences["int8"])
     return (
         f"{label(metric.name)} of {file} on the test split is worse than the shipped file's: "
-        f"{metric.int8:.4f} against {metric.float32:.4f} (95 % interval of the change "
-        f"{between(metric.intervals.differences['int8'], signed=True)})."
+        f"{metric.int8:.4f} against {metric.float32:.4f}{change}."
     )
 
 

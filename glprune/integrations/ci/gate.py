@@ -13,7 +13,7 @@ from glprune.audit.verify import integrity_findings, open_bundle
 from glprune.errors import UsageError, did_you_mean
 from glprune.integrations.ci.outcome import Annotation, Outcome, TestCase
 from glprune.report.markdown import code, text
-from glprune.report.uncertainty import between, change_of
+from glprune.report.uncertainty import change_of, in_parentheses
 from glprune.schema.report import Feature, Policy, Report
 
 Status = Literal["passed", "failed", "not measured"]
@@ -146,8 +146,7 @@ def _max_drop(report: Report, name: str, limit: float) -> Gate:
     metric = known[name]
     drop = metric.original - metric.final if metric.higher_is_better else metric.final - metric.original
     text = f"{metric.original:.4f} before, {metric.final:.4f} shipped: {drop:+.4f} worse, at most {limit:g}"
-    if change := change_of(metric):
-        text += f" (95 % interval of the change {between(change, signed=True)})"
+    text += in_parentheses(change_of(metric))
     return Gate(f"max-drop {name}", "passed" if drop <= limit else "failed", text)
 
 

@@ -18,7 +18,6 @@ from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 from glprune.model.weights.state_dict import State
 
 _GROUP = ".parametrizations."
-_ENDINGS = ("_orig", "_mask", "_g", "_v", "_u")
 
 
 def fold_(network: nn.Module) -> list[str]:
