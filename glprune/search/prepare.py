@@ -19,7 +19,7 @@ from glprune.data.loading import load_data
 from glprune.data.splits import Inputs, first_rows
 from glprune.data.synthetic import random_like
 from glprune.errors import DataError, GlpruneError, ModelError, RecipeError, first_line
-from glprune.model.consistency import check_batch, check_consistency, keep_inputs_
+from glprune.model.consistency import check_batch, check_consistency, keep_inputs_, repeat_rows
 from glprune.model.counting import macs
 from glprune.model.diagnostics import all_finite, check_layers, check_trainable, finite_rows, first_fault
 from glprune.model.loading import LoadedNetwork, dense_gradients_, load_network
@@ -303,14 +303,17 @@ def _try_forward(
                 f"ships float32; write x.to(weight.dtype), or nothing, instead of x.to(torch.{other})."
             ) from error
         first = first_line(error) if isinstance(error, RuntimeError) else describe(error)
-        if len(inputs[0]) > _FEW and _runs(network, tuple(x[:_FEW] for x in inputs)):
+        runs_on_few = len(inputs[0]) > _FEW and _runs(network, tuple(x[:_FEW] for x in inputs))
+        row = _failing_row(network, inputs) if runs_on_few else None
+        if runs_on_few and row is None:
             raise ModelError(
                 f"The network does not run on {len(inputs[0])} rows ({first}), and does on {_FEW}: its "
                 "forward depends on the number of rows; treat batches of every size alike."
             ) from error
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
+        where = f" from row {first_row + row} of the {split} on" if row is not None else ""
         raise ModelError(
-            f"The network does not run on the data, {counted(len(data.columns), 'column')}, input shape "
+            f"The network does not run on the data{where}, {counted(len(data.columns), 'column')}, input shape "
             f"{shapes} ({first}); compare data.features and model.inputs with what the network was "
             "trained on."
         ) from error
@@ -333,6 +336,16 @@ def _runs(network: nn.Module, inputs: Inputs) -> bool:
     except BaseException:  # noqa: BLE001 - the user's forward may raise anything
         return False
     return True
+
+
+def _failing_row(network: nn.Module, inputs: Inputs) -> int | None:
+    """Return the first row whose values a network does not run on; None if it runs on every row, few at once."""
+    for start in range(0, len(inputs[0]), _FEW):
+        rows = tuple(x[start : start + _FEW] for x in inputs)
+        if not _runs(network, repeat_rows(rows, _FEW)):
+            single = [repeat_rows(tuple(x[i : i + 1] for x in rows), _FEW) for i in range(len(rows[0]))]
+            return start + next((i for i, row in enumerate(single) if not _runs(network, row)), 0)
+    return None
 
 
 def _other_precision(network: nn.Module, inputs: Inputs) -> str | None:

@@ -6,6 +6,8 @@ import sys
 from importlib import metadata
 
 import pytest
+import torch
+from torch import nn
 
 from tests.auditor_requirements import FILE, pins
 from tests.paths import ROOT
@@ -88,8 +90,10 @@ def test_a_key_is_made_and_a_bundle_signed_in_it(environment, audited, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_run_in_it_says_what_is_missing(environment):
-    done = run(environment, "glprune", "run", "recipe.yaml", "model.pt")
+def test_a_run_in_it_says_what_is_missing(environment, tmp_path):
+    torch.save(nn.Linear(2, 1).state_dict(), tmp_path / "model.pt")
+    recipe = ROOT / "recipes" / "german_credit.yaml"
+    done = run(environment, "glprune", "run", recipe, tmp_path / "model.pt")
     assert done.returncode == 2
     assert "needs" in done.stderr
     assert "Traceback" not in done.stderr

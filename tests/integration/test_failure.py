@@ -178,7 +178,7 @@ CASES = {
     "perturbed --overwrite": (
         3,
         3,
-        r"process 1: weights are not those of process 0 after the same step \(point\); run all",
+        r"process 1: weights are not those of process 0 after the same step \(point\); run all.*finished work is kept in .*--resume",
     ),
     "bug --overwrite": (
         1,
