@@ -313,8 +313,8 @@ def _try_forward(
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         where = f" from row {first_row + row} of the {split} on" if row is not None else ""
         raise ModelError(
-            f"The network does not run on the data{where}, {counted(len(data.columns), 'column')}, input shape "
-            f"{shapes} ({first}); compare data.features and model.inputs with what the network was "
+            f"The network does not run on the data{where}, {counted(len(data.columns), 'column')}, input "
+            f"shape {shapes} ({first}); compare data.features and model.inputs with what the network was "
             "trained on."
         ) from error
     check_dense(leaves(output))
@@ -339,7 +339,7 @@ def _runs(network: nn.Module, inputs: Inputs) -> bool:
 
 
 def _failing_row(network: nn.Module, inputs: Inputs) -> int | None:
-    """Return the first row whose values a network does not run on; None if it runs on every row, few at once."""
+    """Return the first row whose values a network does not run on; None if it runs on all, few at once."""
     for start in range(0, len(inputs[0]), _FEW):
         rows = tuple(x[start : start + _FEW] for x in inputs)
         if not _runs(network, repeat_rows(rows, _FEW)):

@@ -373,7 +373,7 @@ def test_outputs_take_the_names_of_the_recipe(folder):
 
 def test_a_code_past_the_end_of_its_table_is_one_line(folder):
     path, model = prepared(folder, "Mixed", MIXED.replace('["c*"]', "[c1, c0]"))
-    with pytest.raises(glprune.ModelError, match="does not run on the data from row .*IndexError") as caught:
+    with pytest.raises(glprune.ModelError, match=r"does not run on the data from row .*IndexError") as caught:
         glprune.run(path, model, folder / "codes")
     assert "\n" not in str(caught.value)
 
