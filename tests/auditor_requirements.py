@@ -10,6 +10,7 @@ FILE = ROOT / "glprune" / "audit" / "requirements.txt"
 DIRECT = (
     "click",
     "jinja2",
+    "matplotlib",
     "numpy",
     "onnx",
     "onnxruntime",

@@ -23,60 +23,61 @@ def check_usage(graph: GraphProto, wanted: Iterable[str] | None = None) -> Itera
         wanted: The outputs that are needed; None for all of them.
     """
     ends = {o.name for o in graph.output} if wanted is None else {*wanted}
-    needed = _needed(graph, ends)
-    values = _needed(graph, ends, READS_ONLY_SIZES)
+    alive = needed(graph, ends)
+    values = needed(graph, ends, READS_ONLY_SIZES)
     for node in graph.node:
-        if needed.isdisjoint(node.output):
+        if alive.isdisjoint(node.output):
             yield place(node), "reaches no output"
         else:
-            yield from _inside(node, needed)
+            yield from _inside(node, alive)
     for tensor in graph.initializer:
-        used = values if tensor.data_type in _FLOATS else needed
+        used = values if tensor.data_type in _FLOATS else alive
         if tensor.name not in used:
             yield f"initializer {tensor.name[:60]!r}", "reaches no output"
 
 
-def _needed(graph: GraphProto, ends: set[str], skipped: Iterable[str] = ()) -> set[str]:
+def needed(graph: GraphProto, ends: set[str], skipped: Iterable[str] = ()) -> set[str]:
     """Return the names that reach one of the ends, other than through operators that are skipped."""
-    makers = {name: node for node in graph.node for name in node.output if name}
-    needed: set[str] = set()
+    makers = {name: n for n, node in enumerate(graph.node) for name in node.output if name}
+    found: set[str] = set()
+    read: set[int] = set()
     waiting = [*ends]
     while waiting:
         name = waiting.pop()
-        if name in needed:
+        found.add(name)
+        maker = makers.get(name)
+        if maker is None or maker in read or graph.node[maker].op_type in skipped:
             continue
-        needed.add(name)
-        node = makers.get(name)
-        if node is not None and node.op_type not in skipped:
-            waiting += consumed(node)
-    return needed
+        read.add(maker)
+        waiting += consumed(graph.node[maker]) - found
+    return found
 
 
-def _inside(node: NodeProto, needed: set[str]) -> Iterator[Found]:
+def _inside(node: NodeProto, alive: set[str]) -> Iterator[Found]:
     """Check the graphs of a node: each of its results, and of what a loop carries on, must be needed."""
     for graph in subgraphs(node):
         first = _FIRST_RESULT.get(node.op_type, 0)
-        ends = _needed_results(node, graph, needed, first)
+        ends = _needed_results(node, graph, alive, first)
         for n, result in enumerate(graph.output[first:]):
             if result.name not in ends:
                 yield place(node), f"its result {n} reaches no output"
         if node.op_type == "Scan":
-            read = _needed(graph, ends)
+            read = needed(graph, ends)
             for given in graph.input[_carried(node, graph) :]:
                 if given.name not in read:
                     yield place(node), f"does not use its input {given.name[:60]!r}"
         yield from check_usage(graph, ends)
 
 
-def _needed_results(node: NodeProto, graph: GraphProto, needed: set[str], first: int) -> set[str]:
+def _needed_results(node: NodeProto, graph: GraphProto, alive: set[str], first: int) -> set[str]:
     """Return the results of a node's graph that are needed after it, or by a loop's next turn."""
     names = itertools.chain(node.output, itertools.repeat(""))
     ends = {o.name for o in graph.output[:first]}
-    ends |= {o.name for o, name in zip(graph.output[first:], names, strict=False) if name in needed}
+    ends |= {o.name for o, name in zip(graph.output[first:], names, strict=False) if name in alive}
     given = [i.name for i in graph.input[_COUNTERS.get(node.op_type, 0) :][: _carried(node, graph)]]
     states = list(zip(given, [o.name for o in graph.output[first:]], strict=False))
     while True:
-        read = _needed(graph, ends)
+        read = needed(graph, ends)
         more = {returned for name, returned in states if name in read} - ends
         if not more:
             return ends

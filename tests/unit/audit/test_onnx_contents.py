@@ -17,7 +17,8 @@ from tests.unit.audit.attacks_onnx import ATTACKS
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    monkeypatch.setattr(rendering, "_cannot_draw", lambda report: "not drawn here")
+    monkeypatch.setattr(rendering, "_cannot_draw", lambda report: None)
+    monkeypatch.setattr(rendering, "_drawn_alike", lambda report, page: True)
 
 
 @pytest.mark.parametrize("sealed", [False, True], ids=["plain", "sealed"])
