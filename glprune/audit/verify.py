@@ -27,6 +27,7 @@ from glprune.audit.checks.int8 import check_int8
 from glprune.audit.checks.names import check_names
 from glprune.audit.checks.policy import check_policy, protected_kept, readable_names
 from glprune.audit.checks.rendering import check_rendering
+from glprune.audit.checks.units import check_units
 from glprune.audit.checks.weights import check_shared, check_weights
 from glprune.audit.findings import NOT_CHECKED, Check, Finding, UnreadableError, Verdict, make_check
 from glprune.audit.onnx_reader import NotOnnxError, input_shapes, parse
@@ -401,6 +402,9 @@ def _weights(opened: ParsedBundle, report: Report) -> Check:
     if opened.plan is None or opened.weights is None:
         return Check("C8", "incomplete", note=f"{bundles.WEIGHTS} or {bundles.PLAN} cannot be read")
     findings = check_weights(report, opened.plan, opened.weights)
+    if opened.plan.units or report.data.columns is not None:
+        tables = column_tables(report, opened.plan)
+        findings += check_units(report, opened.plan, opened.weights, tables)
     if opened.model is not None:
         findings += check_shared(opened.plan, opened.weights, opened.model)
     shared, total = len(opened.plan.in_model), len(opened.weights.arrays)

@@ -395,7 +395,12 @@ class Metric(Record):
 class Size(Record):
     """Counts before and after."""
 
-    parameters_before: int = Field(description="parameters of the original network; buffers are not counted")
+    parameters_before: int = Field(
+        description=(
+            "numbers in the weights of the original network: parameters and constant buffers, without "
+            "integers, statistics of BatchNorm and standardisation"
+        )
+    )
     parameters_after: int = Field(description="parameters of the shipped network")
     macs_before: int = Field(description="multiply-accumulates for one row")
     macs_after: int = Field(description="the same for the shipped network")
