@@ -11,6 +11,7 @@ DIRECT = (
     "click",
     "confusable-homoglyphs",
     "jinja2",
+    "matplotlib",
     "numpy",
     "onnx",
     "onnxruntime",
