@@ -14,6 +14,7 @@ DIRECT = (
     "onnx",
     "onnxruntime",
     "pydantic",
+    "pynacl",
     "rich",
     "ruamel.yaml",
     "safetensors",

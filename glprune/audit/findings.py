@@ -132,7 +132,7 @@ CHECKS: dict[str, CheckInfo] = {
     "C13": CheckInfo(
         "trust",
         "people",
-        "times are in order, and no key signed in two roles",
+        "times are in order, no key signed in two roles, and keys of several roles are bound to them",
         "that the clocks of the signers were right",
     ),
     "C14": CheckInfo(

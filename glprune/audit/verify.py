@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,6 +30,7 @@ from glprune.audit.checks.weights import check_shared, check_weights
 from glprune.audit.findings import NOT_CHECKED, Check, Finding, UnreadableError, Verdict, make_check
 from glprune.audit.onnx_reader import NotOnnxError, input_shapes, parse
 from glprune.audit.safetensors_reader import Tensors, read_tensors
+from glprune.audit.trust import Trust, check_people, check_trust
 from glprune.errors import RecipeError
 from glprune.schema import bundle as bundles
 from glprune.schema.frontier import StoredFrontier
@@ -60,6 +61,7 @@ class VerificationOptions:
 
     Attributes:
         trust: Trusted public keys.
+        key_roles: Id of a trusted key -> the roles in which it counts; others count in any role.
         roles: Roles whose countersignature is required.
         policy: The auditor's rules on features, and the file they come from.
         model: Expected digest of ``model.onnx``.
@@ -68,11 +70,17 @@ class VerificationOptions:
     """
 
     trust: Sequence[SSlibKey] = ()
+    key_roles: Mapping[str, frozenset[str]] = field(default_factory=dict)
     roles: Sequence[str] = ()
     policy: tuple[Policy, str] | None = None
     model: str | None = None
     original: str | None = None
     previous: Report | None = None
+
+    @property
+    def trusted(self) -> Trust:
+        """The trusted keys with their roles."""
+        return Trust(self.trust, self.key_roles)
 
 
 @dataclass
@@ -271,7 +279,7 @@ def _report_checks(
         *executed,
         _guarded("C11", lambda: _policy(report, options)),
         rendering,
-        _people(report, signatures),
+        check_people(signatures, options.trusted, report.timing.generated_at),
         _lineage(report, options),
     ]
     return checks, [
@@ -292,11 +300,6 @@ def _files(opened: ParsedBundle) -> Check:
 def _formats(opened: ParsedBundle) -> Check:
     note = "strict JSON, report, plan, input schema, recipe, weights"
     return make_check("C4", opened.findings, note)
-
-
-def _people(report: Report, signatures: Sequence[signing.Signature]) -> Check:
-    findings = signing.check_people(signatures, report.timing.generated_at)
-    return make_check("C13", findings, f"{len(signatures)} signatures")
 
 
 def _guarded(check: str, run: Callable[[], Check]) -> Check:
@@ -335,8 +338,8 @@ def _signatures(
     files, manifest = opened.files.signatures, opened.raw(bundles.MANIFEST) or b""
     found, findings = signing.read_signatures(files, manifest, options.trust)
     if options.trust or options.roles:
-        findings += signing.check_trust(found, options.roles)
-    names = [f"{s.role} ({', '.join(k[:12] for k in s.trusted)})" for s in found if s.trusted]
+        findings += check_trust(found, options.trusted, options.roles)
+    names = options.trusted.signers(found)
     state = f"signed by {', '.join(names)}" if names else "signed, not checked" if files else "unsigned"
     if options.trust and files and not names:
         state = "signed by no trusted key"

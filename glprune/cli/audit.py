@@ -38,10 +38,10 @@ def _seconds(context: click.Context, option: click.Parameter, value: float) -> f
 @_bundle
 @click.option(
     "--trust",
-    type=_path,
     multiple=True,
-    metavar="KEY",
-    help="Public key (PEM file) that you trust; repeatable.",
+    metavar="[ROLE=]KEY",
+    help="Public key (PEM file) that you trust, in one role (producer=KEY, validator=KEY) or in any; "
+    "repeatable.",
 )
 @click.option(
     "--require-role",
@@ -71,7 +71,7 @@ def _seconds(context: click.Context, option: click.Parameter, value: float) -> f
 @_json
 def verify(
     bundle: Path,
-    trust: Sequence[Path],
+    trust: Sequence[str],
     roles: Sequence[str],
     policy: Path | None,
     model: str | None,
@@ -81,17 +81,23 @@ def verify(
     as_json: bool,
 ) -> None:
     """Verify the statements of BUNDLE's report from its files alone; list those that do not hold."""
-    from glprune.audit import findings, signing
+    from glprune.audit import findings
     from glprune.audit.checks import lineage
     from glprune.audit.checks.policy import read_policy
+    from glprune.audit.signing import check_role
+    from glprune.audit.trust import read_trust
     from glprune.audit.verify import VerificationOptions, read_report
     from glprune.audit.verify import verify as run_verify
     from glprune.cli.audit_console import print_verdict
 
     if roles and not trust:
         raise UsageError("--require-role needs --trust: a role counts where you trust the key.")
+    for role in roles:
+        check_role(role)
+    trusted = read_trust(trust)
     options = VerificationOptions(
-        trust=[signing.read_public_key(path) for path in trust],
+        trust=trusted.keys,
+        key_roles=trusted.roles,
         roles=roles,
         policy=(read_policy(policy), str(policy)) if policy is not None else None,
         model=lineage.expected_digest(model) if model is not None else None,

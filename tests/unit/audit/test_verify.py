@@ -231,7 +231,8 @@ def test_an_unsigned_bundle_fails_where_a_key_is_demanded(slim, people):
 
 def test_a_second_person_countersigns_and_can_be_required(slim, people):
     invoke("sign", slim.folder, "--key", people / "producer")
-    demand = ("verify", slim.folder, "--trust", people / "producer.pub", "--trust", people / "validator.pub")
+    keys = [f"{name}={people / name}.pub" for name in ("producer", "validator")]
+    demand = ("verify", slim.folder, "--trust", keys[0], "--trust", keys[1])
     assert invoke(*demand, "--require-role", "validator").exit_code == 1
     words = ("--role", "validator", "--statement", "Read and rerun on our data.")
     assert invoke("countersign", slim.folder, "--key", people / "validator", *words).exit_code == 0
