@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -187,15 +186,27 @@ def countersign(folder: Path, manifest: bytes, key: CryptoSigner, role: str, sta
 
 
 def _store(folder: Path, role: str, payload: bytes, key: CryptoSigner) -> Path:
-    envelope = Envelope(payload, PAYLOAD_TYPE, {})
-    envelope.sign(key)
     path = folder / bundles.SIGNATURES / f"{role}.dsse.json"
     try:
         path.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror}).") from None
+    write_envelope(path, payload, key)
+    return path
+
+
+def write_envelope(path: Path, payload: bytes, key: CryptoSigner) -> None:
+    """Sign an in-toto Statement and write its DSSE envelope.
+
+    Raises:
+        UsageError: The file cannot be written.
+    """
+    envelope = Envelope(payload, PAYLOAD_TYPE, {})
+    envelope.sign(key)
+    try:
         bundles.write_json(path, envelope.to_dict())
     except OSError as error:
         raise UsageError(f"{path}: cannot be written ({error.strerror}).") from None
-    return path
 
 
 def read_signatures(
@@ -222,18 +233,22 @@ def read_signatures(
 
 
 def _read_signature(raw: bytes, role: str, manifest: bytes, trusted: Sequence[SSlibKey]) -> Signature:
-    envelope = _envelope(read_json(raw))
+    envelope = read_envelope(raw)
     statement = None
     if role == PRODUCER:
         if envelope.payload != manifest:
             raise StrictError(f"signs other bytes than {bundles.MANIFEST}")
     else:
         statement = _countersignature(envelope.payload, role, manifest)
-    return Signature(role, tuple(envelope.signatures), _valid_keys(envelope, trusted), statement)
+    return Signature(role, tuple(envelope.signatures), valid_keys(envelope, trusted), statement)
 
 
-def _valid_keys(envelope: Envelope, trusted: Sequence[SSlibKey]) -> tuple[str, ...]:
-    """Return the ids of the trusted keys that signed; a signature under the id of one must be valid."""
+def valid_keys(envelope: Envelope, trusted: Sequence[SSlibKey]) -> tuple[str, ...]:
+    """Return the ids of the trusted keys that signed.
+
+    Raises:
+        StrictError: The signature under the id of a trusted key is invalid.
+    """
     signed = [key for key in trusted if key.keyid in envelope.signatures]
     for key in signed:
         _check_form(key, envelope.signatures[key.keyid].signature)
@@ -255,9 +270,15 @@ def _check_form(key: SSlibKey, signature: str) -> None:
         raise StrictError(f"the Ed25519 signature of the trusted key {key.keyid[:12]} {what}")
 
 
-def _envelope(value: Any) -> Envelope:
+def read_envelope(raw: bytes) -> Envelope:
+    """Read a signed DSSE envelope of an in-toto Statement.
+
+    Raises:
+        StrictError: The bytes are not one.
+    """
+    value = read_json(raw)
     try:
-        envelope = Envelope.from_dict(copy.deepcopy(value))  # from_dict changes its argument
+        envelope = Envelope.from_dict(value)
     except Exception as error:  # noqa: BLE001 - the file is hostile, and this reader checks little
         raise StrictError(f"is not a DSSE envelope ({type(error).__name__})") from None
     if envelope.payload_type != PAYLOAD_TYPE or not envelope.signatures:

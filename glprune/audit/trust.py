@@ -14,7 +14,8 @@ from glprune.audit.signing import PRODUCER, Signature, check_role, instant, read
 from glprune.errors import UsageError
 from glprune.schema import bundle as bundles
 
-_CLOCK_TOLERANCE = timedelta(days=1)
+CLOCK_TOLERANCE = timedelta(days=1)
+"""How far the clock of a signer may be ahead."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def _shared_keys(signatures: Sequence[Signature]) -> Iterator[Finding]:
 
 
 def _times(signatures: Sequence[Signature], generated: str) -> Iterator[Finding]:
-    latest, made = datetime.now(UTC) + _CLOCK_TOLERANCE, instant(generated)
+    latest, made = datetime.now(UTC) + CLOCK_TOLERANCE, instant(generated)
     if made is None or made > latest:
         what = "is not a time with a zone" if made is None else "is in the future"
         yield Finding(bundles.REPORT, "/timing/generated_at", f"{generated[:40]!r} {what}")
@@ -131,7 +132,7 @@ def _times(signatures: Sequence[Signature], generated: str) -> Iterator[Finding]
         if statement is None:
             continue
         when = instant(statement.signed_at)
-        if when is None or when > latest or (made is not None and when < made - _CLOCK_TOLERANCE):
+        if when is None or when > latest or (made is not None and when < made - CLOCK_TOLERANCE):
             what = f"{statement.signed_at[:40]!r} is not a time between the run and now"
             yield Finding(_file(signature.role), "/predicate/signed_at", what)
 

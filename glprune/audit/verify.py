@@ -16,13 +16,14 @@ from securesystemslib.signer import SSlibKey
 from glprune._version import __version__
 from glprune._wording import counted
 from glprune.audit import signing
+from glprune.audit.attestation import Attestation
 from glprune.audit.bundle_files import Files, check_closed, read_files
-from glprune.audit.checks import lineage
 from glprune.audit.checks.consistency import check_consistency
 from glprune.audit.checks.execution import Int8, Removed, check_execution
 from glprune.audit.checks.graph import ExpectedGraph, ExpectedInput, check_graph, control_flow, reaching
 from glprune.audit.checks.hashes import check_digests, check_hashes, check_proxies
 from glprune.audit.checks.int8 import check_int8
+from glprune.audit.checks.lineage import Expected, check_lineage
 from glprune.audit.checks.names import check_names
 from glprune.audit.checks.policy import check_policy, protected_kept
 from glprune.audit.checks.rendering import check_rendering
@@ -65,7 +66,7 @@ class VerificationOptions:
         roles: Roles whose countersignature is required.
         policy: The auditor's rules on features, and the file they come from.
         model: Expected digest of ``model.onnx``.
-        original: Expected digest of the original model.
+        original: Expected digest of the original model, or a signed statement on it.
         previous: Report of the previous bundle.
     """
 
@@ -74,13 +75,18 @@ class VerificationOptions:
     roles: Sequence[str] = ()
     policy: tuple[Policy, str] | None = None
     model: str | None = None
-    original: str | None = None
+    original: str | Attestation | None = None
     previous: Report | None = None
 
     @property
     def trusted(self) -> Trust:
         """The trusted keys with their roles."""
         return Trust(self.trust, self.key_roles)
+
+    @property
+    def expected(self) -> Expected:
+        """What the models of the bundle are compared with."""
+        return Expected(self.model, self.original, self.previous, self.trusted)
 
 
 @dataclass
@@ -280,7 +286,7 @@ def _report_checks(
         _guarded("C11", lambda: _policy(report, options)),
         rendering,
         check_people(signatures, options.trusted, report.timing.generated_at),
-        _lineage(report, options),
+        check_lineage(report, options.expected, signatures),
     ]
     return checks, [
         not_executed and f"A second runtime: {not_executed}.",
@@ -455,13 +461,3 @@ def _rendering(opened: ParsedBundle, report: Report) -> tuple[Check, str | None]
         return check
 
     return _guarded("C12", run), skipped
-
-
-def _lineage(report: Report, options: VerificationOptions) -> Check:
-    findings = lineage.check_expected(report, options.model, options.original)
-    if options.previous is not None:
-        findings += lineage.check_previous(report, options.previous)
-    given = [options.model, options.original, options.previous]
-    if all(x is None for x in given):
-        return Check("C14", "skipped", note="no --expect-model, --expect-original or --previous")
-    return make_check("C14", findings, f"{sum(x is not None for x in given)} expectations")

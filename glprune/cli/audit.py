@@ -1,4 +1,4 @@
-"""The commands for auditors: verify, keygen, sign, countersign, diff, explain, render. None needs PyTorch."""
+"""The commands for auditors: verify, sign, diff, explain, render and more. None needs PyTorch."""
 
 from __future__ import annotations
 
@@ -57,7 +57,10 @@ def _seconds(context: click.Context, option: click.Parameter, value: float) -> f
     "--expect-model", "model", metavar="SHA|FILE", help="SHA-256 or file that model.onnx must equal."
 )
 @click.option(
-    "--expect-original", "original", metavar="SHA|FILE", help="SHA-256 or file of the original model."
+    "--expect-original",
+    "original",
+    metavar="SHA|FILE",
+    help="SHA-256 or file of the original model, or a statement on it by `glprune attest-original`.",
 )
 @click.option("--previous", type=_path, metavar="BUNDLE", help="The bundle this one must follow.")
 @click.option(
@@ -101,7 +104,7 @@ def verify(
         roles=roles,
         policy=(read_policy(policy), str(policy)) if policy is not None else None,
         model=lineage.expected_digest(model) if model is not None else None,
-        original=lineage.expected_digest(original) if original is not None else None,
+        original=lineage.expected_original(original) if original is not None else None,
         previous=read_report(previous) if previous is not None else None,
     )
     verdict = run_verify(bundle, options, seconds=timeout)
@@ -145,6 +148,22 @@ def countersign(bundle: Path, key: Path, role: str, statement: str) -> None:
 
     secret = signing.read_private_key(key)
     path = signing.countersign(bundle, _intact_manifest(bundle), secret, role, statement)
+    click.echo(f"wrote {path}; key {secret.public_key.keyid}", err=True)
+
+
+@click.command("attest-original")
+@click.argument("model", type=_path)
+@_key
+@click.option("--role", default="owner", show_default=True, help="Role in which you sign.")
+@click.option("--statement", default="", metavar="TEXT", help="Your statement on the model.")
+@click.option("--out", type=_path, metavar="FILE", help="File to write; default MODEL.attestation.json.")
+def attest_original(model: Path, key: Path, role: str, statement: str, out: Path | None) -> None:
+    """State, signed, that MODEL is the original: the file with the trained weights before pruning."""
+    from glprune.audit import attestation, signing
+
+    secret = signing.read_private_key(key)
+    path = out or Path(f"{model}.attestation.json")
+    attestation.attest_original(model, secret, role, statement, path)
     click.echo(f"wrote {path}; key {secret.public_key.keyid}", err=True)
 
 
@@ -220,7 +239,7 @@ def render(bundle: Path, out: Path | None, markdown: bool) -> None:
         raise UsageError(f"{out}: cannot be written ({error.strerror}); choose another --out.") from None
 
 
-COMMANDS = (verify, keygen, sign, countersign, diff, explain, render)
+COMMANDS = (verify, keygen, sign, countersign, attest_original, diff, explain, render)
 
 
 def _show(record: dict[str, Any], as_json: bool, printer: Callable[[Console, dict[str, Any]], None]) -> None:
