@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,8 +167,8 @@ def attest_original(model: Path, key: Path, role: str, statement: str, out: Path
     click.echo(f"wrote {path}; key {secret.public_key.keyid}", err=True)
 
 
-def _intact_manifest(bundle: Path) -> bytes:
-    """Read the manifest of a bundle whose files all match it: only such bundles are signed.
+def _intact_manifest(bundle: Path, done: str = "signed") -> bytes:
+    """Read the manifest of a bundle whose files all match it: only such bundles are signed or exported.
 
     Raises:
         UsageError: A file is missing, changed or unreadable.
@@ -179,7 +179,7 @@ def _intact_manifest(bundle: Path) -> bytes:
     opened = open_bundle(bundle)
     findings = integrity_findings(opened)
     if findings:
-        raise UsageError(f"{bundle} is not signed: {findings[0]}; `glprune verify` lists every finding.")
+        raise UsageError(f"{bundle} is not {done}: {findings[0]}; `glprune verify` lists every finding.")
     return opened.files.contents[bundles.MANIFEST]
 
 
@@ -225,9 +225,7 @@ def render(bundle: Path, out: Path | None, markdown: bool) -> None:
     try:
         page = render_markdown(report) if markdown else render_html(report, pictures)
     except Exception as error:  # noqa: BLE001  an untrusted report may contradict itself in any way
-        raise UnreadableError(
-            f"{bundle}: its report contradicts itself ({type(error).__name__}); see `glprune verify`."
-        ) from None
+        raise UnreadableError(_contradiction(bundle, error)) from None
     if not pictures and not markdown:
         click.echo("note: matplotlib is not installed; the page has no pictures", err=True)
     if out is None:
@@ -239,7 +237,53 @@ def render(bundle: Path, out: Path | None, markdown: bool) -> None:
         raise UsageError(f"{out}: cannot be written ({error.strerror}); choose another --out.") from None
 
 
-COMMANDS = (verify, keygen, sign, countersign, attest_original, diff, explain, render)
+@click.command("export-card")
+@_bundle
+@click.option("--out", type=_path, metavar="FOLDER", help="Folder to write to; default BUNDLE.card.")
+def export_card(bundle: Path, out: Path | None) -> None:
+    """Write a model card and a CycloneDX bill of materials of BUNDLE's model. Verify it first."""
+    from glprune.audit.findings import UnreadableError
+    from glprune.audit.verify import read_report
+    from glprune.report.ml_bom import make_ml_bom
+    from glprune.report.model_card import render_model_card
+    from glprune.schema.bundle import as_json
+
+    folder = out or Path(f"{bundle}.card")
+    if folder.resolve().is_relative_to(bundle.resolve()):
+        raise UsageError(f"{folder} is inside the bundle, whose files are a closed set; name another --out.")
+    _intact_manifest(bundle, "exported")
+    report = read_report(bundle)
+    try:
+        texts = {"model_card.md": render_model_card(report), "bom.cdx.json": as_json(make_ml_bom(report))}
+        files = {name: text.encode() for name, text in texts.items()}
+    except Exception as error:  # noqa: BLE001  an untrusted report may contradict itself in any way
+        raise UnreadableError(_contradiction(bundle, error)) from None
+    _write_new(folder, files)
+    click.echo(f"wrote {', '.join(str(folder / name) for name in files)}", err=True)
+
+
+def _contradiction(bundle: Path, error: Exception) -> str:
+    return f"{bundle}: its report contradicts itself ({type(error).__name__}); see `glprune verify`."
+
+
+def _write_new(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files to a folder that has none of them.
+
+    Raises:
+        UsageError: One exists, or cannot be written.
+    """
+    for path in (folder / name for name in files):
+        if path.exists():
+            raise UsageError(f"{path} exists; remove it or name another --out.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be written ({error.strerror}); name another --out.") from None
+
+
+COMMANDS = (verify, keygen, sign, countersign, attest_original, diff, explain, render, export_card)
 
 
 def _show(record: dict[str, Any], as_json: bool, printer: Callable[[Console, dict[str, Any]], None]) -> None:

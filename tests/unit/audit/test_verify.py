@@ -802,7 +802,7 @@ main()
     [("verify {bundle}", 0), ("render {bundle}", 0), ("diff {bundle} {bundle}", 0), ("explain {bundle} pair", 0),
      ("sign {bundle} --key {key}", 0), ("countersign {bundle} --key {key} --role owner --statement x", 0),
      ("attest-original {bundle}/model.onnx --key {key} --out {bundle}.json", 0),
-     ("schema report", 0), ("run recipe.yaml model.pt", 2)],
+     ("export-card {bundle}", 0), ("schema report", 0), ("run recipe.yaml model.pt", 2)],
 )  # fmt: skip
 def test_the_auditors_commands_run_without_pytorch(command, code, slim, people):
     words = command.format(bundle=slim.folder, key=people / "validator").split()
