@@ -147,7 +147,7 @@ NOT_CHECKED = (
     "Norms along the path, optimality residuals, multiply-accumulates, latencies: measured by the producer.",
     "Whether upstream systems still collect the removed features, or provide the inputs in the stated order.",
     "Whether kept features carry the information of removed ones (proxies).",
-    "Times: they come from the clocks of producer and signers.",
+    "Times other than that of a verified timestamp: they come from the clocks of producer and signers.",
 )
 
 

@@ -20,8 +20,8 @@ from securesystemslib.exceptions import VerificationError
 from securesystemslib.signer import CryptoSigner, SSlibKey
 
 from glprune._files import unreadable_reason
-from glprune.audit.ed25519 import is_sound_key, is_sound_signature
 from glprune.audit.findings import Finding
+from glprune.audit.trust.ed25519 import is_sound_key, is_sound_signature
 from glprune.errors import UsageError
 from glprune.schema import bundle as bundles
 from glprune.schema.manifest import STATEMENT, Subject, sha256
@@ -215,7 +215,7 @@ def read_signatures(
     """Read every envelope in ``signatures/`` and verify it with the trusted keys.
 
     Args:
-        files: File name -> bytes.
+        files: File name -> bytes; a timestamp among them is left out.
         manifest: The bytes of the manifest that all must sign.
         trusted: The keys the caller trusts; keys in the bundle are ignored.
 
@@ -224,6 +224,8 @@ def read_signatures(
     """
     found, findings = [], []
     for name, raw in sorted(files.items()):
+        if name == bundles.TIMESTAMP:
+            continue
         role, file = name.removesuffix(".dsse.json"), f"{bundles.SIGNATURES}/{name}"
         try:
             found.append(_read_signature(raw, role, manifest, trusted))

@@ -16,7 +16,6 @@ from securesystemslib.signer import SSlibKey
 from glprune._version import __version__
 from glprune._wording import counted
 from glprune.audit import signing
-from glprune.audit.attestation import Attestation
 from glprune.audit.bundle_files import Files, check_closed, read_files
 from glprune.audit.checks.consistency import check_consistency
 from glprune.audit.checks.execution import Int8, Removed, check_execution
@@ -31,7 +30,9 @@ from glprune.audit.checks.weights import check_shared, check_weights
 from glprune.audit.findings import NOT_CHECKED, Check, Finding, UnreadableError, Verdict, make_check
 from glprune.audit.onnx_reader import NotOnnxError, input_shapes, parse
 from glprune.audit.safetensors_reader import Tensors, read_tensors
-from glprune.audit.trust import Trust, check_people, check_trust
+from glprune.audit.trust.attestation import Attestation
+from glprune.audit.trust.roles import Trust, check_people, check_trust
+from glprune.audit.trust.timestamps import Authority, check_timestamp
 from glprune.errors import RecipeError
 from glprune.schema import bundle as bundles
 from glprune.schema.frontier import StoredFrontier
@@ -63,6 +64,7 @@ class VerificationOptions:
     Attributes:
         trust: Trusted public keys.
         key_roles: Id of a trusted key -> the roles in which it counts; others count in any role.
+        authority: Certificates of the time-stamping authority that the auditor trusts.
         roles: Roles whose countersignature is required.
         policy: The auditor's rules on features, and the file they come from.
         model: Expected digest of ``model.onnx``.
@@ -72,6 +74,7 @@ class VerificationOptions:
 
     trust: Sequence[SSlibKey] = ()
     key_roles: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    authority: Authority | None = None
     roles: Sequence[str] = ()
     policy: tuple[Policy, str] | None = None
     model: str | None = None
@@ -285,7 +288,7 @@ def _report_checks(
         *executed,
         _guarded("C11", lambda: _policy(report, options)),
         rendering,
-        check_people(signatures, options.trusted, report.timing.generated_at),
+        _people(opened, report, signatures, options),
         check_lineage(report, options.expected, signatures),
     ]
     return checks, [
@@ -306,6 +309,18 @@ def _files(opened: ParsedBundle) -> Check:
 def _formats(opened: ParsedBundle) -> Check:
     note = "strict JSON, report, plan, input schema, recipe, weights"
     return make_check("C4", opened.findings, note)
+
+
+def _people(
+    opened: ParsedBundle,
+    report: Report,
+    signatures: Sequence[signing.Signature],
+    options: VerificationOptions,
+) -> Check:
+    generated, manifest = report.timing.generated_at, opened.raw(bundles.MANIFEST) or b""
+    raw = opened.files.signatures.get(bundles.TIMESTAMP)
+    stamp = check_timestamp(raw, manifest, options.authority, generated)
+    return check_people(signatures, options.trusted, generated, stamp)
 
 
 def _guarded(check: str, run: Callable[[], Check]) -> Check:

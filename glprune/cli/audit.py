@@ -44,6 +44,13 @@ def _seconds(context: click.Context, option: click.Parameter, value: float) -> f
     "repeatable.",
 )
 @click.option(
+    "--timestamp-authority",
+    "authority",
+    type=_path,
+    metavar="FILE",
+    help="Root certificate (PEM) of the authority whose timestamp you require, with others of its chain.",
+)
+@click.option(
     "--require-role",
     "roles",
     multiple=True,
@@ -75,6 +82,7 @@ def _seconds(context: click.Context, option: click.Parameter, value: float) -> f
 def verify(
     bundle: Path,
     trust: Sequence[str],
+    authority: Path | None,
     roles: Sequence[str],
     policy: Path | None,
     model: str | None,
@@ -88,7 +96,8 @@ def verify(
     from glprune.audit.checks import lineage
     from glprune.audit.checks.policy import read_policy
     from glprune.audit.signing import check_role
-    from glprune.audit.trust import read_trust
+    from glprune.audit.trust.roles import read_trust
+    from glprune.audit.trust.timestamps import read_authority
     from glprune.audit.verify import VerificationOptions, read_report
     from glprune.audit.verify import verify as run_verify
     from glprune.cli.audit_console import print_verdict
@@ -101,6 +110,7 @@ def verify(
     options = VerificationOptions(
         trust=trusted.keys,
         key_roles=trusted.roles,
+        authority=read_authority(authority) if authority is not None else None,
         roles=roles,
         policy=(read_policy(policy), str(policy)) if policy is not None else None,
         model=lineage.expected_digest(model) if model is not None else None,
@@ -128,12 +138,22 @@ def keygen(key: Path) -> None:
 @click.command()
 @_bundle
 @_key
-def sign(bundle: Path, key: Path) -> None:
+@click.option(
+    "--timestamp-token",
+    "token",
+    type=_path,
+    metavar="FILE",
+    help="RFC 3161 reply of an authority on BUNDLE's MANIFEST.json, to be put beside the signature.",
+)
+def sign(bundle: Path, key: Path, token: Path | None) -> None:
     """Sign BUNDLE's manifest as its producer."""
     from glprune.audit import signing
+    from glprune.audit.trust.timestamps import store_timestamp
 
-    secret = signing.read_private_key(key)
-    path = signing.sign(bundle, _intact_manifest(bundle), secret)
+    secret, manifest = signing.read_private_key(key), _intact_manifest(bundle)
+    if token is not None:
+        click.echo(f"wrote {store_timestamp(bundle, manifest, token)}", err=True)
+    path = signing.sign(bundle, manifest, secret)
     click.echo(f"wrote {path}; key {secret.public_key.keyid}", err=True)
 
 
@@ -159,7 +179,8 @@ def countersign(bundle: Path, key: Path, role: str, statement: str) -> None:
 @click.option("--out", type=_path, metavar="FILE", help="File to write; default MODEL.attestation.json.")
 def attest_original(model: Path, key: Path, role: str, statement: str, out: Path | None) -> None:
     """State, signed, that MODEL is the original: the file with the trained weights before pruning."""
-    from glprune.audit import attestation, signing
+    from glprune.audit import signing
+    from glprune.audit.trust import attestation
 
     secret = signing.read_private_key(key)
     path = out or Path(f"{model}.attestation.json")

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from glprune._files import unreadable_reason
 from glprune._wording import counted
-from glprune.audit.attestation import Attestation, Attested, read_attestation, verify_attestation
 from glprune.audit.findings import Check, Finding, make_check
 from glprune.audit.signing import Signature, instant
-from glprune.audit.trust import Trust
+from glprune.audit.trust.attestation import Attestation, Attested, read_attestation, verify_attestation
+from glprune.audit.trust.roles import Trust
 from glprune.errors import UsageError
 from glprune.schema import bundle as bundles
 from glprune.schema.strict_json import StrictError

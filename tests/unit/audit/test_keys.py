@@ -10,8 +10,8 @@ from securesystemslib.signer import SSlibKey
 
 from glprune.audit import signing
 from glprune.audit.checks import rendering
-from glprune.audit.ed25519 import is_sound_key, is_sound_signature
-from glprune.audit.trust import read_trust
+from glprune.audit.trust.ed25519 import is_sound_key, is_sound_signature
+from glprune.audit.trust.roles import read_trust
 from glprune.audit.verify import VerificationOptions, verify
 from glprune.cli.main import main
 from glprune.errors import UsageError

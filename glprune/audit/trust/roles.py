@@ -9,6 +9,7 @@ from pathlib import Path
 
 from securesystemslib.signer import SSlibKey
 
+from glprune._wording import counted
 from glprune.audit.findings import Check, Finding, make_check
 from glprune.audit.signing import PRODUCER, Signature, check_role, instant, read_public_key
 from glprune.errors import UsageError
@@ -16,6 +17,21 @@ from glprune.schema import bundle as bundles
 
 CLOCK_TOLERANCE = timedelta(days=1)
 """How far the clock of a signer may be ahead."""
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What the check of a timestamp found.
+
+    Attributes:
+        findings: Errors.
+        note: Who stamped the manifest and when; empty where no timestamp was verified.
+        unchecked: Why a timestamp could not be checked; empty otherwise.
+    """
+
+    findings: Sequence[Finding] = ()
+    note: str = ""
+    unchecked: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,25 +107,28 @@ def _borrowed(signature: Signature, trust: Trust) -> Iterator[str]:
             yield f"is signed by the key {keyid[:12]}, which --trust gives the role {named}"
 
 
-def check_people(signatures: Sequence[Signature], trust: Trust, generated: str) -> Check:
+def check_people(signatures: Sequence[Signature], trust: Trust, generated: str, stamp: Stamp) -> Check:
     """C13: require one role for each key, no time in the future, no countersignature before the run.
 
-    Two keys that count in any role may belong to one person: then the check is incomplete.
+    Two keys that count in any role may belong to one person: then the check is incomplete, as it is with a
+    timestamp that could not be checked.
     """
-    findings = [*_shared_keys(signatures), *_times(signatures, generated)]
-    note = f"{len(signatures)} signatures"
-    loose = _loose_roles(signatures, trust)
-    if loose and not findings:
-        note = f"{' and '.join(loose)}: the keys count in any role, so that one person may hold both"
-        return Check("C13", "incomplete", note=f"{note}; bind them with --trust ROLE=KEY")
-    return make_check("C13", findings, note)
+    findings = [*_shared_keys(signatures), *_times(signatures, generated), *stamp.findings]
+    unchecked = [text for text in (_loose_roles(signatures, trust), stamp.unchecked) if text]
+    if unchecked and not findings:
+        return Check("C13", "incomplete", note="; ".join(unchecked))
+    notes = (counted(len(signatures), "signature"), stamp.note)
+    return make_check("C13", findings, "; ".join(note for note in notes if note))
 
 
-def _loose_roles(signatures: Sequence[Signature], trust: Trust) -> list[str]:
-    """Return the roles that trusted keys fill, if there are several and a key of one is bound to no role."""
+def _loose_roles(signatures: Sequence[Signature], trust: Trust) -> str:
+    """Say which roles trusted keys fill, if there are several and the key of one is bound to no role."""
     filled = {s.role: trust.counted(s) for s in signatures if trust.counted(s)}
     bound = all(any(k in trust.roles for k in keyids) for keyids in filled.values())
-    return [] if len(filled) < 2 or bound else sorted(filled)
+    if len(filled) < 2 or bound:
+        return ""
+    what = "the keys count in any role, so that one person may hold both; bind them with --trust ROLE=KEY"
+    return f"{' and '.join(sorted(filled))}: {what}"
 
 
 def _shared_keys(signatures: Sequence[Signature]) -> Iterator[Finding]:

@@ -14,7 +14,7 @@ from securesystemslib.signer import CryptoSigner
 
 from glprune._files import unreadable_reason
 from glprune.audit import signing
-from glprune.audit.trust import CLOCK_TOLERANCE, Trust
+from glprune.audit.trust.roles import CLOCK_TOLERANCE, Trust
 from glprune.errors import UsageError
 from glprune.schema import bundle as bundles
 from glprune.schema.manifest import STATEMENT, Subject
