@@ -69,6 +69,13 @@ def _seconds(context: click.Context, option: click.Parameter, value: float) -> f
     metavar="SHA|FILE",
     help="SHA-256 or file of the original model, or a statement on it by `glprune attest-original`.",
 )
+@click.option(
+    "--expect-columns",
+    "columns",
+    type=_path,
+    metavar="FILE",
+    help="Your list of the network's columns, in order: a CSV header, a JSON list, or one name a line.",
+)
 @click.option("--previous", type=_path, metavar="BUNDLE", help="The bundle this one must follow.")
 @click.option(
     "--timeout",
@@ -87,6 +94,7 @@ def verify(
     policy: Path | None,
     model: str | None,
     original: str | None,
+    columns: Path | None,
     previous: Path | None,
     timeout: float,
     as_json: bool,
@@ -94,6 +102,7 @@ def verify(
     """Verify the statements of BUNDLE's report from its files alone; list those that do not hold."""
     from glprune.audit import findings
     from glprune.audit.checks import lineage
+    from glprune.audit.checks.columns import read_columns
     from glprune.audit.checks.policy import read_policy
     from glprune.audit.signing import check_role
     from glprune.audit.trust.roles import read_trust
@@ -116,6 +125,7 @@ def verify(
         model=lineage.expected_digest(model) if model is not None else None,
         original=lineage.expected_original(original) if original is not None else None,
         previous=read_report(previous) if previous is not None else None,
+        columns=(read_columns(columns), str(columns)) if columns is not None else None,
     )
     verdict = run_verify(bundle, options, seconds=timeout)
     if as_json:

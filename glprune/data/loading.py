@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,9 +30,12 @@ from glprune.data.validation import (
     check_columns,
     constant_notes,
 )
+from glprune.schema.column_names import lookalikes, spelled_out
 
 if TYPE_CHECKING:
     from glprune.schema.recipe import Recipe
+
+_MAX_ALIKE = 3
 
 
 def load_data(recipe: Recipe) -> Data:
@@ -42,7 +45,14 @@ def load_data(recipe: Recipe) -> Data:
         DataError: A file or column cannot be used; the message names file, column, count and first row.
         RecipeError: The recipe names columns that the files do not have.
     """
-    return load_loader(recipe) if recipe.data.yields else load_files(recipe)
+    data = load_loader(recipe) if recipe.data.yields else load_files(recipe)
+    names = dict.fromkeys((*data.outside, *(c for part in data.inputs for c in part.columns)))
+    alike = [f"{spelled_out(a)} and {spelled_out(b)}" for a, b in lookalikes(names)]
+    if not alike:
+        return data
+    more = f" and {len(alike) - _MAX_ALIKE} more pairs" if len(alike) > _MAX_ALIKE else ""
+    note = f"Different columns have names that look alike: {', '.join(alike[:_MAX_ALIKE])}{more}."
+    return replace(data, notes=(*data.notes, note))
 
 
 def load_files(recipe: Recipe) -> Data:

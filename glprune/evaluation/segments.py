@@ -11,7 +11,7 @@ from torch import Tensor
 
 from glprune.data.protected import Attribute, segmented
 from glprune.model.confidence_intervals import confidence_intervals
-from glprune.schema.recipe import METRICS, PolicySpec
+from glprune.schema.recipe import DEFAULT_THRESHOLD, METRICS, PolicySpec
 from glprune.schema.report import DecisionChange, ProtectedAttribute, Segment, SegmentMetric, Segments
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from glprune.search.job import Job
     from glprune.search.outcome import FeatureOutcome
 
-THRESHOLD = 0.5
+
 Status = Literal["kept", "removed", "outside"]
 
 
@@ -86,7 +86,7 @@ class _Pair:
     def __init__(self, job: Job, spec: PolicySpec, before: Tensor, after: Tensor, target: Tensor) -> None:
         self.job, self.spec, self.target = job, spec, target
         self.outputs = (before, after)
-        self.threshold = THRESHOLD if spec.threshold is None else spec.threshold
+        self.threshold = DEFAULT_THRESHOLD if spec.threshold is None else spec.threshold
         if job.data.classes is not None:
             self.classes = [decide(job.task, output, self.threshold) for output in self.outputs]
 

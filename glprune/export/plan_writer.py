@@ -14,7 +14,7 @@ from glprune.export.signature import dtype_name
 from glprune.model.standardize import StandardizedNetwork
 from glprune.pruning.surgery import named_tensors
 from glprune.schema import bundle as bundles
-from glprune.schema.plan import AttributePlan, Axis, InputPlan, Plan, Reader
+from glprune.schema.plan import AttributePlan, Axis, InputPlan, Plan, Reader, UnitsPlan
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from glprune.export.shipped_model import ShippedModel
     from glprune.pruning.groups import GroupSet
     from glprune.pruning.surgery import PruningPlan
+    from glprune.pruning.units import TensorAxis
 
 
 def write_plan(shipped: ShippedModel) -> Plan:
@@ -36,8 +37,8 @@ def write_plan(shipped: ShippedModel) -> Plan:
         inputs=_inputs(shipped),
         axes=_axes(job.network, removed.plan),
         attributes=_attributes(removed.plan),
-        buffers=_buffers(shipped.network),
         in_model=_tensors_in_model(folder),
+        units=[_units(groups, removed.plan) for groups in job.groups if groups.units.slots],
     )
     bundles.write_json(folder / bundles.PLAN, plan.model_dump(mode="json"))
     (folder / bundles.RECIPE).write_text(job.recipe.to_yaml(), encoding="utf-8")
@@ -76,12 +77,27 @@ def _constants(plan: PruningPlan, index: int) -> list[float] | None:
 
 def _readers(groups: GroupSet | None, plan: PruningPlan) -> list[Reader]:
     """Describe which positions of the sliced tensors read which columns; None for an input without groups."""
-    readers = []
-    for slot in groups.units.readers if groups is not None else ():
-        positions = plan.kept.get((slot.tensor, slot.dim))
-        columns = slot.unit if positions is None else slot.unit[positions]
-        readers.append(Reader(tensor=slot.tensor, dim=slot.dim, columns=columns.tolist()))
-    return readers
+    return [_place(slot, plan) for slot in groups.units.readers] if groups is not None else []
+
+
+def _place(slot: TensorAxis, plan: PruningPlan) -> Reader:
+    """Describe which positions of one sliced tensor belong to which column or unit."""
+    positions = plan.kept.get((slot.tensor, slot.dim))
+    units = slot.unit if positions is None else slot.unit[positions]
+    return Reader(tensor=slot.tensor, dim=slot.dim, columns=units.tolist())
+
+
+def _units(groups: GroupSet, plan: PruningPlan) -> UnitsPlan:
+    """Describe the units of an input or a layer, and where those that are left lie."""
+    places = [_place(slot, plan) for slot in groups.units.slots]
+    return UnitsPlan(
+        name=groups.name,
+        kind=groups.kind,
+        before=groups.units.count,
+        kept=sorted({unit for place in places for unit in place.columns if unit >= 0}),
+        removal=groups.units.removal,
+        places=places,
+    )
 
 
 def _axes(network: nn.Module, plan: PruningPlan) -> list[Axis]:
@@ -99,12 +115,6 @@ def _attributes(plan: PruningPlan) -> list[AttributePlan]:
         AttributePlan(module=path, name=name, value=list(value) if isinstance(value, tuple | list) else value)
         for (path, name), value in sorted(plan.attributes.items())
     ]
-
-
-def _buffers(network: nn.Module) -> list[str]:
-    """Name the saved tensors that are not parameters."""
-    parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
-    return sorted(set(network.state_dict()) - parameters)
 
 
 def _save_weights(network: nn.Module, path: Path) -> None:
