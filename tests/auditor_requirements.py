@@ -16,6 +16,7 @@ DIRECT = (
     "onnx",
     "onnxruntime",
     "pydantic",
+    "pynacl",
     "rich",
     "ruamel.yaml",
     "safetensors",

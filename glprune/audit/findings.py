@@ -132,7 +132,7 @@ CHECKS: dict[str, CheckInfo] = {
     "C13": CheckInfo(
         "trust",
         "people",
-        "times are in order, and no key signed in two roles",
+        "times are in order, no key signed in two roles, and keys of several roles are bound to them",
         "that the clocks of the signers were right",
     ),
     "C14": CheckInfo(
@@ -147,7 +147,7 @@ NOT_CHECKED = (
     "Norms along the path, optimality residuals, multiply-accumulates, latencies: measured by the producer.",
     "Whether upstream systems still collect the removed features, or provide the inputs in the stated order.",
     "Whether kept features carry the information of removed ones (proxies).",
-    "Times: they come from the clocks of producer and signers.",
+    "Times other than that of a verified timestamp: they come from the clocks of producer and signers.",
 )
 
 

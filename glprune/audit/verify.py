@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,13 +17,13 @@ from glprune._version import __version__
 from glprune._wording import counted
 from glprune.audit import signing
 from glprune.audit.bundle_files import Files, check_closed, read_files
-from glprune.audit.checks import lineage
 from glprune.audit.checks.columns import check_columns, check_expected_columns
 from glprune.audit.checks.execution import Int8, Removed, check_execution
 from glprune.audit.checks.figures.consistency import check_consistency
 from glprune.audit.checks.graph import ExpectedGraph, ExpectedInput, check_graph, control_flow, reaching
 from glprune.audit.checks.hashes import check_digests, check_hashes, check_proxies
 from glprune.audit.checks.int8 import check_int8
+from glprune.audit.checks.lineage import Expected, check_lineage
 from glprune.audit.checks.names import check_names
 from glprune.audit.checks.policy import check_policy, protected_kept, readable_names
 from glprune.audit.checks.rendering import check_rendering
@@ -32,6 +32,9 @@ from glprune.audit.checks.weights import check_shared, check_weights
 from glprune.audit.findings import NOT_CHECKED, Check, Finding, UnreadableError, Verdict, make_check
 from glprune.audit.onnx_reader import NotOnnxError, input_shapes, parse
 from glprune.audit.safetensors_reader import Tensors, read_tensors
+from glprune.audit.trust.attestation import Attestation
+from glprune.audit.trust.roles import Trust, check_people, check_trust
+from glprune.audit.trust.timestamps import Authority, check_timestamp
 from glprune.errors import RecipeError
 from glprune.schema import bundle as bundles
 from glprune.schema.column_names import lookalikes, spelled_out
@@ -64,21 +67,35 @@ class VerificationOptions:
 
     Attributes:
         trust: Trusted public keys.
+        key_roles: Id of a trusted key -> the roles in which it counts; others count in any role.
+        authority: Certificates of the time-stamping authority that the auditor trusts.
         roles: Roles whose countersignature is required.
         policy: The auditor's rules on features, and the file they come from.
         model: Expected digest of ``model.onnx``.
-        original: Expected digest of the original model.
+        original: Expected digest of the original model, or a signed statement on it.
         previous: Report of the previous bundle.
         columns: Columns of the trained network, in order, and the file they come from.
     """
 
     trust: Sequence[SSlibKey] = ()
+    key_roles: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    authority: Authority | None = None
     roles: Sequence[str] = ()
     policy: tuple[Policy, str] | None = None
     model: str | None = None
-    original: str | None = None
+    original: str | Attestation | None = None
     previous: Report | None = None
     columns: tuple[Sequence[str], str] | None = None
+
+    @property
+    def trusted(self) -> Trust:
+        """The trusted keys with their roles."""
+        return Trust(self.trust, self.key_roles)
+
+    @property
+    def expected(self) -> Expected:
+        """What the models of the bundle are compared with."""
+        return Expected(self.model, self.original, self.previous, self.trusted)
 
 
 @dataclass
@@ -277,8 +294,8 @@ def _report_checks(
         *executed,
         _guarded("C11", lambda: _policy(opened, report, options)),
         rendering,
-        _people(report, signatures),
-        _lineage(report, options),
+        _people(opened, report, signatures, options),
+        check_lineage(report, options.expected, signatures),
     ]
     return checks, [
         not_executed and f"A second runtime: {not_executed}.",
@@ -300,9 +317,16 @@ def _formats(opened: ParsedBundle) -> Check:
     return make_check("C4", opened.findings, note)
 
 
-def _people(report: Report, signatures: Sequence[signing.Signature]) -> Check:
-    findings = signing.check_people(signatures, report.timing.generated_at)
-    return make_check("C13", findings, f"{len(signatures)} signatures")
+def _people(
+    opened: ParsedBundle,
+    report: Report,
+    signatures: Sequence[signing.Signature],
+    options: VerificationOptions,
+) -> Check:
+    generated, manifest = report.timing.generated_at, opened.raw(bundles.MANIFEST) or b""
+    raw = opened.files.signatures.get(bundles.TIMESTAMP)
+    stamp = check_timestamp(raw, manifest, options.authority, generated)
+    return check_people(signatures, options.trusted, generated, stamp)
 
 
 def _guarded(check: str, run: Callable[[], Check]) -> Check:
@@ -352,8 +376,8 @@ def _signatures(
     files, manifest = opened.files.signatures, opened.raw(bundles.MANIFEST) or b""
     found, findings = signing.read_signatures(files, manifest, options.trust)
     if options.trust or options.roles:
-        findings += signing.check_trust(found, options.roles)
-    names = [f"{s.role} ({', '.join(k[:12] for k in s.trusted)})" for s in found if s.trusted]
+        findings += check_trust(found, options.trusted, options.roles)
+    names = options.trusted.signers(found)
     state = f"signed by {', '.join(names)}" if names else "signed, not checked" if files else "unsigned"
     if options.trust and files and not names:
         state = "signed by no trusted key"
@@ -475,13 +499,3 @@ def _rendering(opened: ParsedBundle, report: Report) -> tuple[Check, str | None]
         return check
 
     return _guarded("C12", run), skipped
-
-
-def _lineage(report: Report, options: VerificationOptions) -> Check:
-    findings = lineage.check_expected(report, options.model, options.original)
-    if options.previous is not None:
-        findings += lineage.check_previous(report, options.previous)
-    given = [options.model, options.original, options.previous]
-    if all(x is None for x in given):
-        return Check("C14", "skipped", note="no --expect-model, --expect-original or --previous")
-    return make_check("C14", findings, f"{sum(x is not None for x in given)} expectations")

@@ -235,7 +235,8 @@ def test_an_unsigned_bundle_fails_where_a_key_is_demanded(slim, people):
 
 def test_a_second_person_countersigns_and_can_be_required(slim, people):
     invoke("sign", slim.folder, "--key", people / "producer")
-    demand = ("verify", slim.folder, "--trust", people / "producer.pub", "--trust", people / "validator.pub")
+    keys = [f"{name}={people / name}.pub" for name in ("producer", "validator")]
+    demand = ("verify", slim.folder, "--trust", keys[0], "--trust", keys[1])
     assert invoke(*demand, "--require-role", "validator").exit_code == 1
     words = ("--role", "validator", "--statement", "Read and rerun on our data.")
     assert invoke("countersign", slim.folder, "--key", people / "validator", *words).exit_code == 0
@@ -822,7 +823,8 @@ main()
     ("command", "code"),
     [("verify {bundle}", 3), ("render {bundle}", 0), ("diff {bundle} {bundle}", 0), ("explain {bundle} pair", 0),
      ("sign {bundle} --key {key}", 0), ("countersign {bundle} --key {key} --role owner --statement x", 0),
-     ("schema report", 0), ("run recipe.yaml model.pt", 2)],
+     ("attest-original {bundle}/model.onnx --key {key} --out {bundle}.json", 0),
+     ("export-card {bundle}", 0), ("schema report", 0), ("run recipe.yaml model.pt", 2)],
 )  # fmt: skip
 def test_the_auditors_commands_run_without_pytorch(command, code, slim, people):
     words = command.format(bundle=slim.folder, key=people / "validator").split()

@@ -541,6 +541,8 @@ def _recipe(report: Report, recipe: Recipe) -> Iterator[Found]:
     pairs: list[tuple[str, Any, Any]] = [
         ("/task", report.task, recipe.task),
         ("/purpose", report.purpose, recipe.report.purpose),
+        ("/domain", report.domain, recipe.report.domain),
+        ("/jurisdiction", report.jurisdiction, recipe.report.jurisdiction),
         ("/run/seed", report.run.seed, recipe.seed),
         ("/penalty/kind", report.penalty.kind, recipe.penalty.kind),
         ("/penalty/weights", report.penalty.weights, recipe.penalty.weights),
