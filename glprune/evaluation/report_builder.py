@@ -27,7 +27,7 @@ from glprune.evaluation.policy_report import (
     reason,
 )
 from glprune.export.signature import shipped_inputs, shipped_outputs
-from glprune.model.validation_score import standard_error
+from glprune.metrics.influence import standard_error
 from glprune.pruning.groups import GroupSet, TensorDict, group_norms, group_sizes, sliced
 from glprune.pruning.verification import TOLERANCE
 from glprune.report.sentences import kept_not_converged, removed_not_optimal
