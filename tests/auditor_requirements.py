@@ -13,6 +13,7 @@ DIRECT = (
     "numpy",
     "onnx",
     "onnxruntime",
+    "pyarrow",
     "pydantic",
     "rich",
     "ruamel.yaml",

@@ -16,11 +16,12 @@ from glprune._imports import load_callable
 from glprune._plugins import load_plugin
 from glprune._user_code import user_code
 from glprune._wording import counted
-from glprune.data.columns import make_features
-from glprune.data.records import Data, InputColumns
-from glprune.data.splits import SPLITS, Inputs
+from glprune.data.records import Data
+from glprune.data.splits import Inputs
 from glprune.errors import DataError, GlpruneError, RecipeError
 from glprune.runtime.determinism import settings_kept
+from glprune.tables.columns import make_features
+from glprune.tables.features import SPLITS, InputColumns
 
 if TYPE_CHECKING:
     from glprune.schema.recipe import InputSpec, Recipe

@@ -18,8 +18,8 @@ from glprune.export.shipped_model import on_test_rows
 from glprune.metrics.confidence_intervals import confidence_intervals
 from glprune.metrics.scorer import r2_score
 from glprune.model.counting import macs, parameters
+from glprune.model.outputs import as_array
 from glprune.model.prediction import predict
-from glprune.model.task import as_array
 from glprune.schema.recipe import HIGHER_IS_BETTER, METRICS
 from glprune.schema.report import Agreement, Latency, Metric, Segments, Size
 

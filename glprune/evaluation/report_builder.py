@@ -16,7 +16,7 @@ from torch import Tensor
 from glprune._plugins import packages
 from glprune._version import __version__
 from glprune._wording import counted
-from glprune.data.splits import IndexableSplit, InputPosition, KeptPosition, Split
+from glprune.data.splits import IndexableSplit, Split
 from glprune.evaluation.policy_report import (
     NO_PROXIES,
     NO_SEGMENTS,
@@ -75,6 +75,7 @@ from glprune.search.portfolio.candidates import mean_gain
 from glprune.search.portfolio.frontier import shipping_rule
 from glprune.search.refit import distill_share
 from glprune.search.search import penalises_both
+from glprune.tables.features import InputPosition, KeptPosition
 from glprune.training.feature_groups import members
 
 if TYPE_CHECKING:

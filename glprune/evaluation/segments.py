@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from glprune.data.protected import Attribute, segmented
 from glprune.metrics.segments import THRESHOLD, decide, decision_change, segment_metrics
-from glprune.model.task import as_array
+from glprune.model.outputs import as_array
 from glprune.schema.recipe import PolicySpec
 from glprune.schema.report import DecisionChange, ProtectedAttribute, Segment, SegmentMetric, Segments
+from glprune.tables.protected import Attribute, segmented
 
 if TYPE_CHECKING:
     from glprune.export.shipped_model import ShippedModel

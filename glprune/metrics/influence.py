@@ -53,8 +53,7 @@ def row_influences(scorer: Scorer, metric: str, output: ArrayLike, target: Array
     squares = _mean(np.square(values - wanted))
     if metric == "rmse":
         root = float(np.sqrt(squares.mean()))
-        linear: Floats = root + (squares - squares.mean()) / (2 * root) if root > 0 else squares
-        return linear
+        return np.asarray(root + (squares - squares.mean()) / (2 * root)) if root > 0 else squares
     total = _mean(np.square(wanted - wanted.mean(axis=0)))
     share = squares.mean() / total.mean()
     influences: Floats = 1 - share - (squares - share * total) / total.mean()

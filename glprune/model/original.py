@@ -23,7 +23,7 @@ from torch.nn import functional
 from glprune._wording import counted
 from glprune.metrics.influence import standard_error
 from glprune.metrics.scorer import auroc
-from glprune.model.task import as_array
+from glprune.model.outputs import as_array
 from glprune.model.validation_score import row_influences
 from glprune.schema.metrics import HIGHER_IS_BETTER, inline, metric_text
 

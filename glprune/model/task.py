@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from glprune._wording import counted
 from glprune.errors import DataError, ModelError
 from glprune.metrics.scorer import OutputForm, Scorer, TaskName
-from glprune.model.outputs import Outputs, leaves
+from glprune.model.outputs import Outputs, as_array, leaves
 from glprune.schema.recipe import HIGHER_IS_BETTER, METRICS
 
 
@@ -134,12 +132,6 @@ class Task:
 def improvement(metric: str, before: float, after: float) -> float:
     """Return by how much ``after`` is better than ``before``; negative where it is worse."""
     return after - before if HIGHER_IS_BETTER[metric] else before - after
-
-
-def as_array(values: Tensor) -> NDArray[Any]:
-    """Return a tensor as an array; numbers with a fraction as float64."""
-    plain = values.detach()
-    return (plain.double() if plain.is_floating_point() else plain).numpy()
 
 
 def concat_batches(

@@ -16,7 +16,7 @@ from torch import Tensor
 from glprune.errors import NonFiniteError
 from glprune.metrics import influence
 from glprune.metrics.influence import standard_error
-from glprune.model.task import as_array
+from glprune.model.outputs import as_array
 from glprune.schema.recipe import HIGHER_IS_BETTER
 
 if TYPE_CHECKING:

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from glprune.data.tables import EXACT, refuse_inexact
 from glprune.errors import DataError, RecipeError, did_you_mean
+from glprune.tables.table import EXACT, refuse_inexact
 
 if TYPE_CHECKING:
-    from glprune.data.tables import Table
     from glprune.schema.recipe import Recipe
+    from glprune.tables.table import Table
 
 MISSING = "missing"
 _MAX_NUMBERS, _MAX_LABELS = 6, 50  # distinct values that get a segment each
