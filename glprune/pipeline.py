@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     from glprune.search.search import SearchResult
 
 LATENCY_BATCHES = (1, 256)
-_ORIGINAL, _ZEROED = "original.onnx", "zeroed.onnx"
+_ZEROED = "zeroed.onnx"
 _PROCESSOR = "kind of processor"
 
 
@@ -300,7 +300,7 @@ class StageClock:
 def _export_original(job: Job, folder: Path) -> None:
     """Write the original network first: one that cannot be exported must fail before hours of training."""
     with torch.random.fork_rng(devices=[]):  # training must not depend on an exporter's random numbers
-        write_onnx(job, job.network, first_rows(job.data.test, 4), folder / _ORIGINAL)
+        write_onnx(job, job.network, first_rows(job.data.test, 4), folder / bundles.ORIGINAL)
 
 
 def _export(shipped: ShippedModel, clock: StageClock) -> ExportedFiles:
@@ -313,7 +313,7 @@ def _export(shipped: ShippedModel, clock: StageClock) -> ExportedFiles:
     metadata = [file_metadata(job, removed, names) for names in encodings]
     result = write_shipped(job, removed, shipped.network, shipped.file, metadata)
     return ExportedFiles(
-        original=folder / _ORIGINAL,
+        original=folder / bundles.ORIGINAL,
         zeroed=folder / _ZEROED,
         shipped=shipped.file,
         exporter=result.exporter,
@@ -331,7 +331,8 @@ def _evaluate(
     """Measure everything the report states and write the files that it refers to."""
     clock(Stage("measure", "running the ONNX files on the test split"))
     measured = measure_test_split(shipped, files, LATENCY_BATCHES)
-    files.original.unlink()
+    if not shipped.job.recipe.export.keep_original:
+        files.original.unlink()
     files.zeroed.unlink()
     plan = write_plan(shipped)
     write_golden(shipped)

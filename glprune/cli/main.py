@@ -26,6 +26,7 @@ from glprune.cli.audit import COMMANDS
 from glprune.cli.ci import COMMANDS as PIPELINE_COMMANDS
 from glprune.cli.ci import ci_option
 from glprune.cli.demo import make_demo_command
+from glprune.cli.evaluate import evaluate
 from glprune.errors import (
     GlpruneError,
     ModelError,
@@ -511,7 +512,7 @@ def export_server(
         click.echo(f"wrote {write_kserve(bundle, kserve, model_name, storage_uri, max_batch)}", err=True)
 
 
-for _command in (make_demo_command(run), *COMMANDS, *PIPELINE_COMMANDS):
+for _command in (make_demo_command(run), *COMMANDS, evaluate, *PIPELINE_COMMANDS):
     main.add_command(_command)
 
 

@@ -323,6 +323,7 @@ def _last_input_stage(chosen: SearchResult) -> StageResult:
 def _digests(outcome: RunResults) -> Digests:
     recipe = outcome.job.recipe
     files = [*bundles.MADE_BEFORE_THE_REPORT, *([bundles.INT8] if outcome.quantized else [])]
+    files += [bundles.ORIGINAL] if recipe.export.keep_original else []
     files += [bundles.FRONTIER, *bundles.point_files(outcome.folder)] if outcome.frontier else []
     digests = {name: bundles.digest(outcome.folder / name) for name in files}
     return Digests(

@@ -92,7 +92,13 @@ def _attribute(pair: _Pair, attribute: Attribute, status: Status) -> ProtectedAt
     parts = segmented(attribute, pair.spec.bins.get(attribute.name))
     number = parts.number["test"]
     segments = [_segment(pair, label, np.flatnonzero(number == n)) for n, label in enumerate(parts.labels)]
-    return ProtectedAttribute(name=attribute.name, status=status, by=parts.by, segments=segments)
+    return ProtectedAttribute(
+        name=attribute.name,
+        status=status,
+        by=parts.by,
+        edges=None if parts.edges is None else list(parts.edges),
+        segments=segments,
+    )
 
 
 def _segment(pair: _Pair, value: str, rows: Rows) -> Segment:

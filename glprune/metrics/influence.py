@@ -53,7 +53,10 @@ def row_influences(scorer: Scorer, metric: str, output: ArrayLike, target: Array
     squares = _mean(np.square(values - wanted))
     if metric == "rmse":
         root = float(np.sqrt(squares.mean()))
-        return np.asarray(root + (squares - squares.mean()) / (2 * root)) if root > 0 else squares
+        if root == 0:
+            return squares
+        linear: Floats = root + (squares - squares.mean()) / (2 * root)
+        return linear
     total = _mean(np.square(wanted - wanted.mean(axis=0)))
     share = squares.mean() / total.mean()
     influences: Floats = 1 - share - (squares - share * total) / total.mean()
@@ -67,7 +70,8 @@ def _mean(values: Floats) -> Floats:
 
 def _class_influences(metric: str, logs: Floats, target: Classes) -> Floats:
     if metric == "accuracy":
-        return (logs.argmax(axis=1) == target).astype(np.float64)
+        right: Floats = (logs.argmax(axis=1) == target).astype(np.float64)
+        return right
     if metric == "log_loss":
         return log_losses(logs, target)
     if metric == "brier_score":

@@ -597,6 +597,11 @@ class ExportSpec(Section):
         description="int8: also write and measure model.int8.onnx, quantised to 8-bit integers. It is not "
         "lossless: model.onnx stays the certified file. null: no quantised file.",
     )
+    keep_original: bool = Field(
+        False,
+        description="Also keep original.onnx, the original network, in the bundle: `glprune evaluate` then "
+        "measures it too, as it needs to for distillation.",
+    )
     dynamic_axes: dict[Text, dict[AxisNumber, Name]] = Field(
         default_factory=dict,
         description="Axes of any length besides the batch: input -> axis number -> label. Axes with the "
