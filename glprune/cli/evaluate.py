@@ -23,6 +23,7 @@ _EPILOG = (
     "data that cannot be used; 3 incomplete: no metric could be compared; 5 unreadable or unknown schema."
 )
 _VERDICTS = {True: "agrees", False: "DISAGREES", None: ""}
+_WIDTH = 150
 _path = click.Path(path_type=Path)
 
 
@@ -69,6 +70,7 @@ def _print(found: Evaluation) -> None:
     from glprune.audit.evaluation.evaluate import summary
 
     console = Console(highlight=False)
+    console.width = max(console.width, _WIDTH)  # a table of wrapped cells cannot be read
 
     def line(text: str) -> None:
         console.print(Text(escape_for_terminal(text)), soft_wrap=True)

@@ -23,7 +23,7 @@ from glprune.schema.metrics import HIGHER_IS_BETTER, METRICS
 from glprune.schema.strict_yaml import dump, nearest_line
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from glprune._plugins import Group
     from glprune.schema.strict_yaml import Lines
@@ -780,6 +780,7 @@ class Recipe(Section):
     _sha256: str | None = PrivateAttr(None)
     _lines: Lines = PrivateAttr(default_factory=dict)
     _allowed: tuple[str, ...] | None = PrivateAttr(None)
+    _places: Mapping[str, Path] = PrivateAttr(default_factory=dict)
 
     @property
     def source(self) -> Path | None:
@@ -824,9 +825,15 @@ class Recipe(Section):
         """Record the file that the recipe was read from: its path, its digest and the line of each key."""
         self._source, self._sha256, self._lines = source, sha256, lines
 
+    def with_files(self, places: Mapping[str, Path]) -> Recipe:
+        """Return a copy whose files are elsewhere: path in the recipe -> where the file is."""
+        moved = self.model_copy()
+        moved._places = dict(places)  # noqa: SLF001  a Recipe
+        return moved
+
     def path(self, text: str) -> Path:
         """Resolve a path of the recipe."""
-        return self.folder / text
+        return self._places.get(text, self.folder / text)
 
     def where(self, *keys: str) -> str:
         """Return the place of a key for an error message: ``recipe.yaml:12: data.target``."""
