@@ -72,7 +72,8 @@ def _pairs(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, tuple[An
 
 def compare_bundles(old: ParsedBundle, new: ParsedBundle, rule: Rule) -> Iterator[Difference]:
     """Compare two bundles that can be read, one difference for each thing."""
-    assert old.report is not None and new.report is not None
+    assert old.report is not None
+    assert new.report is not None
     if rule == "bytes":
         yield from _features(old.report, new.report)
         yield from _equal_files(old, new)
@@ -153,7 +154,8 @@ def _weights(old: ParsedBundle, new: ParsedBundle) -> Difference:
         np.concatenate([np.empty(0), *(arrays[n].astype(np.float64).ravel() for n in sorted(arrays))])
         for arrays in (before, after)
     ]
-    relative = float(np.linalg.norm(flat[0] - flat[1]) / max(np.linalg.norm(flat[0]), 1e-300))
+    gap, size = (float(np.linalg.norm(values)) for values in (flat[0] - flat[1], flat[0]))
+    relative = gap / size if size else gap
     return Difference("weights", "0", f"{relative:.2g} apart", rule, relative <= WEIGHTS)
 
 

@@ -431,7 +431,7 @@ def select(
     """Ship another network of BUNDLE's frontier (target.frontier) without searching again."""
     with _signals(), _progress(quiet) as progress, _recipes_code():
         progress(_START)
-        from glprune.selection import select as select_point
+        from glprune.rerun.selection import select as select_point
 
         result = select_point(
             bundle, features, allow_factory=allow_factory or None, on_event=progress, **options
@@ -467,19 +467,14 @@ def select(
 @_json
 @_quiet
 def reproduce(
-    bundle: Path,
-    data: Sequence[str],
-    allow_factory: Sequence[str],
-    as_json: bool,
-    quiet: bool,
-    **options: Any,
+    data: Sequence[str], allow_factory: Sequence[str], as_json: bool, quiet: bool, **options: Any
 ) -> None:
     """Run the recipe of BUNDLE again and compare features, weights, metrics and files."""
     files = data_files(data)
     with _signals(), _progress(quiet) as progress, _recipes_code():
         progress(_START)
-        from glprune.reproduction import as_record
-        from glprune.reproduction import reproduce as run_again
+        from glprune.rerun.reproduction import as_record
+        from glprune.rerun.reproduction import reproduce as run_again
 
         found = run_again(data=files, allow_factory=allow_factory or None, on_event=progress, **options)
     if as_json:

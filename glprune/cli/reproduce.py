@@ -15,7 +15,7 @@ from glprune.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from glprune.reproduction import Reproduction
+    from glprune.rerun.reproduction import Reproduction
 
 EPILOG = (
     "Exit codes: 0 reproduced; 1 not; 2 usage, or model or data are not those of the bundle; the others are "

@@ -14,7 +14,7 @@ from glprune.audit.evaluation.file_rows import read_file
 from glprune.audit.evaluation.measurement import ROUNDING, Measurement
 from glprune.audit.evaluation.running import run_model
 from glprune.audit.evaluation.subject import FINAL, INT8, ORIGINAL, open_subject
-from glprune.errors import DataError, UsageError
+from glprune.errors import DataError, UsageError, name_list
 from glprune.schema import bundle as bundles
 from glprune.schema.manifest import sha256
 
@@ -119,9 +119,10 @@ def _read(subject: Subject, path: Path) -> Rows:
 
 def _run(subject: Subject, rows: Rows) -> Measurement | None:
     """Run the models; None where metrics have no targets: distillation without the original."""
-    if subject.report.task == "distillation" and (ORIGINAL not in subject.models or subject.scales is None):
+    models = [m for m in subject.models if m != ORIGINAL or not rows.lacks(subject.wanted(ORIGINAL))]
+    if subject.report.task == "distillation" and (ORIGINAL not in models or subject.scales is None):
         return None
-    outputs = {model: run_model(subject, model, rows) for model in subject.models}
+    outputs = {model: run_model(subject, model, rows) for model in models}
     views = {model: subject.view(found) for model, found in outputs.items()}
     target = views[ORIGINAL] if subject.report.task == "distillation" else rows.target
     return Measurement(subject, rows, outputs, views, target)
@@ -131,13 +132,16 @@ def _not_evaluated(subject: Subject, rows: Rows) -> list[str]:
     """List what the report states that was not measured again, and why."""
     report, found = subject.report, []
     if ORIGINAL not in subject.models:
-        needs = "every metric compares with it" if report.task == "distillation" else "its figures"
-        found.append(f"The original network: {needs}; give its ONNX file with --original.")
+        needs = " Every metric compares with it." if report.task == "distillation" else ""
+        found.append(f"The original network: give its ONNX file with --original.{needs}")
+    elif rows.lacks(subject.wanted(ORIGINAL)):
+        names = name_list(rows.missing) if rows.missing else "some are"
+        found.append(f"The original network: of its columns, {names} not in the data.")
     elif report.task == "distillation" and subject.scales is None:
         found.append("The metrics: the report does not state by what outputs are divided; run again.")
     missing = _missing_attributes(subject, rows)
     if missing:
-        found.append(f"Segments by {', '.join(missing)}: the data, or the report's ranges, do not have them.")
+        found.append(f"Segments by {', '.join(missing)}: not in the data, or their ranges not in the report.")
     found.append("The network before its refit (`zeroed`), which is not in the bundle.")
     other = {
         "baselines": report.baselines,

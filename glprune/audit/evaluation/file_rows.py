@@ -62,6 +62,7 @@ def read_file(subject: Subject, path: Path) -> Rows:
         held=held,
         target=parts["test"].target,
         divisions=_divisions(subject, table, {name: part.chosen for name, part in parts.items()}),
+        missing=tuple(_missing(subject, plan)),
     )
 
 
@@ -95,6 +96,12 @@ def _plan(subject: Subject, table: Table) -> tuple[FilePlan, tuple[NDArray[np.in
     )
     check_columns(table, plan.columns)
     return plan, tuple(held)
+
+
+def _missing(subject: Subject, plan: FilePlan) -> list[str]:
+    """Name the columns of the original that are not read."""
+    read = set(plan.columns)
+    return [name for f in subject.report.features for name in f.columns if name not in read]
 
 
 def original_columns(subject: Subject, names: Sequence[str]) -> list[dict[int, str]]:

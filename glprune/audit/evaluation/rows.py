@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from glprune.errors import DataError
-
 if TYPE_CHECKING:
     from glprune.schema.plan import InputPlan
 
 Array = NDArray[Any]
 Batch = tuple[Array, ...]
+Columns = Sequence[NDArray[np.int64] | None]
 RowsKind = Literal["test rows", "own rows"]
 CHUNK = 1024
 """Rows of a call; as in a run, so that the same machine gives the same outputs."""
@@ -47,6 +46,7 @@ class Rows:
             batches hold; None: the input is whole.
         target: Class numbers or values, shape (rows,); (rows, 0) without labels.
         divisions: Protected attribute -> the rows divided by it.
+        missing: Columns of the original that are not in the data, by name where that is known.
     """
 
     source: str
@@ -56,25 +56,23 @@ class Rows:
     held: tuple[NDArray[np.int64] | None, ...]
     target: Array
     divisions: Mapping[str, Division] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
 
-    def select(
-        self, parts: Sequence[InputPlan], wanted: Sequence[NDArray[np.int64] | None], reads_all: bool
-    ) -> Iterator[dict[str, Array]]:
-        """Yield the batches with some columns of the original inputs.
+    def lacks(self, wanted: Columns) -> bool:
+        """Whether one of the wanted columns is not held."""
+        pairs = zip(wanted, self.held, strict=True)
+        return any(w is not None and h is not None and not np.isin(w, h).all() for w, h in pairs)
+
+    def select(self, parts: Sequence[InputPlan], wanted: Columns) -> Iterator[dict[str, Array]]:
+        """Yield the batches with some columns of the original inputs; 0 stands for those that are not held.
 
         Args:
             parts: The inputs.
             wanted: Positions of the columns in the original, for each input; None: the input is whole.
-            reads_all: Whether outputs depend on all of them, and not on the kept ones only.
-
-        Raises:
-            DataError: The rows do not hold a column that the outputs depend on.
         """
         places = [
-            None
-            if columns is None or held is None
-            else _places(part, columns, held, columns.tolist() if reads_all else part.kept)
-            for part, columns, held in zip(parts, wanted, self.held, strict=True)
+            None if columns is None or held is None else _places(columns, held)
+            for columns, held in zip(wanted, self.held, strict=True)
         ]
         for batch in self.batches:
             yield {
@@ -83,21 +81,14 @@ class Rows:
             }
 
 
-def _places(
-    part: InputPlan, wanted: NDArray[np.int64], held: NDArray[np.int64], needed: Sequence[int]
-) -> NDArray[np.int64]:
-    """Return the place of each wanted column among those held; -1 for one that is neither held nor needed."""
+def _places(wanted: NDArray[np.int64], held: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the place of each wanted column among those held; -1 for one that is not."""
     place = {column: number for number, column in enumerate(held.tolist())}
-    missing = next((c for c in needed if c not in place), None)
-    if missing is not None:
-        names = dict(zip(part.kept, part.columns, strict=False))
-        name = repr(names[missing]) if missing in names else f"number {missing + 1} of the original"
-        raise DataError(f"input {part.name!r}: column {name} is needed and not in the data.")
     return np.array([place.get(column, -1) for column in wanted.tolist()], dtype=np.int64)
 
 
 def _take(x: Array, index: NDArray[np.int64], part: InputPlan) -> Array:
-    """Select columns; one that is not held is 0, since no output depends on it."""
+    """Select columns; one that is not held is 0."""
     axis = (part.axis or 0) % x.ndim
     taken = np.take(x, np.maximum(index, 0), axis=axis)
     absent = np.flatnonzero(index < 0)

@@ -26,7 +26,6 @@ def run_model(subject: Subject, model: str, rows: Rows) -> list[Array]:
 
     Raises:
         UsageError: The file has another interface, or cannot run the rows.
-        DataError: The rows lack a column that the file reads.
     """
     names = [output.name for output in subject.report.export.outputs]
     where = f"{model} model"
@@ -42,7 +41,7 @@ def run_model(subject: Subject, model: str, rows: Rows) -> list[Array]:
             f"{', '.join(parts)} and {', '.join(names)}; give the ONNX file of the same network."
         )
     outputs: list[list[Any]] = [[] for _ in names]
-    for batch in rows.select(subject.plan.inputs, subject.wanted(model), model == ORIGINAL):
+    for batch in rows.select(subject.plan.inputs, subject.wanted(model)):
         try:
             answer = session.run(names, {name: batch[name] for name in found[0]})
         except Exception as error:  # noqa: BLE001 - see above

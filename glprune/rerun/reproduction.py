@@ -96,7 +96,8 @@ def reproduce(  # noqa: PLR0913 - a public entry point: each option is a keyword
 
 
 def _compared(folder: Path, opened: ParsedBundle, again: ParsedBundle, other_machine: bool) -> Reproduction:
-    assert opened.report is not None and again.report is not None
+    assert opened.report is not None
+    assert again.report is not None
     if opened.report.digests.data != again.report.digests.data:
         raise UsageError(f"the data are not what {folder} was made from (their SHA-256 differs).")
     environment = tuple(same_environment(opened.report.run, again.report.run))
