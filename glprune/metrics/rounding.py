@@ -72,17 +72,31 @@ def _of_classes(scorer: Scorer, metric: str, logs: Floats, target: Classes, step
     if metric == "accuracy":
         return _near_best(_scale(scorer, logs), step)
     if metric == "log_loss":
-        if scorer.output == "logits":
-            return 2 * step
-        probable = np.exp(-log_losses(logs, target))
-        return float(np.minimum(step / np.maximum(probable - step, 1e-300), _MOST_NATS).mean())
+        return _of_log_loss(scorer, np.exp(-log_losses(logs, target)), step)
     if metric == "brier_score":
-        return 4 * step
+        return _of_brier(scorer, logs, target, step)
     if metric == "calibration_error":
         place = predicted_probability(logs) * BINS
         return 2 * step + 2 * float((np.abs(place - np.rint(place)) <= 2 * BINS * step).mean())
     scores = _scale(scorer, logs)
     return _near_pairs(scores[:, 1] - scores[:, 0], target == 1, 4 * step)
+
+
+def _of_log_loss(scorer: Scorer, probable: Floats, step: float) -> float:
+    """Bound the change from the probability of every row's class: its first derivative and more."""
+    if scorer.output == "logits":
+        return float((2 * step * (1 - probable)).mean()) + 2 * step * step
+    return float(np.minimum(step / np.maximum(probable - step, 1e-300), _MOST_NATS).mean())
+
+
+def _of_brier(scorer: Scorer, logs: Floats, target: Classes, step: float) -> float:
+    if logs.shape[1] > 2:
+        return 4 * step
+    positive = np.exp(logs[:, 1])
+    moved = step + np.zeros_like(positive)
+    if scorer.output == "logits":
+        moved = 2 * step * positive * (1 - positive) + step * step
+    return float((2 * np.abs(positive - (target == 1)) * moved + np.square(moved)).mean())
 
 
 def _near_best(scores: Floats, step: float) -> float:

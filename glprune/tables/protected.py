@@ -208,7 +208,7 @@ def assigned(attribute: Attribute, labels: Sequence[str], edges: Sequence[float]
         found[finite] = np.searchsorted(edges, values[finite], side="right")
         return found
     distinct, index = np.unique(values[finite], return_inverse=True)
-    texts = [[_text(v), repr(v)] for v in distinct.tolist()]
+    texts = [[repr(v), _text(v)] for v in distinct.tolist()]
     of_values = [next((known[t] for t in pair if t in known), -1) for pair in texts]
     found[finite] = np.array(of_values, dtype=np.int64)[index]
     return found

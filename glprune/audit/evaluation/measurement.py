@@ -18,7 +18,7 @@ from glprune.metrics.segments import THRESHOLD, decide, decision_change, defined
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from glprune.audit.evaluation.rows import Array, Rows
+    from glprune.audit.evaluation.rows import Array, Division, Rows
     from glprune.audit.evaluation.subject import Subject
     from glprune.schema.report import DecisionChange, Interval, PairedIntervals, Segment
 
@@ -141,10 +141,13 @@ class Measurement:
             if division is None:
                 continue
             for stated in attribute.segments:
-                known = stated.value in division.labels
-                number = division.labels.index(stated.value) if known else -2
+                number = _index(division, stated.value)
                 rows = np.flatnonzero(division.number == number)
                 yield from self._segment(f"{attribute.name} = {stated.value}", rows, stated)
+            numbers = [_index(division, stated.value) for stated in attribute.segments]
+            others = int((~np.isin(division.number, numbers)).sum())
+            if others:
+                yield Figure(f"{attribute.name} = other values", FINAL, "rows", 0, others)
 
     def _segment(self, where: str, rows: NDArray[np.int64], stated: Segment) -> Iterator[Figure]:
         policy = self.subject.recipe.policy
@@ -186,6 +189,11 @@ class _Stated:
     value: float | None
     interval: Interval | None
     rows: int
+
+
+def _index(division: Division, label: str) -> int:
+    """Return the number of a segment; -2 where no row can be in it."""
+    return division.labels.index(label) if label in division.labels else -2
 
 
 def _of(intervals: PairedIntervals | None, model: str) -> Interval | None:
