@@ -128,7 +128,10 @@ def test_numbers(bundle, folder):
     measured = found_values(found)
     assert measured["r2"] == pytest.approx(sk.r2_score(table["value"], output), abs=1e-5)
     assert measured["mae"] == pytest.approx(sk.mean_absolute_error(table["value"], output), abs=1e-5)
-    assert evaluate(made, folder / "train.parquet").exit_code == 0
+    assert evaluate(made, folder / "valid.parquet").exit_code == 0
+    seen = evaluate(made, folder / "train.parquet")  # better, since it was trained on them
+    assert (seen.exit_code, seen.kind) == (1, "own rows")
+    assert "train file of the report" in seen.evidence
 
 
 def test_distillation_compares_with_the_kept_original(bundle, folder):

@@ -11,7 +11,7 @@ import numpy as np
 from glprune.audit.evaluation.rows import Division, Rows, in_chunks
 from glprune.errors import DataError, GlpruneError, RecipeError
 from glprune.tables.columns import file_inputs
-from glprune.tables.features import InputColumns
+from glprune.tables.features import SPLITS, InputColumns
 from glprune.tables.files import open_table
 from glprune.tables.protected import assigned, read_protected, segmented
 from glprune.tables.reading import FilePlan, SplitBuffer, read_inputs
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from glprune.schema.recipe import Recipe
     from glprune.tables.table import Table
 
-_OWN = "its SHA-256 is none of the report's"
-
 
 def read_file(subject: Subject, path: Path) -> Rows:
     """Read the rows of a file.
@@ -42,7 +40,7 @@ def read_file(subject: Subject, path: Path) -> Rows:
     table = open_table(path)
     recipe, stated, digest = subject.recipe, subject.report.digests.data, table.digest()
     whole = recipe.data.file is not None and stated.get("file") == digest
-    of_test = not whole and stated.get("test") == digest
+    known = next((split for split in reversed(SPLITS) if stated.get(split) == digest), None)
     classes, targets = read_targets(recipe, {"file": table})
     parts = (
         split_rows(recipe, {"file": table}, targets, classes)
@@ -54,8 +52,8 @@ def read_file(subject: Subject, path: Path) -> Rows:
     read_inputs(plan, {"test": parts["test"]}, {"test": buffer})
     return Rows(
         source=str(path),
-        kind="test rows" if whole or of_test else "own rows",
-        evidence=_evidence(whole, of_test),
+        kind="test rows" if whole or known == "test" else "own rows",
+        evidence=_evidence(whole, known),
         batches=in_chunks(
             [x.astype(p.dtype, copy=False) for x, p in zip(buffer.arrays, subject.plan.inputs, strict=True)]
         ),
@@ -66,10 +64,13 @@ def read_file(subject: Subject, path: Path) -> Rows:
     )
 
 
-def _evidence(whole: bool, of_test: bool) -> str:
+def _evidence(whole: bool, known: str | None) -> str:
+    """Say what the digest of a file shows; ``known`` is the split whose file has it."""
     if whole:
         return "the file is the one of the report (SHA-256), split as its recipe says"
-    return "the file is the test file of the report (SHA-256)" if of_test else _OWN
+    if known is None:
+        return "its SHA-256 is none of the report's"
+    return f"the file is the {known} file of the report (SHA-256)"
 
 
 def _plan(subject: Subject, table: Table) -> tuple[FilePlan, tuple[NDArray[np.int64] | None, ...]]:

@@ -109,7 +109,7 @@ def test_other_models_and_data_are_refused_before_training(audited, problem, tmp
         reproduce(audited["kept"], problem / "Mixed.pt", data, folder=problem)
     other = tmp_path / "other.csv"
     other.write_text("a,b\n1,2\n")
-    with pytest.raises(UsageError, match="not the data.file that the bundle was made from"):
+    with pytest.raises(UsageError, match=r"not the data\.file that the bundle was made from"):
         reproduce(audited["kept"], problem / "plain.pt", {"file": other}, folder=problem)
     with pytest.raises(UsageError, match=r"reads no data\.test; give --data FILE"):
         reproduce(audited["kept"], problem / "plain.pt", {"test": other}, folder=problem)
