@@ -15,6 +15,7 @@ DIRECT = (
     "numpy",
     "onnx",
     "onnxruntime",
+    "pyarrow",
     "pydantic",
     "pynacl",
     "rich",

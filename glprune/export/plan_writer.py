@@ -19,11 +19,11 @@ from glprune.schema.plan import AttributePlan, Axis, InputPlan, Place, Plan, Rea
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from glprune.data.records import InputColumns
     from glprune.export.shipped_model import ShippedModel
     from glprune.pruning.groups import GroupSet
     from glprune.pruning.surgery import PruningPlan
     from glprune.pruning.units import TensorAxis
+    from glprune.tables.features import InputColumns
 
 
 def write_plan(shipped: ShippedModel) -> Plan:
