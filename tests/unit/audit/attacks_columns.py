@@ -341,6 +341,28 @@ def no_readers(copy):
     copy.edit(lambda r: [f.update(norm_final=9.0) for f in r["features"] if f["status"] == "kept"])
 
 
+def other_readers(copy):
+    """Make a kept column look unimportant: smaller weights in the weights file alone, and its norm with them."""
+    p = copy.json(bundles.PLAN)
+    reader = p["inputs"][0]["readers"][0]
+    column = p["inputs"][0]["kept"][-1]
+
+    def scale(arrays):
+        at = [slice(None)] * arrays[reader["tensor"]].ndim
+        at[reader["dim"]] = reader["columns"].index(column)
+        arrays[reader["tensor"]] = arrays[reader["tensor"]].copy()
+        arrays[reader["tensor"]][tuple(at)] /= 1024
+
+    tensors_of(scale)(copy)
+    copy.edit(lambda p: p.update(in_model=[n for n in p["in_model"] if n != reader["tensor"]]), bundles.PLAN)
+    name = p["inputs"][0]["columns"][-1]
+    copy.edit(
+        lambda r: [
+            f.update(norm_final=f["norm_final"] / 1024) for f in r["features"] if f["columns"] == [name]
+        ]
+    )
+
+
 COLUMNS = {
     "an input said to have no features": ("slim", without_axis, "C7"),
     "an input said to have no features, which keeps its width": ("wide", without_axis, "C7"),
@@ -443,6 +465,7 @@ COUNTS = {
     "a layer said to have been wider, in the plan too": ("slim", inflated_units, "C8"),
     "a layer said to keep a unit less": ("slim", kept_more, "C8"),
     "no units in the plan": ("slim", without_units, "C8"),
+    "weights of a column that are not those of the model": ("slim", other_readers, "C8"),
     "no readers of the columns, so that norms are free": ("slim", no_readers, "C8"),
 }
 ATTACKS = [
