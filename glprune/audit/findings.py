@@ -160,12 +160,14 @@ class Check:
         status: ``skipped``: not requested or not applicable; ``incomplete``: required, but could not run.
         findings: Errors; empty unless the check failed.
         note: What was checked, or why it was not.
+        left_out: A sentence on the part that was not checked; empty if there is none.
     """
 
     id: str
     status: Status
     findings: tuple[Finding, ...] = ()
     note: str = ""
+    left_out: str = ""
 
     @property
     def info(self) -> CheckInfo:

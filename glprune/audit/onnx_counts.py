@@ -1,4 +1,4 @@
-"""Count the multiply-accumulates of an ONNX file for one row, from the sizes its tensors have when it runs."""
+"""Count the multiply-accumulates of an ONNX file for one row, from the shapes of its tensors in a run."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ def countable(model: ModelProto) -> bool:
 
 
 def _has_products(graph: GraphProto) -> bool:
-    return any(
-        node.op_type in _COUNTS or any(map(_has_products, subgraphs(node))) for node in graph.node
-    )
+    return any(node.op_type in _COUNTS or any(map(_has_products, subgraphs(node))) for node in graph.node)
 
 
 def with_sizes(model: ModelProto) -> tuple[bytes, list[str]]:

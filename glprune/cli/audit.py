@@ -83,7 +83,8 @@ def _seconds(context: click.Context, option: click.Parameter, value: float) -> f
     callback=_seconds,
     default=300.0,
     show_default=True,
-    help="Time limit for running the model, in seconds.",
+    help="Time limit for running the model, in seconds; the other checks have a limit of processor time that "
+    "grows with the files and with this one.",
 )
 @_json
 def verify(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _MAX_FINDINGS = 20
 
 
-def check_rendering(report: Report, raw: bytes, summary: bytes) -> tuple[Check, str | None]:
+def check_rendering(report: Report, raw: bytes, summary: bytes) -> Check:
     """Compare byte for byte; pictures only where this matplotlib draws the same ones.
 
     Args:
@@ -28,31 +28,28 @@ def check_rendering(report: Report, raw: bytes, summary: bytes) -> tuple[Check, 
         summary: ``report.md``.
 
     Returns:
-        The check, and the part of the page that was not checked.
+        The check; its sentence on what was left out names pictures that were not drawn.
     """
     try:
         page = raw.decode("utf-8")
     except UnicodeDecodeError:
-        return make_check("C12", [Finding(bundles.PAGE, "", "is not UTF-8")]), None
+        return make_check("C12", [Finding(bundles.PAGE, "", "is not UTF-8")])
     text, pictures = _pictures(page)
     findings = [Finding(bundles.PAGE, where, what) for where, what in _markup(text, pictures)]
     made = report.run.versions.get("glprune")
     if made != __version__:
         note = f"made by glprune {made}, this is {__version__}"
-        return make_check("C12", findings) if findings else Check("C12", "incomplete", note=note), None
+        return make_check("C12", findings) if findings else Check("C12", "incomplete", note=note)
     findings += _summary(summary, render_markdown(report))
     findings += _lines(bundles.PAGE, text, _pictures(render_html(report, pictures=False))[0])
     reason = _cannot_draw(report)
-    if findings:
-        return make_check("C12", findings), None
-    if reason is not None:
+    if reason is not None and not findings:
         note = f"text and tables; {reason}, so that text and numbers in pictures are unchecked"
-        return Check(
-            "C12", "incomplete", note=note
-        ), f"Text and numbers in the pictures of {bundles.PAGE}: {reason}."
-    if not _drawn_alike(report, page):
+        unchecked = f"Text and numbers in the pictures of {bundles.PAGE}: {reason}."
+        return Check("C12", "incomplete", note=note, left_out=unchecked)
+    if not findings and not _drawn_alike(report, page):
         findings.append(Finding(bundles.PAGE, "", "a picture does not match the numbers of the report"))
-    return make_check("C12", findings, "byte for byte"), None
+    return make_check("C12", findings, "byte for byte")
 
 
 def _markup(text: str, pictures: Sequence[str]) -> Iterator[Found]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _NORM_TOLERANCE = 1e-6  # relative
 _SAME_DIRECTION = 1e-9  # of the cosine: a relative difference of 4e-5
 _MATRIX = 2  # axes
+_AT_ONCE = 256  # outputs that are compared together
 Floats = NDArray[np.float64]
 
 
@@ -81,8 +82,9 @@ def _is_among(rows: Floats, weights: Sequence[Floats]) -> bool:
             if size != rows.shape[1] or not len(missing):
                 continue
             others = _directions(array, dim)
-            nearest = np.abs(missing @ others.T).max(axis=1, initial=0.0)
-            missing = missing[nearest < 1 - _SAME_DIRECTION]
+            parts = np.split(missing, range(_AT_ONCE, len(missing), _AT_ONCE))
+            nearest = [np.abs(part @ others.T).max(axis=1, initial=0.0) for part in parts]
+            missing = missing[np.concatenate(nearest) < 1 - _SAME_DIRECTION]
     return not len(missing)
 
 

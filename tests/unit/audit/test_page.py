@@ -45,11 +45,10 @@ def test_a_number_changed_in_a_picture_is_found_only_where_it_is_drawn_again(aud
     text = path.read_text(encoding="utf-8")
     at = text.index("<text")
     path.write_text(text[:at] + text[at:].replace("</text>", "9</text>", 1), encoding="utf-8")
-    report = rendering.check_rendering
     given = read_report(copy.folder), path.read_bytes(), (copy / bundles.SUMMARY).read_bytes()
-    assert report(*given)[0].status == "incomplete"
+    assert rendering.check_rendering(*given).status == "incomplete"
     monkeypatch.setattr(rendering, "_cannot_draw", lambda _: None)
-    assert report(*given)[0].status == "failed"
+    assert rendering.check_rendering(*given).status == "failed"
 
 
 @pytest.mark.parametrize("version", ["3.9", "3.11"])
@@ -70,6 +69,6 @@ def test_another_version_with_a_clean_page_is_incomplete(audited, tmp_path):
     versions = report.run.versions | {"glprune": "0.1.9"}
     older = report.model_copy(update={"run": report.run.model_copy(update={"versions": versions})})
     raw = [(tmp_path / "bundle" / name).read_bytes() for name in (bundles.PAGE, bundles.SUMMARY)]
-    check, _ = rendering.check_rendering(older, *raw)
+    check = rendering.check_rendering(older, *raw)
     assert check.status == "incomplete"
     assert "0.1.9" in check.note

@@ -23,6 +23,7 @@ from glprune.audit.checks.graph import ExpectedGraph, ExpectedInput, check_graph
 from glprune.audit.diff import compare
 from glprune.audit.explain import explain
 from glprune.audit.onnx_reader import parse
+from glprune.audit.steps import Steps
 from glprune.audit.verify import VerificationOptions, open_bundle, read_report, verify
 from glprune.cli.main import main
 from glprune.errors import UsageError
@@ -74,6 +75,8 @@ def quick(request, monkeypatch):
     if "whole" not in request.keywords:
         here = lambda *arguments: check_execution(*arguments[:3], None)  # noqa: E731
         monkeypatch.setattr(verifying, "check_execution", here)
+        in_this_process = lambda folder, options, _: verifying.verify_steps(folder, options, Steps())  # noqa: E731
+        monkeypatch.setattr(verifying, "verify_isolated", in_this_process)
         monkeypatch.setattr(rendering, "_cannot_draw", lambda report: None)
         monkeypatch.setattr(rendering, "_drawn_alike", lambda report, page: True)
 
@@ -572,7 +575,7 @@ def test_a_model_that_never_ends_is_stopped_and_left_incomplete(audited):
     model = onnx.load_from_string((audited["slim"] / bundles.ONNX).read_bytes())
     endless(model)
     golden = (audited["slim"] / bundles.GOLDEN).read_bytes()
-    (c9, c10), _ = check_execution(model.SerializeToString(), golden, [], seconds=4)
+    c9, c10 = check_execution(model.SerializeToString(), golden, [], seconds=4)
     assert (c9.status, c10.status) == ("incomplete", "skipped")
     assert "stopped after 4 s" in c9.note
 
@@ -614,10 +617,9 @@ def test_a_picture_that_was_redrawn_is_caught_where_matplotlib_is_the_same(slim)
     (slim / bundles.PAGE).write_text(
         text[: path.end() - 1] + str((int(text[path.end() - 1]) + 1) % 10) + text[path.end() :]
     )
-    check, skipped = rendering.check_rendering(read_report(slim.folder), *both(slim))
+    check = rendering.check_rendering(read_report(slim.folder), *both(slim))
     assert check.status == "failed"
     assert "picture" in str(check.findings[0])
-    assert skipped is None
 
 
 @whole
@@ -626,11 +628,11 @@ def test_another_version_leaves_the_page_incomplete_and_another_matplotlib_the_p
     drawn = report.run.versions | {"matplotlib": "0.1"}
     other = report.model_copy(update={"run": report.run.model_copy(update={"versions": drawn})})
     pages = render_html(other).encode(), render_markdown(other).encode()
-    check, skipped = rendering.check_rendering(other, *pages)
+    check = rendering.check_rendering(other, *pages)
     assert check.status == "incomplete"
-    assert "drawn by matplotlib 0.1" in skipped
+    assert "drawn by matplotlib 0.1" in check.left_out
     monkeypatch.setattr(rendering, "__version__", "9.9")
-    check, _ = rendering.check_rendering(report, *raw)
+    check = rendering.check_rendering(report, *raw)
     assert check.status == "incomplete"
     assert "9.9" in check.note
 
@@ -814,6 +816,8 @@ class Refuse:
         if name.split(".")[0] in ("torch", "torch_pruning", "matplotlib", "pyarrow", "scipy", "onnxscript"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Refuse())
+from glprune.audit import steps, verify
+verify.verify_isolated = lambda folder, options, _: verify.verify_steps(folder, options, steps.Steps())
 from glprune.cli.main import main
 main()
 """

@@ -88,9 +88,11 @@ def _duplicates(where: str, names: Sequence[str]) -> Iterator[Found]:
 
 def _features(report: Report) -> Iterator[Found]:
     yield from _duplicates("/features", [f.name for f in report.features])
-    for name in {f.input for f in report.features}:
-        columns = [c for f in report.features if f.input == name for c in f.columns]
-        yield from _duplicates("/features", columns)
+    columns: dict[str, list[str]] = {}
+    for feature in report.features:
+        columns.setdefault(feature.input, []).extend(feature.columns)
+    for names in columns.values():
+        yield from _duplicates("/features", names)
     inputs = {i.name: i for i in report.export.inputs}
     for n, feature in enumerate(report.features):
         where, kept = f"/features/{n}", feature.status == "kept"
