@@ -137,6 +137,11 @@ RUNS = {
     "other": ("plain", ["seed=4", "target.max_features=2", "report.domain=insurance"], "torchscript"),
     "mixed": ("Mixed", [], "torchscript"),
     "recurrent": ("Recurrent", [], "torchscript"),
+    "kept": (
+        "ruled",
+        ["export.keep_original=true", "export.quantize=int8", "policy.proxies=false", "search=path"],
+        "torchscript",
+    ),
 }
 
 

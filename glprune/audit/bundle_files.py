@@ -14,7 +14,7 @@ from glprune.schema import bundle as bundles
 _SIGNATURE = re.compile(rf"[a-z0-9][a-z0-9-]{{0,39}}\.dsse\.json|{re.escape(bundles.TIMESTAMP)}")
 _MEGABYTE = 1 << 20
 # in MiB: recipe and manifest are short, a model can be as large as a protobuf
-_SIZE_LIMITS = dict.fromkeys((bundles.ONNX, bundles.INT8, bundles.WEIGHTS), 2048)
+_SIZE_LIMITS = dict.fromkeys((bundles.ONNX, bundles.INT8, bundles.ORIGINAL, bundles.WEIGHTS), 2048)
 _SIZE_LIMITS |= {bundles.RECIPE: 1, bundles.MANIFEST: 1}
 _DEFAULT_LIMIT = 64
 _SIGNATURE_LIMIT = 4

@@ -126,8 +126,8 @@ CHECKS: dict[str, CheckInfo] = {
     "C12": CheckInfo(
         "recomputation",
         "page",
-        "report.html and report.md match report.json",
-        "the pictures, if matplotlib is missing or has another version",
+        "report.html and report.md match report.json, and hold no other markup, styles or active content",
+        "text and numbers in the pictures, if matplotlib is missing or has another version (incomplete)",
     ),
     "C13": CheckInfo(
         "trust",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -119,6 +119,7 @@ class ParsedBundle:
     weights: Tensors | None = None
     model: ModelProto | None = None
     int8: ModelProto | None = None
+    original: ModelProto | None = None
 
     def raw(self, name: str) -> bytes | None:
         """Return the bytes of a file; None where it is missing."""
@@ -144,6 +145,7 @@ def open_bundle(folder: Path) -> ParsedBundle:
     opened.weights = _read(opened, bundles.WEIGHTS, read_tensors)
     opened.model = _read(opened, bundles.ONNX, parse)
     opened.int8 = _read(opened, bundles.INT8, parse)
+    opened.original = _read(opened, bundles.ORIGINAL, parse)
     _check_published_schema(opened)
     return opened
 
@@ -155,6 +157,17 @@ def integrity_findings(opened: ParsedBundle) -> list[Finding]:
     listed = [s.name for s in opened.manifest.subject]
     closed = check_closed(opened.files, listed)
     return [*opened.files.findings, *closed, *_hashes(opened).findings, *opened.findings]
+
+
+def refusals(opened: ParsedBundle) -> list[Finding]:
+    """Return the reasons not to run the models of a bundle: those not to sign it, or what C6 refuses."""
+    found = integrity_findings(opened)
+    if found or opened.report is None:
+        return found or [Finding(bundles.REPORT, "", "cannot be read")]
+    report = opened.report
+    graph = _guarded("C6", lambda: _graph(opened, report))
+    incomplete = [Finding(bundles.ONNX, "", graph.note)] if graph.status == "incomplete" else []
+    return [*graph.findings, *incomplete]
 
 
 def read_report(folder: Path) -> Report:
@@ -400,6 +413,9 @@ def _graph(opened: ParsedBundle, report: Report) -> Check:
         int8 = opened.raw(bundles.INT8) or b""
         findings += check_graph(opened.int8, int8, expected, bundles.INT8)
         findings += check_int8(report.quantized, opened.int8, model)
+    if opened.original is not None:
+        original = opened.raw(bundles.ORIGINAL) or b""
+        findings += check_graph(opened.original, original, _original(expected, opened.plan), bundles.ORIGINAL)
     reach = sorted(set().union(*reaching(model.graph).values())) if not findings else []
     columns = sum(len(t.kept) for t in tables if t.axis is not None)
     total = sum(len(t.columns) for t in tables if t.axis is not None)
@@ -420,6 +436,15 @@ def _expected_inputs(tables: Sequence[ColumnTable]) -> list[ExpectedInput]:
         )
         for table in tables
     ]
+
+
+def _original(shipped: ExpectedGraph, plan: Plan) -> ExpectedGraph:
+    """Derive the interface of the original's file: all columns of every input."""
+    sizes = {part.name: part.size for part in plan.inputs}
+    inputs = [
+        replace(given, width=sizes.get(given.name, given.width), selects=None) for given in shipped.inputs
+    ]
+    return replace(shipped, inputs=inputs)
 
 
 def _weights(opened: ParsedBundle, report: Report) -> Check:

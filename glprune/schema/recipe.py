@@ -25,7 +25,7 @@ from glprune.schema.metrics import HIGHER_IS_BETTER, METRICS
 from glprune.schema.strict_yaml import dump, nearest_line
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from glprune._plugins import Group
     from glprune.schema.strict_yaml import Lines
@@ -610,6 +610,11 @@ class ExportSpec(Section):
         description="int8: also write and measure model.int8.onnx, quantised to 8-bit integers. It is not "
         "lossless: model.onnx stays the certified file. null: no quantised file.",
     )
+    keep_original: bool = Field(
+        False,
+        description="Also keep original.onnx, the original network, in the bundle: `glprune evaluate` then "
+        "measures it too, as it needs to for distillation.",
+    )
     dynamic_axes: dict[Text, dict[AxisNumber, Name]] = Field(
         default_factory=dict,
         description="Axes of any length besides the batch: input -> axis number -> label. Axes with the "
@@ -669,10 +674,6 @@ class WorkersSpec(Section):
         description="Number of processes; default as many as there are cores for. A subsample or drop cost "
         "uses one thread, a path as many as `threads`. Results do not depend on it.",
     )
-
-
-DEFAULT_THRESHOLD = 0.5
-"""Probability from which a binary task decides for the positive class."""
 
 
 class PolicySpec(Section):
@@ -802,6 +803,7 @@ class Recipe(Section):
     _sha256: str | None = PrivateAttr(None)
     _lines: Lines = PrivateAttr(default_factory=dict)
     _allowed: tuple[str, ...] | None = PrivateAttr(None)
+    _places: Mapping[str, Path] = PrivateAttr(default_factory=dict)
 
     @property
     def source(self) -> Path | None:
@@ -846,9 +848,15 @@ class Recipe(Section):
         """Record the file that the recipe was read from: its path, its digest and the line of each key."""
         self._source, self._sha256, self._lines = source, sha256, lines
 
+    def with_files(self, places: Mapping[str, Path]) -> Recipe:
+        """Return a copy whose files are elsewhere: path in the recipe -> where the file is."""
+        moved = self.model_copy()
+        moved._places = dict(places)  # noqa: SLF001  a Recipe
+        return moved
+
     def path(self, text: str) -> Path:
         """Resolve a path of the recipe."""
-        return self.folder / text
+        return self._places.get(text, self.folder / text)
 
     def where(self, *keys: str) -> str:
         """Return the place of a key for an error message: ``recipe.yaml:12: data.target``."""

@@ -464,6 +464,11 @@ class Output(Record):
 
     name: str = Field(description="name of the output in the ONNX file")
     meaning: str = Field(description="what its values are, such as the probability of a class")
+    scale: float | None = Field(
+        None,
+        description="what its values are divided by before the metrics of distillation; 0: they are left "
+        "out; null for other tasks and in reports of glprune 0.2.0",
+    )
 
 
 class Agreement(Record):
@@ -872,6 +877,11 @@ class ProtectedAttribute(Record):
         description="`kept` or `removed` as a feature of the network; `outside`: it was never an input",
     )
     by: str = Field(description="how the rows were divided into segments")
+    edges: list[float] | None = Field(
+        None,
+        description="ascending edges of the ranges; null where each value is a segment, and in reports of "
+        "glprune 0.2.0",
+    )
     segments: list[Segment] = Field(description="one record for each segment")
 
 

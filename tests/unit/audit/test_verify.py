@@ -31,6 +31,8 @@ from glprune.export.onnx_export import ColumnSelector, OnnxSignature, export_onn
 from glprune.pruning.removal import remove
 from glprune.pruning.verification import outputs
 from glprune.report import caveats, sentences
+from glprune.report.html import render_html
+from glprune.report.markdown import render_markdown
 from glprune.schema import bundle as bundles
 from glprune.schema.metrics import ADDED
 from glprune.schema.recipe import StabilitySpec
@@ -72,7 +74,8 @@ def quick(request, monkeypatch):
     if "whole" not in request.keywords:
         here = lambda *arguments: check_execution(*arguments[:3], None)  # noqa: E731
         monkeypatch.setattr(verifying, "check_execution", here)
-        monkeypatch.setattr(rendering, "_cannot_draw", lambda report: "not drawn here")
+        monkeypatch.setattr(rendering, "_cannot_draw", lambda report: None)
+        monkeypatch.setattr(rendering, "_drawn_alike", lambda report, page: True)
 
 
 whole = pytest.mark.whole
@@ -621,9 +624,10 @@ def test_a_picture_that_was_redrawn_is_caught_where_matplotlib_is_the_same(slim)
 def test_another_version_leaves_the_page_incomplete_and_another_matplotlib_the_pictures(slim, monkeypatch):
     raw, report = both(slim), read_report(slim.folder)
     drawn = report.run.versions | {"matplotlib": "0.1"}
-    check, skipped = rendering.check_rendering(
-        report.model_copy(update={"run": report.run.model_copy(update={"versions": drawn})}), *raw
-    )
+    other = report.model_copy(update={"run": report.run.model_copy(update={"versions": drawn})})
+    pages = render_html(other).encode(), render_markdown(other).encode()
+    check, skipped = rendering.check_rendering(other, *pages)
+    assert check.status == "incomplete"
     assert "drawn by matplotlib 0.1" in skipped
     monkeypatch.setattr(rendering, "__version__", "9.9")
     check, _ = rendering.check_rendering(report, *raw)
@@ -817,7 +821,7 @@ main()
 
 @pytest.mark.parametrize(
     ("command", "code"),
-    [("verify {bundle}", 0), ("render {bundle}", 0), ("diff {bundle} {bundle}", 0), ("explain {bundle} pair", 0),
+    [("verify {bundle}", 3), ("render {bundle}", 0), ("diff {bundle} {bundle}", 0), ("explain {bundle} pair", 0),
      ("sign {bundle} --key {key}", 0), ("countersign {bundle} --key {key} --role owner --statement x", 0),
      ("attest-original {bundle}/model.onnx --key {key} --out {bundle}.json", 0),
      ("export-card {bundle}", 0), ("schema report", 0), ("run recipe.yaml model.pt", 2)],

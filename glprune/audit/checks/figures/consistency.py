@@ -66,6 +66,7 @@ def check_consistency(report: Report, recipe: Recipe | None, files: Mapping[str,
         _latency(report),
         _widths(report, recipe),
         _quantized(report, recipe, files),
+        _original(report, recipe, files),
         _warnings(report, recipe) if not _is_older(report) else (),
         _baselines(report),
         _drop_costs(report),
@@ -397,6 +398,19 @@ def _widths(report: Report, recipe: Recipe | None) -> Iterator[Found]:
         yield "/widths/round_to", f"{widths.round_to} does not follow from a speed-up of {widths.speedup:.3g}"
     if recipe is not None and recipe.target.round_to != "auto":
         yield "/widths", f"was timed; {bundles.RECIPE} says {recipe.target.round_to}"
+
+
+def _original(report: Report, recipe: Recipe | None, files: Mapping[str, bytes]) -> Iterator[Found]:
+    """Require the file of the original network where the recipe keeps it, of the stated size."""
+    raw, is_stated = files.get(bundles.ORIGINAL), bundles.ORIGINAL in report.digests.outputs
+    if recipe is not None and recipe.export.keep_original != is_stated:
+        what = "is not stated, but is to be kept" if recipe.export.keep_original else "is not to be kept"
+        yield f"/digests/outputs/{bundles.ORIGINAL}", f"{what}, as {bundles.RECIPE} says"
+    if raw is not None and not is_stated:
+        yield f"/digests/outputs/{bundles.ORIGINAL}", "is not stated, but the file is in the folder"
+    if raw is not None:
+        stated = report.size.onnx_bytes_before
+        yield from check_equal("/size/onnx_bytes_before", stated, len(raw), "the file has")
 
 
 def _quantized(report: Report, recipe: Recipe | None, files: Mapping[str, bytes]) -> Iterator[Found]:
