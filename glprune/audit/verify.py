@@ -28,7 +28,7 @@ from glprune.audit.checks.names import check_names
 from glprune.audit.checks.policy import check_policy, protected_kept, readable_names
 from glprune.audit.checks.rendering import check_rendering
 from glprune.audit.checks.units import check_units
-from glprune.audit.checks.weights import check_shared, check_weights
+from glprune.audit.checks.weights import check_readers, check_shared, check_weights
 from glprune.audit.findings import NOT_CHECKED, Check, Finding, UnreadableError, Verdict, make_check
 from glprune.audit.onnx_reader import NotOnnxError, input_shapes, parse
 from glprune.audit.safetensors_reader import Tensors, read_tensors
@@ -456,6 +456,7 @@ def _weights(opened: ParsedBundle, report: Report) -> Check:
         findings += check_units(report, opened.plan, opened.weights, tables)
     if opened.model is not None:
         findings += check_shared(opened.plan, opened.weights, opened.model)
+        findings += check_readers(opened.plan, opened.weights, opened.model)
     shared, total = len(opened.plan.in_model), len(opened.weights.arrays)
     return make_check("C8", findings, f"{shared} of {total} tensors are in {bundles.ONNX} bit for bit")
 
