@@ -9,12 +9,15 @@ from tests.paths import ROOT
 FILE = ROOT / "glprune" / "audit" / "requirements.txt"
 DIRECT = (
     "click",
+    "confusable-homoglyphs",
     "jinja2",
     "matplotlib",
     "numpy",
     "onnx",
     "onnxruntime",
+    "pyarrow",
     "pydantic",
+    "pynacl",
     "rich",
     "ruamel.yaml",
     "safetensors",

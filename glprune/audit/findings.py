@@ -132,7 +132,7 @@ CHECKS: dict[str, CheckInfo] = {
     "C13": CheckInfo(
         "trust",
         "people",
-        "times are in order, and no key signed in two roles",
+        "times are in order, no key signed in two roles, and keys of several roles are bound to them",
         "that the clocks of the signers were right",
     ),
     "C14": CheckInfo(
@@ -144,10 +144,10 @@ CHECKS: dict[str, CheckInfo] = {
 }
 NOT_CHECKED = (
     "The training data, and whether the metrics were measured on them as the report states.",
-    "Norms along the path, optimality residuals, multiply-accumulates, latencies: measured by the producer.",
+    "Norms along the path, optimality residuals, latencies, sizes of the original: measured by the producer.",
     "Whether upstream systems still collect the removed features, or provide the inputs in the stated order.",
     "Whether kept features carry the information of removed ones (proxies).",
-    "Times: they come from the clocks of producer and signers.",
+    "Times other than that of a verified timestamp: they come from the clocks of producer and signers.",
 )
 
 

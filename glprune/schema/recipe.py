@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -19,11 +20,12 @@ from pydantic import (
 )
 
 from glprune.schema import recipe_rules
+from glprune.schema.column_names import nfc
 from glprune.schema.metrics import HIGHER_IS_BETTER, METRICS
 from glprune.schema.strict_yaml import dump, nearest_line
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from glprune._plugins import Group
     from glprune.schema.strict_yaml import Lines
@@ -36,10 +38,12 @@ __all__ = [
     "BatchSize",
     "Budget",
     "DataSpec",
+    "Domain",
     "ExportSpec",
     "GroupWeights",
     "HiddenStrength",
     "InputSpec",
+    "Jurisdiction",
     "MaxDrop",
     "ModelSpec",
     "PenaltyKind",
@@ -63,7 +67,8 @@ Text = Annotated[str, StringConstraints(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Factor = Annotated[float, Field(ge=1e-9, le=1e9)]  # on lambda: single precision must hold their products
-Names = Text | Annotated[list[Text], Field(min_length=1)]
+ColumnName = Annotated[Text, AfterValidator(nfc)]
+Names = ColumnName | Annotated[list[ColumnName], Field(min_length=1)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*$")]
 AxisNumber = Annotated[str, StringConstraints(pattern=r"^-?\d+$")]
 _PERCENT = r"^(100(\.0+)?|\d?[1-9](\.\d+)?|[1-9]0(\.\d+)?|00?\.0*[1-9]\d*)\s?%$"  # above 0, at most 100
@@ -84,6 +89,9 @@ BatchSize = Annotated[int, Field(ge=1)] | Literal["all"]
 PenaltyKind = Literal[
     "group_lasso", "sparse_group_lasso", "group_mcp", "tree_group_lasso", "latent_group_lasso", "plugin"
 ]
+Domain = Literal["consumer_credit", "insurance", "medical_devices", "general"]
+"""What a model is used for, as far as regulations are known; ``general`` has those that hold for any use."""
+Jurisdiction = Literal["us", "ca", "uk", "eu"]
 GroupWeights = Literal["size", "adaptive", "fisher", "taylor", "ablation"]
 Sizes = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1, max_length=50)]
 BATCH_LABEL = "batch"
@@ -125,7 +133,7 @@ class InputSpec(Section):
         description="Axis of a batch that holds the features; 0, the batch, is not allowed. null: the "
         "input has no features to prune (for example ids or masks) and is kept whole.",
     )
-    columns: Annotated[list[Text], Field(min_length=1)] | None = Field(
+    columns: Annotated[list[ColumnName], Field(min_length=1)] | None = Field(
         None,
         description="For files: the columns that feed this input, in order, by name or pattern. A network "
         "with one input takes all features by default.",
@@ -194,7 +202,7 @@ class SplitSpec(Section):
         None,
         description="Keep the proportions of the classes in every split; default true for classification.",
     )
-    column: Text | None = Field(
+    column: ColumnName | None = Field(
         None, description="Column that holds 'train', 'valid' or 'test' for each row; replaces the shares."
     )
 
@@ -258,17 +266,17 @@ class DataSpec(Section):
     validation: ValidationSpec = Field(
         default_factory=ValidationSpec, description="How sets of features are compared."
     )
-    target: Text | None = Field(None, description="Column to predict; not used by distillation.")
-    features: Annotated[list[Text], Field(min_length=1)] | None = Field(
+    target: ColumnName | None = Field(None, description="Column to predict; not used by distillation.")
+    features: Annotated[list[ColumnName], Field(min_length=1)] | None = Field(
         None,
         description="Feature columns in the order of the network's input, by name or by a pattern such as "
         "'px_*', which expands in file order. Default: every column except the target, the split column "
         "and `exclude`. For loaders: the names of the features of all inputs, in order.",
     )
-    exclude: list[Text] = Field(
+    exclude: list[ColumnName] = Field(
         default_factory=list, description="Columns, by name or pattern, that are not features."
     )
-    feature_groups: dict[Text, Names] = Field(
+    feature_groups: dict[ColumnName, Names] = Field(
         default_factory=dict,
         description="Features of several columns: name -> its columns, by name or pattern. The columns of "
         "a feature are kept or removed together.",
@@ -293,6 +301,11 @@ class DataSpec(Section):
     def yields(self) -> bool:
         """Whether rows come from code (a loader or a plugin) and not from files."""
         return self.loader is not None or self.source is not None
+
+
+def resolve_budget(budget: str | float, whole: float) -> float:
+    """Return a budget as a number: itself, or a percentage of the whole."""
+    return float(budget.rstrip("% ")) / 100 * whole if isinstance(budget, str) else float(budget)
 
 
 class Strength(Section):
@@ -328,7 +341,7 @@ class PenaltySpec(Section):
         "latent_group_lasso: keeps a union of the overlapping sets in `groups`. plugin: the penalty that "
         "`plugin` names.",
     )
-    groups: dict[Text, Names] = Field(
+    groups: dict[ColumnName, Names] = Field(
         default_factory=dict,
         description="tree_group_lasso and latent_group_lasso: name -> its features, by name or pattern, and "
         "other groups. Features remain what is kept or removed. For a tree, every two groups are disjoint "
@@ -597,6 +610,11 @@ class ExportSpec(Section):
         description="int8: also write and measure model.int8.onnx, quantised to 8-bit integers. It is not "
         "lossless: model.onnx stays the certified file. null: no quantised file.",
     )
+    keep_original: bool = Field(
+        False,
+        description="Also keep original.onnx, the original network, in the bundle: `glprune evaluate` then "
+        "measures it too, as it needs to for distillation.",
+    )
     dynamic_axes: dict[Text, dict[AxisNumber, Name]] = Field(
         default_factory=dict,
         description="Axes of any length besides the batch: input -> axis number -> label. Axes with the "
@@ -666,26 +684,26 @@ class PolicySpec(Section):
 
     rules = recipe_rules.POLICY_RULES
 
-    must_drop: list[Text] = Field(
+    must_drop: list[ColumnName] = Field(
         default_factory=list,
         description="Features that are removed from the trained network before anything else, with every "
         "feature derived from them.",
     )
-    must_keep: list[Text] = Field(
+    must_keep: list[ColumnName] = Field(
         default_factory=list, description="Features that are not penalised and always kept."
     )
-    derived_from: dict[Text, Names] = Field(
+    derived_from: dict[ColumnName, Names] = Field(
         default_factory=dict,
         description="Feature or column -> what it is computed from: features, columns of the file, or "
         "names in must_drop.",
     )
-    protected: list[Text] = Field(
+    protected: list[ColumnName] = Field(
         default_factory=list,
         description="Protected attributes: columns of the file, or one-hot features. Metrics and decisions "
         "are reported for each of their values. They need not be features; list them under data.exclude "
         "then.",
     )
-    bins: dict[Text, Annotated[list[float], Field(min_length=1)]] = Field(
+    bins: dict[ColumnName, Annotated[list[float], Field(min_length=1)]] = Field(
         default_factory=dict,
         description="Numeric protected attribute -> ascending edges of its segments; a value equal to an "
         "edge belongs to the upper segment. Default: one segment for each value, or quartiles of the "
@@ -704,7 +722,7 @@ class PolicySpec(Section):
         description="Classes that are adverse to the person; changed decisions are then counted by "
         "direction.",
     )
-    reason_codes: dict[Text, Names] = Field(
+    reason_codes: dict[ColumnName, list[Text] | Text] = Field(
         default_factory=dict,
         description="Feature -> adverse-action reasons, as codes or texts, that cite it.",
     )
@@ -718,12 +736,22 @@ class PolicySpec(Section):
 class ReportSpec(Section):
     """Contents of the report."""
 
+    rules = recipe_rules.REPORT_RULES
+
     title: Text | None = Field(None, description="Heading; default: the recipe's file name.")
     purpose: str = Field("", description="What the model is used for, for the reader of the report.")
     baselines: bool = Field(
         False,
         description="Compare with simpler selections of the same size (random, largest weights, "
         "permutation importance); each is cut, refitted, exported to ONNX and measured.",
+    )
+    domain: Domain | None = Field(
+        None,
+        description="What the model is used for: the page then has a table of regulations and of the "
+        "sections that are evidence for them. null: no table.",
+    )
+    jurisdiction: Jurisdiction | None = Field(
+        None, description="Where: the regulations of this jurisdiction alone; null: of every one."
     )
 
 
@@ -775,6 +803,7 @@ class Recipe(Section):
     _sha256: str | None = PrivateAttr(None)
     _lines: Lines = PrivateAttr(default_factory=dict)
     _allowed: tuple[str, ...] | None = PrivateAttr(None)
+    _places: Mapping[str, Path] = PrivateAttr(default_factory=dict)
 
     @property
     def source(self) -> Path | None:
@@ -819,9 +848,15 @@ class Recipe(Section):
         """Record the file that the recipe was read from: its path, its digest and the line of each key."""
         self._source, self._sha256, self._lines = source, sha256, lines
 
+    def with_files(self, places: Mapping[str, Path]) -> Recipe:
+        """Return a copy whose files are elsewhere: path in the recipe -> where the file is."""
+        moved = self.model_copy()
+        moved._places = dict(places)  # noqa: SLF001  a Recipe
+        return moved
+
     def path(self, text: str) -> Path:
         """Resolve a path of the recipe."""
-        return self.folder / text
+        return self._places.get(text, self.folder / text)
 
     def where(self, *keys: str) -> str:
         """Return the place of a key for an error message: ``recipe.yaml:12: data.target``."""

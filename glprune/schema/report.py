@@ -7,11 +7,14 @@ machine; they are under ``timing``, ``latency``, ``widths`` and ``quantized``.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from glprune.schema.recipe import GroupWeights, PenaltyKind
+from glprune.schema.recipe import Domain, GroupWeights, Jurisdiction, PenaltyKind
+
+if TYPE_CHECKING:
+    from glprune.schema.recipe import PolicySpec
 
 GroupKind = Literal["input", "hidden"]
 DType = Literal["float32", "int64", "bool"]
@@ -33,6 +36,10 @@ class Digests(Record):
     )
     model: str = Field(description="digest of the file with the trained weights")
     data: dict[str, str] = Field(description="split or file name -> digest of the data")
+    columns: str | None = Field(
+        None,
+        description="digest of `data.columns` as JSON in UTF-8 without spaces; null in reports of 0.2.0",
+    )
     outputs: dict[str, str] = Field(
         description="bundle file name -> digest, of the files written before the report",
     )
@@ -93,6 +100,16 @@ class DataFacts(Record):
         ),
     )
     notes: list[str] = Field(description="notes of the data reader, such as rows or columns it left out")
+    columns: dict[str, list[str]] | None = Field(
+        None,
+        description=(
+            "input of the trained network -> names of its columns, in the order in which it takes them; null "
+            "in reports of 0.2.0"
+        ),
+    )
+    outside: list[str] = Field(
+        default_factory=list, description="columns of the data files that no input takes"
+    )
 
 
 class Feature(Record):
@@ -378,10 +395,22 @@ class Metric(Record):
 class Size(Record):
     """Counts before and after."""
 
-    parameters_before: int = Field(description="parameters of the original network; buffers are not counted")
+    parameters_before: int = Field(
+        description=(
+            "numbers in the weights of the original network: parameters and constant buffers, without "
+            "integers, statistics of BatchNorm and standardisation"
+        )
+    )
     parameters_after: int = Field(description="parameters of the shipped network")
-    macs_before: int = Field(description="multiply-accumulates for one row")
+    macs_before: int = Field(description="multiply-accumulates of the original network for one row")
     macs_after: int = Field(description="the same for the shipped network")
+    macs_of: Literal["onnx", "pytorch"] = Field(
+        "pytorch",
+        description=(
+            "`onnx`: counted from the ONNX files, so that an auditor can count again; `pytorch`: from the "
+            "networks, where a file has products in a loop or a branch"
+        ),
+    )
     onnx_bytes_before: int = Field(description="size of the original network as an ONNX file, in bytes")
     onnx_bytes_after: int = Field(description="size of the shipped ONNX file, in bytes")
 
@@ -442,6 +471,11 @@ class Output(Record):
 
     name: str = Field(description="name of the output in the ONNX file")
     meaning: str = Field(description="what its values are, such as the probability of a class")
+    scale: float | None = Field(
+        None,
+        description="what its values are divided by before the metrics of distillation; 0: they are left "
+        "out; null for other tasks and in reports of glprune 0.2.0",
+    )
 
 
 class Agreement(Record):
@@ -772,6 +806,17 @@ class Policy(Record):
         description="column or feature -> the features it is derived from",
     )
 
+    @classmethod
+    def of(cls, spec: PolicySpec) -> Policy:
+        """Return the rules of a recipe as written."""
+        parents = spec.derived_from.items()
+        return cls(
+            must_drop=spec.must_drop,
+            must_keep=spec.must_keep,
+            protected=spec.protected,
+            derived_from={name: [names] if isinstance(names, str) else names for name, names in parents},
+        )
+
 
 class DecisionChange(Record):
     """Decisions of the shipped file compared with the original's, on the same rows."""
@@ -839,6 +884,11 @@ class ProtectedAttribute(Record):
         description="`kept` or `removed` as a feature of the network; `outside`: it was never an input",
     )
     by: str = Field(description="how the rows were divided into segments")
+    edges: list[float] | None = Field(
+        None,
+        description="ascending edges of the ranges; null where each value is a segment, and in reports of "
+        "glprune 0.2.0",
+    )
     segments: list[Segment] = Field(description="one record for each segment")
 
 
@@ -945,6 +995,12 @@ class Report(Record):
     )
     title: str = Field(description="title of the model")
     purpose: str = Field(description="intended use of the model, as the recipe states it")
+    domain: Domain | None = Field(
+        None, description="what the model is used for, to choose regulations; null: the page lists none"
+    )
+    jurisdiction: Jurisdiction | None = Field(
+        None, description="where, to choose regulations; null: anywhere"
+    )
     task: Literal["binary", "multiclass", "regression", "distillation"] = Field(
         description=(
             "task of the model; `distillation`: there are no labels, every metric is agreement with the "

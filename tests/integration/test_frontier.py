@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 import glprune
 from glprune import pipeline
-from glprune.audit.checks.consistency import check_consistency
+from glprune.audit.checks.figures.consistency import check_consistency
 from glprune.audit.verify import open_bundle, verify
 from glprune.cli.main import main
 from glprune.errors import UsageError
@@ -214,7 +214,9 @@ def test_steps_of_another_search_are_refused(copy, monkeypatch):
     first = record.points[0]
     other = first.model_copy(update={"steps": first.steps[1:]})
     changed = record.model_copy(update={"points": [other, *record.points[1:]]})
-    monkeypatch.setattr("glprune.selection.open_bundle", lambda path: replaced(open_bundle(path), changed))
+    monkeypatch.setattr(
+        "glprune.rerun.selection.open_bundle", lambda path: replaced(open_bundle(path), changed)
+    )
     with pytest.raises(UsageError, match="does not hold the next step of the search"):
         glprune.select(copy, 3)
 

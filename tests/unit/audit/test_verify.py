@@ -17,8 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from glprune.audit import signing
 from glprune.audit.checks import rendering
-from glprune.audit.checks.consistency import check_consistency
-from glprune.audit.checks.execution import check_execution
+from glprune.audit.checks.execution import Claims, check_execution
+from glprune.audit.checks.figures.consistency import check_consistency
 from glprune.audit.checks.graph import ExpectedGraph, ExpectedInput, check_graph
 from glprune.audit.diff import compare
 from glprune.audit.explain import explain
@@ -31,12 +31,13 @@ from glprune.evaluation.stability import make_stability
 from glprune.export.onnx_export import ColumnSelector, OnnxSignature, export_onnx
 from glprune.pruning.removal import remove
 from glprune.pruning.verification import outputs
-from glprune.report import sentences
+from glprune.report import caveats, sentences
 from glprune.report.html import render_html
 from glprune.report.markdown import render_markdown
 from glprune.schema import bundle as bundles
 from glprune.schema.metrics import ADDED
 from glprune.schema.recipe import StabilitySpec
+from glprune.schema.recipe_loading import load_recipe
 from glprune.schema.report import Report, Resample
 from glprune.schema.strict_json import StrictError, read_json
 from tests.architectures import ARCHITECTURES
@@ -237,7 +238,8 @@ def test_an_unsigned_bundle_fails_where_a_key_is_demanded(slim, people):
 
 def test_a_second_person_countersigns_and_can_be_required(slim, people):
     invoke("sign", slim.folder, "--key", people / "producer")
-    demand = ("verify", slim.folder, "--trust", people / "producer.pub", "--trust", people / "validator.pub")
+    keys = [f"{name}={people / name}.pub" for name in ("producer", "validator")]
+    demand = ("verify", slim.folder, "--trust", keys[0], "--trust", keys[1])
     assert invoke(*demand, "--require-role", "validator").exit_code == 1
     words = ("--role", "validator", "--statement", "Read and rerun on our data.")
     assert invoke("countersign", slim.folder, "--key", people / "validator", *words).exit_code == 0
@@ -337,10 +339,24 @@ def names(report, status):
 
 
 def with_policy(copy, **rules):
-    whole = {"must_drop": [], "must_keep": [], "protected": [], "derived_from": {}}
-    copy.edit(lambda r: r.update(policy=whole | rules))
+    """State rules in the recipe, and in the report all that follows from them."""
+    whole = {"must_drop": [], "must_keep": [], "protected": [], "derived_from": {}} | rules
+    recipe = copy / bundles.RECIPE
+    recipe.write_text(recipe.read_text() + f"\npolicy: {json.dumps(whole)}\n")
+    copy.edit(lambda r: r.update(stated_policy(whole)))
+    resolved = load_recipe(recipe)
+    copy.edit(lambda r: r.update(not_measured=caveats.not_measured(Report.model_validate(r), resolved)))
     follow(copy)
     seal_unsigned(copy)
+
+
+def stated_policy(whole):
+    attributes = [
+        {"name": name, "status": "outside", "by": "value", "segments": []} for name in whole["protected"]
+    ]
+    segments = {"min_rows": 20, "threshold": 0.5, "adverse": None, "decisions": None}
+    proxies = {"performed": False, "reason": "policy.proxies is not set", "file": None, "digest": None}
+    return {"policy": whole, "segments": segments | {"attributes": attributes}, "proxies": proxies}
 
 
 def seal_unsigned(copy):
@@ -559,7 +575,7 @@ def test_a_model_that_never_ends_is_stopped_and_left_incomplete(audited):
     model = onnx.load_from_string((audited["slim"] / bundles.ONNX).read_bytes())
     endless(model)
     golden = (audited["slim"] / bundles.GOLDEN).read_bytes()
-    c9, c10 = check_execution(model.SerializeToString(), golden, [], seconds=4)
+    c9, c10 = check_execution(model.SerializeToString(), golden, Claims(), seconds=4)
     assert (c9.status, c10.status) == ("incomplete", "skipped")
     assert "stopped after 4 s" in c9.note
 
@@ -624,7 +640,7 @@ def test_another_version_leaves_the_page_incomplete_and_another_matplotlib_the_p
 # --------------------------------------------------------------------------- stability and other tables
 
 
-def resampled(report):
+def resampled(report, recipe):
     """The report with ten resamples that are consistent with everything else."""
     kept = [f.status == "kept" for f in report.features]
     rng = np.random.default_rng(0)
@@ -637,15 +653,18 @@ def resampled(report):
     for n, feature in enumerate(report.features):
         count = sum(p.kept[n] == "1" for p in parts)
         features.append(feature.model_copy(update={"kept_in": count, "kept_share": count / 10}))
-    return report.model_copy(update={"stability": record, "features": features})
+    found = report.model_copy(update={"stability": record, "features": features})
+    derived = {"warnings": [*report.warnings, *caveats.warnings(found, recipe)]}
+    derived["not_measured"] = caveats.not_measured(found, recipe)
+    return found.model_copy(update=derived)
 
 
 @pytest.mark.parametrize(
     "path", ["stable", "mean_kept", "jaccard", "nogueira", "nogueira_interval/low", "limit", "kept_in"]
 )
 def test_every_figure_of_stability_follows_from_its_digits(path, audited):
-    report = resampled(read_report(audited["slim"]))
     opened = open_bundle(audited["slim"])
+    report = resampled(opened.report, opened.recipe)
     assert check_consistency(report, opened.recipe, opened.files.contents) == []
     record = report.model_dump(mode="json", by_alias=True)
     place = record["features"][0] if path == "kept_in" else record["stability"]
@@ -808,7 +827,8 @@ main()
     ("command", "code"),
     [("verify {bundle}", 3), ("render {bundle}", 0), ("diff {bundle} {bundle}", 0), ("explain {bundle} pair", 0),
      ("sign {bundle} --key {key}", 0), ("countersign {bundle} --key {key} --role owner --statement x", 0),
-     ("schema report", 0), ("run recipe.yaml model.pt", 2)],
+     ("attest-original {bundle}/model.onnx --key {key} --out {bundle}.json", 0),
+     ("export-card {bundle}", 0), ("schema report", 0), ("run recipe.yaml model.pt", 2)],
 )  # fmt: skip
 def test_the_auditors_commands_run_without_pytorch(command, code, slim, people):
     words = command.format(bundle=slim.folder, key=people / "validator").split()

@@ -1,0 +1,194 @@
+"""Compute the policy's records again: reasons, reason codes, segments, decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from glprune.audit.checks.policy import ancestors
+from glprune.audit.findings import Found, check_close, check_equal
+from glprune.metrics.segments import THRESHOLD
+from glprune.schema import bundle as bundles
+from glprune.schema.report import (
+    DecisionChange,
+    Feature,
+    Policy,
+    ProtectedAttribute,
+    ReasonCode,
+    Report,
+    Segments,
+)
+
+if TYPE_CHECKING:
+    from glprune.schema.recipe import PolicySpec, Recipe
+
+DERIVED = "derived_from "
+
+
+def removed_by_policy(feature: Feature) -> bool:
+    """Whether a rule removed the feature, not a stage of the search."""
+    reason = feature.reason or ""
+    return feature.status == "removed" and (reason == "must_drop" or reason.startswith(DERIVED))
+
+
+def check_policy_records(report: Report) -> Iterator[Found]:
+    """Check that the policy's records follow from the features and tables of the report."""
+    policy = report.policy or Policy()
+    keep, drop = set(policy.must_keep), set(policy.must_drop)
+    for n, feature in enumerate(report.features):
+        yield from _reason(f"/features/{n}/reason", feature, policy, keep, drop)
+    if report.policy is None:
+        for name in ("segments", "reason_codes", "proxies"):
+            if getattr(report, name) is not None:
+                yield f"/{name}", "is given, but there is no policy"
+    yield from _codes(report)
+    if report.segments is not None:
+        yield from _segments(report, report.segments)
+    if report.proxies is not None:
+        made = report.proxies.performed
+        if made != (report.proxies.digest is not None) or made == (report.proxies.reason is not None):
+            yield "/proxies", "must have either a digest, if the analysis was made, or a reason why not"
+
+
+def check_recipe_policy(report: Report, recipe: Recipe) -> Iterator[Found]:
+    """Check that rules, segments, proxies and reason codes are those that the recipe asks for."""
+    spec, says = recipe.policy, f"{bundles.RECIPE} says"
+    wanted = Policy.of(spec) if spec is not None else None
+    yield from check_equal("/policy", report.policy, wanted, says)
+    if spec is None:
+        return
+    if report.segments is None or report.proxies is None:
+        yield "/segments" if report.segments is None else "/proxies", f"is null, but {says} policy"
+        return
+    adverse = [str(label) for label in spec.adverse] if spec.adverse is not None else None
+    pairs: list[tuple[str, object, object]] = [
+        ("/segments/min_rows", report.segments.min_rows, spec.min_segment_rows),
+        ("/segments/adverse", report.segments.adverse, adverse),
+        ("/segments/attributes", [a.name for a in report.segments.attributes], spec.protected),
+        ("/proxies/performed", report.proxies.performed, spec.proxies),
+        ("/reason_codes", _codes_of(report), _wanted_codes(report, spec)),
+    ]
+    if report.task == "binary":
+        pairs.append(("/segments/threshold", report.segments.threshold, spec.threshold or THRESHOLD))
+    for where, stated, asked in pairs:
+        yield from check_equal(where, stated, asked, says)
+
+
+def _codes_of(report: Report) -> dict[str, set[str]]:
+    """Map every reason code of the report to the features it cites."""
+    codes = report.reason_codes
+    found = [*codes.retired, *codes.to_review, *codes.unchanged] if codes is not None else []
+    return {code.code: {*code.removed, *code.kept} for code in found}
+
+
+def _wanted_codes(report: Report, spec: PolicySpec) -> dict[str, set[str]]:
+    """Map every reason code of the recipe to the features it cites."""
+    owner = {column: f.name for f in report.features for column in (*f.columns, f.name)}
+    wanted: dict[str, set[str]] = {}
+    for name, codes in spec.reason_codes.items():
+        for code in [codes] if isinstance(codes, str) else codes:
+            wanted.setdefault(code, set()).add(owner.get(name, name))
+    return wanted
+
+
+def _reason(where: str, feature: Feature, policy: Policy, keep: set[str], drop: set[str]) -> Iterator[Found]:
+    reason, lineage = feature.reason, ancestors(feature, policy)
+    names = {feature.name, *feature.columns}
+    if feature.status == "kept":
+        if reason not in (None, "must_keep") or (reason and not names & keep):
+            yield where, f"says {reason!r}, but the feature is kept and must_keep has {policy.must_keep}"
+    elif reason == "must_drop":
+        if not names & drop:
+            yield where, f"says {reason!r}, which does not list {feature.name!r}"
+    elif reason is not None and reason.startswith(DERIVED):
+        parent = reason.removeprefix(DERIVED)
+        if parent not in lineage or not lineage.keys() & drop:
+            yield where, f"says {reason!r}, but derived_from does not lead to a feature in must_drop"
+
+
+def _codes(report: Report) -> Iterator[Found]:
+    codes = report.reason_codes
+    if codes is None:
+        return
+    status = {f.name: f.status for f in report.features}
+    parts: dict[str, list[ReasonCode]] = {
+        "retired": codes.retired,
+        "to_review": codes.to_review,
+        "unchanged": codes.unchanged,
+    }
+    for part, found in parts.items():
+        for n, code in enumerate(found):
+            where = f"/reason_codes/{part}/{n}"
+            cited = [("removed", name) for name in code.removed] + [("kept", name) for name in code.kept]
+            for stated, name in cited:
+                if status.get(name) != stated:
+                    yield (
+                        where,
+                        f"says {name!r} is {stated}, but the feature is {status.get(name, 'unknown')}",
+                    )
+            belongs = "unchanged" if not code.removed else "to_review" if code.kept else "retired"
+            if part != belongs:
+                yield where, f"{code.code!r} belongs under {belongs}"
+
+
+def _segments(report: Report, record: Segments) -> Iterator[Found]:
+    status = {f.name: f.status for f in report.features}
+    rows = next((m.rows for m in report.performance), None)
+    if record.decisions is not None:
+        yield from _decisions("/segments/decisions", record.decisions)
+        if record.decisions.rows != rows:
+            yield "/segments/decisions/rows", f"says {record.decisions.rows}, but {rows} rows were tested"
+    for n, attribute in enumerate(record.attributes):
+        where = f"/segments/attributes/{n}"
+        if attribute.status != status.get(attribute.name, attribute.status):
+            yield f"{where}/status", f"says {attribute.status}, but the feature is {status[attribute.name]}"
+        yield from _attribute(where, attribute, record, rows)
+
+
+def _attribute(
+    where: str, attribute: ProtectedAttribute, record: Segments, rows: int | None
+) -> Iterator[Found]:
+    if sum(s.rows for s in attribute.segments) > (rows or 0):
+        yield where, f"has more rows than the {rows} that were tested"
+    for n, segment in enumerate(attribute.segments):
+        segment_where = f"{where}/segments/{n}"
+        if segment.suppressed != (segment.rows < record.min_rows):
+            yield (
+                f"{segment_where}/suppressed",
+                f"is {segment.suppressed} with {segment.rows} rows; min_rows is {record.min_rows}",
+            )
+        if segment.suppressed and (segment.metrics or segment.decisions):
+            yield segment_where, "is suppressed, but has figures"
+        for m, metric in enumerate(segment.metrics):
+            if metric.original is None or metric.final is None:
+                continue
+            found = metric.final - metric.original
+            yield from check_close(
+                f"{segment_where}/metrics/{m}/difference", metric.difference, found, "it is"
+            )
+        if segment.decisions is not None:
+            yield from _decisions(f"{segment_where}/decisions", segment.decisions)
+            if segment.decisions.rows != segment.rows:
+                yield f"{segment_where}/decisions/rows", f"says {segment.decisions.rows}, not {segment.rows}"
+    yield from _flips(where, attribute, record)
+
+
+def _flips(where: str, attribute: ProtectedAttribute, record: Segments) -> Iterator[Found]:
+    """Require that segments do not have more flipped decisions than all rows."""
+    parts = [s.decisions for s in attribute.segments if s.decisions is not None]
+    if record.decisions is not None and sum(d.flipped for d in parts) > record.decisions.flipped:
+        yield where, f"has more flipped decisions than the {record.decisions.flipped} of all rows"
+
+
+def _decisions(where: str, change: DecisionChange) -> Iterator[Found]:
+    if change.flipped > change.rows:
+        yield f"{where}/flipped", f"says {change.flipped} of {change.rows} rows"
+    adverse, favourable = change.to_adverse, change.to_favourable
+    before, after = change.adverse_original, change.adverse_final
+    if adverse is None or favourable is None or before is None or after is None:
+        return
+    if adverse + favourable > change.flipped:
+        yield f"{where}/flipped", f"says {change.flipped}, but {adverse} + {favourable} changed sides"
+    if before + adverse - favourable != after:
+        expected = before + adverse - favourable
+        yield f"{where}/adverse_final", f"says {after}, but {before} + {adverse} - {favourable} is {expected}"
