@@ -9,6 +9,7 @@ from tests.paths import ROOT
 FILE = ROOT / "glprune" / "audit" / "requirements.txt"
 DIRECT = (
     "click",
+    "confusable-homoglyphs",
     "jinja2",
     "numpy",
     "onnx",

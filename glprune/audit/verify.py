@@ -18,20 +18,24 @@ from glprune._wording import counted
 from glprune.audit import signing
 from glprune.audit.bundle_files import Files, check_closed, read_files
 from glprune.audit.checks import lineage
-from glprune.audit.checks.consistency import check_consistency
+from glprune.audit.checks.columns import check_columns, check_expected_columns
 from glprune.audit.checks.execution import Int8, Removed, check_execution
+from glprune.audit.checks.figures.consistency import check_consistency
 from glprune.audit.checks.graph import ExpectedGraph, ExpectedInput, check_graph, control_flow, reaching
 from glprune.audit.checks.hashes import check_digests, check_hashes, check_proxies
 from glprune.audit.checks.int8 import check_int8
 from glprune.audit.checks.names import check_names
-from glprune.audit.checks.policy import check_policy, protected_kept
+from glprune.audit.checks.policy import check_policy, protected_kept, readable_names
 from glprune.audit.checks.rendering import check_rendering
+from glprune.audit.checks.units import check_units
 from glprune.audit.checks.weights import check_shared, check_weights
 from glprune.audit.findings import NOT_CHECKED, Check, Finding, UnreadableError, Verdict, make_check
 from glprune.audit.onnx_reader import NotOnnxError, input_shapes, parse
 from glprune.audit.safetensors_reader import Tensors, read_tensors
 from glprune.errors import RecipeError
 from glprune.schema import bundle as bundles
+from glprune.schema.column_names import lookalikes, spelled_out
+from glprune.schema.column_table import ColumnTable, column_tables
 from glprune.schema.frontier import StoredFrontier
 from glprune.schema.input_schema import InputSchema
 from glprune.schema.manifest import Manifest, sha256
@@ -65,6 +69,7 @@ class VerificationOptions:
         model: Expected digest of ``model.onnx``.
         original: Expected digest of the original model.
         previous: Report of the previous bundle.
+        columns: Columns of the trained network, in order, and the file they come from.
     """
 
     trust: Sequence[SSlibKey] = ()
@@ -73,6 +78,7 @@ class VerificationOptions:
     model: str | None = None
     original: str | None = None
     previous: Report | None = None
+    columns: tuple[Sequence[str], str] | None = None
 
 
 @dataclass
@@ -279,10 +285,10 @@ def _report_checks(
     checks = [
         _guarded("C5", lambda: _consistency(opened, report)),
         graph,
-        _guarded("C7", lambda: _names(opened, report)),
+        _guarded("C7", lambda: _names(opened, report, options)),
         _guarded("C8", lambda: _weights(opened, report)),
         *executed,
-        _guarded("C11", lambda: _policy(report, options)),
+        _guarded("C11", lambda: _policy(opened, report, options)),
         rendering,
         _people(report, signatures),
         _lineage(report, options),
@@ -326,9 +332,20 @@ def _consistency(opened: ParsedBundle, report: Report) -> Check:
     return make_check("C5", found, "every table of the report")
 
 
-def _names(opened: ParsedBundle, report: Report) -> Check:
-    found = check_names(report, opened.plan, opened.input_schema, opened.recipe, opened.model)
-    return make_check("C7", found, counted(len(report.features), "feature"))
+def _names(opened: ParsedBundle, report: Report, options: VerificationOptions) -> Check:
+    tables = column_tables(report, opened.plan)
+    found = check_columns(report, opened.plan, opened.recipe, tables)
+    if not found:  # the rest follows from this list
+        found = check_names(report, tables, opened.input_schema, opened.recipe, opened.model)
+    if options.columns is not None:
+        found += check_expected_columns(report, tables, *options.columns)
+    note = counted(len(report.features), "feature")
+    if not found and report.data.columns is None:
+        note = "the report, of glprune 0.2.0, does not state the order of the columns"
+        return Check("C7", "incomplete", note=note)
+    alike = lookalikes(name for table in tables for name in (table.name, *table.columns))
+    told = [f"{spelled_out(a)} and {spelled_out(b)}" for a, b in alike[:4]]
+    return make_check("C7", found, f"{note}; look alike: {'; '.join(told)}" if told else note)
 
 
 def _hashes(opened: ParsedBundle) -> Check:
@@ -365,7 +382,8 @@ def _graph(opened: ParsedBundle, report: Report) -> Check:
     if raw is None or model is None or opened.plan is None:
         return Check("C6", "incomplete", note=f"{bundles.ONNX} or {bundles.PLAN} cannot be read")
     outputs = [o.name for o in report.export.outputs]
-    expected = ExpectedGraph(_expected_inputs(report, opened.plan), outputs, report.export.opset)
+    tables = column_tables(report, opened.plan)
+    expected = ExpectedGraph(_expected_inputs(tables), outputs, report.export.opset)
     findings = check_graph(model, raw, expected)
     if opened.int8 is not None and report.quantized is not None:
         int8 = opened.raw(bundles.INT8) or b""
@@ -375,24 +393,25 @@ def _graph(opened: ParsedBundle, report: Report) -> Check:
         original = opened.raw(bundles.ORIGINAL) or b""
         findings += check_graph(opened.original, original, _original(expected, opened.plan), bundles.ORIGINAL)
     reach = sorted(set().union(*reaching(model.graph).values())) if not findings else []
-    columns = sum(len(p.kept) for p in opened.plan.inputs if p.axis is not None)
-    total = sum(p.size for p in opened.plan.inputs if p.axis is not None)
+    columns = sum(len(t.kept) for t in tables if t.axis is not None)
+    total = sum(len(t.columns) for t in tables if t.axis is not None)
     note = f"{len(model.graph.node)} nodes; inputs that reach an output: {', '.join(reach)}"
     note += f"; {columns} of {total} columns" if total else ""
     flow = control_flow(model)
     return make_check("C6", findings, f"{note}; control flow: {', '.join(flow)}" if flow else note)
 
 
-def _expected_inputs(report: Report, plan: Plan) -> list[ExpectedInput]:
-    """Derive the inputs of the file: widths from the export, kept columns from the plan."""
-    parts = {p.name: p for p in plan.inputs}
-    found = []
-    for given in report.export.inputs:
-        part = parts.get(given.name)
-        whole = report.export.signature == "original" and given.axis is not None and part is not None
-        selects = tuple(part.kept) if whole and part is not None else None
-        found.append(ExpectedInput(given.name, given.axis, len(given.columns), selects))
-    return found
+def _expected_inputs(tables: Sequence[ColumnTable]) -> list[ExpectedInput]:
+    """Derive the inputs of the file: widths and kept columns."""
+    return [
+        ExpectedInput(
+            table.name,
+            table.axis,
+            len(table.exported),
+            table.kept if table.whole and table.axis is not None else None,
+        )
+        for table in tables
+    ]
 
 
 def _original(shipped: ExpectedGraph, plan: Plan) -> ExpectedGraph:
@@ -408,6 +427,9 @@ def _weights(opened: ParsedBundle, report: Report) -> Check:
     if opened.plan is None or opened.weights is None:
         return Check("C8", "incomplete", note=f"{bundles.WEIGHTS} or {bundles.PLAN} cannot be read")
     findings = check_weights(report, opened.plan, opened.weights)
+    if opened.plan.units or report.data.columns is not None:
+        tables = column_tables(report, opened.plan)
+        findings += check_units(report, opened.plan, opened.weights, tables)
     if opened.model is not None:
         findings += check_shared(opened.plan, opened.weights, opened.model)
     shared, total = len(opened.plan.in_model), len(opened.weights.arrays)
@@ -434,25 +456,26 @@ def _execution(
 
 def _removed(opened: ParsedBundle, report: Report) -> list[Removed]:
     """Return the columns that the file accepts and must not read."""
-    if report.export.signature != "original" or opened.plan is None or opened.model is None:
+    if opened.model is None:
         return []
     shapes = input_shapes(opened.model)
     found = []
-    for part in opened.plan.inputs:
-        removed = tuple(sorted(set(range(part.size)) - set(part.kept)))
-        if part.axis is not None and removed and part.name in shapes:
-            found.append(Removed(part.name, part.axis % len(shapes[part.name]), removed))
+    for table in column_tables(report, opened.plan):
+        removed = tuple(sorted({*range(len(table.columns))} - {*table.kept})) if table.whole else ()
+        if table.axis is not None and removed and table.name in shapes:
+            found.append(Removed(table.name, table.axis % len(shapes[table.name]), removed))
     return found
 
 
-def _policy(report: Report, options: VerificationOptions) -> Check:
+def _policy(opened: ParsedBundle, report: Report, options: VerificationOptions) -> Check:
     """Run C11 with the rules of the bundle and of the auditor."""
     rules = [(report.policy, bundles.REPORT)] if report.policy is not None else []
     rules += [options.policy] if options.policy is not None else []
     if not rules:
         return Check("C11", "skipped", note="no rules in the bundle, none given with --policy")
-    findings = [f for policy, source in rules for f in check_policy(report, policy, source)]
-    kept = sorted({name for policy, _ in rules for name in protected_kept(report, policy)})
+    names = readable_names(report, column_tables(report, opened.plan), opened.recipe)
+    findings = [f for policy, source in rules for f in check_policy(names, policy, source)]
+    kept = sorted({name for policy, _ in rules for name in protected_kept(names, policy)})
     note = f"rules of {' and '.join(source for _, source in rules)}"
     return make_check("C11", findings, f"{note}; protected and kept: {', '.join(kept)}" if kept else note)
 

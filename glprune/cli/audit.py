@@ -59,6 +59,13 @@ def _seconds(context: click.Context, option: click.Parameter, value: float) -> f
 @click.option(
     "--expect-original", "original", metavar="SHA|FILE", help="SHA-256 or file of the original model."
 )
+@click.option(
+    "--expect-columns",
+    "columns",
+    type=_path,
+    metavar="FILE",
+    help="Your list of the network's columns, in order: a CSV header, a JSON list, or one name a line.",
+)
 @click.option("--previous", type=_path, metavar="BUNDLE", help="The bundle this one must follow.")
 @click.option(
     "--timeout",
@@ -76,6 +83,7 @@ def verify(
     policy: Path | None,
     model: str | None,
     original: str | None,
+    columns: Path | None,
     previous: Path | None,
     timeout: float,
     as_json: bool,
@@ -83,6 +91,7 @@ def verify(
     """Verify the statements of BUNDLE's report from its files alone; list those that do not hold."""
     from glprune.audit import findings, signing
     from glprune.audit.checks import lineage
+    from glprune.audit.checks.columns import read_columns
     from glprune.audit.checks.policy import read_policy
     from glprune.audit.verify import VerificationOptions, read_report
     from glprune.audit.verify import verify as run_verify
@@ -97,6 +106,7 @@ def verify(
         model=lineage.expected_digest(model) if model is not None else None,
         original=lineage.expected_digest(original) if original is not None else None,
         previous=read_report(previous) if previous is not None else None,
+        columns=(read_columns(columns), str(columns)) if columns is not None else None,
     )
     verdict = run_verify(bundle, options, seconds=timeout)
     if as_json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +13,7 @@ from glprune.data.dataloader import load_loader
 from glprune.data.records import Data, Standardization
 from glprune.data.splits import Split, TensorSplit
 from glprune.data.streaming import StreamedSplit, StreamPlan, plan_stream, stream_note
+from glprune.schema.column_names import lookalikes, spelled_out
 from glprune.tables.protected import read_protected
 from glprune.tables.reading import FilePlan, SplitBuffer, plan_files, read_inputs
 from glprune.tables.splitting import Part, split_rows
@@ -23,6 +24,8 @@ from glprune.tables.validation import RunningMoments, constant_notes
 if TYPE_CHECKING:
     from glprune.schema.recipe import Recipe
 
+_MAX_ALIKE = 3
+
 
 def load_data(recipe: Recipe) -> Data:
     """Read, check and split the data of a recipe.
@@ -31,7 +34,14 @@ def load_data(recipe: Recipe) -> Data:
         DataError: A file or column cannot be used; the message names file, column, count and first row.
         RecipeError: The recipe names columns that the files do not have.
     """
-    return load_loader(recipe) if recipe.data.yields else load_files(recipe)
+    data = load_loader(recipe) if recipe.data.yields else load_files(recipe)
+    names = dict.fromkeys((*data.outside, *(c for part in data.inputs for c in part.columns)))
+    alike = [f"{spelled_out(a)} and {spelled_out(b)}" for a, b in lookalikes(names)]
+    if not alike:
+        return data
+    more = f" and {len(alike) - _MAX_ALIKE} more pairs" if len(alike) > _MAX_ALIKE else ""
+    note = f"Different columns have names that look alike: {', '.join(alike[:_MAX_ALIKE])}{more}."
+    return replace(data, notes=(*data.notes, note))
 
 
 def load_files(recipe: Recipe) -> Data:

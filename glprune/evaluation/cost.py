@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from glprune.evaluation.baselines import PERMUTATIONS, RANDOM_DRAWS
-from glprune.search.budget import current_size, resolve_budget
+from glprune.schema.recipe import resolve_budget
+from glprune.search.budget import current_size
 from glprune.search.portfolio.folds import fold_count
 from glprune.search.portfolio.frontier import frontier_sizes
 from glprune.search.search import penalises_both, stage_count

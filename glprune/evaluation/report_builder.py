@@ -17,28 +17,14 @@ from glprune._plugins import packages
 from glprune._version import __version__
 from glprune._wording import counted
 from glprune.data.splits import IndexableSplit, Split
-from glprune.evaluation.policy_report import (
-    NO_PROXIES,
-    NO_SEGMENTS,
-    make_policy,
-    make_reason_codes,
-    not_measured,
-    policy_warnings,
-    reason,
-)
+from glprune.evaluation.policy_report import make_policy, make_reason_codes, reason
 from glprune.export.signature import shipped_inputs, shipped_outputs
 from glprune.metrics.influence import standard_error
 from glprune.pruning.groups import GroupSet, TensorDict, group_norms, group_sizes, sliced
 from glprune.pruning.verification import TOLERANCE
-from glprune.report.sentences import kept_not_converged, removed_not_optimal
-from glprune.report.uncertainty import (
-    int8_loss_sentence,
-    is_clear_int8_loss,
-    is_clear_loss,
-    loss_sentence,
-)
+from glprune.report import caveats
 from glprune.schema import bundle as bundles
-from glprune.schema.metrics import KKT_TOLERANCE
+from glprune.schema.column_table import columns_digest
 from glprune.schema.recipe import HIGHER_IS_BETTER, PenaltySpec, Recipe
 from glprune.schema.report import (
     Baselines,
@@ -68,13 +54,11 @@ from glprune.schema.report import (
     Timing,
     ValidationFigures,
 )
-from glprune.search.budget import resolve_budget
 from glprune.search.outcome import kept_names
 from glprune.search.path_point import path_record
 from glprune.search.portfolio.candidates import mean_gain
 from glprune.search.portfolio.frontier import shipping_rule
 from glprune.search.refit import distill_share
-from glprune.search.search import penalises_both
 from glprune.tables.features import InputPosition, KeptPosition
 from glprune.training.feature_groups import members
 
@@ -89,14 +73,6 @@ if TYPE_CHECKING:
     from glprune.search.search import SearchResult
     from glprune.search.stage import StageResult
 
-_TRAIN_LONGER = "increase train.epochs or train.full_batch_steps."
-_NOT_SETTLED = (
-    f"(tolerance {KKT_TOLERANCE:g}): training ended before the weights settled, and "
-    "longer training might have removed other groups. The comparison of outputs before and after removal "
-    "does not depend on it. train.n_stages: 1 and more train.full_batch_steps come closer."
-)
-_MAX_NAMES = 12
-_BUDGET_USED = 0.97  # share of a budget below which the report says why
 _DENSEST = "of the points that keep no more, the one that keeps most"
 _PACKAGES = (
     "torch",
@@ -109,22 +85,6 @@ _PACKAGES = (
     "safetensors",
     "matplotlib",
 )
-_STABILITY = "How stable the selection is over resamples, seeds and splits."
-_RETRAINING = (
-    "How stable the selection is over networks trained again: all resamples start from the given network."
-)
-NOT_MEASURED = (
-    "Whether upstream systems still collect or pass on the removed features.",
-    NO_PROXIES,
-    NO_SEGMENTS,
-    _STABILITY,
-    "Latency on other hardware, batch sizes or thread counts than those listed.",
-)
-_OTHER_SETS = (
-    "Whether other sets of as many features are better: hidden units were removed along the same path, so "
-    "that none was compared."
-)
-_WITHOUT_LABELS = ("Whether the original network or the shipped one is correct: there were no labels.",)
 
 
 @dataclass(frozen=True)
@@ -161,7 +121,8 @@ class RunResults:
 def make_report(outcome: RunResults) -> Report:
     """Build the report of a run; every number is taken from the results, none is computed again."""
     job, chosen, measured, recipe = outcome.job, outcome.chosen, outcome.measured, outcome.job.recipe
-    return Report(
+    notes = _notes(job)
+    report = Report(
         schema="glprune.report/2",
         title=recipe.report.title or (recipe.source.stem if recipe.source else "glprune run"),
         purpose=recipe.report.purpose,
@@ -191,12 +152,17 @@ def make_report(outcome: RunResults) -> Report:
         segments=measured.segments,
         reason_codes=make_reason_codes(job, chosen.outcomes),
         proxies=outcome.proxies,
-        warnings=_warnings(outcome),
+        warnings=notes,
         frontier=outcome.frontier,
         stability=outcome.stability,
         drop_costs=outcome.drop_costs,
-        not_measured=_not_measured(outcome),
+        not_measured=[],
     )
+    derived = {
+        "warnings": [*notes, *caveats.warnings(report, recipe)],
+        "not_measured": caveats.not_measured(report, recipe),
+    }
+    return report.model_copy(update=derived)
 
 
 def _selection(outcome: RunResults) -> Selection:
@@ -260,22 +226,6 @@ def _removal(removed: RemovalResult) -> Removal:
     )
 
 
-def _not_measured(outcome: RunResults) -> list[str]:
-    """List what the run did not measure."""
-    without_labels = _WITHOUT_LABELS if outcome.job.task.kind == "distillation" else ()
-    stability = _STABILITY if outcome.stability is None else _RETRAINING
-    other_sets = (_OTHER_SETS,) if _is_joint_path(outcome) else ()
-    sentences = [stability if sentence == _STABILITY else sentence for sentence in NOT_MEASURED]
-    return not_measured(outcome.job, outcome.proxies, [*without_labels, *other_sets, *sentences])
-
-
-def _is_joint_path(outcome: RunResults) -> bool:
-    """Whether a number of features was asked for and hidden units left along the same path."""
-    target = outcome.job.recipe.target
-    asked = target.max_features is not None or target.frontier is not None
-    return asked and target.max_hidden is None and penalises_both(outcome.job, ("input", "hidden"))
-
-
 def _penalty(spec: PenaltySpec, outcome: RunResults) -> PenaltyFacts:
     kept = set(kept_names(outcome.chosen.outcomes))
     found = members(spec.groups, [feature.name for feature in outcome.job.data.features])
@@ -329,6 +279,7 @@ def _digests(outcome: RunResults) -> Digests:
     return Digests(
         recipe=recipe.sha256 or digests[bundles.RECIPE],
         recipe_resolved=digests[bundles.RECIPE],
+        columns=columns_digest(_columns(outcome.job)),
         model=outcome.job.loaded.sha256,
         data=dict(outcome.job.data.digests),
         outputs=digests,
@@ -357,7 +308,14 @@ def _data(job: Job) -> DataFacts:
         classes=list(data.classes) if data.classes else None,
         standardize=job.recipe.data.standardize,
         notes=list(data.notes),
+        columns=_columns(job),
+        outside=list(data.outside),
     )
+
+
+def _columns(job: Job) -> dict[str, list[str]]:
+    """List the columns of every input in the order of the trained network."""
+    return {part.name: list(part.columns) for part in job.data.inputs}
 
 
 def _describe_split(split: Split, job: Job) -> SplitFacts:
@@ -534,24 +492,9 @@ def _export(outcome: RunResults) -> Export:
     )
 
 
-def _warnings(outcome: RunResults) -> list[str]:
-    """List what a reader of the report should know before using the model."""
-    job, chosen = outcome.job, outcome.chosen
-    return [
-        *_original_warnings(job),
-        *job.data.notes,
-        *job.loaded.notes,
-        *job.fixed_inputs,
-        *_removal_warnings(job, chosen.removed),
-        *_zero_input_warnings(outcome),
-        *_budget_warnings(job, outcome.measured),
-        *_stability_warnings(outcome),
-        *_halving_warnings(_halvings(chosen)),
-        *policy_warnings(job, chosen.outcomes),
-        *_optimality_warnings(chosen),
-        *_performance_warnings(job, outcome.measured),
-        *_int8_warnings(outcome.quantized),
-    ]
+def _notes(job: Job) -> list[str]:
+    """List the warnings that do not follow from the figures: notes of readers, doubts about the original."""
+    return [*_original_warnings(job), *job.data.notes, *job.loaded.notes, *job.fixed_inputs]
 
 
 def _original_warnings(job: Job) -> Iterator[str]:
@@ -562,107 +505,3 @@ def _original_warnings(job: Job) -> Iterator[str]:
             f"{'; '.join(job.original.doubts)}. Gains over it say little."
         )
     yield from job.original.hints
-
-
-def _budget_warnings(job: Job, measured: TestMeasurements) -> Iterator[str]:
-    """Warn where a network is much smaller than its budget allows."""
-    target, size = job.recipe.target, measured.size
-    for name, budget, before, after in (
-        ("parameters", target.parameters, size.parameters_before, size.parameters_after),
-        ("macs", target.macs, size.macs_before, size.macs_after),
-    ):
-        used = after / resolve_budget(budget, before) if budget is not None else 1.0
-        if used < _BUDGET_USED:
-            yield (
-                f"The network uses {used:.1%} of target.{name}. Removed units came back as long as they "
-                "fitted; the next would exceed the budget."
-            )
-
-
-def _removal_warnings(job: Job, removed: RemovalResult) -> Iterator[str]:
-    """Warn of units that could not be removed and of inexact cuts."""
-    reported = {g.name for g in job.input_groups if g.units.refused and job.fixed_inputs}
-    for skipped in removed.refused:
-        if skipped.name not in reported:
-            yield f"{skipped.name}: {counted(skipped.units, 'unit')} not removed: {skipped.reason}."
-    for cut in removed.cuts:
-        if cut.inexact:
-            yield (
-                f"{cut.name}: {counted(cut.units, 'unit')} removed that {cut.inexact} mixes with others, "
-                f"which changes outputs by {cut.difference:.1e}."
-            )
-
-
-def _optimality_warnings(chosen: SearchResult) -> Iterator[str]:
-    """Warn where a removed or a kept group violates its optimality condition."""
-    zero, where = max((stage.selected.kkt_zero, -n) for n, stage in enumerate(chosen.stages, 1))
-    if zero > KKT_TOLERANCE:
-        yield f"{removed_not_optimal(zero)} at the chosen point of stage {-where}; {_TRAIN_LONGER}"
-    active, where = max((stage.selected.kkt_active, -n) for n, stage in enumerate(chosen.stages, 1))
-    if active > KKT_TOLERANCE:
-        yield f"{kept_not_converged(active)} at the chosen point of stage {-where} {_NOT_SETTLED}"
-
-
-def _performance_warnings(job: Job, measured: TestMeasurements) -> Iterator[str]:
-    """Warn of untrained outputs that changed and of metrics that became worse by more than chance."""
-    for output in measured.agreement:
-        if not output.trained_for and output.max_change > TOLERANCE:
-            yield (
-                f"Output {output.name!r} was not trained for and changed by up to {output.max_change:.2g}; "
-                "see its agreement."
-            )
-    if job.task.kind != "distillation":
-        yield from (loss_sentence(m) for m in measured.metrics if is_clear_loss(m, job.metric))
-
-
-def _int8_warnings(found: Quantized | None) -> Iterator[str]:
-    """Warn of metrics of the 8-bit file that are worse than the shipped file's by more than chance."""
-    if found is not None:
-        yield from (int8_loss_sentence(found.file, m) for m in found.metrics if is_clear_int8_loss(m))
-
-
-def _halving_warnings(count: LrHalvings | None) -> Iterator[str]:
-    if count is not None:
-        yield (
-            "Values became non-finite, so the step size was halved "
-            f"{counted(count.path, 'time')} on the path and {counted(count.refit, 'time')} in refits; "
-            "lower train.lr or refit.lr."
-        )
-
-
-def _stability_warnings(outcome: RunResults) -> Iterator[str]:
-    """Warn of features on which most resamples disagree with the run, and of resamples that failed."""
-    if outcome.stability is None:
-        return
-    counts, total = _kept_in(outcome)
-    kept_rarely, removed_rarely = [], []
-    for fate in outcome.chosen.outcomes:
-        count = counts.get(fate.feature)
-        if count is not None and fate.is_kept and 2 * count < total:
-            kept_rarely.append(f"{fate.feature} ({count})")
-        elif count is not None and not fate.is_kept and 2 * count > total:
-            removed_rarely.append(f"{fate.feature} ({count})")
-    if kept_rarely:
-        yield f"Kept, but in fewer than half of {total} resamples: {_name_list(kept_rarely)}."
-    if removed_rarely:
-        yield f"Removed, but kept in more than half of {total} resamples: {_name_list(removed_rarely)}."
-    for failure in dict.fromkeys(outcome.stability.failures):
-        yield f"A resample was left out: {failure}"
-
-
-def _name_list(names: list[str]) -> str:
-    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
-    return ", ".join(names[:_MAX_NAMES]) + more
-
-
-def _zero_input_warnings(outcome: RunResults) -> Iterator[str]:
-    """Warn of inputs all of whose groups became zero: one column is kept, since an input cannot be empty."""
-    stage = _last_input_stage(outcome.chosen)
-    norms = iter(stage.selected.norms)
-    for groups in stage.job.input_groups:
-        input_norms = [next(norms) for _ in groups.labels]
-        if not groups.units.refused and not any(input_norms):
-            yield (
-                f"All features of input {groups.name!r} became zero; its first column is kept, since an "
-                "input needs at least one."
-            )

@@ -11,6 +11,7 @@ from glprune.data.splits import first_rows
 from glprune.data.synthetic import synthetic
 from glprune.export.onnx_runtime import OnnxFile
 from glprune.schema import bundle as bundles
+from glprune.schema.column_table import column_tables
 from glprune.schema.input_schema import make_input_schema
 from glprune.search.prepare import PROBE_ROWS
 
@@ -40,5 +41,5 @@ def write_golden(shipped: ShippedModel) -> None:
 def write_input_schema(report: Report, plan: Plan, folder: Path) -> None:
     """Write ``input_schema.json`` from the report, the plan and the shapes of the shipped file."""
     shapes = input_shapes(parse((folder / bundles.ONNX).read_bytes()))
-    schema = make_input_schema(report, plan, shapes)
+    schema = make_input_schema(report, column_tables(report, plan), shapes)
     bundles.write_json(folder / bundles.INPUT_SCHEMA, schema.model_dump(mode="json", by_alias=True))

@@ -14,7 +14,7 @@ from glprune.export.signature import dtype_name
 from glprune.model.standardize import StandardizedNetwork
 from glprune.pruning.surgery import named_tensors
 from glprune.schema import bundle as bundles
-from glprune.schema.plan import AttributePlan, Axis, InputPlan, Plan, Reader
+from glprune.schema.plan import AttributePlan, Axis, InputPlan, Place, Plan, Reader, UnitsPlan
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from glprune.export.shipped_model import ShippedModel
     from glprune.pruning.groups import GroupSet
     from glprune.pruning.surgery import PruningPlan
+    from glprune.pruning.units import TensorAxis
     from glprune.tables.features import InputColumns
 
 
@@ -34,10 +35,10 @@ def write_plan(shipped: ShippedModel) -> Plan:
         arguments=dict(job.recipe.model.arguments),
         standardize=isinstance(job.network, StandardizedNetwork),
         inputs=_inputs(shipped),
-        axes=_axes(job.network, removed.plan),
+        axes=plan_axes(job.network, removed.plan),
         attributes=_attributes(removed.plan),
-        buffers=_buffers(shipped.network),
         in_model=_tensors_in_model(folder),
+        units=[plan_units_of(groups, removed.plan) for groups in job.groups if groups.units.slots],
     )
     bundles.write_json(folder / bundles.PLAN, plan.model_dump(mode="json"))
     (folder / bundles.RECIPE).write_text(job.recipe.to_yaml(), encoding="utf-8")
@@ -76,15 +77,32 @@ def _constants(plan: PruningPlan, index: int) -> list[float] | None:
 
 def _readers(groups: GroupSet | None, plan: PruningPlan) -> list[Reader]:
     """Describe which positions of the sliced tensors read which columns; None for an input without groups."""
-    readers = []
-    for slot in groups.units.readers if groups is not None else ():
-        positions = plan.kept.get((slot.tensor, slot.dim))
-        columns = slot.unit if positions is None else slot.unit[positions]
-        readers.append(Reader(tensor=slot.tensor, dim=slot.dim, columns=columns.tolist()))
-    return readers
+    return [
+        Reader(tensor=slot.tensor, dim=slot.dim, columns=_left(slot, plan).tolist())
+        for slot in (groups.units.readers if groups is not None else ())
+    ]
 
 
-def _axes(network: nn.Module, plan: PruningPlan) -> list[Axis]:
+def _left(slot: TensorAxis, plan: PruningPlan) -> Tensor:
+    """Return the unit of each position that is left of a slot."""
+    positions = plan.kept.get((slot.tensor, slot.dim))
+    return slot.unit if positions is None else slot.unit[positions]
+
+
+def plan_units_of(groups: GroupSet, plan: PruningPlan) -> UnitsPlan:
+    """Describe the units of an input or a layer, where they lay, and which are left."""
+    slots = groups.units.slots
+    left = {unit for slot in slots for unit in _left(slot, plan).tolist()} - {-1}
+    return UnitsPlan(
+        name=groups.name,
+        kind=groups.kind,
+        before=groups.units.count,
+        kept=sorted(left),
+        places=[Place(tensor=s.tensor, dim=s.dim, units=s.unit.tolist()) for s in slots],
+    )
+
+
+def plan_axes(network: nn.Module, plan: PruningPlan) -> list[Axis]:
     """Describe the kept positions, in the numbering of the original network."""
     state = named_tensors(network)
     return [
@@ -99,12 +117,6 @@ def _attributes(plan: PruningPlan) -> list[AttributePlan]:
         AttributePlan(module=path, name=name, value=list(value) if isinstance(value, tuple | list) else value)
         for (path, name), value in sorted(plan.attributes.items())
     ]
-
-
-def _buffers(network: nn.Module) -> list[str]:
-    """Name the saved tensors that are not parameters."""
-    parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
-    return sorted(set(network.state_dict()) - parameters)
 
 
 def _save_weights(network: nn.Module, path: Path) -> None:

@@ -10,6 +10,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from glprune.model.standardize import StandardizedNetwork
+from glprune.schema.plan import counts_as_parameter
+
 if TYPE_CHECKING:
     from glprune.data.splits import Inputs
 
@@ -33,5 +36,12 @@ def macs(network: nn.Module, inputs: Inputs) -> int:
 
 
 def parameters(network: nn.Module) -> int:
-    """Count the parameters, tied ones once."""
-    return sum(p.numel() for p in network.parameters())
+    """Count the numbers of the weights, tied ones once: parameters and constant buffers, no statistics."""
+    tensors = network.state_dict(keep_vars=True)
+    standardize = isinstance(network, StandardizedNetwork)
+    counted = {
+        id(tensor): tensor.numel()
+        for name, tensor in tensors.items()
+        if counts_as_parameter(name, tensor.ndim, tensor.is_floating_point(), standardize)
+    }
+    return sum(counted.values())

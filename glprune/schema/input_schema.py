@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from glprune.schema.plan import Plan
+from glprune.schema.column_table import ColumnTable
 from glprune.schema.report import DType, Input, Record, Report
 
 _MAX_FLOAT32 = 3.4028234663852886e38
@@ -70,12 +70,13 @@ class InputSchema(Record):
 Shape = list[int | str]
 
 
-def make_input_schema(report: Report, plan: Plan, shapes: Mapping[str, Shape]) -> InputSchema:
-    """Make the input schema from a report, the plan and the shapes of the ONNX file's inputs."""
-    reads = {part.name: set(part.columns) for part in plan.inputs}
+def make_input_schema(
+    report: Report, tables: Sequence[ColumnTable], shapes: Mapping[str, Shape]
+) -> InputSchema:
+    """Make the input schema from a report, its columns and the shapes of the ONNX file's inputs."""
     inputs = [
-        _input(given, shapes[given.name], _owners(report, given), reads[given.name])
-        for given in report.export.inputs
+        _input(given, shapes[given.name], table)
+        for given, table in zip(report.export.inputs, tables, strict=True)
     ]
     properties, required = _row(inputs)
     return InputSchema.model_validate(
@@ -124,20 +125,22 @@ def _nested(sizes: Sequence[int | str], dtype: DType) -> dict[str, Any]:
     return {"type": "array", "items": _nested(sizes[1:], dtype), **length}
 
 
-def _input(given: Input, shape: Shape, owners: Mapping[str, str], reads: set[str]) -> SchemaInput:
+def _input(given: Input, shape: Shape, table: ColumnTable) -> SchemaInput:
     """Describe one input and its columns."""
+    positions = range(len(table.columns)) if table.whole else table.kept
+    read = set(table.kept)
     return SchemaInput(
         name=given.name,
         dtype=given.dtype,
         shape=shape,
         axis=None if given.axis is None else given.axis % len(shape),
         columns=[
-            Column(position=n, name=name, feature=owners.get(name), read=name in reads)
-            for n, name in enumerate(given.columns)
+            Column(
+                position=n,
+                name=table.columns[position],
+                feature=next(iter(table.owners[position]), None),
+                read=position in read,
+            )
+            for n, position in enumerate(positions)
         ],
     )
-
-
-def _owners(report: Report, given: Input) -> dict[str, str]:
-    """Return column -> feature, of one input."""
-    return {c: f.name for f in report.features if f.input == given.name for c in f.columns}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from glprune.schema.report import DType
+from glprune.schema.report import DType, GroupKind
 
 
 class _Record(BaseModel):
@@ -47,6 +48,30 @@ class InputPlan(_Record):
     readers: list[Reader] = []
 
 
+class Place(_Record):
+    """Where units lie along one dimension of one tensor of the original network.
+
+    ``units`` gives the unit of each position; -1 if the position belongs to none.
+    """
+
+    tensor: str
+    dim: int
+    units: list[int]
+
+
+class UnitsPlan(_Record):
+    """The units of an input or a hidden layer: how many there were, which are left, and where they lay.
+
+    All are left of an input whose removed columns the network is fed as constants.
+    """
+
+    name: str
+    kind: GroupKind
+    before: int
+    kept: list[int]
+    places: list[Place]
+
+
 class AttributePlan(_Record):
     """The value, in the slim network, of a module's attribute that holds a size."""
 
@@ -55,11 +80,28 @@ class AttributePlan(_Record):
     value: int | list[int]
 
 
+_STATISTIC = re.compile(r"(^|\.)(running_mean|running_var|num_batches_tracked)$")
+_STANDARDIZATION = re.compile(r"^standardize(_\d+)?\.(mean|std)$")
+
+
+def counts_as_parameter(name: str, rank: int, is_float: bool, standardize: bool) -> bool:
+    """Whether a saved tensor is counted: weights and constants are, statistics and integers are not.
+
+    Args:
+        name: Its name in the state dict.
+        rank: Its number of dimensions.
+        is_float: Whether it holds floating-point numbers.
+        standardize: Whether the network begins with the standardisation of the recipe.
+    """
+    is_statistic = rank <= 1 and _STATISTIC.search(name) is not None
+    return is_float and not is_statistic and not (standardize and _STANDARDIZATION.match(name))
+
+
 class Plan(_Record):
     """The contents of ``plan.json``.
 
-    ``buffers`` are the saved tensors that are not parameters; ``in_model`` are the tensors whose values
-    ``model.onnx`` holds bit for bit (exporters fold or reorder others).
+    ``in_model`` are the tensors whose values ``model.onnx`` holds bit for bit (exporters fold or reorder
+    others); ``units`` are those of all inputs and layers that can be cut.
     """
 
     schema_version: Literal["glprune.plan/1"] = "glprune.plan/1"
@@ -69,5 +111,5 @@ class Plan(_Record):
     inputs: list[InputPlan]
     axes: list[Axis]
     attributes: list[AttributePlan]
-    buffers: list[str] = []
     in_model: list[str] = []
+    units: list[UnitsPlan] = []

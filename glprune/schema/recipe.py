@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -19,6 +20,7 @@ from pydantic import (
 )
 
 from glprune.schema import recipe_rules
+from glprune.schema.column_names import nfc
 from glprune.schema.metrics import HIGHER_IS_BETTER, METRICS
 from glprune.schema.strict_yaml import dump, nearest_line
 
@@ -63,7 +65,8 @@ Text = Annotated[str, StringConstraints(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Factor = Annotated[float, Field(ge=1e-9, le=1e9)]  # on lambda: single precision must hold their products
-Names = Text | Annotated[list[Text], Field(min_length=1)]
+ColumnName = Annotated[Text, AfterValidator(nfc)]
+Names = ColumnName | Annotated[list[ColumnName], Field(min_length=1)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*$")]
 AxisNumber = Annotated[str, StringConstraints(pattern=r"^-?\d+$")]
 _PERCENT = r"^(100(\.0+)?|\d?[1-9](\.\d+)?|[1-9]0(\.\d+)?|00?\.0*[1-9]\d*)\s?%$"  # above 0, at most 100
@@ -125,7 +128,7 @@ class InputSpec(Section):
         description="Axis of a batch that holds the features; 0, the batch, is not allowed. null: the "
         "input has no features to prune (for example ids or masks) and is kept whole.",
     )
-    columns: Annotated[list[Text], Field(min_length=1)] | None = Field(
+    columns: Annotated[list[ColumnName], Field(min_length=1)] | None = Field(
         None,
         description="For files: the columns that feed this input, in order, by name or pattern. A network "
         "with one input takes all features by default.",
@@ -194,7 +197,7 @@ class SplitSpec(Section):
         None,
         description="Keep the proportions of the classes in every split; default true for classification.",
     )
-    column: Text | None = Field(
+    column: ColumnName | None = Field(
         None, description="Column that holds 'train', 'valid' or 'test' for each row; replaces the shares."
     )
 
@@ -258,17 +261,17 @@ class DataSpec(Section):
     validation: ValidationSpec = Field(
         default_factory=ValidationSpec, description="How sets of features are compared."
     )
-    target: Text | None = Field(None, description="Column to predict; not used by distillation.")
-    features: Annotated[list[Text], Field(min_length=1)] | None = Field(
+    target: ColumnName | None = Field(None, description="Column to predict; not used by distillation.")
+    features: Annotated[list[ColumnName], Field(min_length=1)] | None = Field(
         None,
         description="Feature columns in the order of the network's input, by name or by a pattern such as "
         "'px_*', which expands in file order. Default: every column except the target, the split column "
         "and `exclude`. For loaders: the names of the features of all inputs, in order.",
     )
-    exclude: list[Text] = Field(
+    exclude: list[ColumnName] = Field(
         default_factory=list, description="Columns, by name or pattern, that are not features."
     )
-    feature_groups: dict[Text, Names] = Field(
+    feature_groups: dict[ColumnName, Names] = Field(
         default_factory=dict,
         description="Features of several columns: name -> its columns, by name or pattern. The columns of "
         "a feature are kept or removed together.",
@@ -293,6 +296,11 @@ class DataSpec(Section):
     def yields(self) -> bool:
         """Whether rows come from code (a loader or a plugin) and not from files."""
         return self.loader is not None or self.source is not None
+
+
+def resolve_budget(budget: str | float, whole: float) -> float:
+    """Return a budget as a number: itself, or a percentage of the whole."""
+    return float(budget.rstrip("% ")) / 100 * whole if isinstance(budget, str) else float(budget)
 
 
 class Strength(Section):
@@ -328,7 +336,7 @@ class PenaltySpec(Section):
         "latent_group_lasso: keeps a union of the overlapping sets in `groups`. plugin: the penalty that "
         "`plugin` names.",
     )
-    groups: dict[Text, Names] = Field(
+    groups: dict[ColumnName, Names] = Field(
         default_factory=dict,
         description="tree_group_lasso and latent_group_lasso: name -> its features, by name or pattern, and "
         "other groups. Features remain what is kept or removed. For a tree, every two groups are disjoint "
@@ -663,6 +671,10 @@ class WorkersSpec(Section):
     )
 
 
+DEFAULT_THRESHOLD = 0.5
+"""Probability from which a binary task decides for the positive class."""
+
+
 class PolicySpec(Section):
     """Rules on features that hold whatever the penalty chooses, and attributes to report by.
 
@@ -671,26 +683,26 @@ class PolicySpec(Section):
 
     rules = recipe_rules.POLICY_RULES
 
-    must_drop: list[Text] = Field(
+    must_drop: list[ColumnName] = Field(
         default_factory=list,
         description="Features that are removed from the trained network before anything else, with every "
         "feature derived from them.",
     )
-    must_keep: list[Text] = Field(
+    must_keep: list[ColumnName] = Field(
         default_factory=list, description="Features that are not penalised and always kept."
     )
-    derived_from: dict[Text, Names] = Field(
+    derived_from: dict[ColumnName, Names] = Field(
         default_factory=dict,
         description="Feature or column -> what it is computed from: features, columns of the file, or "
         "names in must_drop.",
     )
-    protected: list[Text] = Field(
+    protected: list[ColumnName] = Field(
         default_factory=list,
         description="Protected attributes: columns of the file, or one-hot features. Metrics and decisions "
         "are reported for each of their values. They need not be features; list them under data.exclude "
         "then.",
     )
-    bins: dict[Text, Annotated[list[float], Field(min_length=1)]] = Field(
+    bins: dict[ColumnName, Annotated[list[float], Field(min_length=1)]] = Field(
         default_factory=dict,
         description="Numeric protected attribute -> ascending edges of its segments; a value equal to an "
         "edge belongs to the upper segment. Default: one segment for each value, or quartiles of the "
@@ -709,7 +721,7 @@ class PolicySpec(Section):
         description="Classes that are adverse to the person; changed decisions are then counted by "
         "direction.",
     )
-    reason_codes: dict[Text, Names] = Field(
+    reason_codes: dict[ColumnName, list[Text] | Text] = Field(
         default_factory=dict,
         description="Feature -> adverse-action reasons, as codes or texts, that cite it.",
     )

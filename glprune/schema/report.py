@@ -7,11 +7,14 @@ machine; they are under ``timing``, ``latency``, ``widths`` and ``quantized``.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from glprune.schema.recipe import GroupWeights, PenaltyKind
+
+if TYPE_CHECKING:
+    from glprune.schema.recipe import PolicySpec
 
 GroupKind = Literal["input", "hidden"]
 DType = Literal["float32", "int64", "bool"]
@@ -33,6 +36,10 @@ class Digests(Record):
     )
     model: str = Field(description="digest of the file with the trained weights")
     data: dict[str, str] = Field(description="split or file name -> digest of the data")
+    columns: str | None = Field(
+        None,
+        description="digest of `data.columns` as JSON in UTF-8 without spaces; null in reports of 0.2.0",
+    )
     outputs: dict[str, str] = Field(
         description="bundle file name -> digest, of the files written before the report",
     )
@@ -93,6 +100,16 @@ class DataFacts(Record):
         ),
     )
     notes: list[str] = Field(description="notes of the data reader, such as rows or columns it left out")
+    columns: dict[str, list[str]] | None = Field(
+        None,
+        description=(
+            "input of the trained network -> names of its columns, in the order in which it takes them; null "
+            "in reports of 0.2.0"
+        ),
+    )
+    outside: list[str] = Field(
+        default_factory=list, description="columns of the data files that no input takes"
+    )
 
 
 class Feature(Record):
@@ -378,7 +395,12 @@ class Metric(Record):
 class Size(Record):
     """Counts before and after."""
 
-    parameters_before: int = Field(description="parameters of the original network; buffers are not counted")
+    parameters_before: int = Field(
+        description=(
+            "numbers in the weights of the original network: parameters and constant buffers, without "
+            "integers, statistics of BatchNorm and standardisation"
+        )
+    )
     parameters_after: int = Field(description="parameters of the shipped network")
     macs_before: int = Field(description="multiply-accumulates for one row")
     macs_after: int = Field(description="the same for the shipped network")
@@ -776,6 +798,17 @@ class Policy(Record):
         {},
         description="column or feature -> the features it is derived from",
     )
+
+    @classmethod
+    def of(cls, spec: PolicySpec) -> Policy:
+        """Return the rules of a recipe as written."""
+        parents = spec.derived_from.items()
+        return cls(
+            must_drop=spec.must_drop,
+            must_keep=spec.must_keep,
+            protected=spec.protected,
+            derived_from={name: [names] if isinstance(names, str) else names for name, names in parents},
+        )
 
 
 class DecisionChange(Record):

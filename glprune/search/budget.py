@@ -93,11 +93,6 @@ class SizeTarget:
         return (1 - self.slack) * self.limit
 
 
-def resolve_budget(budget: str | float, whole: float) -> float:
-    """Return a budget as a number: itself, or a percentage of the whole."""
-    return float(budget[:-1]) / 100 * whole if isinstance(budget, str) else float(budget)
-
-
 def size_of(counted: SizeMetric, job: Job, path: RegularisationPath) -> Size:
     """Return a function that counts what a removal at a point of a path would keep."""
     if counted == "features":

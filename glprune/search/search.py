@@ -35,6 +35,7 @@ from glprune.model.task import improvement
 from glprune.pruning.removal import RemovalResult, cut_uncertified
 from glprune.runtime.checkpoint import UnusableStepError, reading
 from glprune.runtime.events import Listener, Notice, Stage
+from glprune.schema.recipe import resolve_budget
 from glprune.search.budget import (
     MEASURES,
     SIZE_NAMES,
@@ -45,7 +46,6 @@ from glprune.search.budget import (
     filled,
     latency_meter,
     least_size,
-    resolve_budget,
     size_of_support,
     support_key,
     uniform_share,
@@ -66,7 +66,7 @@ from glprune.search.targets import AllZero, AtLambda, LargestWithin, OneStage, P
 if TYPE_CHECKING:
     from glprune.pruning.units import GroupKind
     from glprune.runtime.process_pool import WorkerPool
-    from glprune.schema.recipe import Recipe, RefitSpec
+    from glprune.schema.recipe import Recipe, RefitSpec, resolve_budget
     from glprune.search.portfolio.candidates import Candidate
     from glprune.training.refit import RefitResult
 

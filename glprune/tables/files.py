@@ -13,6 +13,7 @@ import pyarrow.csv
 from glprune._files import is_utf8, unreadable_reason
 from glprune._wording import counted
 from glprune.errors import DataError
+from glprune.schema.column_names import nfc
 from glprune.tables.table import (
     ParquetTable,
     Reader,
@@ -84,7 +85,8 @@ class CsvTable(Table):
         with readable(path):
             delimiter = _DELIMITERS[_text_suffix(path)]
             _check_text(path, delimiter)
-            self._table = _read(path, delimiter)
+            table = _read(path, delimiter)
+            self._table = table.rename_columns([nfc(name) for name in table.column_names])
             check_distinct(self._table.column_names, path)
             _check_header(path, self._table)
         self.path, self.schema = path, self._table.schema

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet
 
 from glprune.errors import DataError, did_you_mean, first_line, name_list
+from glprune.schema.column_names import nfc
 
 EXACT = 2**53
 """float64 holds every whole number up to this one."""
@@ -137,8 +138,8 @@ class ParquetTable(Table):
         for file in [path] if self.whole else _parquet_files(path):
             with readable(file):
                 stamp, opened = _stamp(file), pa.parquet.ParquetFile(file)
-                check_distinct(opened.schema_arrow.names, file)
             schema = plain_schema(opened.schema_arrow)
+            check_distinct(schema.names, file)
             if not self._shards:
                 self.schema = schema
             _check_same_schema(schema, self.schema, file, self._shards)
@@ -201,8 +202,8 @@ def _check_same_schema(schema: pa.Schema, first: pa.Schema, file: Path, before: 
 
 
 def plain_schema(schema: pa.Schema) -> pa.Schema:
-    """Return a schema with one type for each kind of value: categories become their values."""
-    return pa.schema([pa.field(field.name, _plain_type(field.type)) for field in schema])
+    """Return a schema with one type for each kind of value, categories become theirs, and names in NFC."""
+    return pa.schema([pa.field(nfc(field.name), _plain_type(field.type)) for field in schema])
 
 
 def _plain_type(dtype: pa.DataType) -> pa.DataType:
@@ -245,10 +246,12 @@ class _ShardReader:
         self._shards, self._number, self._file = shards, -1, None
 
     def __call__(self, row_group: RowGroup, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        names = list(columns)
         with readable(self._shards[row_group.shard].path):
+            file = self._open(row_group.shard)
+            stored = {nfc(name): name for name in file.schema_arrow.names}
+            names = [stored[name] for name in columns]
             # each thread of Arrow would hold buffers for every column
-            for batch in self._open(row_group.shard).iter_batches(
+            for batch in file.iter_batches(
                 rows_at_once(len(names)), row_groups=[row_group.group], columns=names, use_threads=False
             ):
                 yield _plain(batch.select(names))

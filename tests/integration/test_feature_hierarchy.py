@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import glprune
-from glprune.audit.checks.consistency import check_consistency
+from glprune.audit.checks.figures.consistency import check_consistency
 from glprune.audit.verify import verify
 from glprune.errors import RecipeError
 from glprune.report.html import render_html

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 import glprune
 from glprune import pipeline
-from glprune.audit.checks.consistency import check_consistency
+from glprune.audit.checks.figures.consistency import check_consistency
 from glprune.audit.verify import open_bundle, verify
 from glprune.cli.main import main
 from glprune.errors import UsageError

@@ -12,6 +12,7 @@ from onnx import ModelProto, numpy_helper
 from glprune.audit.findings import Finding
 from glprune.audit.onnx_reader import storage_error
 from glprune.schema import bundle as bundles
+from glprune.schema.plan import counts_as_parameter
 
 if TYPE_CHECKING:
     from glprune.audit.safetensors_reader import Array, Tensors
@@ -77,7 +78,8 @@ def _counts(report: Report, plan: Plan, tensors: Tensors) -> Iterator[Finding]:
         sizes.setdefault(tensors.name(axis.tensor), {})[axis.dim] = axis.size
     before = after = 0
     for name, array in tensors.arrays.items():
-        if name not in plan.buffers:
+        is_float = np.issubdtype(array.dtype, np.floating)
+        if counts_as_parameter(name, array.ndim, is_float, plan.standardize):
             after += array.size
             before += math.prod(sizes.get(name, {}).get(dim, size) for dim, size in enumerate(array.shape))
     for key, stated, found in (
@@ -99,7 +101,10 @@ def _norms(report: Report, plan: Plan, tensors: Tensors) -> Iterator[Finding]:
             (n, f) for n, f in enumerate(report.features) if f.input == part.name and f.norm_final is not None
         ]
         positions = dict(zip(part.columns, part.kept, strict=False))
-        for n, feature in kept if part.readers else ():
+        if kept and not part.readers and any(feature.norm_final for _, feature in kept):
+            yield Finding(bundles.PLAN, f"input {part.name!r}", "has no readers, but its features have norms")
+            continue
+        for n, feature in kept:
             found = math.sqrt(sum(squares.get(positions[c], 0.0) for c in feature.columns if c in positions))
             stated = feature.norm_final or 0.0
             if not math.isclose(stated, found, rel_tol=_NORM_TOLERANCE, abs_tol=1e-12):

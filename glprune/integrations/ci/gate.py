@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from glprune._wording import counted
-from glprune.audit.checks.policy import ancestors, check_policy
+from glprune.audit.checks.policy import ancestors, check_policy, readable_names
 from glprune.audit.verify import integrity_findings, open_bundle
 from glprune.errors import UsageError, did_you_mean
 from glprune.integrations.ci.outcome import Annotation, Outcome, TestCase
 from glprune.report.markdown import code, text
 from glprune.report.uncertainty import change_of, in_parentheses
+from glprune.schema.column_table import column_tables
 from glprune.schema.report import Feature, Policy, Report
 
 Status = Literal["passed", "failed", "not measured"]
@@ -153,11 +154,12 @@ def _max_drop(report: Report, name: str, limit: float) -> Gate:
 def _named_features(report: Report, limits: Limits) -> Iterator[Gate]:
     rules = report.policy or Policy(must_drop=[])
     _check_names(report, rules, limits)
+    read = readable_names(report, column_tables(report, None), None)
     for option, names in (("must_drop", limits.must_drop), ("must_keep", limits.must_keep)):
         for name in names:
             empty: dict[str, list[str]] = {"must_drop": [], "must_keep": [], "protected": []}
             rule = rules.model_copy(update=empty | {option: [name]})
-            violations = check_policy(report, rule, "gate")
+            violations = check_policy(read, rule, "gate")
             text = "it is kept" if option == "must_keep" else "it and everything derived from it are removed"
             title = f"{option.replace('_', '-')} {name}"
             yield Gate(

@@ -778,7 +778,7 @@ CASES = {
         {"C7"},
     ),
     "contract that hides a column": ("slim", lambda c: c.edit(said_unread, bundles.INPUT_SCHEMA), {"C7"}),
-    "plan with another column": ("wide", lambda c: c.edit(other_kept, bundles.PLAN), {"C6"}),
+    "plan with another column": ("wide", lambda c: c.edit(other_kept, bundles.PLAN), {"C7"}),
     "weights changed": ("slim", scaled_weights, {"C8"}),
     "golden outputs shifted": ("slim", golden(shifted), {"C9"}),
     "golden rows that show nothing": ("slim", golden(all_alike), {"C9"}),

@@ -17,8 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from glprune.audit import signing
 from glprune.audit.checks import rendering
-from glprune.audit.checks.consistency import check_consistency
 from glprune.audit.checks.execution import check_execution
+from glprune.audit.checks.figures.consistency import check_consistency
 from glprune.audit.checks.graph import ExpectedGraph, ExpectedInput, check_graph
 from glprune.audit.diff import compare
 from glprune.audit.explain import explain
@@ -30,10 +30,11 @@ from glprune.evaluation.stability import make_stability
 from glprune.export.onnx_export import ColumnSelector, OnnxSignature, export_onnx
 from glprune.pruning.removal import remove
 from glprune.pruning.verification import outputs
-from glprune.report import sentences
+from glprune.report import caveats, sentences
 from glprune.schema import bundle as bundles
 from glprune.schema.metrics import ADDED
 from glprune.schema.recipe import StabilitySpec
+from glprune.schema.recipe_loading import load_recipe
 from glprune.schema.report import Report, Resample
 from glprune.schema.strict_json import StrictError, read_json
 from tests.architectures import ARCHITECTURES
@@ -331,10 +332,24 @@ def names(report, status):
 
 
 def with_policy(copy, **rules):
-    whole = {"must_drop": [], "must_keep": [], "protected": [], "derived_from": {}}
-    copy.edit(lambda r: r.update(policy=whole | rules))
+    """State rules in the recipe, and in the report all that follows from them."""
+    whole = {"must_drop": [], "must_keep": [], "protected": [], "derived_from": {}} | rules
+    recipe = copy / bundles.RECIPE
+    recipe.write_text(recipe.read_text() + f"\npolicy: {json.dumps(whole)}\n")
+    copy.edit(lambda r: r.update(stated_policy(whole)))
+    resolved = load_recipe(recipe)
+    copy.edit(lambda r: r.update(not_measured=caveats.not_measured(Report.model_validate(r), resolved)))
     follow(copy)
     seal_unsigned(copy)
+
+
+def stated_policy(whole):
+    attributes = [
+        {"name": name, "status": "outside", "by": "value", "segments": []} for name in whole["protected"]
+    ]
+    segments = {"min_rows": 20, "threshold": 0.5, "adverse": None, "decisions": None}
+    proxies = {"performed": False, "reason": "policy.proxies is not set", "file": None, "digest": None}
+    return {"policy": whole, "segments": segments | {"attributes": attributes}, "proxies": proxies}
 
 
 def seal_unsigned(copy):
@@ -618,7 +633,7 @@ def test_another_version_leaves_the_page_incomplete_and_another_matplotlib_the_p
 # --------------------------------------------------------------------------- stability and other tables
 
 
-def resampled(report):
+def resampled(report, recipe):
     """The report with ten resamples that are consistent with everything else."""
     kept = [f.status == "kept" for f in report.features]
     rng = np.random.default_rng(0)
@@ -631,15 +646,18 @@ def resampled(report):
     for n, feature in enumerate(report.features):
         count = sum(p.kept[n] == "1" for p in parts)
         features.append(feature.model_copy(update={"kept_in": count, "kept_share": count / 10}))
-    return report.model_copy(update={"stability": record, "features": features})
+    found = report.model_copy(update={"stability": record, "features": features})
+    derived = {"warnings": [*report.warnings, *caveats.warnings(found, recipe)]}
+    derived["not_measured"] = caveats.not_measured(found, recipe)
+    return found.model_copy(update=derived)
 
 
 @pytest.mark.parametrize(
     "path", ["stable", "mean_kept", "jaccard", "nogueira", "nogueira_interval/low", "limit", "kept_in"]
 )
 def test_every_figure_of_stability_follows_from_its_digits(path, audited):
-    report = resampled(read_report(audited["slim"]))
     opened = open_bundle(audited["slim"])
+    report = resampled(opened.report, opened.recipe)
     assert check_consistency(report, opened.recipe, opened.files.contents) == []
     record = report.model_dump(mode="json", by_alias=True)
     place = record["features"][0] if path == "kept_in" else record["stability"]

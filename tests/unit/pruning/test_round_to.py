@@ -7,7 +7,7 @@ from torch import nn
 
 import glprune
 from glprune import pipeline
-from glprune.audit.checks.consistency import check_consistency
+from glprune.audit.checks.figures.consistency import check_consistency
 from glprune.audit.verify import verify
 from glprune.errors import RecipeError
 from glprune.export.latency import OnnxLatencyMeter

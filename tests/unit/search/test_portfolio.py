@@ -11,7 +11,7 @@ import torch
 from sklearn.inspection import permutation_importance
 
 import glprune
-from glprune.audit.checks.consistency import check_consistency
+from glprune.audit.checks.figures.consistency import check_consistency
 from glprune.audit.verify import verify
 from glprune.data.splits import TensorSplit
 from glprune.model.validation_score import ValidationScore

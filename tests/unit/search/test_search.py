@@ -14,6 +14,7 @@ from glprune import pipeline
 from glprune.data.splits import first_rows
 from glprune.errors import TargetError
 from glprune.runtime.events import silent
+from glprune.schema.recipe import resolve_budget
 from glprune.schema.recipe_loading import load_recipe
 from glprune.search import refit, search
 from glprune.search.budget import (
@@ -21,7 +22,6 @@ from glprune.search.budget import (
     SizeTarget,
     filled,
     full_support,
-    resolve_budget,
     size_of_support,
     uniform_support,
     unit_costs,

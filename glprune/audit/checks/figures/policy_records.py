@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from glprune.audit.checks.policy import ancestors
-from glprune.audit.findings import Found, check_close
+from glprune.audit.findings import Found, check_close, check_equal
+from glprune.schema import bundle as bundles
+from glprune.schema.recipe import DEFAULT_THRESHOLD
 from glprune.schema.report import (
     DecisionChange,
     Feature,
@@ -15,6 +18,9 @@ from glprune.schema.report import (
     Report,
     Segments,
 )
+
+if TYPE_CHECKING:
+    from glprune.schema.recipe import PolicySpec, Recipe
 
 DERIVED = "derived_from "
 
@@ -42,6 +48,47 @@ def check_policy_records(report: Report) -> Iterator[Found]:
         made = report.proxies.performed
         if made != (report.proxies.digest is not None) or made == (report.proxies.reason is not None):
             yield "/proxies", "must have either a digest, if the analysis was made, or a reason why not"
+
+
+def check_recipe_policy(report: Report, recipe: Recipe) -> Iterator[Found]:
+    """Check that rules, segments, proxies and reason codes are those that the recipe asks for."""
+    spec, says = recipe.policy, f"{bundles.RECIPE} says"
+    wanted = Policy.of(spec) if spec is not None else None
+    yield from check_equal("/policy", report.policy, wanted, says)
+    if spec is None:
+        return
+    if report.segments is None or report.proxies is None:
+        yield "/segments" if report.segments is None else "/proxies", f"is null, but {says} policy"
+        return
+    adverse = [str(label) for label in spec.adverse] if spec.adverse is not None else None
+    pairs: list[tuple[str, object, object]] = [
+        ("/segments/min_rows", report.segments.min_rows, spec.min_segment_rows),
+        ("/segments/adverse", report.segments.adverse, adverse),
+        ("/segments/attributes", [a.name for a in report.segments.attributes], spec.protected),
+        ("/proxies/performed", report.proxies.performed, spec.proxies),
+        ("/reason_codes", _codes_of(report), _wanted_codes(report, spec)),
+    ]
+    if report.task == "binary":
+        pairs.append(("/segments/threshold", report.segments.threshold, spec.threshold or DEFAULT_THRESHOLD))
+    for where, stated, asked in pairs:
+        yield from check_equal(where, stated, asked, says)
+
+
+def _codes_of(report: Report) -> dict[str, set[str]]:
+    """Map every reason code of the report to the features it cites."""
+    codes = report.reason_codes
+    found = [*codes.retired, *codes.to_review, *codes.unchanged] if codes is not None else []
+    return {code.code: {*code.removed, *code.kept} for code in found}
+
+
+def _wanted_codes(report: Report, spec: PolicySpec) -> dict[str, set[str]]:
+    """Map every reason code of the recipe to the features it cites."""
+    owner = {column: f.name for f in report.features for column in (*f.columns, f.name)}
+    wanted: dict[str, set[str]] = {}
+    for name, codes in spec.reason_codes.items():
+        for code in [codes] if isinstance(codes, str) else codes:
+            wanted.setdefault(code, set()).add(owner.get(name, name))
+    return wanted
 
 
 def _reason(where: str, feature: Feature, policy: Policy, keep: set[str], drop: set[str]) -> Iterator[Found]:

@@ -10,26 +10,29 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from glprune.audit.checks.frontier import check_frontier
-from glprune.audit.checks.intervals import check_intervals
-from glprune.audit.checks.policy_records import check_policy_records, removed_by_policy
-from glprune.audit.checks.stability import check_stability
+from glprune._version import __version__
+from glprune.audit.checks.figures.frontier import check_frontier
+from glprune.audit.checks.figures.intervals import check_intervals
+from glprune.audit.checks.figures.policy_records import (
+    check_policy_records,
+    check_recipe_policy,
+    removed_by_policy,
+)
+from glprune.audit.checks.figures.stability import check_stability
 from glprune.audit.findings import Finding, Found, check_close, check_equal
-from glprune.report.sentences import kept_not_converged, removed_not_optimal
-from glprune.report.uncertainty import is_clear_int8_loss, is_clear_loss
+from glprune.report import caveats
+from glprune.report.caveats import chosen_point, last_input_stage
 from glprune.schema import bundle as bundles
-from glprune.schema.metrics import ADDED, KKT_TOLERANCE, RANGES, label
-from glprune.schema.recipe import FASTER, HIGHER_IS_BETTER, METRICS, Recipe
+from glprune.schema.metrics import ADDED, RANGES
+from glprune.schema.recipe import FASTER, HIGHER_IS_BETTER, METRICS, Recipe, resolve_budget
 
 if TYPE_CHECKING:
     from glprune.schema.report import (
         Baseline,
         Comparison,
         Feature,
-        PathPoint,
         Quantized,
         Report,
-        SearchStage,
         Spread,
         ValidationFigures,
     )
@@ -64,7 +67,7 @@ def check_consistency(report: Report, recipe: Recipe | None, files: Mapping[str,
         _widths(report, recipe),
         _quantized(report, recipe, files),
         _original(report, recipe, files),
-        _warnings(report),
+        _warnings(report, recipe) if not _is_older(report) else (),
         _baselines(report),
         _drop_costs(report),
         check_frontier(report, recipe, files),
@@ -128,18 +131,10 @@ def _indexed(report: Report) -> Iterator[tuple[int, Feature]]:
     return enumerate(report.features)
 
 
-def _last_input_stage(stages: Sequence[SearchStage]) -> SearchStage | None:
-    return next((s for s in reversed(stages) if "input" in s.penalised), None)
-
-
-def _chosen(report: Report, stage: int) -> PathPoint | None:
-    return next((p for p in report.path if p.stage == stage and p.selected), None)
-
-
 def _exits(report: Report) -> Iterator[Found]:
     """Require that removed features were zero at a chosen point, and kept ones non-zero or not removable."""
-    last = _last_input_stage(report.stages)
-    point = _chosen(report, last.number) if last else None
+    last = last_input_stage(report.stages)
+    point = chosen_point(report, last.number) if last else None
     refused = {r.name for r in report.removal.refused}
     kept_of = Counter(f.input for f in report.features if f.status == "kept")
     for n, feature in _indexed(report):
@@ -228,7 +223,7 @@ def _selection(report: Report) -> Iterator[Found]:
     if not report.stages:
         yield "/stages", "is empty"
         return
-    last = _last_input_stage(report.stages) or report.stages[-1]
+    last = last_input_stage(report.stages) or report.stages[-1]
     yield from check_equal(
         "/selection/lam", report.selection.lam, last.lam, "the last stage over inputs chose"
     )
@@ -353,8 +348,8 @@ def _performance(report: Report) -> Iterator[Found]:
 
 
 def _is_older(report: Report) -> bool:
-    """Whether a report lacks intervals and what came with them, as those of glprune 0.2.0 do."""
-    return all(m.intervals is None for m in report.performance)
+    """Whether another glprune wrote a report, or one before intervals; C12 or C7 is incomplete then."""
+    return report.data.columns is None or report.run.versions.get("glprune") != __version__
 
 
 def _splits(report: Report) -> Iterator[Found]:
@@ -465,45 +460,20 @@ def _speedup(where: str, before: float, after: float, speedup: float) -> Iterato
         yield f"{where}/speedup", f"says {speedup:.3g}, but the ratio of the medians is {ratio:.3g}"
 
 
-def _is_warned(report: Report, metric: str, what: str) -> bool:
-    """Whether a warning begins with a metric, under its name or its label, and what became of it."""
-    begins = (f"{metric} {what}", f"{label(metric)} {what}")
-    return any(warning.startswith(begins) for warning in report.warnings)
-
-
-def _warnings(report: Report) -> Iterator[Found]:
-    """Require the warnings that follow from the report: a producer may add some and hide none."""
-    if not report.not_measured:
-        yield "/not_measured", "is empty"
-    yield from _optimality(report)
-    for metric in report.performance if report.task != "distillation" else ():
-        warned = _is_warned(report, metric.name, "on the test split is worse")
-        if is_clear_loss(metric, report.selection.metric) and not warned:
-            yield "/warnings", f"none says that {metric.name} on the test split is worse than the original's"
-    for lost in filter(is_clear_int8_loss, report.quantized.metrics if report.quantized else ()):
-        if not _is_warned(report, lost.name, f"of {bundles.INT8} on the test split"):
-            yield (
-                "/warnings",
-                f"none says that {lost.name} of {bundles.INT8} is worse than the shipped file's",
-            )
-    for cut in report.removal.cuts:
-        if cut.inexact and not any(
-            w.startswith(f"{cut.name}: ") and cut.inexact in w for w in report.warnings
-        ):
-            yield "/warnings", f"none says that the cut of {cut.name!r} is inexact"
-
-
-def _optimality(report: Report) -> Iterator[Found]:
-    """Require a warning with the number where groups are far from optimal at a chosen point."""
-    chosen = [p for p in report.path if p.selected]
-    worst_zero = max((p.kkt_zero for p in chosen), default=0.0)
-    worst_active = max((p.kkt_active for p in chosen), default=0.0)
-    wanted = [removed_not_optimal(worst_zero)] if worst_zero > KKT_TOLERANCE else []
-    if worst_active > KKT_TOLERANCE and not _is_older(report):
-        wanted.append(kept_not_converged(worst_active))
-    for start in wanted:
-        if not any(w.startswith(start) for w in report.warnings):
-            yield "/warnings", f"none says {start!r}"
+def _warnings(report: Report, recipe: Recipe | None) -> Iterator[Found]:
+    """Require what a reader must know: the auditor derives it, a producer may add to the warnings."""
+    if recipe is None:
+        return
+    for sentence in caveats.warnings(report, recipe):
+        if sentence not in report.warnings:
+            yield "/warnings", f"lack what follows from the figures: {sentence}"
+    wanted = caveats.not_measured(report, recipe)
+    for sentence in wanted:
+        if sentence not in report.not_measured:
+            yield "/not_measured", f"lacks: {sentence}"
+    for n, sentence in enumerate(report.not_measured):
+        if sentence not in wanted:
+            yield f"/not_measured/{n}", f"does not follow from the report: {sentence[:80]}"
 
 
 def _baselines(report: Report) -> Iterator[Found]:
@@ -595,6 +565,7 @@ def _recipe(report: Report, recipe: Recipe) -> Iterator[Found]:
     ]
     for where, stated, wanted in pairs:
         yield from check_equal(where, stated, wanted, f"{bundles.RECIPE} says")
+    yield from check_recipe_policy(report, recipe)
     if not recipe.allow_inexact and any(c.inexact for c in report.removal.cuts):
         yield "/removal/cuts", "a cut is inexact, which the recipe does not allow"
     yield from _target(report, recipe)
@@ -602,7 +573,7 @@ def _recipe(report: Report, recipe: Recipe) -> Iterator[Found]:
 
 def _target(report: Report, recipe: Recipe) -> Iterator[Found]:
     target, size, stages = recipe.target, report.size, report.stages
-    over_inputs = _last_input_stage(stages)
+    over_inputs = last_input_stage(stages)
     if target.max_features is not None and over_inputs is not None:
         yield from _above("/stages", over_inputs.features, target.max_features, "max_features")
     if target.max_hidden is not None and stages:
@@ -612,9 +583,7 @@ def _target(report: Report, recipe: Recipe) -> Iterator[Found]:
             budget = getattr(target, key)
             if budget is not None:
                 before, after = getattr(size, f"{key}_before"), getattr(size, f"{key}_after")
-                share = float(budget.rstrip("% ")) / 100 if isinstance(budget, str) else None
-                limit = budget if share is None else share * before
-                yield from _above(f"/size/{key}_after", after, limit, key)
+                yield from _above(f"/size/{key}_after", after, resolve_budget(budget, before), key)
     drop = target.max_drop
     if drop is not None and target.max_hidden is None and stages:
         lost = report.selection.reference - stages[-1].metric

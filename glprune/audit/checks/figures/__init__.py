@@ -1,0 +1,1 @@
+"""C5: compute the figures of the report again; ``consistency`` runs all parts."""

@@ -1,0 +1,113 @@
+"""C8: the units of inputs and hidden layers, and what was cut with them, follow from plan and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from glprune.audit.findings import Finding, Found, check_equal
+from glprune.schema import bundle as bundles
+
+if TYPE_CHECKING:
+    from glprune.audit.safetensors_reader import Tensors
+    from glprune.schema.column_table import ColumnTable
+    from glprune.schema.plan import Plan
+    from glprune.schema.report import Report
+
+
+def check_units(report: Report, plan: Plan, tensors: Tensors, tables: Sequence[ColumnTable]) -> list[Finding]:
+    """Check the counts of units, before and after, against the shapes of the shipped tensors.
+
+    Args:
+        report: The report.
+        plan: The plan.
+        tensors: The shipped weights.
+        tables: The columns of every input.
+    """
+    found = [*_kept(plan), *_cuts(plan, tensors), *_columns(plan, tables)]
+    findings = [Finding(bundles.PLAN, where, what) for where, what in found]
+    return findings + [Finding(bundles.REPORT, where, what) for where, what in _hidden(report, plan)]
+
+
+def _hidden(report: Report, plan: Plan) -> Iterator[Found]:
+    """Require the units of the plan in every hidden layer that can be cut."""
+    planned = {units.name: units for units in plan.units if units.kind == "hidden"}
+    for n, layer in enumerate(report.hidden):
+        units = planned.pop(layer.name, None)
+        if units is not None:
+            yield from check_equal(f"/hidden/{n}/before", layer.before, units.before, "the plan says")
+            yield from check_equal(f"/hidden/{n}/after", layer.after, len(units.kept), "the plan keeps")
+        elif layer.refused is None:
+            yield f"/hidden/{n}", f"{layer.name!r} has no units in {bundles.PLAN}"
+        elif layer.before != layer.after:
+            yield f"/hidden/{n}/after", "units cannot be cut, but some are gone"
+    for name in planned:
+        yield "/hidden", f"lacks {name!r} of {bundles.PLAN}"
+
+
+def _columns(plan: Plan, tables: Sequence[ColumnTable]) -> Iterator[Found]:
+    """Require as many units as columns in an input whose columns are cut."""
+    sizes = {table.name: table for table in tables if table.axis is not None}
+    for n, units in enumerate(plan.units):
+        table = sizes.get(units.name) if units.kind == "input" else None
+        if units.kind == "input" and table is None:
+            yield f"/units/{n}", f"{units.name!r} is no input with features"
+        elif table is not None:
+            yield from check_equal(f"/units/{n}/before", units.before, len(table.columns), "its columns are")
+
+
+def _kept(plan: Plan) -> Iterator[Found]:
+    """Require that the units that are left are some of those that were."""
+    for n, units in enumerate(plan.units):
+        kept = units.kept
+        if not kept or kept != sorted({*kept}) or kept[0] < 0 or kept[-1] >= units.before:
+            yield f"/units/{n}/kept", f"must be ascending numbers below {units.before}"
+        named = {unit for place in units.places for unit in place.units} - {-1}
+        every = {*range(units.before)}
+        # a network may read some columns nowhere; a hidden unit lies somewhere
+        if not named <= every or (units.kind == "hidden" and named != every):
+            yield f"/units/{n}/places", f"name {len(named)} units; there were {units.before}"
+
+
+def _cuts(plan: Plan, tensors: Tensors) -> Iterator[Found]:
+    """Require that every tensor lost the positions of the units that are gone, and no others."""
+    left, clash = _positions_left(plan)
+    yield from clash
+    for n, axis in enumerate(plan.axes):
+        size, kept = left.pop((axis.tensor, axis.dim), (0, []))
+        if (axis.size, axis.kept) != (size, kept):
+            yield (
+                f"/axes/{n}",
+                f"keeps {len(axis.kept)} of {axis.size} positions; by the units that are left it is "
+                f"{len(kept)} of {size}, or other ones",
+            )
+    for (tensor, dim), (size, kept) in left.items():
+        array = tensors.arrays.get(tensors.name(tensor))
+        if array is None:
+            continue
+        if len(kept) < size:
+            yield "/axes", f"lacks {tensor!r} along {dim}, where {size - len(kept)} positions are gone"
+        elif dim >= array.ndim or array.shape[dim] != size:
+            yield "/units", f"say that {tensor!r} has size {size} along {dim}; its shape is {array.shape}"
+
+
+Places = dict[tuple[str, int], tuple[int, list[int]]]
+
+
+def _positions_left(plan: Plan) -> tuple[Places, list[Found]]:
+    """Map each tensor axis that holds units to its size and the positions left there; and contradictions.
+
+    A position is left if every set of units that it belongs to keeps its unit.
+    """
+    found: Places = {}
+    clash = []
+    for units in plan.units:
+        kept = {-1, *units.kept}
+        for place in units.places:
+            key = (place.tensor, place.dim)
+            size, positions = found.get(key, (len(place.units), [*range(len(place.units))]))
+            if size != len(place.units):
+                clash.append(("/units", f"give {place.tensor!r} two sizes along {place.dim}"))
+            left = [p for p in positions if p < len(place.units) and place.units[p] in kept]
+            found[key] = (size, left)
+    return found, clash
