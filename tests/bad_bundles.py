@@ -184,6 +184,7 @@ REFUSED = [
     Bad("trusting a pipe", "verify bundle --trust pipe", 2, "pipe is a pipe or device, not a file; name a PEM file.", lambda f: os.mkfifo(f / "pipe")),
     Bad("trusting a private key", "verify bundle --trust me", 2, "me is a private key; name its public half."),
     Bad("trusting text", "verify bundle --trust data.csv", 2, "data.csv is not a PEM public key of Ed25519 or ECDSA; `glprune keygen` creates one."),
+    Bad("trusting a key as a role that is none", "verify bundle --trust Boss=me.pub", 2, "role 'Boss': use lower-case letters, digits and '-', such as validator."),
     Bad("role without trust", "verify bundle --require-role validator", 2, "--require-role needs --trust: a role counts where you trust the key."),
     Bad("no time", "verify bundle --timeout 0", 2, "Invalid value for '--timeout': 0 is not between 1 and 86,400; see glprune verify --help."),
     Bad("time that is no number", "verify bundle --timeout soon", 2, "Invalid value for '--timeout': 'soon' is not a valid float...; see glprune verify --help."),

@@ -126,6 +126,8 @@ def make_report(outcome: RunResults) -> Report:
         schema="glprune.report/2",
         title=recipe.report.title or (recipe.source.stem if recipe.source else "glprune run"),
         purpose=recipe.report.purpose,
+        domain=recipe.report.domain,
+        jurisdiction=recipe.report.jurisdiction,
         task=job.task.kind,
         digests=_digests(outcome),
         run=_run(recipe),

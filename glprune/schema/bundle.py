@@ -27,6 +27,7 @@ FRONTIER = "frontier.json"
 POINTS = "frontier"
 MANIFEST = "MANIFEST.json"
 SIGNATURES = "signatures"
+TIMESTAMP = "manifest.tsr"
 FILES = (ONNX, WEIGHTS, PLAN, REPORT, PAGE, SUMMARY, RECIPE, SCHEMA, INPUT_SCHEMA, GOLDEN)
 """The files of every bundle besides the manifest and its signatures."""
 OPTIONAL = (PROXIES, INT8, ORIGINAL, FRONTIER)

@@ -38,10 +38,12 @@ __all__ = [
     "BatchSize",
     "Budget",
     "DataSpec",
+    "Domain",
     "ExportSpec",
     "GroupWeights",
     "HiddenStrength",
     "InputSpec",
+    "Jurisdiction",
     "MaxDrop",
     "ModelSpec",
     "PenaltyKind",
@@ -87,6 +89,9 @@ BatchSize = Annotated[int, Field(ge=1)] | Literal["all"]
 PenaltyKind = Literal[
     "group_lasso", "sparse_group_lasso", "group_mcp", "tree_group_lasso", "latent_group_lasso", "plugin"
 ]
+Domain = Literal["consumer_credit", "insurance", "medical_devices", "general"]
+"""What a model is used for, as far as regulations are known; ``general`` has those that hold for any use."""
+Jurisdiction = Literal["us", "ca", "uk", "eu"]
 GroupWeights = Literal["size", "adaptive", "fisher", "taylor", "ablation"]
 Sizes = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1, max_length=50)]
 BATCH_LABEL = "batch"
@@ -671,10 +676,6 @@ class WorkersSpec(Section):
     )
 
 
-DEFAULT_THRESHOLD = 0.5
-"""Probability from which a binary task decides for the positive class."""
-
-
 class PolicySpec(Section):
     """Rules on features that hold whatever the penalty chooses, and attributes to report by.
 
@@ -735,12 +736,22 @@ class PolicySpec(Section):
 class ReportSpec(Section):
     """Contents of the report."""
 
+    rules = recipe_rules.REPORT_RULES
+
     title: Text | None = Field(None, description="Heading; default: the recipe's file name.")
     purpose: str = Field("", description="What the model is used for, for the reader of the report.")
     baselines: bool = Field(
         False,
         description="Compare with simpler selections of the same size (random, largest weights, "
         "permutation importance); each is cut, refitted, exported to ONNX and measured.",
+    )
+    domain: Domain | None = Field(
+        None,
+        description="What the model is used for: the page then has a table of regulations and of the "
+        "sections that are evidence for them. null: no table.",
+    )
+    jurisdiction: Jurisdiction | None = Field(
+        None, description="Where: the regulations of this jurisdiction alone; null: of every one."
     )
 
 

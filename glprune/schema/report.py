@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from glprune.schema.recipe import GroupWeights, PenaltyKind
+from glprune.schema.recipe import Domain, GroupWeights, Jurisdiction, PenaltyKind
 
 if TYPE_CHECKING:
     from glprune.schema.recipe import PolicySpec
@@ -988,6 +988,12 @@ class Report(Record):
     )
     title: str = Field(description="title of the model")
     purpose: str = Field(description="intended use of the model, as the recipe states it")
+    domain: Domain | None = Field(
+        None, description="what the model is used for, to choose regulations; null: the page lists none"
+    )
+    jurisdiction: Jurisdiction | None = Field(
+        None, description="where, to choose regulations; null: anywhere"
+    )
     task: Literal["binary", "multiclass", "regression", "distillation"] = Field(
         description=(
             "task of the model; `distillation`: there are no labels, every metric is agreement with the "

@@ -88,9 +88,11 @@ def _duplicates(where: str, names: Sequence[str]) -> Iterator[Found]:
 
 def _features(report: Report) -> Iterator[Found]:
     yield from _duplicates("/features", [f.name for f in report.features])
-    for name in {f.input for f in report.features}:
-        columns = [c for f in report.features if f.input == name for c in f.columns]
-        yield from _duplicates("/features", columns)
+    columns: dict[str, list[str]] = {}
+    for feature in report.features:
+        columns.setdefault(feature.input, []).extend(feature.columns)
+    for names in columns.values():
+        yield from _duplicates("/features", names)
     inputs = {i.name: i for i in report.export.inputs}
     for n, feature in enumerate(report.features):
         where, kept = f"/features/{n}", feature.status == "kept"
@@ -555,6 +557,8 @@ def _recipe(report: Report, recipe: Recipe) -> Iterator[Found]:
     pairs: list[tuple[str, Any, Any]] = [
         ("/task", report.task, recipe.task),
         ("/purpose", report.purpose, recipe.report.purpose),
+        ("/domain", report.domain, recipe.report.domain),
+        ("/jurisdiction", report.jurisdiction, recipe.report.jurisdiction),
         ("/run/seed", report.run.seed, recipe.seed),
         ("/penalty/kind", report.penalty.kind, recipe.penalty.kind),
         ("/penalty/weights", report.penalty.weights, recipe.penalty.weights),
