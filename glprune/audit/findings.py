@@ -108,7 +108,7 @@ CHECKS: dict[str, CheckInfo] = {
     "C9": CheckInfo(
         "recomputation",
         "golden",
-        "the model gives the recorded outputs on the recorded rows, in two runtimes if both can run it; it has "
+        "the model gives the recorded outputs on the recorded rows, in two runtimes if both can; it has "
         "the stated multiply-accumulates",
         "anything, if the producer made both model and rows again",
     ),
