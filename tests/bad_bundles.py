@@ -178,7 +178,7 @@ REFUSED = [
     Bad("key is text", "sign bundle --key data.csv", 2, f"data.csv {PEM}"),
     Bad("key is a broken PEM", "sign bundle --key k", 2, f"k {PEM}", key("k", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n")),
     Bad("role with a slash", "countersign bundle --key me --role ../x --statement s", 2, "role '../x': use lower-case letters, digits and '-', such as validator."),
-    Bad("role of the producer", "countersign bundle --key me --role producer --statement s", 2, "role 'producer': use lower-case letters, digits and '-', such as validator."),
+    Bad("role of the producer", "countersign bundle --key me --role producer --statement s", 2, "role 'producer' is that of `glprune sign`; name another, such as validator."),
     Bad("countersigning without a statement", "countersign bundle --key me --role validator", 2, "Missing option '--statement'; see glprune countersign --help."),
     Bad("signing what was changed", "sign bundle --key me", 2, "bundle is not signed: plan.json: its SHA-256 is not the one of /subject/... in the manifest; `glprune verify` lists every finding.", edited(bundles.PLAN, lambda p: p.update(factory="os:system"))),
     Bad("trusting a pipe", "verify bundle --trust pipe", 2, "pipe is a pipe or device, not a file; name a PEM file.", lambda f: os.mkfifo(f / "pipe")),

@@ -18,7 +18,7 @@ from glprune._wording import counted
 from glprune.audit import signing
 from glprune.audit.bundle_files import Files, check_closed, read_files
 from glprune.audit.checks.columns import check_columns, check_expected_columns
-from glprune.audit.checks.execution import Int8, Removed, check_execution
+from glprune.audit.checks.execution import Claims, Int8, Removed, check_execution
 from glprune.audit.checks.figures.consistency import check_consistency
 from glprune.audit.checks.graph import ExpectedGraph, ExpectedInput, check_graph, control_flow, reaching
 from glprune.audit.checks.hashes import check_digests, check_hashes, check_proxies
@@ -502,7 +502,8 @@ def _execution(opened: ParsedBundle, report: Report, graph: Check, seconds: floa
         return [failed, Check("C10", "incomplete", note="needs the golden rows")]
     int8 = opened.raw(bundles.INT8)
     quantized = Int8(int8, report.quantized.golden_difference) if int8 and report.quantized else None
-    return check_execution(model, golden, _removed(opened, report), seconds, quantized)
+    stated = report.size.macs_after if report.size.macs_of == "onnx" else None
+    return check_execution(model, golden, Claims(_removed(opened, report), quantized, stated), seconds)
 
 
 def _removed(opened: ParsedBundle, report: Report) -> list[Removed]:

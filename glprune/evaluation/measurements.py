@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from glprune.data.splits import first_rows, identity
+from glprune.audit.onnx_file.counts import measured_macs
+from glprune.audit.onnx_reader import parse
+from glprune.data.splits import Inputs, first_rows, identity
 from glprune.errors import ModelError, NonFiniteError
 from glprune.evaluation.segments import measure_segments
 from glprune.export.onnx_runtime import EXPORT_TOLERANCE, OnnxFile, latency
@@ -202,14 +204,26 @@ def _agreement(job: Job, before: Outputs, after: Outputs) -> list[Agreement]:
     return records
 
 
+def _macs_of(file: Path, row: Inputs) -> int | None:
+    """Count the multiply-accumulates of a file for one row; None where the file does not tell."""
+    model = parse(file.read_bytes())
+    names = (value.name for value in model.graph.input)
+    return measured_macs(model, {name: x.numpy() for name, x in zip(names, row, strict=True)})
+
+
 def _size(shipped: ShippedModel, files: ExportedFiles) -> Size:
     job = shipped.job
     row = first_rows(job.data.test, 1)
+    before, after = _macs_of(files.original, row), _macs_of(files.shipped, shipped.select_columns(row))
+    is_counted = before is not None and after is not None
+    if before is None or after is None:
+        before, after = macs(job.network, row), macs(shipped.network, shipped.removed.selection(row))
     return Size(
         parameters_before=parameters(job.network),
         parameters_after=parameters(shipped.network),
-        macs_before=macs(job.network, row),
-        macs_after=macs(shipped.network, shipped.removed.selection(row)),
+        macs_before=before,
+        macs_after=after,
+        macs_of="onnx" if is_counted else "pytorch",
         onnx_bytes_before=files.original.stat().st_size,
         onnx_bytes_after=files.shipped.stat().st_size,
     )

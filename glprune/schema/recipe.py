@@ -676,6 +676,10 @@ class WorkersSpec(Section):
     )
 
 
+DEFAULT_THRESHOLD = 0.5
+"""Probability from which a binary task decides for the positive class."""
+
+
 class PolicySpec(Section):
     """Rules on features that hold whatever the penalty chooses, and attributes to report by.
 

@@ -402,8 +402,15 @@ class Size(Record):
         )
     )
     parameters_after: int = Field(description="parameters of the shipped network")
-    macs_before: int = Field(description="multiply-accumulates for one row")
+    macs_before: int = Field(description="multiply-accumulates of the original network for one row")
     macs_after: int = Field(description="the same for the shipped network")
+    macs_of: Literal["onnx", "pytorch"] = Field(
+        "pytorch",
+        description=(
+            "`onnx`: counted from the ONNX files, so that an auditor can count again; `pytorch`: from the "
+            "networks, where a file has products in a loop or a branch"
+        ),
+    )
     onnx_bytes_before: int = Field(description="size of the original network as an ONNX file, in bytes")
     onnx_bytes_after: int = Field(description="size of the shipped ONNX file, in bytes")
 

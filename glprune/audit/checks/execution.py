@@ -22,6 +22,7 @@ from onnx.reference import ReferenceEvaluator
 
 from glprune.audit.findings import Check, Finding, make_check
 from glprune.audit.limits import ending, limit_memory, limit_time, memory_limit
+from glprune.audit.onnx_file.counts import measured_macs
 from glprune.audit.onnx_reader import parse
 from glprune.audit.safetensors_reader import Array, read_tensors
 from glprune.errors import first_line
@@ -63,32 +64,44 @@ class Int8:
     difference: float
 
 
-def check_execution(
-    model: bytes,
-    golden: bytes,
-    removed: Sequence[Removed],
-    seconds: float | None,
-    int8: Int8 | None = None,
-) -> list[Check]:
+@dataclass(frozen=True)
+class Claims:
+    """What the report states of a run of the model.
+
+    Attributes:
+        removed: Columns that no output depends on, to fill with extreme values; empty for a slim signature.
+        int8: The 8-bit file, if there is one; C6 must have passed for it too.
+        macs: Multiply-accumulates for one row, counted from the file; None where they were not.
+    """
+
+    removed: Sequence[Removed] = ()
+    int8: Int8 | None = None
+    macs: int | None = None
+
+
+def check_execution(model: bytes, golden: bytes, claims: Claims, seconds: float | None) -> list[Check]:
     """Run the model and compare its outputs with the recorded ones.
 
     Args:
         model: The ONNX file; C6 must have passed, since this runs it.
         golden: The golden vectors: recorded inputs and outputs.
-        removed: Columns to fill with extreme values; empty for a slim signature.
+        claims: What the report states.
         seconds: Time limit of the process that runs the model; None: run it in this process, without a limit.
-        int8: The 8-bit file, if there is one; C6 must have passed for it too.
 
     Returns:
         C9 and C10.
     """
-    request = [[r.input, r.axis, list(r.columns)] for r in removed]
+    request, int8 = [[r.input, r.axis, list(r.columns)] for r in claims.removed], claims.int8
     if seconds is None:
         parts = dict(measure(model, golden, request, int8))
     else:
         parts = dict(_measure_isolated(model, golden, request, seconds, int8))
     reference, quantized = parts.get("reference", {}), parts.get("int8", {})
     findings = [f for p in (parts.get("golden", {}), quantized, reference) for f in p.get("findings", [])]
+    counted = parts.get("macs", {}).get("count")
+    if claims.macs is not None and counted is not None and counted != claims.macs:
+        what = f"says {claims.macs:,}; the file computes {counted:,}"
+        findings.append((bundles.REPORT, "/size/macs_after", what))
     # a model that fails on the golden rows ends the run before its 8-bit file
     if "golden" in parts and (int8 is None or quantized or findings):
         note = " and ".join(p["note"] for p in (parts["golden"], quantized, reference) if p.get("note"))
@@ -97,7 +110,7 @@ def check_execution(
         c9 = Check("C9", "incomplete", note=parts.get("ended", {}).get("note", "did not run"))
     skipped = "the reference evaluator ran out of time" if not reference else reference.get("skipped")
     unchecked = f"A second runtime: {skipped}." if skipped else ""
-    return [replace(c9, left_out=unchecked), _probed(parts, removed)]
+    return [replace(c9, left_out=unchecked), _probed(parts, claims.removed)]
 
 
 def _probed(parts: Mapping[str, Any], removed: Sequence[Removed]) -> Check:
@@ -176,6 +189,7 @@ def measure(
             "note": f"{rows} rows in ONNX Runtime {ort.__version__}",
         },
     )
+    yield "macs", {"count": measured_macs(parse(model), feed)}
     quantized = _Int8Session(int8, feed, expected) if int8 is not None else None
     if quantized is not None:
         yield "int8", quantized.part

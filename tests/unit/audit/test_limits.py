@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from glprune.audit import isolation
-from glprune.audit.checks.execution import check_execution
+from glprune.audit.checks.execution import Claims, check_execution
 from glprune.audit.findings import CHECKS, Check, UnreadableError
 from glprune.audit.isolation import verify_isolated
 from glprune.audit.limits import memory_limit, time_limit
@@ -116,7 +116,7 @@ def test_modules_in_the_current_folder_are_not_imported(audited, tmp_path, monke
     monkeypatch.chdir(copy.folder)
     verdict = verify(copy.folder)
     files = [(copy / name).read_bytes() for name in (bundles.ONNX, bundles.GOLDEN)]
-    checks = check_execution(*files, [], 60)
+    checks = check_execution(*files, Claims(), 60)
     assert not (tmp_path / "ran").exists()
     assert verdict.exit_code == 1
     assert checks[0].status == "passed"

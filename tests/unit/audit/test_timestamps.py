@@ -24,7 +24,8 @@ from tests.unit.audit.attacks_timestamps import ATTACKS, STAMPS, file_of  # noqa
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    monkeypatch.setattr(rendering, "_cannot_draw", lambda report: "not drawn here")
+    monkeypatch.setattr(rendering, "_cannot_draw", lambda report: None)
+    monkeypatch.setattr(rendering, "_drawn_alike", lambda report, page: True)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from glprune.audit import signing
 from glprune.audit.checks import rendering
-from glprune.audit.checks.execution import check_execution
+from glprune.audit.checks.execution import Claims, check_execution
 from glprune.audit.checks.figures.consistency import check_consistency
 from glprune.audit.checks.graph import ExpectedGraph, ExpectedInput, check_graph
 from glprune.audit.diff import compare
@@ -575,7 +575,7 @@ def test_a_model_that_never_ends_is_stopped_and_left_incomplete(audited):
     model = onnx.load_from_string((audited["slim"] / bundles.ONNX).read_bytes())
     endless(model)
     golden = (audited["slim"] / bundles.GOLDEN).read_bytes()
-    c9, c10 = check_execution(model.SerializeToString(), golden, [], seconds=4)
+    c9, c10 = check_execution(model.SerializeToString(), golden, Claims(), seconds=4)
     assert (c9.status, c10.status) == ("incomplete", "skipped")
     assert "stopped after 4 s" in c9.note
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 import glprune
 from glprune.audit.checks import rendering
+from glprune.audit.page_markup import check_page
 from glprune.audit.verify import read_report, verify
 from glprune.errors import RecipeError
 from glprune.report.html import render_html
@@ -104,7 +105,9 @@ def test_a_report_that_names_no_domain_names_no_rule():
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_the_page_has_the_rules_of_its_domain_and_jurisdiction_on_one_printed_page(domain, place):
-    text = table(render_html(chosen(domain, place), pictures=False))
+    page = render_html(chosen(domain, place), pictures=False)
+    assert [*check_page(page)] == []
+    text = table(page)
     expected = {r.id for r in RULES if domain in r.domains and place in (None, *r.jurisdictions)}
     assert {r.id for r in RULES if r.title in text} == expected
     assert {r.id for r in RULES if r.source in text} == expected

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from glprune._version import __version__
-from glprune.audit.checks.figures.frontier import check_frontier
+from glprune.audit.checks.figures.frontier import MACS_SLACK, check_frontier
 from glprune.audit.checks.figures.intervals import check_intervals
 from glprune.audit.checks.figures.policy_records import (
     check_policy_records,
@@ -587,7 +587,9 @@ def _target(report: Report, recipe: Recipe) -> Iterator[Found]:
             budget = getattr(target, key)
             if budget is not None:
                 before, after = getattr(size, f"{key}_before"), getattr(size, f"{key}_after")
-                yield from _above(f"/size/{key}_after", after, resolve_budget(budget, before), key)
+                slack = MACS_SLACK if key == "macs" else 0.0
+                limit = resolve_budget(budget, before) * (1 + slack)
+                yield from _above(f"/size/{key}_after", after, limit, key)
     drop = target.max_drop
     if drop is not None and target.max_hidden is None and stages:
         lost = report.selection.reference - stages[-1].metric

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto
 
 from glprune.audit.onnx_reader import subgraphs
@@ -14,7 +17,32 @@ Sizes = Mapping[str, Sequence[int]]
 _WEIGHT = {"QLinearConv": 3, "QLinearMatMul": 3}  # where the second factor is not input 1
 
 
-def countable(model: ModelProto) -> bool:
+def measured_macs(model: ModelProto, rows: Mapping[str, NDArray[Any]]) -> int | None:
+    """Run a model on one row and count its multiply-accumulates.
+
+    Args:
+        model: The model.
+        rows: Its inputs, of which the first row is used.
+
+    Returns:
+        The count; None where it cannot be told, as for products in a loop, or where the model does not run.
+    """
+    if not _is_countable(model):
+        return None
+    content, names = _with_sizes(model)
+    feed = {name: x[:1] for name, x in rows.items()}
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    try:
+        session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        found = dict(zip(names, session.run(names, feed), strict=True)) if names else {}
+    except Exception:  # noqa: BLE001 - the runtime raises several kinds of its own
+        return None
+    return _macs(model, {name: x.shape for name, x in (feed | found).items()})
+
+
+def _is_countable(model: ModelProto) -> bool:
     """Whether all products are in the main graph: those of a loop or a branch depend on the data."""
     nodes = (node for node in model.graph.node)
     inner = (graph for node in nodes for graph in subgraphs(node))
@@ -25,7 +53,7 @@ def _has_products(graph: GraphProto) -> bool:
     return any(node.op_type in _COUNTS or any(map(_has_products, subgraphs(node))) for node in graph.node)
 
 
-def with_sizes(model: ModelProto) -> tuple[bytes, list[str]]:
+def _with_sizes(model: ModelProto) -> tuple[bytes, list[str]]:
     """Return the model with the tensors that its products read and write as outputs, and their names.
 
     Args:
@@ -45,12 +73,12 @@ def with_sizes(model: ModelProto) -> tuple[bytes, list[str]]:
     return extended.SerializeToString(), names
 
 
-def macs(model: ModelProto, sizes: Sizes) -> int:
+def _macs(model: ModelProto, sizes: Sizes) -> int:
     """Count the multiply-accumulates: matrix products, convolutions and recurrent layers.
 
     Args:
         model: The model.
-        sizes: Name of a tensor -> its shape for one row, of the inputs and of ``with_sizes``.
+        sizes: Name of a tensor -> its shape for one row.
     """
     known = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer} | dict(sizes)
     return sum(_COUNTS[node.op_type](node, known) for node in model.graph.node if node.op_type in _COUNTS)
