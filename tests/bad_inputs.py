@@ -606,7 +606,7 @@ class Passes:
 
 NO_GRADIENT = "The network's output has no gradient: its forward runs under torch.no_grad or inference_mode, or detaches the output or takes it from NumPy; remove that from the forward."
 FORWARD = "def forward(self, x):\n    return self.b(torch.relu(self.a(x)))\nNet.forward = "
-LATER = "{} rows at first and {} later; let the loader yield the same rows in every pass."
+LATER = "{} rows at first and {} later; let the loader yield the same rows in every pass, and draw what is random from PyTorch's generator, in training only."
 ONCE = "'train': a {} can be read once only, and a run reads its rows many times; return a DataLoader or a list of batches."
 UNTRAINABLE = [
     ("under no_grad", FORWARD + "torch.no_grad()(forward)", NO_GRADIENT),

@@ -18,8 +18,10 @@ from glprune.export.onnx_runtime import EXPORT_TOLERANCE, OnnxFile, latency
 from glprune.export.shipped_model import on_test_rows
 from glprune.model.confidence_intervals import confidence_intervals
 from glprune.model.counting import macs, parameters
+from glprune.model.outputs import leaves
 from glprune.model.prediction import predict
 from glprune.model.task import r2_score
+from glprune.schema.metrics import metric_text
 from glprune.schema.recipe import HIGHER_IS_BETTER, METRICS
 from glprune.schema.report import Agreement, Latency, Metric, Segments, Size
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from glprune.search.job import Job
 
 Outputs = Sequence[Tensor]
+_SAME = 1e-6  # the same network on the same rows, in the same batches
 _NETWORKS = {
     "original": "original network",
     "zeroed": "slim network before the refit",
@@ -136,6 +139,7 @@ def _test_outputs(
 ) -> _TestOutputs:
     """Run the three files on the test split; refuse a shipped file that does not agree with PyTorch."""
     job, removed = shipped.job, shipped.removed
+    _check_original(job)
     before, target = predict(original, job.data.test, identity)
     between, _ = predict(zeroed, job.data.test, removed.selection)
     after, _, gap = on_test_rows(job, removed, shipped.network, final)
@@ -145,6 +149,22 @@ def _test_outputs(
             "the slim model was not released. Try another export.opset."
         )
     return _TestOutputs(before, between, after, target, gap)
+
+
+def _check_original(job: Job) -> None:
+    """Check that the original network has the metrics on the test split that it had when it was loaded."""
+    (output,), target = predict(
+        lambda x: (leaves(job.network(*x))[job.task.prediction],), job.data.test, identity
+    )
+    first = next((s.metrics for s in job.original.splits if s.split == "test"), {})
+    for name, value in first.items():
+        now = job.task.metric(name, output, target)
+        if not math.isclose(now, value, rel_tol=_SAME, abs_tol=_SAME):
+            raise ModelError(
+                f"{name} of the original network on the test split was {metric_text(value)} at the start and "
+                f"is {metric_text(now)} at the end of the run: its forward keeps a state from call to call, "
+                "or the rows changed; the slim model was not released."
+            )
 
 
 def _metrics(job: Job, outputs: _TestOutputs) -> list[Metric]:
