@@ -139,7 +139,7 @@ def _test_outputs(
 ) -> _TestOutputs:
     """Run the three files on the test split; refuse a shipped file that does not agree with PyTorch."""
     job, removed = shipped.job, shipped.removed
-    _check_original(job)
+    check_original(job)
     before, target = predict(original, job.data.test, identity)
     between, _ = predict(zeroed, job.data.test, removed.selection)
     after, _, gap = on_test_rows(job, removed, shipped.network, final)
@@ -151,8 +151,12 @@ def _test_outputs(
     return _TestOutputs(before, between, after, target, gap)
 
 
-def _check_original(job: Job) -> None:
-    """Check that the original network has the metrics on the test split that it had when it was loaded."""
+def check_original(job: Job) -> None:
+    """Check that the original network has the metrics on the test split that it had when it was loaded.
+
+    Raises:
+        ModelError: It has others: the network keeps a state, or its rows changed.
+    """
     (output,), target = predict(
         lambda x: (leaves(job.network(*x))[job.task.prediction],), job.data.test, identity
     )

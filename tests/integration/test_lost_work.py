@@ -147,6 +147,9 @@ def test_the_paths_of_a_killed_worker_are_run_again(tmp_path, kills, monkeypatch
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
         OSError(24, "Too many open files"),
         ZeroDivisionError("a bug"),
+        GeneratorExit(),
+        SystemExit(0),
+        BaseException("odd"),
     ],
 )
 def test_an_error_of_any_kind_keeps_what_was_done(folder, undisturbed, tmp_path, error):
