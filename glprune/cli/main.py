@@ -27,7 +27,6 @@ from glprune.cli.ci import COMMANDS as PIPELINE_COMMANDS
 from glprune.cli.ci import ci_option
 from glprune.cli.demo import make_demo_command
 from glprune.errors import (
-    GlpruneError,
     ModelError,
     PeerFailedError,
     SignalInterrupt,
@@ -113,9 +112,11 @@ def _process_group(out: Path) -> Iterator[ProcessGroup]:
     try:
         with _signals(), init_process_group() as group:
             yield group
-    except (KeyboardInterrupt, GlpruneError, OSError, MemoryError, RuntimeError) as error:
+    except (Exception, KeyboardInterrupt) as error:
         text = user_message(error)
         if text is None:  # a bug
+            if left := _what_is_left(error, out, group):
+                error.__notes__ = [f"{left[0].upper()}{left[1:]}"]
             raise
         if group.reported_by_main:
             sys.exit(exit_code(error))

@@ -190,6 +190,20 @@ def test_the_message_of_an_error_names_resume(folder, tmp_path, monkeypatch, cap
     assert line.endswith("--resume")
 
 
+def test_a_bug_keeps_its_traceback_and_names_the_whole_command(folder, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("glprune.pipeline.finish", fail)
+    with pytest.raises(ZeroDivisionError) as caught:
+        command(folder, tmp_path / "out", "--quiet", *SET_SHORT)
+    (note,) = caught.value.__notes__
+    assert note.startswith(
+        f"Finished work is kept in {tmp_path}/out.unfinished. To continue: glprune run {folder}/recipe.yaml "
+    )
+    assert note.endswith(" --resume")
+
+
 def test_a_run_that_its_recipe_ends_leaves_nothing(folder, tmp_path):
     with pytest.raises(glprune.TargetError) as caught:
         run(folder, tmp_path / "out", on_event=stopper(PointDone, 2, glprune.TargetError))
