@@ -637,6 +637,7 @@ LOADERS = [
     ("yields other targets in the second pass", "return Passes(batches, [(x, y.flip(0)) for x, y in batches])", "'train': " + OTHER),
     ("turns its rows round in the second pass", "return Passes(batches, batches[::-1])", "'valid': another order of the rows" + OTHER.removeprefix("other values or targets")),
     ("is empty in the second pass", "return Passes(batches, [])", "'test': " + LATER.format(60, 0)),
+    ("yields numbers past float32", "return [(x.double().index_fill(0, torch.tensor([1]), 1e39), y) for x, y in batches]", "'train': input 'features' holds 1e+39 in row 2, beyond float32 (3.4e+38); scale it."),
     ("yields sparse rows", "return [(x.to_sparse(), y) for x, y in batches]", "'train': input 'features' holds no dense real numbers (torch.float32, torch.sparse_coo); convert it in the loader."),
     ("yields complex rows", "return [(x.to(torch.complex64), y) for x, y in batches]", "'train': input 'features' holds no dense real numbers (torch.complex64, torch.strided); convert it in the loader."),
     ("yields complex targets", "return [(x, y.to(torch.complex64)) for x, y in batches]", "'train': the target holds no dense real numbers (torch.complex64, torch.strided); convert it in the loader."),

@@ -21,6 +21,7 @@ from glprune._wording import counted
 from glprune.data.columns import make_features
 from glprune.data.records import Data, InputColumns
 from glprune.data.splits import SPLITS, Inputs
+from glprune.data.tables import beyond_float32
 from glprune.errors import DataError, GlpruneError, RecipeError
 from glprune.runtime.determinism import settings_kept
 
@@ -331,7 +332,7 @@ def unpack(batch: Any, specs: Sequence[InputSpec], kind: str, start: int = 0) ->
         DataError: The batch has another form.
     """
     raw, target = _split_batch(batch, len(specs), kind)
-    inputs = _as_inputs(raw, specs)
+    inputs = _as_inputs(raw, specs, start)
     rows = len(inputs[0])
     for spec, x in zip(specs, inputs, strict=True):
         if len(x) != rows:
@@ -359,7 +360,7 @@ def _as_target(target: Tensor, inputs: Tensor, kind: str, start: int) -> Tensor:
             f"a target of shape {tuple(target.shape)} has several values in a row; one is needed."
         )
     if kind == "regression":
-        return flat[:, 0].float()
+        return _narrowed(flat[:, 0], "the target", start)
     return _class_numbers(flat[:, 0], start)
 
 
@@ -387,7 +388,7 @@ def _split_batch(batch: Any, inputs: int, kind: str) -> tuple[Any, Any]:
     return batch, None
 
 
-def _as_inputs(raw: Any, specs: Sequence[InputSpec]) -> Inputs:
+def _as_inputs(raw: Any, specs: Sequence[InputSpec], start: int) -> Inputs:
     """Return the tensor of each input, in the network's order."""
     if isinstance(raw, Mapping):
         missing = [s.name for s in specs if s.name not in raw]
@@ -401,7 +402,7 @@ def _as_inputs(raw: Any, specs: Sequence[InputSpec]) -> Inputs:
         or not all(isinstance(x, Tensor) for x in found)
     ):
         raise DataError(f"a batch should hold {len(specs)} input tensor(s); it holds {_contents(found)}.")
-    return tuple(_as_input(x, spec) for x, spec in zip(found, specs, strict=True))
+    return tuple(_as_input(x, spec, start) for x, spec in zip(found, specs, strict=True))
 
 
 def _contents(found: Any) -> str:
@@ -411,7 +412,7 @@ def _contents(found: Any) -> str:
     return type(found).__name__
 
 
-def _as_input(x: Tensor, spec: InputSpec) -> Tensor:
+def _as_input(x: Tensor, spec: InputSpec, start: int) -> Tensor:
     """Convert one input to float32, int64 or bool."""
     min_axes = 1 if spec.axis is None else max(2, spec.axis + 1 if spec.axis > 0 else 1 - spec.axis)
     if x.ndim < min_axes:
@@ -423,8 +424,20 @@ def _as_input(x: Tensor, spec: InputSpec) -> Tensor:
     if x.is_floating_point():
         if spec.dtype == "int":
             raise DataError(f"input {spec.name!r} has dtype: int and the loader yields {x.dtype}.")
-        return x.float()
+        return _narrowed(x, f"input {spec.name!r}", start)
     return x if x.dtype == torch.bool else x.long()
+
+
+def _narrowed(x: Tensor, name: str, start: int) -> Tensor:
+    """Return values as float32; refuse finite ones that it does not hold."""
+    narrow = x.float()
+    if x.dtype == torch.float64 and x.numel():
+        beyond = (narrow.isinf() & x.isfinite()).reshape(len(x), -1)
+        if bool(beyond.any()):
+            row = int(beyond.any(1).int().argmax())
+            value = float(x.reshape(len(x), -1)[row][beyond[row]][0])
+            raise DataError(f"{name} {beyond_float32(value, f'row {start + row + 1}')}; scale it.")
+    return narrow
 
 
 def _plain(x: Tensor, name: str) -> Tensor:
