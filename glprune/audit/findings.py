@@ -126,13 +126,13 @@ CHECKS: dict[str, CheckInfo] = {
     "C12": CheckInfo(
         "recomputation",
         "page",
-        "report.html and report.md match report.json",
-        "the pictures, if matplotlib is missing or has another version",
+        "report.html and report.md match report.json, and hold no other markup, styles or active content",
+        "text and numbers in the pictures, if matplotlib is missing or has another version (incomplete)",
     ),
     "C13": CheckInfo(
         "trust",
         "people",
-        "times are in order, and no key signed in two roles",
+        "times are in order, no key signed in two roles, and keys of several roles are bound to them",
         "that the clocks of the signers were right",
     ),
     "C14": CheckInfo(
@@ -144,10 +144,10 @@ CHECKS: dict[str, CheckInfo] = {
 }
 NOT_CHECKED = (
     "The training data, and whether the metrics were measured on them as the report states.",
-    "Norms along the path, optimality residuals, multiply-accumulates, latencies: measured by the producer.",
+    "Norms along the path, optimality residuals, latencies, sizes of the original: measured by the producer.",
     "Whether upstream systems still collect the removed features, or provide the inputs in the stated order.",
     "Whether kept features carry the information of removed ones (proxies).",
-    "Times: they come from the clocks of producer and signers.",
+    "Times other than that of a verified timestamp: they come from the clocks of producer and signers.",
 )
 
 
@@ -160,12 +160,14 @@ class Check:
         status: ``skipped``: not requested or not applicable; ``incomplete``: required, but could not run.
         findings: Errors; empty unless the check failed.
         note: What was checked, or why it was not.
+        left_out: A sentence on the part that was not checked; empty if there is none.
     """
 
     id: str
     status: Status
     findings: tuple[Finding, ...] = ()
     note: str = ""
+    left_out: str = ""
 
     @property
     def info(self) -> CheckInfo:

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from glprune.schema.recipe import (
         DataSpec,
         InputSpec,
+        MetricName,
         ModelSpec,
         PenaltySpec,
         PolicySpec,
         Recipe,
+        ReportSpec,
         SplitSpec,
         StabilitySpec,
         TargetSpec,
@@ -89,7 +91,7 @@ INPUT_RULES: tuple[Rule[InputSpec], ...] = (
 )
 
 
-def _impossible(expected: Mapping[str, float]) -> str | None:
+def _impossible(expected: Mapping[MetricName, float]) -> str | None:
     """Describe the first expected value that its metric cannot have."""
     for name, value in expected.items():
         low, high = RANGES[name]
@@ -436,6 +438,13 @@ _PENALTY_AND_TARGET: tuple[Rule[Recipe], ...] = (
     ),
 )
 
+REPORT_RULES: tuple[Rule[ReportSpec], ...] = (
+    Rule(
+        "jurisdiction",
+        lambda s: s.jurisdiction is not None and s.domain is None,
+        "jurisdiction needs report.domain, which chooses the regulations, such as consumer_credit",
+    ),
+)
 _STABILITY: tuple[Rule[Recipe], ...] = (
     Rule(
         "stability.n_resamples",

@@ -13,7 +13,6 @@ from sklearn.metrics import accuracy_score, brier_score_loss, log_loss, roc_auc_
 
 import glprune
 from glprune.data import load_data
-from glprune.data.protected import Attribute, segmented
 from glprune.errors import DataError, ModelError, RecipeError
 from glprune.evaluation.proxies import auc, cross_validated, logistic, ridge
 from glprune.evaluation.segments import decide
@@ -25,6 +24,7 @@ from glprune.schema import bundle as bundles
 from glprune.schema.recipe import PenaltySpec
 from glprune.schema.recipe_loading import load_recipe
 from glprune.search.policy import resolve
+from glprune.tables.protected import Attribute, segmented
 from glprune.training.objective import Objective, lambda_max
 from tests.networks import fit_binary, mlp, split
 

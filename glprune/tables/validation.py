@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from numpy.typing import NDArray
 
-from glprune.data.records import Standardization
-from glprune.data.tables import (
+from glprune.errors import DataError, name_list
+from glprune.tables.table import (
     NUMBER,
     Reader,
     RowGroup,
@@ -24,7 +23,6 @@ from glprune.data.tables import (
     inexact_message,
     unknown_column_hint,
 )
-from glprune.errors import DataError, name_list
 
 if TYPE_CHECKING:
     from glprune.schema.recipe import Recipe
@@ -344,10 +342,16 @@ class RunningMoments:
         """Columns with a single value."""
         return [self.columns[n] for n in np.flatnonzero(self._low == self._high).tolist()]
 
-    def standardization(self) -> Standardization:
-        """Return mean and standard deviation of every column."""
-        std = np.sqrt(self._squares / self._count)
-        return Standardization(torch.from_numpy(self._mean.copy()), torch.from_numpy(std))
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """Mean of every column."""
+        return self._mean.copy()
+
+    @property
+    def std(self) -> NDArray[np.float64]:
+        """Standard deviation of every column."""
+        spread: NDArray[np.float64] = np.sqrt(self._squares / self._count)
+        return spread
 
 
 def constant_notes(recipe: Recipe, moments: RunningMoments, dtype: Dtype) -> list[str]:
