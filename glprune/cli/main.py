@@ -30,7 +30,6 @@ from glprune.cli.evaluate import evaluate
 from glprune.cli.reproduce import EPILOG as REPRODUCE_EPILOG
 from glprune.cli.reproduce import data_files, print_reproduction
 from glprune.errors import (
-    GlpruneError,
     ModelError,
     PeerFailedError,
     SignalInterrupt,
@@ -116,9 +115,11 @@ def _process_group(out: Path) -> Iterator[ProcessGroup]:
     try:
         with _signals(), init_process_group() as group:
             yield group
-    except (KeyboardInterrupt, GlpruneError, OSError, MemoryError, RuntimeError) as error:
+    except (Exception, KeyboardInterrupt) as error:
         text = user_message(error)
         if text is None:  # a bug
+            if left := _what_is_left(error, out, group):
+                error.__notes__ = [f"{left[0].upper()}{left[1:]}"]
             raise
         if group.reported_by_main:
             sys.exit(exit_code(error))
