@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from glprune.data.columns import file_inputs, make_features
+from glprune.data.columns import file_inputs, make_features, standardized_columns
 from glprune.data.dataloader import load_loader
 from glprune.data.files import open_table
 from glprune.data.protected import read_protected
@@ -79,6 +79,7 @@ class _FilePlan:
         inputs: The columns of each input.
         dtypes: The type that each input is read as.
         features: The features.
+        standardized: The columns to standardise.
         stream: How rows are streamed; None: they are held in memory.
     """
 
@@ -87,6 +88,7 @@ class _FilePlan:
     inputs: tuple[InputColumns, ...]
     dtypes: tuple[Dtype, ...]
     features: tuple[Feature, ...]
+    standardized: frozenset[str]
     stream: StreamPlan | None
 
     @property
@@ -128,13 +130,15 @@ def _plan_files(recipe: Recipe) -> _FilePlan:
     spec = recipe.data
     names = {"file": spec.file} if spec.file else {s: getattr(spec, s) for s in SPLITS}
     tables = {key: open_table(recipe.path(str(name))) for key, name in names.items()}
-    inputs = file_inputs(recipe, next(iter(tables.values())).names)
+    columns = next(iter(tables.values())).names
+    inputs = file_inputs(recipe, columns)
     plan = _FilePlan(
         tables=tables,
         names=tuple(str(name) for name in names.values()),
         inputs=inputs,
         dtypes=tuple(part.dtype for part in recipe.model.inputs),
         features=make_features(recipe, inputs),
+        standardized=standardized_columns(recipe, inputs, columns),
         stream=plan_stream(recipe, tables, inputs),
     )
     for table in tables.values():
@@ -158,15 +162,14 @@ def _read_files(recipe: Recipe, plan: _FilePlan) -> _ReadRows:
 def _assemble(recipe: Recipe, plan: _FilePlan, rows: _ReadRows) -> Data:
     """Put together what the rest of the package needs to know of the data."""
     digests = {key: table.digest() for key, table in plan.tables.items()}
-    standardized = [recipe.data.standardize == "train" and dtype == "float" for dtype in plan.dtypes]
     return Data(
         source=", ".join(plan.names),
         inputs=plan.inputs,
         features=plan.features,
         classes=rows.classes,
         standardization=tuple(
-            moments.standardization() if wanted else None
-            for moments, wanted in zip(rows.moments, standardized, strict=True)
+            moments.standardization(plan.standardized) if plan.standardized and dtype == "float" else None
+            for moments, dtype in zip(rows.moments, plan.dtypes, strict=True)
         ),
         digests=digests,
         notes=(*_notes(recipe, plan, rows), *_same_files(digests)),
@@ -182,11 +185,7 @@ def _assemble(recipe: Recipe, plan: _FilePlan, rows: _ReadRows) -> Data:
 
 def _notes(recipe: Recipe, plan: _FilePlan, rows: _ReadRows) -> list[str]:
     """Collect what the user should know of the data."""
-    notes = [
-        note
-        for moments, dtype in zip(rows.moments, plan.dtypes, strict=True)
-        for note in constant_notes(recipe, moments, dtype)
-    ]
+    notes = [note for moments in rows.moments for note in constant_notes(moments, plan.standardized)]
     if rows.classes is not None and recipe.data.classes is None:
         notes.append(f"data.classes is not given; the sorted labels are used: {', '.join(rows.classes)}.")
     if recipe.data.target is None and (hint := header_hint(plan.first.names)):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -24,9 +24,6 @@ from glprune.data.tables import (
     unknown_column_hint,
 )
 from glprune.errors import DataError, name_list
-
-if TYPE_CHECKING:
-    from glprune.schema.recipe import Recipe
 
 Dtype = Literal["float", "int"]
 TYPES = {"float": np.float32, "int": np.int64}
@@ -321,13 +318,15 @@ class RunningMoments:
         """Columns with a single value."""
         return [self.columns[n] for n in np.flatnonzero(self._low == self._high).tolist()]
 
-    def standardization(self) -> Standardization:
-        """Return mean and standard deviation of every column."""
-        std = np.sqrt(self._squares / self._count)
-        return Standardization(torch.from_numpy(self._mean.copy()), torch.from_numpy(std))
+    def standardization(self, columns: Collection[str]) -> Standardization:
+        """Return mean and standard deviation of some columns; 0 and 1 of the others."""
+        chosen = np.array([name in columns for name in self.columns], dtype=bool)
+        mean = np.where(chosen, self._mean, 0.0)
+        std = np.where(chosen, np.sqrt(self._squares / self._count), 1.0)
+        return Standardization(torch.from_numpy(mean), torch.from_numpy(std))
 
 
-def constant_notes(recipe: Recipe, moments: RunningMoments, dtype: Dtype) -> list[str]:
+def constant_notes(moments: RunningMoments, standardized: Collection[str]) -> list[str]:
     """Return a note on columns that are constant on the training rows.
 
     Raises:
@@ -336,9 +335,10 @@ def constant_notes(recipe: Recipe, moments: RunningMoments, dtype: Dtype) -> lis
     constant = moments.constant
     if not constant:
         return []
-    if recipe.data.standardize == "train" and dtype == "float":
+    refused = [name for name in constant if name in standardized]
+    if refused:
         raise DataError(
-            f"column {name_list(constant)} constant on the training rows, so it cannot be standardised; "
+            f"column {name_list(refused)} constant on the training rows, so it cannot be standardised; "
             "list under data.exclude."
         )
     return [f"column {name_list(constant)} constant on the training rows."]

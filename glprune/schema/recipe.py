@@ -281,10 +281,11 @@ class DataSpec(Section):
         description="Class labels in the order of the network's outputs; for binary tasks the second is "
         "the positive class. Default: the sorted labels.",
     )
-    standardize: Literal["none", "train"] = Field(
+    standardize: Literal["none", "train"] | Annotated[list[ColumnName], Field(min_length=1)] = Field(
         "none",
         description="train: put (x - mean) / std of the training rows in front of the network, inside the "
-        "exported file. none: feed the columns unchanged.",
+        "exported file. A list of columns, by name or pattern: of these columns only; the others are fed "
+        "unchanged. none: feed all columns unchanged.",
     )
     stream: StreamSpec | None = Field(
         None,
