@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from glprune.schema.recipe import Recipe
 
 _CHUNK = 1024
-_MAX_LISTED = 8  # columns that a message names
+_MAX_LISTED = 8  # columns or classes that a message names
 _DOUBTFUL = "the original network does not look like the one that was trained"
 _ACCEPT = "--accept-original (in Python accept_original=True)"
 
@@ -85,7 +85,7 @@ class OriginalCheck:
     @functools.cached_property
     def original(self) -> Original:
         """Its metrics on every split, and what speaks against its being the network that was trained."""
-        found = measure_original(self.task, self.predictions)
+        found = measure_original(self.task, self.predictions, self.data.classes or ())
         return found if found.doubts else replace(found, hints=tuple(self._hints()))
 
     def _hints(self) -> Iterator[str]:
@@ -140,7 +140,7 @@ class OriginalCheck:
     def _likely_causes(self) -> str:
         """Name the causes, those first with which the network predicts better when they are put right."""
         found = list(self._found_causes())
-        classes = [] if self.task.kind == "regression" else ["the order of data.classes", "model.output"]
+        classes = [self._order_of_classes(), "model.output"] if self.data.classes else []
         scale = "the scale of the target" if self.task.kind == "regression" else "class weights in training"
         possible = [
             "inputs scaled outside the network (data.standardize)",
@@ -150,6 +150,14 @@ class OriginalCheck:
             scale,
         ]
         return f"{' '.join(found)}{' ' if found else ''}Likely causes: {', '.join(possible)}."
+
+    def _order_of_classes(self) -> str:
+        """Name the order in which the outputs were read."""
+        labels = self.data.classes or ()
+        shown = ", ".join(labels[:_MAX_LISTED]) + (", ..." if len(labels) > _MAX_LISTED else "")
+        if self.recipe.data.classes is None:
+            return f"the order of data.classes (not given, so the sorted labels were taken: {shown})"
+        return f"the order of data.classes ({shown})"
 
     def _found_causes(self) -> Iterator[str]:
         """Try what may be wrong; yield what leaves no doubt, with the metric it would give."""

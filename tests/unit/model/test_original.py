@@ -73,7 +73,7 @@ def test_weak_networks_on_few_rows_and_rare_events_raise_no_doubt(count, share):
         ),
         (lambda logit: -logit, "worse than chance"),
         (lambda logit: 50 * logit, "class shares alone"),
-        (lambda logit: logit + 2, "mean score of the second class"),
+        (lambda logit: logit + 2, "mean score of class 2"),
         (lambda logit: torch.sigmoid(logit), "probabilities"),
         (lambda logit: torch.zeros_like(logit), "near chance"),
     ],
@@ -103,6 +103,29 @@ def test_permuted_classes_and_softmax_outputs_are_doubted():
     shifted = find_doubts(task, splits(logits.roll(1, dims=1), target))
     assert any("of a class against the others" in doubt for doubt in shifted)
     assert "probabilities" in find_doubts(task, splits(logits.softmax(1), target))[0]
+
+
+def test_a_class_is_called_by_its_label():
+    logit, target = rows(torch.Generator().manual_seed(0), 600, 0.3, 1.5)
+    doubts = find_doubts(binary(), splits(logit + 2, target), ("no", "yes"))
+    assert any("mean score of class 'yes'" in doubt for doubt in doubts)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(900, 3, generator=generator)
+    target = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
+    task = Task("multiclass", "logits", 3, width=3)
+    shifted = find_doubts(
+        task, splits(logits + torch.tensor([0.0, 0.0, 6.0]), target), ("low", "medium", "high")
+    )
+    assert any("mean score of class 'high' 0.9" in doubt for doubt in shifted)
+
+
+def test_a_refusal_says_in_which_order_the_classes_were_read(problem):
+    swapped = changed(problem, 'data.classes=["yes", "no"]')
+    with pytest.raises(ModelError, match=r"the order of data\.classes \(yes, no\)"):
+        glprune.inspect(swapped, problem / "model.pt")
+    scaled = changed(problem, "data.classes=null", "data.standardize=none")
+    with pytest.raises(ModelError, match=r"not given, so the sorted labels were taken: no, yes\)"):
+        glprune.inspect(scaled, problem / "model.pt")
 
 
 def test_a_predictor_of_the_majority_class_is_not_at_chance_by_its_accuracy():
