@@ -214,7 +214,9 @@ class ValidationSpec(Section):
         "auto",
         description="Number of folds of the training and validation rows on which sets of features of the "
         "target's size are compared (cross-validation). 1: the validation split alone. auto: 5 where the "
-        "validation split has fewer than 200 rows, or fewer than 100 of the rarer of two classes; else 1.",
+        "validation split has fewer than 200 rows, or fewer than 100 of the rarer of two classes; else 1. "
+        "Folds are made where sets are compared (see search) and another one is better than the path's "
+        "on the validation split.",
     )
     repeats: Annotated[int, Field(ge=1, le=100)] = Field(
         1, description="How often the rows are divided into folds, each time at random."
