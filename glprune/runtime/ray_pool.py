@@ -5,11 +5,12 @@ The recipe, the model and the data must be readable under the same paths everywh
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -116,21 +117,36 @@ def has_cluster() -> bool:
 def _connect(cores: int) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     address = os.environ.get("RAY_ADDRESS")
-    before = signal.getsignal(signal.SIGTERM)
     try:
-        if address:
-            ray.init(address=address, **quiet)
-        else:
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # send no usage statistics
-            ray.init(num_cpus=cores, include_dashboard=False, **quiet)
+        with _own_sigterm():
+            if address:
+                ray.init(address=address, **quiet)
+            else:
+                os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # send no usage statistics
+                ray.init(num_cpus=cores, include_dashboard=False, **quiet)
     except (RayError, ConnectionError, RuntimeError, ValueError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise GlpruneError(
             f"Ray cannot be joined{f' at {address}' if address else ''} ({first}); set workers.engine: local."
         ) from error
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep the handler of SIGTERM, which Ray replaces by handlers that exit, for seconds while it starts."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before, exited = signal.getsignal(signal.SIGTERM), False
+    try:
+        yield
+    except SystemExit:  # Ray's handlers alone raise it
+        exited = True
+        raise
     finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)  # Ray replaces it; the command reports the state of the run
+        signal.signal(signal.SIGTERM, before)
+        if exited:
+            signal.raise_signal(signal.SIGTERM)
 
 
 def _result_or_error(ready: Any) -> Any:
