@@ -36,11 +36,13 @@ class TextColumn:
     Attributes:
         name: The column.
         values: Number of distinct texts.
+        empty: Number of empty cells.
         examples: The first of them, sorted.
     """
 
     name: str
     values: int
+    empty: int
     examples: tuple[str, ...]
 
 
@@ -276,5 +278,7 @@ def _can_be_encoded(table: Table, name: str) -> bool:
 
 
 def _text_column(table: Table, name: str) -> TextColumn:
-    values = sorted(v for v in pc.unique(table.column(name)).to_pylist() if v)
-    return TextColumn(name, len(values), tuple(values[:3]))
+    column = table.column(name)
+    values = sorted(v for v in pc.unique(column).to_pylist() if v)
+    empty = pc.sum(pc.equal(pc.fill_null(column, ""), "").cast(pa.int64())).as_py() or 0
+    return TextColumn(name, len(values), empty, tuple(values[:3]))

@@ -177,6 +177,17 @@ def test_texts_are_offered_for_encoding_with_their_values(tmp_path):
     assert again.data.feature_groups == {"color": "color=*"}
 
 
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_empty_texts_are_counted_and_their_codes_fit_an_embedding(tmp_path, suffix):
+    columns = frame()
+    columns["town"] = (["Bern", "Chur", "Basel", None] * ROWS)[:ROWS]
+    _, text = initialised(tmp_path, columns, "--target", "churned", suffix=suffix)
+    assert '"town": 3 texts (Basel, Bern, Chur), empty in 30 rows' in text
+    code = text.partition("codes for an embedding: ")[2].partition(",")[0]
+    codes = eval(code, {"rows": columns, "name": "town"})
+    assert (codes.min(), codes.nunique()) == (0, 4)
+
+
 def test_what_cannot_be_encoded_is_excluded_with_its_reason(tmp_path):
     columns = (
         frame()
