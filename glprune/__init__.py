@@ -4,7 +4,7 @@ The packages, from the highest to the lowest; none imports from one above it:
 
 - ``cli``: the ``glprune`` command.
 - ``integrations``: scikit-learn, MLflow, Olive, CI systems, model servers.
-- ``selection``: another point of a bundle's frontier.
+- ``rerun``: another point of a bundle's frontier, and the reproduction of a bundle.
 - ``pipeline``, ``inspection``: the whole run, and the dry run; ``result``: the finished bundle.
 - ``evaluation``: stability, drop costs, baselines, segments and proxies, collected into the report.
 - ``export``: the ONNX file, its checks and metadata, latency, the slim network of a bundle.
@@ -12,10 +12,11 @@ The packages, from the highest to the lowest; none imports from one above it:
 - ``training``: penalties, proximal optimisers, the training loop.
 - ``pruning``: units and groups of a network, and their removal.
 - ``model``: loading networks, their outputs, sizes and predictions.
-- ``data``: files and loaders, checked and split.
+- ``data``: the rows of a run as tensors, from files and loaders.
 - ``runtime``: processes, checkpoints, the output folder, determinism, progress events.
 - ``audit``: verification of a bundle without PyTorch, training code or data.
 - ``report``: report pages from ``report.json``.
+- ``metrics``: metrics, intervals and decisions; ``tables``: data files as arrays; both without PyTorch.
 - ``schema``: the typed records of every file.
 """
 
@@ -31,11 +32,11 @@ if TYPE_CHECKING:
     from glprune.export.slim_network import load
     from glprune.inspection import Inspection, inspect
     from glprune.pipeline import run
+    from glprune.rerun.selection import select
     from glprune.result import Result
     from glprune.schema.recipe import Recipe
     from glprune.schema.recipe_loading import load_recipe
     from glprune.schema.report import Report
-    from glprune.selection import select
 
 __all__ = [
     "DataError",
@@ -67,7 +68,7 @@ __getattr__ = lazy_names(
         "load": "export.slim_network",
         "load_recipe": "schema.recipe_loading",
         "run": "pipeline",
-        "select": "selection",
+        "select": "rerun.selection",
     },
 )
 

@@ -45,7 +45,7 @@ from glprune.runtime.checkpoint import DistributedCheckpoint, tensors_digest
 from glprune.runtime.determinism import reproducible
 from glprune.runtime.events import Event, Listener, Notice, Stage, silent
 from glprune.runtime.output_folder import open_output_folder
-from glprune.runtime.process_group import ProcessGroup, init_process_group
+from glprune.runtime.process_group import ALONE, ProcessGroup, init_process_group
 from glprune.runtime.replay import write_steps
 from glprune.runtime.worker_pool import is_parallel, make_worker_pool
 from glprune.schema import bundle as bundles
@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     from glprune.search.search import SearchResult
 
 LATENCY_BATCHES = (1, 256)
-_ORIGINAL, _ZEROED = "original.onnx", "zeroed.onnx"
+_ZEROED = "zeroed.onnx"
 _PROCESSOR = "kind of processor"
 
 
@@ -130,12 +130,38 @@ def run(  # noqa: PLR0913 - the public entry point: each option is a keyword of 
         if not group.is_main:
             return _run_secondary_rank(source, folder, group)
         with open_output_folder(folder, overwrite, resume) as output:
-            job = _with_checkpoints(begin(source, output.stage, clock), output, group, clock)
-            chosen = _search(job, source, group, clock)
-            write_frontier(job.checkpoints, chosen, source, output.stage, folder)
-            report = finish(job, chosen, source, output.stage, clock)
+            report = _write_bundle(source, output, folder, group, clock)
         group.broadcast_object(report.model_dump(mode="json", by_alias=True))
     return publish(Result(folder, report), recipe, plugins)
+
+
+def run_unpublished(source: JobFactory, folder: Path, listener: Listener) -> Result:
+    """Run a recipe in this process and write a bundle; neither exporters nor reporters receive it.
+
+    Args:
+        source: The recipe and the model.
+        folder: The folder to write; it must not exist.
+        listener: Called with an event for every step.
+    """
+    clock = StageClock(listener)
+    with (
+        reproducible(source.recipe.seed, source.recipe.threads),
+        clock.name_errors(),
+        network_errors(),
+        open_output_folder(folder, overwrite=False, resume=False) as output,
+    ):
+        report = _write_bundle(source, output, folder, ALONE, clock)
+    return Result(folder, report)
+
+
+def _write_bundle(
+    source: JobFactory, output: OutputFolder, folder: Path, group: ProcessGroup, clock: StageClock
+) -> Report:
+    """Run all steps and write the files of the bundle that will be at ``folder``."""
+    job = _with_checkpoints(begin(source, output.stage, clock), output, group, clock)
+    chosen = _search(job, source, group, clock)
+    write_frontier(job.checkpoints, chosen, source, output.stage, folder)
+    return finish(job, chosen, source, output.stage, clock)
 
 
 def begin(source: JobFactory, folder: Path, clock: StageClock) -> Job:
@@ -300,7 +326,7 @@ class StageClock:
 def _export_original(job: Job, folder: Path) -> None:
     """Write the original network first: one that cannot be exported must fail before hours of training."""
     with torch.random.fork_rng(devices=[]):  # training must not depend on an exporter's random numbers
-        write_onnx(job, job.network, first_rows(job.data.test, 4), folder / _ORIGINAL)
+        write_onnx(job, job.network, first_rows(job.data.test, 4), folder / bundles.ORIGINAL)
 
 
 def _export(shipped: ShippedModel, clock: StageClock) -> ExportedFiles:
@@ -313,7 +339,7 @@ def _export(shipped: ShippedModel, clock: StageClock) -> ExportedFiles:
     metadata = [file_metadata(job, removed, names) for names in encodings]
     result = write_shipped(job, removed, shipped.network, shipped.file, metadata)
     return ExportedFiles(
-        original=folder / _ORIGINAL,
+        original=folder / bundles.ORIGINAL,
         zeroed=folder / _ZEROED,
         shipped=shipped.file,
         exporter=result.exporter,
@@ -331,7 +357,8 @@ def _evaluate(
     """Measure everything the report states and write the files that it refers to."""
     clock(Stage("measure", "running the ONNX files on the test split"))
     measured = measure_test_split(shipped, files, LATENCY_BATCHES)
-    files.original.unlink()
+    if not shipped.job.recipe.export.keep_original:
+        files.original.unlink()
     files.zeroed.unlink()
     plan = write_plan(shipped)
     write_golden(shipped)

@@ -134,9 +134,14 @@ RUNS = {
     "ruled": ("ruled", [], "torchscript"),
     "wide": ("plain", ["export.signature=original"], "dynamo"),
     "digested": ("plain", ["export.signature=original", "export.names=digest"], "torchscript"),
-    "other": ("plain", ["seed=4", "target.max_features=2"], "torchscript"),
+    "other": ("plain", ["seed=4", "target.max_features=2", "report.domain=insurance"], "torchscript"),
     "mixed": ("Mixed", [], "torchscript"),
     "recurrent": ("Recurrent", [], "torchscript"),
+    "kept": (
+        "ruled",
+        ["export.keep_original=true", "export.quantize=int8", "policy.proxies=false", "search=path"],
+        "torchscript",
+    ),
 }
 
 

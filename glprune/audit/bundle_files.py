@@ -11,10 +11,10 @@ from pathlib import Path
 from glprune.audit.findings import Finding, UnreadableError
 from glprune.schema import bundle as bundles
 
-_SIGNATURE = re.compile(r"^[a-z0-9][a-z0-9-]{0,39}\.dsse\.json$")
+_SIGNATURE = re.compile(rf"[a-z0-9][a-z0-9-]{{0,39}}\.dsse\.json|{re.escape(bundles.TIMESTAMP)}")
 _MEGABYTE = 1 << 20
 # in MiB: recipe and manifest are short, a model can be as large as a protobuf
-_SIZE_LIMITS = dict.fromkeys((bundles.ONNX, bundles.INT8, bundles.WEIGHTS), 2048)
+_SIZE_LIMITS = dict.fromkeys((bundles.ONNX, bundles.INT8, bundles.ORIGINAL, bundles.WEIGHTS), 2048)
 _SIZE_LIMITS |= {bundles.RECIPE: 1, bundles.MANIFEST: 1}
 _DEFAULT_LIMIT = 64
 _SIGNATURE_LIMIT = 4
@@ -29,7 +29,7 @@ class Files:
     Attributes:
         folder: The folder.
         contents: File name -> bytes; files that cannot be read safely are left out.
-        signatures: File name in ``signatures/`` -> bytes.
+        signatures: File name in ``signatures/`` -> bytes; signatures, and the timestamp of the manifest.
         findings: Errors of the folder itself.
     """
 
@@ -98,8 +98,10 @@ def _read_entry(entry: os.DirEntry[str], name: str, prefix: str, files: Files) -
         files.findings.append(
             Finding(name, "", f"has {info.st_size:,} bytes; at most {_limit(name)} MiB are read")
         )
-    elif _is_signature(name) and not _SIGNATURE.match(entry.name):
-        files.findings.append(Finding(name, "", "is not named like a signature, <role>.dsse.json"))
+    elif _is_signature(name) and not _SIGNATURE.fullmatch(entry.name):
+        files.findings.append(
+            Finding(name, "", f"is not named like a signature, <role>.dsse.json or {bundles.TIMESTAMP}")
+        )
     elif prefix and not _is_signature(name) and not bundles.POINT_FILE.fullmatch(name):
         files.findings.append(Finding(name, "", "is not named like a point, <size>.safetensors"))
     elif _is_signature(name):

@@ -84,7 +84,7 @@ CHECKS: dict[str, CheckInfo] = {
     "C5": CheckInfo(
         "recomputation",
         "figures",
-        "every count, status and sum in the report follows from its tables, plan, weights and recipe",
+        "counts, statuses, sums, warnings and rules of the report follow from its tables and the recipe",
         "metrics, norms along the path and latencies: the producer measured them",
     ),
     "C6": CheckInfo(
@@ -96,19 +96,20 @@ CHECKS: dict[str, CheckInfo] = {
     "C7": CheckInfo(
         "recomputation",
         "names",
-        "report, plan, input schema and ONNX file list the same columns in the same order",
+        "every column has one owner; report, recipe, plan, input schema and ONNX file list the same columns",
         "that upstream systems provide them in this order",
     ),
     "C8": CheckInfo(
         "recomputation",
         "weights",
-        "the shipped weights have the stated shapes, counts and group norms",
+        "the shipped weights have the stated shapes, group norms and counts of parameters and units",
         "that model.onnx was made from the tensors that it does not contain bit for bit",
     ),
     "C9": CheckInfo(
         "recomputation",
         "golden",
-        "the model gives the recorded outputs on the recorded rows, in two runtimes if both can run it",
+        "the model gives the recorded outputs on the recorded rows, in two runtimes if both can; it has "
+        "the stated multiply-accumulates",
         "anything, if the producer made both model and rows again",
     ),
     "C10": CheckInfo(
@@ -120,19 +121,20 @@ CHECKS: dict[str, CheckInfo] = {
     "C11": CheckInfo(
         "policy",
         "policy",
-        "no kept column is, or is derived from, a feature in must_drop; every feature in must_keep is kept",
+        "nothing that the file reads is, looks like or is derived from a name in must_drop; what must_keep "
+        "lists is kept; every rule matches something",
         "proxies: other kept columns may carry the same information",
     ),
     "C12": CheckInfo(
         "recomputation",
         "page",
-        "report.html and report.md match report.json",
-        "the pictures, if matplotlib is missing or has another version",
+        "report.html and report.md match report.json, and hold no other markup, styles or active content",
+        "text and numbers in the pictures, if matplotlib is missing or has another version (incomplete)",
     ),
     "C13": CheckInfo(
         "trust",
         "people",
-        "times are in order, and no key signed in two roles",
+        "times are in order, no key signed in two roles, and keys of several roles are bound to them",
         "that the clocks of the signers were right",
     ),
     "C14": CheckInfo(
@@ -144,10 +146,10 @@ CHECKS: dict[str, CheckInfo] = {
 }
 NOT_CHECKED = (
     "The training data, and whether the metrics were measured on them as the report states.",
-    "Norms along the path, optimality residuals, multiply-accumulates, latencies: measured by the producer.",
+    "Norms along the path, optimality residuals, latencies, sizes of the original: measured by the producer.",
     "Whether upstream systems still collect the removed features, or provide the inputs in the stated order.",
     "Whether kept features carry the information of removed ones (proxies).",
-    "Times: they come from the clocks of producer and signers.",
+    "Times other than that of a verified timestamp: they come from the clocks of producer and signers.",
 )
 
 
@@ -160,12 +162,14 @@ class Check:
         status: ``skipped``: not requested or not applicable; ``incomplete``: required, but could not run.
         findings: Errors; empty unless the check failed.
         note: What was checked, or why it was not.
+        left_out: A sentence on the part that was not checked; empty if there is none.
     """
 
     id: str
     status: Status
     findings: tuple[Finding, ...] = ()
     note: str = ""
+    left_out: str = ""
 
     @property
     def info(self) -> CheckInfo:

@@ -10,10 +10,13 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
+from glprune.audit.onnx_file.wire import TooLargeError, check_records
+
 _DTYPES: dict[int, str] = {TensorProto.FLOAT: "float32", TensorProto.INT64: "int64", TensorProto.BOOL: "bool"}
 _RANDOM = {
     "Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"
 }  # fmt: skip
+READS_ONLY_SIZES = ("Shape", "Size")
 _VALUES = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
 
 
@@ -29,7 +32,10 @@ def parse(raw: bytes) -> ModelProto:
     """
     model = ModelProto()
     try:
+        check_records(raw)
         model.ParseFromString(raw)
+    except TooLargeError as error:
+        raise NotOnnxError(str(error)) from None
     except (DecodeError, RecursionError, ValueError) as error:
         raise NotOnnxError(f"not an ONNX model ({str(error)[:80]})") from None
     return model
@@ -86,11 +92,11 @@ def tensors(model: ModelProto) -> Iterator[tuple[str, TensorProto]]:
             yield f"initializer {tensor.name!r}", tensor
         for node in graph.node:
             for attribute in node.attribute:
-                place = f"node {node.name!r} ({node.op_type}) attribute {attribute.name!r}"
+                where = f"{place(node)} attribute {attribute.name[:60]!r}"
                 if attribute.HasField("t"):
-                    yield place, attribute.t
+                    yield where, attribute.t
                 for tensor in attribute.tensors:
-                    yield place, tensor
+                    yield where, tensor
 
 
 def storage_error(tensor: TensorProto) -> str | None:
@@ -105,8 +111,33 @@ def storage_error(tensor: TensorProto) -> str | None:
 
 
 def random_nodes(graph: GraphProto) -> Iterator[NodeProto]:
-    """Return nodes whose output is not a function of their inputs."""
-    return (node for node in graph.node if node.op_type in _RANDOM)
+    """Return nodes whose output does not follow from their inputs alone, or that are in training mode."""
+    return (node for node in graph.node if node.op_type in _RANDOM or _trains(node))
+
+
+def _trains(node: NodeProto) -> bool:
+    """Whether an operator with a training mode may be in it."""
+    modes = {a.name: a.i for a in node.attribute}
+    if modes.get("training_mode", 0) or not modes.get("is_test", 1):
+        return True
+    if node.op_type == "Dropout":
+        return any(node.input[2:])  # the mode is an input
+    return node.op_type == "BatchNormalization" and any(node.output[1:])
+
+
+def consumed(node: NodeProto) -> set[str]:
+    """Return what a node can read: its inputs, and the names its subgraphs take from enclosing graphs."""
+    names = {name for name in node.input if name}
+    for graph in subgraphs(node):
+        local = {i.name for i in graph.input} | {t.name for t in graph.initializer}
+        local |= {name for inner in graph.node for name in inner.output}
+        names |= ({o.name for o in graph.output} | set().union(*map(consumed, graph.node))) - local
+    return names
+
+
+def place(node: NodeProto) -> str:
+    """Name a node in a finding."""
+    return f"node {node.name[:60]!r} ({node.op_type[:40]})"
 
 
 def constants(graph: GraphProto) -> dict[str, NDArray[np.generic]]:

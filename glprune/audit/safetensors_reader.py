@@ -11,6 +11,7 @@ from safetensors.numpy import load
 
 from glprune.schema.strict_json import StrictError, read_json
 
+_MAX_HEADER, _MAX_TENSORS = 16 << 20, 100_000
 Array = NDArray[np.generic]
 
 
@@ -35,12 +36,16 @@ def read_tensors(raw: bytes) -> Tensors:
     """Read a safetensors file.
 
     Raises:
-        StrictError: It is not a safetensors file, or its header is ambiguous.
+        StrictError: It is not a safetensors file, or its header is ambiguous or too large.
     """
     size = int.from_bytes(raw[:8], "little")
     if len(raw) < 8 or size > len(raw) - 8:
         raise StrictError("is truncated or not a safetensors file")
+    if size > _MAX_HEADER:
+        raise StrictError(f"has a header of {size:,} bytes; at most {_MAX_HEADER:,} are read")
     header = read_json(raw[8 : 8 + size])
+    if isinstance(header, dict) and len(header) > _MAX_TENSORS:
+        raise StrictError(f"holds more than {_MAX_TENSORS:,} tensors")
     try:
         arrays = load(raw)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:

@@ -1,15 +1,14 @@
-"""C3 and C13: in-toto statements in DSSE envelopes, signed with local keys; trust comes from the caller."""
+"""In-toto statements in DSSE envelopes, signed with local keys; trust comes from the caller."""
 
 from __future__ import annotations
 
-import copy
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -22,6 +21,7 @@ from securesystemslib.signer import CryptoSigner, SSlibKey
 
 from glprune._files import unreadable_reason
 from glprune.audit.findings import Finding
+from glprune.audit.trust.ed25519 import is_sound_key, is_sound_signature
 from glprune.errors import UsageError
 from glprune.schema import bundle as bundles
 from glprune.schema.manifest import STATEMENT, Subject, sha256
@@ -31,8 +31,8 @@ PRODUCER = "producer"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 COUNTERSIGNATURE = "urn:glprune:countersignature:1"
 PASSWORD = "GLPRUNE_KEY_PASSWORD"  # the name of the variable, not a password
-_ROLE = re.compile(r"^[a-z0-9][a-z0-9-]{0,39}$")
-_CLOCK_TOLERANCE = timedelta(days=1)
+WEAK_KEY = "an Ed25519 key of small or mixed order, or not in canonical form"
+_ROLE = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 
 
 class _Strict(BaseModel):
@@ -105,13 +105,15 @@ def read_public_key(path: Path) -> SSlibKey:
     """Read a PEM public key, Ed25519 or ECDSA.
 
     Raises:
-        UsageError: The file is not such a key.
+        UsageError: The file is not such a key, or an Ed25519 key for which anybody can sign.
     """
     raw = _read_key(path)
     if b"PRIVATE KEY" in raw:
         raise UsageError(f"{path} is a private key; name its public half.")
     try:
         key = serialization.load_pem_public_key(raw)
+        if isinstance(key, Ed25519PublicKey) and not is_sound_key(key.public_bytes_raw()):
+            raise UsageError(f"{path} is {WEAK_KEY}; ask its owner for a key made by `glprune keygen`.")
         if isinstance(key, Ed25519PublicKey | EllipticCurvePublicKey):
             return SSlibKey.from_crypto(key)
     except (ValueError, UnsupportedAlgorithm):
@@ -151,14 +153,25 @@ def sign(folder: Path, manifest: bytes, key: CryptoSigner) -> Path:
     return _store(folder, PRODUCER, manifest, key)
 
 
+def check_role(role: str) -> None:
+    """Require a role made of lower-case letters, digits and hyphens.
+
+    Raises:
+        UsageError: It is not.
+    """
+    if not _ROLE.fullmatch(role):
+        raise UsageError(f"role {role[:60]!r}: use lower-case letters, digits and '-', such as validator.")
+
+
 def countersign(folder: Path, manifest: bytes, key: CryptoSigner, role: str, statement: str) -> Path:
     """Add the signature of another person, with a role and a statement.
 
     Raises:
         UsageError: The role is not made of lower-case letters, digits and hyphens, or is the producer's.
     """
-    if not _ROLE.match(role) or role == PRODUCER:
-        raise UsageError(f"role {role!r}: use lower-case letters, digits and '-', such as validator.")
+    check_role(role)
+    if role == PRODUCER:
+        raise UsageError(f"role {role!r} is that of `glprune sign`; name another, such as validator.")
     payload = {
         "_type": STATEMENT,
         "subject": [{"name": bundles.MANIFEST, "digest": {"sha256": sha256(manifest)}}],
@@ -173,15 +186,27 @@ def countersign(folder: Path, manifest: bytes, key: CryptoSigner, role: str, sta
 
 
 def _store(folder: Path, role: str, payload: bytes, key: CryptoSigner) -> Path:
-    envelope = Envelope(payload, PAYLOAD_TYPE, {})
-    envelope.sign(key)
     path = folder / bundles.SIGNATURES / f"{role}.dsse.json"
     try:
         path.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror}).") from None
+    write_envelope(path, payload, key)
+    return path
+
+
+def write_envelope(path: Path, payload: bytes, key: CryptoSigner) -> None:
+    """Sign an in-toto Statement and write its DSSE envelope.
+
+    Raises:
+        UsageError: The file cannot be written.
+    """
+    envelope = Envelope(payload, PAYLOAD_TYPE, {})
+    envelope.sign(key)
+    try:
         bundles.write_json(path, envelope.to_dict())
     except OSError as error:
         raise UsageError(f"{path}: cannot be written ({error.strerror}).") from None
-    return path
 
 
 def read_signatures(
@@ -190,7 +215,7 @@ def read_signatures(
     """Read every envelope in ``signatures/`` and verify it with the trusted keys.
 
     Args:
-        files: File name -> bytes.
+        files: File name -> bytes; a timestamp among them is left out.
         manifest: The bytes of the manifest that all must sign.
         trusted: The keys the caller trusts; keys in the bundle are ignored.
 
@@ -199,6 +224,8 @@ def read_signatures(
     """
     found, findings = [], []
     for name, raw in sorted(files.items()):
+        if name == bundles.TIMESTAMP:
+            continue
         role, file = name.removesuffix(".dsse.json"), f"{bundles.SIGNATURES}/{name}"
         try:
             found.append(_read_signature(raw, role, manifest, trusted))
@@ -208,27 +235,52 @@ def read_signatures(
 
 
 def _read_signature(raw: bytes, role: str, manifest: bytes, trusted: Sequence[SSlibKey]) -> Signature:
-    envelope = _envelope(read_json(raw))
+    envelope = read_envelope(raw)
     statement = None
     if role == PRODUCER:
         if envelope.payload != manifest:
             raise StrictError(f"signs other bytes than {bundles.MANIFEST}")
     else:
         statement = _countersignature(envelope.payload, role, manifest)
-    valid = []
-    for key in trusted:
-        if key.keyid in envelope.signatures:
-            try:
-                envelope.verify([key], 1)
-            except VerificationError:
-                raise StrictError(f"the signature of the trusted key {key.keyid[:12]} is invalid") from None
-            valid.append(key.keyid)
-    return Signature(role, tuple(envelope.signatures), tuple(valid), statement)
+    return Signature(role, tuple(envelope.signatures), valid_keys(envelope, trusted), statement)
 
 
-def _envelope(value: Any) -> Envelope:
+def valid_keys(envelope: Envelope, trusted: Sequence[SSlibKey]) -> tuple[str, ...]:
+    """Return the ids of the trusted keys that signed.
+
+    Raises:
+        StrictError: The signature under the id of a trusted key is invalid.
+    """
+    signed = [key for key in trusted if key.keyid in envelope.signatures]
+    for key in signed:
+        _check_form(key, envelope.signatures[key.keyid].signature)
+        try:
+            envelope.verify([key], 1)
+        except VerificationError:
+            raise StrictError(f"the signature of the trusted key {key.keyid[:12]} is invalid") from None
+    return tuple(key.keyid for key in signed)
+
+
+def _check_form(key: SSlibKey, signature: str) -> None:
+    """Refuse Ed25519 keys and signatures that no honest signer makes; both in hex."""
+    if key.keytype != "ed25519":
+        return
+    if not is_sound_key(bytes.fromhex(key.keyval["public"])):
+        raise StrictError(f"the trusted key {key.keyid[:12]} is {WEAK_KEY}")
+    if not is_sound_signature(bytes.fromhex(signature)):
+        what = "holds a point of small or mixed order, or is not in canonical form"
+        raise StrictError(f"the Ed25519 signature of the trusted key {key.keyid[:12]} {what}")
+
+
+def read_envelope(raw: bytes) -> Envelope:
+    """Read a signed DSSE envelope of an in-toto Statement.
+
+    Raises:
+        StrictError: The bytes are not one.
+    """
+    value = read_json(raw)
     try:
-        envelope = Envelope.from_dict(copy.deepcopy(value))  # from_dict changes its argument
+        envelope = Envelope.from_dict(value)
     except Exception as error:  # noqa: BLE001 - the file is hostile, and this reader checks little
         raise StrictError(f"is not a DSSE envelope ({type(error).__name__})") from None
     if envelope.payload_type != PAYLOAD_TYPE or not envelope.signatures:
@@ -246,49 +298,6 @@ def _countersignature(payload: bytes, role: str, manifest: bytes) -> Countersign
     if statement.predicate.role != role:
         raise StrictError(f"says role {statement.predicate.role!r}")
     return statement.predicate
-
-
-def check_trust(signatures: Sequence[Signature], roles: Sequence[str]) -> list[Finding]:
-    """Require valid signatures of the producer and of the given roles."""
-    findings = []
-    by_role = {s.role: s for s in signatures}
-    for role in (PRODUCER, *roles):
-        file = f"{bundles.SIGNATURES}/{role}.dsse.json"
-        if role not in by_role:
-            findings.append(Finding(file, "", "is missing: no one signed in this role"))
-        elif not by_role[role].trusted:
-            findings.append(Finding(file, "", "has no signature by a key given with --trust"))
-    return findings
-
-
-def check_people(signatures: Sequence[Signature], generated: str) -> list[Finding]:
-    """C13: require one role for each key, no time in the future, no countersignature before the run."""
-    return [*_shared_keys(signatures), *_times(signatures, generated)]
-
-
-def _shared_keys(signatures: Sequence[Signature]) -> Iterator[Finding]:
-    used: dict[str, str] = {}
-    for signature in signatures:
-        for keyid in signature.claimed:
-            if keyid in used:
-                what = f"is signed by the key of {used[keyid]!r}: one person in two roles"
-                yield Finding(f"{bundles.SIGNATURES}/{signature.role}.dsse.json", "", what)
-            used.setdefault(keyid, signature.role)
-
-
-def _times(signatures: Sequence[Signature], generated: str) -> Iterator[Finding]:
-    latest, made = datetime.now(UTC) + _CLOCK_TOLERANCE, instant(generated)
-    if made is None or made > latest:
-        what = "is not a time with a zone" if made is None else "is in the future"
-        yield Finding(bundles.REPORT, "/timing/generated_at", f"{generated[:40]!r} {what}")
-    for signature in signatures:
-        statement = signature.statement
-        if statement is None:
-            continue
-        when = instant(statement.signed_at)
-        if when is None or when > latest or (made is not None and when < made - _CLOCK_TOLERANCE):
-            what = f"{statement.signed_at[:40]!r} is not a time between the run and now"
-            yield Finding(f"{bundles.SIGNATURES}/{signature.role}.dsse.json", "/predicate/signed_at", what)
 
 
 def instant(text: str) -> datetime | None:

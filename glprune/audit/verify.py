@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,21 +17,27 @@ from glprune._version import __version__
 from glprune._wording import counted
 from glprune.audit import signing
 from glprune.audit.bundle_files import Files, check_closed, read_files
-from glprune.audit.checks import lineage
 from glprune.audit.checks.columns import check_columns, check_expected_columns
-from glprune.audit.checks.execution import Int8, Removed, check_execution
+from glprune.audit.checks.execution import Claims, Int8, Removed, check_execution
 from glprune.audit.checks.figures.consistency import check_consistency
 from glprune.audit.checks.graph import ExpectedGraph, ExpectedInput, check_graph, control_flow, reaching
 from glprune.audit.checks.hashes import check_digests, check_hashes, check_proxies
 from glprune.audit.checks.int8 import check_int8
+from glprune.audit.checks.lineage import Expected, check_lineage
 from glprune.audit.checks.names import check_names
 from glprune.audit.checks.policy import check_policy, protected_kept, readable_names
 from glprune.audit.checks.rendering import check_rendering
 from glprune.audit.checks.units import check_units
-from glprune.audit.checks.weights import check_shared, check_weights
+from glprune.audit.checks.weights import check_readers, check_shared, check_weights
 from glprune.audit.findings import NOT_CHECKED, Check, Finding, UnreadableError, Verdict, make_check
+from glprune.audit.isolation import verify_isolated
+from glprune.audit.limits import SECONDS
 from glprune.audit.onnx_reader import NotOnnxError, input_shapes, parse
 from glprune.audit.safetensors_reader import Tensors, read_tensors
+from glprune.audit.steps import Steps
+from glprune.audit.trust.attestation import Attestation
+from glprune.audit.trust.roles import Trust, check_people, check_trust
+from glprune.audit.trust.timestamps import Authority, check_timestamp
 from glprune.errors import RecipeError
 from glprune.schema import bundle as bundles
 from glprune.schema.column_names import lookalikes, spelled_out
@@ -47,7 +53,6 @@ from glprune.schema.strict_json import StrictError, read_json
 if TYPE_CHECKING:
     from glprune.schema.recipe import Recipe
 
-SECONDS = 300.0
 _MAX_LISTED_ERRORS = 1000
 _OTHER_POINTS = (
     "The other networks of the frontier: the producer measured their figures. `glprune select` makes a "
@@ -64,21 +69,35 @@ class VerificationOptions:
 
     Attributes:
         trust: Trusted public keys.
+        key_roles: Id of a trusted key -> the roles in which it counts; others count in any role.
+        authority: Certificates of the time-stamping authority that the auditor trusts.
         roles: Roles whose countersignature is required.
         policy: The auditor's rules on features, and the file they come from.
         model: Expected digest of ``model.onnx``.
-        original: Expected digest of the original model.
+        original: Expected digest of the original model, or a signed statement on it.
         previous: Report of the previous bundle.
         columns: Columns of the trained network, in order, and the file they come from.
     """
 
     trust: Sequence[SSlibKey] = ()
+    key_roles: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    authority: Authority | None = None
     roles: Sequence[str] = ()
     policy: tuple[Policy, str] | None = None
     model: str | None = None
-    original: str | None = None
+    original: str | Attestation | None = None
     previous: Report | None = None
     columns: tuple[Sequence[str], str] | None = None
+
+    @property
+    def trusted(self) -> Trust:
+        """The trusted keys with their roles."""
+        return Trust(self.trust, self.key_roles)
+
+    @property
+    def expected(self) -> Expected:
+        """What the models of the bundle are compared with."""
+        return Expected(self.model, self.original, self.previous, self.trusted)
 
 
 @dataclass
@@ -87,10 +106,12 @@ class ParsedBundle:
 
     Attributes:
         files: The raw bytes.
+        begin: Called with the name of each file before it is parsed.
         findings: Why files could not be read.
     """
 
     files: Files
+    begin: Callable[[str], None] = lambda name: None
     findings: list[Finding] = field(default_factory=list)
     manifest: Manifest | None = None
     report: Report | None = None
@@ -102,19 +123,24 @@ class ParsedBundle:
     weights: Tensors | None = None
     model: ModelProto | None = None
     int8: ModelProto | None = None
+    original: ModelProto | None = None
 
     def raw(self, name: str) -> bytes | None:
         """Return the bytes of a file; None where it is missing."""
         return self.files.contents.get(name)
 
 
-def open_bundle(folder: Path) -> ParsedBundle:
+def open_bundle(folder: Path, begin: Callable[[str], None] = lambda name: None) -> ParsedBundle:
     """Read and parse a bundle strictly.
+
+    Args:
+        folder: The bundle.
+        begin: Called with the name of each file before it is parsed.
 
     Raises:
         UnreadableError: The folder is not a bundle, or has a schema this version does not know.
     """
-    opened = ParsedBundle(read_files(folder))
+    opened = ParsedBundle(read_files(folder), begin)
     opened.manifest = _read_record(opened, bundles.MANIFEST, Manifest)
     opened.report = _read_record(opened, bundles.REPORT, Report)
     opened.plan = _read_record(opened, bundles.PLAN, Plan)
@@ -127,6 +153,7 @@ def open_bundle(folder: Path) -> ParsedBundle:
     opened.weights = _read(opened, bundles.WEIGHTS, read_tensors)
     opened.model = _read(opened, bundles.ONNX, parse)
     opened.int8 = _read(opened, bundles.INT8, parse)
+    opened.original = _read(opened, bundles.ORIGINAL, parse)
     _check_published_schema(opened)
     return opened
 
@@ -138,6 +165,17 @@ def integrity_findings(opened: ParsedBundle) -> list[Finding]:
     listed = [s.name for s in opened.manifest.subject]
     closed = check_closed(opened.files, listed)
     return [*opened.files.findings, *closed, *_hashes(opened).findings, *opened.findings]
+
+
+def refusals(opened: ParsedBundle) -> list[Finding]:
+    """Return the reasons not to run the models of a bundle: those not to sign it, or what C6 refuses."""
+    found = integrity_findings(opened)
+    if found or opened.report is None:
+        return found or [Finding(bundles.REPORT, "", "cannot be read")]
+    report = opened.report
+    graph = Steps().run("C6", lambda: _graph(opened, report))
+    incomplete = [Finding(bundles.ONNX, "", graph.note)] if graph.status == "incomplete" else []
+    return [*graph.findings, *incomplete]
 
 
 def read_report(folder: Path) -> Report:
@@ -158,6 +196,7 @@ def _read(opened: ParsedBundle, name: str, reader: Callable[[bytes], T]) -> T | 
     raw = opened.raw(name)
     if raw is None:
         return None
+    opened.begin(name)
     try:
         return reader(raw)
     except (StrictError, NotOnnxError, RecipeError) as error:
@@ -236,25 +275,52 @@ def verify(
         folder: The bundle.
         options: What the auditor brings along.
         seconds: Time limit for running the model.
-        isolated: Run the model in a process of its own; otherwise in this one, without a time limit.
+        isolated: Run the checks in processes with limits of time and memory; otherwise in this one, without.
 
     Raises:
         UnreadableError: The folder is not a bundle, or has a schema this version does not know.
     """
     options = options or VerificationOptions()
-    opened = open_bundle(folder)
-    signatures, trust, signed = _signatures(opened, options)
-    checks = [_files(opened), _hashes(opened), trust, _formats(opened)]
-    skipped: list[str | None] = []
-    if opened.report is None:
+    if isolated:
+        return verify_isolated(folder, options, seconds)
+    return verify_steps(folder, options, Steps())
+
+
+def verify_steps(folder: Path, options: VerificationOptions, steps: Steps) -> Verdict:
+    """Run the checks in this process; the model in one of its own if it has a time limit.
+
+    Args:
+        folder: The bundle.
+        options: What the auditor brings along.
+        steps: Runs each check.
+
+    Raises:
+        UnreadableError: The folder is not a bundle, or has a schema this version does not know.
+    """
+    opened = open_bundle(folder, lambda name: steps.begin(f"C4 {name}"))
+    signatures: list[signing.Signature] = []
+    signed = "not checked"
+
+    def trust() -> Check:
+        nonlocal signatures, signed
+        signatures, check, signed = _signatures(opened, options)
+        return check
+
+    checks = [
+        steps.run("C1", lambda: _files(opened)),
+        steps.run("C2", lambda: _hashes(opened)),
+        steps.run("C3", trust),
+        _formats(opened),
+    ]
+    report = opened.report
+    if report is None:
         note = f"{bundles.REPORT} cannot be read"
         checks += [Check(f"C{n}", "incomplete", note=note) for n in range(5, 15)]
     else:
-        limit = seconds if isolated else None
-        found, skipped = _report_checks(opened, opened.report, signatures, options, limit)
-        checks += found
+        checks += _report_checks(opened, report, signatures, options, steps)
     raw = opened.raw(bundles.ONNX)
-    not_checked = (*(s for s in skipped if s), *NOT_CHECKED)
+    left_out = [check.left_out for check in checks] + _not_in_bundle(opened)
+    not_checked = (*(sentence for sentence in left_out if sentence), *NOT_CHECKED)
     return Verdict(str(folder), signed, sha256(raw) if raw is not None else "", tuple(checks), not_checked)
 
 
@@ -263,29 +329,30 @@ def _report_checks(
     report: Report,
     signatures: Sequence[signing.Signature],
     options: VerificationOptions,
-    seconds: float | None,
-) -> tuple[list[Check], list[str | None]]:
-    """Run C5 to C14; returns them with sentences on what could not be checked."""
-    graph = _guarded("C6", lambda: _graph(opened, report))
-    executed, not_executed = _execution(opened, report, graph, seconds)
-    rendering, not_drawn = _rendering(opened, report)
-    checks = [
-        _guarded("C5", lambda: _consistency(opened, report)),
+    steps: Steps,
+) -> list[Check]:
+    """Run C5 to C14."""
+    graph = steps.run("C6", lambda: _graph(opened, report))
+    executed = steps.run_all(("C9", "C10"), lambda: _execution(opened, report, graph, steps.seconds))
+    return [
+        steps.run("C5", lambda: _consistency(opened, report)),
         graph,
-        _guarded("C7", lambda: _names(opened, report, options)),
-        _guarded("C8", lambda: _weights(opened, report)),
+        steps.run("C7", lambda: _names(opened, report, options)),
+        steps.run("C8", lambda: _weights(opened, report)),
         *executed,
-        _guarded("C11", lambda: _policy(opened, report, options)),
-        rendering,
-        _people(report, signatures),
-        _lineage(report, options),
+        steps.run("C11", lambda: _policy(opened, report, options)),
+        steps.run("C12", lambda: _rendering(opened, report)),
+        steps.run("C13", lambda: _people(opened, report, signatures, options)),
+        steps.run("C14", lambda: check_lineage(report, options.expected, signatures)),
     ]
-    return checks, [
-        not_executed and f"A second runtime: {not_executed}.",
-        not_drawn,
-        _withheld(opened, report),
-        _OTHER_POINTS if report.frontier is not None else None,
-    ]
+
+
+def _not_in_bundle(opened: ParsedBundle) -> list[str]:
+    """Return sentences on figures whose source is not in the bundle."""
+    if opened.report is None:
+        return []
+    frontier = _OTHER_POINTS if opened.report.frontier is not None else ""
+    return [_withheld(opened, opened.report), frontier]
 
 
 def _files(opened: ParsedBundle) -> Check:
@@ -300,18 +367,16 @@ def _formats(opened: ParsedBundle) -> Check:
     return make_check("C4", opened.findings, note)
 
 
-def _people(report: Report, signatures: Sequence[signing.Signature]) -> Check:
-    findings = signing.check_people(signatures, report.timing.generated_at)
-    return make_check("C13", findings, f"{len(signatures)} signatures")
-
-
-def _guarded(check: str, run: Callable[[], Check]) -> Check:
-    """Run a check; an exception in it is a finding, since a report that contradicts itself can cause any."""
-    try:
-        return run()
-    except Exception as error:  # noqa: BLE001 - a hostile report must not end the audit
-        what = f"is so inconsistent that the check cannot run ({type(error).__name__}: {error})"
-        return make_check(check, [Finding(bundles.REPORT, "", what[:300])])
+def _people(
+    opened: ParsedBundle,
+    report: Report,
+    signatures: Sequence[signing.Signature],
+    options: VerificationOptions,
+) -> Check:
+    generated, manifest = report.timing.generated_at, opened.raw(bundles.MANIFEST) or b""
+    raw = opened.files.signatures.get(bundles.TIMESTAMP)
+    stamp = check_timestamp(raw, manifest, options.authority, generated)
+    return check_people(signatures, options.trusted, generated, stamp)
 
 
 def _consistency(opened: ParsedBundle, report: Report) -> Check:
@@ -352,8 +417,8 @@ def _signatures(
     files, manifest = opened.files.signatures, opened.raw(bundles.MANIFEST) or b""
     found, findings = signing.read_signatures(files, manifest, options.trust)
     if options.trust or options.roles:
-        findings += signing.check_trust(found, options.roles)
-    names = [f"{s.role} ({', '.join(k[:12] for k in s.trusted)})" for s in found if s.trusted]
+        findings += check_trust(found, options.trusted, options.roles)
+    names = options.trusted.signers(found)
     state = f"signed by {', '.join(names)}" if names else "signed, not checked" if files else "unsigned"
     if options.trust and files and not names:
         state = "signed by no trusted key"
@@ -376,6 +441,9 @@ def _graph(opened: ParsedBundle, report: Report) -> Check:
         int8 = opened.raw(bundles.INT8) or b""
         findings += check_graph(opened.int8, int8, expected, bundles.INT8)
         findings += check_int8(report.quantized, opened.int8, model)
+    if opened.original is not None:
+        original = opened.raw(bundles.ORIGINAL) or b""
+        findings += check_graph(opened.original, original, _original(expected, opened.plan), bundles.ORIGINAL)
     reach = sorted(set().union(*reaching(model.graph).values())) if not findings else []
     columns = sum(len(t.kept) for t in tables if t.axis is not None)
     total = sum(len(t.columns) for t in tables if t.axis is not None)
@@ -398,6 +466,15 @@ def _expected_inputs(tables: Sequence[ColumnTable]) -> list[ExpectedInput]:
     ]
 
 
+def _original(shipped: ExpectedGraph, plan: Plan) -> ExpectedGraph:
+    """Derive the interface of the original's file: all columns of every input."""
+    sizes = {part.name: part.size for part in plan.inputs}
+    inputs = [
+        replace(given, width=sizes.get(given.name, given.width), selects=None) for given in shipped.inputs
+    ]
+    return replace(shipped, inputs=inputs)
+
+
 def _weights(opened: ParsedBundle, report: Report) -> Check:
     if opened.plan is None or opened.weights is None:
         return Check("C8", "incomplete", note=f"{bundles.WEIGHTS} or {bundles.PLAN} cannot be read")
@@ -407,26 +484,26 @@ def _weights(opened: ParsedBundle, report: Report) -> Check:
         findings += check_units(report, opened.plan, opened.weights, tables)
     if opened.model is not None:
         findings += check_shared(opened.plan, opened.weights, opened.model)
+        findings += check_readers(opened.plan, opened.weights, opened.model)
     shared, total = len(opened.plan.in_model), len(opened.weights.arrays)
     return make_check("C8", findings, f"{shared} of {total} tensors are in {bundles.ONNX} bit for bit")
 
 
-def _execution(
-    opened: ParsedBundle, report: Report, graph: Check, seconds: float | None
-) -> tuple[list[Check], str | None]:
+def _execution(opened: ParsedBundle, report: Report, graph: Check, seconds: float | None) -> list[Check]:
     """Run C9 and C10; a model whose graph failed C6 is not run."""
     model, golden = opened.raw(bundles.ONNX), opened.raw(bundles.GOLDEN)
     if graph.status != "passed" or model is None or golden is None or opened.model is None:
         note = "not run: its graph failed C6" if graph.status == "failed" else "a file cannot be read"
-        return [Check(c, "incomplete", note=note) for c in ("C9", "C10")], None
+        return [Check(c, "incomplete", note=note) for c in ("C9", "C10")]
     try:
         read_tensors(golden)
     except StrictError as error:
         failed = make_check("C9", [Finding(bundles.GOLDEN, "", str(error))])
-        return [failed, Check("C10", "incomplete", note="needs the golden rows")], None
+        return [failed, Check("C10", "incomplete", note="needs the golden rows")]
     int8 = opened.raw(bundles.INT8)
     quantized = Int8(int8, report.quantized.golden_difference) if int8 and report.quantized else None
-    return check_execution(model, golden, _removed(opened, report), seconds, quantized)
+    stated = report.size.macs_after if report.size.macs_of == "onnx" else None
+    return check_execution(model, golden, Claims(_removed(opened, report), quantized, stated), seconds)
 
 
 def _removed(opened: ParsedBundle, report: Report) -> list[Removed]:
@@ -436,9 +513,12 @@ def _removed(opened: ParsedBundle, report: Report) -> list[Removed]:
     shapes = input_shapes(opened.model)
     found = []
     for table in column_tables(report, opened.plan):
-        removed = tuple(sorted({*range(len(table.columns))} - {*table.kept})) if table.whole else ()
-        if table.axis is not None and removed and table.name in shapes:
-            found.append(Removed(table.name, table.axis % len(shapes[table.name]), removed))
+        shape = shapes.get(table.name, [])
+        if table.axis is None or not table.whole or not -len(shape) <= table.axis < len(shape):
+            continue  # C6 compares the width of the file
+        removed = tuple(sorted({*range(len(table.columns))} - {*table.kept}))
+        if removed and shape[table.axis] == len(table.columns):
+            found.append(Removed(table.name, table.axis % len(shape), removed))
     return found
 
 
@@ -455,33 +535,17 @@ def _policy(opened: ParsedBundle, report: Report, options: VerificationOptions) 
     return make_check("C11", findings, f"{note}; protected and kept: {', '.join(kept)}" if kept else note)
 
 
-def _withheld(opened: ParsedBundle, report: Report) -> str | None:
-    """Say that the proxy analysis was made and is not in the bundle; None otherwise."""
+def _withheld(opened: ParsedBundle, report: Report) -> str:
+    """Say that the proxy analysis was made and is not in the bundle; nothing otherwise."""
     made = report.proxies is not None and report.proxies.performed
     if not made or opened.raw(bundles.PROXIES) is not None:
-        return None
+        return ""
     return f"{bundles.PROXIES}, the proxy analysis: it was made and is withheld."
 
 
-def _rendering(opened: ParsedBundle, report: Report) -> tuple[Check, str | None]:
-    raw, summary, skipped = opened.raw(bundles.PAGE), opened.raw(bundles.SUMMARY), None
+def _rendering(opened: ParsedBundle, report: Report) -> Check:
+    raw, summary = opened.raw(bundles.PAGE), opened.raw(bundles.SUMMARY)
     if raw is None or summary is None:
         missing = bundles.PAGE if raw is None else bundles.SUMMARY
-        return Check("C12", "incomplete", note=f"no {missing}"), None
-
-    def run() -> Check:
-        nonlocal skipped
-        check, skipped = check_rendering(report, raw, summary)
-        return check
-
-    return _guarded("C12", run), skipped
-
-
-def _lineage(report: Report, options: VerificationOptions) -> Check:
-    findings = lineage.check_expected(report, options.model, options.original)
-    if options.previous is not None:
-        findings += lineage.check_previous(report, options.previous)
-    given = [options.model, options.original, options.previous]
-    if all(x is None for x in given):
-        return Check("C14", "skipped", note="no --expect-model, --expect-original or --previous")
-    return make_check("C14", findings, f"{sum(x is not None for x in given)} expectations")
+        return Check("C12", "incomplete", note=f"no {missing}")
+    return check_rendering(report, raw, summary)

@@ -1,10 +1,10 @@
-"""The commands for auditors: verify, keygen, sign, countersign, diff, explain, render. None needs PyTorch."""
+"""The commands for auditors: verify, sign, diff, explain, render and more. None needs PyTorch."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,10 +38,17 @@ def _seconds(context: click.Context, option: click.Parameter, value: float) -> f
 @_bundle
 @click.option(
     "--trust",
-    type=_path,
     multiple=True,
-    metavar="KEY",
-    help="Public key (PEM file) that you trust; repeatable.",
+    metavar="[ROLE=]KEY",
+    help="Public key (PEM file) that you trust, in one role (producer=KEY, validator=KEY) or in any; "
+    "repeatable.",
+)
+@click.option(
+    "--timestamp-authority",
+    "authority",
+    type=_path,
+    metavar="FILE",
+    help="Root certificate (PEM) of the authority whose timestamp you require, with others of its chain.",
 )
 @click.option(
     "--require-role",
@@ -57,7 +64,10 @@ def _seconds(context: click.Context, option: click.Parameter, value: float) -> f
     "--expect-model", "model", metavar="SHA|FILE", help="SHA-256 or file that model.onnx must equal."
 )
 @click.option(
-    "--expect-original", "original", metavar="SHA|FILE", help="SHA-256 or file of the original model."
+    "--expect-original",
+    "original",
+    metavar="SHA|FILE",
+    help="SHA-256 or file of the original model, or a statement on it by `glprune attest-original`.",
 )
 @click.option(
     "--expect-columns",
@@ -73,12 +83,14 @@ def _seconds(context: click.Context, option: click.Parameter, value: float) -> f
     callback=_seconds,
     default=300.0,
     show_default=True,
-    help="Time limit for running the model, in seconds.",
+    help="Time limit for running the model, in seconds; the other checks have a limit of processor time that "
+    "grows with the files and with this one.",
 )
 @_json
 def verify(
     bundle: Path,
-    trust: Sequence[Path],
+    trust: Sequence[str],
+    authority: Path | None,
     roles: Sequence[str],
     policy: Path | None,
     model: str | None,
@@ -89,22 +101,30 @@ def verify(
     as_json: bool,
 ) -> None:
     """Verify the statements of BUNDLE's report from its files alone; list those that do not hold."""
-    from glprune.audit import findings, signing
+    from glprune.audit import findings
     from glprune.audit.checks import lineage
     from glprune.audit.checks.columns import read_columns
     from glprune.audit.checks.policy import read_policy
+    from glprune.audit.signing import check_role
+    from glprune.audit.trust.roles import read_trust
+    from glprune.audit.trust.timestamps import read_authority
     from glprune.audit.verify import VerificationOptions, read_report
     from glprune.audit.verify import verify as run_verify
     from glprune.cli.audit_console import print_verdict
 
     if roles and not trust:
         raise UsageError("--require-role needs --trust: a role counts where you trust the key.")
+    for role in roles:
+        check_role(role)
+    trusted = read_trust(trust)
     options = VerificationOptions(
-        trust=[signing.read_public_key(path) for path in trust],
+        trust=trusted.keys,
+        key_roles=trusted.roles,
+        authority=read_authority(authority) if authority is not None else None,
         roles=roles,
         policy=(read_policy(policy), str(policy)) if policy is not None else None,
         model=lineage.expected_digest(model) if model is not None else None,
-        original=lineage.expected_digest(original) if original is not None else None,
+        original=lineage.expected_original(original) if original is not None else None,
         previous=read_report(previous) if previous is not None else None,
         columns=(read_columns(columns), str(columns)) if columns is not None else None,
     )
@@ -129,12 +149,22 @@ def keygen(key: Path) -> None:
 @click.command()
 @_bundle
 @_key
-def sign(bundle: Path, key: Path) -> None:
+@click.option(
+    "--timestamp-token",
+    "token",
+    type=_path,
+    metavar="FILE",
+    help="RFC 3161 reply of an authority on BUNDLE's MANIFEST.json, to be put beside the signature.",
+)
+def sign(bundle: Path, key: Path, token: Path | None) -> None:
     """Sign BUNDLE's manifest as its producer."""
     from glprune.audit import signing
+    from glprune.audit.trust.timestamps import store_timestamp
 
-    secret = signing.read_private_key(key)
-    path = signing.sign(bundle, _intact_manifest(bundle), secret)
+    secret, manifest = signing.read_private_key(key), _intact_manifest(bundle)
+    if token is not None:
+        click.echo(f"wrote {store_timestamp(bundle, manifest, token)}", err=True)
+    path = signing.sign(bundle, manifest, secret)
     click.echo(f"wrote {path}; key {secret.public_key.keyid}", err=True)
 
 
@@ -152,8 +182,25 @@ def countersign(bundle: Path, key: Path, role: str, statement: str) -> None:
     click.echo(f"wrote {path}; key {secret.public_key.keyid}", err=True)
 
 
-def _intact_manifest(bundle: Path) -> bytes:
-    """Read the manifest of a bundle whose files all match it: only such bundles are signed.
+@click.command("attest-original")
+@click.argument("model", type=_path)
+@_key
+@click.option("--role", default="owner", show_default=True, help="Role in which you sign.")
+@click.option("--statement", default="", metavar="TEXT", help="Your statement on the model.")
+@click.option("--out", type=_path, metavar="FILE", help="File to write; default MODEL.attestation.json.")
+def attest_original(model: Path, key: Path, role: str, statement: str, out: Path | None) -> None:
+    """State, signed, that MODEL is the original: the file with the trained weights before pruning."""
+    from glprune.audit import signing
+    from glprune.audit.trust import attestation
+
+    secret = signing.read_private_key(key)
+    path = out or Path(f"{model}.attestation.json")
+    attestation.attest_original(model, secret, role, statement, path)
+    click.echo(f"wrote {path}; key {secret.public_key.keyid}", err=True)
+
+
+def _intact_manifest(bundle: Path, done: str = "signed") -> bytes:
+    """Read the manifest of a bundle whose files all match it: only such bundles are signed or exported.
 
     Raises:
         UsageError: A file is missing, changed or unreadable.
@@ -164,7 +211,7 @@ def _intact_manifest(bundle: Path) -> bytes:
     opened = open_bundle(bundle)
     findings = integrity_findings(opened)
     if findings:
-        raise UsageError(f"{bundle} is not signed: {findings[0]}; `glprune verify` lists every finding.")
+        raise UsageError(f"{bundle} is not {done}: {findings[0]}; `glprune verify` lists every finding.")
     return opened.files.contents[bundles.MANIFEST]
 
 
@@ -210,9 +257,7 @@ def render(bundle: Path, out: Path | None, markdown: bool) -> None:
     try:
         page = render_markdown(report) if markdown else render_html(report, pictures)
     except Exception as error:  # noqa: BLE001  an untrusted report may contradict itself in any way
-        raise UnreadableError(
-            f"{bundle}: its report contradicts itself ({type(error).__name__}); see `glprune verify`."
-        ) from None
+        raise UnreadableError(_contradiction(bundle, error)) from None
     if not pictures and not markdown:
         click.echo("note: matplotlib is not installed; the page has no pictures", err=True)
     if out is None:
@@ -224,7 +269,53 @@ def render(bundle: Path, out: Path | None, markdown: bool) -> None:
         raise UsageError(f"{out}: cannot be written ({error.strerror}); choose another --out.") from None
 
 
-COMMANDS = (verify, keygen, sign, countersign, diff, explain, render)
+@click.command("export-card")
+@_bundle
+@click.option("--out", type=_path, metavar="FOLDER", help="Folder to write to; default BUNDLE.card.")
+def export_card(bundle: Path, out: Path | None) -> None:
+    """Write a model card and a CycloneDX bill of materials of BUNDLE's model. Verify it first."""
+    from glprune.audit.findings import UnreadableError
+    from glprune.audit.verify import read_report
+    from glprune.report.ml_bom import make_ml_bom
+    from glprune.report.model_card import render_model_card
+    from glprune.schema.bundle import as_json
+
+    folder = out or Path(f"{bundle}.card")
+    if folder.resolve().is_relative_to(bundle.resolve()):
+        raise UsageError(f"{folder} is inside the bundle, whose files are a closed set; name another --out.")
+    _intact_manifest(bundle, "exported")
+    report = read_report(bundle)
+    try:
+        texts = {"model_card.md": render_model_card(report), "bom.cdx.json": as_json(make_ml_bom(report))}
+        files = {name: text.encode() for name, text in texts.items()}
+    except Exception as error:  # noqa: BLE001  an untrusted report may contradict itself in any way
+        raise UnreadableError(_contradiction(bundle, error)) from None
+    _write_new(folder, files)
+    click.echo(f"wrote {', '.join(str(folder / name) for name in files)}", err=True)
+
+
+def _contradiction(bundle: Path, error: Exception) -> str:
+    return f"{bundle}: its report contradicts itself ({type(error).__name__}); see `glprune verify`."
+
+
+def _write_new(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files to a folder that has none of them.
+
+    Raises:
+        UsageError: One exists, or cannot be written.
+    """
+    for path in (folder / name for name in files):
+        if path.exists():
+            raise UsageError(f"{path} exists; remove it or name another --out.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be written ({error.strerror}); name another --out.") from None
+
+
+COMMANDS = (verify, keygen, sign, countersign, attest_original, diff, explain, render, export_card)
 
 
 def _show(record: dict[str, Any], as_json: bool, printer: Callable[[Console, dict[str, Any]], None]) -> None:

@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from glprune._wording import counted
-from glprune.data.tables import NUMBER, Table, header_hint, is_number
-from glprune.data.targets import empty_message, empty_rows
-from glprune.data.validation import first_bad_value, is_numeric, numbers, refuse_nameless
 from glprune.errors import DataError
+from glprune.tables.table import NUMBER, Table, header_hint, is_number
+from glprune.tables.targets import empty_message, empty_rows
+from glprune.tables.validation import first_bad_value, is_numeric, numbers, refuse_nameless
 
 _TARGETS = ("target", "label", "class", "y", "default", "outcome", "diagnosis", "credit")
 _SPLITS = {"train", "valid", "test"}

@@ -26,6 +26,9 @@ from glprune.cli.audit import COMMANDS
 from glprune.cli.ci import COMMANDS as PIPELINE_COMMANDS
 from glprune.cli.ci import ci_option
 from glprune.cli.demo import make_demo_command
+from glprune.cli.evaluate import evaluate
+from glprune.cli.reproduce import EPILOG as REPRODUCE_EPILOG
+from glprune.cli.reproduce import data_files, print_reproduction
 from glprune.cli.signals import complete, ignore_signals, interrupting_signals
 from glprune.errors import (
     GlpruneError,
@@ -409,13 +412,58 @@ def select(
     """Ship another network of BUNDLE's frontier (target.frontier) without searching again."""
     with interrupting_signals(), _progress(quiet) as progress, _recipes_code():
         progress(_START)
-        from glprune.selection import select as select_point
+        from glprune.rerun.selection import select as select_point
 
         result = select_point(
             bundle, features, allow_factory=allow_factory or None, on_event=progress, **options
         )
     with complete(result.bundle):
         _print_result(result, as_json, quiet)
+
+
+@main.command(epilog=REPRODUCE_EPILOG)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--model", type=click.Path(path_type=Path), required=True, help="The trained model of the bundle."
+)
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="[SPLIT=]FILE",
+    help="The data file of the bundle; train=FILE, valid=FILE, test=FILE where it has three.",
+)
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    default=Path(),
+    help="Folder that the recipe's paths are relative to, with its code [working directory].",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Keep the new bundle in this folder.")
+@click.option(
+    "--other-machine",
+    is_flag=True,
+    help="Compare with tolerances although platform and versions are the same.",
+)
+@_trust
+@_allow
+@_json
+@_quiet
+def reproduce(
+    data: Sequence[str], allow_factory: Sequence[str], as_json: bool, quiet: bool, **options: Any
+) -> None:
+    """Run the recipe of BUNDLE again and compare features, weights, metrics and files."""
+    files = data_files(data)
+    with interrupting_signals(), _progress(quiet) as progress, _recipes_code():
+        progress(_START)
+        from glprune.rerun.reproduction import as_record
+        from glprune.rerun.reproduction import reproduce as run_again
+
+        found = run_again(data=files, allow_factory=allow_factory or None, on_event=progress, **options)
+    if as_json:
+        click.echo(json.dumps(as_record(found), indent=2))
+    elif not quiet:
+        print_reproduction(_console(), found)
+    sys.exit(found.exit_code)
 
 
 @main.command(epilog=_EPILOG)
@@ -493,7 +541,7 @@ def export_server(
         click.echo(f"wrote {write_kserve(bundle, kserve, model_name, storage_uri, max_batch)}", err=True)
 
 
-for _command in (make_demo_command(run), *COMMANDS, *PIPELINE_COMMANDS):
+for _command in (make_demo_command(run), *COMMANDS, evaluate, *PIPELINE_COMMANDS):
     main.add_command(_command)
 
 

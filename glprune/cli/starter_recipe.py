@@ -13,9 +13,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from glprune._escaping import escape_for_terminal
 from glprune._wording import counted
 from glprune.cli.column_roles import guess_roles
-from glprune.data.files import open_table
-from glprune.data.tables import unknown_column_hint
 from glprune.errors import UsageError
+from glprune.tables.files import open_table
+from glprune.tables.table import unknown_column_hint
 
 _METRICS = {"binary": "auroc", "multiclass": "accuracy", "regression": "r2"}
 

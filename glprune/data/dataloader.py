@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,13 @@ from glprune._imports import load_callable
 from glprune._plugins import load_plugin
 from glprune._user_code import user_code
 from glprune._wording import counted
-from glprune.data.columns import make_features
-from glprune.data.records import Data, InputColumns
-from glprune.data.splits import SPLITS, Inputs
+from glprune.data.records import Data
+from glprune.data.splits import Inputs
 from glprune.errors import DataError, GlpruneError, RecipeError
 from glprune.runtime.determinism import settings_kept
+from glprune.tables.batches import ordered_inputs, split_batch
+from glprune.tables.columns import make_features
+from glprune.tables.features import SPLITS, InputColumns
 
 if TYPE_CHECKING:
     from glprune.schema.recipe import InputSpec, Recipe
@@ -250,8 +252,9 @@ def unpack(batch: Any, specs: Sequence[InputSpec], kind: str, start: int = 0) ->
     Raises:
         DataError: The batch has another form.
     """
-    raw, target = _split_batch(batch, len(specs), kind)
-    inputs = _as_inputs(raw, specs)
+    raw, target = split_batch(batch, len(specs), kind, _is_tensor)
+    found = ordered_inputs(raw, [spec.name for spec in specs], _is_tensor)
+    inputs = tuple(_as_input(x, spec) for x, spec in zip(found, specs, strict=True))
     rows = len(inputs[0])
     for spec, x in zip(specs, inputs, strict=True):
         if len(x) != rows:
@@ -294,41 +297,8 @@ def _class_numbers(labels: Tensor, start: int) -> Tensor:
     return labels.long()
 
 
-def _split_batch(batch: Any, inputs: int, kind: str) -> tuple[Any, Any]:
-    """Split a batch into inputs and target; distillation ignores the target."""
-    pair = isinstance(batch, list | tuple) and len(batch) == 2
-    if kind != "distillation":
-        if not pair:
-            raise DataError(f"a batch is {type(batch).__name__}, not a pair (inputs, target).")
-        return batch[0], batch[1]
-    # with two inputs a pair of tensors is the inputs; with one it is the input and a label
-    if pair and (inputs == 1 or not isinstance(batch[0], Tensor)):
-        return batch[0], batch[1]
-    return batch, None
-
-
-def _as_inputs(raw: Any, specs: Sequence[InputSpec]) -> Inputs:
-    """Return the tensor of each input, in the network's order."""
-    if isinstance(raw, Mapping):
-        missing = [s.name for s in specs if s.name not in raw]
-        if missing:
-            raise DataError(f"a batch has no input {missing[0]!r}; it has {', '.join(map(str, raw))}.")
-        raw = [raw[s.name] for s in specs]
-    found = [raw] if isinstance(raw, Tensor) else raw
-    if (
-        not isinstance(found, list | tuple)
-        or len(found) != len(specs)
-        or not all(isinstance(x, Tensor) for x in found)
-    ):
-        raise DataError(f"a batch should hold {len(specs)} input tensor(s); it holds {_contents(found)}.")
-    return tuple(_as_input(x, spec) for x, spec in zip(found, specs, strict=True))
-
-
-def _contents(found: Any) -> str:
-    """Describe what a batch holds instead of tensors."""
-    if isinstance(found, list | tuple):
-        return f"{len(found)}: {', '.join(type(x).__name__ for x in found)}"
-    return type(found).__name__
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, Tensor)
 
 
 def _as_input(x: Tensor, spec: InputSpec) -> Tensor:

@@ -3,51 +3,19 @@
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from glprune.data.splits import ColumnId, ColumnSelection, InputPosition, view_columns
+from glprune.data.splits import ColumnSelection, view_columns
+from glprune.tables.features import ColumnId, InputPosition, spans
 
 if TYPE_CHECKING:
-    from glprune.data.protected import Attribute
     from glprune.data.splits import Split
-
-
-@dataclass(frozen=True)
-class InputColumns:
-    """One input of the network and the columns that feed it.
-
-    Attributes:
-        name: Name of the input.
-        axis: Axis of a batch that holds the features; None if none can be pruned.
-        columns: Names along that axis, in order; without an axis the columns of the file, if any.
-    """
-
-    name: str
-    axis: int | None
-    columns: tuple[str, ...]
-
-    @property
-    def prunable_columns(self) -> tuple[str, ...]:
-        """The columns that can be pruned."""
-        return self.columns if self.axis is not None else ()
-
-
-@dataclass(frozen=True)
-class Feature:
-    """An input feature: a column, or several columns of one input that are kept or removed together.
-
-    Attributes:
-        name: The feature.
-        columns: Indices of its columns, counted over the feature columns of all inputs.
-    """
-
-    name: str
-    columns: tuple[ColumnId, ...]
+    from glprune.tables.features import Feature, InputColumns
+    from glprune.tables.protected import Attribute
 
 
 @dataclass(frozen=True)
@@ -154,11 +122,3 @@ class Data:
             valid=view_columns(self.valid, selection),
             test=view_columns(self.test, selection),
         )
-
-
-def spans(inputs: Sequence[InputColumns]) -> tuple[range, ...]:
-    """Return the indices of each input's feature columns."""
-    ends = [0]
-    for part in inputs:
-        ends.append(ends[-1] + len(part.prunable_columns))
-    return tuple(range(start, end) for start, end in itertools.pairwise(ends))

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NewType, Protocol, Self, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-SPLITS = ("train", "valid", "test")
-Inputs = tuple[Tensor, ...]
+from glprune.tables.features import InputPosition
 
-ColumnId = NewType("ColumnId", int)
-"""Number of a column, counted over the feature axes of all inputs."""
-InputPosition = NewType("InputPosition", int)
-"""Position of a column along the feature axis of its full input."""
-KeptPosition = NewType("KeptPosition", int)
-"""Position of a column among the kept columns of its input."""
+Inputs = tuple[Tensor, ...]
 
 
 def select_columns(inputs: Inputs, axes: Sequence[int | None], columns: Sequence[Tensor]) -> Inputs:

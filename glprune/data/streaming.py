@@ -15,15 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from glprune.data.tables import ParquetTable, Reader, RowGroup, Table, rows_at_once
-from glprune.data.validation import COLUMNS_AT_ONCE, TYPES, Dtype, blocks, coded, numbers
 from glprune.errors import RecipeError
+from glprune.tables.table import ParquetTable, Reader, RowGroup, Table, rows_at_once
+from glprune.tables.validation import COLUMNS_AT_ONCE, TYPES, Dtype, blocks, coded, numbers
 
 if TYPE_CHECKING:
-    from glprune.data.records import InputColumns
     from glprune.data.splits import ColumnSelection, Inputs
-    from glprune.data.splitting import Part
     from glprune.schema.recipe import Recipe
+    from glprune.tables.features import InputColumns
+    from glprune.tables.splitting import Part
 
 _Item = TypeVar("_Item")
 

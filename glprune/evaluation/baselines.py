@@ -29,7 +29,7 @@ from glprune.errors import GlpruneError, ModelError
 from glprune.evaluation.permutation_importance import permutation_importance
 from glprune.export.onnx_runtime import EXPORT_TOLERANCE, OnnxFile
 from glprune.export.shipped_model import file_columns, on_test_rows, write_shipped
-from glprune.model.confidence_intervals import confidence_intervals
+from glprune.metrics.confidence_intervals import confidence_intervals
 from glprune.model.prediction import predict
 from glprune.pruning.groups import GroupSet, group_norms, sliced, support, zero_units_
 from glprune.pruning.removal import RemovalResult, remove, then
@@ -217,7 +217,7 @@ def _measure(job: Job, shipped: _Shipped, ranking: Ranking, folder: Path) -> tup
     kept = _kept_by(job, removed)
     sizes = _sizes(job, removed, set(kept))
     networks = {"baseline": view, "shipped": shipped.outputs}
-    intervals = confidence_intervals(job.task, networks, target, job.recipe.seed)
+    intervals = confidence_intervals(job.task.scorer, networks, target, job.recipe.seed)
     run = BaselineRun(
         kept=kept,
         common=sum(name in shipped.kept for name in kept),

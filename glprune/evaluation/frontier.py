@@ -11,7 +11,7 @@ from glprune.data.splits import first_rows
 from glprune.errors import GlpruneError, ModelError
 from glprune.export.onnx_runtime import EXPORT_TOLERANCE, OnnxFile
 from glprune.export.shipped_model import on_test_rows, write_shipped
-from glprune.model.confidence_intervals import confidence_intervals
+from glprune.metrics.confidence_intervals import confidence_intervals
 from glprune.model.counting import macs, parameters
 from glprune.model.validation_score import check_finite
 from glprune.runtime.events import Listener, Progress, Stage
@@ -101,5 +101,5 @@ def _measure_test_rows(job: Job, point: FoundPoint, file: Path) -> tuple[float, 
         )
     view = job.task.view(outputs)
     value = check_finite(job.metric, job.task.metric(job.metric, view, target))
-    found = confidence_intervals(job.task, {"test": view}, target, job.recipe.seed).get(job.metric)
+    found = confidence_intervals(job.task.scorer, {"test": view}, target, job.recipe.seed).get(job.metric)
     return value, found.values["test"] if found else Interval(low=value, high=value)

@@ -8,18 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from glprune.data.splits import first_rows, identity
+from glprune.audit.onnx_file.counts import measured_macs
+from glprune.audit.onnx_reader import parse
+from glprune.data.splits import Inputs, first_rows, identity
 from glprune.errors import ModelError, NonFiniteError
 from glprune.evaluation.segments import measure_segments
 from glprune.export.onnx_runtime import EXPORT_TOLERANCE, OnnxFile, latency
 from glprune.export.shipped_model import on_test_rows
-from glprune.model.confidence_intervals import confidence_intervals
+from glprune.metrics.confidence_intervals import confidence_intervals
+from glprune.metrics.scorer import r2_score
 from glprune.model.counting import macs, parameters
+from glprune.model.outputs import as_array
 from glprune.model.prediction import predict
-from glprune.model.task import r2_score
 from glprune.schema.recipe import HIGHER_IS_BETTER, METRICS
 from glprune.schema.report import Agreement, Latency, Metric, Segments, Size
 
@@ -157,7 +159,7 @@ def _metrics(job: Job, outputs: _TestOutputs) -> list[Metric]:
     values = {name: job.task.metrics(view, outputs.target) for name, view in views.items()}
     for name, metrics in values.items():
         _check_finite(metrics, _NETWORKS[name])
-    intervals = confidence_intervals(job.task, views, outputs.target, job.recipe.seed)
+    intervals = confidence_intervals(job.task.scorer, views, outputs.target, job.recipe.seed)
     return [
         Metric(
             name=name,
@@ -190,11 +192,11 @@ def _agreement(job: Job, before: Outputs, after: Outputs) -> list[Agreement]:
     for number, (name, old, new) in enumerate(zip(job.outputs.names, before, after, strict=True)):
         if number == job.outputs.predicted:
             continue
-        r2 = r2_score(*(y.reshape(len(y), -1).double() for y in (new, old)))
+        r2 = r2_score(*(as_array(y) for y in (new, old)))
         records.append(
             Agreement(
                 name=name,
-                r2=float(r2) if bool(torch.isfinite(r2)) else None,
+                r2=r2 if math.isfinite(r2) else None,
                 max_change=float((new.double() - old.double()).abs().max()),
                 trained_for=job.outputs.predicted is None and job.task.scales[number] > 0,
             )
@@ -202,14 +204,26 @@ def _agreement(job: Job, before: Outputs, after: Outputs) -> list[Agreement]:
     return records
 
 
+def _macs_of(file: Path, row: Inputs) -> int | None:
+    """Count the multiply-accumulates of a file for one row; None where the file does not tell."""
+    model = parse(file.read_bytes())
+    names = (value.name for value in model.graph.input)
+    return measured_macs(model, {name: x.numpy() for name, x in zip(names, row, strict=True)})
+
+
 def _size(shipped: ShippedModel, files: ExportedFiles) -> Size:
     job = shipped.job
     row = first_rows(job.data.test, 1)
+    before, after = _macs_of(files.original, row), _macs_of(files.shipped, shipped.select_columns(row))
+    is_counted = before is not None and after is not None
+    if before is None or after is None:
+        before, after = macs(job.network, row), macs(shipped.network, shipped.removed.selection(row))
     return Size(
         parameters_before=parameters(job.network),
         parameters_after=parameters(shipped.network),
-        macs_before=macs(job.network, row),
-        macs_after=macs(shipped.network, shipped.removed.selection(row)),
+        macs_before=before,
+        macs_after=after,
+        macs_of="onnx" if is_counted else "pytorch",
         onnx_bytes_before=files.original.stat().st_size,
         onnx_bytes_after=files.shipped.stat().st_size,
     )

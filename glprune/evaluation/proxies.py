@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from glprune.data.protected import Attribute, segmented
 from glprune.data.splits import identity
 from glprune.evaluation.segments import attribute_status
 from glprune.export.onnx_runtime import OnnxFile
@@ -26,6 +25,7 @@ from glprune.model.prediction import predict
 from glprune.runtime.events import Listener, Stage
 from glprune.schema import bundle as bundles
 from glprune.schema.report import Prediction, Proxies, ProxyAnalysis, ProxyAttribute, ProxySource
+from glprune.tables.protected import Attribute, segmented
 
 if TYPE_CHECKING:
     from glprune.export.shipped_model import ShippedModel

@@ -16,10 +16,10 @@ from torch import Tensor
 from glprune._plugins import packages
 from glprune._version import __version__
 from glprune._wording import counted
-from glprune.data.splits import IndexableSplit, InputPosition, KeptPosition, Split
+from glprune.data.splits import IndexableSplit, Split
 from glprune.evaluation.policy_report import make_policy, make_reason_codes, reason
 from glprune.export.signature import shipped_inputs, shipped_outputs
-from glprune.model.validation_score import standard_error
+from glprune.metrics.influence import standard_error
 from glprune.pruning.groups import GroupSet, TensorDict, group_norms, group_sizes, sliced
 from glprune.pruning.verification import TOLERANCE
 from glprune.report import caveats
@@ -59,6 +59,7 @@ from glprune.search.path_point import path_record
 from glprune.search.portfolio.candidates import mean_gain
 from glprune.search.portfolio.frontier import shipping_rule
 from glprune.search.refit import distill_share
+from glprune.tables.features import InputPosition, KeptPosition
 from glprune.training.feature_groups import members
 
 if TYPE_CHECKING:
@@ -125,6 +126,8 @@ def make_report(outcome: RunResults) -> Report:
         schema="glprune.report/2",
         title=recipe.report.title or (recipe.source.stem if recipe.source else "glprune run"),
         purpose=recipe.report.purpose,
+        domain=recipe.report.domain,
+        jurisdiction=recipe.report.jurisdiction,
         task=job.task.kind,
         digests=_digests(outcome),
         run=_run(recipe),
@@ -272,6 +275,7 @@ def _last_input_stage(chosen: SearchResult) -> StageResult:
 def _digests(outcome: RunResults) -> Digests:
     recipe = outcome.job.recipe
     files = [*bundles.MADE_BEFORE_THE_REPORT, *([bundles.INT8] if outcome.quantized else [])]
+    files += [bundles.ORIGINAL] if recipe.export.keep_original else []
     files += [bundles.FRONTIER, *bundles.point_files(outcome.folder)] if outcome.frontier else []
     digests = {name: bundles.digest(outcome.folder / name) for name in files}
     return Digests(

@@ -35,7 +35,7 @@ from glprune.errors import ModelError
 from glprune.export.exporters import root_cause, silence_exporters
 from glprune.export.onnx_runtime import OnnxFile, latency
 from glprune.export.shrink import strip_exporter_metadata
-from glprune.model.confidence_intervals import confidence_intervals
+from glprune.metrics.confidence_intervals import confidence_intervals
 from glprune.model.prediction import predict
 from glprune.schema import bundle as bundles
 from glprune.schema.recipe import HIGHER_IS_BETTER, METRICS
@@ -225,7 +225,7 @@ def _metrics(
 ) -> list[QuantizedMetric]:
     views = {"float32": job.task.view(float32), "int8": job.task.view(int8)}
     before, after = (job.task.metrics(view, labels) for view in views.values())
-    intervals = confidence_intervals(job.task, views, labels, job.recipe.seed)
+    intervals = confidence_intervals(job.task.scorer, views, labels, job.recipe.seed)
     return [
         QuantizedMetric(
             name=name,

@@ -14,16 +14,16 @@ from glprune.export.signature import dtype_name
 from glprune.model.standardize import StandardizedNetwork
 from glprune.pruning.surgery import named_tensors
 from glprune.schema import bundle as bundles
-from glprune.schema.plan import AttributePlan, Axis, InputPlan, Plan, Reader, UnitsPlan
+from glprune.schema.plan import AttributePlan, Axis, InputPlan, Place, Plan, Reader, UnitsPlan
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from glprune.data.records import InputColumns
     from glprune.export.shipped_model import ShippedModel
     from glprune.pruning.groups import GroupSet
     from glprune.pruning.surgery import PruningPlan
     from glprune.pruning.units import TensorAxis
+    from glprune.tables.features import InputColumns
 
 
 def write_plan(shipped: ShippedModel) -> Plan:
@@ -35,10 +35,10 @@ def write_plan(shipped: ShippedModel) -> Plan:
         arguments=dict(job.recipe.model.arguments),
         standardize=isinstance(job.network, StandardizedNetwork),
         inputs=_inputs(shipped),
-        axes=_axes(job.network, removed.plan),
+        axes=plan_axes(job.network, removed.plan),
         attributes=_attributes(removed.plan),
         in_model=_tensors_in_model(folder),
-        units=[_units(groups, removed.plan) for groups in job.groups if groups.units.slots],
+        units=[plan_units_of(groups, removed.plan) for groups in job.groups if groups.units.slots],
     )
     bundles.write_json(folder / bundles.PLAN, plan.model_dump(mode="json"))
     (folder / bundles.RECIPE).write_text(job.recipe.to_yaml(), encoding="utf-8")
@@ -77,30 +77,32 @@ def _constants(plan: PruningPlan, index: int) -> list[float] | None:
 
 def _readers(groups: GroupSet | None, plan: PruningPlan) -> list[Reader]:
     """Describe which positions of the sliced tensors read which columns; None for an input without groups."""
-    return [_place(slot, plan) for slot in groups.units.readers] if groups is not None else []
+    return [
+        Reader(tensor=slot.tensor, dim=slot.dim, columns=_left(slot, plan).tolist())
+        for slot in (groups.units.readers if groups is not None else ())
+    ]
 
 
-def _place(slot: TensorAxis, plan: PruningPlan) -> Reader:
-    """Describe which positions of one sliced tensor belong to which column or unit."""
+def _left(slot: TensorAxis, plan: PruningPlan) -> Tensor:
+    """Return the unit of each position that is left of a slot."""
     positions = plan.kept.get((slot.tensor, slot.dim))
-    units = slot.unit if positions is None else slot.unit[positions]
-    return Reader(tensor=slot.tensor, dim=slot.dim, columns=units.tolist())
+    return slot.unit if positions is None else slot.unit[positions]
 
 
-def _units(groups: GroupSet, plan: PruningPlan) -> UnitsPlan:
-    """Describe the units of an input or a layer, and where those that are left lie."""
-    places = [_place(slot, plan) for slot in groups.units.slots]
+def plan_units_of(groups: GroupSet, plan: PruningPlan) -> UnitsPlan:
+    """Describe the units of an input or a layer, where they lay, and which are left."""
+    slots = groups.units.slots
+    left = {unit for slot in slots for unit in _left(slot, plan).tolist()} - {-1}
     return UnitsPlan(
         name=groups.name,
         kind=groups.kind,
         before=groups.units.count,
-        kept=sorted({unit for place in places for unit in place.columns if unit >= 0}),
-        removal=groups.units.removal,
-        places=places,
+        kept=sorted(left),
+        places=[Place(tensor=s.tensor, dim=s.dim, units=s.unit.tolist()) for s in slots],
     )
 
 
-def _axes(network: nn.Module, plan: PruningPlan) -> list[Axis]:
+def plan_axes(network: nn.Module, plan: PruningPlan) -> list[Axis]:
     """Describe the kept positions, in the numbering of the original network."""
     state = named_tensors(network)
     return [

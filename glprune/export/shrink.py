@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 
+from glprune.audit.onnx_file.usage import needed
 from glprune.audit.onnx_reader import all_graphs
 from glprune.export.exporters import silence_exporters
 
@@ -24,6 +25,24 @@ def strip_exporter_metadata(model: onnx.ModelProto, metadata: Mapping[str, str],
             message.doc_string = ""
             del message.metadata_props[:]
     onnx.helper.set_model_props(model, dict(sorted(metadata.items())))
+    while _drop_unused(model):
+        pass
+
+
+def _drop_unused(model: onnx.ModelProto) -> bool:
+    """Remove nodes and initializers that exporters leave without a reader; whether there were any."""
+    changed = False
+    for graph in all_graphs(model):
+        used = needed(graph, {o.name for o in graph.output})
+        nodes = [node for node in graph.node if not used.isdisjoint(node.output)]
+        tensors = [tensor for tensor in graph.initializer if tensor.name in used]
+        if len(nodes) < len(graph.node) or len(tensors) < len(graph.initializer):
+            changed = True
+            for field, kept in ((graph.node, nodes), (graph.initializer, tensors)):
+                copies = [type(part).FromString(part.SerializeToString()) for part in kept]
+                del field[:]
+                field.extend(copies)
+    return changed
 
 
 def shrink(model: onnx.ModelProto) -> onnx.ModelProto:

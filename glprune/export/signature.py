@@ -43,6 +43,7 @@ def shipped_outputs(job: Job) -> list[Output]:
             meaning=output_meaning(job)
             if job.outputs.predicted in (None, number)
             else f"output {number} of the network",
+            scale=job.task.scales[number] if job.task.scales else None,
         )
         for number, name in enumerate(job.outputs.names)
     ]

@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from glprune._user_code import network_errors
-from glprune.data.records import Data, Feature, InputColumns, Standardization
-from glprune.data.splits import ColumnId, TensorSplit, identity
+from glprune.data.records import Data, Standardization
+from glprune.data.splits import TensorSplit, identity
 from glprune.errors import GlpruneError, ModelError
 from glprune.model.diagnostics import copied
 from glprune.model.loading import LoadedNetwork
@@ -25,6 +25,7 @@ from glprune.schema.recipe import Recipe, RefitSpec
 from glprune.search.path_point import path_record
 from glprune.search.prepare import build_job
 from glprune.search.search import SearchResult, search
+from glprune.tables.features import ColumnId, Feature, InputColumns
 from glprune.training.refit import Refit
 
 if TYPE_CHECKING:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from glprune.model.standardize import StandardizedNetwork
@@ -24,15 +26,28 @@ def macs(network: nn.Module, inputs: Inputs) -> int:
         network: The network, in evaluation mode.
         inputs: At least one row of each input.
     """
-    # the counter misses fused recurrent kernels; without MKL-DNN it sees their products one by one
+    # the counter misses fused kernels of recurrent and transformer layers; without them it sees every product
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # about hardware that this build of PyTorch does not know
         stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+        stack.enter_context(_without_fast_path())
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(torch.no_grad())
         counter = stack.enter_context(FlopCounterMode(display=False))
         network(*(x[:1] for x in inputs))
     return int(counter.get_total_flops()) // 2
+
+
+@contextlib.contextmanager
+def _without_fast_path() -> Iterator[None]:
+    """Run transformer layers operation by operation."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def parameters(network: nn.Module) -> int:

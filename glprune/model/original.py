@@ -21,8 +21,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from glprune._wording import counted
-from glprune.model.task import auroc
-from glprune.model.validation_score import row_influences, standard_error
+from glprune.metrics.influence import standard_error
+from glprune.metrics.scorer import auroc
+from glprune.model.outputs import as_array
+from glprune.model.validation_score import row_influences
 from glprune.schema.metrics import HIGHER_IS_BETTER, inline, metric_text
 
 if TYPE_CHECKING:
@@ -122,7 +124,7 @@ def unmet_expectations(task: Task, predictions: Predictions, expected: Mapping[s
     unmet = []
     for name, value in expected.items():
         found = task.metric(name, output, target)
-        error = standard_error(row_influences(task, name, output.double(), target))
+        error = standard_error(row_influences(task, name, output, target))
         if not abs(found - value) <= _ERRORS * error + rounding(value):
             unmet.append(f"{name} {value:g} is expected and {found:.4f} +- {error:.4f} was found")
     return unmet
@@ -142,7 +144,7 @@ def main_metric(task: Task, predictions: Predictions) -> float:
 def sure_gain(task: Task, before: Predictions, after: Predictions) -> bool:
     """Whether other predictions for the same rows have a surely and visibly better default metric."""
     name = task.default_metric
-    old, new = (row_influences(task, name, y.double(), target) for y, target in map(_pooled, (before, after)))
+    old, new = (row_influences(task, name, y, target) for y, target in map(_pooled, (before, after)))
     gain = new - old if HIGHER_IS_BETTER[name] else old - new
     return bool(gain.mean() > max(_SPLIT_ERRORS * standard_error(gain), _VISIBLE))
 
@@ -162,7 +164,7 @@ def _ranks_at_random(task: Task, name: str, output: Tensor, target: Tensor) -> s
     present = [c for c in classes if 0 < counts[c] < len(target)]
     if not present:
         return None
-    area = sum(float(auroc(_margin(logs, c), (target == c).long())) for c in present) / len(present)
+    area = sum(auroc(as_array(_margin(logs, c)), as_array(target == c)) for c in present) / len(present)
     error = sum(_chance_error(int(counts[c]), len(target)) for c in present) / len(present)
     reached = area + _errors(name) * error
     what = "AUROC" if task.kind == "binary" else "mean AUROC of a class against the others"
@@ -219,7 +221,7 @@ def _is_read_wrongly(task: Task, output: Tensor, target: Tensor) -> str | None:
     if task.width > 1:
         is_sum = bool(((output.double().sum(dim=1) - 1).abs() < _IS_SUM).all())
         return f"its {task.width} outputs sum to 1 in every row: they are probabilities" if is_sum else None
-    as_logits = row_influences(task, "log_loss", output.double(), target)
+    as_logits = row_influences(task, "log_loss", output, target)
     flat = output.double().reshape(-1).clamp(1e-12, 1 - 1e-12)
     as_probabilities = functional.binary_cross_entropy(flat, target.double(), reduction="none")
     gain = as_logits - as_probabilities

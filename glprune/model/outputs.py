@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -52,6 +53,12 @@ def leaves(output: Any) -> tuple[Tensor, ...]:
     if isinstance(output, Tensor):
         return (output,)
     return tuple(tensor for _, tensor in named_leaves(output))
+
+
+def as_array(values: Tensor) -> NDArray[Any]:
+    """Return a tensor as an array; numbers with a fraction as float64."""
+    plain = values.detach()
+    return (plain.double() if plain.is_floating_point() else plain).numpy()
 
 
 def check_dense(outputs: Sequence[Tensor]) -> None:

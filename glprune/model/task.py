@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,12 +11,9 @@ from torch.nn import functional
 
 from glprune._wording import counted
 from glprune.errors import DataError, ModelError
-from glprune.model.calibration import brier_scores, calibration_gaps
-from glprune.model.outputs import Outputs, leaves
+from glprune.metrics.scorer import OutputForm, Scorer, TaskName
+from glprune.model.outputs import Outputs, as_array, leaves
 from glprune.schema.recipe import HIGHER_IS_BETTER, METRICS
-
-TaskName = Literal["binary", "multiclass", "regression", "distillation"]
-Output = Literal["logits", "probabilities"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +36,7 @@ class Task:
     """
 
     kind: TaskName
-    output: Output
+    output: OutputForm
     classes: int
     width: int = 1
     prediction: int = 0
@@ -108,6 +104,11 @@ class Task:
         divergence = functional.kl_div(student, softened, reduction="batchmean", log_target=True)
         return divergence * temperature**2
 
+    @property
+    def scorer(self) -> Scorer:
+        """Computes the metrics from arrays."""
+        return Scorer(self.kind, self.output)
+
     def metric(self, name: str, output: Tensor, target: Tensor) -> float:
         """Compute one metric over all rows.
 
@@ -116,22 +117,7 @@ class Task:
             output: A view of the outputs, shape (n,), (n, 1), (n, n_classes) or (n, n_values).
             target: Class numbers int64 or values float32, shape (n,); (n, n_values) for distillation.
         """
-        if self.kind == "distillation":
-            return float(_AGREEMENT[name](output.double(), target.double()))
-        if self.kind == "regression":
-            return float(_REGRESSION[name](output.reshape(-1).double(), target.double()))
-        logs = self.log_probabilities(output.double())
-        if name == "log_loss":
-            return float(functional.nll_loss(logs, target))
-        if name == "accuracy":
-            return float((logs.argmax(dim=-1) == target).double().mean())
-        if name == "brier_score":
-            return float(brier_scores(logs, target).mean())
-        if name == "calibration_error":
-            return float(calibration_gaps(logs, target).mean(dim=0).abs().sum())
-        # AUROC depends on ranks alone; logits stay distinct where probabilities would round to 1
-        margin = logs[:, 1] - logs[:, 0]
-        return float(auroc(margin, target))
+        return self.scorer.metric(name, as_array(output), as_array(target))
 
     def metrics(self, output: Tensor, target: Tensor) -> dict[str, float]:
         """Compute every metric of the task over all rows."""
@@ -146,65 +132,6 @@ class Task:
 def improvement(metric: str, before: float, after: float) -> float:
     """Return by how much ``after`` is better than ``before``; negative where it is worse."""
     return after - before if HIGHER_IS_BETTER[metric] else before - after
-
-
-# torchmetrics has these three too, but its import takes seconds in every process: transformers, scipy.signal
-
-
-def auroc(score: Tensor, target: Tensor) -> Tensor:
-    """Area under the ROC curve of scores, each of shape (n,); ``target`` is 1 for the positive class.
-
-    Tied scores are one step of the curve. Where a class has no rows its rate stays 0.
-    """
-    values, ranks = torch.unique(score, return_inverse=True)
-    rates = [_cumulative_share(ranks[target == label], len(values)) for label in (1, 0)]
-    return torch.trapezoid(*rates)
-
-
-def _cumulative_share(ranks: Tensor, values: int) -> Tensor:
-    """Share of rows that have at least each rank, from the highest rank down, after a first 0."""
-    counts = functional.pad(torch.bincount(ranks, minlength=values).flip(0).cumsum(0), (1, 0))
-    return counts / counts[-1] if counts[-1] > 0 else torch.zeros(len(counts))
-
-
-def _rmse(output: Tensor, target: Tensor) -> Tensor:
-    return ((output - target).square().sum() / len(target)).sqrt()
-
-
-def _mae(output: Tensor, target: Tensor) -> Tensor:
-    return (output - target).abs().sum() / len(target)
-
-
-def r2_score(output: Tensor, target: Tensor) -> Tensor:
-    """Return the fraction of the variance of ``target`` that ``output`` explains; both (n,) or (n, k).
-
-    Columns are pooled, so that a constant one causes no division by zero. Not finite where all are constant.
-    """
-    total = (target - target.mean(dim=0)).square().sum()
-    return 1 - (target - output).square().sum() / total
-
-
-# torchmetrics takes sums of squares below 1e-4 for zero in r2, whatever the target's unit
-_REGRESSION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "r2": r2_score,
-    "rmse": _rmse,
-    "mae": _mae,
-}
-
-
-def _rmse_of_all(output: Tensor, target: Tensor) -> Tensor:
-    return (target - output).square().mean().sqrt()
-
-
-def _cosine(output: Tensor, target: Tensor) -> Tensor:
-    return functional.cosine_similarity(output, target, dim=1).mean()
-
-
-_AGREEMENT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "r2": r2_score,
-    "rmse": _rmse_of_all,
-    "cosine": _cosine,
-}
 
 
 def concat_batches(

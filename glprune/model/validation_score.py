@@ -1,13 +1,7 @@
 """A metric on validation rows with its standard error, from the influence of every row.
 
-The metric is linearised: the mean of the row influences is the metric, and their standard deviation over the
-root of the number of rows is its standard error. The difference of two networks on the same rows has the
-standard error of the paired differences, which is much smaller than that of either metric.
-
-References:
-    Hampel (1974), "The influence curve and its role in robust estimation", J. Am. Stat. Assoc. 69, 383-393.
-    DeLong, DeLong and Clarke-Pearson (1988), "Comparing the areas under two or more correlated receiver
-    operating characteristic curves", Biometrics 44, 837-845.
+The difference of two networks on the same rows has the standard error of the paired differences, which is
+much smaller than that of either metric.
 """
 
 from __future__ import annotations
@@ -18,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from glprune.errors import NonFiniteError
-from glprune.model.calibration import brier_scores, calibration_gaps
+from glprune.metrics import influence
+from glprune.metrics.influence import standard_error
+from glprune.model.outputs import as_array
 from glprune.schema.recipe import HIGHER_IS_BETTER
 
 if TYPE_CHECKING:
@@ -78,11 +73,6 @@ class ValidationScore:
         return Gain(sign * (self.value - other.value), standard_error(differences))
 
 
-def standard_error(values: Tensor) -> float:
-    """Standard error of the mean of some values, shape (n,); 0 for a single one."""
-    return float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-
-
 def score_output(task: Task, metric: str, output: Tensor, target: Tensor) -> ValidationScore:
     """Measure a metric of outputs, as ``glprune.model.prediction.score_network`` does.
 
@@ -93,7 +83,7 @@ def score_output(task: Task, metric: str, output: Tensor, target: Tensor) -> Val
         target: Class numbers or values, shape (n,); (n, n_values) for distillation.
     """
     value = check_finite(metric, task.metric(metric, output, target))
-    influences = row_influences(task, metric, output.double(), target)
+    influences = row_influences(task, metric, output, target)
     return ValidationScore(metric, value, influences, float(task.loss(output, target)))
 
 
@@ -115,72 +105,12 @@ def row_influences(task: Task, metric: str, output: Tensor, target: Tensor) -> T
     """Return the influence of every row on a metric, centred so that their mean is the metric.
 
     Args:
-        task: Converts outputs to log-probabilities.
+        task: The task.
         metric: Name of the metric.
-        output: A view of the outputs, float64.
+        output: A view of the outputs.
         target: The targets.
 
     Returns:
         float64, shape (n,).
     """
-    if task.kind in ("binary", "multiclass"):
-        return _class_influences(metric, task.log_probabilities(output), target)
-    values = output if task.kind == "distillation" else output.reshape(-1, 1)
-    wanted = target.double().reshape(len(target), -1)
-    if metric == "cosine":
-        return functional.cosine_similarity(values, wanted, dim=1)
-    if metric == "mae":
-        return (values - wanted).abs().mean(dim=1)
-    squares = (values - wanted).square().mean(dim=1)
-    if metric == "rmse":
-        root = squares.mean().sqrt()
-        return root + (squares - squares.mean()) / (2 * root) if root > 0 else squares
-    total = (wanted - wanted.mean(dim=0)).square().mean(dim=1)
-    share = squares.mean() / total.mean()
-    return 1 - share - (squares - share * total) / total.mean()
-
-
-def _class_influences(metric: str, logs: Tensor, target: Tensor) -> Tensor:
-    if metric == "accuracy":
-        return (logs.argmax(dim=1) == target).double()
-    if metric == "log_loss":
-        return functional.nll_loss(logs, target, reduction="none")
-    if metric == "brier_score":
-        return brier_scores(logs, target)
-    if metric == "calibration_error":
-        gaps = calibration_gaps(logs, target)
-        return gaps @ gaps.sum(dim=0).sign()
-    return _auroc_influences(logs[:, 1] - logs[:, 0], target == 1)
-
-
-def _auroc_influences(margin: Tensor, positive: Tensor) -> Tensor:
-    of_positive, of_negative = auroc_components(margin, positive)
-    shares = torch.empty_like(margin)
-    shares[positive], shares[~positive] = of_positive, of_negative
-    area, rows = of_positive.mean(), len(margin)
-    counts = torch.where(positive, positive.sum(), (~positive).sum()).double()
-    # each class has a mean of its own: its variance is a sum of squares over its number of rows less one
-    unbiased = ((rows - 1) * counts / (rows * (counts - 1).clamp(min=1))).sqrt()
-    return area + (shares - area) * unbiased * (rows / counts)
-
-
-def auroc_components(margin: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
-    """Structural components of DeLong et al. (1988): of every row, its share of rightly ordered pairs.
-
-    Args:
-        margin: Scores, float64, shape (n,).
-        positive: Whether each row is of the positive class, bool, shape (n,).
-
-    Returns:
-        The shares of the positive rows and of the negative rows; the mean of either is the AUROC.
-    """
-    of_positive = _share_below(margin[positive], margin[~positive])
-    return of_positive, 1 - _share_below(margin[~positive], margin[positive])
-
-
-def _share_below(values: Tensor, others: Tensor) -> Tensor:
-    """For each value the share of others below it; equal ones count half."""
-    ordered = others.sort().values
-    below = torch.searchsorted(ordered, values.contiguous())
-    up_to = torch.searchsorted(ordered, values.contiguous(), right=True)
-    return (below + up_to).double() / (2 * len(others))
+    return torch.from_numpy(influence.row_influences(task.scorer, metric, as_array(output), as_array(target)))

@@ -24,9 +24,10 @@ from glprune.pruning.units import GroupKind, TensorAxis, UnitSet
 from glprune.pruning.verification import EquivalenceChecker, random_copy
 
 if TYPE_CHECKING:
-    from glprune.data.records import Data, InputColumns
-    from glprune.data.splits import InputPosition, Inputs
+    from glprune.data.records import Data
+    from glprune.data.splits import Inputs
     from glprune.schema.recipe import Recipe
+    from glprune.tables.features import InputColumns, InputPosition
 
 _EXAMPLES = 8  # real rows and as many random ones
 

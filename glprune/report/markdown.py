@@ -25,19 +25,15 @@ def render_markdown(report: Report) -> str:
         f"# {text(report.title)}",
         text(report.purpose),
         "\n".join(f"- {text(sentence)}" for sentence in headline(report)),
-        *_listed("Warnings", report.warnings),
+        *listed("Warnings", report.warnings),
         "## Removed features",
-        _removed(report),
+        removed_table(report),
         "## Metrics on the test split",
-        _metrics(report),
+        metrics_table(report),
         *_frontier(report),
         "## Size",
-        _table(
-            ("", "Original", "Shipped", "Left"),
-            [(text(c.label), c.before, c.after, c.change) for c in size_rows(report)],
-            numbers=3,
-        ),
-        *_listed("Not measured", report.not_measured),
+        size_table(report),
+        *listed("Not measured", report.not_measured),
         f"glprune {text(report.run.versions.get('glprune', ''))}, {text(report.timing.generated_at)}; "
         f"model {code(report.digests.outputs.get(report.export.file, '-'))}. "
         "Evidence: `report.html`. Verify it with `glprune verify`.",
@@ -67,15 +63,23 @@ def text(words: str) -> str:
     return line.replace("@", "`@`")
 
 
-def _listed(title: str, items: Sequence[str]) -> list[str]:
+def listed(title: str, items: Sequence[str]) -> list[str]:
+    """Format a heading and a list; nothing where there are no items."""
     return [f"## {title}", "\n".join(f"- {text(item)}" for item in items)] if items else []
 
 
-def _removed(report: Report) -> str:
+def size_table(report: Report) -> str:
+    """Format the counts of the network and its file, before and after."""
+    rows = [(text(c.label), c.before, c.after, c.change) for c in size_rows(report)]
+    return table(("", "Original", "Shipped", "Left"), rows, numbers=3)
+
+
+def removed_table(report: Report) -> str:
+    """Format the removed features, with the reason and the norm of each."""
     removed = [f for f in report.features if f.status == "removed"]
     if not removed:
         return "None."
-    return _table(
+    return table(
         ("Feature", "Removed by", "Columns", "Norm in the original"),
         [(code(f.name), _reason(f), f"{len(f.columns):,}", number(f.norm_original)) for f in removed],
         numbers=2,
@@ -89,7 +93,8 @@ def _reason(feature: Feature) -> str:
     return f"{reason} {code(name)}" if name else reason
 
 
-def _metrics(report: Report) -> str:
+def metrics_table(report: Report) -> str:
+    """Format the metrics of the original and of the shipped file, with intervals."""
     rows = [
         (
             f"{text(label(m.name))}, {'higher' if m.higher_is_better else 'lower'} is better",
@@ -98,9 +103,9 @@ def _metrics(report: Report) -> str:
         )
         for m in report.performance
     ]
-    table = _table(("Metric", "Original", "Shipped", "Change", "Rows"), rows, numbers=4)
+    rendered = table(("Metric", "Original", "Shipped", "Change", "Rows"), rows, numbers=4)
     method = method_sentence([m.intervals for m in report.performance])
-    return f"{table}\n\n{text(f'In brackets: {method}')}" if method else table
+    return f"{rendered}\n\n{text(f'In brackets: {method}')}" if method else rendered
 
 
 def _frontier(report: Report) -> list[str]:
@@ -131,7 +136,7 @@ def _frontier(report: Report) -> list[str]:
     ]
     return [
         "## Networks of other sizes",
-        _table(head, rows, numbers=6),
+        table(head, rows, numbers=6),
         f"```text\n{_interval_picture(record)}\n```",
     ]
 
@@ -165,7 +170,7 @@ def _interval_picture(frontier: Frontier) -> str:
     return "\n".join(lines)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: int) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: int) -> str:
     """Format a table whose last ``numbers`` columns are right-aligned; cells are not escaped."""
     rule = ["---"] * (len(head) - numbers) + ["---:"] * numbers
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 from pydantic import BaseModel
 
-from glprune.report.regulations import Rule, regulations
+from glprune.report.regulations import Rule, rules_for
 
 if TYPE_CHECKING:
     from glprune.schema.report import Report
@@ -54,7 +54,7 @@ _ALL = (
     ("file", "The shipped file", ("export", "quantized")),
     ("data", "Data", ("data",)),
     ("provenance", "Provenance", ("digests", "run", "timing", "schema")),
-    ("rules", "Evidence for regulations", ()),
+    ("rules", "Evidence for regulations", ("domain", "jurisdiction")),
 )
 _OPTIONAL = {
     "baselines": "baselines",
@@ -62,6 +62,7 @@ _OPTIONAL = {
     "policy": "policy",
     "stability": "stability",
     "costs": "drop_costs",
+    "rules": "domain",
 }
 
 
@@ -94,8 +95,8 @@ class RuleEvidence:
 
 
 def evidence_for(report: Report, shown: Sequence[Section]) -> list[RuleEvidence]:
-    """Return every rule with the sections of this report that are evidence for it."""
-    return [_evidence(report, shown, rule) for rule in regulations().rules]
+    """Return the rules that the recipe asked for, each with the sections that are evidence for it."""
+    return [_evidence(report, shown, rule) for rule in rules_for(report.domain, report.jurisdiction)]
 
 
 def _evidence(report: Report, shown: Sequence[Section], rule: Rule) -> RuleEvidence:

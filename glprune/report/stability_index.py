@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 Supports = NDArray[np.bool_]
 CONFIDENCE = 0.95
+_BLOCK = 256  # choices that are compared with all others at a time
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,16 @@ def jaccard(supports: Supports) -> float:
     Args:
         supports: Shape (n_choices, n_features), at least two choices.
     """
-    kept = supports.astype(np.float64)
-    both = kept @ kept.T
-    sizes = kept.sum(axis=1)
-    either = sizes[:, None] + sizes[None, :] - both
-    shares = np.divide(both, either, out=np.ones_like(both), where=either > 0)
-    return float(shares[np.triu_indices(len(kept), 1)].mean())
+    kept = supports.astype(np.float32)
+    sizes = kept.sum(axis=1, dtype=np.float64)
+    total = 0.0
+    for first in range(0, len(kept), _BLOCK):
+        rows = slice(first, first + _BLOCK)
+        both = (kept[rows] @ kept[first:].T).astype(np.float64)  # counts, exact below 2**24
+        either = sizes[rows, None] + sizes[None, first:] - both
+        shares = np.divide(both, either, out=np.ones_like(both), where=either > 0)
+        total += float(np.triu(shares, 1).sum())
+    return total / (len(kept) * (len(kept) - 1) / 2)
 
 
 def nogueira(supports: Supports) -> Index | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 ONNX = "model.onnx"
 INT8 = "model.int8.onnx"
+ORIGINAL = "original.onnx"
 WEIGHTS = "model.safetensors"
 PLAN = "plan.json"
 REPORT = "report.json"
@@ -26,12 +27,14 @@ FRONTIER = "frontier.json"
 POINTS = "frontier"
 MANIFEST = "MANIFEST.json"
 SIGNATURES = "signatures"
+TIMESTAMP = "manifest.tsr"
 FILES = (ONNX, WEIGHTS, PLAN, REPORT, PAGE, SUMMARY, RECIPE, SCHEMA, INPUT_SCHEMA, GOLDEN)
 """The files of every bundle besides the manifest and its signatures."""
-OPTIONAL = (PROXIES, INT8, FRONTIER)
+OPTIONAL = (PROXIES, INT8, ORIGINAL, FRONTIER)
 """Files that a bundle may hold in addition; a listed one may be withheld from an auditor.
 
-The 8-bit file and the frontier may not be withheld: the report states their digests among the outputs.
+The 8-bit file, the original and the frontier may not be withheld:
+the report states their digests among the outputs.
 """
 POINT_FILE = re.compile(r"frontier/[1-9]\d{0,8}\.safetensors")
 """Names of the files with the points of a frontier, by size; their digests are among the outputs too."""

@@ -24,10 +24,10 @@ class Axis(_Record):
 
 
 class Reader(_Record):
-    """Where one tensor of the slim network reads an input's columns, or holds a layer's units.
+    """Where one tensor of the slim network reads an input's columns.
 
-    ``columns`` gives for each position along ``dim`` the column of the original input, or the unit of the
-    original layer; -1 if the position belongs to none of them.
+    ``columns`` gives for each position along ``dim`` the column of the original input, or -1 if the position
+    reads no column of it.
     """
 
     tensor: str
@@ -48,18 +48,28 @@ class InputPlan(_Record):
     readers: list[Reader] = []
 
 
-class UnitsPlan(_Record):
-    """The units of an input or a hidden layer: how many there were, which are kept, and where they lie.
+class Place(_Record):
+    """Where units lie along one dimension of one tensor of the original network.
 
-    Under ``constant`` no tensor is cut: the network is fed a constant in place of removed columns.
+    ``units`` gives the unit of each position; -1 if the position belongs to none.
+    """
+
+    tensor: str
+    dim: int
+    units: list[int]
+
+
+class UnitsPlan(_Record):
+    """The units of an input or a hidden layer: how many there were, which are left, and where they lay.
+
+    All are left of an input whose removed columns the network is fed as constants.
     """
 
     name: str
     kind: GroupKind
     before: int
     kept: list[int]
-    removal: Literal["cut", "constant"] = "cut"
-    places: list[Reader]
+    places: list[Place]
 
 
 class AttributePlan(_Record):

@@ -25,7 +25,7 @@ from glprune.schema.metrics import HIGHER_IS_BETTER, METRICS
 from glprune.schema.strict_yaml import dump, nearest_line
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from glprune._plugins import Group
     from glprune.schema.strict_yaml import Lines
@@ -38,10 +38,12 @@ __all__ = [
     "BatchSize",
     "Budget",
     "DataSpec",
+    "Domain",
     "ExportSpec",
     "GroupWeights",
     "HiddenStrength",
     "InputSpec",
+    "Jurisdiction",
     "MaxDrop",
     "ModelSpec",
     "PenaltyKind",
@@ -87,6 +89,9 @@ BatchSize = Annotated[int, Field(ge=1)] | Literal["all"]
 PenaltyKind = Literal[
     "group_lasso", "sparse_group_lasso", "group_mcp", "tree_group_lasso", "latent_group_lasso", "plugin"
 ]
+Domain = Literal["consumer_credit", "insurance", "medical_devices", "general"]
+"""What a model is used for, as far as regulations are known; ``general`` has those that hold for any use."""
+Jurisdiction = Literal["us", "ca", "uk", "eu"]
 GroupWeights = Literal["size", "adaptive", "fisher", "taylor", "ablation"]
 Sizes = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1, max_length=50)]
 BATCH_LABEL = "batch"
@@ -608,6 +613,11 @@ class ExportSpec(Section):
         description="int8: also write and measure model.int8.onnx, quantised to 8-bit integers. It is not "
         "lossless: model.onnx stays the certified file. null: no quantised file.",
     )
+    keep_original: bool = Field(
+        False,
+        description="Also keep original.onnx, the original network, in the bundle: `glprune evaluate` then "
+        "measures it too, as it needs to for distillation.",
+    )
     dynamic_axes: dict[Text, dict[AxisNumber, Name]] = Field(
         default_factory=dict,
         description="Axes of any length besides the batch: input -> axis number -> label. Axes with the "
@@ -733,12 +743,22 @@ class PolicySpec(Section):
 class ReportSpec(Section):
     """Contents of the report."""
 
+    rules = recipe_rules.REPORT_RULES
+
     title: Text | None = Field(None, description="Heading; default: the recipe's file name.")
     purpose: str = Field("", description="What the model is used for, for the reader of the report.")
     baselines: bool = Field(
         False,
         description="Compare with simpler selections of the same size (random, largest weights, "
         "permutation importance); each is cut, refitted, exported to ONNX and measured.",
+    )
+    domain: Domain | None = Field(
+        None,
+        description="What the model is used for: the page then has a table of regulations and of the "
+        "sections that are evidence for them. null: no table.",
+    )
+    jurisdiction: Jurisdiction | None = Field(
+        None, description="Where: the regulations of this jurisdiction alone; null: of every one."
     )
 
 
@@ -790,6 +810,7 @@ class Recipe(Section):
     _sha256: str | None = PrivateAttr(None)
     _lines: Lines = PrivateAttr(default_factory=dict)
     _allowed: tuple[str, ...] | None = PrivateAttr(None)
+    _places: Mapping[str, Path] = PrivateAttr(default_factory=dict)
 
     @property
     def source(self) -> Path | None:
@@ -834,9 +855,15 @@ class Recipe(Section):
         """Record the file that the recipe was read from: its path, its digest and the line of each key."""
         self._source, self._sha256, self._lines = source, sha256, lines
 
+    def with_files(self, places: Mapping[str, Path]) -> Recipe:
+        """Return a copy whose files are elsewhere: path in the recipe -> where the file is."""
+        moved = self.model_copy()
+        moved._places = dict(places)  # noqa: SLF001  a Recipe
+        return moved
+
     def path(self, text: str) -> Path:
         """Resolve a path of the recipe."""
-        return self.folder / text
+        return self._places.get(text, self.folder / text)
 
     def where(self, *keys: str) -> str:
         """Return the place of a key for an error message: ``recipe.yaml:12: data.target``."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         PenaltySpec,
         PolicySpec,
         Recipe,
+        ReportSpec,
         SplitSpec,
         StabilitySpec,
         TargetSpec,
@@ -396,6 +397,13 @@ _PENALTY_AND_TARGET: tuple[Rule[Recipe], ...] = (
     ),
 )
 
+REPORT_RULES: tuple[Rule[ReportSpec], ...] = (
+    Rule(
+        "jurisdiction",
+        lambda s: s.jurisdiction is not None and s.domain is None,
+        "jurisdiction needs report.domain, which chooses the regulations, such as consumer_credit",
+    ),
+)
 _STABILITY: tuple[Rule[Recipe], ...] = (
     Rule(
         "stability.n_resamples",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from glprune.schema.recipe import GroupWeights, PenaltyKind
+from glprune.schema.recipe import Domain, GroupWeights, Jurisdiction, PenaltyKind
 
 if TYPE_CHECKING:
     from glprune.schema.recipe import PolicySpec
@@ -402,8 +402,15 @@ class Size(Record):
         )
     )
     parameters_after: int = Field(description="parameters of the shipped network")
-    macs_before: int = Field(description="multiply-accumulates for one row")
+    macs_before: int = Field(description="multiply-accumulates of the original network for one row")
     macs_after: int = Field(description="the same for the shipped network")
+    macs_of: Literal["onnx", "pytorch"] = Field(
+        "pytorch",
+        description=(
+            "`onnx`: counted from the ONNX files, so that an auditor can count again; `pytorch`: from the "
+            "networks, where a file has products in a loop or a branch"
+        ),
+    )
     onnx_bytes_before: int = Field(description="size of the original network as an ONNX file, in bytes")
     onnx_bytes_after: int = Field(description="size of the shipped ONNX file, in bytes")
 
@@ -464,6 +471,11 @@ class Output(Record):
 
     name: str = Field(description="name of the output in the ONNX file")
     meaning: str = Field(description="what its values are, such as the probability of a class")
+    scale: float | None = Field(
+        None,
+        description="what its values are divided by before the metrics of distillation; 0: they are left "
+        "out; null for other tasks and in reports of glprune 0.2.0",
+    )
 
 
 class Agreement(Record):
@@ -872,6 +884,11 @@ class ProtectedAttribute(Record):
         description="`kept` or `removed` as a feature of the network; `outside`: it was never an input",
     )
     by: str = Field(description="how the rows were divided into segments")
+    edges: list[float] | None = Field(
+        None,
+        description="ascending edges of the ranges; null where each value is a segment, and in reports of "
+        "glprune 0.2.0",
+    )
     segments: list[Segment] = Field(description="one record for each segment")
 
 
@@ -978,6 +995,12 @@ class Report(Record):
     )
     title: str = Field(description="title of the model")
     purpose: str = Field(description="intended use of the model, as the recipe states it")
+    domain: Domain | None = Field(
+        None, description="what the model is used for, to choose regulations; null: the page lists none"
+    )
+    jurisdiction: Jurisdiction | None = Field(
+        None, description="where, to choose regulations; null: anywhere"
+    )
     task: Literal["binary", "multiclass", "regression", "distillation"] = Field(
         description=(
             "task of the model; `distillation`: there are no labels, every metric is agreement with the "

@@ -9,6 +9,7 @@ from typing import Any
 
 _MAX_DEPTH = 64
 _MAX_VALUES = 4_000_000  # a value takes up to a hundred times its bytes in memory
+_MAX_CONTAINERS = 1_000_000  # an object of one key takes two hundred bytes
 
 
 class StrictError(ValueError):
@@ -20,10 +21,12 @@ def read_json(raw: bytes) -> Any:
 
     Raises:
         StrictError: Not UTF-8 or not JSON, a duplicate key, NaN or Infinity, a number too large for a
-            double, nesting deeper than 64 levels, or more than 4 million values.
+            double, nesting deeper than 64 levels, more than 4 million values, or a million lists and objects.
     """
     if raw.count(b",") > _MAX_VALUES:
         raise StrictError(f"holds more than {_MAX_VALUES:,} values")
+    if raw.count(b"[") + raw.count(b"{") > _MAX_CONTAINERS:
+        raise StrictError(f"holds more than {_MAX_CONTAINERS:,} lists and objects")
     try:
         value = json.loads(raw.decode("utf-8"), object_pairs_hook=_object, parse_constant=_constant)
     except RecursionError:

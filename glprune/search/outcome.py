@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Literal
 from glprune.pruning.groups import group_norms
 
 if TYPE_CHECKING:
-    from glprune.data.splits import ColumnSelection, InputPosition
+    from glprune.data.splits import ColumnSelection
     from glprune.search.job import Job
     from glprune.search.stage import StageResult
+    from glprune.tables.features import InputPosition
 
 PENALTY = "penalty"
 

@@ -7,10 +7,12 @@ import socketserver
 import subprocess
 import threading
 import time
+from typing import get_args
 
 import pytest
 
 from glprune.report.html import render_html
+from glprune.schema.recipe import Domain
 from tests.unit.report.test_html import HOSTILE, report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -147,6 +149,15 @@ def test_it_prints_on_a4_with_the_findings_on_one_sheet(browser, page):
     findings = page[: page.index("</main>")] + "</main></body></html>"
     assert len(browser.pages(findings)) == 1
     assert len(sheets) > 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("domain", get_args(Domain))
+def test_the_regulations_of_a_domain_print_on_one_sheet(domain, browser):
+    """With the rules of every jurisdiction, and all their evidence missing from the report."""
+    page = render_html(report(HOSTILE).model_copy(update={"domain": domain}), pictures=False)
+    section = page[: page.index("</head>")] + "</head><body>" + page[page.index('<h2 id="rules">') :]
+    assert len(browser.pages(section)) == 1
 
 
 @pytest.mark.slow

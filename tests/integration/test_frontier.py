@@ -214,7 +214,9 @@ def test_steps_of_another_search_are_refused(copy, monkeypatch):
     first = record.points[0]
     other = first.model_copy(update={"steps": first.steps[1:]})
     changed = record.model_copy(update={"points": [other, *record.points[1:]]})
-    monkeypatch.setattr("glprune.selection.open_bundle", lambda path: replaced(open_bundle(path), changed))
+    monkeypatch.setattr(
+        "glprune.rerun.selection.open_bundle", lambda path: replaced(open_bundle(path), changed)
+    )
     with pytest.raises(UsageError, match="does not hold the next step of the search"):
         glprune.select(copy, 3)
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +21,17 @@ import onnxruntime as ort
 from onnx.reference import ReferenceEvaluator
 
 from glprune.audit.findings import Check, Finding, make_check
+from glprune.audit.limits import ending, limit_memory, limit_time, memory_limit
+from glprune.audit.onnx_file.counts import measured_macs
 from glprune.audit.onnx_reader import parse
 from glprune.audit.safetensors_reader import Array, read_tensors
 from glprune.errors import first_line
 from glprune.schema import bundle as bundles
 
-try:
-    import resource
-except ImportError:  # on Windows
-    resource = None  # type: ignore[assignment]
-
 _TOLERANCE = 2e-5  # relative to the largest output value: another processor orders sums differently
 _REFERENCE_TOLERANCE = 1e-4
 _INT8_SLACK, _INT8_STEP = 0.5, 4e-3  # other kernels round a product to the next of 255 steps
 _MIN_ROWS = 4
-_MEMORY = 16 << 30
 _REQUEST = "request.json"
 PROBES = ("NaN", "Inf", "-Inf", "3e38", "-3e38")
 
@@ -68,42 +64,53 @@ class Int8:
     difference: float
 
 
-def check_execution(
-    model: bytes,
-    golden: bytes,
-    removed: Sequence[Removed],
-    seconds: float | None,
-    int8: Int8 | None = None,
-) -> tuple[list[Check], str | None]:
+@dataclass(frozen=True)
+class Claims:
+    """What the report states of a run of the model.
+
+    Attributes:
+        removed: Columns that no output depends on, to fill with extreme values; empty for a slim signature.
+        int8: The 8-bit file, if there is one; C6 must have passed for it too.
+        macs: Multiply-accumulates for one row, counted from the file; None where they were not.
+    """
+
+    removed: Sequence[Removed] = ()
+    int8: Int8 | None = None
+    macs: int | None = None
+
+
+def check_execution(model: bytes, golden: bytes, claims: Claims, seconds: float | None) -> list[Check]:
     """Run the model and compare its outputs with the recorded ones.
 
     Args:
         model: The ONNX file; C6 must have passed, since this runs it.
         golden: The golden vectors: recorded inputs and outputs.
-        removed: Columns to fill with extreme values; empty for a slim signature.
+        claims: What the report states.
         seconds: Time limit of the process that runs the model; None: run it in this process, without a limit.
-        int8: The 8-bit file, if there is one; C6 must have passed for it too.
 
     Returns:
-        C9 and C10, and what was not checked.
+        C9 and C10.
     """
-    request = [[r.input, r.axis, list(r.columns)] for r in removed]
+    request, int8 = [[r.input, r.axis, list(r.columns)] for r in claims.removed], claims.int8
     if seconds is None:
         parts = dict(measure(model, golden, request, int8))
     else:
         parts = dict(_measure_isolated(model, golden, request, seconds, int8))
     reference, quantized = parts.get("reference", {}), parts.get("int8", {})
     findings = [f for p in (parts.get("golden", {}), quantized, reference) for f in p.get("findings", [])]
+    counted = parts.get("macs", {}).get("count")
+    if claims.macs is not None and counted is not None and counted != claims.macs:
+        what = f"says {claims.macs:,}; the file computes {counted:,}"
+        findings.append((bundles.REPORT, "/size/macs_after", what))
     # a model that fails on the golden rows ends the run before its 8-bit file
     if "golden" in parts and (int8 is None or quantized or findings):
         note = " and ".join(p["note"] for p in (parts["golden"], quantized, reference) if p.get("note"))
         c9 = make_check("C9", [Finding(*f) for f in findings], note)
     else:
         c9 = Check("C9", "incomplete", note=parts.get("ended", {}).get("note", "did not run"))
-    skipped = reference.get("skipped") or (
-        "the reference evaluator ran out of time" if not reference else None
-    )
-    return [c9, _probed(parts, removed)], skipped
+    skipped = "the reference evaluator ran out of time" if not reference else reference.get("skipped")
+    unchecked = f"A second runtime: {skipped}." if skipped else ""
+    return [replace(c9, left_out=unchecked), _probed(parts, claims.removed)]
 
 
 def _probed(parts: Mapping[str, Any], removed: Sequence[Removed]) -> Check:
@@ -131,10 +138,11 @@ def _measure_isolated(
         bundles.write_json(
             folder / _REQUEST, {"removed": request, "seconds": seconds, "difference": difference}
         )
-        command = [sys.executable, "-m", "glprune.audit.checks.execution", name]
+        # -P: a module in the current folder, which may be the bundle, is not imported
+        command = [sys.executable, "-P", "-m", "glprune.audit.checks.execution", name]
         try:
             done = subprocess.run(command, capture_output=True, timeout=seconds, check=False)
-            printed, ended = done.stdout, f"the runtime ended with status {done.returncode}"
+            printed, ended = done.stdout, f"the runtime {ending(done.returncode, seconds)}"
         except subprocess.TimeoutExpired as error:
             printed, ended = error.stdout or b"", f"stopped after {seconds:g} s"
     for line in printed.splitlines():
@@ -181,6 +189,7 @@ def measure(
             "note": f"{rows} rows in ONNX Runtime {ort.__version__}",
         },
     )
+    yield "macs", {"count": measured_macs(parse(model), feed)}
     quantized = _Int8Session(int8, feed, expected) if int8 is not None else None
     if quantized is not None:
         yield "int8", quantized.part
@@ -352,18 +361,10 @@ def _reference(model: bytes, feed: Mapping[str, Array], expected: Mapping[str, A
     }
 
 
-def _limit(seconds: float) -> None:
-    """Limit memory and time of this process where the system supports it."""
-    if resource is None:
-        return
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-        resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, int(seconds) + 2))
-
-
 def _main(folder: Path) -> None:
     request = json.loads((folder / _REQUEST).read_bytes())
-    _limit(request["seconds"])
+    limit_memory(memory_limit({path.name: path.stat().st_size for path in folder.iterdir()}))
+    limit_time(request["seconds"])
     model, golden = ((folder / name).read_bytes() for name in (bundles.ONNX, bundles.GOLDEN))
     stated = request["difference"]
     int8 = Int8((folder / bundles.INT8).read_bytes(), stated) if stated is not None else None

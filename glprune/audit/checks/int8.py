@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, ValueInfoProto, numpy_helper
 
 from glprune.audit.findings import Finding
+from glprune.audit.onnx_file.quantized import compare_graphs
 from glprune.audit.onnx_reader import properties, storage_error
 from glprune.schema import bundle as bundles
 
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 _PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 _INTEGER = {"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"}
-_QUANTIZED, _TRANSPOSED = "_quantized", "_Transposed"  # suffixes of the quantiser
-_STEP = 0.51  # half a step, plus round-off
 PROPERTY = "glprune.quantized"
 PAIR_LIMIT = 2**15 - 1
 """The largest sum of two products that a register of 16 bits holds."""
@@ -90,9 +89,11 @@ def _largest_sum(rows: Values) -> int:
 
 
 def check_int8(quantized: Quantized, model: ModelProto, certified: ModelProto) -> list[Finding]:
-    """Compare the 8-bit file with the report, its interface and weights with the certified file."""
+    """Compare the 8-bit file with the report, its interface, nodes and weights with the certified file."""
     found = itertools.chain(
-        _interface(quantized, model, certified), _weights(model, certified), _saturation(quantized, model)
+        _interface(quantized, model, certified),
+        compare_graphs(model.graph, certified.graph),
+        _saturation(quantized, model),
     )
     return [Finding(bundles.INT8, where, what) for where, what in found]
 
@@ -130,61 +131,6 @@ def _bytes(values: Iterable[ValueInfoProto]) -> list[bytes]:
     return [v.SerializeToString(deterministic=True) for v in values]
 
 
-def _weights(model: ModelProto, certified: ModelProto) -> Iterator[tuple[str, str]]:
-    """Require weights that are the certified ones rounded to their scale; the rest must be identical."""
-    original, stored = _initializers(certified), _initializers(model)
-    axes = {
-        node.input[0]: next((a.i for a in node.attribute if a.name == "axis"), 1)
-        for node in model.graph.node
-        if node.op_type == "DequantizeLinear"
-    }
-    for name, values in stored.items():
-        where, base = f"weight {name[:60]!r}", name.removesuffix(_QUANTIZED)
-        if base != name:
-            wanted = original.get(base, _transposed(original.get(base.removesuffix(_TRANSPOSED))))
-            error = _rounding_error(values, wanted, _steps(stored, base, values.ndim, axes.get(name, -1)))
-            if error is not None:
-                yield where, error
-        elif name in original and not np.array_equal(values, original[name], equal_nan=True):
-            yield where, f"is not the one of {bundles.ONNX}"
-        elif values.dtype == np.int8 and values.ndim and not name.endswith("_zero_point"):
-            yield where, f"matches no weight of {bundles.ONNX}"
-
-
 def _initializers(model: ModelProto) -> dict[str, Values]:
     """Map names to values of the initializers stored in the file itself."""
     return {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if storage_error(t) is None}
-
-
-def _transposed(values: Values | None) -> Values | None:
-    return None if values is None else values.T
-
-
-def _steps(stored: Mapping[str, Values], base: str, rank: int, axis: int) -> tuple[Values, Values] | None:
-    """Return scale and zero point of a weight, shaped to broadcast."""
-    pair = []
-    for suffix in ("_scale", "_zero_point"):
-        values = stored.get(base + suffix, stored.get(f"{base}{_QUANTIZED}{suffix}"))
-        if values is None:
-            return None
-        shape = [1] * rank
-        if values.size > 1:
-            shape[axis % rank] = values.size
-        pair.append(values.reshape(shape if rank else ()).astype(np.float64))
-    return pair[0], pair[1]
-
-
-def _rounding_error(values: Values, wanted: Values | None, steps: tuple[Values, Values] | None) -> str | None:
-    if wanted is None or steps is None or wanted.shape != values.shape:
-        return f"matches no weight of {bundles.ONNX}"
-    scale, zero = steps
-    try:
-        gap = np.abs((values.astype(np.float64) - zero) * scale - wanted) / np.abs(scale)
-    except ValueError:  # a scale of another length
-        return "has scales of another shape"
-    worst = float(gap.max(initial=0.0))
-    return (
-        None
-        if worst <= _STEP
-        else f"differs from the one of {bundles.ONNX} by {worst:.3g} steps of its scale"
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,7 @@ from glprune.schema import bundle as bundles
 if TYPE_CHECKING:
     from glprune.audit.safetensors_reader import Tensors
     from glprune.schema.column_table import ColumnTable
-    from glprune.schema.plan import Plan, UnitsPlan
+    from glprune.schema.plan import Plan
     from glprune.schema.report import Report
 
 
@@ -25,7 +24,7 @@ def check_units(report: Report, plan: Plan, tensors: Tensors, tables: Sequence[C
         tensors: The shipped weights.
         tables: The columns of every input.
     """
-    found = [*_places(plan, tensors), *_cuts(plan, tensors), *_columns(plan, tables)]
+    found = [*_kept(plan), *_cuts(plan, tensors), *_columns(plan, tables)]
     findings = [Finding(bundles.PLAN, where, what) for where, what in found]
     return findings + [Finding(bundles.REPORT, where, what) for where, what in _hidden(report, plan)]
 
@@ -57,47 +56,58 @@ def _columns(plan: Plan, tables: Sequence[ColumnTable]) -> Iterator[Found]:
             yield from check_equal(f"/units/{n}/before", units.before, len(table.columns), "its columns are")
 
 
-def _places(plan: Plan, tensors: Tensors) -> Iterator[Found]:
-    """Require that the kept units, each as often, fill the places that the plan names in the tensors."""
+def _kept(plan: Plan) -> Iterator[Found]:
+    """Require that the units that are left are some of those that were."""
     for n, units in enumerate(plan.units):
-        where, kept = f"/units/{n}", units.kept
+        kept = units.kept
         if not kept or kept != sorted({*kept}) or kept[0] < 0 or kept[-1] >= units.before:
-            yield f"{where}/kept", f"must be ascending numbers below {units.before}"
-            continue
-        for m, place in enumerate(units.places):
-            counts = Counter(unit for unit in place.columns if unit >= 0)
-            array = tensors.arrays.get(tensors.name(place.tensor))
-            if array is not None and (
-                place.dim >= array.ndim or array.shape[place.dim] != len(place.columns)
-            ):
-                yield f"{where}/places/{m}", f"does not fit the shape {array.shape} of {place.tensor!r}"
-            elif {*counts} != {*kept} or len({*counts.values()}) > 1:
-                yield f"{where}/places/{m}", "does not hold every kept unit equally often"
+            yield f"/units/{n}/kept", f"must be ascending numbers below {units.before}"
+        named = {unit for place in units.places for unit in place.units} - {-1}
+        every = {*range(units.before)}
+        # a network may read some columns nowhere; a hidden unit lies somewhere
+        if not named <= every or (units.kind == "hidden" and named != every):
+            yield f"/units/{n}/places", f"name {len(named)} units; there were {units.before}"
 
 
 def _cuts(plan: Plan, tensors: Tensors) -> Iterator[Found]:
     """Require that every tensor lost the positions of the units that are gone, and no others."""
-    lost: Counter[tuple[str, int]] = Counter()
-    for units in plan.units:
-        for tensor, dim, share in _shares(units):
-            lost[tensors.name(tensor), dim] += share
-    seen = set()
+    left, clash = _positions_left(plan)
+    yield from clash
     for n, axis in enumerate(plan.axes):
-        place = (tensors.name(axis.tensor), axis.dim)
-        seen.add(place)
-        gone = axis.size - len(axis.kept)
-        if gone != lost[place]:
-            yield f"/axes/{n}/size", f"loses {gone} positions; the units that are gone had {lost[place]}"
-    for (tensor, dim), count in lost.items():
-        if count and (tensor, dim) not in seen and tensor in tensors.arrays:
-            yield "/axes", f"lacks {tensor!r} along {dim}, where {count} positions are gone"
+        size, kept = left.pop((axis.tensor, axis.dim), (0, []))
+        if (axis.size, axis.kept) != (size, kept):
+            yield (
+                f"/axes/{n}",
+                f"keeps {len(axis.kept)} of {axis.size} positions; by the units that are left it is "
+                f"{len(kept)} of {size}, or other ones",
+            )
+    for (tensor, dim), (size, kept) in left.items():
+        array = tensors.arrays.get(tensors.name(tensor))
+        if array is None:
+            continue
+        if len(kept) < size:
+            yield "/axes", f"lacks {tensor!r} along {dim}, where {size - len(kept)} positions are gone"
+        elif dim >= array.ndim or array.shape[dim] != size:
+            yield "/units", f"say that {tensor!r} has size {size} along {dim}; its shape is {array.shape}"
 
 
-def _shares(units: UnitsPlan) -> Iterator[tuple[str, int, int]]:
-    """Return each place of some units, and the positions there of those that are gone."""
-    gone = units.before - len(units.kept)
-    if units.removal == "constant" or not units.kept:
-        return
-    for place in units.places:
-        held = sum(unit >= 0 for unit in place.columns)
-        yield place.tensor, place.dim, gone * held // len(units.kept)
+Places = dict[tuple[str, int], tuple[int, list[int]]]
+
+
+def _positions_left(plan: Plan) -> tuple[Places, list[Found]]:
+    """Map each tensor axis that holds units to its size and the positions left there; and contradictions.
+
+    A position is left if every set of units that it belongs to keeps its unit.
+    """
+    found: Places = {}
+    clash = []
+    for units in plan.units:
+        kept = {-1, *units.kept}
+        for place in units.places:
+            key = (place.tensor, place.dim)
+            size, positions = found.get(key, (len(place.units), [*range(len(place.units))]))
+            if size != len(place.units):
+                clash.append(("/units", f"give {place.tensor!r} two sizes along {place.dim}"))
+            left = [p for p in positions if p < len(place.units) and place.units[p] in kept]
+            found[key] = (size, left)
+    return found, clash

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
 from glprune.audit.findings import Finding
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from glprune.schema.report import Report
 
 _NORM_TOLERANCE = 1e-6  # relative
+_SAME_DIRECTION = 1e-9  # of the cosine: a relative difference of 4e-5
+_MATRIX = 2  # axes
+_AT_ONCE = 256  # outputs that are compared together
+Floats = NDArray[np.float64]
 
 
 def check_weights(report: Report, plan: Plan, tensors: Tensors) -> list[Finding]:
@@ -40,6 +45,47 @@ def check_shared(plan: Plan, tensors: Tensors, model: ModelProto) -> list[Findin
         Finding(bundles.WEIGHTS, name, f"is {'' if name in found else 'not '}in {bundles.ONNX} bit for bit")
         for name in sorted({*found} ^ {*plan.in_model})
     ]
+
+
+def check_readers(plan: Plan, tensors: Tensors, model: ModelProto) -> list[Finding]:
+    """Check that the weights that read columns are in the model, up to a factor for each output.
+
+    Exporters fold the scale of a normalisation into the weights before it, transpose them and order gates
+    anew; the weights of one output on the columns stay a multiple of what they were.
+    """
+    stored = [numpy_helper.to_array(t) for t in model.graph.initializer if storage_error(t) is None]
+    weights = [x.astype(np.float64) for x in stored if x.dtype == np.float32 and x.ndim >= _MATRIX]
+    findings = []
+    for place in (reader for part in plan.inputs for reader in part.readers):
+        array = tensors.arrays.get(tensors.name(place.tensor))
+        if array is None or place.dim >= array.ndim or array.ndim < _MATRIX:
+            continue  # said by other checks, or no weights of several columns
+        if not _is_among(_directions(array.astype(np.float64), place.dim), weights):
+            what = f"its weights are not in {bundles.ONNX}, not even up to a factor for each output"
+            findings.append(Finding(bundles.WEIGHTS, place.tensor, what))
+    return findings
+
+
+def _directions(array: Floats, dim: int) -> Floats:
+    """Return the weights of each output on the columns, shape (outputs, columns), scaled to length 1."""
+    rows = np.moveaxis(array, dim, -1).reshape(-1, array.shape[dim])
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    scaled: Floats = (rows / np.where(lengths > 0, lengths, 1))[lengths[:, 0] > 0]
+    return scaled
+
+
+def _is_among(rows: Floats, weights: Sequence[Floats]) -> bool:
+    """Whether every direction is that of an output of some weights, or the opposite one."""
+    missing = rows
+    for array in weights:
+        for dim, size in enumerate(array.shape):
+            if size != rows.shape[1] or not len(missing):
+                continue
+            others = _directions(array, dim)
+            parts = np.split(missing, range(_AT_ONCE, len(missing), _AT_ONCE))
+            nearest = [np.abs(part @ others.T).max(axis=1, initial=0.0) for part in parts]
+            missing = missing[np.concatenate(nearest) < 1 - _SAME_DIRECTION]
+    return not len(missing)
 
 
 def shared(tensors: Tensors, model: ModelProto) -> list[str]:

@@ -11,8 +11,9 @@ from pydantic import BaseModel, TypeAdapter
 from torch import Tensor, nn
 
 from glprune.data.splits import identity
+from glprune.metrics.influence import standard_error
 from glprune.model.prediction import score_network
-from glprune.model.validation_score import Gain, ValidationScore, standard_error
+from glprune.model.validation_score import Gain, ValidationScore
 from glprune.pruning.groups import group_norms, group_sizes
 from glprune.search.prepare import Support, restrict_features
 from glprune.search.refit import refit_in_place

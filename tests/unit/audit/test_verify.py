@@ -17,12 +17,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from glprune.audit import signing
 from glprune.audit.checks import rendering
-from glprune.audit.checks.execution import check_execution
+from glprune.audit.checks.execution import Claims, check_execution
 from glprune.audit.checks.figures.consistency import check_consistency
 from glprune.audit.checks.graph import ExpectedGraph, ExpectedInput, check_graph
 from glprune.audit.diff import compare
 from glprune.audit.explain import explain
 from glprune.audit.onnx_reader import parse
+from glprune.audit.steps import Steps
 from glprune.audit.verify import VerificationOptions, open_bundle, read_report, verify
 from glprune.cli.main import main
 from glprune.errors import UsageError
@@ -31,6 +32,8 @@ from glprune.export.onnx_export import ColumnSelector, OnnxSignature, export_onn
 from glprune.pruning.removal import remove
 from glprune.pruning.verification import outputs
 from glprune.report import caveats, sentences
+from glprune.report.html import render_html
+from glprune.report.markdown import render_markdown
 from glprune.schema import bundle as bundles
 from glprune.schema.metrics import ADDED
 from glprune.schema.recipe import StabilitySpec
@@ -72,7 +75,10 @@ def quick(request, monkeypatch):
     if "whole" not in request.keywords:
         here = lambda *arguments: check_execution(*arguments[:3], None)  # noqa: E731
         monkeypatch.setattr(verifying, "check_execution", here)
-        monkeypatch.setattr(rendering, "_cannot_draw", lambda report: "not drawn here")
+        in_this_process = lambda folder, options, _: verifying.verify_steps(folder, options, Steps())  # noqa: E731
+        monkeypatch.setattr(verifying, "verify_isolated", in_this_process)
+        monkeypatch.setattr(rendering, "_cannot_draw", lambda report: None)
+        monkeypatch.setattr(rendering, "_drawn_alike", lambda report, page: True)
 
 
 whole = pytest.mark.whole
@@ -232,7 +238,8 @@ def test_an_unsigned_bundle_fails_where_a_key_is_demanded(slim, people):
 
 def test_a_second_person_countersigns_and_can_be_required(slim, people):
     invoke("sign", slim.folder, "--key", people / "producer")
-    demand = ("verify", slim.folder, "--trust", people / "producer.pub", "--trust", people / "validator.pub")
+    keys = [f"{name}={people / name}.pub" for name in ("producer", "validator")]
+    demand = ("verify", slim.folder, "--trust", keys[0], "--trust", keys[1])
     assert invoke(*demand, "--require-role", "validator").exit_code == 1
     words = ("--role", "validator", "--statement", "Read and rerun on our data.")
     assert invoke("countersign", slim.folder, "--key", people / "validator", *words).exit_code == 0
@@ -568,7 +575,7 @@ def test_a_model_that_never_ends_is_stopped_and_left_incomplete(audited):
     model = onnx.load_from_string((audited["slim"] / bundles.ONNX).read_bytes())
     endless(model)
     golden = (audited["slim"] / bundles.GOLDEN).read_bytes()
-    (c9, c10), _ = check_execution(model.SerializeToString(), golden, [], seconds=4)
+    c9, c10 = check_execution(model.SerializeToString(), golden, Claims(), seconds=4)
     assert (c9.status, c10.status) == ("incomplete", "skipped")
     assert "stopped after 4 s" in c9.note
 
@@ -610,22 +617,22 @@ def test_a_picture_that_was_redrawn_is_caught_where_matplotlib_is_the_same(slim)
     (slim / bundles.PAGE).write_text(
         text[: path.end() - 1] + str((int(text[path.end() - 1]) + 1) % 10) + text[path.end() :]
     )
-    check, skipped = rendering.check_rendering(read_report(slim.folder), *both(slim))
+    check = rendering.check_rendering(read_report(slim.folder), *both(slim))
     assert check.status == "failed"
     assert "picture" in str(check.findings[0])
-    assert skipped is None
 
 
 @whole
 def test_another_version_leaves_the_page_incomplete_and_another_matplotlib_the_pictures(slim, monkeypatch):
     raw, report = both(slim), read_report(slim.folder)
     drawn = report.run.versions | {"matplotlib": "0.1"}
-    check, skipped = rendering.check_rendering(
-        report.model_copy(update={"run": report.run.model_copy(update={"versions": drawn})}), *raw
-    )
-    assert "drawn by matplotlib 0.1" in skipped
+    other = report.model_copy(update={"run": report.run.model_copy(update={"versions": drawn})})
+    pages = render_html(other).encode(), render_markdown(other).encode()
+    check = rendering.check_rendering(other, *pages)
+    assert check.status == "incomplete"
+    assert "drawn by matplotlib 0.1" in check.left_out
     monkeypatch.setattr(rendering, "__version__", "9.9")
-    check, _ = rendering.check_rendering(report, *raw)
+    check = rendering.check_rendering(report, *raw)
     assert check.status == "incomplete"
     assert "9.9" in check.note
 
@@ -809,6 +816,8 @@ class Refuse:
         if name.split(".")[0] in ("torch", "torch_pruning", "matplotlib", "pyarrow", "scipy", "onnxscript"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Refuse())
+from glprune.audit import steps, verify
+verify.verify_isolated = lambda folder, options, _: verify.verify_steps(folder, options, steps.Steps())
 from glprune.cli.main import main
 main()
 """
@@ -816,9 +825,10 @@ main()
 
 @pytest.mark.parametrize(
     ("command", "code"),
-    [("verify {bundle}", 0), ("render {bundle}", 0), ("diff {bundle} {bundle}", 0), ("explain {bundle} pair", 0),
+    [("verify {bundle}", 3), ("render {bundle}", 0), ("diff {bundle} {bundle}", 0), ("explain {bundle} pair", 0),
      ("sign {bundle} --key {key}", 0), ("countersign {bundle} --key {key} --role owner --statement x", 0),
-     ("schema report", 0), ("run recipe.yaml model.pt", 2)],
+     ("attest-original {bundle}/model.onnx --key {key} --out {bundle}.json", 0),
+     ("export-card {bundle}", 0), ("schema report", 0), ("run recipe.yaml model.pt", 2)],
 )  # fmt: skip
 def test_the_auditors_commands_run_without_pytorch(command, code, slim, people):
     words = command.format(bundle=slim.folder, key=people / "validator").split()

@@ -14,10 +14,8 @@ import torch
 import glprune
 from glprune.audit.verify import verify
 from glprune.data import ColumnSelection, IndexableSplit, StreamedSplit, TensorSplit, load_data, view_columns
-from glprune.data.files import open_table
 from glprune.data.splits import _ColumnView
 from glprune.data.streaming import read_ahead
-from glprune.data.tables import _ShardReader
 from glprune.errors import DataError, GlpruneError, RecipeError
 from glprune.evaluation.permutation_importance import split_in_memory
 from glprune.evaluation.stability import check_rows, measure_stability
@@ -25,6 +23,8 @@ from glprune.runtime.events import silent
 from glprune.schema.recipe_loading import load_recipe
 from glprune.search.prepare import prepare
 from glprune.search.worker_setup import WorkerContext, indexable_split
+from glprune.tables.files import open_table
+from glprune.tables.table import _ShardReader
 from tests.networks import fit_binary
 
 ROWS, SHARD, GROUP = 900, 250, 70
@@ -202,8 +202,8 @@ def test_wide_row_groups_are_read_some_columns_at_a_time(tmp_path):
 
 
 def test_a_row_group_larger_than_the_buffer_is_read_in_slices(tmp_path, monkeypatch):
-    monkeypatch.setattr("glprune.data.tables._MIN_ROWS", 32)
-    monkeypatch.setattr("glprune.data.tables._BATCH_BYTES", 1024)
+    monkeypatch.setattr("glprune.tables.table._MIN_ROWS", 32)
+    monkeypatch.setattr("glprune.tables.table._BATCH_BYTES", 1024)
     pq.write_table(pa.table(frame()), tmp_path / "x.parquet")
     memory, streamed = pair(tmp_path, "file: x.parquet, exclude: [part, group]")
     batch = next(streamed.train.table.reader()(streamed.train.table.row_groups[0], ["x0", "x1"]))

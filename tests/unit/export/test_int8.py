@@ -18,10 +18,10 @@ from glprune.audit.checks.int8 import (
     _factor,
     _in_integers,
     _initializers,
-    _weights,
     largest_pair,
     products,
 )
+from glprune.audit.onnx_file.quantized import compare_graphs
 from glprune.audit.verify import verify
 from glprune.errors import ModelError
 from glprune.export.int8 import instruction_sets, quantize, write_int8
@@ -100,7 +100,7 @@ def test_weights_are_the_certified_ones_rounded(name, tmp_path):
     _, x = exported(build, row, tmp_path)
     write_int8(tmp_path / "f.onnx", tmp_path / "q.onnx", [{"x": x}])
     model, source = onnx.load(tmp_path / "q.onnx"), onnx.load(tmp_path / "f.onnx")
-    assert not list(_weights(model, source))
+    assert not list(compare_graphs(model.graph, source.graph))
     rounded = [t for t in model.graph.initializer if t.name.endswith("_quantized")]
     assert rounded
     for tensor in rounded:
@@ -110,7 +110,9 @@ def test_weights_are_the_certified_ones_rounded(name, tmp_path):
         other.CopyFrom(model)
         changed = next(t for t in other.graph.initializer if t.name == tensor.name)
         changed.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
-        assert [place for place, _ in _weights(other, source)] == [f"weight {tensor.name!r}"]
+        assert [place for place, _ in compare_graphs(other.graph, source.graph)] == [
+            f"weight {tensor.name!r}"
+        ]
 
 
 def products_in_pairs(activations, weights):
@@ -461,3 +463,98 @@ def test_a_bundle_without_the_key_has_no_such_file(audited):
 def test_the_certified_file_is_hardly_larger_than_its_parameters(audited, name):
     size = json.loads((audited[name] / bundles.REPORT).read_text())["size"]
     assert size["onnx_bytes_after"] <= 1.05 * 4 * size["parameters_after"] + 4096
+
+
+def _tensor(model, name):
+    return next(t for t in model.graph.initializer if t.name == name)
+
+
+def _set(model, name, values):
+    _tensor(model, name).CopyFrom(onnx.numpy_helper.from_array(values, name))
+
+
+def _first(model, suffix):
+    name = next(t.name for t in model.graph.initializer if t.name.endswith(suffix))
+    return name, onnx.numpy_helper.to_array(_tensor(model, name)).copy()
+
+
+def another_node(model):
+    """A node between two layers."""
+    node = next(n for n in model.graph.node if n.op_type in ("Relu", "Softmax"))
+    node.input[0], old = "between", node.input[0]
+    at = list(model.graph.node).index(node)
+    model.graph.node.insert(at, onnx.helper.make_node("Tanh", [old], ["between"], "between"))
+
+
+def another_operator(model):
+    next(n for n in model.graph.node if n.op_type in ("Relu", "Softmax")).op_type = "Sigmoid"
+
+
+def another_attribute(model):
+    node = next(n for n in model.graph.node if n.op_type in ("Gemm", "LayerNormalization"))
+    next(a for a in node.attribute if a.name in ("alpha", "epsilon")).f = 0.5
+
+
+def weights_rounded_to_nothing(model):
+    """A scale so large that every weight is zero, within half a step."""
+    name, values = _first(
+        model, "0.weight_quantized" if _has(model, "0.weight_quantized") else "val_0_quantized"
+    )
+    scale = name.removesuffix("_quantized") + "_scale"
+    _set(model, name, values * 0)
+    _set(model, scale, onnx.numpy_helper.to_array(_tensor(model, scale)) * np.float32(1000))
+
+
+def _has(model, name):
+    return any(t.name == name for t in model.graph.initializer)
+
+
+def weights_of_another_layer(model):
+    name, values = _first(model, "_quantized")
+    _set(model, name, np.roll(values, 1, axis=0))
+
+
+def bias_rounded_to_nothing(model):
+    name, values = (
+        _first(model, "bias_quantized") if _has(model, "0.bias_quantized") else _first(model, ".bias")
+    )
+    _set(model, name, values * 0)
+    if _has(model, f"{name}_scale"):
+        scale = onnx.numpy_helper.to_array(_tensor(model, f"{name}_scale"))
+        _set(model, f"{name}_scale", scale * np.float32(1e9))
+
+
+def negative_scale(model):
+    name, values = _first(model, "weight_scale" if _has(model, "0.weight_scale") else "val_0_scale")
+    _set(model, name, -values)
+
+
+def signed_activation(model):
+    """Quantised and widened with different steps, which scales the activation."""
+    name, values = _first(model, "relu_scale") if _has(model, "relu_scale") else _first(model, "_scale")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(values * np.float32(2), "doubled"))
+    node = next(n for n in model.graph.node if name in n.input and n.op_type in ("DequantizeLinear", "Mul"))
+    node.input[list(node.input).index(name)] = "doubled"
+
+
+def added_to_the_output(model):
+    last = model.graph.node[-1]
+    result, last.output[0] = last.output[0], "honest"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(0.1), "more"))
+    model.graph.node.append(onnx.helper.make_node("Add", ["honest", "more"], [result], "more"))
+
+
+@pytest.mark.parametrize("name", ["dense", "attention"])
+@pytest.mark.parametrize(
+    "change",
+    [another_node, another_operator, another_attribute, weights_rounded_to_nothing, weights_of_another_layer,
+     bias_rounded_to_nothing, negative_scale, signed_activation, added_to_the_output],
+)  # fmt: skip
+def test_an_8_bit_file_that_is_not_the_certified_graph_is_found(change, name, tmp_path):
+    build, row, _ = CASES[name]
+    _, x = exported(build, row, tmp_path)
+    write_int8(tmp_path / "f.onnx", tmp_path / "q.onnx", [{"x": x}])
+    model, source = onnx.load(tmp_path / "q.onnx"), onnx.load(tmp_path / "f.onnx")
+    assert not list(compare_graphs(model.graph, source.graph))
+    change(model)
+    assert list(compare_graphs(model.graph, source.graph))

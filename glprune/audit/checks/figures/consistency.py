@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from glprune._version import __version__
-from glprune.audit.checks.figures.frontier import check_frontier
+from glprune.audit.checks.figures.frontier import MACS_SLACK, check_frontier
 from glprune.audit.checks.figures.intervals import check_intervals
 from glprune.audit.checks.figures.policy_records import (
     check_policy_records,
@@ -66,6 +66,7 @@ def check_consistency(report: Report, recipe: Recipe | None, files: Mapping[str,
         _latency(report),
         _widths(report, recipe),
         _quantized(report, recipe, files),
+        _original(report, recipe, files),
         _warnings(report, recipe) if not _is_older(report) else (),
         _baselines(report),
         _drop_costs(report),
@@ -87,9 +88,11 @@ def _duplicates(where: str, names: Sequence[str]) -> Iterator[Found]:
 
 def _features(report: Report) -> Iterator[Found]:
     yield from _duplicates("/features", [f.name for f in report.features])
-    for name in {f.input for f in report.features}:
-        columns = [c for f in report.features if f.input == name for c in f.columns]
-        yield from _duplicates("/features", columns)
+    columns: dict[str, list[str]] = {}
+    for feature in report.features:
+        columns.setdefault(feature.input, []).extend(feature.columns)
+    for names in columns.values():
+        yield from _duplicates("/features", names)
     inputs = {i.name: i for i in report.export.inputs}
     for n, feature in enumerate(report.features):
         where, kept = f"/features/{n}", feature.status == "kept"
@@ -399,6 +402,19 @@ def _widths(report: Report, recipe: Recipe | None) -> Iterator[Found]:
         yield "/widths", f"was timed; {bundles.RECIPE} says {recipe.target.round_to}"
 
 
+def _original(report: Report, recipe: Recipe | None, files: Mapping[str, bytes]) -> Iterator[Found]:
+    """Require the file of the original network where the recipe keeps it, of the stated size."""
+    raw, is_stated = files.get(bundles.ORIGINAL), bundles.ORIGINAL in report.digests.outputs
+    if recipe is not None and recipe.export.keep_original != is_stated:
+        what = "is not stated, but is to be kept" if recipe.export.keep_original else "is not to be kept"
+        yield f"/digests/outputs/{bundles.ORIGINAL}", f"{what}, as {bundles.RECIPE} says"
+    if raw is not None and not is_stated:
+        yield f"/digests/outputs/{bundles.ORIGINAL}", "is not stated, but the file is in the folder"
+    if raw is not None:
+        stated = report.size.onnx_bytes_before
+        yield from check_equal("/size/onnx_bytes_before", stated, len(raw), "the file has")
+
+
 def _quantized(report: Report, recipe: Recipe | None, files: Mapping[str, bytes]) -> Iterator[Found]:
     """Require that an 8-bit file is present where the report states one, with consistent figures."""
     record, raw = report.quantized, files.get(bundles.INT8)
@@ -541,6 +557,8 @@ def _recipe(report: Report, recipe: Recipe) -> Iterator[Found]:
     pairs: list[tuple[str, Any, Any]] = [
         ("/task", report.task, recipe.task),
         ("/purpose", report.purpose, recipe.report.purpose),
+        ("/domain", report.domain, recipe.report.domain),
+        ("/jurisdiction", report.jurisdiction, recipe.report.jurisdiction),
         ("/run/seed", report.run.seed, recipe.seed),
         ("/penalty/kind", report.penalty.kind, recipe.penalty.kind),
         ("/penalty/weights", report.penalty.weights, recipe.penalty.weights),
@@ -569,7 +587,9 @@ def _target(report: Report, recipe: Recipe) -> Iterator[Found]:
             budget = getattr(target, key)
             if budget is not None:
                 before, after = getattr(size, f"{key}_before"), getattr(size, f"{key}_after")
-                yield from _above(f"/size/{key}_after", after, resolve_budget(budget, before), key)
+                slack = MACS_SLACK if key == "macs" else 0.0
+                limit = resolve_budget(budget, before) * (1 + slack)
+                yield from _above(f"/size/{key}_after", after, limit, key)
     drop = target.max_drop
     if drop is not None and target.max_hidden is None and stages:
         lost = report.selection.reference - stages[-1].metric

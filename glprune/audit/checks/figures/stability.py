@@ -13,7 +13,7 @@ from glprune.report.stability_index import Supports, false_bound, jaccard, nogue
 if TYPE_CHECKING:
     from glprune.schema.report import Report, Stability
 
-_MIN_FOR_INTERVAL = 10  # resamples
+_MIN_FOR_INTERVAL, _MAX_RESAMPLES = 10, 10_000
 
 
 def check_stability(report: Report) -> Iterator[Found]:
@@ -27,6 +27,9 @@ def check_stability(report: Report) -> Iterator[Found]:
     digits = [record.removable, *(r.kept for r in record.resamples)]
     if len(record.resamples) < 2 or any(len(d) != features for d in digits):
         yield "/stability/resamples", f"must be two or more, each with {features} digits"
+        return
+    if len(record.resamples) > _MAX_RESAMPLES:
+        yield "/stability/resamples", f"are more than {_MAX_RESAMPLES:,}, the most that a recipe may ask for"
         return
     yield from _counts(report, record)
     yield from _indices(record)
@@ -47,9 +50,9 @@ def _counts(report: Report, record: Stability) -> Iterator[Found]:
 
 def _indices(record: Stability) -> Iterator[Found]:
     removable = [digit == "1" for digit in record.removable]
-    supports: Supports = np.array([[digit == "1" for digit in r.kept] for r in record.resamples])[
-        :, removable
-    ]
+    digits = "".join(r.kept for r in record.resamples).encode("ascii", errors="replace")
+    shape = (len(record.resamples), len(removable))
+    supports: Supports = (np.frombuffer(digits, dtype=np.uint8) == ord("1")).reshape(shape)[:, removable]
     if not any(removable):
         yield "/stability/removable", "no feature can be removed"
         return

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glprune._wording import counted
-from glprune.data.splits import SPLITS
-from glprune.data.targets import dictionary, empty_rows
 from glprune.errors import DataError
+from glprune.tables.features import SPLITS
+from glprune.tables.targets import dictionary, empty_rows
 
 if TYPE_CHECKING:
-    from glprune.data.tables import Table
     from glprune.schema.recipe import Recipe
+    from glprune.tables.table import Table
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from glprune.data.tables import EXACT, refuse_inexact
 from glprune.errors import DataError, RecipeError, did_you_mean
+from glprune.tables.table import EXACT, refuse_inexact
 
 if TYPE_CHECKING:
-    from glprune.data.tables import Table
     from glprune.schema.recipe import Recipe
+    from glprune.tables.table import Table
 
 MISSING = "missing"
 _MAX_NUMBERS, _MAX_LABELS = 6, 50  # distinct values that get a segment each
@@ -48,11 +48,13 @@ class Segmentation:
         labels: Names of the segments, in order.
         by: What divides them, for the report.
         number: Split -> index of the segment of each row, shape (rows,), int64.
+        edges: Ascending edges of the ranges; None where each value is a segment.
     """
 
     labels: tuple[str, ...]
     by: str
     number: Mapping[str, NDArray[np.int64]]
+    edges: tuple[float, ...] | None = None
 
 
 def read_protected(
@@ -172,7 +174,7 @@ def segmented(attribute: Attribute, bins: Sequence[float] | None) -> Segmentatio
     distinct = np.unique(np.concatenate([v[np.isfinite(v)] for v in attribute.values.values()]))
     if bins is None and len(distinct) <= _MAX_NUMBERS:
         number = {s: np.searchsorted(distinct, v) for s, v in attribute.values.items()}
-        return _label_missing(_texts(distinct.tolist()), "values", number, attribute)
+        return _label_missing(Segmentation(_texts(distinct.tolist()), "values", number), attribute)
     by = "edges of the recipe"
     if bins is None:
         train = attribute.values["train"]
@@ -181,23 +183,51 @@ def segmented(attribute: Attribute, bins: Sequence[float] | None) -> Segmentatio
         by = "quartiles of the training rows"
     edges = _texts([float(edge) for edge in bins])
     middle = [f"{a} to below {b}" for a, b in itertools.pairwise(edges)]
-    labels = [f"below {edges[0]}", *middle, f"{edges[-1]} and above"]
+    labels = (f"below {edges[0]}", *middle, f"{edges[-1]} and above")
     number = {s: np.searchsorted(bins, v, side="right") for s, v in attribute.values.items()}
-    return _label_missing(labels, by, number, attribute)
+    return _label_missing(Segmentation(labels, by, number, tuple(map(float, bins))), attribute)
 
 
-def _texts(values: Sequence[float]) -> list[str]:
+def assigned(attribute: Attribute, labels: Sequence[str], edges: Sequence[float] | None) -> NDArray[np.int64]:
+    """Return the segment of each test row among those of a report, shape (rows,); -1 where it has none.
+
+    Args:
+        attribute: The attribute of the rows.
+        labels: Names of the segments, as ``segmented`` gives them.
+        edges: Edges of ranges; None where each value is a segment.
+    """
+    values = attribute.values["test"]
+    known = {label: number for number, label in enumerate(labels)}
+    if attribute.labels is not None:
+        numbers = np.array([known.get(label, -1) for label in attribute.labels], dtype=np.int64)
+        of_texts: NDArray[np.int64] = numbers[values]
+        return of_texts
+    finite = np.isfinite(values)
+    found = np.full(len(values), known.get(MISSING, -1), dtype=np.int64)
+    if edges is not None:
+        found[finite] = np.searchsorted(edges, values[finite], side="right")
+        return found
+    distinct, index = np.unique(values[finite], return_inverse=True)
+    texts = [[repr(v), _text(v)] for v in distinct.tolist()]
+    of_values = [next((known[t] for t in pair if t in known), -1) for pair in texts]
+    found[finite] = np.array(of_values, dtype=np.int64)[index]
+    return found
+
+
+def _text(value: float) -> str:
+    """Format a number with few digits."""
+    return f"{value:.0f}" if value.is_integer() and abs(value) < EXACT else f"{value:g}"
+
+
+def _texts(values: Sequence[float]) -> tuple[str, ...]:
     """Format distinct numbers with few digits, or with all of them if they would look the same."""
-    short = [f"{v:.0f}" if v.is_integer() and abs(v) < EXACT else f"{v:g}" for v in values]
-    return short if len(set(short)) == len(short) else [repr(v) for v in values]
+    short = tuple(map(_text, values))
+    return short if len(set(short)) == len(short) else tuple(map(repr, values))
 
 
-def _label_missing(
-    labels: list[str], by: str, number: Mapping[str, NDArray[np.int64]], attribute: Attribute
-) -> Segmentation:
+def _label_missing(found: Segmentation, attribute: Attribute) -> Segmentation:
     """Add a segment for the rows without a number, if there are any."""
     empty = {s: ~np.isfinite(v) for s, v in attribute.values.items()}
-    if any(e.any() for e in empty.values()):
-        labels = [*labels, MISSING]
-    filled = {s: np.where(empty[s], len(labels) - 1, n).astype(np.int64) for s, n in number.items()}
-    return Segmentation(tuple(labels), by, filled)
+    labels = (*found.labels, *([MISSING] if any(e.any() for e in empty.values()) else []))
+    number = {s: np.where(empty[s], len(labels) - 1, n).astype(np.int64) for s, n in found.number.items()}
+    return replace(found, labels=labels, number=number)

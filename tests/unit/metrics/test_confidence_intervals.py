@@ -7,8 +7,8 @@ import pytest
 import torch
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
-from glprune.model import confidence_intervals as module
-from glprune.model.confidence_intervals import RESAMPLES, confidence_intervals
+from glprune.metrics import confidence_intervals as module
+from glprune.metrics.confidence_intervals import RESAMPLES, confidence_intervals
 from glprune.model.task import Task
 from glprune.schema.metrics import METRICS
 from tests.unit.model.test_validation_score import rows
@@ -34,7 +34,7 @@ def test_every_interval_holds_its_value_and_its_change(name, most_operations, mo
     monkeypatch.setattr(module, "_MAX_OPERATIONS", most_operations)
     task = TASKS[name]
     outputs, target = pair(task, 150)
-    found = confidence_intervals(task, outputs, target, 0)
+    found = confidence_intervals(task.scorer, outputs, target, 0)
     assert list(found) == list(METRICS[task.kind])
     for metric, intervals in found.items():
         values = {network: task.metric(metric, output, target) for network, output in outputs.items()}
@@ -65,7 +65,7 @@ def test_auroc_has_delongs_standard_error_by_all_pairs():
         )
 
     old, new = components(scores["original"]), components(scores["final"])
-    found = confidence_intervals(BINARY, outputs, target, 0)["auroc"]
+    found = confidence_intervals(BINARY.scorer, outputs, target, 0)["auroc"]
     value = roc_auc_score(y, scores["final"])
     assert found.values["final"].low == pytest.approx(value - 1.959964 * error(*new), abs=1e-6)
     change = value - roc_auc_score(y, scores["original"])
@@ -82,8 +82,8 @@ def test_the_bootstrap_computes_each_metric_on_the_drawn_rows(name, monkeypatch)
     drawn = np.random.default_rng(5)
     picks = [pick for size in (7,) * 5 + (5,) for pick in drawn.integers(60, size=(size, 60))]
     for metric in (m for m in METRICS[task.kind] if m != "auroc"):
-        statistic = module._statistic(task, metric, outputs["final"].double(), target)
-        sums = torch.cat(list(module._resampled_sums(statistic.moments, 5)))
+        statistic = module._statistic(task.scorer, metric, outputs["final"].numpy(), target.numpy())
+        sums = np.concatenate(list(module._resampled_sums(statistic.moments, 5)))
         expected = [task.metric(metric, outputs["final"][pick], target[pick]) for pick in picks]
         # R2 is relative to the mean of the drawn targets, as the metric itself
         assert statistic.value(sums / 60).tolist() == pytest.approx(expected, abs=1e-6)
@@ -91,19 +91,21 @@ def test_the_bootstrap_computes_each_metric_on_the_drawn_rows(name, monkeypatch)
 
 def test_a_drop_of_all_rows_alike_is_sure_and_equal_networks_have_no_difference():
     outputs, target = pair(BINARY, 80)
-    same = confidence_intervals(BINARY, {"a": outputs["original"], "b": outputs["original"]}, target, 0)
+    same = confidence_intervals(
+        BINARY.scorer, {"a": outputs["original"], "b": outputs["original"]}, target, 0
+    )
     assert all(abs(f.differences["b"].low) < 1e-12 > abs(f.differences["b"].high) for f in same.values())
     task = TASKS["regression"]
     outputs, target = pair(task, 80)
     worse = target + 2 * (outputs["original"].reshape(-1) - target)
-    found = confidence_intervals(task, {"original": outputs["original"], "final": worse}, target, 0)
+    found = confidence_intervals(task.scorer, {"original": outputs["original"], "final": worse}, target, 0)
     doubled = found["mae"].differences["final"], found["mae"].values["original"]
     assert doubled[0].low == pytest.approx(doubled[1].low)  # the change is the error itself
 
 
 def test_the_seed_decides_the_resamples():
     outputs, target = pair(BINARY, 80)
-    first, again, other = (confidence_intervals(BINARY, outputs, target, seed) for seed in (0, 0, 1))
+    first, again, other = (confidence_intervals(BINARY.scorer, outputs, target, seed) for seed in (0, 0, 1))
     assert first == again
     assert first["log_loss"].values != other["log_loss"].values
 
@@ -112,17 +114,17 @@ def test_intervals_hold_the_truth_about_95_times_in_100():
     task, hits, runs = TASKS["regression"], 0, 150
     for seed in range(runs):
         output, _, target = rows(task, 100, seed)
-        (interval,) = confidence_intervals(task, {"a": output}, target, 0)["mae"].values.values()
+        (interval,) = confidence_intervals(task.scorer, {"a": output}, target, 0)["mae"].values.values()
         hits += interval.low <= math.sqrt(2 / math.pi * (0.5**2 + 0.2**2)) * 1 <= interval.high
     assert 0.89 * runs <= hits <= runs
 
 
 def test_a_class_with_one_row_says_nothing_of_auroc_and_one_row_nothing_at_all():
     output, target = torch.tensor([0.1, 2.0, -1.0, 0.4]), torch.tensor([0, 1, 0, 0])
-    found = confidence_intervals(BINARY, {"a": output, "b": -output}, target, 0)["auroc"]
+    found = confidence_intervals(BINARY.scorer, {"a": output, "b": -output}, target, 0)["auroc"]
     assert (found.values["a"].low, found.values["a"].high) == (0, 1)
     assert (found.differences["b"].low, found.differences["b"].high) == (-1, 1)
-    assert confidence_intervals(BINARY, {"a": output[:1]}, target[:1], 0) == {}
+    assert confidence_intervals(BINARY.scorer, {"a": output[:1]}, target[:1], 0) == {}
 
 
 def test_the_brier_score_is_scikit_learns():
@@ -153,7 +155,7 @@ def test_the_calibration_error_weighs_the_gap_of_each_bin_by_its_rows():
 def test_a_network_without_an_error_on_few_rows_is_not_certain():
     target = torch.tensor([0] * 20 + [1] * 5)
     right = (target.double() - 0.5)[:, None]
-    found = confidence_intervals(BINARY, {"original": right, "final": -right}, target, 0)
+    found = confidence_intervals(BINARY.scorer, {"original": right, "final": -right}, target, 0)
     accuracy, auroc = found["accuracy"].values, found["auroc"].values
     assert accuracy["original"].high == auroc["original"].high == 1
     assert accuracy["original"].low ** 25 == pytest.approx(0.025)  # binomial: 25 of 25 at the lower end

@@ -12,7 +12,9 @@ import pyarrow.csv
 
 from glprune._files import is_utf8, unreadable_reason
 from glprune._wording import counted
-from glprune.data.tables import (
+from glprune.errors import DataError
+from glprune.schema.column_names import nfc
+from glprune.tables.table import (
     ParquetTable,
     Reader,
     RowGroup,
@@ -23,8 +25,6 @@ from glprune.data.tables import (
     readable,
     rows_at_once,
 )
-from glprune.errors import DataError
-from glprune.schema.column_names import nfc
 
 _DELIMITERS = {".csv": ",", ".txt": ",", ".tsv": "\t"}
 _COMPRESSED = {".gz", ".bz2", ".zst"}

@@ -10,11 +10,10 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from numpy.typing import NDArray
 
-from glprune.data.records import Standardization
-from glprune.data.tables import (
+from glprune.errors import DataError, name_list
+from glprune.tables.table import (
     NUMBER,
     Reader,
     RowGroup,
@@ -23,7 +22,6 @@ from glprune.data.tables import (
     inexact_message,
     unknown_column_hint,
 )
-from glprune.errors import DataError, name_list
 
 Dtype = Literal["float", "int"]
 TYPES = {"float": np.float32, "int": np.int64}
@@ -318,12 +316,16 @@ class RunningMoments:
         """Columns with a single value."""
         return [self.columns[n] for n in np.flatnonzero(self._low == self._high).tolist()]
 
-    def standardization(self, columns: Collection[str]) -> Standardization:
-        """Return mean and standard deviation of some columns; 0 and 1 of the others."""
-        chosen = np.array([name in columns for name in self.columns], dtype=bool)
-        mean = np.where(chosen, self._mean, 0.0)
-        std = np.where(chosen, np.sqrt(self._squares / self._count), 1.0)
-        return Standardization(torch.from_numpy(mean), torch.from_numpy(std))
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """Mean of every column."""
+        return self._mean.copy()
+
+    @property
+    def std(self) -> NDArray[np.float64]:
+        """Standard deviation of every column."""
+        spread: NDArray[np.float64] = np.sqrt(self._squares / self._count)
+        return spread
 
 
 def constant_notes(moments: RunningMoments, standardized: Collection[str]) -> list[str]:

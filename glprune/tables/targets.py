@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from glprune._wording import counted
-from glprune.data.tables import Table, refuse_inexact, unknown_column_hint
-from glprune.data.validation import MISSING_TEXTS, first_bad_value, is_numeric
 from glprune.errors import DataError
+from glprune.tables.table import Table, refuse_inexact, unknown_column_hint
+from glprune.tables.validation import MISSING_TEXTS, first_bad_value, is_numeric
 
 if TYPE_CHECKING:
     from glprune.schema.recipe import Recipe

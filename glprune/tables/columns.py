@@ -6,10 +6,9 @@ import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from glprune.data.records import Feature, InputColumns
-from glprune.data.splits import ColumnId
-from glprune.data.tables import unknown_column_hint
 from glprune.errors import RecipeError, name_list
+from glprune.tables.features import ColumnId, Feature, InputColumns
+from glprune.tables.table import unknown_column_hint
 
 if TYPE_CHECKING:
     from glprune.schema.recipe import InputSpec, Recipe

@@ -17,19 +17,19 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import ArrayLike, NDArray
 
-from glprune.model.calibration import calibration_gaps
-from glprune.model.validation_score import auroc_components, row_influences, standard_error
+from glprune.metrics.calibration import Floats, calibration_gaps
+from glprune.metrics.influence import auroc_components, row_influences, standard_error
+from glprune.metrics.scorer import as_values
 from glprune.schema.metrics import METRICS, RANGES
 from glprune.schema.report import Interval, PairedIntervals
 
 if TYPE_CHECKING:
-    from glprune.model.task import Task
+    from glprune.metrics.scorer import Scorer
 
 RESAMPLES = 2000
 _MAX_OPERATIONS = 5e9  # of all resamples of one network: three networks take three seconds
@@ -40,8 +40,8 @@ _LEVEL = 0.975
 QUANTILE = _NORMAL.inv_cdf(_LEVEL)
 
 Range = tuple[float | None, float | None]
-Parts = tuple[Tensor, ...]
-Networks = Mapping[str, Tensor]
+Parts = tuple[Floats, ...]
+Networks = Mapping[str, ArrayLike]
 
 
 @dataclass(frozen=True)
@@ -49,21 +49,21 @@ class _Statistic:
     """A metric as a function of means over rows.
 
     Attributes:
-        moments: What is averaged, float64, shape (n, k).
+        moments: What is averaged, shape (n, k).
         value: Maps means, shape (b, k), to the metric, shape (b,).
     """
 
-    moments: Tensor
-    value: Callable[[Tensor], Tensor]
+    moments: Floats
+    value: Callable[[Floats], Floats]
 
 
 def confidence_intervals(
-    task: Task, outputs: Networks, target: Tensor, seed: int
+    scorer: Scorer, outputs: Networks, target: ArrayLike, seed: int
 ) -> dict[str, PairedIntervals]:
     """Compute intervals of every metric of a task.
 
     Args:
-        task: The task.
+        scorer: Computes the metrics of the task.
         outputs: Name -> view of the outputs of a network on the same rows. Differences are taken from the
             first one.
         target: The targets.
@@ -72,12 +72,13 @@ def confidence_intervals(
     Returns:
         Metric -> its intervals; empty for a single row.
     """
+    target = np.asarray(target)
     if len(target) < 2:
         return {}
-    names = METRICS[task.kind]
+    names = METRICS[scorer.kind]
     resampled = [name for name in names if name != "auroc"]
     statistics = {
-        (name, network): _statistic(task, name, output.double(), target)
+        (name, network): _statistic(scorer, name, output, target)
         for name in resampled
         for network, output in outputs.items()
     }
@@ -86,12 +87,12 @@ def confidence_intervals(
     if RESAMPLES * len(target) * (columns + _DRAW) <= _MAX_OPERATIONS:
         found = _bootstrap(statistics, list(outputs), seed)
     else:
-        found = {name: _by_influence(task, name, outputs, target) for name in resampled}
-    found = {name: found[name] if name in found else _delong(task, outputs, target) for name in names}
+        found = {name: _by_influence(scorer, name, outputs, target) for name in resampled}
+    found = {name: found[name] if name in found else _delong(scorer, outputs, target) for name in names}
     return {name: _of_no_error(name, intervals, target) for name, intervals in found.items()}
 
 
-def _of_no_error(metric: str, found: PairedIntervals, target: Tensor) -> PairedIntervals:
+def _of_no_error(metric: str, found: PairedIntervals, target: NDArray[Any]) -> PairedIntervals:
     """Widen intervals without a width, of networks that are always right or always wrong.
 
     Of n rows without an error the exact 95 % interval reaches down to 0.025 ** (1 / n) (Hanley and
@@ -99,7 +100,9 @@ def _of_no_error(metric: str, found: PairedIntervals, target: Tensor) -> PairedI
     """
     if metric not in ("accuracy", "auroc"):
         return found
-    rows = len(target) if metric == "accuracy" else int(torch.bincount(target.long(), minlength=2).min())
+    rows = (
+        len(target) if metric == "accuracy" else int(np.bincount(target.astype(np.int64), minlength=2).min())
+    )
     reach = 1 - (1 - _LEVEL) ** (1 / max(1, rows))
 
     def widened(interval: Interval) -> Interval:
@@ -110,34 +113,37 @@ def _of_no_error(metric: str, found: PairedIntervals, target: Tensor) -> PairedI
     return found.model_copy(update={"values": {n: widened(v) for n, v in found.values.items()}})
 
 
-def _statistic(task: Task, metric: str, output: Tensor, target: Tensor) -> _Statistic:
+def _statistic(scorer: Scorer, metric: str, output: ArrayLike, target: NDArray[Any]) -> _Statistic:
     if metric == "calibration_error":
-        gaps = calibration_gaps(task.log_probabilities(output), target)
-        return _Statistic(gaps, lambda means: means.abs().sum(dim=1))
+        gaps = calibration_gaps(scorer.log_probabilities(output), target)
+        return _Statistic(gaps, lambda means: np.abs(means).sum(axis=1))
     if metric not in ("r2", "rmse"):
-        return _Statistic(row_influences(task, metric, output, target)[:, None], lambda means: means[:, 0])
-    wanted = target.double().reshape(len(target), -1)
-    squares = (output.reshape(len(target), -1) - wanted).square().mean(dim=1, keepdim=True)
+        return _Statistic(row_influences(scorer, metric, output, target)[:, None], lambda means: means[:, 0])
+    found, wanted = as_values(output, target)
+    squares = np.square(found - wanted).mean(axis=1, keepdims=True)
     if metric == "rmse":
-        return _Statistic(squares, lambda means: means[:, 0].sqrt())
-    centred = wanted - wanted.mean(dim=0)
-    total = centred.square().mean(dim=1, keepdim=True)
-    return _Statistic(torch.cat([squares, total, centred], dim=1), _explained)
+        return _Statistic(squares, lambda means: np.sqrt(means[:, 0]))
+    centred = wanted - wanted.mean(axis=0)
+    total = np.square(centred).mean(axis=1, keepdims=True)
+    return _Statistic(np.concatenate([squares, total, centred], axis=1), _explained)
 
 
-def _explained(means: Tensor) -> Tensor:
+def _explained(means: Floats) -> Floats:
     """R2 from the means of squared errors, squared targets and targets."""
-    return 1 - means[:, 0] / (means[:, 1] - means[:, 2:].square().mean(dim=1))
+    with np.errstate(divide="ignore", invalid="ignore"):  # such resamples have no value
+        values: Floats = 1 - means[:, 0] / (means[:, 1] - np.square(means[:, 2:]).mean(axis=1))
+    return values
 
 
 def _bootstrap(
     statistics: Mapping[tuple[str, str], _Statistic], networks: list[str], seed: int
 ) -> dict[str, PairedIntervals]:
     """Compute every metric on the same resamples."""
-    moments = torch.cat([statistic.moments for statistic in statistics.values()], dim=1)
+    moments = np.concatenate([statistic.moments for statistic in statistics.values()], axis=1)
     rows = len(moments)
-    sums = torch.cat([torch.ones(1, rows, dtype=torch.float64) @ moments, *_resampled_sums(moments, seed)])
-    parts = torch.split(sums / rows, [s.moments.shape[1] for s in statistics.values()], dim=1)
+    sums = np.concatenate([np.ones((1, rows)) @ moments, *_resampled_sums(moments, seed)])
+    ends = np.cumsum([s.moments.shape[1] for s in statistics.values()])
+    parts = np.split(sums / rows, ends[:-1], axis=1)
     values = {key: s.value(part) for (key, s), part in zip(statistics.items(), parts, strict=True)}
     first, *others = networks
     return {
@@ -154,7 +160,7 @@ def _bootstrap(
     }
 
 
-def _resampled_sums(moments: Tensor, seed: int) -> Iterator[Tensor]:
+def _resampled_sums(moments: Floats, seed: int) -> Iterator[Floats]:
     """Yield the sums of the moments over rows drawn with replacement, shape (b, k), RESAMPLES in all."""
     generator, rows = np.random.default_rng(seed), len(moments)
     size = max(1, _CHUNK // rows)
@@ -162,32 +168,31 @@ def _resampled_sums(moments: Tensor, seed: int) -> Iterator[Tensor]:
         count = min(size, RESAMPLES - start)
         drawn = generator.integers(rows, size=(count, rows)) + rows * np.arange(count)[:, None]
         times = np.bincount(drawn.ravel(), minlength=count * rows).reshape(count, rows)
-        yield torch.from_numpy(times).double() @ moments
+        yield times.astype(np.float64) @ moments
 
 
-def _bias_corrected(values: Tensor) -> Interval:
+def _bias_corrected(values: Floats) -> Interval:
     """Interval of a statistic from its value, the first one, and those on resamples.
 
     Resamples without a value, such as R2 where all targets are equal, are left out.
     """
-    value, found = float(values[0]), values[1:][torch.isfinite(values[1:])]
-    below = float((found < value).double().mean() + (found == value).double().mean() / 2)
+    value, found = float(values[0]), values[1:][np.isfinite(values[1:])]
+    below = float((found < value).mean() + (found == value).mean() / 2)
     bias = _NORMAL.inv_cdf(min(max(below, 0.025), 0.975))
     levels = [_NORMAL.cdf(2 * bias + sign * QUANTILE) for sign in (-1, 1)]
-    low, high = torch.quantile(found, torch.tensor(levels, dtype=torch.float64)).tolist()
+    low, high = np.quantile(found, levels).tolist()
     return Interval(low=min(low, value), high=max(high, value))
 
 
-def _by_influence(task: Task, metric: str, outputs: Networks, target: Tensor) -> PairedIntervals:
+def _by_influence(scorer: Scorer, metric: str, outputs: Networks, target: NDArray[Any]) -> PairedIntervals:
     parts = {
-        network: (row_influences(task, metric, output.double(), target),)
-        for network, output in outputs.items()
+        network: (row_influences(scorer, metric, output, target),) for network, output in outputs.items()
     }
     return _normal("influence", RANGES[metric], parts)
 
 
-def _delong(task: Task, outputs: Networks, target: Tensor) -> PairedIntervals:
-    logs = {network: task.log_probabilities(output.double()) for network, output in outputs.items()}
+def _delong(scorer: Scorer, outputs: Networks, target: NDArray[Any]) -> PairedIntervals:
+    logs = {network: scorer.log_probabilities(output) for network, output in outputs.items()}
     parts = {n: auroc_components(found[:, 1] - found[:, 0], target == 1) for n, found in logs.items()}
     return _normal("delong", RANGES["auroc"], parts)
 

@@ -1,0 +1,198 @@
+"""Evaluate a bundle on an auditor's rows: every figure again, and whether it agrees with the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glprune._wording import counted
+from glprune.audit.evaluation.array_rows import SUFFIXES, read_arrays, read_loader
+from glprune.audit.evaluation.figures import ERROR, Figure, disagreeing, judge
+from glprune.audit.evaluation.file_rows import read_file
+from glprune.audit.evaluation.measurement import ROUNDING, Measurement
+from glprune.audit.evaluation.running import run_model
+from glprune.audit.evaluation.subject import FINAL, INT8, ORIGINAL, open_subject
+from glprune.errors import DataError, UsageError, name_list
+from glprune.schema import bundle as bundles
+from glprune.schema.manifest import sha256
+
+if TYPE_CHECKING:
+    from glprune.audit.evaluation.rows import Rows
+    from glprune.audit.evaluation.subject import Subject
+
+_RULES = {
+    "test rows": (
+        "the rows are those of the report: values and intervals must be the same, up to what outputs that "
+        f"differ by {ROUNDING[FINAL]:g} of the largest one can change ({ROUNDING[INT8]:g} for {bundles.INT8})"
+    ),
+    "own rows": (
+        "the rows are others than the report's: a figure agrees where chance explains its difference; "
+        f"{ERROR:.0%} of right reports have one that does not. Rows that both have make this milder"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of an evaluation.
+
+    Attributes:
+        bundle: The folder.
+        model: SHA-256 of ``model.onnx``.
+        source: Where the rows come from.
+        rows: Their number.
+        kind: ``test rows`` or ``own rows``.
+        evidence: How that is known.
+        rule: When a figure agrees.
+        figures: The figures, as stated and as found.
+        not_evaluated: What the report states and was not measured again.
+        notes: What else the auditor should know.
+    """
+
+    bundle: str
+    model: str
+    source: str
+    rows: int
+    kind: str
+    evidence: str
+    rule: str
+    figures: tuple[Figure, ...]
+    not_evaluated: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0: all agree; 1: some do not; 3: no metric could be compared."""
+        if disagreeing(self.figures):
+            return 1
+        return 0 if any(f.agrees and f.interval is not None for f in self.figures) else 3
+
+    @property
+    def result(self) -> str:
+        """The result in one word."""
+        return {0: "agrees", 1: "DISAGREES", 3: "incomplete"}[self.exit_code]
+
+
+def evaluate(
+    bundle: Path, data: Path | None = None, loader: str | None = None, original: Path | None = None
+) -> Evaluation:
+    """Measure the models of a bundle on rows and compare with what its report states.
+
+    Args:
+        bundle: The bundle; verify it first.
+        data: CSV or Parquet file, folder of Parquet files, or file of arrays (.npz, .safetensors).
+        loader: In place of that, a function ``file.py:function`` that is called with ``split="test"``.
+        original: ONNX file of the original network; default that of the bundle, if it has any.
+
+    Raises:
+        UnreadableError: The folder is not a bundle that this version can read.
+        UsageError: Its files or graphs are refused, or rows or models cannot be used.
+    """
+    if (data is None) == (loader is None):
+        raise UsageError("give either --data or --loader.")
+    subject = open_subject(bundle, original)
+    try:
+        rows = _read(subject, data) if data is not None else read_loader(subject, str(loader))
+        views = _run(subject, rows)
+    except DataError as error:
+        raise UsageError(str(error)) from error
+    figures = judge(list(views.figures()), rows.kind) if views is not None else []
+    return Evaluation(
+        bundle=str(bundle),
+        model=sha256(subject.models[FINAL]),
+        source=rows.source,
+        rows=len(rows.target),
+        kind=rows.kind,
+        evidence=rows.evidence,
+        rule=_RULES[rows.kind],
+        figures=tuple(figures),
+        not_evaluated=tuple(_not_evaluated(subject, rows)),
+        notes=subject.notes,
+    )
+
+
+def _read(subject: Subject, path: Path) -> Rows:
+    return read_arrays(subject, path) if path.suffix.lower() in SUFFIXES else read_file(subject, path)
+
+
+def _run(subject: Subject, rows: Rows) -> Measurement | None:
+    """Run the models; None where metrics have no targets: distillation without the original."""
+    models = [m for m in subject.models if m != ORIGINAL or not rows.lacks(subject.wanted(ORIGINAL))]
+    if subject.report.task == "distillation" and (ORIGINAL not in models or subject.scales is None):
+        return None
+    outputs = {model: run_model(subject, model, rows) for model in models}
+    views = {model: subject.view(found) for model, found in outputs.items()}
+    target = views[ORIGINAL] if subject.report.task == "distillation" else rows.target
+    return Measurement(subject, rows, outputs, views, target)
+
+
+def _not_evaluated(subject: Subject, rows: Rows) -> list[str]:
+    """List what the report states that was not measured again, and why."""
+    report, found = subject.report, []
+    if ORIGINAL not in subject.models:
+        needs = " Every metric compares with it." if report.task == "distillation" else ""
+        found.append(f"The original network: give its ONNX file with --original.{needs}")
+    elif rows.lacks(subject.wanted(ORIGINAL)):
+        names = name_list(rows.missing) if rows.missing else "some are"
+        found.append(f"The original network: of its columns, {names} not in the data.")
+    elif report.task == "distillation" and subject.scales is None:
+        found.append("The metrics: the report does not state by what outputs are divided; run again.")
+    missing = _missing_attributes(subject, rows)
+    if missing:
+        found.append(f"Segments by {', '.join(missing)}: not in the data, or their ranges not in the report.")
+    found.append("The network before its refit (`zeroed`), which is not in the bundle.")
+    other = {
+        "baselines": report.baselines,
+        "drop costs": report.drop_costs,
+        "the frontier": report.frontier,
+        "stability": report.stability,
+    }
+    stated = [name for name, record in other.items() if record is not None]
+    if stated:
+        found.append(f"Other networks, of {', '.join(stated)}: they are not in the bundle.")
+    return found
+
+
+def _missing_attributes(subject: Subject, rows: Rows) -> list[str]:
+    segments = subject.report.segments
+    return [a.name for a in segments.attributes if a.name not in rows.divisions] if segments else []
+
+
+def as_record(found: Evaluation) -> dict[str, Any]:
+    """Convert an evaluation to JSON values."""
+    return {
+        "schema": "glprune.evaluation/1",
+        "bundle": found.bundle,
+        "result": found.result,
+        "exit_code": found.exit_code,
+        "model_sha256": found.model,
+        "data": {
+            "source": found.source,
+            "rows": found.rows,
+            "kind": found.kind,
+            "evidence": found.evidence,
+        },
+        "rule": found.rule,
+        "figures": [_figure(figure) for figure in found.figures],
+        "not_evaluated": list(found.not_evaluated),
+        "notes": list(found.notes),
+    }
+
+
+def _figure(figure: Figure) -> dict[str, Any]:
+    intervals = {"stated_interval": figure.stated_interval, "interval": figure.interval}
+    return vars(figure) | {
+        name: [interval.low, interval.high] if interval is not None else None
+        for name, interval in intervals.items()
+    }
+
+
+def summary(found: Evaluation) -> str:
+    """Say in one sentence how many figures agree."""
+    judged: Sequence[Figure] = [f for f in found.figures if f.agrees is not None]
+    wrong = len(disagreeing(found.figures))
+    if not judged:
+        return "no figure could be compared"
+    return f"{len(judged) - wrong} of {counted(len(judged), 'compared figure')} agree"

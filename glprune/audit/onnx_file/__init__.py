@@ -1,0 +1,1 @@
+"""What an ONNX file may hold: sizes before it is parsed, fields, and parts that reach an output."""

@@ -1,0 +1,124 @@
+"""``glprune evaluate``: the figures of a bundle on an auditor's rows. It does not need PyTorch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from glprune._escaping import escape_for_terminal
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from glprune.audit.evaluation.evaluate import Evaluation
+    from glprune.audit.evaluation.figures import Figure
+    from glprune.schema.report import Interval
+
+_EPILOG = (
+    "Exit codes: 0 the figures agree with the report; 1 some do not, or the bundle was changed; 2 usage, or "
+    "data that cannot be used; 3 incomplete: no metric could be compared; 5 unreadable or unknown schema."
+)
+_VERDICTS = {True: "agrees", False: "DISAGREES", None: ""}
+_WIDTH = 150
+_path = click.Path(path_type=Path)
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("bundle", type=_path)
+@click.option(
+    "--data",
+    type=_path,
+    metavar="FILE",
+    help="Rows with their targets: CSV, Parquet, a folder of Parquet, or arrays (.npz, .safetensors). The "
+    "data file or test file of the report is known by its SHA-256.",
+)
+@click.option(
+    "--loader",
+    metavar="FILE.py:FUNCTION",
+    help="Function that is called with split='test' and returns batches (inputs, target), instead of --data.",
+)
+@click.option(
+    "--original",
+    type=_path,
+    metavar="FILE",
+    help="ONNX file of the original network [that of BUNDLE, if export.keep_original kept it].",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
+def evaluate(
+    bundle: Path, data: Path | None, loader: str | None, original: Path | None, as_json: bool
+) -> None:
+    """Measure BUNDLE's models on rows of yours and compare with what its report states. Verify it first."""
+    from glprune.audit.evaluation.evaluate import as_record
+    from glprune.audit.evaluation.evaluate import evaluate as run_evaluation
+
+    found = run_evaluation(bundle, data, loader, original)
+    if as_json:
+        click.echo(json.dumps(as_record(found), indent=2))
+    else:
+        _print(found)
+    sys.exit(found.exit_code)
+
+
+def _print(found: Evaluation) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    from glprune.audit.evaluation.evaluate import summary
+
+    console = Console(highlight=False)
+    console.width = max(console.width, _WIDTH)  # a table of wrapped cells cannot be read
+
+    def line(text: str) -> None:
+        console.print(Text(escape_for_terminal(text)), soft_wrap=True)
+
+    line(f"{found.rows:,} rows of {found.source}: {found.kind} ({found.evidence})")
+    line(f"{found.rule}.")
+    if found.figures:
+        console.print(_table(found))
+    for sentence in found.not_evaluated:
+        line(f"not evaluated: {sentence}")
+    for note in found.notes:
+        line(f"note: {note}")
+    line(f"{found.result}: {summary(found)}; model.onnx sha256:{found.model}")
+
+
+def _table(found: Evaluation) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("rows", "model", "figure", box=None, pad_edge=False, header_style="bold")
+    for name in ("stated", "found", "95 % interval"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for figure in found.figures:
+        style = "bold red" if figure.agrees is False else ""
+        table.add_row(*(Text(escape_for_terminal(cell), style=style) for cell in _cells(figure)))
+    return table
+
+
+def _cells(figure: Figure) -> tuple[str, ...]:
+    return (
+        figure.where,
+        figure.model,
+        figure.name,
+        _number(figure.stated),
+        _number(figure.found),
+        _range(figure.interval),
+        _VERDICTS[figure.agrees],
+    )
+
+
+def _number(value: float | None) -> str:
+    from glprune.schema.metrics import metric_text
+
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else metric_text(value)
+
+
+def _range(interval: Interval | None) -> str:
+    return f"{_number(interval.low)} to {_number(interval.high)}" if interval is not None else ""

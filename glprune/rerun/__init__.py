@@ -1,0 +1,7 @@
+"""Run from a bundle again: ship another point of its frontier, or reproduce it.
+
+- ``selection``: another point of the frontier, without searching again.
+- ``reproduction``: the whole run, and the comparison with the bundle.
+"""
+
+from __future__ import annotations
