@@ -23,7 +23,7 @@ from glprune._user_code import network_errors
 from glprune._version import __version__
 from glprune.data.sharding import ShardedSplit
 from glprune.data.splits import first_rows
-from glprune.errors import NonFiniteError, UsageError
+from glprune.errors import NonFiniteError, UsageError, note_written
 from glprune.evaluation.baselines import measure_baselines
 from glprune.evaluation.drop_cost import measure_drop_costs
 from glprune.evaluation.frontier import measure_frontier
@@ -44,7 +44,7 @@ from glprune.result import Result
 from glprune.runtime.checkpoint import DistributedCheckpoint, tensors_digest
 from glprune.runtime.determinism import reproducible
 from glprune.runtime.events import Event, Listener, Notice, Stage, silent
-from glprune.runtime.output_folder import open_output_folder, written_note
+from glprune.runtime.output_folder import open_output_folder
 from glprune.runtime.process_group import ALONE, ProcessGroup, init_process_group
 from glprune.runtime.replay import write_steps
 from glprune.runtime.worker_pool import Useful, is_parallel, make_worker_pool
@@ -188,7 +188,7 @@ def publish(result: Result, recipe: Recipe, reporters: Sequence[Plugin]) -> Resu
         run_exporters(recipe, result)
         run_reporters(reporters, result)
     except KeyboardInterrupt as error:
-        error.add_note(written_note(result.bundle))
+        note_written(error, result.bundle)
         raise
     return result
 

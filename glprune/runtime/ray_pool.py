@@ -10,7 +10,7 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -113,22 +113,46 @@ class RayPool(Generic[State]):
 def _connect(cores: int) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     address = os.environ.get("RAY_ADDRESS")
-    before, running = signal.getsignal(signal.SIGTERM), _children()
+    running = _children()
     try:
-        if address:
-            ray.init(address=address, **quiet)
-        else:
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # send no usage statistics
-            ray.init(num_cpus=cores, include_dashboard=False, **quiet)
+        with _own_sigterm():
+            if address:
+                ray.init(address=address, **quiet)
+            else:
+                os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # send no usage statistics
+                ray.init(num_cpus=cores, include_dashboard=False, **quiet)
     except (Exception, SystemExit) as error:  # Ray raises errors of any class, also bare Exception
         _end_processes(_children() - running)
         raise GlpruneError(
             f"Ray cannot be joined{f' at {address}' if address else ''} ({first_line(error)}); set "
             "workers.engine: local."
         ) from error
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep the handler of SIGTERM, which Ray replaces by handlers that exit, for seconds while it starts."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    exited, (received, written) = False, os.pipe()
+    os.set_blocking(received, False)
+    os.set_blocking(written, False)
+    other = signal.set_wakeup_fd(written, warn_on_full_buffer=False)
+    try:
+        yield
+    except SystemExit:
+        exited = True
+        raise
     finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)  # Ray replaces it; the command reports the state of the run
+        signal.set_wakeup_fd(other)
+        os.close(written)
+        with open(received, "rb") as stream:
+            numbers = stream.read() or b""
+        signal.signal(signal.SIGTERM, before)
+        if exited and signal.SIGTERM in numbers:
+            signal.raise_signal(signal.SIGTERM)
 
 
 def _children() -> set[int]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -23,9 +23,6 @@ from glprune.tables.table import (
     inexact_message,
     unknown_column_hint,
 )
-
-if TYPE_CHECKING:
-    from glprune.schema.recipe import Recipe
 
 Dtype = Literal["float", "int"]
 TYPES = {"float": np.float32, "int": np.int64}
@@ -354,7 +351,7 @@ class RunningMoments:
         return spread
 
 
-def constant_notes(recipe: Recipe, moments: RunningMoments, dtype: Dtype) -> list[str]:
+def constant_notes(moments: RunningMoments, standardized: Collection[str]) -> list[str]:
     """Return a note on columns that are constant on the training rows.
 
     Raises:
@@ -363,9 +360,10 @@ def constant_notes(recipe: Recipe, moments: RunningMoments, dtype: Dtype) -> lis
     constant = moments.constant
     if not constant:
         return []
-    if recipe.data.standardize == "train" and dtype == "float":
+    refused = [name for name in constant if name in standardized]
+    if refused:
         raise DataError(
-            f"column {name_list(constant)} constant on the training rows, so it cannot be standardised; "
+            f"column {name_list(refused)} constant on the training rows, so it cannot be standardised; "
             "list under data.exclude."
         )
     return [f"column {name_list(constant)} constant on the training rows."]

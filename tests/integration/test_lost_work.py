@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import sys
 
 import pytest
@@ -252,6 +253,30 @@ def test_a_run_that_is_stopped_when_its_bundle_is_in_place_says_so(folder, tmp_p
     assert command(folder, tmp_path / "out", "--quiet", *SET_SHORT) == 130
     assert errors(capfd) == [f"glprune: interrupted; The bundle is written: {tmp_path}/out."]
     assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("place", "number"),
+    [
+        ("glprune.cli.main._print_result", signal.SIGTERM),
+        ("glprune.cli.main._print_result", signal.SIGINT),
+        ("glprune.pipeline.publish", signal.SIGTERM),
+    ],
+)
+def test_a_signal_after_the_bundle_is_in_place_says_so(folder, tmp_path, monkeypatch, capfd, place, number):
+    monkeypatch.setattr(place, lambda *arguments: os.kill(os.getpid(), number))
+    assert command(folder, tmp_path / "out", "--quiet", *SET_SHORT) == 128 + number
+    word = "terminated" if number == signal.SIGTERM else "interrupted"
+    assert errors(capfd) == [f"glprune: {word}; The bundle is written: {tmp_path}/out."]
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_an_older_bundle_is_no_bundle_of_a_run_that_was_stopped(folder, tmp_path, monkeypatch, capfd):
+    out = tmp_path / "out"
+    run(folder, out, *SHORT)
+    monkeypatch.setattr("glprune.pipeline.begin", lambda *arguments: os.kill(os.getpid(), signal.SIGTERM))
+    assert command(folder, out, "--quiet", "--overwrite", *SET_SHORT) == 143
+    assert errors(capfd) == ["glprune: terminated; nothing was written"]
 
 
 def test_a_damaged_checkpoint_is_reported(folder, undisturbed, tmp_path):

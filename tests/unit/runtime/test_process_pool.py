@@ -12,7 +12,7 @@ import pytest
 from pydantic import TypeAdapter
 
 import glprune
-from glprune.errors import GlpruneError, TargetError
+from glprune.errors import GlpruneError, SignalInterrupt, TargetError, exit_code
 from glprune.runtime.checkpoint import CheckpointLog
 from glprune.runtime.events import Notice, Progress
 from glprune.runtime.process_pool import OutcomeLog, ProcessPool, map_with_checkpoint
@@ -211,6 +211,30 @@ def test_a_broken_ray_is_one_that_does_not_start(monkeypatch):
     assert heard[0].text.startswith("Ray cannot be imported (")
     with pytest.raises(GlpruneError, match=r"^Ray cannot be imported \(.*set workers.engine: local"):
         make_worker_pool(int, WorkersSpec(engine="ray"), "x")
+
+
+@pytest.mark.with_ray
+@pytest.mark.parametrize("code", [15, 1])
+def test_sigterm_while_ray_starts_is_no_error_of_the_network(monkeypatch, code):
+    ray = need("ray")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def start(**options):
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(code))  # as Ray and its node do
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def stop(number, frame):
+        raise SignalInterrupt(number)
+
+    monkeypatch.setattr(ray, "init", start)
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with pytest.raises(SignalInterrupt) as caught:
+            make_worker_pool(int, WorkersSpec(engine="ray", processes=1), "x")
+        assert exit_code(caught.value) == 143
+        assert signal.getsignal(signal.SIGTERM) is stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize(
