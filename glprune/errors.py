@@ -7,6 +7,7 @@ the ``glprune`` command.
 import difflib
 import signal
 from collections.abc import Sequence
+from pathlib import Path
 
 _MAX_NAMES = 5000  # comparing with more takes seconds
 _MAX_LENGTH = 200  # of a name; the time grows with its square
@@ -103,6 +104,19 @@ class SignalInterrupt(KeyboardInterrupt):
         self.number = number
 
 
+def note_written(error: BaseException, out: Path) -> None:
+    """Note at an error, once, that it came after the bundle was complete."""
+    note = f"{_WRITTEN}: {out}."
+    if note not in getattr(error, "__notes__", ()):
+        error.add_note(note)
+
+
+def is_written(error: BaseException) -> bool:
+    """Whether an error came after the bundle was complete."""
+    return any(note.startswith(_WRITTEN) for note in getattr(error, "__notes__", ()))
+
+
+_WRITTEN = "The bundle is written"
 _OUT_OF_MEMORY = ("can't allocate memory", "bad_alloc")  # PyTorch's and ONNX Runtime's words
 
 

@@ -84,7 +84,7 @@ CHECKS: dict[str, CheckInfo] = {
     "C5": CheckInfo(
         "recomputation",
         "figures",
-        "every count, status and sum in the report follows from its tables, plan, weights and recipe",
+        "counts, statuses, sums, warnings and rules of the report follow from its tables and the recipe",
         "metrics, norms along the path and latencies: the producer measured them",
     ),
     "C6": CheckInfo(
@@ -96,19 +96,20 @@ CHECKS: dict[str, CheckInfo] = {
     "C7": CheckInfo(
         "recomputation",
         "names",
-        "report, plan, input schema and ONNX file list the same columns in the same order",
+        "every column has one owner; report, recipe, plan, input schema and ONNX file list the same columns",
         "that upstream systems provide them in this order",
     ),
     "C8": CheckInfo(
         "recomputation",
         "weights",
-        "the shipped weights have the stated shapes, counts and group norms",
+        "the shipped weights have the stated shapes, group norms and counts of parameters and units",
         "that model.onnx was made from the tensors that it does not contain bit for bit",
     ),
     "C9": CheckInfo(
         "recomputation",
         "golden",
-        "the model gives the recorded outputs on the recorded rows, in two runtimes if both can run it",
+        "the model gives the recorded outputs on the recorded rows, in two runtimes if both can; it has "
+        "the stated multiply-accumulates",
         "anything, if the producer made both model and rows again",
     ),
     "C10": CheckInfo(
@@ -120,7 +121,8 @@ CHECKS: dict[str, CheckInfo] = {
     "C11": CheckInfo(
         "policy",
         "policy",
-        "no kept column is, or is derived from, a feature in must_drop; every feature in must_keep is kept",
+        "nothing that the file reads is, looks like or is derived from a name in must_drop; what must_keep "
+        "lists is kept; every rule matches something",
         "proxies: other kept columns may carry the same information",
     ),
     "C12": CheckInfo(

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from glprune._escaping import escape_for_terminal
 from glprune._wording import counted
+from glprune.cli.tables import new_table, print_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from rich.table import Table
 
     from glprune.audit.findings import Check, Verdict
 
@@ -38,7 +40,7 @@ def print_verdict(console: Console, verdict: Verdict) -> None:
         console.print(Text(f"model.onnx sha256:{verdict.model}"), soft_wrap=True)
     for kind, heading in _HEADINGS.items():
         console.print()
-        console.print(_check_table(heading, [c for c in verdict.checks if c.info.kind == kind]))
+        print_table(console, _check_table(heading, [c for c in verdict.checks if c.info.kind == kind]))
     for check in verdict.checks:
         for finding in check.findings[:_MAX_FINDINGS]:
             console.print(
@@ -54,13 +56,8 @@ def print_verdict(console: Console, verdict: Verdict) -> None:
 
 
 def _check_table(heading: str, checks: list[Check]) -> Table:
-    table = Table(
-        title=heading, title_justify="left", title_style="bold", box=None, pad_edge=False, show_header=False
-    )
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    table = new_table("id", "check", "status", "finding", whole=("id", "check", "status"))
+    table.title, table.title_justify, table.title_style, table.show_header = heading, "left", "bold", False
     for check in checks:
         text = check.info.proves if check.status == "passed" else escape_for_terminal(check.note)
         if check.status == "passed" and check.note:
@@ -79,9 +76,7 @@ def print_comparison(console: Console, found: dict[str, Any]) -> None:
     for key in ("gained", "lost", "new_in_data", "gone_from_data"):
         names = ", ".join(features[key]) or "none"
         _line(console, f"features {key.replace('_', ' ')}: {names}")
-    table = Table("figure", box=None, pad_edge=False, header_style="bold")
-    for name in ("old", "new"):
-        table.add_column(name, justify="right")
+    table = new_table("figure", "old", "new", numbers=("old", "new"))
     for name, values in found["metrics"].items():
         table.add_row(
             Text(escape_for_terminal(name)),
@@ -93,7 +88,7 @@ def print_comparison(console: Console, found: dict[str, Any]) -> None:
         table.add_row(
             Text(f"units of {escape_for_terminal(name)}"), *("-" if v is None else f"{v:,}" for v in pair)
         )
-    console.print(table)
+    print_table(console, table)
     for key, (old, new) in found["changed"].items():
         _line(console, f"{key}: {_shorten(old)} -> {_shorten(new)}")
     for key, sentences in found["warnings"].items():
@@ -110,7 +105,7 @@ def print_story(console: Console, story: dict[str, Any]) -> None:
     points = story["path"]
     left_out = max(0, len(points) - 2 * _POINTS_AT_END)
     if points:
-        console.print(_path([*points[:_POINTS_AT_END], *points[_POINTS_AT_END + left_out :]]))
+        print_table(console, _path([*points[:_POINTS_AT_END], *points[_POINTS_AT_END + left_out :]]))
     if left_out:
         _line(
             console,
@@ -157,10 +152,8 @@ def _measurements(story: dict[str, Any]) -> Iterator[str]:
 
 
 def _path(points: list[dict[str, Any]]) -> Table:
-    table = Table("stage", box=None, pad_edge=False, header_style="bold")
-    for name in ("lambda", "norm", "KKT, zero groups"):
-        table.add_column(name, justify="right")
-    table.add_column("")
+    numbers = ("lambda", "norm", "KKT, zero groups")
+    table = new_table("stage", *numbers, "", numbers=numbers, whole=("stage", ""))
     for p in points:
         chosen = "chosen" if p["selected"] else ""
         table.add_row(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from glprune._wording import counted
 from glprune.errors import DataError
 from glprune.tables.table import NUMBER, Table, header_hint, is_number
-from glprune.tables.targets import empty_rows
+from glprune.tables.targets import empty_message, empty_rows
 from glprune.tables.validation import first_bad_value, is_numeric, numbers, refuse_nameless
 
 _TARGETS = ("target", "label", "class", "y", "default", "outcome", "diagnosis", "credit")
@@ -36,11 +36,13 @@ class TextColumn:
     Attributes:
         name: The column.
         values: Number of distinct texts.
+        empty: Number of empty cells.
         examples: The first of them, sorted.
     """
 
     name: str
     values: int
+    empty: int
     examples: tuple[str, ...]
 
 
@@ -51,7 +53,7 @@ class ColumnRoles:
     Attributes:
         target: The column to predict.
         labels: Its distinct values, sorted, without missing ones.
-        unlabelled: Rows without a label.
+        unlabelled: Which rows have no label, and what to do about them; empty where all have one.
         split: The column that holds train, valid and test.
         features: Columns of numbers, in file order.
         groups: Feature -> its columns of 0 and 1.
@@ -63,7 +65,7 @@ class ColumnRoles:
     target: str
     task: str
     labels: tuple[str | int, ...]
-    unlabelled: int
+    unlabelled: str
     split: str | None
     features: tuple[str, ...]
     groups: Mapping[str, tuple[str, ...]]
@@ -183,19 +185,21 @@ def _guess_target(table: Table, columns: Sequence[str], unlikely: Iterable[str])
     return next(named, (likely or columns)[-1])
 
 
-def _labels(table: Table, target: str) -> tuple[tuple[str | int, ...], int]:
-    """Return the sorted labels, and the number of rows without one."""
+def _labels(table: Table, target: str) -> tuple[tuple[str | int, ...], str]:
+    """Return the sorted labels, and a message on rows without one."""
     column = table.column(target)
     empty = empty_rows(column)
     values = pc.unique(column.filter(pa.array(~empty))).to_pylist()
+    missing = empty_message(table, column, empty, not is_numeric(column.type)) if empty.any() else ""
     if len(values) < 2:
+        also = f" and is {missing}" if missing else ""
         raise DataError(
-            f"{table.path}: target {target!r} has {counted(len(values), 'value')}; name another column with "
-            "--target."
+            f"{table.path}: target {target!r} has {counted(len(values), 'value')}{also}; name another column "
+            "with --target."
         )
     integers = [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]
     kept = [v if isinstance(v, int) and not isinstance(v, bool) else str(v) for v in integers]
-    return tuple(sorted(kept, key=lambda v: (isinstance(v, str), v))), int(empty.sum())
+    return tuple(sorted(kept, key=lambda v: (isinstance(v, str), v))), missing
 
 
 def _guess_task(dtype: pa.DataType, labels: int) -> str:
@@ -274,5 +278,7 @@ def _can_be_encoded(table: Table, name: str) -> bool:
 
 
 def _text_column(table: Table, name: str) -> TextColumn:
-    values = sorted(v for v in pc.unique(table.column(name)).to_pylist() if v)
-    return TextColumn(name, len(values), tuple(values[:3]))
+    column = table.column(name)
+    values = sorted(v for v in pc.unique(column).to_pylist() if v)
+    empty = pc.sum(pc.equal(pc.fill_null(column, ""), "").cast(pa.int64())).as_py() or 0
+    return TextColumn(name, len(values), empty, tuple(values[:3]))

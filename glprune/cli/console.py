@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from rich import progress as bars
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from glprune._escaping import escape_for_terminal
 from glprune._wording import counted
+from glprune.cli.tables import fits, new_table, print_table
 from glprune.report.html import compared
 from glprune.report.sentences import file_sentence, headline
 from glprune.report.uncertainty import WHICH, method_sentence, with_interval
@@ -20,12 +20,10 @@ from glprune.schema.metrics import label, metric_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rich.table import Table
+
     from glprune.inspection import Inspection, SetFacts
     from glprune.schema.report import PathPoint, Report
-
-
-_NAME_WIDTH = 13  # wrapped, so that four columns of intervals fit 80 characters
-_INTERVAL_WIDTH = 16  # of "-0.047 to +0.031", which is not wrapped
 
 
 class PipedConsole(Console):
@@ -128,16 +126,8 @@ def print_report(console: Console, report: Report, bundle: str) -> None:
     """Print the findings of a run and the bundle's folder."""
     for sentence in headline(report):
         console.print(escape_for_terminal(sentence), markup=False, highlight=False)
-    what = "agreement" if report.task == "distillation" else "metric"
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(f"{what} on the test split", max_width=_NAME_WIDTH)
-    rows = [[with_interval(m, which, "{}\n{}", digits=3) for which in WHICH] for m in report.performance]
-    for name, cells in zip(("original", "zeroed", "shipped", "change"), zip(*rows, strict=True), strict=True):
-        width = max(len(line) for cell in cells for line in cell.split("\n"))
-        table.add_column(name, justify="right", min_width=min(width, _INTERVAL_WIDTH))
-    for metric, row in zip(report.performance, rows, strict=True):
-        table.add_row(label(metric.name), *row)
-    console.print(table)
+    table = _performance_table(report)
+    print_table(console, table if fits(console, table) else _performance_table(report, stacked=True))
     if method := method_sentence([metric.intervals for metric in report.performance]):
         console.print(f"second lines: {method}", markup=False, highlight=False)
     _print_compared(console, report)
@@ -147,25 +137,36 @@ def print_report(console: Console, report: Report, bundle: str) -> None:
     _print(console, f"bundle: {bundle}")
 
 
+def _performance_table(report: Report, stacked: bool = False) -> Table:
+    """A table of the metrics, with intervals below; ``stacked``: each end on a line of its own."""
+    what = "agreement" if report.task == "distillation" else "metric"
+    numbers = ("original", "zeroed", "shipped", "change")
+    table = new_table(f"{what} on the test split", *numbers, numbers=numbers)
+    for metric in report.performance:
+        cells = [with_interval(metric, which, "{}\n{}", digits=3) for which in WHICH]
+        if stacked:
+            cells = [cell.replace(" to ", " to\n") for cell in cells]
+        table.add_row(label(metric.name), *cells)
+    return table
+
+
 def _print_compared(console: Console, report: Report) -> None:
     """Print the baselines beside the shipped network, if they were measured."""
     rows = compared(report)
     if not rows:
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("selection, on the test split", no_wrap=True)
-    for metric in report.performance:
-        table.add_column(label(metric.name), justify="right")
+    metrics = [label(metric.name) for metric in report.performance]
+    table = new_table("selection, on the test split", *metrics, numbers=metrics)
     for row in rows:
         table.add_row(row.label, *row.test)
-    console.print(table)
+    print_table(console, table)
     for note in report.baselines.notes if report.baselines else ():
         console.print(escape_for_terminal(f"note: {note}"), markup=False, highlight=False)
 
 
 def print_inspection(console: Console, inspection: Inspection) -> None:
     """Print what a run would group and remove, what it cannot remove, and its cost."""
-    console.print(_set_table(inspection.sets), markup=False)
+    print_table(console, _set_table(inspection.sets))
     proved = sum(facts.refused is None for facts in inspection.sets)
     equal = sum(facts.planner == "both" for facts in inspection.sets)
     rows = ", ".join(f"{name} {count:,}" for name, count in inspection.rows.items())
@@ -186,9 +187,8 @@ def print_inspection(console: Console, inspection: Inspection) -> None:
 
 def _set_table(sets: Sequence[SetFacts]) -> Table:
     """A table with a row for each set of units that are removed together."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("units of", "kind", "groups", "units", "strength", "removal", "read by / because"):
-        table.add_column(name, justify="right" if name in ("groups", "units", "strength") else "left")
+    names = ("units of", "kind", "groups", "units", "strength", "removal", "read by / because")
+    table = new_table(*names, numbers=("groups", "units", "strength"), whole=("kind",))
     for facts in sets:
         table.add_row(
             escape_for_terminal(facts.name),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import functools
@@ -9,7 +10,6 @@ import io
 import json
 import os
 import shlex
-import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -29,13 +29,14 @@ from glprune.cli.demo import make_demo_command
 from glprune.cli.evaluate import evaluate
 from glprune.cli.reproduce import EPILOG as REPRODUCE_EPILOG
 from glprune.cli.reproduce import data_files, print_reproduction
+from glprune.cli.signals import complete, ignore_signals, interrupting_signals
 from glprune.errors import (
-    GlpruneError,
     ModelError,
     PeerFailedError,
-    SignalInterrupt,
     UsageError,
     exit_code,
+    is_written,
+    note_written,
     user_message,
 )
 from glprune.model.weights.file import check_weights_file
@@ -67,7 +68,10 @@ class _Group(click.Group):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not sys.warnoptions:  # warnings of libraries are for programmers, not for users
             warnings.simplefilter("ignore")
-        return super().__call__(*args, **kwargs)
+        try:
+            return super().__call__(*args, **kwargs)
+        finally:
+            atexit.register(ignore_signals)  # the last one registered is the first one called
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         for stream in (sys.stdout, sys.stderr):
@@ -94,7 +98,8 @@ def _exit_for(error: BaseException) -> None:
     if isinstance(error, click.Abort):
         error = error.__cause__ or KeyboardInterrupt()
     if isinstance(error, KeyboardInterrupt):
-        _fail(f"{user_message(error)}; nothing was written", exit_code(error))
+        left = " ".join(getattr(error, "__notes__", ())) or "nothing was written"
+        _fail(f"{user_message(error)}; {left}", exit_code(error))
     if isinstance(error, ModuleNotFoundError) and error.name in _NOT_FOR_AUDITORS:
         _fail(f"this command needs {error.name}; install glprune with its dependencies", 2)
     if isinstance(error, BrokenPipeError):
@@ -112,14 +117,18 @@ def _process_group(out: Path) -> Iterator[ProcessGroup]:
     """Join the processes of a launcher; if the run stops, report once why and what is kept of its work."""
     from glprune.runtime.process_group import ALONE, init_process_group
 
-    group = ALONE
+    group, before = ALONE, _identity(out)
     try:
-        with _signals(), init_process_group() as group:
+        with interrupting_signals(), init_process_group() as group:
             yield group
-    except (KeyboardInterrupt, GlpruneError, OSError, MemoryError, RuntimeError) as error:
+    except (Exception, KeyboardInterrupt) as error:
         text = user_message(error)
         if text is None:  # a bug
+            if left := _what_is_left(error, out, group):
+                error.__notes__ = [f"{left[0].upper()}{left[1:]}"]
             raise
+        if isinstance(error, KeyboardInterrupt) and _identity(out) not in (None, before):
+            note_written(error, out)
         if group.reported_by_main:
             sys.exit(exit_code(error))
         if left := _what_is_left(error, out, group):
@@ -127,37 +136,9 @@ def _process_group(out: Path) -> Iterator[ProcessGroup]:
         raise
 
 
-@contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end a run as Ctrl-C does; one of several processes reacts to the first only."""
-    from glprune.runtime.launcher import process_info
-
-    several = process_info().size > 1
-    handled = [signal.SIGTERM, signal.SIGHUP, *([signal.SIGINT] if several else [])]
-    before = {number: signal.getsignal(number) for number in handled}
-
-    def stop(number: int, frame: object) -> NoReturn:
-        if several:
-            ignore_signals()
-        raise KeyboardInterrupt if number == signal.SIGINT else SignalInterrupt(number)
-
-    def ignore_signals() -> None:
-        for number in handled:
-            signal.signal(number, signal.SIG_IGN)
-
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, stop)
-    try:
-        yield
-    except BaseException:
-        if several:  # the first process that exits makes the launcher signal the others
-            ignore_signals()
-            before = {}
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _identity(folder: Path) -> int | None:
+    """Return what tells a folder from one that replaces it; None where there is none."""
+    return folder.stat().st_ino if folder.exists() else None
 
 
 def _what_is_left(error: BaseException, out: Path, group: ProcessGroup) -> str:
@@ -165,7 +146,7 @@ def _what_is_left(error: BaseException, out: Path, group: ProcessGroup) -> str:
     from glprune.runtime.output_folder import is_resumable, keeps_work, unfinished_path
 
     stopped = isinstance(error, KeyboardInterrupt | PeerFailedError)
-    if not keeps_work(error) and not (stopped and is_resumable(out)):
+    if is_written(error) or (not keeps_work(error) and not (stopped and is_resumable(out))):
         notes = " ".join(getattr(error, "__notes__", ()))
         return notes or ("nothing was written" if stopped else "")
     dropped = {"--resume"} if out.exists() else {"--resume", "--overwrite"}
@@ -300,9 +281,10 @@ def _run(options: _RunOptions) -> None:
             if not group.is_main:
                 return
             log(result)
-    _print_result(result, options.as_json, options.quiet)
-    if ci_systems:
-        publish_run(ci_systems, result.report, result.bundle)
+    with complete(result.bundle):
+        _print_result(result, options.as_json, options.quiet)
+        if ci_systems:
+            publish_run(ci_systems, result.report, result.bundle)
 
 
 def _run_pipeline(options: _RunOptions, recipe: Recipe, group: ProcessGroup, progress: Listener) -> Result:
@@ -429,14 +411,15 @@ def select(
     as_json: bool, quiet: bool, features: int, bundle: Path, allow_factory: Sequence[str], **options: Any
 ) -> None:
     """Ship another network of BUNDLE's frontier (target.frontier) without searching again."""
-    with _signals(), _progress(quiet) as progress, _recipes_code():
+    with interrupting_signals(), _progress(quiet) as progress, _recipes_code():
         progress(_START)
         from glprune.rerun.selection import select as select_point
 
         result = select_point(
             bundle, features, allow_factory=allow_factory or None, on_event=progress, **options
         )
-    _print_result(result, as_json, quiet)
+    with complete(result.bundle):
+        _print_result(result, as_json, quiet)
 
 
 @main.command(epilog=REPRODUCE_EPILOG)
@@ -471,7 +454,7 @@ def reproduce(
 ) -> None:
     """Run the recipe of BUNDLE again and compare features, weights, metrics and files."""
     files = data_files(data)
-    with _signals(), _progress(quiet) as progress, _recipes_code():
+    with interrupting_signals(), _progress(quiet) as progress, _recipes_code():
         progress(_START)
         from glprune.rerun.reproduction import as_record
         from glprune.rerun.reproduction import reproduce as run_again

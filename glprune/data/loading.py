@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from glprune.data.records import Data, Standardization
 from glprune.data.splits import Split, TensorSplit
 from glprune.data.streaming import StreamedSplit, StreamPlan, plan_stream, stream_note
 from glprune.schema.column_names import lookalikes, spelled_out
+from glprune.tables.columns import standardized_columns
 from glprune.tables.protected import read_protected
 from glprune.tables.reading import FilePlan, SplitBuffer, plan_files, read_inputs
 from glprune.tables.splitting import Part, split_rows
@@ -89,6 +90,13 @@ def _read_files(recipe: Recipe, plan: FilePlan, stream: StreamPlan | None) -> _R
     return _ReadRows(classes, parts, {name: _in_memory(b) for name, b in buffers.items()}, moments)
 
 
+def _standardization(moments: RunningMoments, columns: Collection[str]) -> Standardization:
+    """Return mean and standard deviation of some columns; 0 and 1 of the others."""
+    chosen = torch.tensor([name in columns for name in moments.columns])
+    mean, std = torch.from_numpy(moments.mean), torch.from_numpy(moments.std)
+    return Standardization(torch.where(chosen, mean, 0.0), torch.where(chosen, std, 1.0))
+
+
 def _in_memory(buffer: SplitBuffer) -> TensorSplit:
     """Return the rows of a buffer as a split."""
     return TensorSplit(tuple(map(torch.from_numpy, buffer.arrays)), torch.from_numpy(buffer.part.target))
@@ -96,19 +104,20 @@ def _in_memory(buffer: SplitBuffer) -> TensorSplit:
 
 def _assemble(recipe: Recipe, plan: FilePlan, rows: _ReadRows, stream: StreamPlan | None) -> Data:
     """Put together what the rest of the package needs to know of the data."""
+    standardized = standardized_columns(recipe, plan.inputs, plan.first.names)
     digests = {key: table.digest() for key, table in plan.tables.items()}
-    standardized = [recipe.data.standardize == "train" and dtype == "float" for dtype in plan.dtypes]
+    constants = [note for moments in rows.moments for note in constant_notes(moments, standardized)]
     return Data(
         source=", ".join(plan.names),
         inputs=plan.inputs,
         features=plan.features,
         classes=rows.classes,
         standardization=tuple(
-            Standardization(torch.from_numpy(moments.mean), torch.from_numpy(moments.std)) if wanted else None
-            for moments, wanted in zip(rows.moments, standardized, strict=True)
+            _standardization(moments, standardized) if standardized and dtype == "float" else None
+            for moments, dtype in zip(rows.moments, plan.dtypes, strict=True)
         ),
         digests=digests,
-        notes=(*_notes(recipe, plan, rows, stream), *_same_files(digests)),
+        notes=(*constants, *_notes(recipe, plan, rows, stream), *_same_files(digests)),
         outside=tuple(sorted(set(plan.first.names) - set(plan.columns))),
         protected=read_protected(
             recipe, plan.tables, plan.feature_columns, {name: p.chosen for name, p in rows.parts.items()}
@@ -121,11 +130,7 @@ def _assemble(recipe: Recipe, plan: FilePlan, rows: _ReadRows, stream: StreamPla
 
 def _notes(recipe: Recipe, plan: FilePlan, rows: _ReadRows, stream: StreamPlan | None) -> list[str]:
     """Collect what the user should know of the data."""
-    notes = [
-        note
-        for moments, dtype in zip(rows.moments, plan.dtypes, strict=True)
-        for note in constant_notes(recipe, moments, dtype)
-    ]
+    notes = []
     if rows.classes is not None and recipe.data.classes is None:
         notes.append(f"data.classes is not given; the sorted labels are used: {', '.join(rows.classes)}.")
     if recipe.data.target is None and (hint := header_hint(plan.first.names)):

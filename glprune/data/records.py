@@ -41,7 +41,7 @@ class Data:
         valid: Validation rows, raw.
         test: Test rows, raw.
         classes: Labels in the order of the network's outputs; None without classes.
-        standardization: What ``standardize: train`` puts before each input; None for inputs that are not
+        standardization: What ``standardize`` puts before each input; None for inputs that are not
             standardised.
         digests: File or split -> ``sha256:...``.
         notes: What the user should know.

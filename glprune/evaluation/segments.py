@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from glprune.metrics.segments import THRESHOLD, decide, decision_change, segment_metrics
+from glprune.metrics.segments import decide, decision_change, segment_metrics
 from glprune.model.outputs import as_array
-from glprune.schema.recipe import PolicySpec
+from glprune.schema.recipe import DEFAULT_THRESHOLD, PolicySpec
 from glprune.schema.report import DecisionChange, ProtectedAttribute, Segment, SegmentMetric, Segments
 from glprune.tables.protected import Attribute, segmented
 
@@ -73,7 +73,7 @@ class _Pair:
     def __init__(self, job: Job, spec: PolicySpec, before: Tensor, after: Tensor, target: Tensor) -> None:
         self.job, self.spec, self.target = job, spec, as_array(target)
         self.outputs = [as_array(output) for output in (before, after)]
-        self.threshold = THRESHOLD if spec.threshold is None else spec.threshold
+        self.threshold = DEFAULT_THRESHOLD if spec.threshold is None else spec.threshold
         if job.data.classes is not None:
             self.classes = [decide(job.task.scorer, output, self.threshold) for output in self.outputs]
 

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from glprune.metrics.calibration import Classes
     from glprune.metrics.scorer import Scorer
 
-THRESHOLD = 0.5
-
 
 def decide(scorer: Scorer, output: ArrayLike, threshold: float) -> Classes:
     """Return the class that is decided for each row, shape (n,).

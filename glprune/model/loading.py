@@ -192,10 +192,11 @@ def _load_(module: nn.Module, states: Mapping[str, State], path: Path, factory: 
     notes: list[str] = []
     renamed, fitting = _matched(module, states)
     if not fitting:  # masks and norms may be in the file or in the network alone
-        notes += _fold_note(fold_(module))
+        names = fold_(module)
         folded = {key: fold_state(state) for key, state in states.items()}
         renamed, fitting = _matched(module, {key: state for key, (state, _) in folded.items()})
-        notes += _fold_note(folded[(fitting or list(states))[0]][1])
+        names += folded[(fitting or list(states))[0]][1]
+        notes += _fold_note(list(dict.fromkeys(names)))
     key, choice = choose_state(states, fitting, path)
     state = check_state(dict(renamed[key].state), path)
     _check_fit(module, Renamed(state, renamed[key].how), states[key], f"{path} does not fit {factory}")
@@ -286,7 +287,7 @@ def _parametrization_hint(expected: Mapping[str, Tensor], state: State) -> str:
         if weights:
             side = "file" if names == list(state) else "factory"
             return (
-                f" The {side} alone parametrizes {weights[0]}; do so in both, or in neither "
+                f" The {side} alone parametrizes {weights[0]} in this way; do so in both, or in neither "
                 "(torch.nn.utils.parametrize.remove_parametrizations before saving)."
             )
     return ""

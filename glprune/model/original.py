@@ -12,7 +12,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -78,17 +78,23 @@ class Original:
     hints: tuple[str, ...] = ()
 
 
-def measure_original(task: Task, predictions: Predictions) -> Original:
+def measure_original(task: Task, predictions: Predictions, labels: Sequence[str] = ()) -> Original:
     """Measure the outputs of the original network on every split and compare them with chance."""
     splits = [
         SplitMetrics(name, len(target), task.metrics(output, target))
         for name, (output, target) in predictions.items()
     ]
-    return Original(tuple(splits), tuple(find_doubts(task, predictions)))
+    return Original(tuple(splits), tuple(find_doubts(task, predictions, labels)))
 
 
-def find_doubts(task: Task, predictions: Predictions) -> list[str]:
-    """Return what speaks against the network's being the one that was trained; empty if nothing does."""
+def find_doubts(task: Task, predictions: Predictions, labels: Sequence[str] = ()) -> list[str]:
+    """Return what speaks against the network's being the one that was trained; empty if nothing does.
+
+    Args:
+        task: Computes the metrics.
+        predictions: Outputs of the original network.
+        labels: The classes in the order of the outputs; without them classes are numbered from 1.
+    """
     if not predictions:
         return []
     pooled = _pooled(predictions)
@@ -100,7 +106,7 @@ def find_doubts(task: Task, predictions: Predictions) -> list[str]:
     found = [
         *[text for text in ranks if text][:1],
         _exceeds_priors(task, *pooled),
-        _misses_base_rate(task, *pooled),
+        _misses_base_rate(task, *pooled, labels),
         _is_read_wrongly(task, *pooled),
     ]
     return [text for text in found if text]
@@ -193,7 +199,7 @@ def _exceeds_priors(task: Task, output: Tensor, target: Tensor) -> str | None:
     return None
 
 
-def _misses_base_rate(task: Task, output: Tensor, target: Tensor) -> str | None:
+def _misses_base_rate(task: Task, output: Tensor, target: Tensor, labels: Sequence[str]) -> str | None:
     """Compare the mean score of a class, the one it misses most, with the share of its rows."""
     scores = task.log_probabilities(output.double()).exp()
     scores = scores / scores.sum(dim=1, keepdim=True)
@@ -203,8 +209,8 @@ def _misses_base_rate(task: Task, output: Tensor, target: Tensor) -> str | None:
     error = standard_error(scores[:, number] - (target == number).double())
     odds = abs(_log_odds(score) - _log_odds(share))
     if abs(score - share) > _GROSS_ERRORS * error and odds > math.log(_ODDS):
-        which = "the second class" if task.kind == "binary" else f"class {number + 1}"
-        return f"mean score of {which} {score:.3f} for {share:.3f} of the rows"
+        named = repr(labels[number]) if labels else f"{number + 1}"
+        return f"mean score of class {named} {score:.3f} for {share:.3f} of the rows"
     return None
 
 

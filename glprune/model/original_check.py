@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from glprune._wording import counted
 from glprune.data.splits import first_rows, identity
 from glprune.errors import ModelError
 from glprune.model.original import (
@@ -34,8 +36,32 @@ if TYPE_CHECKING:
     from glprune.schema.recipe import Recipe
 
 _CHUNK = 1024
+_MAX_LISTED = 8  # columns or classes that a message names
 _DOUBTFUL = "the original network does not look like the one that was trained"
 _ACCEPT = "--accept-original (in Python accept_original=True)"
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A change of the recipe, in words, with the task and the predictions under it."""
+
+    remedy: str
+    task: Task
+    predictions: Predictions
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Mean and deviation (0 as 1) of an input's columns, and which have more than two values."""
+
+    mean: Tensor
+    std: Tensor
+    many: Tensor
+
+    def layer(self, chosen: Tensor | None = None) -> Standardize:
+        """Return the layer that standardises the chosen columns, or all."""
+        keep = torch.ones_like(self.many) if chosen is None else chosen
+        return Standardize(torch.where(keep, self.mean, 0.0), torch.where(keep, self.std, 1.0))
 
 
 @dataclass(frozen=True)
@@ -59,24 +85,23 @@ class OriginalCheck:
     @functools.cached_property
     def original(self) -> Original:
         """Its metrics on every split, and what speaks against its being the network that was trained."""
-        found = measure_original(self.task, self.predictions)
+        found = measure_original(self.task, self.predictions, self.data.classes or ())
         return found if found.doubts else replace(found, hints=tuple(self._hints()))
 
     def _hints(self) -> Iterator[str]:
         """Say where standardising its inputs, or not doing so, would surely make a network better."""
         if not self.predictions or self.recipe.data.stream is not None:  # every pass over a stream is long
             return
-        for remedy, attempt in self._remedies():
-            if "standardi" not in remedy:
-                continue
-            task, predictions = attempt()
-            if sure_gain(task, self.predictions, predictions):
-                name = task.default_metric
-                now, then = (metric_text(main_metric(task, p)) for p in (self.predictions, predictions))
-                yield (
-                    f"The original network predicts better with {remedy}: {name} on all rows would be {then} "
-                    f"instead of {now}. If it was trained so, correct the recipe."
-                )
+        tried = self._best(self._scalings())
+        if tried is not None and sure_gain(self.task, self.predictions, tried.predictions):
+            name = self.task.default_metric
+            now, then = (
+                metric_text(main_metric(self.task, p)) for p in (self.predictions, tried.predictions)
+            )
+            yield (
+                f"The original network predicts better with {tried.remedy}: {name} on all rows would be "
+                f"{then} instead of {now}. If it was trained so, correct the recipe."
+            )
 
     def report(self, listener: Listener, accept: bool) -> None:
         """Report the metrics, and refuse a network that does not look trained.
@@ -115,7 +140,7 @@ class OriginalCheck:
     def _likely_causes(self) -> str:
         """Name the causes, those first with which the network predicts better when they are put right."""
         found = list(self._found_causes())
-        classes = [] if self.task.kind == "regression" else ["the order of data.classes", "model.output"]
+        classes = [self._order_of_classes(), "model.output"] if self.data.classes else []
         scale = "the scale of the target" if self.task.kind == "regression" else "class weights in training"
         possible = [
             "inputs scaled outside the network (data.standardize)",
@@ -126,30 +151,82 @@ class OriginalCheck:
         ]
         return f"{' '.join(found)}{' ' if found else ''}Likely causes: {', '.join(possible)}."
 
+    def _order_of_classes(self) -> str:
+        """Name the order in which the outputs were read."""
+        labels = self.data.classes or ()
+        shown = ", ".join(labels[:_MAX_LISTED]) + (", ..." if len(labels) > _MAX_LISTED else "")
+        if self.recipe.data.classes is None:
+            return f"the order of data.classes (not given, so the sorted labels were taken: {shown})"
+        return f"the order of data.classes ({shown})"
+
     def _found_causes(self) -> Iterator[str]:
         """Try what may be wrong; yield what leaves no doubt, with the metric it would give."""
         name = self.task.default_metric
         before = main_metric(self.task, self.predictions)
-        for remedy, attempt in self._remedies():
-            task, predictions = attempt()
-            value = main_metric(task, predictions)
-            gain = value - before if HIGHER_IS_BETTER[name] else before - value
-            if gain >= 0 and not find_doubts(task, predictions):
-                now, then = metric_text(before), metric_text(value)
-                yield f"With {remedy} {inline(name)} on all rows would be {then} instead of {now}."
+        for tried in (self._best(t for t in self._scalings() if self._is_cure(t)), *self._readings()):
+            if tried is not None and self._is_cure(tried):
+                now, then = metric_text(before), metric_text(main_metric(tried.task, tried.predictions))
+                yield f"With {tried.remedy} {inline(name)} on all rows would be {then} instead of {now}."
 
-    def _remedies(self) -> Iterator[tuple[str, Callable[[], tuple[Task, Predictions]]]]:
-        """Yield changes of the recipe, each with what computes the predictions under it."""
-        where = "inputs standardised in the loader" if self.recipe.data.yields else "data.standardize: train"
+    def _is_cure(self, tried: _Trial) -> bool:
+        """Whether a change makes the network no worse and leaves no doubt, or is sure to make it better."""
+        clears = bool(self.original.doubts) and not find_doubts(tried.task, tried.predictions)
+        return (clears and self._gain(tried) >= 0) or sure_gain(
+            tried.task, self.predictions, tried.predictions
+        )
+
+    def _gain(self, tried: _Trial) -> float:
+        name = self.task.default_metric
+        gain = main_metric(tried.task, tried.predictions) - main_metric(self.task, self.predictions)
+        return gain if HIGHER_IS_BETTER[name] else -gain
+
+    def _best(self, trials: Iterable[_Trial]) -> _Trial | None:
+        """Return the trial with the best metric, the first of equals; None where there is none."""
+        return max(trials, key=self._gain, default=None)
+
+    def _scalings(self) -> Iterator[_Trial]:
+        """Try the other settings of ``data.standardize``: none, all columns, those of more than two values.
+
+        Scalers are often fitted without the columns of 0 and 1.
+        """
         if any(self.data.standardization):
-            yield "data.standardize: none", lambda: (self.task, self._predict(self.module))
-        elif any(_is_table(x) for x in first_rows(self.data.train, 1)):
-            yield where, lambda: (self.task, self._predict(self._standardized()))
+            yield _Trial("data.standardize: none", self.task, self._predict(self.module))
+        first = first_rows(self.data.train, 1)
+        scales = [_measure(self.data.train, n) if _is_table(x) else None for n, x in enumerate(first)]
+        tables = [scale for scale in scales if scale is not None]
+        if tables and self.recipe.data.standardize != "train":
+            where = (
+                "inputs standardised in the loader" if self.recipe.data.yields else "data.standardize: train"
+            )
+            layers = [None if s is None else s.layer() for s in scales]
+            yield _Trial(where, self.task, self._predict(self._standardized(layers)))
+        if any(s.many.any() for s in tables) and not all(s.many.all() for s in tables):
+            layers = [None if s is None else s.layer(s.many) for s in scales]
+            yield _Trial(self._list_of_many(scales), self.task, self._predict(self._standardized(layers)))
+
+    def _list_of_many(self, scales: Sequence[_Scale | None]) -> str:
+        """Say that the columns of more than two values alone are standardised, and which these are."""
+        count = counted(sum(int(s.many.sum()) for s in scales if s is not None), "column")
+        if self.recipe.data.yields:
+            return f"the {count} of more than two values standardised in the loader"
+        chosen = [
+            part.columns[position]
+            for part, scale in zip(self.data.inputs, scales, strict=True)
+            if scale is not None
+            for position in scale.many.nonzero().flatten().tolist()
+        ]
+        if len(chosen) > _MAX_LISTED:
+            return f"data.standardize: [a list of the {count} of more than two values]"
+        names = json.dumps(chosen, ensure_ascii=False)
+        return f"data.standardize: {names} (the columns of more than two values)"
+
+    def _readings(self) -> Iterator[_Trial]:
+        """Read the same outputs as probabilities, or with the classes in the other order."""
         if self.task.kind != "regression" and self.task.output == "logits" and self._in_unit_interval():
             task = replace(self.task, output="probabilities")
-            yield "model.output: probabilities", lambda: (task, self.predictions)
+            yield _Trial("model.output: probabilities", task, self.predictions)
         if self.task.kind == "binary":
-            yield "data.classes in the other order", lambda: (self.task, self._swapped())
+            yield _Trial("data.classes in the other order", self.task, self._swapped())
 
     def _predict(self, network: nn.Module) -> Predictions:
         def view(inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
@@ -161,12 +238,8 @@ class OriginalCheck:
             found[name] = output, target
         return found
 
-    def _standardized(self) -> nn.Module:
-        """Return the network behind the mean and standard deviation of the training rows."""
-        layers = [
-            Standardize(*_moments(self.data.train, number)) if _is_table(x) else None
-            for number, x in enumerate(first_rows(self.data.train, 1))
-        ]
+    def _standardized(self, layers: Sequence[Standardize | None]) -> nn.Module:
+        """Return the network behind standardisation layers."""
         return StandardizedNetwork(layers, self.module).eval()
 
     def _swapped(self) -> Predictions:
@@ -181,12 +254,21 @@ def _is_table(x: Tensor) -> bool:
     return x.ndim == 2 and x.is_floating_point()
 
 
-def _moments(split: Split, number: int) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of the columns of an input, a deviation of 0 as 1."""
+def _measure(split: Split, number: int) -> _Scale:
+    """Measure the columns of an input on a split."""
     total, squares, rows = torch.zeros(1), torch.zeros(1), 0
-    for inputs, _ in split.batches(_CHUNK, None):
-        x = inputs[number].double()
+    low, high = torch.tensor(torch.inf), torch.tensor(-torch.inf)
+    for x in _blocks(split, number):
         total, squares, rows = total + x.sum(0), squares + x.square().sum(0), rows + len(x)
+        low, high = torch.minimum(low, x.amin(0)), torch.maximum(high, x.amax(0))
     mean = total / rows
     std = (squares / rows - mean.square()).clamp(min=0).sqrt()
-    return mean, torch.where(std > 1e-6 * mean.abs(), std, 1.0)
+    many = torch.zeros_like(std, dtype=torch.bool)
+    for x in _blocks(split, number):
+        many |= ((x > low) & (x < high)).any(0)
+    return _Scale(mean, torch.where(std > 1e-6 * mean.abs(), std, 1.0), many)
+
+
+def _blocks(split: Split, number: int) -> Iterator[Tensor]:
+    """Yield the rows of an input, float64."""
+    return (inputs[number].double() for inputs, _ in split.batches(_CHUNK, None))

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glprune.audit.comparison import Difference, compare_bundles, same_environment
 from glprune.audit.verify import integrity_findings, open_bundle
 from glprune.errors import UsageError
 from glprune.export.latency import OnnxLatencyMeter
 from glprune.pipeline import run_unpublished
+from glprune.rerun.comparison import Difference, compare_bundles, same_environment
 from glprune.runtime.events import Listener, silent
 from glprune.schema import bundle as bundles
 from glprune.search.worker_setup import JobFactory

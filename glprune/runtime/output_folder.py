@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from glprune._files import is_utf8
-from glprune.errors import RecipeError, TargetError, UsageError
+from glprune.errors import RecipeError, TargetError, UsageError, note_written
 from glprune.runtime.checkpoint import CheckpointLog, checkpoints, sync_folder
 from glprune.schema.bundle import REPORT
 
@@ -64,13 +64,12 @@ class OutputFolder:
             Whether checkpoints are kept: those of this run, or those of a stopped one that it did not reach.
         """
         if not self.stage.exists():
-            error.add_note(written_note(self.out))
+            note_written(error, self.out)
             return False
         if self._log.folder is not None and isinstance(error, _FINAL):
             return False
-        if isinstance(error, Exception | KeyboardInterrupt):
-            with contextlib.suppress(OSError, MemoryError):
-                self._log.save()
+        with contextlib.suppress(OSError, MemoryError):
+            self._log.save()
         if self._log.folder is not None and checkpoints(self.folder):
             error.add_note(f"{_KEPT} {self.folder}; continue with --resume.")
         return True
@@ -89,11 +88,6 @@ def is_resumable(out: Path) -> bool:
 def keeps_work(error: BaseException) -> bool:
     """Whether the run that an error ended keeps what it had done."""
     return any(note.startswith(_KEPT) for note in getattr(error, "__notes__", ()))
-
-
-def written_note(out: Path) -> str:
-    """Return the note on an error that came after the bundle was complete."""
-    return f"The bundle is written: {out}."
 
 
 def check_free(out: Path, overwrite: bool) -> None:

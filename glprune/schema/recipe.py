@@ -219,7 +219,9 @@ class ValidationSpec(Section):
         "auto",
         description="Number of folds of the training and validation rows on which sets of features of the "
         "target's size are compared (cross-validation). 1: the validation split alone. auto: 5 where the "
-        "validation split has fewer than 200 rows, or fewer than 100 of the rarer of two classes; else 1.",
+        "validation split has fewer than 200 rows, or fewer than 100 of the rarer of two classes; else 1. "
+        "Folds are made where sets are compared (see search) and another one is better than the path's "
+        "on the validation split.",
     )
     repeats: Annotated[int, Field(ge=1, le=100)] = Field(
         1, description="How often the rows are divided into folds, each time at random."
@@ -286,10 +288,11 @@ class DataSpec(Section):
         description="Class labels in the order of the network's outputs; for binary tasks the second is "
         "the positive class. Default: the sorted labels.",
     )
-    standardize: Literal["none", "train"] = Field(
+    standardize: Literal["none", "train"] | Annotated[list[ColumnName], Field(min_length=1)] = Field(
         "none",
         description="train: put (x - mean) / std of the training rows in front of the network, inside the "
-        "exported file. none: feed the columns unchanged.",
+        "exported file. A list of columns, by name or pattern: of these columns only; the others are fed "
+        "unchanged. none: feed all columns unchanged.",
     )
     stream: StreamSpec | None = Field(
         None,
@@ -674,6 +677,10 @@ class WorkersSpec(Section):
         description="Number of processes; default as many as there are cores for. A subsample or drop cost "
         "uses one thread, a path as many as `threads`. Results do not depend on it.",
     )
+
+
+DEFAULT_THRESHOLD = 0.5
+"""Probability from which a binary task decides for the positive class."""
 
 
 class PolicySpec(Section):

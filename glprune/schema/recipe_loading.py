@@ -117,7 +117,9 @@ def _mistakes(error: ValidationError, tree: Mapping[str, Any]) -> list[_Mistake]
         if keys in found and found[keys] != message:
             message = _join_alternatives(found[keys], message)
         found[keys] = message
-    return [_Mistake(keys, message) for keys, message in found.items()]
+    # a mistake inside a value says more than that the value fits another branch of a union neither
+    outer = {keys[:length] for keys in found for length in range(len(keys))}
+    return [_Mistake(keys, message) for keys, message in found.items() if keys not in outer]
 
 
 def _keys(loc: Keys, tree: Any, missing: bool) -> Keys:

@@ -93,10 +93,10 @@ class DataFacts(Record):
     classes: list[str] | None = Field(
         description="class labels in the order of the network's outputs; null where there are none",
     )
-    standardize: Literal["none", "train"] = Field(
+    standardize: Literal["none", "train"] | list[str] = Field(
         description=(
             "`train`: inputs are standardised with the mean and standard deviation of the training rows, "
-            "inside the shipped file; `none`: they are not"
+            "inside the shipped file; a list, as the recipe has it: these columns only; `none`: they are not"
         ),
     )
     notes: list[str] = Field(description="notes of the data reader, such as rows or columns it left out")

@@ -56,7 +56,7 @@ from glprune.search.job import Job
 from glprune.search.outcome import Outcomes, after_removal, after_stage, kept_names
 from glprune.search.parallel import run_stages
 from glprune.search.policy_removal import remove_forbidden
-from glprune.search.portfolio.competition import Competition, compete
+from glprune.search.portfolio.competition import Competition, compete, unused_folds
 from glprune.search.portfolio.folds import fold_count
 from glprune.search.portfolio.frontier import FrontierPoint, frontier_sizes, shipped_point
 from glprune.search.refit import brief_spec, refit_or_resume
@@ -141,6 +141,8 @@ class _Search:
         self.stages: list[StageResult] = []
         self.before: list[SearchState] = []  # the state that each stage began with
         self.competition: Competition | None = None
+        self.competitions: list[Competition] = []  # those of every size
+        self.uncompared = "sets of features are compared for target.max_features and target.frontier alone"
         self.longest_path = 0.0  # seconds
         self.reference = validate(job.network, job.task, job.metric, job.data.valid, identity)
         removed = remove_forbidden(job)
@@ -156,6 +158,14 @@ class _Search:
         return self.state.job
 
     def run(self) -> SearchResult:
+        """Search, and say where the recipe asks for folds that were not needed."""
+        found = self._run()
+        note = unused_folds(self.original, self.competitions, self.uncompared)
+        if note is not None:
+            self.listener(Notice(note))
+        return found
+
+    def _run(self) -> SearchResult:
         target = self.original.recipe.target
         hidden = SizeTarget("hidden", float(target.max_hidden or 0), ("hidden",), "target.max_hidden")
         first: tuple[GroupKind, ...] = ("input", "hidden") if target.max_hidden is None else ("input",)
@@ -215,21 +225,33 @@ class _Search:
         self.state = self.before[-1].advanced(refit.network, removed, self.state.outcomes, len(self.stages))
 
     def _search_features(self, goal: SizeTarget) -> None:
-        """Run the path, compare its features with those found in other ways, and keep the best.
-
-        A penalty on hidden units beside that on inputs removes them along the same path: nothing is compared.
-        """
+        """Run the path, compare its features with those found in other ways, and keep the best."""
         self._search_target(goal)
-        nothing_to_remove = _feature_count(self.before[0]) <= goal.limit
-        if self.original.recipe.search == "path" or nothing_to_remove or penalises_both(self.job, goal.kinds):
+        uncompared = self._why_uncompared(goal)
+        if uncompared is not None:
+            self.uncompared = uncompared
             return
         most = max(_ELIMINATION_SIZE, _ELIMINATION_FACTOR * goal.limit)
         small = (n for n, state in enumerate(self.before) if _feature_count(state) <= most)
         begin = next(small, len(self.before) - 1)
         kept = frozenset(kept_names(self.state.outcomes))
         self.competition = compete(self.before[begin], kept, goal, self.listener)
+        self.competitions.append(self.competition)
         if self.competition.best.kept != kept:
             self._certify(self.competition.best, begin, goal)
+
+    def _why_uncompared(self, goal: SizeTarget) -> str | None:
+        """Say why the path's features are not compared with other sets; None where they are."""
+        if self.original.recipe.search == "path":
+            return "search: path compares no sets of features"
+        if _feature_count(self.before[0]) <= goal.limit:
+            return f"the network has no more features than {goal.name} allows"
+        if penalises_both(self.job, goal.kinds):
+            return (
+                "penalty.hidden removes hidden units along the path of the inputs, so sets of features are "
+                "not compared"
+            )
+        return None
 
     def _certify(self, best: Candidate, begin: int, goal: SizeTarget) -> None:
         """Go back to a state and remove the features that a candidate does not have; stay if that fails."""

@@ -67,6 +67,38 @@ def file_inputs(recipe: Recipe, columns: Sequence[str]) -> tuple[InputColumns, .
     return tuple(inputs)
 
 
+def standardized_columns(
+    recipe: Recipe, inputs: Sequence[InputColumns], columns: Sequence[str]
+) -> frozenset[str]:
+    """Return the columns that ``data.standardize`` names; codes of embeddings are never standardised.
+
+    Args:
+        recipe: The recipe.
+        inputs: The columns of each input.
+        columns: All columns of the file.
+
+    Raises:
+        RecipeError: A listed column feeds no input, or an input of codes.
+    """
+    dtypes = {part.name: spec.dtype for part, spec in zip(inputs, recipe.model.inputs, strict=True)}
+    dtype = {column: dtypes[part.name] for part in inputs for column in part.columns}
+    wanted = recipe.data.standardize
+    if isinstance(wanted, str):
+        return frozenset(c for c in dtype if wanted == "train" and dtype[c] == "float")
+    where = recipe.where("data", "standardize")
+    unused = [c for c in wanted if c in {*columns} - {*dtype}]
+    if unused:
+        raise RecipeError(f"{where}: {unused[0]!r} feeds no input of the network; leave it out.")
+    listed = _matching(where, wanted, dtype)
+    codes = [column for column in listed if dtype[column] != "float"]
+    if codes:
+        raise RecipeError(
+            f"{where}: column {codes[0]!r} feeds an input of dtype: int, whose "
+            "codes cannot be standardised; leave it out."
+        )
+    return frozenset(listed)
+
+
 def _listed_columns(
     recipe: Recipe, spec: InputSpec, chosen: Sequence[str], columns: Sequence[str]
 ) -> Iterable[str]:

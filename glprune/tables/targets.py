@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from glprune._wording import counted
 from glprune.errors import DataError
-from glprune.tables.table import Table, refuse_inexact, unknown_column_hint
+from glprune.tables.table import Table, beyond_float32, refuse_inexact, unknown_column_hint
 from glprune.tables.validation import MISSING_TEXTS, first_bad_value, is_numeric
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ def _target_column(recipe: Recipe, table: Table) -> pa.ChunkedArray:
     column = table.column(name)
     empty = empty_rows(column, {str(c) for c in recipe.data.classes or ()})
     if empty.any():
-        raise DataError(f"{table.path}: target {name!r} is {_empty_message(recipe, table, column, empty)}.")
+        is_class = recipe.task != "regression"
+        raise DataError(f"{table.path}: target {name!r} is {empty_message(table, column, empty, is_class)}.")
     return column
 
 
@@ -71,15 +72,24 @@ def empty_rows(column: pa.ChunkedArray, labels: Collection[str] = ()) -> NDArray
     return mask
 
 
-def _empty_message(recipe: Recipe, table: Table, column: pa.ChunkedArray, empty: NDArray[np.bool_]) -> str:
-    """Return the message on missing labels, with their number, the first row, and what it holds."""
-    row = int(np.argmax(empty))
-    message = f"empty in {counted(int(np.count_nonzero(empty)), 'row')}, first in {table.place(row)}"
-    text = column[row].as_py()
-    if not isinstance(text, str) or not text.strip():
+def empty_message(table: Table, column: pa.ChunkedArray, empty: NDArray[np.bool_], is_class: bool) -> str:
+    """Return the message on missing labels, with their number, the first row, and what to do.
+
+    Args:
+        table: The table.
+        column: The target.
+        empty: The mask of its missing values, of which there is one at least.
+        is_class: Whether the texts that stand for a missing value may be classes.
+    """
+    count = counted(int(np.count_nonzero(empty)), "row")
+    message = f"empty in {count}, first in {table.place(int(np.argmax(empty)))}"
+    values = pc.unique(column.filter(pa.array(empty))).to_pylist()
+    texts = [repr(v) for v in values if isinstance(v, str) and v.strip()]
+    if not texts:
         return f"{message}; drop them"
-    labels = f", or list {text!r} under data.classes" if recipe.task != "regression" else ""
-    return f"{message} ({text!r}); drop them{labels}"
+    shown = " and ".join(filter(None, [", ".join(texts[:-1]), texts[-1]]))
+    labels = f", or list {shown} under data.classes" if is_class else ""
+    return f"{message} ({shown}); drop them{labels}"
 
 
 def _classes(recipe: Recipe, raw: Mapping[str, pa.ChunkedArray], first: Table) -> tuple[str, ...] | None:
@@ -120,8 +130,13 @@ def _values(name: str, column: pa.ChunkedArray, table: Table) -> NDArray[np.floa
     if not finite.all():
         place = table.place(int(np.argmin(finite)))
         raise DataError(f"{table.path}: target {name!r} is not finite in {place}.")
-    with np.errstate(over="ignore"):  # values too large for float32 become Inf, which a run refuses
-        return values.astype(np.float32)
+    with np.errstate(over="ignore"):  # values too large for float32 become Inf
+        narrow = values.astype(np.float32)
+    if not np.isfinite(narrow).all():
+        row = int(np.argmin(np.isfinite(narrow)))
+        place = beyond_float32(float(values[row]), table.place(row))
+        raise DataError(f"{table.path}: target {name!r} {place}; scale the target.")
+    return narrow
 
 
 def _class_numbers(

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import sys
 
 import pytest
@@ -147,6 +148,9 @@ def test_the_paths_of_a_killed_worker_are_run_again(tmp_path, kills, monkeypatch
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
         OSError(24, "Too many open files"),
         ZeroDivisionError("a bug"),
+        GeneratorExit(),
+        SystemExit(0),
+        BaseException("odd"),
     ],
 )
 def test_an_error_of_any_kind_keeps_what_was_done(folder, undisturbed, tmp_path, error):
@@ -185,6 +189,20 @@ def test_the_message_of_an_error_names_resume(folder, tmp_path, monkeypatch, cap
         f"glprune: {text}; finished work is kept in {tmp_path}/out.unfinished. To continue: "
     )
     assert line.endswith("--resume")
+
+
+def test_a_bug_keeps_its_traceback_and_names_the_whole_command(folder, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("glprune.pipeline.finish", fail)
+    with pytest.raises(ZeroDivisionError) as caught:
+        command(folder, tmp_path / "out", "--quiet", *SET_SHORT)
+    (note,) = caught.value.__notes__
+    assert note.startswith(
+        f"Finished work is kept in {tmp_path}/out.unfinished. To continue: glprune run {folder}/recipe.yaml "
+    )
+    assert note.endswith(" --resume")
 
 
 def test_a_run_that_its_recipe_ends_leaves_nothing(folder, tmp_path):
@@ -235,6 +253,30 @@ def test_a_run_that_is_stopped_when_its_bundle_is_in_place_says_so(folder, tmp_p
     assert command(folder, tmp_path / "out", "--quiet", *SET_SHORT) == 130
     assert errors(capfd) == [f"glprune: interrupted; The bundle is written: {tmp_path}/out."]
     assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("place", "number"),
+    [
+        ("glprune.cli.main._print_result", signal.SIGTERM),
+        ("glprune.cli.main._print_result", signal.SIGINT),
+        ("glprune.pipeline.publish", signal.SIGTERM),
+    ],
+)
+def test_a_signal_after_the_bundle_is_in_place_says_so(folder, tmp_path, monkeypatch, capfd, place, number):
+    monkeypatch.setattr(place, lambda *arguments: os.kill(os.getpid(), number))
+    assert command(folder, tmp_path / "out", "--quiet", *SET_SHORT) == 128 + number
+    word = "terminated" if number == signal.SIGTERM else "interrupted"
+    assert errors(capfd) == [f"glprune: {word}; The bundle is written: {tmp_path}/out."]
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_an_older_bundle_is_no_bundle_of_a_run_that_was_stopped(folder, tmp_path, monkeypatch, capfd):
+    out = tmp_path / "out"
+    run(folder, out, *SHORT)
+    monkeypatch.setattr("glprune.pipeline.begin", lambda *arguments: os.kill(os.getpid(), signal.SIGTERM))
+    assert command(folder, out, "--quiet", "--overwrite", *SET_SHORT) == 143
+    assert errors(capfd) == ["glprune: terminated; nothing was written"]
 
 
 def test_a_damaged_checkpoint_is_reported(folder, undisturbed, tmp_path):

@@ -15,7 +15,7 @@ import glprune
 from glprune.data import load_data
 from glprune.errors import DataError, ModelError, RecipeError
 from glprune.evaluation.proxies import auc, cross_validated, logistic, ridge
-from glprune.evaluation.segments import decide
+from glprune.metrics.segments import decide
 from glprune.model.task import Task
 from glprune.pruning.groups import input_groups
 from glprune.pruning.units import TensorAxis, UnitSet
@@ -498,11 +498,11 @@ def test_few_numbers_are_their_own_segments():
 
 def test_binary_decisions_go_by_the_threshold_and_others_by_the_largest_probability():
     logits = torch.logit(torch.tensor([0.59, 0.61, 0.2]))[:, None]
-    assert decide(Task("binary", "logits", 2), logits, 0.6).tolist() == [0, 1, 0]
+    assert decide(Task("binary", "logits", 2).scorer, logits, 0.6).tolist() == [0, 1, 0]
     two = torch.tensor([[0.41, 0.59], [0.3, 0.7]])
-    assert decide(Task("binary", "probabilities", 2, width=2), two, 0.6).tolist() == [0, 1]
+    assert decide(Task("binary", "probabilities", 2, width=2).scorer, two, 0.6).tolist() == [0, 1]
     three = torch.tensor([[0.2, 0.5, 0.3], [0.4, 0.35, 0.25]]).log()
-    assert decide(Task("multiclass", "logits", 3), three, 0.6).tolist() == [1, 0]
+    assert decide(Task("multiclass", "logits", 3).scorer, three, 0.6).tolist() == [1, 0]
 
 
 def test_proxy_estimators_are_those_of_scikit_learn():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import glprune
+from tests import attack_table
 from tests.paths import ROOT
 from tests.structure import order_of_packages
 
@@ -105,3 +106,10 @@ def test_every_package_of_the_tree_is_on_the_architecture_page():
     text = (PAGES / "architecture.md").read_text(encoding="utf-8")
     folders = {p.parent.name for p in Path(glprune.__file__).parent.glob("*/__init__.py")}
     assert folders <= set(re.findall(r"^### (\w+)$", text, re.MULTILINE))
+
+
+def test_the_page_of_attacks_is_the_one_that_the_tests_give_and_lists_at_least_150():
+    assert attack_table.PAGE.read_text(encoding="utf-8") == attack_table.page()
+    rows = [row for _, rows in attack_table.sections() for row in rows]
+    assert len(rows) >= 150
+    assert all(row.code in (1, 3, 4, 5) for row in rows)

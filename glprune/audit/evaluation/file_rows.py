@@ -108,20 +108,20 @@ def _missing(subject: Subject, plan: FilePlan) -> list[str]:
 def original_columns(subject: Subject, names: Sequence[str]) -> list[dict[int, str]]:
     """Return for each input of the original: position -> column; of the kept ones alone if no more is known.
 
-    The report lists features in the order of their first column. Where features of several columns leave the
-    order open, the recipe tells it from the names in the file.
+    Reports of glprune 0.2.0 do not state the columns. They list features in the order of their first column;
+    where features of several columns leave the order open, the recipe tells it from the names in the file.
 
     Args:
         subject: The bundle.
         names: Columns of the auditor's file.
     """
-    by_recipe = _by_recipe(subject.recipe, names)
+    by_recipe, stated = _by_recipe(subject.recipe, names), subject.report.data.columns or {}
     found = []
     for part in subject.plan.inputs:
         features = (f for f in subject.report.features if f.input == part.name)
         by_report = [name for feature in features for name in feature.columns]
         kept = dict(zip(part.kept, part.columns, strict=False))
-        orders = (by_report, by_recipe.get(part.name, ()))
+        orders = (stated.get(part.name, ()), by_report, by_recipe.get(part.name, ()))
         found.append(next((dict(enumerate(order)) for order in orders if _fits(order, part)), kept))
     return found
 

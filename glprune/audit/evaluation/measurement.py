@@ -13,7 +13,8 @@ from glprune.audit.evaluation.subject import FINAL, INT8, ORIGINAL
 from glprune.metrics.confidence_intervals import confidence_intervals
 from glprune.metrics.rounding import SINGLE, largest_change, near_ties, output_step
 from glprune.metrics.scorer import r2_score
-from glprune.metrics.segments import THRESHOLD, decide, decision_change, defined_metrics
+from glprune.metrics.segments import decide, decision_change, defined_metrics
+from glprune.schema.recipe import DEFAULT_THRESHOLD
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -166,7 +167,7 @@ class Measurement:
         """Yield the counts of decisions; those that compare with the original need its file."""
         subject, policy = self.subject, self.subject.recipe.policy
         wanted = policy.threshold if policy is not None else None
-        threshold = THRESHOLD if wanted is None else wanted
+        threshold = DEFAULT_THRESHOLD if wanted is None else wanted
         classes = {m: decide(subject.scorer, self.views[m][rows], threshold) for m in self.views if m != INT8}
         found = decision_change(classes.get(ORIGINAL, classes[FINAL]), classes[FINAL], self._adverse())
         slack = sum(self._near_ties(model, threshold) for model in classes) * len(self.target)

@@ -6,13 +6,14 @@ Needs the package ``rfc3161-client`` (extra ``timestamp``).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from glprune._files import unreadable_reason
@@ -50,6 +51,31 @@ class Authority:
     intermediates: Sequence[x509.Certificate]
     signer: x509.Certificate | None
 
+    def __reduce__(self) -> tuple[Callable[[bytes], Authority], tuple[bytes]]:
+        """Pickle as PEM, which a process that verifies reads again; certificates themselves cannot be."""
+        certificates = [*self.roots, *self.intermediates, *([self.signer] if self.signer else [])]
+        return _authority, (b"".join(c.public_bytes(Encoding.PEM) for c in certificates),)
+
+
+def _authority(content: bytes) -> Authority:
+    """Sort the certificates of PEM content by what they are for.
+
+    Raises:
+        ValueError: There are no certificates, no root, or two that sign.
+    """
+    found = x509.load_pem_x509_certificates(content)
+    signers = [c for c in found if _stamps(c)]
+    roots = [c for c in found if c.issuer == c.subject]
+    if not roots or len(signers) > 1:
+        what = "no self-signed certificate; append the root's" if not roots else "several that sign; keep one"
+        raise _ChainError(what)
+    others = [c for c in found if c not in roots and c not in signers]
+    return Authority(roots, others, signers[0] if signers else None)
+
+
+class _ChainError(ValueError):
+    """The certificates are no chain of one authority."""
+
 
 def read_authority(path: Path) -> Authority:
     """Read a PEM file with the root certificate of an authority, and others of its chain.
@@ -61,16 +87,11 @@ def read_authority(path: Path) -> Authority:
     if reason is not None:
         raise UsageError(f"{path} {reason}; name a PEM file with the authority's certificates.")
     try:
-        found = x509.load_pem_x509_certificates(_read(path))
-        signers = [c for c in found if _stamps(c)]
+        return _authority(_read(path))
+    except _ChainError as error:
+        raise UsageError(f"{path} holds {error}.") from None
     except (ValueError, x509.DuplicateExtension):
         raise UsageError(f"{path} holds no certificates in PEM; ask the authority for its root.") from None
-    roots = [c for c in found if c.issuer == c.subject]
-    if not roots or len(signers) > 1:
-        what = "no self-signed certificate; append the root's" if not roots else "several that sign; keep one"
-        raise UsageError(f"{path} holds {what}.")
-    others = [c for c in found if c not in roots and c not in signers]
-    return Authority(roots, others, signers[0] if signers else None)
 
 
 def _read(path: Path) -> bytes:

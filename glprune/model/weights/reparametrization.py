@@ -33,16 +33,16 @@ def fold_(network: nn.Module) -> list[str]:
 
 
 def fold_state(state: State) -> tuple[State, list[str]]:
-    """Compute masked and weight-normalised weights of a state dict from the tensors that stand for them.
+    """Compute masked and normalised weights of a state dict from the tensors that stand for them.
 
     Returns:
         The state dict with the weights, and their names. Others are left: what they stand for is not known
         from the tensors alone.
     """
     folded, names = dict(state), []
-    for weight, parts in [*_masked(state), *_normalised(state)]:
+    for weight, parts in [*_masked(state), *_normalised(state), *_spectral(state)]:
         if weight not in state:
-            folded[weight] = _weight(state, *parts)
+            folded[weight] = _spectral_weight(state, *parts) if len(parts) == 3 else _weight(state, *parts)
             for part in parts:
                 del folded[part]
             names.append(weight)
@@ -107,6 +107,45 @@ def _normalised(state: State) -> Iterator[tuple[str, tuple[str, str]]]:
             weight, parts, family = name.removesuffix("_g"), (name, name.removesuffix("_g") + "_v"), 2
         if parts[1] != name and parts[1] in state and family == 2 and _norm_axis(state, *parts) is not None:
             yield weight, parts
+
+
+def _spectral(state: State) -> Iterator[tuple[str, tuple[str, str, str]]]:
+    """Yield the weights of ``spectral_norm`` with their values and singular vectors, in both of its forms."""
+    for name in state:
+        before, group, after = name.rpartition(_GROUP)
+        if group and after.endswith(".original"):
+            stem = name.removesuffix("original")
+            weight, parts = (
+                f"{before}.{after.removesuffix('.original')}",
+                (name, f"{stem}0._u", f"{stem}0._v"),
+            )
+            family = sum(n.startswith(stem) for n in state)
+        else:
+            weight, family = name.removesuffix("_orig"), 3
+            parts = name, f"{weight}_u", f"{weight}_v"
+        if (
+            weight != name
+            and family == 3
+            and all(p in state for p in parts)
+            and _spectral_axes(state, *parts)
+        ):
+            yield weight, parts
+
+
+def _spectral_axes(state: State, values: str, left: str, right: str) -> list[int]:
+    """Return the axes that singular vectors may belong to: the first, or the second if transposed."""
+    w, sizes = state[values], (state[left].numel(), state[right].numel())
+    return [a for a in range(min(2, w.ndim)) if sizes[0] and (w.shape[a], w.numel() // sizes[0]) == sizes]
+
+
+def _spectral_weight(state: State, values: str, left: str, right: str) -> Tensor:
+    """Divide values by their largest singular value, as ``spectral_norm`` does in evaluation mode.
+
+    Where two axes fit, the one for which the vectors give more is theirs: they approximate the largest.
+    """
+    w, u, v = (state[name].float() for name in (values, left, right))
+    axes = _spectral_axes(state, values, left, right)
+    return w / torch.stack([u @ w.movedim(axis, 0).flatten(1) @ v for axis in axes]).max()
 
 
 def _norm_axis(state: State, norm: str, direction: str) -> int | None:

@@ -100,6 +100,32 @@ def compete(state: SearchState, path: Support, goal: SizeTarget, listener: Liste
     return Competition(tuple(candidates), choose(candidates), folds, repeats, rule)
 
 
+def unused_folds(job: Job, competitions: Sequence[Competition], uncompared: str) -> str | None:
+    """Say why a search made none of the folds that its recipe asks for; None where it made some.
+
+    Args:
+        job: The job.
+        competitions: All comparisons of the search.
+        uncompared: Why there is none, if there is none.
+    """
+    spec = job.recipe.data.validation
+    asked = spec.repeats > 1 if spec.folds == "auto" else spec.folds > 1
+    if not asked or any(competition.folds > 1 for competition in competitions):
+        return None
+    where = job.recipe.where("data", "validation")
+    return f"{where}: no fold of the rows was made: {_why_no_folds(job, competitions, uncompared)}."
+
+
+def _why_no_folds(job: Job, competitions: Sequence[Competition], uncompared: str) -> str:
+    if not competitions:
+        return uncompared
+    if fold_count(job) == 1:
+        return "the validation split has rows enough for folds: auto"
+    if all(len(competition.candidates) == 1 for competition in competitions):
+        return "no other set of that many features was found, so there was nothing to compare"
+    return "no other set of features was better than the path's on the validation split"
+
+
 def _check_loaded(job: Job, path: Support, candidates: Sequence[Candidate]) -> None:
     """Check that stored candidates can be those of a job.
 

@@ -177,6 +177,17 @@ def test_texts_are_offered_for_encoding_with_their_values(tmp_path):
     assert again.data.feature_groups == {"color": "color=*"}
 
 
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_empty_texts_are_counted_and_their_codes_fit_an_embedding(tmp_path, suffix):
+    columns = frame()
+    columns["town"] = (["Bern", "Chur", "Basel", None] * ROWS)[:ROWS]
+    _, text = initialised(tmp_path, columns, "--target", "churned", suffix=suffix)
+    assert '"town": 3 texts (Basel, Bern, Chur), empty in 30 rows' in text
+    code = text.partition("codes for an embedding: ")[2].partition(",")[0]
+    codes = eval(code, {"rows": columns, "name": "town"})
+    assert (codes.min(), codes.nunique()) == (0, 4)
+
+
 def test_what_cannot_be_encoded_is_excluded_with_its_reason(tmp_path):
     columns = (
         frame()
@@ -201,7 +212,53 @@ def test_rows_without_a_label_are_counted_and_are_no_class(tmp_path):
     columns.loc[5, "churned"] = None
     recipe, text = initialised(tmp_path, columns)
     assert recipe.data.classes == ["no", "yes"]
-    assert "# CHECK: the target is empty in 1 row; a run refuses them" in text
+    assert (
+        "# CHECK: a run refuses rows without a label. The target is empty in 1 row, first in row 6; drop"
+        in text
+    )
+    assert "under data.classes" not in text
+
+
+@pytest.mark.parametrize("missing", ["NA", "None", "null"])
+def test_a_class_that_reads_like_a_missing_value_is_offered_as_one(tmp_path, missing):
+    columns = frame()
+    columns["churned"] = (["high", "low", missing] * ROWS)[:ROWS]
+    recipe, text = initialised(tmp_path, columns)
+    assert recipe.data.classes == ["high", "low"]
+    assert f"empty in 40 rows, first in row 3 ('{missing}'); drop them, or list '{missing}' under" in text
+    three = [
+        "task=multiclass",
+        "target.max_drop.metric=accuracy",
+        f'data.classes=["high", "low", "{missing}"]',
+    ]
+    listed = load_recipe(tmp_path / "recipe.yaml", three)
+    assert load_data(listed).classes == ("high", "low", missing)
+
+
+def test_every_text_for_a_missing_value_is_named(tmp_path):
+    columns = frame()
+    columns["churned"] = (["high", "low", "NA", "?", None] * ROWS)[:ROWS]
+    assert (
+        "('NA' and '?'); drop them, or list 'NA' and '?' under data.classes."
+        in initialised(tmp_path, columns)[1]
+    )
+
+
+@pytest.mark.parametrize("labels", [["b", "a", "c"], [10, 9, 2], ["x y", "é", "#"]])
+def test_three_classes_are_written_for_a_check_in_the_order_of_a_run(tmp_path, labels):
+    columns = frame()
+    columns["churned"] = (labels * ROWS)[:ROWS]
+    recipe, text = initialised(tmp_path, columns)
+    assert recipe.data.classes == sorted(labels)
+    assert "# CHECK: in the order of the network's outputs; this order is only sorted" in text
+    guessed = load_data(recipe.model_copy(update={"data": recipe.data.model_copy(update={"classes": None})}))
+    assert load_data(recipe).classes == guessed.classes == tuple(map(str, sorted(labels)))
+
+
+def test_no_classes_are_written_for_numbers(tmp_path):
+    columns = frame()
+    columns["churned"] = np.random.default_rng(1).normal(size=ROWS)
+    assert "classes:" not in initialised(tmp_path, columns)[1]
 
 
 @pytest.mark.parametrize(
@@ -214,6 +271,13 @@ def test_rows_without_a_label_are_counted_and_are_no_class(tmp_path):
             "--target: data.csv has no column 'bb'. Did you mean 'b'?",
         ),
         ("a,b\n1,2\n3,2\n", [], 4, "data.csv: target 'b' has 1 value; name another column with --target."),
+        (
+            "a,b\n1,yes\n3,NA\n",
+            [],
+            4,
+            "data.csv: target 'b' has 1 value and is empty in 1 row, first in row 2 ('NA'); drop them, or list "
+            "'NA' under data.classes; name another column with --target.",
+        ),
         (",b\n0,2\n1,4\n", [], 4, "data.csv: column 1 has no name; if it numbers the rows, remove it, else"),
         (
             "1.5,2\n0,2\n1,4\n",

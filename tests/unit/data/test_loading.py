@@ -112,6 +112,48 @@ def test_standardisation_is_stated_and_splits_stay_raw(tmp_path):
     assert load_data(recipe_of(tmp_path, "{file: x.parquet, target: y}")).standardization == (None,)
 
 
+@pytest.mark.parametrize(("listed", "scaled"), [("[c, a]", [0, 2]), ('["[bc]"]', [1, 2]), ("[b]", [1])])
+def test_listed_columns_alone_are_standardised(tmp_path, listed, scaled):
+    save(tmp_path, frame())
+    (found,) = load_data(
+        recipe_of(tmp_path, f"{{file: x.parquet, target: y, standardize: {listed}}}")
+    ).standardization
+    (whole,) = load_data(
+        recipe_of(tmp_path, "{file: x.parquet, target: y, standardize: train}")
+    ).standardization
+    others = [n for n in range(3) if n not in scaled]
+    assert torch.equal(found.mean[scaled], whole.mean[scaled])
+    assert torch.equal(found.std[scaled], whole.std[scaled])
+    assert set(found.mean[others].tolist()) <= {0.0}
+    assert set(found.std[others].tolist()) <= {1.0}
+
+
+@pytest.mark.parametrize(
+    ("listed", "fragment"),
+    [
+        ("[a, zz]", "no column 'zz'"),
+        ("[y]", "'y' feeds no input of the network"),
+        ("[d]", "'d' feeds no input of the network"),
+        ("[]", "a list of at least 1"),
+        ("trian", "'none' or 'train' or a list"),
+        ("[1]", "should be text"),
+    ],
+)
+def test_a_list_of_other_columns_is_refused_with_its_line(tmp_path, listed, fragment):
+    save(tmp_path, frame() | {"d": [1.0, 2.0] * 20})
+    with pytest.raises(RecipeError, match=r"recipe\.yaml:\d+") as caught:
+        load_data(recipe_of(tmp_path, f"{{file: x.parquet, target: y, exclude: [d], standardize: {listed}}}"))
+    assert fragment in str(caught.value)
+
+
+def test_a_constant_column_is_refused_where_it_is_listed_alone(tmp_path):
+    save(tmp_path, frame() | {"b": [1.0] * 40})
+    data = load_data(recipe_of(tmp_path, "{file: x.parquet, target: y, standardize: [a, c]}"))
+    assert any("'b' is" in n and "constant" in n for n in data.notes)
+    with pytest.raises(DataError, match="'b' is constant"):
+        load_data(recipe_of(tmp_path, "{file: x.parquet, target: y, standardize: [a, b]}"))
+
+
 def test_constant_columns_are_noted_and_cannot_be_standardised(tmp_path):
     save(tmp_path, frame() | {"b": [1.0] * 40})
     data = load_data(recipe_of(tmp_path, "{file: x.parquet, target: y}"))
@@ -550,6 +592,16 @@ def test_columns_go_to_their_inputs_and_are_numbered_through(tmp_path):
     u, v = data.train.inputs
     assert (u.dtype, v.dtype) == (torch.float32, torch.int64)
     assert set(v[:, 1].tolist()) == {1, 2}
+
+
+def test_codes_in_a_list_are_refused_and_other_inputs_get_a_layer_that_changes_nothing(tmp_path):
+    save(tmp_path, whole())
+    with pytest.raises(RecipeError, match="'a' feeds an input of dtype: int, whose codes"):
+        load_data(several(tmp_path, TWO, "{file: x.parquet, target: y, standardize: [a]}"))
+    two = "[{name: u, columns: [b]}, {name: v, columns: [c, a]}]"
+    data = load_data(several(tmp_path, two, "{file: x.parquet, target: y, standardize: [c]}"))
+    assert data.standardization[0].mean.tolist() == [0.0]
+    assert data.standardization[1].std.tolist()[1] == 1.0 != data.standardization[1].std.tolist()[0]
 
 
 def test_codes_are_not_standardised_and_may_be_constant(tmp_path):

@@ -9,6 +9,7 @@ from torch.nn.utils import prune
 from glprune.errors import GlpruneError, ModelError
 from glprune.model import loading
 from glprune.model.loading import load_network
+from glprune.model.weights.reparametrization import fold_state
 from glprune.runtime.determinism import _settings
 from glprune.schema.recipe_loading import load_recipe
 
@@ -188,8 +189,6 @@ FOLDED = {
     "weight_norm of one row": lambda net: nn.utils.parametrizations.weight_norm(net[2]),
     "old weight_norm": lambda net: nn.utils.weight_norm(net[0]),
     "old weight_norm of columns": lambda net: nn.utils.weight_norm(net[0], dim=1),
-}
-NORMS = {
     "spectral_norm": lambda net: nn.utils.parametrizations.spectral_norm(net[0]),
     "old spectral_norm": lambda net: nn.utils.spectral_norm(net[0]),
 }
@@ -210,18 +209,14 @@ def changed(how):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("where", ["file", "prefixed file", "both"])
-@pytest.mark.parametrize("how", [*FOLDED, *NORMS])
+@pytest.mark.parametrize("how", FOLDED)
 def test_masked_and_normalised_weights_are_loaded_as_their_values(tmp_path, monkeypatch, how, where):
-    net, expected = changed({**FOLDED, **NORMS}[how])
+    net, expected = changed(FOLDED[how])
     state = {("model." if where == "prefixed file" else "") + k: v for k, v in net.state_dict().items()}
     torch.save(state, tmp_path / "m.pt")
     recipe = recipe_of(tmp_path)
     if where == "both":
-        monkeypatch.setattr(loading, "load_callable", lambda *_: lambda: changed({**FOLDED, **NORMS}[how])[0])
-    if how in NORMS and where != "both":
-        with pytest.raises(ModelError, match=r"The file alone parametrizes (model\.)?0\.weight"):
-            load_network(recipe, tmp_path / "m.pt")
-        return
+        monkeypatch.setattr(loading, "load_callable", lambda *_: lambda: changed(FOLDED[how])[0])
     loaded = load_network(recipe, tmp_path / "m.pt")
     found = loaded.module.state_dict()
     assert found.keys() == expected.keys()
@@ -229,6 +224,48 @@ def test_masked_and_normalised_weights_are_loaded_as_their_values(tmp_path, monk
     assert any("replaced by their values" in note for note in loaded.notes)
     loaded.module.load_state_dict({name: tensor + 1 for name, tensor in expected.items()})
     assert torch.equal(loaded.module[0].weight, expected["0.weight"] + 1)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm"])
+@pytest.mark.parametrize("old", ["file", "factory"])
+def test_the_old_and_the_new_form_of_a_norm_fit_one_another_with_one_note(tmp_path, monkeypatch, kind, old):
+    forms = {"file": kind, "factory": kind} | {old: f"old {kind}"}
+    net, expected = changed(FOLDED[forms["file"]])
+    torch.save(net.state_dict(), tmp_path / "m.pt")
+    monkeypatch.setattr(loading, "load_callable", lambda *_: lambda: changed(FOLDED[forms["factory"]])[0])
+    loaded = load_network(recipe_of(tmp_path), tmp_path / "m.pt")
+    assert torch.allclose(loaded.module[0].weight, expected["0.weight"], atol=1e-6)
+    (note,) = loaded.notes
+    assert note.count("0.weight") == 1
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.Linear(4, 4),
+        lambda: nn.Conv2d(3, 5, 3),
+        lambda: nn.Conv2d(4, 4, 2),
+        lambda: nn.ConvTranspose2d(4, 4, 2),
+        lambda: nn.ConvTranspose1d(3, 6, 2),
+        lambda: nn.Embedding(7, 3),
+    ],
+)
+def test_spectral_norms_are_divided_along_the_axis_of_their_layer(norm, make):
+    torch.manual_seed(0)
+    layer = norm(make(), n_power_iterations=10)
+    hooks = list(layer._forward_pre_hooks.values())  # the old form computes the weight in a forward
+    for hook in hooks:
+        hook(layer, ())
+    state = nn.Sequential(layer).eval().state_dict()
+    for hook in hooks:
+        hook(layer, ())
+    folded, names = fold_state(state)
+    assert names == ["0.weight"]
+    assert not any("_u" in name or "original" in name for name in folded)
+    assert torch.allclose(folded["0.weight"], layer.weight, atol=1e-6)
 
 
 def test_a_mask_or_norm_of_the_factory_alone_is_folded(tmp_path, monkeypatch):

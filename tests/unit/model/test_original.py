@@ -1,16 +1,22 @@
 """Whether a network as it is loaded is the one that was trained: what is found, and what is not."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 import glprune
+from glprune.audit.verify import verify
 from glprune.errors import ModelError
+from glprune.evaluation.measurements import check_original
 from glprune.model.original import find_doubts, measure_original, unmet_expectations
+from glprune.model.original_check import OriginalCheck
 from glprune.model.task import Task
-from glprune.runtime.events import OriginalMeasured
+from glprune.runtime.events import OriginalMeasured, silent
 from glprune.schema.metrics import METRICS
 from glprune.schema.recipe_loading import load_recipe
+from glprune.search.prepare import prepare
 from tests.networks import fit_binary
 
 NETWORK = """
@@ -72,7 +78,7 @@ def test_weak_networks_on_few_rows_and_rare_events_raise_no_doubt(count, share):
         ),
         (lambda logit: -logit, "worse than chance"),
         (lambda logit: 50 * logit, "class shares alone"),
-        (lambda logit: logit + 2, "mean score of the second class"),
+        (lambda logit: logit + 2, "mean score of class 2"),
         (lambda logit: torch.sigmoid(logit), "probabilities"),
         (lambda logit: torch.zeros_like(logit), "near chance"),
     ],
@@ -102,6 +108,29 @@ def test_permuted_classes_and_softmax_outputs_are_doubted():
     shifted = find_doubts(task, splits(logits.roll(1, dims=1), target))
     assert any("of a class against the others" in doubt for doubt in shifted)
     assert "probabilities" in find_doubts(task, splits(logits.softmax(1), target))[0]
+
+
+def test_a_class_is_called_by_its_label():
+    logit, target = rows(torch.Generator().manual_seed(0), 600, 0.3, 1.5)
+    doubts = find_doubts(binary(), splits(logit + 2, target), ("no", "yes"))
+    assert any("mean score of class 'yes'" in doubt for doubt in doubts)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(900, 3, generator=generator)
+    target = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
+    task = Task("multiclass", "logits", 3, width=3)
+    shifted = find_doubts(
+        task, splits(logits + torch.tensor([0.0, 0.0, 6.0]), target), ("low", "medium", "high")
+    )
+    assert any("mean score of class 'high' 0.9" in doubt for doubt in shifted)
+
+
+def test_a_refusal_says_in_which_order_the_classes_were_read(problem):
+    swapped = changed(problem, 'data.classes=["yes", "no"]')
+    with pytest.raises(ModelError, match=r"the order of data\.classes \(yes, no\)"):
+        glprune.inspect(swapped, problem / "model.pt")
+    scaled = changed(problem, "data.classes=null", "data.standardize=none")
+    with pytest.raises(ModelError, match=r"not given, so the sorted labels were taken: no, yes\)"):
+        glprune.inspect(scaled, problem / "model.pt")
 
 
 def test_a_predictor_of_the_majority_class_is_not_at_chance_by_its_accuracy():
@@ -244,6 +273,63 @@ def test_a_slight_scaling_outside_the_network_is_hinted_at_and_a_right_recipe_is
     assert "with data.standardize: train: auroc on all rows would be 0.9" in hint
 
 
+MANY = 'data.standardize: ["a", "b", "c"] (the columns of more than two values)'
+
+
+@pytest.fixture(scope="module")
+def passed_through(tmp_path_factory):
+    """A network whose scaler left rare columns of 0 and 1 as they are, as a ColumnTransformer does."""
+    folder = tmp_path_factory.mktemp("passed_through")
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(600, 6, generator=generator)
+    x[:, 3:] = (torch.rand(600, 3, generator=generator) < torch.tensor([0.05, 0.5, 0.93])).float()
+    noise = 0.5 * torch.randn(600, generator=generator)
+    y = (x[:, 0] - x[:, 1] + 3 * x[:, 3] + x[:, 4] - 2 * x[:, 5] + 1.4 + noise > 0).float()
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1))
+    fit_binary(network, (x,), y, 150)
+    torch.save(network.state_dict(), folder / "model.pt")
+    ones = torch.ones(3)
+    raw = x * torch.cat([torch.tensor([5.0, 90.0, 0.1]), ones]) + torch.cat(
+        [torch.tensor([30.0, 500.0, 1.0]), 0 * ones]
+    )
+    lines = [
+        ",".join([*(f"{v:.6g}" for v in row.tolist()), "yes" if t else "no"])
+        for row, t in zip(raw, y, strict=True)
+    ]
+    (folder / "data.csv").write_text("\n".join(["a,b,c,d,e,f,y", *lines]) + "\n")
+    (folder / "network.py").write_text(NETWORK)
+    (folder / "recipe.yaml").write_text(RECIPE)
+    return folder
+
+
+def test_a_scaler_of_some_columns_is_found_and_its_recipe_runs_and_is_verified(passed_through, tmp_path):
+    with pytest.raises(ModelError) as caught:
+        glprune.inspect(changed(passed_through, "data.standardize=none"), passed_through / "model.pt")
+    assert f"With {MANY} AUROC on all rows would be 0.9" in str(caught.value)
+    assert "standardize: train " not in str(caught.value)
+
+    wrong = glprune.inspect(changed(passed_through), passed_through / "model.pt", accept_original=True)
+    assert any(MANY in note for note in wrong.notes)
+
+    right = changed(passed_through, 'data.standardize=["[abc]"]')
+    result = glprune.run(right, passed_through / "model.pt", tmp_path / "out")
+    assert result.report.data.standardize == ["[abc]"]
+    assert not any("data.standardize" in warning for warning in result.report.warnings)
+    assert "of [abc] only" in (tmp_path / "out" / "report.html").read_text()
+    failed = [c.id for c in verify(tmp_path / "out").checks if c.status == "failed"]
+    assert not failed
+    slim = glprune.load(
+        tmp_path / "out",
+        factory=lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1)),
+    )
+    kept = [feature.name for feature in result.report.features if feature.status == "kept"]
+    changes = [
+        bool(m != 0 or s != 1) for m, s in zip(slim.standardize.mean, slim.standardize.std, strict=True)
+    ]
+    assert changes == [name in "abc" for name in kept]
+
+
 def test_an_accepted_network_runs_and_the_report_warns(problem, tmp_path):
     recipe = changed(problem, "data.standardize=none")
     result = glprune.run(recipe, problem / "model.pt", tmp_path / "out", accept_original=True)
@@ -281,11 +367,35 @@ def test_an_expected_metric_that_does_not_hold_refuses_even_an_accepted_network(
 def test_every_metric_of_the_task_can_be_expected(problem, name):
     found = glprune.inspect(changed(problem), problem / "model.pt").original[2].metrics[name]
     glprune.inspect(changed(problem, f"model.expect={{{name}: {found:.6f}}}"), problem / "model.pt")
-    with pytest.raises(ModelError, match=f"model.expect: {name} {found + 0.5:g}.* on the test split"):
-        glprune.inspect(changed(problem, f"model.expect={{{name}: {found + 0.5:g}}}"), problem / "model.pt")
+    wrong = found - 0.5 if found > 0.5 else found + 0.5
+    with pytest.raises(ModelError, match=f"model.expect: {name} {wrong:g}.* on the test split"):
+        glprune.inspect(changed(problem, f"model.expect={{{name}: {wrong:g}}}"), problem / "model.pt")
 
 
 @pytest.mark.parametrize("changes", [["model.expect={r2: 0.5}"], ["model.expect={auroc: .nan}"]])
 def test_an_expected_metric_of_another_task_or_no_number_is_refused(problem, changes):
     with pytest.raises(glprune.RecipeError, match=r"model\.expect"):
         changed(problem, *changes)
+
+
+@pytest.mark.parametrize(("gain", "leads"), [(0.0, 0), (0.01, 0), (3.0, 1)])
+def test_a_gain_within_noise_is_no_lead(monkeypatch, gain, leads):
+    noisy, target = rows(torch.Generator().manual_seed(0), 400, 0.5, 2.0)
+    better = noisy + gain * (2 * target[:, None].float() - 1)
+    remedies = [("another scale", lambda: (binary(), splits(better, target)))]
+    monkeypatch.setattr(OriginalCheck, "_remedies", lambda self: iter(remedies))
+    recipe = SimpleNamespace(data=SimpleNamespace(stream=None))
+    check = OriginalCheck(recipe, torch.nn.Identity(), None, binary(), splits(noisy, target))
+    assert not check.original.doubts
+    assert len(list(check._found_causes())) == leads
+
+
+def test_an_original_network_that_changes_during_the_run_is_found_at_its_end(problem):
+    job = prepare(changed(problem), problem / "model.pt", False, silent)
+    check_original(job)
+    with torch.no_grad():
+        next(job.network.parameters()).neg_()
+    with pytest.raises(
+        ModelError, match=r"on the test split was 0\.9\d+ at the start and is 0\.\d+ at the end"
+    ):
+        check_original(job)

@@ -16,7 +16,7 @@ from glprune.audit.verify import verify
 from glprune.data.splits import TensorSplit
 from glprune.model.validation_score import ValidationScore
 from glprune.runtime.checkpoint import Step, UnusableStepError, reading
-from glprune.runtime.events import silent
+from glprune.runtime.events import Notice, silent
 from glprune.schema.recipe_loading import load_recipe
 from glprune.search import stage
 from glprune.search.portfolio import competition
@@ -32,6 +32,7 @@ from glprune.search.portfolio.elimination import eliminate, loss_rises
 from glprune.search.portfolio.folds import fold_count, fold_jobs
 from glprune.search.prepare import prepare, restrict_features
 from glprune.search.refit import refit_in_place
+from glprune.search.search import search
 from glprune.search.stage import SearchState, StageSpec
 from glprune.search.targets import AllZero
 
@@ -270,6 +271,49 @@ def test_only_sets_better_than_the_path_are_cross_validated(folder):
     path, better, worse = competition._scored(SearchState.initial(job), supports)
     assert [len(c.folds) for c in (path, better, worse)] == [3, 3, 0]
     assert competition.choose([path, better, worse]) is better
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (["data.validation={folds: 3}", "search=path"], "search: path compares no sets"),
+        (
+            ["data.validation={folds: 3}", "penalty.hidden={strength: 1}"],
+            "penalty.hidden removes hidden units",
+        ),
+        (
+            ["data.validation={folds: 3}", "target={max_features: 7}"],
+            "no more features than target.max_features",
+        ),
+        (
+            ["data.validation={folds: 3}", "target={lambda: 0.01}"],
+            "for target.max_features and target.frontier",
+        ),
+        (["data.validation={repeats: 2}", "search=path"], "search: path compares no sets"),
+        (["search=path"], None),
+        (["data.validation={folds: 1}", "search=path"], None),
+    ],
+)
+def test_folds_that_are_asked_for_and_not_made_have_their_reason_in_one_note(folder, changes, reason):
+    told = []
+    search(prepared(folder, "refit.epochs=1", *changes), told.append)
+    notes = [event.text for event in told if isinstance(event, Notice) and "fold" in event.text]
+    assert len(notes) == (reason is not None)
+    for note in notes:
+        assert "recipe.yaml:" in note
+        assert "no fold of the rows was made: " in note
+        assert reason in note
+
+
+def test_folds_that_nothing_was_worth_have_their_reason(job):
+    spec = job.recipe.data.validation.model_copy(update={"folds": 3})
+    data = job.recipe.data.model_copy(update={"validation": spec})
+    asked = replace(job, recipe=job.recipe.model_copy(update={"data": data}))
+    alone = competition.Competition(("path",), "path", 1, 1, "")
+    two = replace(alone, candidates=("path", "other"))
+    assert "no other set of that many features" in competition.unused_folds(asked, [alone], "")
+    assert "was better than the path's" in competition.unused_folds(asked, [alone, two], "")
+    assert competition.unused_folds(asked, [alone, replace(two, folds=3)], "") is None
 
 
 def test_the_report_names_the_candidates_and_the_shipped_one(folder, tmp_path):

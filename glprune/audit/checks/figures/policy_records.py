@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from glprune.audit.checks.policy import ancestors
 from glprune.audit.findings import Found, check_close, check_equal
-from glprune.metrics.segments import THRESHOLD
 from glprune.schema import bundle as bundles
+from glprune.schema.recipe import DEFAULT_THRESHOLD
 from glprune.schema.report import (
     DecisionChange,
     Feature,
@@ -69,7 +69,7 @@ def check_recipe_policy(report: Report, recipe: Recipe) -> Iterator[Found]:
         ("/reason_codes", _codes_of(report), _wanted_codes(report, spec)),
     ]
     if report.task == "binary":
-        pairs.append(("/segments/threshold", report.segments.threshold, spec.threshold or THRESHOLD))
+        pairs.append(("/segments/threshold", report.segments.threshold, spec.threshold or DEFAULT_THRESHOLD))
     for where, stated, asked in pairs:
         yield from check_equal(where, stated, asked, says)
 
