@@ -10,6 +10,7 @@ from typing import Any
 _MAX_DEPTH = 64
 _MAX_VALUES = 4_000_000  # a value takes up to a hundred times its bytes in memory
 _MAX_CONTAINERS = 1_000_000  # an object of one key takes two hundred bytes
+_MAX_LENGTH = 1_000_000  # of a list: each wrong value of it is an error of its schema
 
 
 class StrictError(ValueError):
@@ -67,12 +68,14 @@ def _float(text: str) -> float:
 
 
 def _check_values(value: Any) -> None:
-    """Refuse infinite numbers and deep nesting, level by level, without recursion."""
+    """Refuse infinite numbers, long lists and deep nesting, level by level, without recursion."""
     level = [value]
     for _ in range(_MAX_DEPTH):
         if math.inf in level or -math.inf in level:
             raise OverflowError
         nested = [v for v in level if isinstance(v, dict | list)]
+        if any(len(v) > _MAX_LENGTH for v in nested):
+            raise StrictError(f"holds a list or object of more than {_MAX_LENGTH:,} values")
         level = [child for v in nested for child in (v.values() if isinstance(v, dict) else v)]
         if not level:
             return

@@ -198,8 +198,7 @@ def measure(
         if quantized is not None and quantized.session is not None:
             more, _ = _probe(quantized.session, feed, quantized.found, request)
             findings += [(bundles.INT8, where, what) for _, where, what in more]
-        probes = {"findings": findings, "note": note}
-        yield "probes", probes
+        yield "probes", {"findings": findings, "note": note}
     yield "reference", _reference(model, feed, expected)
 
 

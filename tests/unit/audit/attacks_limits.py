@@ -141,7 +141,7 @@ def many_golden(copy):
 
 
 def lists(copy):
-    (copy / bundles.REPORT).write_bytes(b"[" + b",".join([b"[[[[[[[[]]]]]]]]"] * 1_500_000) + b"]")
+    (copy / bundles.REPORT).write_bytes(b'{"a":[' + b",".join([b"[[[[[[[[]]]]]]]]"] * 1_500_000) + b"]}")
 
 
 def objects(copy):
@@ -181,11 +181,11 @@ ATTACKS = [
     hostile("a weight that says it has a million million million numbers", graph(lying_initializer), "C6"),
     hostile("30,000 resamples, compared in pairs", many_resamples, "C5"),
     hostile("40,000 inputs with a feature each", many_features, "C7"),
-    hostile("3 million features without a key", wrong_features, "C4", exit_code=3),
+    hostile("3 million features without a key", wrong_features, "C4"),
     hostile("12 million lists in lists", lists, "C4"),
     hostile("4 million objects", objects, "C4"),
     hostile("a million nested lists", written(bundles.PLAN, b"[" * 1_000_000 + b"]" * 1_000_000), "C4"),
-    hostile("a plan with a million million columns", wide_plan, "C7", base="wide"),
+    hostile("a plan with a million million columns", wide_plan, "C4", base="wide"),
     hostile("weights: a header of 40 MB of spaces", written(bundles.WEIGHTS, header_of_spaces), "C4"),
     hostile(
         "weights: 600,000 tensors without numbers", written(bundles.WEIGHTS, header_of_tensors(600_000)), "C4"
