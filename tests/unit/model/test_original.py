@@ -386,7 +386,8 @@ def test_a_gain_within_noise_is_no_lead(monkeypatch, gain, leads):
     monkeypatch.setattr(OriginalCheck, "_scalings", lambda self: iter([trial]))
     monkeypatch.setattr(OriginalCheck, "_readings", lambda self: iter(()))
     recipe = SimpleNamespace(data=SimpleNamespace(stream=None))
-    check = OriginalCheck(recipe, torch.nn.Identity(), None, binary(), splits(noisy, target))
+    data = SimpleNamespace(classes=None)
+    check = OriginalCheck(recipe, torch.nn.Identity(), data, binary(), splits(noisy, target))
     assert not check.original.doubts
     assert len(list(check._found_causes())) == leads
 
