@@ -47,7 +47,7 @@ from glprune.runtime.events import Event, Listener, Notice, Stage, silent
 from glprune.runtime.output_folder import open_output_folder
 from glprune.runtime.process_group import ALONE, ProcessGroup, init_process_group
 from glprune.runtime.replay import write_steps
-from glprune.runtime.worker_pool import is_parallel, make_worker_pool
+from glprune.runtime.worker_pool import Useful, is_parallel, make_worker_pool
 from glprune.schema import bundle as bundles
 from glprune.schema.manifest import write_manifest
 from glprune.schema.recipe import Recipe, WorkersSpec
@@ -241,7 +241,7 @@ def _search(job: Job, source: JobFactory, process_group: ProcessGroup, clock: St
     shared = _shared(job, process_group)
     if isinstance(shared.data.train, ShardedSplit) and (text := shared.data.train.note()):
         clock(Notice(text))
-    return search(shared, clock, _workers(job, source, process_group))
+    return search(shared, clock, _workers(job, source, process_group, clock))
 
 
 def _run_secondary_rank(source: JobFactory, folder: Path, process_group: ProcessGroup) -> Result:
@@ -399,7 +399,7 @@ def _measure_stability(
     if spec is None:
         return None, None
     context = WorkerContextFactory.of(source, shipped.removed, shipped.network)
-    with make_worker_pool(context, job.recipe.workers, _engine_key(job)) as workers:
+    with make_worker_pool(context, job.recipe.workers, _engine_key(job), listener=listener) as workers:
         stability = measure_stability(job, spec, shipped.outcomes, workers, listener)
         drop_costs = measure_drop_costs(shipped, workers, listener) if spec.drop_cost else None
     return stability, drop_costs
@@ -411,7 +411,7 @@ def _engine_key(job: Job) -> str:
 
 
 def _workers(
-    job: Job, source: JobFactory, process_group: ProcessGroup
+    job: Job, source: JobFactory, process_group: ProcessGroup, listener: Listener
 ) -> Callable[[], WorkerPool[Job]] | None:
     """Return what starts processes for parallel paths; None where they would not help."""
     recipe = job.recipe
@@ -420,10 +420,8 @@ def _workers(
     )  # at the end of a path; parallel work would disturb it
     if process_group.size > 1 or measures_latency or not is_parallel(recipe.workers, recipe.threads):
         return None
-    max_workers = len(recipe.penalty.input_strength_list)
-    return functools.partial(
-        make_worker_pool, source, recipe.workers, _engine_key(job), recipe.threads, max_workers
-    )
+    useful = Useful(recipe.threads, len(recipe.penalty.input_strength_list))
+    return functools.partial(make_worker_pool, source, recipe.workers, _engine_key(job), useful, listener)
 
 
 def _write_report(report: Report, plan: Plan, folder: Path) -> Report:

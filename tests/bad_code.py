@@ -82,6 +82,8 @@ FORWARDS: list[tuple[str, str, str]] = [
     ("draws random numbers of Python", _Y + "return y + random.random()", _RANDOM),
     ("draws random numbers of NumPy", _Y + "return y + float(np.random.rand())", _RANDOM),
     ("counts its calls", _Y + "self.calls += 1\nreturn y + self.calls", _STATE.format(" ('calls' changes)")),
+    ("changes at every 40th call", "self.calls += 1\nreturn super().forward(x * (2 if self.calls % 40 == 0 else 1))", _STATE.format(" ('calls' changes)")),
+    ("draws random numbers with its own seed", "torch.manual_seed(0)\nreturn super().forward(x + torch.rand(3))", "The network's forward draws random numbers (torch.rand) with a seed of its own, which no exported file repeats; draw them once, and keep them in a buffer (register_buffer)."),
     ("trains in evaluation too", "self[0].bias.data += 0.01\nreturn super().forward(x)", _STATE.format(" ('0.bias' changes)")),
     ("reads the clock", _Y + "return y + time.perf_counter() % 1", _CLOCK),
     ("draws random numbers of the system", _Y + "return y + os.urandom(2)[0]", _CLOCK),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zipfile
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -200,7 +201,11 @@ FORMS = [
     Bad("empty cell", INSPECT, 4, "data.csv: column 'a' is not finite: 1 empty, NaN or Inf in 'a', first in row 7; fill or drop them.", cell(7, 0, "")),
     Bad("NaN in a cell", INSPECT, 4, "data.csv: column 'a' is not finite: 1 empty, NaN or Inf in 'a', first in row 7; fill or drop them.", cell(7, 0, "NaN")),
     Bad("infinity in a cell", INSPECT, 4, "data.csv: column 'a' is not finite: 1 empty, NaN or Inf in 'a', first in row 7; fill or drop them.", cell(7, 0, "-inf")),
-    Bad("number past float32", INSPECT, 4, "data.csv: column 'a' is not finite: 1 empty, NaN or Inf in 'a', first in row 7; fill or drop them.", cell(7, 0, "1e39")),
+    Bad("number past float32", INSPECT, 4, "data.csv: column 'a' holds 1e+39 in row 7, beyond float32 (3.4e+38); scale the column, or list it under data.exclude.", cell(7, 0, "1e39")),
+    Bad("numbers past float32 in Parquet", INSPECT, 4, "data.parquet: column 'b' holds -1e+300 in row 2, beyond float32 (3.4e+38); scale the column, or list it under data.exclude.", of_table(b=[1.0, -1e300, 1e300] * 20)),
+    Bad("decimals past float32", INSPECT, 4, "data.parquet: column 'b' holds 1e+39 in row 1, beyond float32 (3.4e+38); scale the column, or list it under data.exclude.", of_table(b=pa.array([Decimal(10) ** 39, Decimal(1)] * 30, pa.decimal256(60, 0)))),
+    Bad("number past float32 after a gap", INSPECT, 4, "data.parquet: column 'b' is not finite: 20 empty, NaN or Inf in 'b', first in row 1; fill or drop them.", of_table(b=[None, -1e300, 1e300] * 20)),
+    Bad("target past float32", INSPECT, 4, "data.parquet: target 'y' holds 1e+39 in row 2, beyond float32 (3.4e+38); scale the target.", regression(of_table(y=[1.0, 1e39] * 30))),
     Bad("whole number past 2^53", INSPECT, 4, "data.csv: column 'a' holds 9007199254740993 in row 1; above 2^53...", column(0, "9007199254740993")),
     Bad("bad columns by the dozen", INSPECT, 4, f"data.parquet: column 'a', 'b', 'c' and 1 more are not numeric ('a' holds 'x' in row 1); {ENCODE}", of_table(a=["x"] * 60, b=["x"] * 60, c=["x"] * 60, d=["x"] * 60)),
     Bad("numbers as text", INSPECT, 4, "data.parquet: column 'a' is not numeric ('a' holds '1.5' in row 1); write the texts as numbers.", of_table(a=["1.5", "2"] * 30)),

@@ -606,7 +606,9 @@ class Passes:
 
 NO_GRADIENT = "The network's output has no gradient: its forward runs under torch.no_grad or inference_mode, or detaches the output or takes it from NumPy; remove that from the forward."
 FORWARD = "def forward(self, x):\n    return self.b(torch.relu(self.a(x)))\nNet.forward = "
-LATER = "{} rows at first and {} later; let the loader yield the same rows in every pass."
+SAME_ROWS = "; let the loader yield the same rows in every pass, and draw what is random from PyTorch's generator, in training only."
+LATER = "{} rows at first and {} later" + SAME_ROWS
+OTHER = "other values or targets in a later pass than in the first" + SAME_ROWS
 ONCE = "'train': a {} can be read once only, and a run reads its rows many times; return a DataLoader or a list of batches."
 UNTRAINABLE = [
     ("under no_grad", FORWARD + "torch.no_grad()(forward)", NO_GRADIENT),
@@ -631,7 +633,11 @@ LOADERS = [
     ("hides an iterator", "return Passes(iter(batches))", "'test': " + LATER.format(60, 0)),
     ("ends sooner in the second pass", "return Passes(batches, batches[1:])", "'train': " + LATER.format(60, 57)),
     ("yields more in the second pass", "return Passes(batches, batches + batches[:2])", "'train': " + LATER.format(60, "more")),
+    ("yields other rows in the second pass", "return Passes(batches, [(x.flip(0), y) for x, y in batches])", "'train': " + OTHER),
+    ("yields other targets in the second pass", "return Passes(batches, [(x, y.flip(0)) for x, y in batches])", "'train': " + OTHER),
+    ("turns its rows round in the second pass", "return Passes(batches, batches[::-1])", "'valid': another order of the rows" + OTHER.removeprefix("other values or targets")),
     ("is empty in the second pass", "return Passes(batches, [])", "'test': " + LATER.format(60, 0)),
+    ("yields numbers past float32", "return [(x.double().index_fill(0, torch.tensor([1]), 1e39), y) for x, y in batches]", "'train': input 'features' holds 1e+39 in row 2, beyond float32 (3.4e+38); scale it."),
     ("yields sparse rows", "return [(x.to_sparse(), y) for x, y in batches]", "'train': input 'features' holds no dense real numbers (torch.float32, torch.sparse_coo); convert it in the loader."),
     ("yields complex rows", "return [(x.to(torch.complex64), y) for x, y in batches]", "'train': input 'features' holds no dense real numbers (torch.complex64, torch.strided); convert it in the loader."),
     ("yields complex targets", "return [(x, y.to(torch.complex64)) for x, y in batches]", "'train': the target holds no dense real numbers (torch.complex64, torch.strided); convert it in the loader."),

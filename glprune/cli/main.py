@@ -31,7 +31,6 @@ from glprune.cli.reproduce import EPILOG as REPRODUCE_EPILOG
 from glprune.cli.reproduce import data_files, print_reproduction
 from glprune.cli.signals import complete, ignore_signals, interrupting_signals
 from glprune.errors import (
-    GlpruneError,
     ModelError,
     PeerFailedError,
     UsageError,
@@ -122,9 +121,11 @@ def _process_group(out: Path) -> Iterator[ProcessGroup]:
     try:
         with interrupting_signals(), init_process_group() as group:
             yield group
-    except (KeyboardInterrupt, GlpruneError, OSError, MemoryError, RuntimeError) as error:
+    except (Exception, KeyboardInterrupt) as error:
         text = user_message(error)
         if text is None:  # a bug
+            if left := _what_is_left(error, out, group):
+                error.__notes__ = [f"{left[0].upper()}{left[1:]}"]
             raise
         if isinstance(error, KeyboardInterrupt) and _identity(out) not in (None, before):
             note_written(error, out)

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from glprune._imports import load_callable
@@ -23,6 +25,7 @@ from glprune.runtime.determinism import settings_kept
 from glprune.tables.batches import ordered_inputs, split_batch
 from glprune.tables.columns import make_features
 from glprune.tables.features import SPLITS, InputColumns
+from glprune.tables.table import beyond_float32
 
 if TYPE_CHECKING:
     from glprune.schema.recipe import InputSpec, Recipe
@@ -31,41 +34,117 @@ _CLASSES = "yield the classes as 0, 1 and so on"
 _MAX_CLASS = 1_000_000
 
 
+@dataclass
+class Fingerprint:
+    """What the rows of a pass have in common with those of another pass, of whatever batches.
+
+    Each row, its inputs and target, is hashed to 64 bits; sums of hashes do not depend on an order.
+
+    Attributes:
+        rows: Number of rows.
+        content: Of the rows in any order.
+        order: Of the rows in their order.
+
+    References:
+        Carter and Wegman (1979), "Universal classes of hash functions", J. Comput. Syst. Sci. 18(2), 143-154.
+    """
+
+    rows: int = 0
+    content: int = 0
+    order: int = 0
+
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        """Take a batch: tensors with the rows first."""
+        hashes = np.zeros(len(tensors[0]), dtype=np.uint64)
+        for number, x in enumerate(tensors):
+            words = _words(x)
+            hashes += words @ _factors(number, words.shape[1])
+        places = np.arange(self.rows, self.rows + len(hashes), dtype=np.uint64)
+        self.content = (self.content + int(_mixed(hashes).sum())) % 2**64
+        self.order = (self.order + int(_mixed(hashes + _mixed(places + np.uint64(1))).sum())) % 2**64
+        self.rows += len(hashes)
+
+
+def _words(x: Tensor) -> NDArray[np.uint64]:
+    """Return the bits of each value as a whole number, shape (rows, values)."""
+    values = x.contiguous().reshape(len(x), x[:1].numel()).numpy()
+    return values.view(f"u{values.itemsize}").astype(np.uint64, copy=False)
+
+
+@functools.lru_cache
+def _factors(seed: int, count: int) -> NDArray[np.uint64]:
+    return np.random.default_rng(seed).integers(2**64, size=count, dtype=np.uint64)
+
+
+def _mixed(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Spread every bit over all bits, so that sums tell which hashes they are of."""
+    for shift, factor in ((32, 0xD6E8FEB86659FD93), (32, 0xD6E8FEB86659FD93)):
+        hashes = (hashes ^ (hashes >> np.uint64(shift))) * np.uint64(factor)
+    return hashes ^ (hashes >> np.uint64(32))
+
+
 @dataclass(frozen=True)
 class LoaderSplit:
     """A split streamed from a user's DataLoader, in the batches the loader makes.
+
+    Passes that measure all begin with one seed, and must yield what the first did. Those of a training have
+    seeds of their own: a loader may draw its order, its sample or an augmentation from them.
 
     Attributes:
         loader: Yields ``(inputs, target)``; inputs alone where there are no labels.
         specs: The inputs in the network's order.
         kind: The task; it decides the type of the target.
-        rows: Number of rows.
+        first: The rows of the first pass.
+        ordered: Whether what is measured compares passes row by row.
         name: Place of the loader in the recipe and name of the split, for messages.
     """
 
     loader: Iterable[Any]
     specs: tuple[InputSpec, ...]
     kind: str
-    rows: int
+    first: Fingerprint
+    ordered: bool
     name: str
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return self.first.rows
 
     def batches(self, size: int | None, generator: torch.Generator | None) -> Iterator[tuple[Inputs, Tensor]]:
         """Yield the batches of the loader; ``generator`` seeds its shuffling."""
-        with torch.random.fork_rng(devices=[]):
-            if generator is not None:
-                torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
-            rows = 0
+        found = Fingerprint()
+        with _seeded(generator):
             for inputs, target in _read_batches(self.loader, self.specs, self.kind, self.name):
-                rows += len(target)
-                if rows > self.rows:
-                    break
+                if found.rows + len(target) > self.rows:
+                    raise self._changed(f"{counted(self.rows, 'row')} at first and more later")
+                found.add((*inputs, target))
                 yield inputs, target
-        if rows != self.rows:
-            later = f"{rows:,}" if rows < self.rows else "more"
-            raise DataError(
-                f"{self.name}: {counted(self.rows, 'row')} at first and {later} later; let the loader yield "
-                "the same rows in every pass."
-            )
+        if found.rows != self.rows:
+            raise self._changed(f"{counted(self.rows, 'row')} at first and {found.rows:,} later")
+        if generator is None:
+            self._check_same(found)
+
+    def _check_same(self, found: Fingerprint) -> None:
+        """Compare the rows of a pass with those of the first."""
+        if found.content != self.first.content:
+            raise self._changed("other values or targets in a later pass than in the first")
+        if self.ordered and found.order != self.first.order:
+            raise self._changed("another order of the rows in a later pass than in the first")
+
+    def _changed(self, what: str) -> DataError:
+        return DataError(
+            f"{self.name}: {what}; let the loader yield the same rows in every pass, and draw what is random "
+            "from PyTorch's generator, in training only."
+        )
+
+
+@contextlib.contextmanager
+def _seeded(generator: torch.Generator | None) -> Iterator[None]:
+    """Seed PyTorch for a pass, with a number from a generator or the same for all; restore its state."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0 if generator is None else int(torch.randint(2**31, (1,), generator=generator)))
+        yield
 
 
 _END = object()
@@ -139,7 +218,8 @@ def load_loader(recipe: Recipe) -> Data:
         with _named(split):
             with user_code(DataError, split), settings_kept():
                 loader = make(split=name)
-            found[name] = _survey(loader, recipe, split)
+            with _seeded(None):
+                found[name] = _survey(loader, recipe, split, ordered=name != "train")
         if found[name].widths != found["train"].widths:
             raise DataError(f"{where}: split {name!r} and split 'train' have different numbers of features.")
     inputs = _loader_inputs(recipe, found["train"].widths)
@@ -187,9 +267,9 @@ def _loader_inputs(recipe: Recipe, widths: Sequence[int]) -> tuple[InputColumns,
     )
 
 
-def _survey(loader: Iterable[Any], recipe: Recipe, name: str) -> _Survey:
-    """Read a loader once: number of rows, digest of the tensors, features of each input, largest class."""
-    digest, rows, largest = hashlib.sha256(), 0, 0
+def _survey(loader: Iterable[Any], recipe: Recipe, name: str, ordered: bool) -> _Survey:
+    """Read a loader once: its rows, digest of the tensors, features of each input, largest class."""
+    digest, first, largest = hashlib.sha256(), Fingerprint(), 0
     specs = tuple(recipe.model.inputs)
     widths: tuple[int, ...] | None = None
     if isinstance(loader, Iterator):
@@ -198,18 +278,19 @@ def _survey(loader: Iterable[Any], recipe: Recipe, name: str) -> _Survey:
             "DataLoader or a list of batches."
         )
     for inputs, target in _read_batches(loader, specs, recipe.task, name):
-        _check_finite(inputs, target, specs, rows)
+        _check_finite(inputs, target, specs, first.rows)
         for tensor in (*inputs, target):
             digest.update(tensor.contiguous().numpy().tobytes())
         found = tuple(0 if s.axis is None else x.shape[s.axis] for s, x in zip(specs, inputs, strict=True))
         if found != (widths or found):
-            raise DataError(f"the number of features changes after row {rows}; it must be constant.")
+            raise DataError(f"the number of features changes after row {first.rows}; it must be constant.")
         if recipe.task in ("binary", "multiclass"):
-            largest = max(largest, _largest_class(target, rows))
-        widths, rows = found, rows + len(target)
-    if rows < 2 or widths is None:
-        raise DataError(f"{counted(rows, 'row')}; at least 2 are needed.")
-    split = LoaderSplit(loader, specs, recipe.task, rows, name)
+            largest = max(largest, _largest_class(target, first.rows))
+        widths = found
+        first.add((*inputs, target))
+    if first.rows < 2 or widths is None:
+        raise DataError(f"{counted(first.rows, 'row')}; at least 2 are needed.")
+    split = LoaderSplit(loader, specs, recipe.task, first, ordered, name)
     return _Survey(split, f"sha256:{digest.hexdigest()}", widths, largest)
 
 
@@ -254,7 +335,7 @@ def unpack(batch: Any, specs: Sequence[InputSpec], kind: str, start: int = 0) ->
     """
     raw, target = split_batch(batch, len(specs), kind, _is_tensor)
     found = ordered_inputs(raw, [spec.name for spec in specs], _is_tensor)
-    inputs = tuple(_as_input(x, spec) for x, spec in zip(found, specs, strict=True))
+    inputs = tuple(_as_input(x, spec, start) for x, spec in zip(found, specs, strict=True))
     rows = len(inputs[0])
     for spec, x in zip(specs, inputs, strict=True):
         if len(x) != rows:
@@ -282,7 +363,7 @@ def _as_target(target: Tensor, inputs: Tensor, kind: str, start: int) -> Tensor:
             f"a target of shape {tuple(target.shape)} has several values in a row; one is needed."
         )
     if kind == "regression":
-        return flat[:, 0].float()
+        return _narrowed(flat[:, 0], "the target", start)
     return _class_numbers(flat[:, 0], start)
 
 
@@ -301,7 +382,7 @@ def _is_tensor(value: object) -> bool:
     return isinstance(value, Tensor)
 
 
-def _as_input(x: Tensor, spec: InputSpec) -> Tensor:
+def _as_input(x: Tensor, spec: InputSpec, start: int) -> Tensor:
     """Convert one input to float32, int64 or bool."""
     min_axes = 1 if spec.axis is None else max(2, spec.axis + 1 if spec.axis > 0 else 1 - spec.axis)
     if x.ndim < min_axes:
@@ -313,8 +394,20 @@ def _as_input(x: Tensor, spec: InputSpec) -> Tensor:
     if x.is_floating_point():
         if spec.dtype == "int":
             raise DataError(f"input {spec.name!r} has dtype: int and the loader yields {x.dtype}.")
-        return x.float()
+        return _narrowed(x, f"input {spec.name!r}", start)
     return x if x.dtype == torch.bool else x.long()
+
+
+def _narrowed(x: Tensor, name: str, start: int) -> Tensor:
+    """Return values as float32; refuse finite ones that it does not hold."""
+    narrow = x.float()
+    if x.dtype == torch.float64 and x.numel():
+        beyond = (narrow.isinf() & x.isfinite()).reshape(len(x), -1)
+        if bool(beyond.any()):
+            row = int(beyond.any(1).int().argmax())
+            value = float(x.reshape(len(x), -1)[row][beyond[row]][0])
+            raise DataError(f"{name} {beyond_float32(value, f'row {start + row + 1}')}; scale it.")
+    return narrow
 
 
 def _plain(x: Tensor, name: str) -> Tensor:

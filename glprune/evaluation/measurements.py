@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +20,12 @@ from glprune.export.onnx_runtime import EXPORT_TOLERANCE, OnnxFile, latency
 from glprune.export.shipped_model import on_test_rows
 from glprune.metrics.confidence_intervals import confidence_intervals
 from glprune.metrics.scorer import r2_score
+from glprune.model.consistency import in_other_batches
 from glprune.model.counting import macs, parameters
-from glprune.model.outputs import as_array
+from glprune.model.outputs import as_array, leaves
 from glprune.model.prediction import predict
+from glprune.pruning.verification import difference
+from glprune.schema.metrics import metric_text
 from glprune.schema.recipe import HIGHER_IS_BETTER, METRICS
 from glprune.schema.report import Agreement, Latency, Metric, Segments, Size
 
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
     from glprune.search.job import Job
 
 Outputs = Sequence[Tensor]
+_SAME = 1e-6  # the same network on the same rows, in the same batches
 _NETWORKS = {
     "original": "original network",
     "zeroed": "slim network before the refit",
@@ -138,15 +143,38 @@ def _test_outputs(
 ) -> _TestOutputs:
     """Run the three files on the test split; refuse a shipped file that does not agree with PyTorch."""
     job, removed = shipped.job, shipped.removed
+    check_original(job)
     before, target = predict(original, job.data.test, identity)
     between, _ = predict(zeroed, job.data.test, removed.selection)
     after, _, gap = on_test_rows(job, removed, shipped.network, final)
+    again, _ = predict(functools.partial(in_other_batches, final), job.data.test, shipped.select_columns)
+    gap = max(gap, difference(after, again))
     if not gap <= EXPORT_TOLERANCE:
         raise ModelError(
             f"ONNX Runtime and PyTorch differ by {gap:.1e} on the test split (limit {EXPORT_TOLERANCE:.0e}); "
             "the slim model was not released. Try another export.opset."
         )
     return _TestOutputs(before, between, after, target, gap)
+
+
+def check_original(job: Job) -> None:
+    """Check that the original network has the metrics on the test split that it had when it was loaded.
+
+    Raises:
+        ModelError: It has others: the network keeps a state, or its rows changed.
+    """
+    (output,), target = predict(
+        lambda x: (leaves(job.network(*x))[job.task.prediction],), job.data.test, identity
+    )
+    first = next((s.metrics for s in job.original.splits if s.split == "test"), {})
+    for name, value in first.items():
+        now = job.task.metric(name, output, target)
+        if not math.isclose(now, value, rel_tol=_SAME, abs_tol=_SAME):
+            raise ModelError(
+                f"{name} of the original network on the test split was {metric_text(value)} at the start and "
+                f"is {metric_text(now)} at the end of the run: its forward keeps a state from call to call, "
+                "or the rows changed; the slim model was not released."
+            )
 
 
 def _metrics(job: Job, outputs: _TestOutputs) -> list[Metric]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Callable, Sequence
+import importlib.util
+import stat
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import safetensors
@@ -12,7 +16,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_model
 from torch import nn
 
-from glprune._imports import load_callable
+from glprune._imports import check_allowed, load_callable
 from glprune._user_code import user_code
 from glprune.errors import ModelError, first_line
 from glprune.model.loading import materialize_, unwrapped
@@ -37,7 +41,7 @@ def load(
         factory: Builds the original network: a callable, or ``package.module:function``, called with
             the arguments in the plan. None uses the factory that the plan names, which must be
             importable: the bundle then decides which code runs, so load only bundles you trust, or
-            restrict ``allow_factory``.
+            restrict ``allow_factory``. Files and modules inside the bundle are never imported.
         allow_factory: Packages and modules that the plan's factory may be imported from; None allows any.
 
     Returns:
@@ -49,15 +53,21 @@ def load(
     """
     folder = Path(bundle)
     plan = _read_plan(folder / PLAN)
-    build = _plan_factory(plan, folder, allow_factory) if factory is None else _resolve_factory(factory)
-    with user_code(ModelError, f"{folder / PLAN}: its factory"):
-        network = build(**plan.arguments)
+    with _outside(folder):
+        build = _plan_factory(plan, folder, allow_factory) if factory is None else _resolve(factory, folder)
+        with user_code(ModelError, f"{folder / PLAN}: its factory"):
+            network = build(**plan.arguments)
     network = unwrapped(network).eval()
     fold_(network)
-    if plan.standardize:
-        network = StandardizedNetwork([_empty_standardization(part) for part in plan.inputs], network)
-    materialize_(network, _full_shapes(folder / WEIGHTS, plan.axes))
+    shapes = _full_shapes(folder / WEIGHTS, plan.axes)
+    try:
+        if plan.standardize:
+            network = StandardizedNetwork([_empty_standardization(part) for part in plan.inputs], network)
+        materialize_(network, shapes)
+    except (MemoryError, RuntimeError, ValueError) as error:
+        raise ModelError(f"{folder / PLAN}: its sizes do not fit in memory ({first_line(error)}).") from error
     _check_axes(network, plan.axes)
+    _check_attributes(network, plan, folder / PLAN)
     try:
         _pruning_plan(plan).apply_(network)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -74,6 +84,9 @@ def load(
 
 
 def _pruning_plan(plan: Plan) -> PruningPlan:
+    for part in plan.inputs:
+        if part.constants is not None and len(part.constants) != part.size:
+            raise ValueError(f"{len(part.constants)} constants for {part.size} columns of {part.name!r}")
     return PruningPlan(
         kept={(a.tensor, a.dim): Positions(torch.tensor(a.kept, dtype=torch.int64)) for a in plan.axes},
         attributes={
@@ -99,6 +112,7 @@ def _empty_standardization(part: InputPlan) -> Standardize | None:
 
 
 def _read_plan(path: Path) -> Plan:
+    _check_regular(path)
     try:
         return Plan.model_validate_json(path.read_bytes(), strict=True)
     except OSError as error:
@@ -111,16 +125,27 @@ def _read_plan(path: Path) -> Plan:
 
 def _plan_factory(plan: Plan, folder: Path, allowed: Sequence[str] | None) -> Callable[..., nn.Module]:
     """Import the factory that the plan names."""
+    place = plan.factory.rpartition(":")[0]
+    if place.endswith(".py"):
+        raise ModelError(
+            f"{folder / PLAN}: factory: {place!r} is a file, and no file of a bundle is imported; pass the "
+            "function that builds the network."
+        )
     if allowed is None:
-        return _resolve_factory(plan.factory)
-    return load_callable(plan.factory, folder, f"{folder / PLAN}: factory", allowed)
+        return _resolve(plan.factory, folder)
+    where = f"{folder / PLAN}: factory"
+    check_allowed(place, allowed, f"{where}: {place!r}")
+    with contextlib.suppress(ImportError, ValueError):  # the import itself says what is missing
+        _refuse_inside(place, folder)
+    return load_callable(plan.factory, folder, where, allowed)
 
 
-def _resolve_factory(factory: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+def _resolve(factory: str | Callable[..., nn.Module], folder: Path) -> Callable[..., nn.Module]:
     if callable(factory):
         return factory
     module, _, name = factory.partition(":")
     try:
+        _refuse_inside(module, folder)
         found: Callable[..., nn.Module] = getattr(importlib.import_module(module), name)
         return found
     except (ImportError, AttributeError, ValueError, TypeError) as error:
@@ -130,8 +155,58 @@ def _resolve_factory(factory: str | Callable[..., nn.Module]) -> Callable[..., n
         ) from error
 
 
+@contextlib.contextmanager
+def _outside(folder: Path) -> Iterator[None]:
+    """Find no modules in a folder inside the block: Python looks in the current one."""
+    before = list(sys.path)
+    sys.path[:] = [place for place in before if not Path(place).resolve().is_relative_to(folder.resolve())]
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def _refuse_inside(module: str, folder: Path) -> None:
+    """Refuse a module that lies in a folder, which can be found from a folder around it as a package."""
+    parts = module.split(".")
+    for end in range(1, len(parts) + 1):
+        spec = importlib.util.find_spec(".".join(parts[:end]))
+        places = [spec.origin, *(spec.submodule_search_locations or ())] if spec is not None else []
+        if any(place and Path(place).resolve().is_relative_to(folder.resolve()) for place in places):
+            raise ModelError(
+                f"{folder / PLAN}: factory: {module!r} lies in the bundle, and no file of a bundle is "
+                "imported; pass the function that builds the network."
+            )
+
+
+def _check_regular(path: Path) -> None:
+    """Refuse what is no plain file: a named pipe would be waited for."""
+    try:
+        regular = stat.S_ISREG(path.stat().st_mode)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}); a bundle holds {path.name}.") from error
+    if not regular:
+        raise ModelError(f"{path}: is not a plain file; a bundle holds {path.name}.")
+
+
+def _check_attributes(network: nn.Module, plan: Plan, path: Path) -> None:
+    """Require attributes that hold a size, or sizes, in the network too: nothing else is replaced."""
+    modules = dict(network.named_modules())
+    for entry in plan.attributes:
+        old = getattr(modules.get(entry.module), entry.name, None)
+        several = isinstance(entry.value, list)
+        is_size = isinstance(old, tuple | list) if several else type(old) is int
+        if not is_size:
+            where = f"{entry.module}.{entry.name}".lstrip(".")
+            raise ModelError(
+                f"{path}: attributes: {where!r} holds no size in the factory's network; pass the factory the "
+                "original was built with."
+            )
+
+
 def _full_shapes(weights: Path, axes: Sequence[Axis]) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the original network's tensors: the slim ones', with the plan's axes in full."""
+    _check_regular(weights)
     try:
         with safetensors.safe_open(str(weights), framework="pt") as file:
             shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118

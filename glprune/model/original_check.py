@@ -169,8 +169,11 @@ class OriginalCheck:
                 yield f"With {tried.remedy} {inline(name)} on all rows would be {then} instead of {now}."
 
     def _is_cure(self, tried: _Trial) -> bool:
-        """Whether a change makes the network no worse and leaves no doubt."""
-        return self._gain(tried) >= 0 and not find_doubts(tried.task, tried.predictions)
+        """Whether a change makes the network no worse and leaves no doubt, or is sure to make it better."""
+        clears = bool(self.original.doubts) and not find_doubts(tried.task, tried.predictions)
+        return (clears and self._gain(tried) >= 0) or sure_gain(
+            tried.task, self.predictions, tried.predictions
+        )
 
     def _gain(self, tried: _Trial) -> float:
         name = self.task.default_metric

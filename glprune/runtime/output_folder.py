@@ -68,9 +68,8 @@ class OutputFolder:
             return False
         if self._log.folder is not None and isinstance(error, _FINAL):
             return False
-        if isinstance(error, Exception | KeyboardInterrupt):
-            with contextlib.suppress(OSError, MemoryError):
-                self._log.save()
+        with contextlib.suppress(OSError, MemoryError):
+            self._log.save()
         if self._log.folder is not None and checkpoints(self.folder):
             error.add_note(f"{_KEPT} {self.folder}; continue with --resume.")
         return True

@@ -10,7 +10,8 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -18,7 +19,7 @@ import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
 
-from glprune.errors import GlpruneError
+from glprune.errors import GlpruneError, first_line
 from glprune.runtime.events import Listener, silent
 from glprune.runtime.process_pool import WorkerState, available_cores
 
@@ -109,14 +110,10 @@ class RayPool(Generic[State]):
         return [outcomes[index] for index in range(len(items))]
 
 
-def has_cluster() -> bool:
-    """Whether a cluster is joined already, or the environment names one."""
-    return ray.is_initialized() or "RAY_ADDRESS" in os.environ
-
-
 def _connect(cores: int) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     address = os.environ.get("RAY_ADDRESS")
+    running = _children()
     try:
         with _own_sigterm():
             if address:
@@ -124,10 +121,11 @@ def _connect(cores: int) -> None:
             else:
                 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # send no usage statistics
                 ray.init(num_cpus=cores, include_dashboard=False, **quiet)
-    except (RayError, ConnectionError, RuntimeError, ValueError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except (Exception, SystemExit) as error:  # Ray raises errors of any class, also bare Exception
+        _end_processes(_children() - running)
         raise GlpruneError(
-            f"Ray cannot be joined{f' at {address}' if address else ''} ({first}); set workers.engine: local."
+            f"Ray cannot be joined{f' at {address}' if address else ''} ({first_line(error)}); set "
+            "workers.engine: local."
         ) from error
 
 
@@ -137,16 +135,39 @@ def _own_sigterm() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before, exited = signal.getsignal(signal.SIGTERM), False
+    before = signal.getsignal(signal.SIGTERM)
+    exited, (received, written) = False, os.pipe()
+    os.set_blocking(received, False)
+    os.set_blocking(written, False)
+    other = signal.set_wakeup_fd(written, warn_on_full_buffer=False)
     try:
         yield
-    except SystemExit:  # Ray's handlers alone raise it
+    except SystemExit:
         exited = True
         raise
     finally:
+        signal.set_wakeup_fd(other)
+        os.close(written)
+        with open(received, "rb") as stream:
+            numbers = stream.read() or b""
         signal.signal(signal.SIGTERM, before)
-        if exited:
+        if exited and signal.SIGTERM in numbers:
             signal.raise_signal(signal.SIGTERM)
+
+
+def _children() -> set[int]:
+    """Return the numbers of the processes that this one has started."""
+    lists = Path("/proc/self/task").glob("*/children")
+    return {int(number) for children in lists for number in children.read_text().split()}
+
+
+def _end_processes(numbers: Iterable[int]) -> None:
+    """End what Ray has started in vain; it would run, and hold the output open, as long as this process."""
+    for number in numbers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
+    with contextlib.suppress(Exception):
+        ray.shutdown()
 
 
 def _result_or_error(ready: Any) -> Any:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from glprune.errors import GlpruneError, RecipeError
+from glprune.errors import GlpruneError, RecipeError, first_line
+from glprune.runtime.events import Listener, Notice, silent
 from glprune.runtime.process_pool import ProcessPool, WorkerPool, available_cores
 
 if TYPE_CHECKING:
@@ -16,12 +19,25 @@ if TYPE_CHECKING:
 State = TypeVar("State")
 
 
+@dataclass(frozen=True)
+class Useful:
+    """What there is work for.
+
+    Attributes:
+        threads: Threads of each worker.
+        workers: Number of workers; None: as many as there are cores.
+    """
+
+    threads: int = 1
+    workers: int | None = None
+
+
 def make_worker_pool(
     prepare: Callable[[], State],
     spec: WorkersSpec,
     where: str,
-    threads: int = 1,
-    max_workers: int | None = None,
+    useful: Useful = Useful(),
+    listener: Listener = silent,
 ) -> WorkerPool[State]:
     """Create the workers that a recipe asks for.
 
@@ -30,8 +46,8 @@ def make_worker_pool(
         spec: The engine and the number of workers; None for one worker for each core, or for each core of
             Ray's cluster.
         where: Position of the engine in the recipe, for messages.
-        threads: Threads of each worker.
-        max_workers: Largest useful number of workers.
+        useful: Threads and workers that there is work for.
+        listener: Receives a notice where Ray is installed, does not start, and nothing asks for it.
 
     Raises:
         RecipeError: The recipe asks for Ray, and it is not installed.
@@ -41,15 +57,30 @@ def make_worker_pool(
     if spec.engine == "ray" and not installed:
         raise RecipeError(f"{where}: Ray is not installed; pip install 'glprune[ray]', or set local.")
     if installed and spec.engine != "local":
-        from glprune.runtime.ray_pool import RayPool, has_cluster  # noqa: PLC0415 - Ray is optional
-
         try:
-            return RayPool(prepare, spec.processes, threads, max_workers)
-        except GlpruneError:
-            if spec.engine == "ray" or has_cluster():
+            return _ray_pool(prepare, spec.processes, useful)
+        except GlpruneError as error:
+            if spec.engine == "ray" or _names_cluster():
                 raise
-    processes = spec.processes or max(1, available_cores() // threads)
-    return ProcessPool(prepare, min(processes, max_workers or processes))
+            listener(Notice(f"{str(error).partition(';')[0]}; local processes are used instead."))
+    processes = spec.processes or max(1, available_cores() // useful.threads)
+    return ProcessPool(prepare, min(processes, useful.workers or processes))
+
+
+def _ray_pool(prepare: Callable[[], State], processes: int | None, useful: Useful) -> WorkerPool[State]:
+    try:
+        from glprune.runtime.ray_pool import RayPool  # noqa: PLC0415 - Ray is optional
+    except ImportError as error:
+        raise GlpruneError(
+            f"Ray cannot be imported ({first_line(error)}); set workers.engine: local."
+        ) from error
+    return RayPool(prepare, processes, useful.threads, useful.workers)
+
+
+def _names_cluster() -> bool:
+    """Whether a cluster is joined already, or the environment names one."""
+    ray = sys.modules.get("ray")
+    return "RAY_ADDRESS" in os.environ or (ray is not None and bool(ray.is_initialized()))
 
 
 def ray_installed() -> bool:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from glprune.schema.report import DType, GroupKind
+
+_RANK = 32  # the most dimensions of a tensor
+_MAX_COLUMNS = 2**24
+Size = Annotated[int, Field(ge=0, lt=2**31)]
+"""A size or position along a dimension."""
+Dimension = Annotated[int, Field(ge=0, lt=_RANK)]
 
 
 class _Record(BaseModel):
@@ -18,9 +24,9 @@ class Axis(_Record):
     """The positions that are kept along one dimension of one tensor of the original network."""
 
     tensor: str
-    dim: int
-    size: int
-    kept: list[int]
+    dim: Dimension
+    size: Size
+    kept: list[Size]
 
 
 class Reader(_Record):
@@ -31,7 +37,7 @@ class Reader(_Record):
     """
 
     tensor: str
-    dim: int
+    dim: Dimension
     columns: list[int]
 
 
@@ -39,10 +45,10 @@ class InputPlan(_Record):
     """The kept columns of one input; an input without an axis is kept whole."""
 
     name: str
-    axis: int | None
+    axis: Annotated[int, Field(ge=-_RANK, lt=_RANK)] | None
     dtype: DType
-    size: int
-    kept: list[int]
+    size: Annotated[int, Field(ge=0, le=_MAX_COLUMNS)]
+    kept: list[Size]
     columns: list[str]
     constants: list[float] | None = None
     readers: list[Reader] = []
@@ -55,7 +61,7 @@ class Place(_Record):
     """
 
     tensor: str
-    dim: int
+    dim: Dimension
     units: list[int]
 
 
@@ -67,8 +73,8 @@ class UnitsPlan(_Record):
 
     name: str
     kind: GroupKind
-    before: int
-    kept: list[int]
+    before: Size
+    kept: list[Size]
     places: list[Place]
 
 
@@ -76,8 +82,8 @@ class AttributePlan(_Record):
     """The value, in the slim network, of a module's attribute that holds a size."""
 
     module: str
-    name: str
-    value: int | list[int]
+    name: Annotated[str, Field(pattern=r"^_?[^\W\d_]\w*$")]
+    value: Size | list[Size]
 
 
 _STATISTIC = re.compile(r"(^|\.)(running_mean|running_var|num_batches_tracked)$")

@@ -8,17 +8,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from glprune.schema.metrics import METRICS
+from glprune.schema.metrics import METRICS, RANGES
 
 if TYPE_CHECKING:
     from glprune.schema.recipe import (
         DataSpec,
         InputSpec,
+        MetricName,
         ModelSpec,
         PenaltySpec,
         PolicySpec,
@@ -75,9 +76,9 @@ def check_rules(rules: Iterable[Rule[_Section]], section: _Section) -> None:
             raise RuleError(tuple(rule.key.split(".")), message)
 
 
-def _duplicate(names: Iterable[str]) -> str | None:
+def _duplicate(names: Iterable[str] | None) -> str | None:
     """Return the first name that occurs more than once."""
-    return next((name for name, count in Counter(names).items() if count > 1), None)
+    return next((name for name, count in Counter(names or ()).items() if count > 1), None)
 
 
 # --------------------------------------------------------------------------- within one section
@@ -86,7 +87,20 @@ INPUT_RULES: tuple[Rule[InputSpec], ...] = (
     Rule(
         "axis", lambda s: s.axis == 0, "axis: 0 is the batch; give the axis of the features, such as 1 or -1"
     ),
+    Rule("columns", lambda s: _duplicate(s.columns), "columns lists {found!r} twice; list every column once"),
 )
+
+
+def _impossible(expected: Mapping[MetricName, float]) -> str | None:
+    """Describe the first expected value that its metric cannot have."""
+    for name, value in expected.items():
+        low, high = RANGES[name]
+        if low is not None and value < low:
+            return f"{name}: {value:g} is below {low}, its least value"
+        if high is not None and value > high:
+            return f"{name}: {value:g} is above {high}, its largest value"
+    return None
+
 
 MODEL_RULES: tuple[Rule[ModelSpec], ...] = (
     Rule(
@@ -98,6 +112,11 @@ MODEL_RULES: tuple[Rule[ModelSpec], ...] = (
         "outputs",
         lambda s: _duplicate([*(part.name for part in s.inputs), *(s.outputs or [])]),
         "outputs: the name {found!r} is taken; give every output a different name",
+    ),
+    Rule(
+        "expect",
+        lambda s: _impossible(s.expect),
+        "expect.{found}; give the metric as it was measured, not in percent",
     ),
 )
 
@@ -125,7 +144,24 @@ SPLIT_RULES: tuple[Rule[SplitSpec], ...] = (
     ),
 )
 
+
+def _group_with_duplicate(groups: Mapping[str, str | list[str]]) -> tuple[str, str] | None:
+    """Return the first feature that lists a column twice, and the column."""
+    found = ((name, _duplicate(c)) for name, c in groups.items() if not isinstance(c, str))
+    return next(((name, column) for name, column in found if column is not None), None)
+
+
 DATA_RULES: tuple[Rule[DataSpec], ...] = (
+    Rule(
+        "features",
+        lambda s: _duplicate(s.features),
+        "features lists {found!r} twice; list every feature once",
+    ),
+    Rule(
+        "feature_groups",
+        lambda s: _group_with_duplicate(s.feature_groups),
+        "feature_groups: {found[0]!r} lists {found[1]!r} twice; list every column once",
+    ),
     Rule(
         "train",
         lambda s: any((s.train, s.valid, s.test)) and not all((s.train, s.valid, s.test)),
@@ -176,6 +212,11 @@ def _cycle(penalty: PenaltySpec) -> str | None:
 
 
 PENALTY_RULES: tuple[Rule[PenaltySpec], ...] = (
+    Rule(
+        "groups",
+        lambda s: _group_with_duplicate(s.groups),
+        "groups: {found[0]!r} lists {found[1]!r} twice; list every feature once",
+    ),
     Rule(
         "l1_ratio",
         lambda s: s.l1_ratio is not None and s.kind != "sparse_group_lasso",

@@ -19,7 +19,13 @@ from glprune.data.loading import load_data
 from glprune.data.splits import Inputs, first_rows
 from glprune.data.synthetic import random_like
 from glprune.errors import DataError, GlpruneError, ModelError, RecipeError, first_line
-from glprune.model.consistency import check_batch, check_consistency, keep_inputs_, repeat_rows
+from glprune.model.consistency import (
+    check_batch,
+    check_consistency,
+    check_rows,
+    keep_inputs_,
+    repeat_rows,
+)
 from glprune.model.counting import macs
 from glprune.model.diagnostics import all_finite, check_layers, check_trainable, finite_rows, first_fault
 from glprune.model.loading import LoadedNetwork, dense_gradients_, load_network
@@ -274,6 +280,7 @@ def _checked_batches(
         output = _try_forward(network, inputs, data, f"{name} split", rows + 1)
         if not rows:
             check_batch(network, inputs, leaves(output))
+        check_rows(network, inputs, leaves(output))
         rows += len(target)
         yield (leaves(output)[task.prediction],), target
 
@@ -362,4 +369,6 @@ def _probe(network: nn.Module, real: Inputs, axes: Sequence[int | None], seed: i
     noise = random_like(real, axes, PROBE_ROWS, seed)
     with torch.no_grad():
         sound = finite_rows(leaves(network(*noise)))
-    return tuple(torch.cat([x, z[sound]]) for x, z in zip(real, noise, strict=True))
+        probe = tuple(torch.cat([x, z[sound]]) for x, z in zip(real, noise, strict=True))
+        check_rows(network, probe, leaves(network(*probe)))
+    return probe

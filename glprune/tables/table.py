@@ -346,6 +346,11 @@ def inexact_message(table: Table, name: str, row: int, value: pa.Scalar, fix: st
     )
 
 
+def beyond_float32(value: float, place: str) -> str:
+    """Return the part of a message that says of a finite number that float32 does not hold it."""
+    return f"holds {value:g} in {place}, beyond float32 (3.4e+38)"
+
+
 def refuse_inexact(table: Table, name: str, column: pa.ChunkedArray, fix: str) -> None:
     """Refuse a column with a number beyond the range in which whole numbers are exact.
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from glprune._wording import counted
 from glprune.errors import DataError
-from glprune.tables.table import Table, refuse_inexact, unknown_column_hint
+from glprune.tables.table import Table, beyond_float32, refuse_inexact, unknown_column_hint
 from glprune.tables.validation import MISSING_TEXTS, first_bad_value, is_numeric
 
 if TYPE_CHECKING:
@@ -130,8 +130,13 @@ def _values(name: str, column: pa.ChunkedArray, table: Table) -> NDArray[np.floa
     if not finite.all():
         place = table.place(int(np.argmin(finite)))
         raise DataError(f"{table.path}: target {name!r} is not finite in {place}.")
-    with np.errstate(over="ignore"):  # values too large for float32 become Inf, which a run refuses
-        return values.astype(np.float32)
+    with np.errstate(over="ignore"):  # values too large for float32 become Inf
+        narrow = values.astype(np.float32)
+    if not np.isfinite(narrow).all():
+        row = int(np.argmin(np.isfinite(narrow)))
+        place = beyond_float32(float(values[row]), table.place(row))
+        raise DataError(f"{table.path}: target {name!r} {place}; scale the target.")
+    return narrow
 
 
 def _class_numbers(

@@ -18,6 +18,7 @@ from glprune.tables.table import (
     Reader,
     RowGroup,
     Table,
+    beyond_float32,
     first_inexact,
     inexact_message,
     unknown_column_hint,
@@ -213,6 +214,7 @@ class ColumnChecker:
         self._first_row = np.zeros(len(columns), dtype=np.int64)
         self._first_non_integer: tuple[int, int, float] | None = None
         self._first_inexact: tuple[int, int, pa.Scalar] | None = None
+        self._first_beyond: tuple[int, int, float] | None = None
         self.flawed = False
 
     def check(self, block: Block) -> NDArray[Any]:
@@ -229,11 +231,25 @@ class ColumnChecker:
     def _record_not_finite(self, block: Block, finite: NDArray[np.bool_]) -> None:
         """Count the values that are not finite, and record the first row of each column."""
         span = slice(block.column, block.column + finite.shape[1])
+        finite = finite | self._beyond(block, finite)
         counts = (~finite).sum(axis=0)
         fresh = (counts > 0) & (self._defects[span] == 0)
         self._first_row[span][fresh] = block.row + np.argmin(finite, axis=0)[fresh]
         self._defects[span] += counts
         self.flawed = True
+
+    def _beyond(self, block: Block, finite: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return which values are finite and too large for the input's type; record the first."""
+        beyond = np.zeros_like(finite)
+        for index in np.flatnonzero(~finite.all(axis=0)).tolist():
+            exact = block.batch.column(index).cast(pa.float64(), safe=False)
+            values = exact.to_numpy(zero_copy_only=False)
+            beyond[:, index] = ~finite[:, index] & np.isfinite(values)
+            if beyond[:, index].any():
+                row = int(np.argmax(beyond[:, index]))
+                found = (block.column + index, block.row + row, float(values[row]))
+                self._first_beyond = min(self._first_beyond or found, found)
+        return beyond
 
     def _check_exact(self, block: Block) -> None:
         """Record the first number of the first column beyond the range in which whole numbers are exact."""
@@ -271,6 +287,13 @@ class ColumnChecker:
                 f"{table.path}: column {name_list(names)} not finite: {self._defects[first]} empty, NaN or "
                 f"Inf in {names[0]!r}, first in {table.place(int(self._first_row[first]))}; "
                 "fill or drop them."
+            )
+        if self._first_beyond is not None:
+            column, row, value = self._first_beyond
+            place = table.place(row)
+            raise DataError(
+                f"{table.path}: column {self.columns[column]!r} {beyond_float32(value, place)}; scale the "
+                "column, or list it under data.exclude."
             )
         if self._first_non_integer is not None:
             column, row, value = self._first_non_integer

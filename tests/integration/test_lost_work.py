@@ -148,6 +148,9 @@ def test_the_paths_of_a_killed_worker_are_run_again(tmp_path, kills, monkeypatch
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
         OSError(24, "Too many open files"),
         ZeroDivisionError("a bug"),
+        GeneratorExit(),
+        SystemExit(0),
+        BaseException("odd"),
     ],
 )
 def test_an_error_of_any_kind_keeps_what_was_done(folder, undisturbed, tmp_path, error):
@@ -186,6 +189,20 @@ def test_the_message_of_an_error_names_resume(folder, tmp_path, monkeypatch, cap
         f"glprune: {text}; finished work is kept in {tmp_path}/out.unfinished. To continue: "
     )
     assert line.endswith("--resume")
+
+
+def test_a_bug_keeps_its_traceback_and_names_the_whole_command(folder, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("glprune.pipeline.finish", fail)
+    with pytest.raises(ZeroDivisionError) as caught:
+        command(folder, tmp_path / "out", "--quiet", *SET_SHORT)
+    (note,) = caught.value.__notes__
+    assert note.startswith(
+        f"Finished work is kept in {tmp_path}/out.unfinished. To continue: glprune run {folder}/recipe.yaml "
+    )
+    assert note.endswith(" --resume")
 
 
 def test_a_run_that_its_recipe_ends_leaves_nothing(folder, tmp_path):

@@ -14,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 import glprune
 from glprune.data import LoaderSplit, load_data
+from glprune.data.dataloader import Fingerprint
 from glprune.evaluation import baselines
 from glprune.evaluation.permutation_importance import permutation_importance, split_in_memory
 from glprune.pruning.groups import group_norms
@@ -468,7 +469,10 @@ def test_columns_of_a_feature_are_permuted_together(tmp_path):
 
 def test_batches_of_a_loader_are_laid_together():
     batches = [(torch.randn(n, 2), torch.arange(n).float()) for n in (3, 4)]
-    split = LoaderSplit(batches, (InputSpec(),), "regression", 7, "train")
+    first = Fingerprint()
+    for batch in batches:
+        first.add(batch)
+    split = LoaderSplit(batches, (InputSpec(),), "regression", first, False, "train")
     whole = split_in_memory(split)
     assert whole.rows == 7
     torch.testing.assert_close(whole.inputs[0], torch.cat([x for x, _ in batches]))

@@ -16,6 +16,7 @@ from jsonschema import Draft202012Validator
 
 import glprune
 from glprune.data import LoaderSplit
+from glprune.data.dataloader import Fingerprint
 from glprune.evaluation.stability import draw_resample, measure_stability
 from glprune.report.stability_index import false_bound, jaccard, nogueira, stable
 from glprune.runtime.checkpoint import CheckpointLog, Step, checkpoints
@@ -127,7 +128,7 @@ def test_another_share_is_drawn_anew_each_time(share, rows):
 def test_rows_of_a_shuffling_loader_are_held_in_one_order():
     rows = torch.utils.data.TensorDataset(torch.randn(50, 3), torch.arange(50) % 2)
     loader = torch.utils.data.DataLoader(rows, batch_size=8, shuffle=True)
-    split = LoaderSplit(loader, (InputSpec(),), "binary", 50, "train")
+    split = LoaderSplit(loader, (InputSpec(),), "binary", Fingerprint(50), False, "train")
     first, second = indexable_split(split, 3), indexable_split(split, 3)
     assert first.rows == 50
     torch.testing.assert_close(first.inputs[0], second.inputs[0], rtol=0, atol=0)
@@ -137,9 +138,8 @@ def test_rows_of_a_shuffling_loader_are_held_in_one_order():
 
 
 def test_batches_that_do_not_fit_together_are_refused_in_one_line():
-    ragged = LoaderSplit(
-        [(torch.zeros(2, n), torch.zeros(2)) for n in (3, 4)], (InputSpec(),), "regression", 4, "train"
-    )
+    batches = [(torch.zeros(2, n), torch.zeros(2)) for n in (3, 4)]
+    ragged = LoaderSplit(batches, (InputSpec(),), "regression", Fingerprint(4), False, "train")
     with pytest.raises(glprune.DataError, match="pad to one length"):
         indexable_split(ragged, 0)
 

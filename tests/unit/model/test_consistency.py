@@ -1,11 +1,20 @@
 """Rows are computed alone; forwards that write into their inputs get copies."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
 
 from glprune.errors import ModelError
-from glprune.model.consistency import check_batch, check_consistency, keep_inputs_, repeat_rows
+from glprune.model.consistency import (
+    check_batch,
+    check_consistency,
+    check_rows,
+    in_other_batches,
+    keep_inputs_,
+    repeat_rows,
+)
 
 ROWS = (torch.randn(20, 6, generator=torch.Generator().manual_seed(0)),)
 
@@ -108,3 +117,99 @@ def test_other_networks_get_no_hook():
     net = network()
     keep_inputs_(net, ROWS)
     assert not net._forward_pre_hooks
+
+
+@pytest.mark.parametrize("every", [40, 400])
+def test_a_counter_that_changes_the_outputs_now_and_then_is_found(every):
+    net = network(lambda run, x: run(x * (2 if count() % every == 0 else 1)))
+    net.calls = 0
+
+    def count():
+        net.calls += 1
+        return net.calls
+
+    with pytest.raises(ModelError, match=r"keeps a state from call to call \('calls' changes\)"):
+        check_consistency(net, ROWS)
+
+
+def test_a_counter_outside_of_the_network_is_found():
+    calls = itertools.count(1)
+    net = network(lambda run, x: run(x * (2 if next(calls) % 40 == 0 else 1)))
+    with pytest.raises(ModelError, match="keeps a state from call to call"):
+        check_consistency(net, ROWS)
+
+
+def test_a_state_that_changes_while_rows_are_compared_is_named_as_such():
+    calls = iter([1, 2])
+    net = network(lambda run, x: run(x * next(calls, 1)))
+    with pytest.raises(
+        ModelError, match="again on the same rows: its forward keeps a state from call to call"
+    ):
+        check_rows(net, ROWS, [net(*ROWS)])
+
+
+RARE = torch.zeros(300, 6)
+RARE[123, 0] = 9.0
+RARE += ROWS[0].repeat(15, 1) * 0.5
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda y: y.roll(1, 0),
+        lambda y: y.flip(0),
+        lambda y: y - y.mean(0),
+        lambda y: y.sort(0).values,
+        lambda y: y.cumsum(0),
+        lambda y: y.softmax(0),
+        lambda y: y / y.norm(),
+    ],
+)
+def test_rows_that_mix_only_where_a_rare_row_is_are_found(mix):
+    net = network(lambda run, x: torch.where(x[:, :1] > 4, mix(run(x)), run(x)))
+    check_consistency(net, (RARE[:100],))
+    with pytest.raises(ModelError, match="mixes the rows of a batch"):
+        check_rows(net, (RARE,), [net(RARE)])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 300])
+def test_rows_in_other_batches_give_the_same_in_their_order(rows):
+    net = network()
+    inputs = (RARE[:rows],)
+    check_rows(net, inputs, [net(*inputs)])
+    torch.testing.assert_close(in_other_batches(lambda x: (net(*x),), inputs)[0], net(*inputs))
+    mixed = network(lambda run, x: run(x - x.mean(0)))
+    if rows > 2:
+        assert not torch.allclose(in_other_batches(lambda x: (mixed(*x),), inputs)[0], mixed(*inputs))
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        lambda: torch.randn(6),
+        lambda: torch.empty(6).normal_(),
+        lambda: torch.rand(6),
+        lambda: torch.randperm(6).float(),
+        lambda: torch.bernoulli(torch.full((6,), 0.5)) + torch.randint(9, (6,)),
+        lambda: torch.randn(6, generator=torch.Generator().manual_seed(1)),
+        lambda: torch.dropout(torch.ones(6), 0.5, True),
+        lambda: torch.multinomial(torch.ones(6), 6).float(),
+    ],
+)
+def test_random_numbers_of_the_forwards_own_seed_are_named(noise):
+    net = network(lambda run, x: (torch.manual_seed(0), run(x + noise()))[1])
+    with pytest.raises(ModelError, match=r"draws random numbers \(torch\.\w+\) with a seed of its own"):
+        check_consistency(net, ROWS)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda x: torch.manual_seed(0),  # and draws nothing
+        lambda x: torch.randn(6),  # and uses none
+        lambda x: torch.nn.functional.dropout(x, 0.5, training=False),
+        lambda x: torch.nn.functional.scaled_dot_product_attention(x[None], x[None], x[None]),
+    ],
+)
+def test_random_numbers_that_no_output_depends_on_are_allowed(draw):
+    check_consistency(network(lambda run, x: (draw(x), run(x))[1]), ROWS)

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 import glprune
 from glprune.errors import GlpruneError, SignalInterrupt, TargetError, exit_code
 from glprune.runtime.checkpoint import CheckpointLog
-from glprune.runtime.events import Progress
+from glprune.runtime.events import Notice, Progress
 from glprune.runtime.process_pool import OutcomeLog, ProcessPool, map_with_checkpoint
 from glprune.runtime.worker_pool import is_parallel, make_worker_pool
 from glprune.schema.recipe import WorkersSpec
@@ -165,7 +165,9 @@ def test_the_engine_is_the_recipes_or_ray_where_it_is_installed(monkeypatch):
         raise RuntimeError("no room for a raylet\nat all")
 
     monkeypatch.setattr(ray, "init", start)
-    assert isinstance(make_worker_pool(int, auto, "x"), ProcessPool)  # Ray was tried, and does not start here
+    heard = []
+    assert isinstance(make_worker_pool(int, auto, "x", listener=heard.append), ProcessPool)
+    assert heard == [Notice("Ray cannot be joined (no room for a raylet); local processes are used instead.")]
     assert asked[0]["num_cpus"] == 1
     with pytest.raises(GlpruneError, match=r"^Ray cannot be joined \(no room.*set workers.engine: local.$"):
         make_worker_pool(int, on_ray, "x")
@@ -173,6 +175,42 @@ def test_the_engine_is_the_recipes_or_ray_where_it_is_installed(monkeypatch):
     monkeypatch.setattr(ray, "init", unreachable)
     with pytest.raises(GlpruneError, match=r"Ray cannot be joined at 127\.0\.0\.1:1 .*engine: local"):
         make_worker_pool(int, auto, "x")
+
+
+@pytest.mark.with_ray
+@pytest.mark.parametrize(
+    "error", [Exception("The current node timed out"), SystemExit(1), OSError(28, "full"), Exception()]
+)
+def test_a_ray_that_does_not_start_leaves_no_process_and_no_traceback(monkeypatch, error):
+    ray = need("ray")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    before, started = subprocess.Popen(["sleep", "60"]), []
+
+    def start(**options):
+        started.append(subprocess.Popen(["sleep", "60"]))
+        raise error
+
+    monkeypatch.setattr(ray, "init", start)
+    auto, on_ray = (WorkersSpec(engine=engine, processes=1) for engine in ("auto", "ray"))
+    assert isinstance(make_worker_pool(int, auto, "x"), ProcessPool)
+    with pytest.raises(GlpruneError, match=r"^Ray cannot be joined \(.+\); set workers.engine: local\.$"):
+        make_worker_pool(int, on_ray, "x")
+    assert [process.wait(10) for process in started] == [-signal.SIGKILL] * 2
+    assert before.poll() is None
+    before.kill()
+    before.wait()
+
+
+@pytest.mark.with_ray
+def test_a_broken_ray_is_one_that_does_not_start(monkeypatch):
+    monkeypatch.setattr("glprune.runtime.worker_pool.ray_installed", lambda: True)
+    monkeypatch.setitem(sys.modules, "glprune.runtime.ray_pool", None)
+    heard = []
+    auto = WorkersSpec(engine="auto", processes=1)
+    assert isinstance(make_worker_pool(int, auto, "x", listener=heard.append), ProcessPool)
+    assert heard[0].text.startswith("Ray cannot be imported (")
+    with pytest.raises(GlpruneError, match=r"^Ray cannot be imported \(.*set workers.engine: local"):
+        make_worker_pool(int, WorkersSpec(engine="ray"), "x")
 
 
 @pytest.mark.with_ray

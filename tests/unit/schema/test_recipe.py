@@ -118,6 +118,23 @@ BAD = [
     ("target: y", "target: y\n  classes: [1, '1']", "lists a class twice"),
     (
         "target: y",
+        "target: y\n  features: [a, b, a]",
+        ":6: data: features lists 'a' twice; list every feature once",
+    ),
+    ("target: y", "target: y\n  features: [\u00e9, e\u0301]", "features lists '\u00e9' twice"),
+    (
+        "target: y",
+        "target: y\n  feature_groups: {g: [a], h: [b, b]}",
+        ":6: data: feature_groups: 'h' lists 'b' twice",
+    ),
+    ("inputs: {strength: 1}", "kind: tree_group_lasso\n  groups: {g: [a, a]}", "groups: 'g' lists 'a' twice"),
+    ('"a.py:build"}', '"a.py:build", inputs: [{columns: [p, p]}]}', "columns lists 'p' twice"),
+    ('"a.py:build"}', '"a.py:build", expect: {auroc: 5}}', "expect.auroc: 5 is above 1, its largest value"),
+    ('"a.py:build"}', '"a.py:build", expect: {auroc: 90.3}}', "as it was measured, not in percent"),
+    ('"a.py:build"}', '"a.py:build", expect: {log_loss: -1}}', "expect.log_loss: -1 is below 0"),
+    ('"a.py:build"}', '"a.py:build", expect: {accuracy: -0.1}}', "expect.accuracy: -0.1 is below 0"),
+    (
+        "target: y",
         "target: y\n  feature_groups: {a: 3}",
         ":6: data.feature_groups.a should be text or a list",
     ),
