@@ -502,8 +502,9 @@ def _execution(opened: ParsedBundle, report: Report, graph: Check, seconds: floa
         return [failed, Check("C10", "incomplete", note="needs the golden rows")]
     int8 = opened.raw(bundles.INT8)
     quantized = Int8(int8, report.quantized.golden_difference) if int8 and report.quantized else None
-    stated = report.size.macs_after if report.size.macs_of == "onnx" else None
-    return check_execution(model, golden, Claims(_removed(opened, report), quantized, stated), seconds)
+    stated = report.size.macs_after if report.data.columns is not None else None
+    claims = Claims(_removed(opened, report), quantized, stated, report.size.macs_of == "onnx")
+    return check_execution(model, golden, claims, seconds)
 
 
 def _removed(opened: ParsedBundle, report: Report) -> list[Removed]:

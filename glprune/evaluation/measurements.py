@@ -243,9 +243,9 @@ def _size(shipped: ShippedModel, files: ExportedFiles) -> Size:
     job = shipped.job
     row = first_rows(job.data.test, 1)
     before, after = _macs_of(files.original, row), _macs_of(files.shipped, shipped.select_columns(row))
-    is_counted = before is not None and after is not None
-    if before is None or after is None:
-        before, after = macs(job.network, row), macs(shipped.network, shipped.removed.selection(row))
+    is_counted = after is not None
+    before = macs(job.network, row) if before is None else before
+    after = macs(shipped.network, shipped.removed.selection(row)) if after is None else after
     return Size(
         parameters_before=parameters(job.network),
         parameters_after=parameters(shipped.network),

@@ -2,9 +2,11 @@
 
 AUROC has DeLong's standard error. The other metrics are computed again on rows drawn with replacement, the
 same rows for every network; the intervals are bias-corrected percentiles of these. Where there are so many
-rows that this would take long, the standard error comes from the influence of every row.
+rows that this would take long, the standard error comes from the influence of every row. A calibration error
+is too high on few rows by a bias that no resample shows; its interval allows for all that the bias can be.
 
 References:
+    Leone, Nelson and Nottingham (1961), "The folded normal distribution", Technometrics 3, 543-550.
     Hanley and Lippman-Hand (1983), "If nothing goes wrong, is everything all right?", JAMA 249, 1743-1745.
     Efron (1981), "Nonparametric standard errors and confidence intervals", Can. J. Stat. 9, 139-158.
     DeLong, DeLong and Clarke-Pearson (1988), "Comparing the areas under two or more correlated receiver
@@ -89,7 +91,26 @@ def confidence_intervals(
     else:
         found = {name: _by_influence(scorer, name, outputs, target) for name in resampled}
     found = {name: found[name] if name in found else _delong(scorer, outputs, target) for name in names}
+    if "calibration_error" in found:
+        values = {n: calibration_interval(statistics["calibration_error", n].moments) for n in outputs}
+        found["calibration_error"] = found["calibration_error"].model_copy(update={"values": values})
     return {name: _of_no_error(name, intervals, target) for name, intervals in found.items()}
+
+
+def calibration_interval(gaps: Floats) -> Interval:
+    """Interval of a calibration error, the sum over bins of |mean gap|, that is valid on few rows.
+
+    The absolute value of a mean with standard error s exceeds that of its expectation by sqrt(2 / pi) s on
+    average where that is 0, and by less elsewhere (Leone, Nelson and Nottingham, 1961). The lower end takes
+    all of this off, beside 1.96 standard errors; the upper end takes nothing off.
+
+    Args:
+        gaps: Gap of every row in the column of its bin, shape (n, n_bins).
+    """
+    value = float(np.abs(gaps.mean(axis=0)).sum())
+    errors = gaps.std(axis=0) / math.sqrt(len(gaps))
+    reach, bias = QUANTILE * math.sqrt(float(np.square(errors).sum())), math.sqrt(2 / math.pi) * errors.sum()
+    return Interval(low=max(0.0, value - float(bias) - reach), high=min(1.0, value + reach))
 
 
 def _of_no_error(metric: str, found: PairedIntervals, target: NDArray[Any]) -> PairedIntervals:

@@ -369,7 +369,10 @@ class PairedIntervals(Record):
     resamples: int | None = Field(description="number of resamples; null where none were drawn")
     seed: int | None = Field(description="random seed of the resamples; null where none were drawn")
     values: dict[str, Interval] = Field(
-        description="network, by the name of its value beside this record -> interval of that value",
+        description=(
+            "network, by the name of its value beside this record -> interval of that value; of a "
+            "calibration error, which is too high on few rows, one that allows for the largest such bias"
+        ),
     )
     differences: dict[str, Interval] = Field(
         description="network -> interval of its value minus that of the one network that is not listed here",

@@ -71,12 +71,14 @@ class Claims:
     Attributes:
         removed: Columns that no output depends on, to fill with extreme values; empty for a slim signature.
         int8: The 8-bit file, if there is one; C6 must have passed for it too.
-        macs: Multiply-accumulates for one row, counted from the file; None where they were not.
+        macs: Multiply-accumulates for one row; None: they are not compared.
+        from_file: Whether they are said to be counted from the file.
     """
 
     removed: Sequence[Removed] = ()
     int8: Int8 | None = None
     macs: int | None = None
+    from_file: bool = True
 
 
 def check_execution(model: bytes, golden: bytes, claims: Claims, seconds: float | None) -> list[Check]:
@@ -98,10 +100,9 @@ def check_execution(model: bytes, golden: bytes, claims: Claims, seconds: float 
         parts = dict(_measure_isolated(model, golden, request, seconds, int8))
     reference, quantized = parts.get("reference", {}), parts.get("int8", {})
     findings = [f for p in (parts.get("golden", {}), quantized, reference) for f in p.get("findings", [])]
-    counted = parts.get("macs", {}).get("count")
-    if claims.macs is not None and counted is not None and counted != claims.macs:
-        what = f"says {claims.macs:,}; the file computes {counted:,}"
-        findings.append((bundles.REPORT, "/size/macs_after", what))
+    counting = parts.get("macs", {})
+    if counting and claims.macs is not None:
+        findings += _count_errors(claims.macs, claims.from_file, counting["count"])
     # a model that fails on the golden rows ends the run before its 8-bit file
     if "golden" in parts and (int8 is None or quantized or findings):
         note = " and ".join(p["note"] for p in (parts["golden"], quantized, reference) if p.get("note"))
@@ -111,6 +112,17 @@ def check_execution(model: bytes, golden: bytes, claims: Claims, seconds: float 
     skipped = "the reference evaluator ran out of time" if not reference else reference.get("skipped")
     unchecked = f"A second runtime: {skipped}." if skipped else ""
     return [replace(c9, left_out=unchecked), _probed(parts, claims.removed)]
+
+
+def _count_errors(stated: int, from_file: bool, counted: int | None) -> list[tuple[str, str, str]]:
+    """Compare multiply-accumulates with those of the file, which are stated wherever they can be counted."""
+    if from_file != (counted is not None):
+        what = f"says {'onnx' if from_file else 'pytorch'}; the file can{'' if counted else 'not'} be counted"
+        return [(bundles.REPORT, "/size/macs_of", what)]
+    if counted is not None and counted != stated:
+        what = f"says {stated:,}; the file computes {counted:,}"
+        return [(bundles.REPORT, "/size/macs_after", what)]
+    return []
 
 
 def _probed(parts: Mapping[str, Any], removed: Sequence[Removed]) -> Check:
@@ -262,6 +274,12 @@ def _vector_errors(
             yield bundles.GOLDEN, f"input.{i.name}", what
     if all(x[1:].tobytes() == np.repeat(x[:1], len(x) - 1, axis=0).tobytes() for x in given.values()):
         yield bundles.GOLDEN, "", "repeats a single row, which proves nothing"
+    for name, x in given.items():
+        if np.issubdtype(x.dtype, np.floating) and not np.isfinite(x).all():
+            yield bundles.GOLDEN, f"input.{name}", "holds NaN or Inf"
+    results = [arrays[f"output.{o.name}"] for o in session.get_outputs()]
+    if not any(np.isfinite(y.astype(np.float64)).any() for y in results):
+        yield bundles.GOLDEN, "", "has no finite output, which proves nothing"
 
 
 def _differences(

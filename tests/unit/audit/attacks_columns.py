@@ -3,6 +3,7 @@
 import json
 from functools import partial
 
+import numpy as np
 import onnx
 from ruamel.yaml import YAML
 from safetensors.numpy import load, save
@@ -363,6 +364,89 @@ def other_readers(copy):
     )
 
 
+# ------------------------------------------------------------------------- what the recipe asks for
+
+
+def by_the_penalty(copy):
+    """Say that the penalty removed what the policy did, with figures of the path that fit."""
+
+    def change(r):
+        for f in r["features"]:
+            if (f["reason"] or "").startswith(("must_drop", "derived_from")):
+                first = r["path"][0]
+                f.update(reason="penalty", stage_exit=first["stage"], lambda_exit=first["lam"])
+
+    copy.edit(change)
+
+
+def counted_in_pytorch(r):
+    r["size"].update(macs_of="pytorch", macs_after=1)
+
+
+def fake_refusal(r):
+    r["removal"]["refused"].append({"name": "zz", "units": 0, "reason": "Softmax"})
+
+
+def other_meaning(copy):
+    """Name the other class as that of the output, in every file."""
+    old = copy.json()["export"]["outputs"][0]["meaning"]
+    new = old.replace("'yes'", "'no'")
+    assert new != old
+    copy.edit(lambda r: r["export"]["outputs"][0].update(meaning=new))
+    copy.edit(lambda s: s["outputs"][0].update(meaning=new), bundles.INPUT_SCHEMA)
+    model = copy.model()
+    next(p for p in model.metadata_props if p.key == "glprune.output").value = new
+    copy.put(model)
+
+
+def nan_golden(copy):
+    path = copy / bundles.GOLDEN
+    arrays = {name: np.full_like(x, np.nan) for name, x in load(path.read_bytes()).items()}
+    for name, x in arrays.items():
+        if name.startswith("input."):
+            x.view(np.uint32)[0] += 1  # rows that differ
+    path.write_bytes(save(arrays))
+
+
+ASKED = {
+    "features that the rules removed, with an exit from the path": ("ruled", by_the_penalty, "C5"),
+    "a removed feature without a reason": ("slim", report(lambda r: feature(r, "removed").update(reason=None)), "C5"),
+    "a reason in free words": (
+        "slim", report(lambda r: feature(r, "removed").update(reason="the regulator approved")), "C5",
+    ),
+    "multiply-accumulates said to be counted in PyTorch": ("slim", report(counted_in_pytorch), "C9"),
+    "a protected attribute that was never an input, said to be removed": (
+        "ruled", report(lambda r: r["segments"]["attributes"][1].update(status="removed")), "C5",
+    ),
+    "a layer that is not there, said to be refused": ("slim", report(fake_refusal), "C5"),
+    "stability that the recipe asks for": (
+        "slim", recipe(lambda t: t.update(stability={"n_resamples": 50})), "C5",
+    ),
+    "baselines that the recipe asks for": (
+        "slim", recipe(lambda t: t.setdefault("report", {}).update(baselines=True)), "C5",
+    ),
+    "costs of dropping features that the recipe asks for": (
+        "slim", recipe(lambda t: t.update(stability={"n_resamples": 0, "drop_cost": True})), "C5",
+    ),
+    "the refit left out": ("slim", report(lambda r: r.update(refit=None)), "C5"),
+    "more epochs of the refit": ("slim", report(lambda r: r["refit"].update(epochs=900)), "C5"),
+    "another metric of the selection": ("slim", report(lambda r: r["selection"].update(metric="accuracy")), "C5"),
+    "a share of single weights in a plain group LASSO": (
+        "slim", report(lambda r: r["penalty"].update(l1_ratio=0.5)), "C5",
+    ),
+    "no digests of the data": ("slim", report(lambda r: r["digests"].update(data={})), "C5"),
+    "another source of the data": ("slim", report(lambda r: r["data"].update(source="census.csv")), "C5"),
+    "no rows compared": ("slim", report(lambda r: r["removal"].update(rows=0)), "C5"),
+    "no latency": ("slim", report(lambda r: r.update(latency=[])), "C5"),
+    "another exporter": ("slim", report(lambda r: r["export"].update(exporter="by hand")), "C5"),
+    "agreement of an output that there is not": (
+        "slim",
+        report(lambda r: r["agreement"].append({"name": "x", "r2": 0.9, "max_change": 0.0, "trained_for": True})),
+        "C5",
+    ),
+    "the meaning of the output: the other class": ("slim", other_meaning, "C5"),
+    "golden rows of NaN": ("slim", nan_golden, "C9"),
+}  # fmt: skip
 COLUMNS = {
     "an input said to have no features": ("slim", without_axis, "C7"),
     "an input said to have no features, which keeps its width": ("wide", without_axis, "C7"),
@@ -475,6 +559,6 @@ COUNTS = {
 }
 ATTACKS = [
     Attack(name, base, change, check)
-    for table in (COLUMNS, DERIVED, COUNTS)
+    for table in (COLUMNS, DERIVED, COUNTS, ASKED)
     for name, (base, change, check) in table.items()
 ]

@@ -344,10 +344,19 @@ def with_policy(copy, **rules):
     recipe = copy / bundles.RECIPE
     recipe.write_text(recipe.read_text() + f"\npolicy: {json.dumps(whole)}\n")
     copy.edit(lambda r: r.update(stated_policy(whole)))
+    copy.edit(lambda r: [f.update(reason=reason(f, whole)) for f in r["features"]])
     resolved = load_recipe(recipe)
     copy.edit(lambda r: r.update(not_measured=caveats.not_measured(Report.model_validate(r), resolved)))
     follow(copy)
     seal_unsigned(copy)
+
+
+def reason(feature, rules):
+    """The reason for a feature's status by rules that do not forbid what is derived."""
+    names = {feature["name"], *feature["columns"]}
+    if feature["status"] == "kept":
+        return "must_keep" if names & {*rules["must_keep"]} else None
+    return "must_drop" if names & {*rules["must_drop"]} else "penalty"
 
 
 def stated_policy(whole):
@@ -664,8 +673,9 @@ def resampled(report, recipe):
 )
 def test_every_figure_of_stability_follows_from_its_digits(path, audited):
     opened = open_bundle(audited["slim"])
-    report = resampled(opened.report, opened.recipe)
-    assert check_consistency(report, opened.recipe, opened.files.contents) == []
+    recipe = opened.recipe.model_copy(update={"stability": StabilitySpec(n_resamples=10)})
+    report = resampled(opened.report, recipe)
+    assert check_consistency(report, recipe, opened.files.contents) == []
     record = report.model_dump(mode="json", by_alias=True)
     place = record["features"][0] if path == "kept_in" else record["stability"]
     *parents, last = path.split("/")
@@ -673,7 +683,7 @@ def test_every_figure_of_stability_follows_from_its_digits(path, audited):
         place = place[key]
     place[last] += 1
     changed = Report.model_validate(record)
-    found = check_consistency(changed, opened.recipe, opened.files.contents)
+    found = check_consistency(changed, recipe, opened.files.contents)
     assert any(path in f.where for f in found)
 
 
@@ -732,11 +742,14 @@ def compared(report):
 )
 def test_figures_of_baselines_and_drop_costs_follow_from_their_tables(place, change, audited):
     opened = open_bundle(audited["slim"])
+    asked = {"report": opened.recipe.report.model_copy(update={"baselines": True})}
+    asked["stability"] = StabilitySpec(n_resamples=0, drop_cost=True)
+    recipe = opened.recipe.model_copy(update=asked)
     record = compared(read_report(audited["slim"]))
-    clean = check_consistency(Report.model_validate(record), opened.recipe, opened.files.contents)
+    clean = check_consistency(Report.model_validate(record), recipe, opened.files.contents)
     assert clean == []
     change(record)
-    found = check_consistency(Report.model_validate(record), opened.recipe, opened.files.contents)
+    found = check_consistency(Report.model_validate(record), recipe, opened.files.contents)
     assert any(place in f.where for f in found), found
 
 

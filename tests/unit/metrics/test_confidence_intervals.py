@@ -162,3 +162,27 @@ def test_a_network_without_an_error_on_few_rows_is_not_certain():
     assert auroc["original"].low ** 5 == pytest.approx(0.025)
     assert (accuracy["final"].low, auroc["final"].low) == (0, 0)
     assert (1 - accuracy["final"].high) ** 25 == pytest.approx(0.025)
+
+
+@pytest.mark.parametrize("most_operations", [module._MAX_OPERATIONS, 0])
+@pytest.mark.parametrize("count", [60, 174, 500, 2000])
+@pytest.mark.parametrize("shift", [0.0, 0.3, 0.65])  # calibration errors of 0, 0.05 and 0.1
+def test_the_interval_of_a_calibration_error_holds_the_truth(monkeypatch, most_operations, count, shift):
+    monkeypatch.setattr(module, "_MAX_OPERATIONS", most_operations)
+    monkeypatch.setattr(module, "RESAMPLES", 2)  # the values' intervals need none
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=200_000) * 1.8
+    stated, true = 1 / (1 + np.exp(-logits)), 1 / (1 + np.exp(-logits - shift))
+    truth = float(np.abs(np.bincount((stated * 15).astype(int), stated - true, 15)).sum() / len(true))
+    assert truth == pytest.approx({0.0: 0, 0.3: 0.048, 0.65: 0.103}[shift], abs=0.003)
+    hits, highs = 0, []
+    for _ in range(40):
+        drawn = rng.integers(len(true), size=count)
+        target = (rng.random(count) < true[drawn]).astype(int)
+        outputs = {"original": logits[drawn][:, None]}
+        found = confidence_intervals(BINARY.scorer, outputs, target, 0)
+        interval = found["calibration_error"].values["original"]
+        hits += interval.low <= truth <= interval.high
+        highs.append(interval.high)
+    assert hits >= 36
+    assert np.mean(highs) - truth < 2.2 / math.sqrt(count)  # not valid by being everything

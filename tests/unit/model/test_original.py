@@ -382,10 +382,12 @@ def test_an_expected_metric_of_another_task_or_no_number_is_refused(problem, cha
 def test_a_gain_within_noise_is_no_lead(monkeypatch, gain, leads):
     noisy, target = rows(torch.Generator().manual_seed(0), 400, 0.5, 2.0)
     better = noisy + gain * (2 * target[:, None].float() - 1)
-    remedies = [("another scale", lambda: (binary(), splits(better, target)))]
-    monkeypatch.setattr(OriginalCheck, "_remedies", lambda self: iter(remedies))
+    trial = SimpleNamespace(remedy="another scale", task=binary(), predictions=splits(better, target))
+    monkeypatch.setattr(OriginalCheck, "_scalings", lambda self: iter([trial]))
+    monkeypatch.setattr(OriginalCheck, "_readings", lambda self: iter(()))
     recipe = SimpleNamespace(data=SimpleNamespace(stream=None))
-    check = OriginalCheck(recipe, torch.nn.Identity(), None, binary(), splits(noisy, target))
+    data = SimpleNamespace(classes=None)
+    check = OriginalCheck(recipe, torch.nn.Identity(), data, binary(), splits(noisy, target))
     assert not check.original.doubts
     assert len(list(check._found_causes())) == leads
 

@@ -18,6 +18,7 @@ from glprune.audit.checks.figures.policy_records import (
     check_recipe_policy,
     removed_by_policy,
 )
+from glprune.audit.checks.figures.settings import check_settings
 from glprune.audit.checks.figures.stability import check_stability
 from glprune.audit.findings import Finding, Found, check_close, check_equal
 from glprune.report import caveats
@@ -427,6 +428,9 @@ def _quantized(report: Report, recipe: Recipe | None, files: Mapping[str, bytes]
             yield "/quantized", f"is null, but {bundles.INT8} is in the folder"
         return
     yield from check_equal("/quantized/file", record.file, bundles.INT8, "it is")
+    yield from check_equal("/quantized/rows", record.rows, report.export.rows, "the test split has")
+    if record.largest_pair is None and not _is_older(report):
+        yield "/quantized/largest_pair", "is not stated"
     if raw is not None:
         yield from check_equal("/quantized/bytes", record.bytes, len(raw), "the file has")
     yield from _quantized_metrics(report, record)
@@ -447,6 +451,8 @@ def _quantized_metrics(report: Report, record: Quantized) -> Iterator[Found]:
         yield from check_close(
             f"{where}/float32", metric.float32, final.get(metric.name), "the performance says"
         )
+        best = HIGHER_IS_BETTER.get(metric.name, True)
+        yield from check_equal(f"{where}/higher_is_better", metric.higher_is_better, best, "it should be")
         low, high = RANGES[metric.name]
         if (low is not None and metric.int8 < low) or (high is not None and metric.int8 > high):
             yield f"{where}/int8", f"{metric.name} cannot be {metric.int8}"
@@ -569,7 +575,9 @@ def _recipe(report: Report, recipe: Recipe) -> Iterator[Found]:
     ]
     for where, stated, wanted in pairs:
         yield from check_equal(where, stated, wanted, f"{bundles.RECIPE} says")
-    yield from check_recipe_policy(report, recipe)
+    if not _is_older(report):
+        yield from check_recipe_policy(report, recipe)
+        yield from check_settings(report, recipe)
     if not recipe.allow_inexact and any(c.inexact for c in report.removal.cuts):
         yield "/removal/cuts", "a cut is inexact, which the recipe does not allow"
     yield from _target(report, recipe)

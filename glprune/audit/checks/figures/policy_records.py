@@ -92,18 +92,17 @@ def _wanted_codes(report: Report, spec: PolicySpec) -> dict[str, set[str]]:
 
 
 def _reason(where: str, feature: Feature, policy: Policy, keep: set[str], drop: set[str]) -> Iterator[Found]:
-    reason, lineage = feature.reason, ancestors(feature, policy)
-    names = {feature.name, *feature.columns}
+    names, lineage = {feature.name, *feature.columns}, ancestors(feature, policy)
+    wanted: set[str | None] = {None}
     if feature.status == "kept":
-        if reason not in (None, "must_keep") or (reason and not names & keep):
-            yield where, f"says {reason!r}, but the feature is kept and must_keep has {policy.must_keep}"
-    elif reason == "must_drop":
-        if not names & drop:
-            yield where, f"says {reason!r}, which does not list {feature.name!r}"
-    elif reason is not None and reason.startswith(DERIVED):
-        parent = reason.removeprefix(DERIVED)
-        if parent not in lineage or not lineage.keys() & drop:
-            yield where, f"says {reason!r}, but derived_from does not lead to a feature in must_drop"
+        wanted = {"must_keep" if names & keep else None}
+    elif names & drop:
+        wanted = {"must_drop"}
+    else:
+        wanted = {f"{DERIVED}{name}" for name in lineage.keys() & drop} or {"penalty"}
+    if feature.reason not in wanted:
+        named = " or ".join(sorted(map(str, wanted)))
+        yield where, f"says {feature.reason!r}; by the policy it is {named}"
 
 
 def _codes(report: Report) -> Iterator[Found]:
@@ -132,7 +131,6 @@ def _codes(report: Report) -> Iterator[Found]:
 
 
 def _segments(report: Report, record: Segments) -> Iterator[Found]:
-    status = {f.name: f.status for f in report.features}
     rows = next((m.rows for m in report.performance), None)
     if record.decisions is not None:
         yield from _decisions("/segments/decisions", record.decisions)
@@ -140,9 +138,15 @@ def _segments(report: Report, record: Segments) -> Iterator[Found]:
             yield "/segments/decisions/rows", f"says {record.decisions.rows}, but {rows} rows were tested"
     for n, attribute in enumerate(record.attributes):
         where = f"/segments/attributes/{n}"
-        if attribute.status != status.get(attribute.name, attribute.status):
-            yield f"{where}/status", f"says {attribute.status}, but the feature is {status[attribute.name]}"
+        status = _status_of(attribute.name, report)
+        yield from check_equal(f"{where}/status", attribute.status, status, "by the features it is")
         yield from _attribute(where, attribute, record, rows)
+
+
+def _status_of(attribute: str, report: Report) -> str:
+    """Return whether a protected attribute is a kept or a removed feature, or a column of one, or neither."""
+    found = {f.status for f in report.features if attribute in (f.name, *f.columns)}
+    return "outside" if not found else "kept" if "kept" in found else "removed"
 
 
 def _attribute(
