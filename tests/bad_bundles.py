@@ -245,7 +245,7 @@ TAMPERED = [
     Tampered("ONNX file with weights elsewhere", f"{ONNX_FILE} initializer ...: its values are outside the file", model(external("/etc/passwd"))),
     Tampered("ONNX file with weights beside it", f"{ONNX_FILE} initializer ...: its values are outside the file", model(external(bundles.WEIGHTS))),
     Tampered("ONNX file with weights of 2^80 values", f"{ONNX_FILE}...", model(lying)),
-    Tampered("ONNX file nested 30 deep", f"{ONNX_FILE}...", model(nested(12))),
+    Tampered("ONNX file nested 30 deep", "C4 model.onnx: graphs are nested deeper than ...", model(nested(12))),
     Tampered("ONNX file twice", f"{ONNX_FILE}...", sealed(lambda f: put(bundles.ONNX, (f / "bundle" / bundles.ONNX).read_bytes() * 2)(f))),
     Tampered("weights with a header of 4 EB", "C4 model.safetensors: is truncated or not a safetensors file", sealed(put(bundles.WEIGHTS, (1 << 62).to_bytes(8, "little") + b"{}"))),
     Tampered("weights are a pickle", "C4 model.safetensors: is truncated or not a safetensors file", sealed(put(bundles.WEIGHTS, b"\x80\x02cos\nsystem\n."))),

@@ -301,7 +301,7 @@ INIT = [
     Bad("init with an unknown target", "init data.csv --target yy", 2, "--target: data.csv has no column 'yy'. Did you mean 'y'?"),
     Bad("init without a target's name", "init data.csv --target", 2, "Option '--target' requires an argument."),
     Bad("init with a constant target", "init data.csv --target y", 4, "data.csv: target 'y' has 1 value; name another column with --target.", column(3, "1")),
-    Bad("init with an empty target", "init data.csv --target y", 4, "data.csv: target 'y' has 0 values; name another column with --target.", column(3, "")),
+    Bad("init with an empty target", "init data.csv --target y", 4, "data.csv: target 'y' is empty in every row; name another column with --target.", column(3, "")),
     Bad("init with a target of lists", "init data.parquet --target d", 4, "data.parquet: column 'd' holds list<element: int64> values; use numbers or UTF-8 text.", of_table(d=[[1]] * 60)),
     Bad("init with a target of bytes", "init data.parquet --target d --out new.yaml", 4, "data.parquet: column 'd' holds large_binary values; use numbers or UTF-8 text.", of_table(d=pa.array([b"\xff"] * 60, pa.large_binary()))),
     Bad("init of a folder without data", "init empty", 4, "empty: no Parquet file in this folder.", lambda f: (f / "empty").mkdir()),

@@ -193,10 +193,8 @@ def _labels(table: Table, target: str) -> tuple[tuple[str | int, ...], str]:
     missing = empty_message(table, column, empty, not is_numeric(column.type)) if empty.any() else ""
     if len(values) < 2:
         also = f" and is {missing}" if missing else ""
-        raise DataError(
-            f"{table.path}: target {target!r} has {counted(len(values), 'value')}{also}; name another column "
-            "with --target."
-        )
+        what = f"has {counted(len(values), 'value')}{also}" if values else "is empty in every row"
+        raise DataError(f"{table.path}: target {target!r} {what}; name another column with --target.")
     integers = [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]
     kept = [v if isinstance(v, int) and not isinstance(v, bool) else str(v) for v in integers]
     return tuple(sorted(kept, key=lambda v: (isinstance(v, str), v))), missing

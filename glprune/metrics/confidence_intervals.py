@@ -162,7 +162,7 @@ def _bootstrap(
     """Compute every metric on the same resamples."""
     moments = np.concatenate([statistic.moments for statistic in statistics.values()], axis=1)
     rows = len(moments)
-    sums = np.concatenate([np.ones((1, rows)) @ moments, *_resampled_sums(moments, seed)])
+    sums = np.concatenate([moments.sum(axis=0, keepdims=True), *_resampled_sums(moments, seed)])
     ends = np.cumsum([s.moments.shape[1] for s in statistics.values()])
     parts = np.split(sums / rows, ends[:-1], axis=1)
     values = {key: s.value(part) for (key, s), part in zip(statistics.items(), parts, strict=True)}
@@ -189,7 +189,8 @@ def _resampled_sums(moments: Floats, seed: int) -> Iterator[Floats]:
         count = min(size, RESAMPLES - start)
         drawn = generator.integers(rows, size=(count, rows)) + rows * np.arange(count)[:, None]
         times = np.bincount(drawn.ravel(), minlength=count * rows).reshape(count, rows)
-        yield times.astype(np.float64) @ moments
+        # the product of matrices of a library depends on the number of its threads in the last digit
+        yield np.einsum("ij,jk->ik", times.astype(np.float64), moments)
 
 
 def _bias_corrected(values: Floats) -> Interval:

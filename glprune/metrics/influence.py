@@ -78,7 +78,7 @@ def _class_influences(metric: str, logs: Floats, target: Classes) -> Floats:
         return brier_scores(logs, target)
     if metric == "calibration_error":
         gaps = calibration_gaps(logs, target)
-        influences: Floats = gaps @ np.sign(gaps.sum(axis=0))
+        influences: Floats = np.einsum("ij,j->i", gaps, np.sign(gaps.sum(axis=0)))
         return influences
     return _auroc_influences(logs[:, 1] - logs[:, 0], target == 1)
 

@@ -69,7 +69,7 @@ def recipe(architecture):
         "model": {"factory": "network.py:build", "inputs": specs},
         "data": {"loader": "network.py:rows"},
         "penalty": {"hidden": {"strength": 1}},
-        "target": {"lambda": 0.08},
+        "target": {"lambda": 0.03},
         "train": {"epochs": 2, "n_lambdas": 3, "batch_size": "all", "full_batch_steps": 2, "n_stages": 1},
         "refit": {"epochs": 1},
         "seed": 1,
