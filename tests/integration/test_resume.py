@@ -100,10 +100,11 @@ def stop(folder, out, kind=PointDone, number=4, error=Killed, *overrides, **opti
             inner.setattr(CheckpointLog, "save", lambda log: None)
             return whole(self, caught)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(error):
+    with pytest.MonkeyPatch.context() as patch:
         if error is Killed:
             patch.setattr(OutputFolder, "stop", killed)
-        run(folder, out, *overrides, on_event=stopper(kind, number, error), **options)
+        with pytest.raises(error):
+            run(folder, out, *overrides, on_event=stopper(kind, number, error), **options)
 
 
 def steps(out):
