@@ -1,7 +1,7 @@
 """Allow in ``report.html`` only the elements and attributes that its template and matplotlib write.
 
 Text between pictures is compared with the report elsewhere. A picture is read by two parsers, of HTML and of
-XML, that must see the same: what one of them would skip or mend, a browser could read in a third way.
+XML, that must see the same: what one of them would skip or correct, a browser could read in a third way.
 """
 
 from __future__ import annotations

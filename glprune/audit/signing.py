@@ -35,25 +35,27 @@ WEAK_KEY = "an Ed25519 key of small or mixed order, or not in canonical form"
 _ROLE = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 
 
-class _Strict(BaseModel):
+class StrictRecord(BaseModel):
+    """A frozen record that refuses unknown keys and other types."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class CountersignaturePredicate(_Strict):
-    """The statement of a countersigner."""
+class StatementPredicate(StrictRecord):
+    """Who states something, and when."""
 
     role: str
     statement: str
     signed_at: str = Field(description="RFC 3339, UTC, by the clock of the signer")
 
 
-class Countersignature(_Strict):
+class Countersignature(StrictRecord):
     """The payload of a countersignature, an in-toto Statement v1 about the manifest."""
 
     type_: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")
     subject: list[Subject]
     predicate_type: Literal["urn:glprune:countersignature:1"] = Field(alias="predicateType")
-    predicate: CountersignaturePredicate
+    predicate: StatementPredicate
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Signature:
     role: str
     claimed: tuple[str, ...]
     trusted: tuple[str, ...]
-    statement: CountersignaturePredicate | None
+    statement: StatementPredicate | None
 
 
 def make_key(path: Path) -> Path:
@@ -288,7 +290,7 @@ def read_envelope(raw: bytes) -> Envelope:
     return envelope
 
 
-def _countersignature(payload: bytes, role: str, manifest: bytes) -> CountersignaturePredicate:
+def _countersignature(payload: bytes, role: str, manifest: bytes) -> StatementPredicate:
     try:
         statement = Countersignature.model_validate(read_json(payload))
     except ValidationError as error:

@@ -125,6 +125,11 @@ class ParsedBundle:
     int8: ModelProto | None = None
     original: ModelProto | None = None
 
+    @functools.cached_property
+    def tables(self) -> list[ColumnTable]:
+        """The columns of every input; none where the report cannot be read."""
+        return column_tables(self.report, self.plan) if self.report is not None else []
+
     def raw(self, name: str) -> bytes | None:
         """Return the bytes of a file; None where it is missing."""
         return self.files.contents.get(name)
@@ -385,7 +390,7 @@ def _consistency(opened: ParsedBundle, report: Report) -> Check:
 
 
 def _names(opened: ParsedBundle, report: Report, options: VerificationOptions) -> Check:
-    tables = column_tables(report, opened.plan)
+    tables = opened.tables
     found = check_columns(report, opened.plan, opened.recipe, tables)
     if not found:  # the rest follows from this list
         found = check_names(report, tables, opened.input_schema, opened.recipe, opened.model)
@@ -396,8 +401,8 @@ def _names(opened: ParsedBundle, report: Report, options: VerificationOptions) -
         note = "the report, of glprune 0.2.0, does not state the order of the columns"
         return Check("C7", "incomplete", note=note)
     alike = lookalikes(name for table in tables for name in (table.name, *table.columns))
-    told = [f"{spelled_out(a)} and {spelled_out(b)}" for a, b in alike[:4]]
-    return make_check("C7", found, f"{note}; look alike: {'; '.join(told)}" if told else note)
+    pairs = [f"{spelled_out(a)} and {spelled_out(b)}" for a, b in alike[:4]]
+    return make_check("C7", found, f"{note}; look alike: {'; '.join(pairs)}" if pairs else note)
 
 
 def _hashes(opened: ParsedBundle) -> Check:
@@ -434,7 +439,7 @@ def _graph(opened: ParsedBundle, report: Report) -> Check:
     if raw is None or model is None or opened.plan is None:
         return Check("C6", "incomplete", note=f"{bundles.ONNX} or {bundles.PLAN} cannot be read")
     outputs = [o.name for o in report.export.outputs]
-    tables = column_tables(report, opened.plan)
+    tables = opened.tables
     expected = ExpectedGraph(_expected_inputs(tables), outputs, report.export.opset)
     findings = check_graph(model, raw, expected)
     if opened.int8 is not None and report.quantized is not None:
@@ -480,7 +485,7 @@ def _weights(opened: ParsedBundle, report: Report) -> Check:
         return Check("C8", "incomplete", note=f"{bundles.WEIGHTS} or {bundles.PLAN} cannot be read")
     findings = check_weights(report, opened.plan, opened.weights)
     if opened.plan.units or report.data.columns is not None:
-        tables = column_tables(report, opened.plan)
+        tables = opened.tables
         findings += check_units(report, opened.plan, opened.weights, tables)
     if opened.model is not None:
         findings += check_shared(opened.plan, opened.weights, opened.model)
@@ -513,7 +518,7 @@ def _removed(opened: ParsedBundle, report: Report) -> list[Removed]:
         return []
     shapes = input_shapes(opened.model)
     found = []
-    for table in column_tables(report, opened.plan):
+    for table in opened.tables:
         shape = shapes.get(table.name, [])
         if table.axis is None or not table.whole or not -len(shape) <= table.axis < len(shape):
             continue  # C6 compares the width of the file
@@ -529,7 +534,7 @@ def _policy(opened: ParsedBundle, report: Report, options: VerificationOptions) 
     rules += [options.policy] if options.policy is not None else []
     if not rules:
         return Check("C11", "skipped", note="no rules in the bundle, none given with --policy")
-    names = readable_names(report, column_tables(report, opened.plan), opened.recipe)
+    names = readable_names(report, opened.tables, opened.recipe)
     findings = [f for policy, source in rules for f in check_policy(names, policy, source)]
     kept = sorted({name for policy, _ in rules for name in protected_kept(names, policy)})
     note = f"rules of {' and '.join(source for _, source in rules)}"

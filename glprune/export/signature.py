@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from glprune.schema.report import DType, Input, Output
+from glprune.schema.report import DType, Input, Output, prediction_meaning
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,12 +51,5 @@ def shipped_outputs(job: Job) -> list[Output]:
 
 def output_meaning(job: Job) -> str:
     """Describe the predicted output in words."""
-    if job.task.kind == "distillation":
-        return "what the original network returns, approximately"
-    if job.task.kind == "regression":
-        return "predicted value"
-    scale = "logits" if job.task.output == "logits" else "probabilities"
-    classes = job.data.classes or ()
-    if job.task.kind == "binary" and job.task.width == 1:
-        return f"{scale[:-1] if scale == 'logits' else 'probability'} of class {classes[1]!r}"
-    return f"{scale} of the classes in order: {', '.join(classes)}"
+    meaning = prediction_meaning(job.task.kind, job.task.output, job.data.classes or ())
+    return meaning.of_one_class if job.task.width == 1 and meaning.of_one_class else meaning.of_all

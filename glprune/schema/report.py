@@ -7,13 +7,15 @@ machine; they are under ``timing``, ``latency``, ``widths`` and ``quantized``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from glprune.schema.recipe import Domain, GroupWeights, Jurisdiction, PenaltyKind
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from glprune.schema.recipe import PolicySpec
 
 GroupKind = Literal["input", "hidden"]
@@ -479,6 +481,35 @@ class Output(Record):
         description="what its values are divided by before the metrics of distillation; 0: they are left "
         "out; null for other tasks and in reports of glprune 0.2.0",
     )
+
+
+class PredictionMeaning(NamedTuple):
+    """What the prediction is called.
+
+    Attributes:
+        of_one_class: Where a binary task has one output; None for other tasks.
+        of_all: Otherwise.
+    """
+
+    of_one_class: str | None
+    of_all: str
+
+
+def prediction_meaning(task: str, output: str, classes: Sequence[str]) -> PredictionMeaning:
+    """Describe the prediction of a task in words.
+
+    Args:
+        task: The kind of task.
+        output: ``logits`` or ``probabilities``; what the network returns for classes.
+        classes: The labels in the order of the outputs; empty without classes.
+    """
+    if task == "distillation":
+        return PredictionMeaning(None, "what the original network returns, approximately")
+    if task == "regression":
+        return PredictionMeaning(None, "predicted value")
+    single = {"logits": "logit", "probabilities": "probability"}[output]
+    one = f"{single} of class {classes[1]!r}" if task == "binary" and len(classes) > 1 else None
+    return PredictionMeaning(one, f"{output} of the classes in order: {', '.join(classes)}")
 
 
 class Agreement(Record):

@@ -25,7 +25,7 @@ def measured_macs(model: ModelProto, rows: Mapping[str, NDArray[Any]]) -> int | 
         rows: Its inputs, of which the first row is used.
 
     Returns:
-        The count; None where it cannot be told, as for products in a loop, or where the model does not run.
+        The count; None where it is unknown, as for products in a loop, or where the model does not run.
     """
     if not _is_countable(model):
         return None

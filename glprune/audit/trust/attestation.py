@@ -9,11 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from securesystemslib.signer import CryptoSigner
 
 from glprune._files import unreadable_reason
 from glprune.audit import signing
+from glprune.audit.signing import StatementPredicate, StrictRecord
 from glprune.audit.trust.roles import CLOCK_TOLERANCE, Trust
 from glprune.errors import UsageError
 from glprune.schema import bundle as bundles
@@ -24,25 +25,13 @@ PREDICATE = "urn:glprune:original:1"
 _MAX_BYTES = 1 << 20
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class OriginalPredicate(_Strict):
-    """Who states it, and when."""
-
-    role: str
-    statement: str
-    signed_at: str = Field(description="RFC 3339, UTC, by the clock of the signer")
-
-
-class Original(_Strict):
+class Original(StrictRecord):
     """The payload of an attestation, an in-toto Statement v1 about one file."""
 
     type_: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")
     subject: list[Subject] = Field(min_length=1, max_length=1)
     predicate_type: Literal["urn:glprune:original:1"] = Field(alias="predicateType")
-    predicate: OriginalPredicate
+    predicate: StatementPredicate
 
 
 @dataclass(frozen=True)
@@ -72,7 +61,7 @@ class Attested:
     digest: str
     signature: signing.Signature
     signers: Sequence[str]
-    predicate: OriginalPredicate
+    predicate: StatementPredicate
 
 
 def attest_original(model: Path, key: CryptoSigner, role: str, statement: str, out: Path) -> None:

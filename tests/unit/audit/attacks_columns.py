@@ -537,7 +537,7 @@ DERIVED = {
     "proxies said to be measured": (
         "slim", report(lambda r: r.update(not_measured=[s for s in r["not_measured"] if "proxies" not in s])), "C5",
     ),
-    "something not measured that nobody asked": ("slim", report(measured_more), "C5"),
+    "an invented entry in the list of what was not measured": ("slim", report(measured_more), "C5"),
     "a warning in softer words": ("slim", report(softened), "C5"),
     "a warning of kept groups left out": ("slim", report(without_warning("The kept groups")), "C5"),
 }  # fmt: skip

@@ -46,7 +46,7 @@ ATTACKS = [
     Timestamp("no timestamp where the auditor requires one", lambda authority, manifest: None),
     Timestamp("a timestamp of other bytes", lambda authority, manifest: authority.reply(manifest + b" ")),
     Timestamp("a timestamp by another authority", lambda authority, manifest: Authority().reply(manifest)),
-    Timestamp("a timestamp by a certificate of the same name that nobody vouches for", lambda authority, manifest: Authority(authority.root, holder("Test time", usages=STAMPS)).reply(manifest)),
+    Timestamp("a timestamp by a certificate of the same name, signed by no trusted authority", lambda authority, manifest: Authority(authority.root, holder("Test time", usages=STAMPS)).reply(manifest)),
     Timestamp("a timestamp by a certificate of the authority that is for something else", by(lambda root: holder("Test web", root, usages=[ExtendedKeyUsageOID.SERVER_AUTH]))),
     Timestamp("a timestamp by a certificate of the authority without a purpose", by(lambda root: holder("Test any", root))),
     Timestamp("a timestamp by a certificate whose purpose is not critical", by(lambda root: holder("Test soft", root, usages=STAMPS, critical=False))),

@@ -6,10 +6,10 @@ import pytest
 from click.testing import CliRunner
 
 from glprune.audit import signing
-from glprune.audit.checks import rendering
 from glprune.cli.main import main
-from tests.bundle_fixtures import copied, resign
 from tests.unit.audit.attacks_attestation import ATTACKS, NO_STATEMENTS
+
+pytestmark = pytest.mark.usefixtures("pictures_agree")
 
 
 @pytest.fixture(scope="module")
@@ -18,24 +18,6 @@ def people(tmp_path_factory):
     for name in ("producer", "owner", "stranger"):
         signing.make_key(folder / name)
     return folder
-
-
-@pytest.fixture(scope="module")
-def keys(people):
-    return {path.stem: signing.read_private_key(people / path.stem) for path in people.glob("*.pub")}
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(rendering, "_cannot_draw", lambda report: None)
-    monkeypatch.setattr(rendering, "_drawn_alike", lambda report, page: True)
-
-
-@pytest.fixture
-def signed(audited, keys, tmp_path):
-    copy = copied(audited["slim"], tmp_path / "bundle")
-    resign(copy, keys["producer"])
-    return copy
 
 
 def invoke(*words):

@@ -9,14 +9,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from securesystemslib.signer import SSlibKey
 
 from glprune.audit import signing
-from glprune.audit.checks import rendering
 from glprune.audit.trust.ed25519 import is_sound_key, is_sound_signature
 from glprune.audit.trust.roles import read_trust
 from glprune.audit.verify import VerificationOptions, verify
 from glprune.cli.main import main
 from glprune.errors import UsageError
-from tests.bundle_fixtures import copied, resign
 from tests.unit.audit.attacks_keys import ATTACKS, BOUND, WEAK_KEYS, countersigned, neutral_point
+
+pytestmark = pytest.mark.usefixtures("pictures_agree")
 
 
 @pytest.fixture(scope="module")
@@ -26,24 +26,6 @@ def people(tmp_path_factory):
     for name in ("producer", "second", "validator"):
         signing.make_key(folder / name)
     return folder
-
-
-@pytest.fixture(scope="module")
-def keys(people):
-    return {path.stem: signing.read_private_key(people / path.stem) for path in people.glob("*.pub")}
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(rendering, "_cannot_draw", lambda report: None)
-    monkeypatch.setattr(rendering, "_drawn_alike", lambda report, page: True)
-
-
-@pytest.fixture
-def signed(audited, keys, tmp_path):
-    copy = copied(audited["slim"], tmp_path / "bundle")
-    resign(copy, keys["producer"])
-    return copy
 
 
 def options(people, trust, roles=()):

@@ -8,7 +8,6 @@ from click.testing import CliRunner
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from glprune.audit import signing
-from glprune.audit.checks import rendering
 from glprune.audit.trust.timestamps import check_timestamp, read_authority
 from glprune.audit.verify import VerificationOptions, verify
 from glprune.cli.main import main
@@ -21,11 +20,7 @@ need("asn1crypto")
 from tests.timestamp_authority import NOW, Authority, holder  # noqa: E402
 from tests.unit.audit.attacks_timestamps import ATTACKS, STAMPS, file_of  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(rendering, "_cannot_draw", lambda report: None)
-    monkeypatch.setattr(rendering, "_drawn_alike", lambda report, page: True)
+pytestmark = pytest.mark.usefixtures("pictures_agree")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from glprune.audit.checks.policy import ancestors
 from glprune.audit.findings import Found, check_equal
 from glprune.schema import bundle as bundles
 from glprune.schema.metrics import METRICS
-from glprune.schema.report import Policy
+from glprune.schema.report import Policy, prediction_meaning
 
 if TYPE_CHECKING:
     from glprune.schema.recipe import Recipe, StabilitySpec
@@ -126,7 +126,8 @@ def _comparison(report: Report, recipe: Recipe) -> Iterator[Found]:
 
 def _outputs(report: Report, recipe: Recipe) -> Iterator[Found]:
     """Require meanings that follow from task and classes, and agreement of outputs that there are."""
-    wanted = _meanings(report, recipe)
+    meaning = prediction_meaning(report.task, recipe.model.output, report.data.classes or ())
+    wanted = [text for text in meaning if text is not None]
     for n, output in enumerate(report.export.outputs):
         if output.meaning not in (*wanted, f"output {n} of the network"):
             yield f"/export/outputs/{n}/meaning", f"says {output.meaning[:80]!r}, but it is {wanted[0]!r}"
@@ -136,22 +137,6 @@ def _outputs(report: Report, recipe: Recipe) -> Iterator[Found]:
     for n, found in enumerate(report.agreement):
         if found.name not in names or (found.r2 is not None and found.r2 > 1) or found.max_change < 0:
             yield f"/agreement/{n}", f"of {found.name!r} is of no output, or cannot be"
-
-
-def _meanings(report: Report, recipe: Recipe) -> list[str]:
-    """Return what the prediction may be called; one of a binary task is of one class or of both."""
-    if report.task == "distillation":
-        return ["what the original network returns, approximately"]
-    if report.task == "regression":
-        return ["predicted value"]
-    classes = report.data.classes or []
-    plural, single = (
-        ("logits", "logit") if recipe.model.output == "logits" else ("probabilities", "probability")
-    )
-    found = [f"{plural} of the classes in order: {', '.join(classes)}"]
-    if report.task == "binary" and len(classes) > 1:
-        found.insert(0, f"{single} of class {classes[1]!r}")
-    return found
 
 
 def _refused(report: Report) -> Iterator[Found]:
