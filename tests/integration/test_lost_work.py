@@ -15,6 +15,7 @@ from glprune.runtime import output_folder
 from glprune.runtime.checkpoint import checkpoints
 from glprune.runtime.events import Notice, PointDone
 from glprune.runtime.output_folder import keeps_work, unfinished_path
+from glprune.runtime.process_pool import ProcessPool
 from glprune.schema.recipe_loading import load_recipe
 from glprune.search import search
 from tests.integration.test_parallel_paths import RECIPE as PATHS
@@ -25,14 +26,10 @@ from tests.networks import write_planted
 NETWORK = """
 import os, signal
 from multiprocessing import parent_process
-from pathlib import Path
 from torch import nn
 
 def build():
-    left = Path(os.environ.get("KILLS", "nowhere"))
-    if parent_process() is not None and left.exists():
-        number = int(left.read_text()) - 1
-        left.write_text(str(number)) if number else left.unlink()
+    if parent_process() is not None and os.environ.get("KILLED"):
         os.kill(os.getpid(), signal.SIGKILL)
     return nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1))
 """
@@ -53,10 +50,24 @@ def undisturbed(folder):
 
 
 @pytest.fixture
-def kills(tmp_path, monkeypatch):
-    """Write a number to this file, and as many workers are killed."""
-    monkeypatch.setenv("KILLS", str(tmp_path / "kills"))
-    return tmp_path / "kills"
+def kill_workers(monkeypatch):
+    """A function: the workers of as many pools, from the next one that starts, are killed.
+
+    Processes that count for themselves would count wrongly: two of one pool may die at the same time.
+    """
+    start = ProcessPool._start
+
+    def kill(pools):
+        left = iter(range(pools))
+
+        def start_killed(pool, processes):
+            monkeypatch.setenv("KILLED", "" if next(left, None) is None else "yes")
+            start(pool, processes)
+
+        monkeypatch.setattr(ProcessPool, "_start", start_killed)
+        return left
+
+    return kill
 
 
 def run(folder, out, *overrides, **options):
@@ -90,12 +101,12 @@ def errors(capfd):
 
 
 @pytest.mark.slow
-def test_the_resamples_of_a_killed_worker_are_searched_again(folder, tmp_path, kills):
+def test_the_resamples_of_a_killed_worker_are_searched_again(folder, tmp_path, kill_workers):
     whole = facts(run(folder, tmp_path / "whole", RESAMPLES))
-    kills.write_text("1")
+    left = kill_workers(1)
     heard = []
     found = facts(run(folder, tmp_path / "out", RESAMPLES, on_event=heard.append))
-    assert not kills.exists()
+    assert not list(left)
     assert found == whole
     assert [e.text for e in heard if isinstance(e, Notice) and "killed" in e.text] == [
         "A worker process was killed, probably for lack of memory; its work is tried again with "
@@ -104,9 +115,9 @@ def test_the_resamples_of_a_killed_worker_are_searched_again(folder, tmp_path, k
 
 
 @pytest.mark.slow
-def test_workers_killed_twice_end_the_run_with_its_work_kept(folder, tmp_path, kills, capfd):
+def test_workers_killed_twice_end_the_run_with_its_work_kept(folder, tmp_path, kill_workers, capfd):
     out, options = tmp_path / "out", ["--quiet", "--set", RESAMPLES]
-    kills.write_text("2")
+    kill_workers(2)
     assert command(folder, out, *options) == 1
     (line,) = errors(capfd)
     assert re.fullmatch(
@@ -124,15 +135,15 @@ def test_workers_killed_twice_end_the_run_with_its_work_kept(folder, tmp_path, k
 
 
 @pytest.mark.slow
-def test_the_paths_of_a_killed_worker_are_run_again(tmp_path, kills, monkeypatch):
+def test_the_paths_of_a_killed_worker_are_run_again(tmp_path, kill_workers, monkeypatch):
     own = tmp_path / "own"
     own.mkdir()
     write_planted(own, NETWORK, PATHS, 200)
     whole = facts_of_paths(run(own, tmp_path / "whole"))
     monkeypatch.setattr(search, "_PARALLEL_SECONDS", 0.0)
-    kills.write_text("1")
+    left = kill_workers(1)
     assert facts_of_paths(run(own, tmp_path / "out")) == whole
-    assert not kills.exists()
+    assert not list(left)
 
 
 # --- errors ------------------------------------------------------------------------------------
