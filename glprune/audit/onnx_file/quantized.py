@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import GraphProto, NodeProto, numpy_helper
+from onnx import GraphProto, NodeProto
 
 from glprune.audit.findings import Found
-from glprune.audit.onnx_reader import consumed, place, storage_error
+from glprune.audit.onnx_reader import consumed, initializers, place, values_or_none
 
 _STEP = 0.51  # half a step, plus round-off
 _LEAST_STEPS = 60  # of the largest weight of a scale; the quantiser gives it 64 of the 64 steps of 7 bits
@@ -70,13 +70,11 @@ class _Graph:
     def __init__(self, graph: GraphProto) -> None:
         self.makers = {name: node for node in graph.node for name in node.output if name}
         self.inputs = {i.name for i in graph.input}
-        self.values = {
-            t.name: numpy_helper.to_array(t) for t in graph.initializer if storage_error(t) is None
-        }
+        self.values = initializers(graph)
         for name, node in self.makers.items():
-            tensors = [a.t for a in node.attribute if a.name == "value" and storage_error(a.t) is None]
-            if node.op_type == "Constant" and tensors:
-                self.values[name] = numpy_helper.to_array(tensors[0])
+            tensors = [values_or_none(a.t) for a in node.attribute if a.name == "value"]
+            if node.op_type == "Constant" and tensors and tensors[0] is not None:
+                self.values[name] = tensors[0]
 
     def maker(self, name: str, op_type: str) -> NodeProto | None:
         """Return the node of this type that makes a value."""
