@@ -6,6 +6,7 @@ integers, as dynamic quantisation writes it, stands for the product that it roun
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -101,8 +102,10 @@ class _Graph:
         if values is None or factors is None or offsets is None or values.dtype not in (np.int8, np.int32):
             return None
         shape = [1] * values.ndim
-        if factors.size > 1:
-            shape[axis % max(1, values.ndim)] = factors.size
+        if factors.size > 1 and values.ndim:
+            shape[axis % values.ndim] = values.shape[axis % values.ndim]
+        if not factors.size == offsets.size == math.prod(shape):
+            return None
         return _Weight(name, values, factors.reshape(shape), offsets.reshape(shape))
 
     def activation(self, name: str) -> str:
