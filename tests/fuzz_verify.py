@@ -399,7 +399,7 @@ def _guide(corpus: Path, generator: random.Random, run: Callable[[bytes], None])
         "-len_control=0",
         "-reduce_inputs=0",
         "-verbosity=0",
-        "-timeout=0",  # the bounds are the fuzzer's own
+        "-timeout=86400",  # the bounds are the fuzzer's own
         "-rss_limit_mb=0",
         f"-seed={generator.randrange(1, 1 << 31)}",
     ]

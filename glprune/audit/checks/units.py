@@ -84,8 +84,8 @@ def _cuts(plan: Plan, tensors: Tensors) -> Iterator[Found]:
     for (tensor, dim), (size, kept) in left.items():
         array = tensors.arrays.get(tensors.name(tensor))
         if array is None:
-            continue
-        if len(kept) < size:
+            yield "/units", f"lie in {tensor!r}, which is not in {bundles.WEIGHTS}"
+        elif len(kept) < size:
             yield "/axes", f"lacks {tensor!r} along {dim}, where {size - len(kept)} positions are gone"
         elif dim >= array.ndim or array.shape[dim] != size:
             yield "/units", f"say that {tensor!r} has size {size} along {dim}; its shape is {array.shape}"
