@@ -548,6 +548,18 @@ def other_frontier(copy):
     copy.write(record, bundles.FRONTIER)
 
 
+def without_metadata(name):
+    """Write null in place of the metadata of a safetensors file, which its library reads as none."""
+
+    def edit(copy):
+        raw = (copy / name).read_bytes()
+        end = 8 + int.from_bytes(raw[:8], "little")
+        header = json.dumps(json.loads(raw[8:end]) | {"__metadata__": None}).encode()
+        (copy / name).write_bytes(len(header).to_bytes(8, "little") + header + raw[end:])
+
+    return edit
+
+
 def null(name):
     return lambda copy: (copy / name).write_text("null")
 
@@ -711,6 +723,8 @@ CASES = {
     "null in place of the schema of the inputs": ("slim", null(bundles.INPUT_SCHEMA), {"C4"}),
     "null in place of the schema of the report": ("slim", null(bundles.SCHEMA), {"C4"}),
     "null in place of the plan": ("slim", null(bundles.PLAN), {"C4"}),
+    "null in place of the metadata of the weights": ("slim", without_metadata(bundles.WEIGHTS), {"C4"}),
+    "null in place of the metadata of the golden rows": ("slim", without_metadata(bundles.GOLDEN), {"C9"}),
     "a list in place of the schema of the report": ("slim", raw(bundles.SCHEMA, lambda _: b"[]"), {"C4"}),
     "a network of a frontier in a bundle without one": ("slim", other_network, {"C2"}),
     "a record of a frontier in a bundle without one": ("slim", other_frontier, {"C2"}),
