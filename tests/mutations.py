@@ -13,7 +13,8 @@ from typing import Any
 
 from glprune.audit.diff import compare
 from glprune.audit.explain import explain
-from glprune.audit.verify import VerificationOptions, read_report, verify
+from glprune.audit.parsed_bundle import read_report
+from glprune.audit.verify import VerificationOptions, verify
 from glprune.errors import GlpruneError
 from glprune.report.html import render_html
 from glprune.report.markdown import render_markdown

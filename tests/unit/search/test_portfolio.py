@@ -359,7 +359,7 @@ def test_a_chosen_set_is_removed_along_a_path_with_exact_zeros(folder, tmp_path,
     checks = verify(result.bundle, isolated=False).checks
     found = [finding.what for check in checks if check.status == "failed" for finding in check.findings]
     # the rule would not have chosen this set; all else agrees
-    assert found == ["the set of 'backward elimination' is chosen without a clear gain over the path's"]
+    assert found == ["the 'backward elimination' is chosen without a clear gain over the path"]
 
 
 def test_figures_of_a_comparison_that_do_not_agree_are_found(folder, tmp_path):
