@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glprune.audit.verify import read_report
+from glprune.audit.parsed_bundle import read_report
 from glprune.errors import UsageError
 from glprune.report.html import render_findings
 from glprune.report.sentences import main_metric

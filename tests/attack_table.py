@@ -11,6 +11,7 @@ from tests.unit.audit import (
     attacks_limits,
     attacks_onnx,
     attacks_page,
+    attacks_selection,
     attacks_timestamps,
     test_tampering,
 )
@@ -52,6 +53,7 @@ def sections():
         ("Report, plan and files", tampering),
         ("The manifest", manifests),
         ("Columns, rules, caveats and counts", _rows(attacks_columns.ATTACKS)),
+        ("How the network was chosen", _rows(attacks_selection.ATTACKS)),
         ("The ONNX files", _rows(attacks_onnx.ATTACKS)),
         ("The page", _rows(attacks_page.ATTACKS)),
         ("Time and memory", _rows(attacks_limits.ATTACKS)),

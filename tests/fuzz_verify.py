@@ -19,7 +19,6 @@ import argparse
 import contextlib
 import faulthandler
 import functools
-import importlib
 import itertools
 import os
 import random
@@ -44,7 +43,7 @@ except ImportError:
     atheris = None
 
 with atheris.instrument_imports(include=["glprune"]) if atheris else contextlib.nullcontext():
-    from glprune.audit import signing
+    from glprune.audit import parsed_bundle, signing
     from glprune.audit.checks import rendering
     from glprune.audit.findings import Verdict
     from glprune.audit.safetensors_reader import read_tensors
@@ -268,7 +267,6 @@ def _kind(error: BaseException) -> str:
 def _quickly(base: Base) -> Iterator[None]:
     """Leave out what takes most of the time: drawing, and reading again a recipe or page that was just read."""
     blank = ["<svg></svg>"] * len(base.pictures)
-    verifying = importlib.import_module("glprune.audit.verify")
     with contextlib.ExitStack() as stack:
         for module, name, other in (
             (rendering, "_cannot_draw", lambda report: None),
@@ -279,7 +277,7 @@ def _quickly(base: Base) -> Iterator[None]:
             ),
             (rendering, "check_page", _listed(rendering.check_page)),
             (rendering, "check_picture", _listed(rendering.check_picture)),
-            (verifying, "_parse_recipe", _remembered(verifying._parse_recipe)),
+            (parsed_bundle, "_parse_recipe", _remembered(parsed_bundle._parse_recipe)),
         ):
             stack.callback(setattr, module, name, getattr(module, name))
             setattr(module, name, other)

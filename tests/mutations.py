@@ -13,7 +13,7 @@ from typing import Any
 
 from glprune.audit.diff import compare
 from glprune.audit.explain import explain
-from glprune.audit.verify import read_report
+from glprune.audit.parsed_bundle import read_report
 from glprune.errors import GlpruneError
 from glprune.report.html import render_html
 from glprune.report.markdown import render_markdown

@@ -105,10 +105,11 @@ def verify(
     from glprune.audit.checks import lineage
     from glprune.audit.checks.columns import read_columns
     from glprune.audit.checks.policy import read_policy
+    from glprune.audit.parsed_bundle import read_report
     from glprune.audit.signing import check_role
     from glprune.audit.trust.roles import read_trust
     from glprune.audit.trust.timestamps import read_authority
-    from glprune.audit.verify import VerificationOptions, read_report
+    from glprune.audit.verify import VerificationOptions
     from glprune.audit.verify import verify as run_verify
     from glprune.cli.audit_console import print_verdict
 
@@ -205,7 +206,8 @@ def _intact_manifest(bundle: Path, done: str = "signed") -> bytes:
     Raises:
         UsageError: A file is missing, changed or unreadable.
     """
-    from glprune.audit.verify import integrity_findings, open_bundle
+    from glprune.audit.parsed_bundle import open_bundle
+    from glprune.audit.verify import integrity_findings
     from glprune.schema import bundle as bundles
 
     opened = open_bundle(bundle)
@@ -222,7 +224,7 @@ def _intact_manifest(bundle: Path, done: str = "signed") -> bytes:
 def diff(old: Path, new: Path, as_json: bool) -> None:
     """Show what changed from bundle OLD to bundle NEW: features, metrics, sizes. Verify both first."""
     from glprune.audit.diff import compare
-    from glprune.audit.verify import read_report
+    from glprune.audit.parsed_bundle import read_report
     from glprune.cli.audit_console import print_comparison
 
     _show(compare(read_report(old), read_report(new)), as_json, print_comparison)
@@ -235,7 +237,7 @@ def diff(old: Path, new: Path, as_json: bool) -> None:
 def explain(bundle: Path, feature: str, as_json: bool) -> None:
     """Show everything that BUNDLE reports on one FEATURE, named by feature or column. Verify it first."""
     from glprune.audit.explain import explain as explain_feature
-    from glprune.audit.verify import read_report
+    from glprune.audit.parsed_bundle import read_report
     from glprune.cli.audit_console import print_story
 
     _show(explain_feature(read_report(bundle), feature), as_json, print_story)
@@ -248,7 +250,7 @@ def explain(bundle: Path, feature: str, as_json: bool) -> None:
 def render(bundle: Path, out: Path | None, markdown: bool) -> None:
     """Render report.html again from BUNDLE's report.json."""
     from glprune.audit.findings import UnreadableError
-    from glprune.audit.verify import read_report
+    from glprune.audit.parsed_bundle import read_report
     from glprune.report.html import can_draw, render_html
     from glprune.report.markdown import render_markdown
 
@@ -275,7 +277,7 @@ def render(bundle: Path, out: Path | None, markdown: bool) -> None:
 def export_card(bundle: Path, out: Path | None) -> None:
     """Write a model card and a CycloneDX bill of materials of BUNDLE's model. Verify it first."""
     from glprune.audit.findings import UnreadableError
-    from glprune.audit.verify import read_report
+    from glprune.audit.parsed_bundle import read_report
     from glprune.report.ml_bom import make_ml_bom
     from glprune.report.model_card import render_model_card
     from glprune.schema.bundle import as_json

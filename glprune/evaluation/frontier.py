@@ -14,10 +14,11 @@ from glprune.export.shipped_model import on_test_rows, write_shipped
 from glprune.metrics.confidence_intervals import confidence_intervals
 from glprune.model.counting import macs, parameters
 from glprune.model.validation_score import check_finite
+from glprune.report.rules import shipping_rule
 from glprune.runtime.events import Listener, Progress, Stage
 from glprune.schema.metrics import HIGHER_IS_BETTER
 from glprune.schema.report import Frontier, FrontierPoint, Interval
-from glprune.search.portfolio.frontier import best_point, shipping_rule
+from glprune.search.portfolio.frontier import best_point
 
 if TYPE_CHECKING:
     from glprune.export.shipped_model import ShippedModel

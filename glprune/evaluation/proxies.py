@@ -25,7 +25,7 @@ from glprune.model.prediction import predict
 from glprune.runtime.events import Listener, Stage
 from glprune.schema import bundle as bundles
 from glprune.schema.report import Prediction, Proxies, ProxyAnalysis, ProxyAttribute, ProxySource
-from glprune.tables.protected import Attribute, segmented
+from glprune.tables.protected import VALUES, Attribute, segmented
 
 if TYPE_CHECKING:
     from glprune.export.shipped_model import ShippedModel
@@ -116,7 +116,7 @@ def _attribute(shipped: ShippedModel, attribute: Attribute, inputs: Floats, scor
         ("score", score, False),
     ]
     parts = segmented(attribute, None)
-    classes = parts.by == "values"
+    classes = parts.by == VALUES
     values = parts.number if classes else attribute.values
     all_rows = np.concatenate([values[s] for s in ("train", "valid", "test")]).astype(np.float64)
     test = values["test"].astype(np.float64)

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from glprune._plugins import packages
 from glprune._version import __version__
-from glprune._wording import counted
 from glprune.data.splits import IndexableSplit, Split
 from glprune.evaluation.policy_report import make_policy, make_reason_codes, reason
 from glprune.export.signature import shipped_inputs, shipped_outputs
@@ -23,9 +22,10 @@ from glprune.metrics.influence import standard_error
 from glprune.pruning.groups import GroupSet, TensorDict, group_norms, group_sizes, sliced
 from glprune.pruning.verification import TOLERANCE
 from glprune.report import caveats
+from glprune.report.rules import selection_rule
 from glprune.schema import bundle as bundles
 from glprune.schema.column_table import columns_digest
-from glprune.schema.recipe import HIGHER_IS_BETTER, PenaltySpec, Recipe
+from glprune.schema.recipe import PenaltySpec, Recipe
 from glprune.schema.report import (
     Baselines,
     CandidateFacts,
@@ -57,7 +57,6 @@ from glprune.schema.report import (
 from glprune.search.outcome import kept_names
 from glprune.search.path_point import path_record
 from glprune.search.portfolio.candidates import mean_gain
-from glprune.search.portfolio.frontier import shipping_rule
 from glprune.search.refit import distill_share
 from glprune.tables.features import InputPosition, KeptPosition
 from glprune.training.feature_groups import members
@@ -67,13 +66,11 @@ if TYPE_CHECKING:
 
     from glprune.evaluation.measurements import TestMeasurements
     from glprune.pruning.removal import RemovalResult
-    from glprune.schema.recipe import MaxDrop
     from glprune.search.job import Job
     from glprune.search.portfolio.candidates import Scores
     from glprune.search.search import SearchResult
     from glprune.search.stage import StageResult
 
-_DENSEST = "of the points that keep no more, the one that keeps most"
 _PACKAGES = (
     "torch",
     "torch-pruning",
@@ -169,7 +166,7 @@ def make_report(outcome: RunResults) -> Report:
 
 def _selection(outcome: RunResults) -> Selection:
     return Selection(
-        rule=_rule(outcome.job),
+        rule=selection_rule(outcome.job.recipe),
         lam=_last_input_stage(outcome.chosen).selected.lam,
         metric=outcome.job.metric,
         reference=outcome.chosen.reference,
@@ -427,37 +424,6 @@ def _hidden(outcome: RunResults) -> list[HiddenLayer]:
         for g in outcome.job.groups
         if g.kind == "hidden"
     ]
-
-
-def _rule(job: Job) -> str:
-    """Describe the rule that selects the point of the path."""
-    target = job.recipe.target
-    if target.frontier is not None:
-        return f"networks of several sizes; {shipping_rule(target.max_features)} ships"
-    if target.max_features is not None:
-        return f"at most {counted(target.max_features, 'input feature')}: {_DENSEST}"
-    if target.max_drop is not None:
-        return _max_drop_rule(job, target.max_drop)
-    if target.lam is not None:
-        return f"lambda {target.lam:g} as the recipe states"
-    if target.latency is not None:
-        is_share = isinstance(target.latency, str)
-        limit = f"{target.latency} of the original's" if is_share else f"{target.latency:g} ms"
-        return f"latency at batch {target.batch} at most {limit}"
-    for name, budget in (("parameters", target.parameters), ("multiply-accumulates", target.macs)):
-        if budget is not None:
-            limit = budget if isinstance(budget, str) else format(budget, ",.0f")
-            return f"at most {limit} {name}: {_DENSEST}"
-    assert target.max_hidden is not None  # the recipe has a target
-    return f"at most {counted(target.max_hidden, 'hidden unit')}: {_DENSEST}"
-
-
-def _max_drop_rule(job: Job, drop: MaxDrop) -> str:
-    higher_is_better = HIGHER_IS_BETTER[drop.metric]
-    change = f"at most {drop.amount:g} {'lower' if higher_is_better else 'higher'} than"
-    if job.task.kind == "distillation":
-        return f"{drop.metric} of agreement after the refit {change} {1 if higher_is_better else 0}"
-    return f"{drop.metric} after the refit {change} the original network's"
 
 
 def _refit(outcome: RunResults) -> Refit | None:

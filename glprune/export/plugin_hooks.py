@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from glprune._plugins import Plugin, PluginError, load_plugin
-from glprune.audit.verify import integrity_findings, open_bundle
+from glprune.audit.parsed_bundle import open_bundle
+from glprune.audit.verify import integrity_findings
 from glprune.errors import GlpruneError, UsageError
 
 if TYPE_CHECKING:

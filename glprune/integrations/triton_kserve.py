@@ -16,7 +16,8 @@ import onnx
 from onnx import ModelProto, TensorProto
 
 from glprune.audit.onnx_reader import parse
-from glprune.audit.verify import integrity_findings, open_bundle
+from glprune.audit.parsed_bundle import open_bundle
+from glprune.audit.verify import integrity_findings
 from glprune.errors import GlpruneError, UsageError
 from glprune.schema import bundle as bundles
 

@@ -16,7 +16,7 @@ from glprune.report.uncertainty import (
     is_clear_loss,
     loss_sentence,
 )
-from glprune.schema.metrics import KKT_TOLERANCE
+from glprune.schema.metrics import KKT_TOLERANCE, MACS_SLACK
 from glprune.schema.recipe import resolve_budget
 
 if TYPE_CHECKING:
@@ -137,17 +137,22 @@ def chosen_point(report: Report, stage: int) -> PathPoint | None:
 
 
 def _budgets(report: Report, recipe: Recipe) -> Iterator[str]:
-    """Warn where a network is much smaller than its budget allows."""
+    """Warn where a network is much smaller than its budget allows, or larger."""
     target, size = recipe.target, report.size
-    for name, budget, before, after in (
-        ("parameters", target.parameters, size.parameters_before, size.parameters_after),
-        ("macs", target.macs, size.macs_before, size.macs_after),
+    for name, budget, before, after, slack in (
+        ("parameters", target.parameters, size.parameters_before, size.parameters_after, 0.0),
+        ("macs", target.macs, size.macs_before, size.macs_after, MACS_SLACK),
     ):
         used = after / resolve_budget(budget, before) if budget is not None else 1.0
         if used < _BUDGET_USED:
             yield (
                 f"The network uses {used:.1%} of target.{name}. Removed units came back as long as they "
                 "fitted; the next would exceed the budget."
+            )
+        elif used > 1 + slack and report.removal.refused:
+            yield (
+                f"The network uses {used:.1%} of target.{name}, since units that were to go could not be "
+                "removed."
             )
 
 

@@ -13,7 +13,7 @@ from glprune.schema.manifest import sha256
 from glprune.schema.metrics import metric_text
 
 if TYPE_CHECKING:
-    from glprune.audit.verify import ParsedBundle
+    from glprune.audit.parsed_bundle import ParsedBundle
     from glprune.schema.report import HiddenLayer, Metric, Report, Run
 
 Rule = Literal["bytes", "tolerances"]

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glprune.audit.verify import integrity_findings, open_bundle
+from glprune.audit.parsed_bundle import open_bundle
+from glprune.audit.verify import integrity_findings
 from glprune.errors import UsageError
 from glprune.export.latency import OnnxLatencyMeter
 from glprune.pipeline import run_unpublished
@@ -20,7 +21,7 @@ from glprune.search.worker_setup import JobFactory
 from glprune.tables.files import open_table
 
 if TYPE_CHECKING:
-    from glprune.audit.verify import ParsedBundle
+    from glprune.audit.parsed_bundle import ParsedBundle
     from glprune.schema.recipe import Recipe
     from glprune.schema.report import Report
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from glprune._user_code import network_errors
 from glprune._wording import counted
 from glprune.audit.findings import UnreadableError
-from glprune.audit.verify import integrity_findings, open_bundle
+from glprune.audit.parsed_bundle import open_bundle
+from glprune.audit.verify import integrity_findings
 from glprune.errors import UsageError
 from glprune.export.latency import OnnxLatencyMeter
 from glprune.export.plugin_hooks import load_reporters

@@ -47,6 +47,8 @@ _LABELS = {
 _PROPER_NOUNS = ("brier_score",)
 KKT_TOLERANCE = 0.05
 """Share of the penalty above which a report warns of a violated optimality condition."""
+MACS_SLACK = 0.05
+"""Share by which a count from a file may differ from one of a network: exporters join equal products."""
 
 
 def metric_text(value: float) -> str:

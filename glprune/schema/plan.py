@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -119,3 +120,14 @@ class Plan(_Record):
     attributes: list[AttributePlan]
     in_model: list[str] = []
     units: list[UnitsPlan] = []
+
+    def sizes_before(self, name_of: Callable[[str], str] = str) -> dict[str, dict[int, int]]:
+        """Map every tensor that was cut to its sizes in the original network, by the dimensions that were.
+
+        Args:
+            name_of: Returns the name under which a tensor is saved.
+        """
+        sizes: dict[str, dict[int, int]] = {}
+        for axis in self.axes:
+            sizes.setdefault(name_of(axis.tensor), {})[axis.dim] = axis.size
+        return sizes

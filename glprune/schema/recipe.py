@@ -71,6 +71,7 @@ ColumnName = Annotated[Text, AfterValidator(nfc)]
 Names = ColumnName | Annotated[list[ColumnName], Field(min_length=1)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*$")]
 AxisNumber = Annotated[str, StringConstraints(pattern=r"^-?\d+$")]
+_DEFAULT_DISTILL = 0.5  # share of the loss that follows the original network
 _PERCENT = r"^(100(\.0+)?|\d?[1-9](\.\d+)?|[1-9]0(\.\d+)?|00?\.0*[1-9]\d*)\s?%$"  # above 0, at most 100
 Budget = Annotated[str, StringConstraints(pattern=_PERCENT)] | Positive
 ExporterChoice = Literal["auto", "dynamo", "torchscript"]
@@ -581,6 +582,19 @@ class RefitSpec(Section):
     temperature: Positive = Field(
         2.0, description="Temperature that softens the predictions for distillation."
     )
+
+    def distill_share(self, *, reads_all: bool, has_labels: bool) -> float:
+        """Return ``distill``, or its default.
+
+        What the original computes from a removed column would be noise to a network without it.
+
+        Args:
+            reads_all: Whether the slim network reads all columns that the original reads.
+            has_labels: Whether the data have labels.
+        """
+        if self.distill is not None:
+            return self.distill
+        return _DEFAULT_DISTILL if reads_all and has_labels else 0.0
 
 
 class ExportSpec(Section):

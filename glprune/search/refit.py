@@ -30,9 +30,6 @@ class _Values(BaseModel, strict=True):
     halvings: int
 
 
-_DEFAULT_DISTILL = 0.5  # share of the refit's loss that follows the original network
-
-
 def refit_or_resume(
     job: Job, removed: RemovalResult, spec: RefitSpec | None = None
 ) -> tuple[RefitResult, float]:
@@ -117,17 +114,10 @@ def _best_refit(job: Job, removed: RemovalResult, spec: RefitSpec) -> tuple[Refi
 
 
 def distill_share(job: Job, removed: RemovalResult) -> float:
-    """Return the share of the refit's loss that follows the original network.
-
-    The default is a half where the slim network reads all columns that the original reads and there are
-    labels. What the original computes from a removed column would be noise to a network without it.
-    """
-    share = job.recipe.refit.distill
-    if share is not None:
-        return share
+    """Return the share of the refit's loss that follows the original network."""
     spans = (len(span) for span, axis in zip(job.data.spans, job.axes, strict=True) if axis is not None)
     reads_all = sum(spans) == sum(len(kept) for kept in removed.columns)
-    return _DEFAULT_DISTILL if reads_all and job.task.kind != "distillation" else 0.0
+    return job.recipe.refit.distill_share(reads_all=reads_all, has_labels=job.task.kind != "distillation")
 
 
 def _initial_weights(job: Job, removed: RemovalResult, spec: RefitSpec) -> list[nn.Module]:

@@ -33,6 +33,14 @@ from glprune.model.counting import macs
 from glprune.model.prediction import score_network, validate
 from glprune.model.task import improvement
 from glprune.pruning.removal import RemovalResult, cut_uncertified
+from glprune.report.rules import (
+    drop_rule,
+    filled_rule,
+    lambda_rule,
+    limit_rule,
+    on_the_way_rule,
+    only_kept_rule,
+)
 from glprune.runtime.checkpoint import UnusableStepError, reading
 from glprune.runtime.events import Listener, Notice, Stage
 from glprune.schema.recipe import resolve_budget
@@ -66,7 +74,7 @@ from glprune.search.targets import AllZero, AtLambda, LargestWithin, OneStage, P
 if TYPE_CHECKING:
     from glprune.pruning.units import GroupKind
     from glprune.runtime.process_pool import WorkerPool
-    from glprune.schema.recipe import Recipe, RefitSpec, resolve_budget
+    from glprune.schema.recipe import MaxDrop, Recipe, RefitSpec
     from glprune.search.portfolio.candidates import Candidate
     from glprune.training.refit import RefitResult
 
@@ -78,7 +86,6 @@ _SLACK, _ROUGH_SLACK = 0.02, 0.1
 _LATENCY_ROUNDS, _LATENCY_BISECTIONS = 3, 6
 _PARALLEL_SECONDS = 10.0  # duration of a path from which on it pays to start other processes
 _ELIMINATION_SIZE, _ELIMINATION_FACTOR = 64, 4  # features, or multiples of the target, it begins with
-_DENSEST = "of the points that keep no more, the one that keeps most"
 
 
 @dataclass(frozen=True)
@@ -176,7 +183,7 @@ class _Search:
         elif target.max_features is not None:
             self._search_features(SizeTarget("features", target.max_features, first, "target.max_features"))
         elif target.max_drop is not None:
-            self._search_max_drop(first, target.max_drop.metric, target.max_drop.amount)
+            self._search_max_drop(first, target.max_drop)
         elif target.latency is not None:
             self._search_latency(target.latency, target.batch, first)
         elif not target.hidden_alone:
@@ -263,7 +270,7 @@ class _Search:
             for label in g.labels
             if g.kind != "input" or label in best.kept
         }
-        if not self._remove_all_but(kept, goal, f"removing the features that the {best.name} does not keep"):
+        if not self._remove_all_but(kept, goal, only_kept_rule(best.name)):
             self.state, self.stages, self.before = path
             assert self.competition is not None  # a candidate comes from one
             self.competition = replace(self.competition, best=self.competition.candidates[0])
@@ -288,8 +295,7 @@ class _Search:
         return True
 
     def _search_lambda(self, lam: float, kinds: tuple[GroupKind, ...]) -> None:
-        rule = f"lambda {lam:g} as the recipe states"
-        run = self._run_stage(StageSpec(kinds, rule, AtLambda(lam), self._full_refit()))
+        run = self._run_stage(StageSpec(kinds, lambda_rule(lam), AtLambda(lam), self._full_refit()))
         assert run is not None  # it picks a point or raises
         self._commit(run)
 
@@ -302,7 +308,7 @@ class _Search:
             if now <= limit:
                 continue
             pick = OneStage(goal, now, limit)
-            rule = f"on the way to at most {counted(goal.limit, SIZE_NAMES[goal.counted])}"
+            rule = on_the_way_rule(goal.limit, SIZE_NAMES[goal.counted])
             run = self._best_result(goal, rule, pick, brief_spec(self.original.recipe))
             if run is None:
                 continue
@@ -311,11 +317,11 @@ class _Search:
             if now <= goal.limit:  # another path would cut more
                 self.stages[-1] = self._with_refit(run)
                 return
-        rule = f"at most {counted(goal.limit, SIZE_NAMES[goal.counted])}: {_DENSEST}"
+        rule = limit_rule(goal.limit, SIZE_NAMES[goal.counted])
         run = self._best_result(goal, rule, LargestWithin(goal), self._full_refit())
         assert run is not None  # it picks a point or raises
         kept = self._fill_budget(run, goal)
-        rule = f"{rule}, with removed groups back as far as the limit allows"
+        rule = filled_rule(goal.limit, SIZE_NAMES[goal.counted])
         if kept is None or not self._remove_all_but(kept, goal, rule, run.spec.input_strength):
             self._commit(run)
 
@@ -367,11 +373,11 @@ class _Search:
         with reading(record):
             return float(record.values["value"])
 
-    def _search_max_drop(self, kinds: tuple[GroupKind, ...], metric: str, amount: float) -> None:
+    def _search_max_drop(self, kinds: tuple[GroupKind, ...], drop: MaxDrop) -> None:
         """Run stages as long as the refitted network loses no more than the amount."""
+        metric, amount, rule = drop.metric, drop.amount, drop_rule(drop)
         both = self.original.recipe.penalty.hidden is not None and "hidden" in kinds
         counted: SizeMetric = "parameters" if both else "features"
-        rule = f"{metric} after the refit at most {amount:g} worse than the original network's"
         share, failures, tried = _DROP_STEP, 0, -math.inf
         rejected: set[bytes] = set()  # supports that lost too much, and would again after another refit
         while failures < _MAX_FAILURES:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from glprune.tables.table import Table
 
 MISSING = "missing"
+VALUES, EDGES, QUARTILES = "values", "edges of the recipe", "quartiles of the training rows"
+"""What divides rows into segments."""
 _MAX_NUMBERS, _MAX_LABELS = 6, 50  # distinct values that get a segment each
 
 
@@ -170,22 +172,27 @@ def segmented(attribute: Attribute, bins: Sequence[float] | None) -> Segmentatio
     if attribute.labels is not None:
         used = np.unique(np.concatenate([np.unique(v) for v in attribute.values.values()]))
         number = {s: np.searchsorted(used, v) for s, v in attribute.values.items()}
-        return Segmentation(tuple(attribute.labels[n] for n in used.tolist()), "values", number)
+        return Segmentation(tuple(attribute.labels[n] for n in used.tolist()), VALUES, number)
     distinct = np.unique(np.concatenate([v[np.isfinite(v)] for v in attribute.values.values()]))
     if bins is None and len(distinct) <= _MAX_NUMBERS:
         number = {s: np.searchsorted(distinct, v) for s, v in attribute.values.items()}
-        return _label_missing(Segmentation(_texts(distinct.tolist()), "values", number), attribute)
-    by = "edges of the recipe"
+        return _label_missing(Segmentation(_texts(distinct.tolist()), VALUES, number), attribute)
+    by = EDGES
     if bins is None:
         train = attribute.values["train"]
         known = train[np.isfinite(train)]
         bins = np.unique(np.quantile(known if len(known) else distinct, [0.25, 0.5, 0.75])).tolist()
-        by = "quartiles of the training rows"
-    edges = _texts([float(edge) for edge in bins])
-    middle = [f"{a} to below {b}" for a, b in itertools.pairwise(edges)]
-    labels = (f"below {edges[0]}", *middle, f"{edges[-1]} and above")
+        by = QUARTILES
+    labels = range_labels([float(edge) for edge in bins])
     number = {s: np.searchsorted(bins, v, side="right") for s, v in attribute.values.items()}
     return _label_missing(Segmentation(labels, by, number, tuple(map(float, bins))), attribute)
+
+
+def range_labels(edges: Sequence[float]) -> tuple[str, ...]:
+    """Return the names of the ranges that ascending edges, at least one, divide."""
+    texts = _texts(edges)
+    middle = [f"{a} to below {b}" for a, b in itertools.pairwise(texts)]
+    return (f"below {texts[0]}", *middle, f"{texts[-1]} and above")
 
 
 def assigned(attribute: Attribute, labels: Sequence[str], edges: Sequence[float] | None) -> NDArray[np.int64]:

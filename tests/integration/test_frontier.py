@@ -13,7 +13,8 @@ from click.testing import CliRunner
 import glprune
 from glprune import pipeline
 from glprune.audit.checks.figures.consistency import check_consistency
-from glprune.audit.verify import open_bundle, verify
+from glprune.audit.parsed_bundle import open_bundle
+from glprune.audit.verify import verify
 from glprune.cli.main import main
 from glprune.errors import UsageError
 from glprune.runtime import checkpoint as journals

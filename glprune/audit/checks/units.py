@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,7 +13,7 @@ from glprune.schema import bundle as bundles
 if TYPE_CHECKING:
     from glprune.audit.safetensors_reader import Tensors
     from glprune.schema.column_table import ColumnTable
-    from glprune.schema.plan import Plan
+    from glprune.schema.plan import InputPlan, Plan
     from glprune.schema.report import Report
 
 
@@ -25,8 +27,11 @@ def check_units(report: Report, plan: Plan, tensors: Tensors, tables: Sequence[C
         tables: The columns of every input.
     """
     found = [*_kept(plan), *_cuts(plan, tensors), *_columns(plan, tables)]
-    findings = [Finding(bundles.PLAN, where, what) for where, what in found]
-    return findings + [Finding(bundles.REPORT, where, what) for where, what in _hidden(report, plan)]
+    stated = [*_hidden(report, plan), *_group_sizes(report, plan, tensors, tables)]
+    return [
+        *(Finding(bundles.PLAN, where, what) for where, what in found),
+        *(Finding(bundles.REPORT, where, what) for where, what in stated),
+    ]
 
 
 def _hidden(report: Report, plan: Plan) -> Iterator[Found]:
@@ -43,6 +48,38 @@ def _hidden(report: Report, plan: Plan) -> Iterator[Found]:
             yield f"/hidden/{n}/after", "units cannot be cut, but some are gone"
     for name in planned:
         yield "/hidden", f"lacks {name!r} of {bundles.PLAN}"
+
+
+def _group_sizes(
+    report: Report, plan: Plan, tensors: Tensors, tables: Sequence[ColumnTable]
+) -> Iterator[Found]:
+    """Count the weights through which the original network read each feature of an input that can be cut."""
+    columns = {table.name: table.columns for table in tables}
+    for part in plan.inputs:
+        weights = _weights_of_columns(plan, part, tensors)
+        if weights is None:
+            continue
+        counts = {name: weights[n] for n, name in enumerate(columns.get(part.name, ()))}
+        for n, feature in enumerate(report.features):
+            if feature.input == part.name:
+                found = sum(counts.get(column, 0) for column in feature.columns)
+                where = f"/features/{n}/group_size"
+                yield from check_equal(where, feature.group_size, found, "the weights that read it are")
+
+
+def _weights_of_columns(plan: Plan, part: InputPlan, tensors: Tensors) -> Counter[int] | None:
+    """Count the weights that read each column of the original network; None without their places."""
+    places = {(units.name, p.tensor, p.dim): p for units in plan.units for p in units.places}
+    cut, total = plan.sizes_before(tensors.name), Counter[int]()
+    for reader in part.readers:
+        name = tensors.name(reader.tensor)
+        place, array = places.get((part.name, reader.tensor, reader.dim)), tensors.arrays.get(name)
+        if place is None or array is None:
+            return None
+        sizes = cut.get(name, {})
+        others = math.prod(sizes.get(d, size) for d, size in enumerate(array.shape) if d != place.dim)
+        total.update({unit: others * count for unit, count in Counter(place.units).items()})
+    return total
 
 
 def _columns(plan: Plan, tables: Sequence[ColumnTable]) -> Iterator[Found]:

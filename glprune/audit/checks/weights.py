@@ -117,9 +117,7 @@ def _axes(plan: Plan, tensors: Tensors) -> Iterator[Finding]:
 
 def _counts(report: Report, plan: Plan, tensors: Tensors) -> Iterator[Finding]:
     """Count the parameters of the file, and those of the shapes from which the plan cut them."""
-    sizes: dict[str, dict[int, int]] = {}
-    for axis in plan.axes:
-        sizes.setdefault(tensors.name(axis.tensor), {})[axis.dim] = axis.size
+    sizes = plan.sizes_before(tensors.name)
     before = after = 0
     for name, array in tensors.arrays.items():
         is_float = np.issubdtype(array.dtype, np.floating)

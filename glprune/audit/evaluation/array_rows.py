@@ -18,7 +18,7 @@ from glprune._user_code import user_code
 from glprune.audit.evaluation.rows import Array, Division, Rows, in_chunks
 from glprune.errors import DataError, first_line
 from glprune.tables.batches import ordered_inputs, split_batch
-from glprune.tables.protected import Attribute, assigned
+from glprune.tables.protected import VALUES, Attribute, assigned
 
 if TYPE_CHECKING:
     from glprune.audit.evaluation.subject import Subject
@@ -222,7 +222,7 @@ def _divisions(subject: Subject, arrays: Mapping[str, Array], rows: int) -> dict
         values = arrays.get(stated.name)
         if values is None or values.shape != (rows,):
             continue
-        if stated.by != "values" and stated.edges is None:
+        if stated.by != VALUES and stated.edges is None:
             continue
         attribute = _attribute(stated.name, values)
         labels = tuple(segment.value for segment in stated.segments)

@@ -13,7 +13,7 @@ from glprune.errors import DataError, GlpruneError, RecipeError
 from glprune.tables.columns import file_inputs
 from glprune.tables.features import SPLITS, InputColumns
 from glprune.tables.files import open_table
-from glprune.tables.protected import assigned, read_protected, segmented
+from glprune.tables.protected import VALUES, assigned, read_protected, segmented
 from glprune.tables.reading import FilePlan, SplitBuffer, read_inputs
 from glprune.tables.splitting import Part, split_rows
 from glprune.tables.targets import read_targets
@@ -159,7 +159,7 @@ def _divisions(
         if "train" in chosen:  # nothing need be taken from the report
             parts = segmented(attribute, policy.bins.get(stated.name))
             found[stated.name] = Division(parts.labels, parts.number["test"])
-        elif stated.by == "values" or stated.edges is not None:
+        elif stated.by == VALUES or stated.edges is not None:
             labels = tuple(segment.value for segment in stated.segments)
             found[stated.name] = Division(labels, assigned(attribute, labels, stated.edges))
     return found

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from glprune._files import unreadable_reason
 from glprune.audit.findings import Finding, UnreadableError
-from glprune.audit.verify import open_bundle, refusals
+from glprune.audit.parsed_bundle import open_bundle
+from glprune.audit.verify import refusals
 from glprune.errors import UsageError
 from glprune.metrics.scorer import Scorer
 from glprune.schema import bundle as bundles

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from glprune._wording import counted
 from glprune.audit.checks.policy import ancestors, check_policy, readable_names
-from glprune.audit.verify import integrity_findings, open_bundle
+from glprune.audit.parsed_bundle import open_bundle
+from glprune.audit.verify import integrity_findings
 from glprune.errors import UsageError, did_you_mean
 from glprune.integrations.ci.outcome import Annotation, Outcome, TestCase
 from glprune.report.markdown import code, text

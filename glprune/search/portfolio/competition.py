@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from glprune._wording import counted
 from glprune.errors import TargetError
+from glprune.report.rules import CHOICE, CROSSED, ELIMINATION, MAGNITUDE, MARGIN, ONE_PATH, PATH
 from glprune.runtime.checkpoint import reading
 from glprune.runtime.events import Listener, Stage
 from glprune.search.portfolio.candidates import (
@@ -31,15 +32,6 @@ if TYPE_CHECKING:
     from glprune.model.validation_score import Gain
     from glprune.search.budget import SizeTarget
     from glprune.search.job import Job
-
-_MARGIN = 2.0  # standard errors
-RULE = (
-    "the set of the path in stages, unless the metric of another is better by more than two standard "
-    "errors of the paired difference"
-)
-_CROSSED = "; only the best other set on the validation split was cross-validated beside it"
-PATH, ONE_PATH = "path in stages", "single path"
-ELIMINATION, MAGNITUDE = "backward elimination", "group magnitude"
 
 
 @dataclass(frozen=True)
@@ -96,7 +88,7 @@ def compete(state: SearchState, path: Support, goal: SizeTarget, listener: Liste
             _check_loaded(job, path, candidates)
     crossed = any(candidate.folds for candidate in candidates)
     folds, repeats = (fold_count(job), job.recipe.data.validation.repeats) if crossed else (1, 1)
-    rule = RULE + _CROSSED if crossed else RULE
+    rule = CHOICE + CROSSED if crossed else CHOICE
     return Competition(tuple(candidates), choose(candidates), folds, repeats, rule)
 
 
@@ -145,13 +137,13 @@ def _check_loaded(job: Job, path: Support, candidates: Sequence[Candidate]) -> N
 
 
 def choose(candidates: Sequence[Candidate]) -> Candidate:
-    """Choose by ``RULE``; the path's candidate is the first one.
+    """Choose by ``CHOICE``; the path's candidate is the first one.
 
     The others were found on validation rows, so that their scores are better than they are on new rows.
     """
     path, *others = candidates
     rivals = [c for c in others if len(c.folds) == len(path.folds)]
-    better = [c for c in rivals if c.gain_over(path).exceeds(_MARGIN)]
+    better = [c for c in rivals if c.gain_over(path).exceeds(MARGIN)]
     return max(better, key=lambda candidate: candidate.rank, default=path)
 
 

@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 
 AUTO_SIZES = 9
 _STANDARD_ERRORS = 1
-_ONE_STANDARD_ERROR = (
-    "the smallest size that is worse than the best one on the validation split by at most one standard error "
-    "of the difference"
-)
-_GIVEN = "the size that target.max_features gives"
 
 
 @dataclass(frozen=True)
@@ -96,8 +91,3 @@ def shipped_point(points: Sequence[FrontierPoint], size: int | None) -> Frontier
 def best_point(points: Sequence[FrontierPoint]) -> FrontierPoint:
     """Return the point that is best on the validation rows."""
     return max(points, key=lambda point: point.score.rank)
-
-
-def shipping_rule(size: int | None) -> str:
-    """Describe in words how ``shipped_point`` chooses."""
-    return _ONE_STANDARD_ERROR if size is None else _GIVEN

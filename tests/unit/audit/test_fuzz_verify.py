@@ -3,12 +3,12 @@
 ``GLPRUNE_FUZZ=20`` tries twenty times as many, and others.
 """
 
-import importlib
 import os
 import random
 
 import pytest
 
+from glprune.audit import parsed_bundle, verify
 from glprune.audit.findings import Check
 from glprune.schema import bundle as bundles
 from tests import fuzz_verify
@@ -16,7 +16,6 @@ from tests.bundle_fixtures import copied
 from tests.bundle_mutations import change
 from tests.fuzz_verify import LENGTH, RUNS, SIGNED, Fuzzer, chooser, contents, differences, make_bases
 
-VERIFYING = importlib.import_module("glprune.audit.verify")
 TIMES = int(os.environ.get("GLPRUNE_FUZZ", "1"))
 NUMBER = 90
 
@@ -74,17 +73,17 @@ def hang(*_):
 
 
 @pytest.mark.parametrize(
-    ("name", "planted", "number", "expected"),
+    ("module", "name", "planted", "number", "expected"),
     [
-        ("read_files", crash, 1, "TypeError"),
-        ("check_digests", crash, 40, "StoppedError"),
-        ("read_files", hang, 1, "HangError"),
-        ("check_rendering", lambda *_: Check("C12", "passed"), 60, "AcceptedError"),
+        (parsed_bundle, "read_files", crash, 1, "TypeError"),
+        (verify, "check_digests", crash, 40, "StoppedError"),
+        (parsed_bundle, "read_files", hang, 1, "HangError"),
+        (verify, "check_rendering", lambda *_: Check("C12", "passed"), 60, "AcceptedError"),
     ],
     ids=["a crash", "a check that stops", "a hang", "a check that never fails"],
 )
-def test_a_planted_fault_is_found_and_kept(name, planted, number, expected, fuzzer, monkeypatch):
-    monkeypatch.setattr(VERIFYING, name, planted)
+def test_a_planted_fault_is_found_and_kept(module, name, planted, number, expected, fuzzer, monkeypatch):
+    monkeypatch.setattr(module, name, planted)
     monkeypatch.setattr(fuzz_verify, "_HANG", 1)
     for raw in inputs(number, seed=1):
         fuzzer.run(raw)

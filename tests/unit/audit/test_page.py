@@ -6,7 +6,8 @@ import pytest
 
 from glprune.audit.checks import rendering
 from glprune.audit.page_markup import check_page, check_picture
-from glprune.audit.verify import read_report, verify
+from glprune.audit.parsed_bundle import read_report
+from glprune.audit.verify import verify
 from glprune.schema import bundle as bundles
 from tests.bundle_fixtures import copied
 from tests.unit.audit.attack import failed, told, verified

@@ -18,7 +18,8 @@ from safetensors.numpy import load, save
 from glprune.audit import signing
 from glprune.audit.checks import rendering
 from glprune.audit.checks.execution import measure
-from glprune.audit.verify import VerificationOptions, read_report, verify
+from glprune.audit.parsed_bundle import read_report
+from glprune.audit.verify import VerificationOptions, verify
 from glprune.schema import bundle as bundles
 from glprune.schema.manifest import make_manifest
 from tests.bundle_fixtures import copied, follow, resign, seal

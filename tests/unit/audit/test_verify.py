@@ -23,8 +23,9 @@ from glprune.audit.checks.graph import ExpectedGraph, ExpectedInput, check_graph
 from glprune.audit.diff import compare
 from glprune.audit.explain import explain
 from glprune.audit.onnx_reader import parse
+from glprune.audit.parsed_bundle import open_bundle, read_report
 from glprune.audit.steps import Steps
-from glprune.audit.verify import VerificationOptions, open_bundle, read_report, verify
+from glprune.audit.verify import VerificationOptions, verify
 from glprune.cli.main import main
 from glprune.errors import UsageError
 from glprune.evaluation.stability import make_stability

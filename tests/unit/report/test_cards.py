@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from glprune.audit import signing
-from glprune.audit.verify import read_report
+from glprune.audit.parsed_bundle import read_report
 from glprune.cli.main import main
 from glprune.report.ml_bom import make_ml_bom
 from glprune.report.model_card import render_model_card

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 import glprune
 from glprune.audit.checks import rendering
 from glprune.audit.page_markup import check_page
-from glprune.audit.verify import read_report, verify
+from glprune.audit.parsed_bundle import read_report
+from glprune.audit.verify import verify
 from glprune.errors import RecipeError
 from glprune.report.html import render_html
 from glprune.report.regulations import Regulations, regulations, rules_for

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import re
 import statistics
 from collections import Counter
@@ -11,13 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from glprune._version import __version__
-from glprune.audit.checks.figures.frontier import MACS_SLACK, check_frontier
+from glprune.audit.checks.figures.comparison import check_comparison
+from glprune.audit.checks.figures.frontier import check_frontier
 from glprune.audit.checks.figures.intervals import check_intervals
 from glprune.audit.checks.figures.policy_records import (
     check_policy_records,
     check_recipe_policy,
     removed_by_policy,
 )
+from glprune.audit.checks.figures.selection import check_selection
 from glprune.audit.checks.figures.settings import check_settings
 from glprune.audit.checks.figures.stability import check_stability
 from glprune.audit.findings import Finding, Found, check_close, check_equal
@@ -25,17 +26,15 @@ from glprune.report import caveats
 from glprune.report.caveats import chosen_point, last_input_stage
 from glprune.schema import bundle as bundles
 from glprune.schema.metrics import ADDED, RANGES
-from glprune.schema.recipe import FASTER, HIGHER_IS_BETTER, METRICS, Recipe, resolve_budget
+from glprune.schema.recipe import FASTER, HIGHER_IS_BETTER, METRICS, Recipe
 
 if TYPE_CHECKING:
     from glprune.schema.report import (
         Baseline,
-        Comparison,
         Feature,
         Quantized,
         Report,
         Spread,
-        ValidationFigures,
     )
 
 _CUT_TOLERANCE = 1e-5
@@ -57,8 +56,8 @@ def check_consistency(report: Report, recipe: Recipe | None, files: Mapping[str,
         _feature_groups(report, recipe),
         _exits(report),
         _path(report),
-        _stages(report),
-        _selection(report),
+        check_selection(report, recipe, is_older=_is_older(report)),
+        check_comparison(report, recipe, is_older=_is_older(report)),
         _hidden(report),
         _removal(report),
         _performance(report),
@@ -202,79 +201,6 @@ def _path(report: Report) -> Iterator[Found]:
                     yield f"{where}/{key}", f"says {stated}, but {high} have a norm above zero"
         if min(point.kkt_zero, point.kkt_active, point.penalty, point.lam, *(point.norms or [0.0])) < 0:
             yield where, "a norm, residual, penalty or lambda is below zero"
-
-
-def _stages(report: Report) -> Iterator[Found]:
-    numbers = [s.number for s in report.stages]
-    yield from check_equal("/stages", numbers, list(range(1, len(numbers) + 1)), "numbers should be")
-    yield from check_equal(
-        "/path", list(dict.fromkeys(p.stage for p in report.path)), numbers, "the stages are"
-    )
-    for n, stage in enumerate(report.stages):
-        chosen = [p for p in report.path if p.stage == stage.number and p.selected]
-        if len(chosen) != 1:
-            yield f"/stages/{n}", f"{len(chosen)} points are marked as selected"
-            continue
-        point = chosen[0]
-        for key in ("lam", "features", "hidden"):
-            stated = getattr(stage, key)
-            yield from check_equal(f"/stages/{n}/{key}", stated, getattr(point, key), "its point says")
-        yield from check_equal(f"/stages/{n}/metric", stage.metric, point.refit_metric, "its refit gave")
-
-
-def _selection(report: Report) -> Iterator[Found]:
-    if not report.stages:
-        yield "/stages", "is empty"
-        return
-    last = last_input_stage(report.stages) or report.stages[-1]
-    yield from check_equal(
-        "/selection/lam", report.selection.lam, last.lam, "the last stage over inputs chose"
-    )
-    if report.refit is not None:
-        yield from check_equal(
-            "/refit/metric", report.refit.metric, report.stages[-1].metric, "the stage says"
-        )
-        if not 0 <= report.refit.best_epoch <= report.refit.epochs:
-            yield "/refit/best_epoch", f"{report.refit.best_epoch} of {report.refit.epochs} epochs"
-    if report.selection.metric not in METRICS[report.task]:
-        yield "/selection/metric", f"{report.selection.metric!r} is not a metric of a {report.task} task"
-    if report.selection.comparison is not None:
-        yield from _comparison(report, report.selection.comparison)
-
-
-def _comparison(report: Report, comparison: Comparison) -> Iterator[Found]:
-    """Check that the shipped model keeps the chosen set, and that the figures agree with each other."""
-    place = "/selection/comparison"
-    chosen = [candidate for candidate in comparison.candidates if candidate.chosen]
-    if len(chosen) != 1:
-        yield f"{place}/candidates", f"{len(chosen)} sets are chosen"
-        return
-    kept = [f.name for f in report.features if f.status == "kept"]
-    if not set(kept) <= set(chosen[0].features):
-        yield f"{place}/candidates", "the shipped model keeps features that the chosen set does not have"
-    sign = 1 if HIGHER_IS_BETTER[report.selection.metric] else -1
-    first = comparison.candidates[0]
-    for n, candidate in enumerate(comparison.candidates):
-        unknown = sorted(set(candidate.features) - {f.name for f in report.features})
-        if unknown:
-            yield f"{place}/candidates/{n}/features", f"{unknown[0]!r} is not a feature"
-        for name in ("valid", "cross_validation"):
-            yield from _gain(
-                f"{place}/candidates/{n}/{name}", getattr(candidate, name), getattr(first, name), sign
-            )
-
-
-def _gain(
-    place: str, figures: ValidationFigures | None, path: ValidationFigures | None, sign: int
-) -> Iterator[Found]:
-    if figures is None:
-        return
-    if path is None:
-        yield place, "the path's set was not cross-validated"
-        return
-    gain = sign * (figures.metric - path.metric)
-    if not math.isclose(gain, figures.gain, rel_tol=1e-6, abs_tol=1e-9):
-        yield f"{place}/gain", f"{figures.gain:g}, but the metrics differ by {gain:g}"
 
 
 def _hidden(report: Report) -> Iterator[Found]:
@@ -580,31 +506,3 @@ def _recipe(report: Report, recipe: Recipe) -> Iterator[Found]:
         yield from check_settings(report, recipe)
     if not recipe.allow_inexact and any(c.inexact for c in report.removal.cuts):
         yield "/removal/cuts", "a cut is inexact, which the recipe does not allow"
-    yield from _target(report, recipe)
-
-
-def _target(report: Report, recipe: Recipe) -> Iterator[Found]:
-    target, size, stages = recipe.target, report.size, report.stages
-    over_inputs = last_input_stage(stages)
-    if target.max_features is not None and over_inputs is not None:
-        yield from _above("/stages", over_inputs.features, target.max_features, "max_features")
-    if target.max_hidden is not None and stages:
-        yield from _above("/stages", stages[-1].hidden, target.max_hidden, "max_hidden")
-    if not report.removal.refused:
-        for key in ("parameters", "macs"):
-            budget = getattr(target, key)
-            if budget is not None:
-                before, after = getattr(size, f"{key}_before"), getattr(size, f"{key}_after")
-                slack = MACS_SLACK if key == "macs" else 0.0
-                limit = resolve_budget(budget, before) * (1 + slack)
-                yield from _above(f"/size/{key}_after", after, limit, key)
-    drop = target.max_drop
-    if drop is not None and target.max_hidden is None and stages:
-        lost = report.selection.reference - stages[-1].metric
-        lost = lost if HIGHER_IS_BETTER[drop.metric] else -lost
-        yield from _above("/selection", lost, drop.amount + 1e-9, "max_drop.amount")
-
-
-def _above(where: str, found: float, limit: float, key: str) -> Iterator[Found]:
-    if found > limit:
-        yield where, f"{found:g} is above target.{key}: {limit:g} of the recipe"

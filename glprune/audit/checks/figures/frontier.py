@@ -7,15 +7,11 @@ from typing import TYPE_CHECKING
 
 from glprune.audit.findings import Found, check_close, check_equal
 from glprune.schema import bundle as bundles
-from glprune.schema.metrics import HIGHER_IS_BETTER, RANGES
+from glprune.schema.metrics import HIGHER_IS_BETTER, MACS_SLACK, RANGES
 
 if TYPE_CHECKING:
     from glprune.schema.recipe import Recipe
     from glprune.schema.report import Frontier, FrontierPoint, Report
-
-
-MACS_SLACK = 0.05
-"""Share by which a count from a file may differ from one of a network: exporters join equal products."""
 
 
 def check_frontier(report: Report, recipe: Recipe | None, files: Mapping[str, bytes]) -> Iterator[Found]:

@@ -18,8 +18,11 @@ from glprune.schema.report import (
     Report,
     Segments,
 )
+from glprune.tables.protected import EDGES, MISSING, QUARTILES, VALUES, range_labels
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from glprune.schema.recipe import PolicySpec, Recipe
 
 DERIVED = "derived_from "
@@ -72,6 +75,8 @@ def check_recipe_policy(report: Report, recipe: Recipe) -> Iterator[Found]:
         pairs.append(("/segments/threshold", report.segments.threshold, spec.threshold or DEFAULT_THRESHOLD))
     for where, stated, asked in pairs:
         yield from check_equal(where, stated, asked, says)
+    for n, attribute in enumerate(report.segments.attributes):
+        yield from _division(f"/segments/attributes/{n}", attribute, spec.bins.get(attribute.name))
 
 
 def _codes_of(report: Report) -> dict[str, set[str]]:
@@ -175,6 +180,19 @@ def _attribute(
             if segment.decisions.rows != segment.rows:
                 yield f"{segment_where}/decisions/rows", f"says {segment.decisions.rows}, not {segment.rows}"
     yield from _flips(where, attribute, record)
+
+
+def _division(where: str, attribute: ProtectedAttribute, bins: Sequence[float] | None) -> Iterator[Found]:
+    """Require the edges that the recipe gives, and the names of ranges that follow from edges."""
+    if bins is not None:
+        wanted = [*map(float, bins)]
+        yield from check_equal(f"{where}/edges", attribute.edges, wanted, f"{bundles.RECIPE} says")
+    way = VALUES if attribute.edges is None else EDGES if bins is not None else QUARTILES
+    yield from check_equal(f"{where}/by", attribute.by, way, "by recipe and edges it is")
+    if attribute.edges:
+        labels, names = range_labels(attribute.edges), tuple(s.value for s in attribute.segments)
+        if names not in (labels, (*labels, MISSING)):
+            yield f"{where}/segments", "are not the ranges that the edges give"
 
 
 def _flips(where: str, attribute: ProtectedAttribute, record: Segments) -> Iterator[Found]:

@@ -24,7 +24,6 @@ def check_settings(report: Report, recipe: Recipe) -> Iterator[Found]:
     yield from _pairs(report, recipe)
     yield from _asked(report, recipe)
     yield from _stability(report, recipe)
-    yield from _comparison(report, recipe)
     yield from _outputs(report, recipe)
     yield from _refused(report)
     yield from _environment(report, recipe)
@@ -108,20 +107,6 @@ def _free(report: Report) -> list[bool]:
         and not {feature.name, *feature.columns} & required
         for feature in report.features
     ]
-
-
-def _comparison(report: Report, recipe: Recipe) -> Iterator[Found]:
-    """Compare the rows and folds of the sets that were compared with splits and recipe."""
-    record, where = report.selection.comparison, "/selection/comparison"
-    if record is None:
-        return
-    if recipe.search == "path":
-        yield where, f"is given, but {bundles.RECIPE} says search: path"
-    rows = {name: split.rows for name, split in report.data.splits.items()}
-    yield from check_equal(f"{where}/rows", record.rows, rows.get("valid"), "the validation split has")
-    both = rows.get("train", 0) + rows.get("valid", 0)
-    if not 0 <= record.fold_rows <= both or min(record.folds, record.repeats) < 1:
-        yield f"{where}/fold_rows", f"says {record.fold_rows} in {record.folds} folds; the splits have {both}"
 
 
 def _outputs(report: Report, recipe: Recipe) -> Iterator[Found]:
