@@ -24,8 +24,8 @@ from glprune.export.onnx_runtime import OnnxFile
 from glprune.model.prediction import predict
 from glprune.runtime.events import Listener, Stage
 from glprune.schema import bundle as bundles
-from glprune.schema.report import Prediction, Proxies, ProxyAnalysis, ProxyAttribute, ProxySource
-from glprune.tables.protected import VALUES, Attribute, segmented
+from glprune.schema.report import VALUES, Prediction, Proxies, ProxyAnalysis, ProxyAttribute, ProxySource
+from glprune.tables.protected import Attribute, segmented
 
 if TYPE_CHECKING:
     from glprune.export.shipped_model import ShippedModel

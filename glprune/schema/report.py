@@ -23,6 +23,12 @@ DType = Literal["float32", "int64", "bool"]
 ProxySource = Literal["kept inputs", "removed inputs", "score"]
 
 
+MISSING = "missing"
+"""The segment of rows without a value."""
+VALUES, EDGES, QUARTILES = "values", "edges of the recipe", "quartiles of the training rows"
+"""What divides rows into segments."""
+
+
 class Record(BaseModel):
     """A frozen record that refuses unknown keys and non-finite numbers."""
 

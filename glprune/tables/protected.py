@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -12,16 +11,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from glprune._wording import number_text, number_texts, range_labels
 from glprune.errors import DataError, RecipeError, did_you_mean
-from glprune.tables.table import EXACT, refuse_inexact
+from glprune.schema.report import EDGES, MISSING, QUARTILES, VALUES
+from glprune.tables.table import refuse_inexact
 
 if TYPE_CHECKING:
     from glprune.schema.recipe import Recipe
     from glprune.tables.table import Table
 
-MISSING = "missing"
-VALUES, EDGES, QUARTILES = "values", "edges of the recipe", "quartiles of the training rows"
-"""What divides rows into segments."""
 _MAX_NUMBERS, _MAX_LABELS = 6, 50  # distinct values that get a segment each
 
 
@@ -176,7 +174,7 @@ def segmented(attribute: Attribute, bins: Sequence[float] | None) -> Segmentatio
     distinct = np.unique(np.concatenate([v[np.isfinite(v)] for v in attribute.values.values()]))
     if bins is None and len(distinct) <= _MAX_NUMBERS:
         number = {s: np.searchsorted(distinct, v) for s, v in attribute.values.items()}
-        return _label_missing(Segmentation(_texts(distinct.tolist()), VALUES, number), attribute)
+        return _label_missing(Segmentation(number_texts(distinct.tolist()), VALUES, number), attribute)
     by = EDGES
     if bins is None:
         train = attribute.values["train"]
@@ -186,13 +184,6 @@ def segmented(attribute: Attribute, bins: Sequence[float] | None) -> Segmentatio
     labels = range_labels([float(edge) for edge in bins])
     number = {s: np.searchsorted(bins, v, side="right") for s, v in attribute.values.items()}
     return _label_missing(Segmentation(labels, by, number, tuple(map(float, bins))), attribute)
-
-
-def range_labels(edges: Sequence[float]) -> tuple[str, ...]:
-    """Return the names of the ranges that ascending edges, at least one, divide."""
-    texts = _texts(edges)
-    middle = [f"{a} to below {b}" for a, b in itertools.pairwise(texts)]
-    return (f"below {texts[0]}", *middle, f"{texts[-1]} and above")
 
 
 def assigned(attribute: Attribute, labels: Sequence[str], edges: Sequence[float] | None) -> NDArray[np.int64]:
@@ -215,21 +206,10 @@ def assigned(attribute: Attribute, labels: Sequence[str], edges: Sequence[float]
         found[finite] = np.searchsorted(edges, values[finite], side="right")
         return found
     distinct, index = np.unique(values[finite], return_inverse=True)
-    texts = [[repr(v), _text(v)] for v in distinct.tolist()]
+    texts = [[repr(v), number_text(v)] for v in distinct.tolist()]
     of_values = [next((known[t] for t in pair if t in known), -1) for pair in texts]
     found[finite] = np.array(of_values, dtype=np.int64)[index]
     return found
-
-
-def _text(value: float) -> str:
-    """Format a number with few digits."""
-    return f"{value:.0f}" if value.is_integer() and abs(value) < EXACT else f"{value:g}"
-
-
-def _texts(values: Sequence[float]) -> tuple[str, ...]:
-    """Format distinct numbers with few digits, or with all of them if they would look the same."""
-    short = tuple(map(_text, values))
-    return short if len(set(short)) == len(short) else tuple(map(repr, values))
 
 
 def _label_missing(found: Segmentation, attribute: Attribute) -> Segmentation:

@@ -17,8 +17,9 @@ from glprune._imports import load_callable
 from glprune._user_code import user_code
 from glprune.audit.evaluation.rows import Array, Division, Rows, in_chunks
 from glprune.errors import DataError, first_line
+from glprune.schema.report import VALUES
 from glprune.tables.batches import ordered_inputs, split_batch
-from glprune.tables.protected import VALUES, Attribute, assigned
+from glprune.tables.protected import Attribute, assigned
 
 if TYPE_CHECKING:
     from glprune.audit.evaluation.subject import Subject

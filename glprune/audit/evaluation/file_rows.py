@@ -10,10 +10,11 @@ import numpy as np
 
 from glprune.audit.evaluation.rows import Division, Rows, in_chunks
 from glprune.errors import DataError, GlpruneError, RecipeError
+from glprune.schema.report import VALUES
 from glprune.tables.columns import file_inputs
 from glprune.tables.features import SPLITS, InputColumns
 from glprune.tables.files import open_table
-from glprune.tables.protected import VALUES, assigned, read_protected, segmented
+from glprune.tables.protected import assigned, read_protected, segmented
 from glprune.tables.reading import FilePlan, SplitBuffer, read_inputs
 from glprune.tables.splitting import Part, split_rows
 from glprune.tables.targets import read_targets

@@ -362,7 +362,7 @@ def reason(feature, rules):
 
 def stated_policy(whole):
     attributes = [
-        {"name": name, "status": "outside", "by": "value", "segments": []} for name in whole["protected"]
+        {"name": name, "status": "outside", "by": "values", "segments": []} for name in whole["protected"]
     ]
     segments = {"min_rows": 20, "threshold": 0.5, "adverse": None, "decisions": None}
     proxies = {"performed": False, "reason": "policy.proxies is not set", "file": None, "digest": None}

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from glprune._wording import range_labels
 from glprune.audit.checks.policy import ancestors
 from glprune.audit.findings import Found, check_close, check_equal
 from glprune.schema import bundle as bundles
 from glprune.schema.recipe import DEFAULT_THRESHOLD
 from glprune.schema.report import (
+    EDGES,
+    MISSING,
+    QUARTILES,
+    VALUES,
     DecisionChange,
     Feature,
     Policy,
@@ -18,7 +23,6 @@ from glprune.schema.report import (
     Report,
     Segments,
 )
-from glprune.tables.protected import EDGES, MISSING, QUARTILES, VALUES, range_labels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
