@@ -326,10 +326,13 @@ def differences(before: Files, after: Files) -> Iterator[tuple[str, str]]:
 
 def _value(name: str, raw: bytes) -> Any:
     """Return what a file says; its bytes where it cannot be read."""
-    with contextlib.suppress(ValueError, GlpruneError):
+    with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError, GlpruneError):
         match Path(name).suffix:
             case ".json":
-                return read_json(raw)
+                value = read_json(raw)
+                if name == bundles.MANIFEST:
+                    value["subject"].sort(key=str)  # a list of files, in any order
+                return value
             case ".yaml":
                 return parse(raw.decode(), "")[0]
             case ".safetensors":
