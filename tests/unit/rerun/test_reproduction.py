@@ -14,6 +14,8 @@ from glprune.errors import UsageError
 from glprune.rerun.reproduction import reproduce
 from tests.bundle_fixtures import copied, follow, seal
 
+ALLOWED = {"allow_factory": ["networks.py"]}
+
 
 @pytest.fixture(autouse=True)
 def few_batches(monkeypatch):
@@ -36,7 +38,7 @@ def problem(audited):
 
 def run_again(audited, bundle, **options):
     data = {"file": audited.folder / "data.parquet"}
-    return reproduce(bundle, audited.folder / "plain.pt", data, folder=audited.folder, **options)
+    return reproduce(bundle, audited.folder / "plain.pt", data, folder=audited.folder, **ALLOWED, **options)
 
 
 def changed(audited, place, key, change):
@@ -106,13 +108,13 @@ def test_other_features_are_not_reproduced_anywhere(audited, tmp_path, key):
 def test_other_models_and_data_are_refused_before_training(audited, problem, tmp_path):
     data = {"file": problem / "data.parquet"}
     with pytest.raises(UsageError, match="not the model that the bundle was made from"):
-        reproduce(audited["kept"], problem / "Mixed.pt", data, folder=problem)
+        reproduce(audited["kept"], problem / "Mixed.pt", data, folder=problem, **ALLOWED)
     other = tmp_path / "other.csv"
     other.write_text("a,b\n1,2\n")
     with pytest.raises(UsageError, match=r"not the data\.file that the bundle was made from"):
-        reproduce(audited["kept"], problem / "plain.pt", {"file": other}, folder=problem)
+        reproduce(audited["kept"], problem / "plain.pt", {"file": other}, folder=problem, **ALLOWED)
     with pytest.raises(UsageError, match=r"reads no data\.test; give --data FILE"):
-        reproduce(audited["kept"], problem / "plain.pt", {"test": other}, folder=problem)
+        reproduce(audited["kept"], problem / "plain.pt", {"test": other}, folder=problem, **ALLOWED)
 
 
 def test_nothing_in_the_bundle_is_imported(audited, problem):
@@ -128,10 +130,33 @@ def test_the_factory_must_be_allowed(audited):
     assert "--allow-factory" in result.output
 
 
+def test_code_that_the_bundle_names_needs_consent(audited, problem, tmp_path):
+    """The caller allows it, or has a recipe that names the same code with the same arguments."""
+    model, recipe = problem / "plain.pt", tmp_path / "recipe.yaml"
+    with pytest.raises(
+        UsageError, match=r"names the code 'networks\.py:plain', .*--allow-factory networks\.py"
+    ):
+        reproduce(audited["kept"], model, folder=problem)
+    text = (audited["kept"] / "recipe.resolved.yaml").read_text()
+    for old, new, key in (
+        ("networks.py:plain", "networks.py:other", "model.factory"),
+        ("arguments: {}", "arguments: {width: 3}", "model.arguments"),
+    ):
+        assert old in text
+        recipe.write_text(text.replace(old, new, 1))
+        with pytest.raises(UsageError, match=f"has {key}: "):
+            reproduce(audited["kept"], model, recipe=recipe, folder=problem)
+    with pytest.raises(UsageError, match="decides on no code that runs"):
+        reproduce(audited["kept"], model, recipe=audited["kept"] / "recipe.resolved.yaml", folder=problem)
+    recipe.write_text(text)
+    with pytest.raises(UsageError, match="not the model"):  # the next check
+        reproduce(audited["kept"], problem / "Mixed.pt", recipe=recipe, folder=problem)
+
+
 def test_the_command_needs_a_model_and_prints_json(audited, problem):
     assert CliRunner().invoke(main, ["reproduce", str(audited["recurrent"])]).exit_code == 2
     arguments = ["reproduce", str(audited["recurrent"]), "--model", str(problem / "Recurrent.pt")]
-    arguments += ["--folder", str(problem), "--quiet", "--json"]
+    arguments += ["--folder", str(problem), "--allow-factory", "networks.py", "--quiet", "--json"]
     result = CliRunner().invoke(main, arguments)
     record = json.loads(result.stdout)
     assert (result.exit_code, record["result"], record["to_the_byte"]) == (0, "reproduced", True)
