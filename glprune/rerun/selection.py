@@ -70,9 +70,9 @@ def select(  # noqa: PLR0913 - a public entry point: each option is a keyword of
         The new bundle's folder and the report.
 
     Raises:
-        UsageError: The bundle has no such point or was changed; recipe, model or data are missing or not
-            those that it was made from; it names code that neither ``recipe`` nor ``allow_factory`` does; or the
-            output folder exists.
+        UsageError: The bundle has no such point or was changed; recipe, model or data are missing or
+            not those that it was made from; it names code that neither ``recipe`` nor ``allow_factory`` does;
+            or the output folder exists.
         GlpruneError: Recipe, model or data cannot be read; see ``run``.
     """
     stored = _open(Path(bundle), features)
