@@ -66,7 +66,7 @@ BAD = {
     "bytes that are no text": (b"\xff\xfe", 400),
     "a key twice": (b'[{"a": 1, "b": 2, "a": 3}]', 400),
     "a key twice in a value": (b'[{"a": {"b": 1, "b": 2}}]', 400),
-    "more values than the limit": (b"[" + b"1," * 1_000_000 + b"1]", 413),
+    "more values than the limit": (b"[" + b"1," * 250_000 + b"1]", 413),
     "a number": (3, 400),
     "a text": ("x", 400),
     "null": (None, 400),
