@@ -442,6 +442,29 @@ def test_the_expected_model_is_given_by_digest_or_file(audited, slim):
     assert "C14" in done.stdout
 
 
+def test_only_what_was_asked_for_is_said_to_be_so(audited):
+    """C14 passes for one expectation; its words must not speak of the others."""
+    report = read_report(audited["slim"])
+    said = {
+        "model": "model.onnx is the expected one",
+        "original": "the original is the expected one",
+        "previous": "the bundle follows the previous one",
+    }
+    given = {
+        "model": report.digests.outputs[bundles.ONNX],
+        "original": report.digests.model,
+        "previous": report,
+    }
+    for names in (["model"], ["original"], ["previous"], ["model", "previous"], [*given]):
+        options = VerificationOptions(**{name: given[name] for name in names})
+        found = next(c for c in verify(audited["slim"], options, isolated=False).checks if c.id == "C14")
+        assert found.status == "passed"
+        text = f"{found.info.proves} ({found.note})"
+        assert [name for name in said if said[name] in text] == names
+        assert ("not asked: " in text) == (len(names) < 3)
+        assert "is the expected one" not in found.info.proves
+
+
 def test_a_bundle_follows_one_of_the_same_original_and_no_later_one(audited):
     assert (
         verify(
