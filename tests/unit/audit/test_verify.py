@@ -321,7 +321,7 @@ def test_a_key_is_never_overwritten_and_its_secret_half_is_private(people):
         (["--trust", "{bundle}/report.json"], "is not a PEM public key"),
         (["--require-role", "validator"], "--trust"),
         (["--policy", "absent.yaml"], "absent.yaml"),
-        (["--policy", "{bundle}/report.json"], "keys: must_drop"),
+        (["--policy", "{bundle}/report.json"], "Keys: must_drop"),
         (["--expect-model", "abc"], "neither a SHA-256 nor a file"),
         (["--timeout", "0"], "timeout"),
     ],
