@@ -155,7 +155,15 @@ def _check_inputs(report: Report, recipe: Recipe, model: Path) -> None:
         raise UsageError(f"{model} is not the model that the bundle was made from (its SHA-256 differs).")
     for key, stated in report.digests.data.items():
         named = getattr(recipe.data, key, None)
-        if isinstance(named, str) and open_table(recipe.path(named)).digest() != stated:
+        if not isinstance(named, str):
+            continue
+        if not recipe.path(named).exists():
+            option = "" if key == WHOLE else f"{key}="
+            raise UsageError(
+                f"{recipe.path(named)}: no such file, the data.{key} of the recipe; give --data {option}FILE, "
+                "or with --folder the folder that it is in."
+            )
+        if open_table(recipe.path(named)).digest() != stated:
             raise UsageError(
                 f"{recipe.path(named)} is not the data.{key} that the bundle was made from (its SHA-256 "
                 "differs)."
