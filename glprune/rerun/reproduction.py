@@ -160,8 +160,8 @@ def _check_inputs(report: Report, recipe: Recipe, model: Path) -> None:
         if not recipe.path(named).exists():
             option = "" if key == WHOLE else f"{key}="
             raise UsageError(
-                f"{recipe.path(named)}: no such file, the data.{key} of the recipe; give --data {option}FILE, "
-                "or with --folder the folder that it is in."
+                f"{recipe.path(named)}: no such file, the data.{key} of the recipe; give "
+                f"--data {option}FILE, or with --folder the folder that it is in."
             )
         if open_table(recipe.path(named)).digest() != stated:
             raise UsageError(

@@ -122,8 +122,12 @@ def test_a_public_name_whose_package_is_not_installed_says_what_to_install(tmp_p
     written(tmp_path, lazy_package____init__="", lazy_package__needs="import not_installed_here\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     get = lazy_names("lazy_package", {"load": "needs", "other": "absent"})
-    with pytest.raises(ModuleNotFoundError, match=r"lazy_package\.load needs not_installed_here, .*install") as e:
+    with pytest.raises(
+        ModuleNotFoundError, match=r"lazy_package\.load needs not_installed_here, .*install"
+    ) as e:
         get("load")
     assert e.value.name == "not_installed_here"
-    with pytest.raises(ModuleNotFoundError, match=r"No module named 'lazy_package\.absent'"):  # a bug stays one
+    with pytest.raises(
+        ModuleNotFoundError, match=r"No module named 'lazy_package\.absent'"
+    ):  # a bug stays one
         get("other")
