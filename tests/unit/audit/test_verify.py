@@ -346,7 +346,8 @@ def with_policy(copy, **rules):
     whole = {"must_drop": [], "must_keep": [], "protected": [], "derived_from": {}} | rules
     recipe = copy / bundles.RECIPE
     recipe.write_text(recipe.read_text() + f"\npolicy: {json.dumps(whole)}\n")
-    copy.edit(lambda r: r.update(stated_policy(whole)))
+    recipe.write_text(load_recipe(recipe).to_yaml())
+    copy.edit(lambda r: r.update(stated_policy(whole, r["performance"])))
     copy.edit(lambda r: [f.update(reason=reason(f, whole)) for f in r["features"]])
     resolved = load_recipe(recipe)
     copy.edit(lambda r: r.update(not_measured=caveats.not_measured(Report.model_validate(r), resolved)))
@@ -362,11 +363,21 @@ def reason(feature, rules):
     return "must_drop" if names & {*rules["must_drop"]} else "penalty"
 
 
-def stated_policy(whole):
+def stated_policy(whole, performance):
+    """The records of a policy, with all rows in one segment of every protected attribute."""
+    rows = performance[0]["rows"]
+    metrics = [
+        {"name": m["name"], "original": m["original"], "final": m["final"], "difference": m["final"] - m["original"]}
+        for m in performance
+    ]  # fmt: skip
+    directions = dict.fromkeys(("to_adverse", "to_favourable", "adverse_original", "adverse_final"))
+    decisions = {"rows": rows, "flipped": 0, **directions}
+    segment = {"value": "all", "rows": rows, "suppressed": False, "metrics": metrics, "decisions": decisions}
     attributes = [
-        {"name": name, "status": "outside", "by": "values", "segments": []} for name in whole["protected"]
+        {"name": name, "status": "outside", "by": "values", "segments": [segment]}
+        for name in whole["protected"]
     ]
-    segments = {"min_rows": 20, "threshold": 0.5, "adverse": None, "decisions": None}
+    segments = {"min_rows": 20, "threshold": 0.5, "adverse": None, "decisions": decisions}
     proxies = {"performed": False, "reason": "policy.proxies is not set", "file": None, "digest": None}
     return {"policy": whole, "segments": segments | {"attributes": attributes}, "proxies": proxies}
 
