@@ -363,13 +363,21 @@ def reason(feature, rules):
     return "must_drop" if names & {*rules["must_drop"]} else "penalty"
 
 
+def without_zeroed(metric):
+    """A metric of all rows, as a segment with all rows has it."""
+    found = metric["intervals"]
+    tables = {
+        table: {network: ends for network, ends in found[table].items() if network != "zeroed"}
+        for table in ("values", "differences")
+    }
+    values = {key: metric[key] for key in ("name", "original", "final")}
+    return values | {"difference": metric["final"] - metric["original"], "intervals": found | tables}
+
+
 def stated_policy(whole, performance):
     """The records of a policy, with all rows in one segment of every protected attribute."""
     rows = performance[0]["rows"]
-    metrics = [
-        {"name": m["name"], "original": m["original"], "final": m["final"], "difference": m["final"] - m["original"]}
-        for m in performance
-    ]  # fmt: skip
+    metrics = [without_zeroed(m) for m in performance]
     directions = dict.fromkeys(("to_adverse", "to_favourable", "adverse_original", "adverse_final"))
     decisions = {"rows": rows, "flipped": 0, **directions}
     segment = {"value": "all", "rows": rows, "suppressed": False, "metrics": metrics, "decisions": decisions}
