@@ -105,7 +105,8 @@ class _Run:
         if set(inputs) - set(parts) or set(self._names) - set(outputs):
             raise UsageError(
                 f"{self.where}: it has inputs {', '.join(inputs)} and outputs {', '.join(outputs)}, the "
-                f"report {', '.join(parts)} and {', '.join(self._names)}; give the ONNX file of the same network."
+                f"report {', '.join(parts)} and {', '.join(self._names)}; give the ONNX file of the same "
+                "network."
             )
 
     def _arrays(self, answer: Frame, start: int) -> list[Array]:
