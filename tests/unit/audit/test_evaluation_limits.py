@@ -29,8 +29,8 @@ FAST = (
 MARKED = [pytest.param(a, id=a.name, marks=() if a.name in FAST else pytest.mark.slow) for a in RUN_ATTACKS]
 
 
-def changed(audited, place, key, change):
-    copy = copied(audited["kept"], place)
+def changed(audited, place, key, change, base="kept"):
+    copy = copied(audited[base], place)
     change(copy)
     follow(copy)
     seal(copy, key)
@@ -39,7 +39,7 @@ def changed(audited, place, key, change):
 
 @pytest.mark.parametrize("attack", MARKED)
 def test_a_hostile_model_ends_within_the_limits_in_one_line(attack, audited, producer, tmp_path):
-    copy = changed(audited, tmp_path / "bundle", producer[0], attack.change)
+    copy = changed(audited, tmp_path / "bundle", producer[0], attack.change, attack.base)
     data = audited.folder / "data.parquet"
     command = [sys.executable, "-m", "glprune", "evaluate", copy.folder, "--data", data, "--timeout", "8"]
     began = time.monotonic()
