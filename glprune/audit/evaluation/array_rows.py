@@ -175,7 +175,7 @@ def _load(path: Path) -> dict[str, Array]:
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
     except _UNREADABLE as error:
         raise DataError(f"{path}: cannot be read as arrays ({first_line(error, 160)}).") from None
@@ -198,8 +198,8 @@ def _input(x: Array, part: InputPlan, where: str) -> Array:
         DataError: It has too few axes, holds no numbers, or numbers of another kind.
     """
     place = f"{where}: input {part.name!r}"
-    axis = part.axis or 0
-    if x.ndim < max(1, axis + 1, -axis):
+    axis = part.axis
+    if x.ndim < (1 if axis is None else max(2, axis + 1, 1 - axis)):
         raise DataError(f"{place} has shape {x.shape}; its columns are along axis {part.axis}.")
     if x.dtype.kind not in "fiub" or (part.dtype != "float32" and x.dtype.kind == "f"):
         raise DataError(f"{place} holds {x.dtype} values; {part.dtype} is needed.")
@@ -210,7 +210,7 @@ def _input(x: Array, part: InputPlan, where: str) -> Array:
 
 
 def _check_finite(x: Array, place: str) -> None:
-    if x.dtype.kind == "f":
+    if x.dtype.kind == "f" and len(x):
         finite = np.isfinite(x).reshape(len(x), -1).all(axis=1)
         if not finite.all():
             raise DataError(f"{place} is NaN or Inf in row {int(np.argmin(finite)) + 1}; fill or drop it.")

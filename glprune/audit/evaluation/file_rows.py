@@ -140,7 +140,7 @@ class _Source:
             if split is not None or self._whole:
                 raise
             return self._all(
-                f"its column {self._column!r} does not hold train, valid and test alone: all rows are taken."
+                f"its column {self._column!r} does not tell test rows from others, so all rows are taken."
             )
         if self._whole:
             is_test = name == "test"
