@@ -195,11 +195,11 @@ class Copy:
         change(value)
         self.write(value, name)
 
-    def model(self):
-        return onnx.load_from_string((self.folder / bundles.ONNX).read_bytes())
+    def model(self, name=bundles.ONNX):
+        return onnx.load_from_string((self.folder / name).read_bytes())
 
-    def put(self, model):
-        (self.folder / bundles.ONNX).write_bytes(model.SerializeToString(deterministic=True))
+    def put(self, model, name=bundles.ONNX):
+        (self.folder / name).write_bytes(model.SerializeToString(deterministic=True))
 
     def removed(self):
         """Positions of the columns of the wide file that nothing may read."""
