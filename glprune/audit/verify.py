@@ -327,17 +327,18 @@ def _graph(opened: ParsedBundle, report: Report) -> Check:
     note += f"; {columns} of {total} columns" if total else ""
     flow = control_flow(model)
     found = make_check("C6", findings, f"{note}; control flow: {', '.join(flow)}" if flow else note)
-    return replace(found, left_out=_not_run(opened.original))
+    return replace(found, left_out=_unmeasured(opened.original))
 
 
-def _not_run(original: ModelProto | None) -> str:
-    """Say that the file of the original is read only, and what of it may take long to run."""
+def _unmeasured(original: ModelProto | None) -> str:
+    """Say that the outputs of the original's file are unknown, and what of it may take long to run."""
     if original is None:
         return ""
     flow = control_flow(original)
     loops = f" It has control flow ({', '.join(flow)}), so it may run without an end." if flow else ""
     return (
-        f"{bundles.ORIGINAL}: it was read (C6) and not run; `glprune evaluate` runs it, within limits.{loops}"
+        f"{bundles.ORIGINAL}: C6 read its graph; its outputs were not compared with anything. "
+        f"`glprune evaluate` runs it on rows, within limits.{loops}"
     )
 
 
