@@ -19,14 +19,17 @@ from glprune.audit.limits import running_memory
 from glprune.audit.verify import verify
 from glprune.cli.main import main
 from tests.bundle_fixtures import copied, follow, seal
-from tests.unit.audit.attacks_limits import RUN_ATTACKS, endless_loop, in_file
+from tests.unit.audit.attacks_limits import RUN_ATTACKS, WITHIN_LIMITS, endless_loop, in_file
 from tests.unit.audit.test_limits import MEASURED
 
 FAST = (
     "a loop of a million million turns in the original's file",
     "a thousand million copies of every output of the original",
 )
-MARKED = [pytest.param(a, id=a.name, marks=() if a.name in FAST else pytest.mark.slow) for a in RUN_ATTACKS]
+MARKED = [
+    pytest.param(a, id=a.name, marks=() if a.name in FAST else pytest.mark.slow)
+    for a in (*RUN_ATTACKS, WITHIN_LIMITS)
+]
 
 
 def changed(audited, place, key, change, base="kept"):
