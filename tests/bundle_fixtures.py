@@ -231,13 +231,18 @@ def follow(copy):
 
 def seal(copy, key):
     """Write a manifest of whatever is there and sign it."""
+    write_list(copy)
+    resign(copy, key)
+
+
+def write_list(copy):
+    """Write a manifest of whatever is there."""
     files = {
         p.relative_to(copy.folder).as_posix(): p.read_bytes()
         for p in copy.folder.rglob("*")
         if p.is_file() and p.name != bundles.MANIFEST and bundles.SIGNATURES not in p.parts
     }
     copy.write(make_manifest(files), bundles.MANIFEST)
-    resign(copy, key)
 
 
 def resign(copy, key):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from onnx import ModelProto, TensorProto, numpy_helper
+from numpy.typing import NDArray
+from onnx import ModelProto
 
 from glprune.audit.findings import Finding, Found, check_equal
-from glprune.audit.onnx_reader import storage_error
+from glprune.audit.onnx_reader import initializers
 from glprune.schema import bundle as bundles
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def check_original_norms(
         tables: The columns of every input.
         original: The ONNX file of the original network.
     """
-    stored = {t.name: t for t in original.graph.initializer if storage_error(t) is None}
+    stored = initializers(original.graph)
     columns = {table.name: table.columns for table in tables}
     found = []
     for part in plan.inputs:
@@ -112,19 +113,20 @@ def check_original_norms(
 
 
 def _squares_of_columns(
-    plan: Plan, part: InputPlan, stored: Mapping[str, TensorProto]
+    plan: Plan, part: InputPlan, stored: Mapping[str, NDArray[Any]]
 ) -> dict[int, float] | None:
     """Sum the squared weights on each column; None if the file does not name all of them."""
     places = {(units.name, p.tensor, p.dim): p for units in plan.units for p in units.places}
     total: dict[int, float] = {}
     for reader in part.readers:
-        place, tensor = places.get((part.name, reader.tensor, reader.dim)), stored.get(reader.tensor)
-        array = numpy_helper.to_array(tensor).astype(np.float64) if tensor is not None else None
-        if place is None or array is None or array.ndim <= place.dim:
+        place, array = places.get((part.name, reader.tensor, reader.dim)), stored.get(reader.tensor)
+        if place is None or array is None or array.dtype.kind != "f" or array.ndim <= place.dim:
             return None
         if array.shape[place.dim] != len(place.units):
             return None  # exporters store some weights transposed
-        along = np.square(array).sum(axis=tuple(d for d in range(array.ndim) if d != place.dim))
+        along = np.square(array.astype(np.float64)).sum(
+            axis=tuple(d for d in range(array.ndim) if d != place.dim)
+        )
         for unit, value in zip(place.units, along.tolist(), strict=True):
             total[unit] = total.get(unit, 0.0) + value
     return total if part.readers else None
@@ -179,8 +181,8 @@ def _cuts(plan: Plan, tensors: Tensors) -> Iterator[Found]:
     for (tensor, dim), (size, kept) in left.items():
         array = tensors.arrays.get(tensors.name(tensor))
         if array is None:
-            continue
-        if len(kept) < size:
+            yield "/units", f"lie in {tensor!r}, which is not in {bundles.WEIGHTS}"
+        elif len(kept) < size:
             yield "/axes", f"lacks {tensor!r} along {dim}, where {size - len(kept)} positions are gone"
         elif dim >= array.ndim or array.shape[dim] != size:
             yield "/units", f"say that {tensor!r} has size {size} along {dim}; its shape is {array.shape}"
