@@ -16,6 +16,7 @@ from glprune.audit.evaluation.file_rows import read_file
 from glprune.audit.evaluation.subject import open_subject
 from glprune.cli.main import main
 from glprune.errors import DataError, UsageError, did_you_mean
+from glprune.schema.recipe_loading import load_recipe
 from glprune.tables.files import open_table
 from glprune.tables.remedies import for_auditor, or_list
 from glprune.tables.validation import check_columns
@@ -68,9 +69,7 @@ def divided(audited, producer, tmp_path):
     """A bundle whose recipe splits by the column ``fold``."""
     copy = copied(audited["kept"], tmp_path / "divided")
     recipe = copy / "recipe.resolved.yaml"
-    text = recipe.read_text()
-    assert "split:" not in text
-    recipe.write_text(text.replace("  target: y\n", "  target: y\n  split: {column: fold}\n"))
+    recipe.write_text(load_recipe(recipe, ["data.split.column=fold"]).to_yaml())
     follow(copy)
     seal(copy, producer[0])
     return copy.folder
