@@ -18,6 +18,16 @@ def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]
     def get(name: str) -> Any:
         if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
+        try:
+            module = importlib.import_module(f"{package}.{modules[name]}")
+        except ModuleNotFoundError as error:
+            if str(error.name).startswith(f"{package}."):
+                raise
+            raise ModuleNotFoundError(
+                f"{package}.{name} needs {error.name}, which is not installed; "
+                "install glprune with its dependencies",
+                name=error.name,
+            ) from error
+        return getattr(module, name)
 
     return get

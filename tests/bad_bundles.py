@@ -199,8 +199,11 @@ REFUSED = [
     Bad("rules are a bomb", "verify bundle --policy r.yaml", 2, "r.yaml:1: " + NOT_ALLOWED.format("&a"), content(LAUGHS, "r.yaml")),
     Bad("rules with a tag that runs code", "verify bundle --policy r.yaml", 2, "r.yaml:1: " + NOT_ALLOWED.format("!!python/name:os.system"), content("must_drop: !!python/name:os.system\n", "r.yaml")),
     Bad("rules with a huge number", "verify bundle --policy r.yaml", 2, "r.yaml:1: 9999999999999999999999999999999999999999 does not fit 64 bits; use a smaller number.", content(f"must_drop: [{'9' * 5000}]\n", "r.yaml")),
-    Bad("rules of another kind", "verify bundle --policy r.yaml", 2, "r.yaml: must_drop: Input should be a valid list; keys: must_drop, must_keep, protected, derived_from.", content("must_drop: sex\n", "r.yaml")),
-    Bad("rules with an unknown key", "verify bundle --policy r.yaml", 2, "r.yaml: must_drp: Extra inputs are not permitted; keys: must_drop, must_keep, protected, derived_from.", content("must_drp: [sex]\n", "r.yaml")),
+    Bad("rules of another kind", "verify bundle --policy r.yaml", 2, "r.yaml:1: must_drop should be a list, such as [sex].", content("must_drop: sex\n", "r.yaml")),
+    Bad("rules with an unknown key", "verify bundle --policy r.yaml", 2, "r.yaml:2: must_drp is not a key. Did you mean 'must_drop'? Keys: must_drop, must_keep, protected, derived_from.", content("must_keep: [a]\nmust_drp: [sex]\n", "r.yaml")),
+    Bad("rules with a number for a name", "verify bundle --policy r.yaml", 2, "r.yaml:1: must_drop.0 should be a name; put it in quotes.", content("must_drop: [1]\n", "r.yaml")),
+    Bad("rules of descent that are a list", "verify bundle --policy r.yaml", 2, "r.yaml:1: derived_from should map names to lists, such as {age_band: [age]}.", content("derived_from: [a]\n", "r.yaml")),
+    Bad("rules of descent from a number", "verify bundle --policy r.yaml", 2, "r.yaml:2: derived_from.a should be a list.", content("derived_from:\n  a: 3\n", "r.yaml")),
 ]  # fmt: skip
 
 

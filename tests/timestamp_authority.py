@@ -64,6 +64,19 @@ class Authority:
         if self.signer is None:
             self.signer = holder("Test time", self.root, usages=[ExtendedKeyUsageOID.TIME_STAMPING])
 
+    def reply_of_openssl(self, message, *, at=NOW):
+        """Return a reply with a chain whose certificates are in no order of DER, as OpenSSL sends it."""
+        reply = self.reply(message, at=at)
+        mine, root = (
+            holder.certificate.public_bytes(serialization.Encoding.DER) for holder in (self.signer, self.root)
+        )
+        both = tsp.TimeStampResp.load(reply)
+        signed = both["time_stamp_token"]["content"]
+        signed["certificates"] = [asn1_x509.Certificate.load(c) for c in (mine, root)]
+        reply, (first, second) = both.dump(force=True), sorted((mine, root))
+        assert first + second in reply
+        return reply.replace(first + second, second + first)
+
     def reply(self, message, *, at=NOW, digest="sha256", status="granted", certificates=True):
         """Return a TimeStampResp on a message, in DER."""
         token = self.token(message, at=at, digest=digest, certificates=certificates)

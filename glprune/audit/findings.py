@@ -140,8 +140,8 @@ CHECKS: dict[str, CheckInfo] = {
     "C14": CheckInfo(
         "trust",
         "lineage",
-        "the model is the expected one; the bundle is a successor of the previous one",
-        "how the original was trained",
+        "what the auditor expects of model, original and predecessor is so, as far as it was given",
+        "what was not given; how the original was trained",
     ),
 }
 NOT_CHECKED = (

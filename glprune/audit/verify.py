@@ -217,11 +217,21 @@ def _report_checks(
 
 
 def _not_in_bundle(opened: ParsedBundle) -> list[str]:
-    """Return sentences on figures whose source is not in the bundle."""
+    """Return sentences on code and figures whose source is not in the bundle."""
     if opened.report is None:
         return []
     frontier = _OTHER_POINTS if opened.report.frontier is not None else ""
-    return [_withheld(opened, opened.report), frontier]
+    return [_factory(opened), _withheld(opened, opened.report), frontier]
+
+
+def _factory(opened: ParsedBundle) -> str:
+    """Say which code the plan names: it is not in the bundle."""
+    if opened.plan is None:
+        return ""
+    return (
+        f"The code of {opened.plan.factory!r}, which {bundles.PLAN} names as the factory of the network: it "
+        "is not imported, and commands that would run it need your consent."
+    )
 
 
 def _files(opened: ParsedBundle) -> Check:

@@ -19,6 +19,11 @@ _VERIFY_EPILOG = (
     "Exit codes: 0 verified; 1 a check failed; 2 usage; 3 incomplete: something in the bundle could not be "
     "checked, such as a signature without --trust; 4 policy violated; 5 unreadable or unknown schema."
 )
+_BUNDLE_EPILOG = (
+    "Exit codes: 0 done; 2 usage, a key, or a file that cannot be read or written; 5 not a bundle, or of a "
+    "schema this version does not know."
+)
+_KEY_EPILOG = "Exit codes: 0 done; 2 usage, a key, or a file that cannot be read or written."
 _MAX_TIMEOUT = 86_400  # seconds
 _path = click.Path(path_type=Path)
 _bundle = click.argument("bundle", type=_path)
@@ -138,7 +143,7 @@ def verify(
     sys.exit(verdict.exit_code)
 
 
-@click.command()
+@click.command(epilog=_KEY_EPILOG)
 @click.argument("key", type=_path)
 def keygen(key: Path) -> None:
     """Write a new Ed25519 key pair: the private KEY and the public KEY.pub."""
@@ -148,7 +153,7 @@ def keygen(key: Path) -> None:
     click.echo(f"wrote {key} (keep it secret) and {public} (give it to those who verify)", err=True)
 
 
-@click.command()
+@click.command(epilog=_BUNDLE_EPILOG)
 @_bundle
 @_key
 @click.option(
@@ -170,7 +175,7 @@ def sign(bundle: Path, key: Path, token: Path | None) -> None:
     click.echo(f"wrote {path}; key {secret.public_key.keyid}", err=True)
 
 
-@click.command()
+@click.command(epilog=_BUNDLE_EPILOG)
 @_bundle
 @_key
 @click.option("--role", required=True, help="Role in which you sign, such as validator.")
@@ -184,7 +189,7 @@ def countersign(bundle: Path, key: Path, role: str, statement: str) -> None:
     click.echo(f"wrote {path}; key {secret.public_key.keyid}", err=True)
 
 
-@click.command("attest-original")
+@click.command("attest-original", epilog=_KEY_EPILOG)
 @click.argument("model", type=_path)
 @_key
 @click.option("--role", default="owner", show_default=True, help="Role in which you sign.")
@@ -218,7 +223,7 @@ def _intact_manifest(bundle: Path, done: str = "signed") -> bytes:
     return opened.files.contents[bundles.MANIFEST]
 
 
-@click.command()
+@click.command(epilog=_BUNDLE_EPILOG)
 @click.argument("old", type=_path)
 @click.argument("new", type=_path)
 @_json
@@ -231,7 +236,7 @@ def diff(old: Path, new: Path, as_json: bool) -> None:
     _show(compare(read_report(old), read_report(new)), as_json, print_comparison)
 
 
-@click.command()
+@click.command(epilog=_BUNDLE_EPILOG)
 @_bundle
 @click.argument("feature")
 @_json
@@ -244,7 +249,7 @@ def explain(bundle: Path, feature: str, as_json: bool) -> None:
     _show(explain_feature(read_report(bundle), feature), as_json, print_story)
 
 
-@click.command()
+@click.command(epilog=_BUNDLE_EPILOG)
 @_bundle
 @click.option("--out", type=_path, help="File to write; default standard output.")
 @click.option("--markdown", is_flag=True, help="Render report.md, the findings only, instead.")
@@ -272,7 +277,7 @@ def render(bundle: Path, out: Path | None, markdown: bool) -> None:
         raise UsageError(f"{out}: cannot be written ({error.strerror}); choose another --out.") from None
 
 
-@click.command("export-card")
+@click.command("export-card", epilog=_BUNDLE_EPILOG)
 @_bundle
 @click.option("--out", type=_path, metavar="FOLDER", help="Folder to write to; default BUNDLE.card.")
 def export_card(bundle: Path, out: Path | None) -> None:

@@ -396,12 +396,12 @@ def inspect(
 @click.option(
     "--recipe",
     type=click.Path(path_type=Path),
-    help="The recipe of the bundle, if it is no longer where the bundle says.",
+    help="The recipe of the bundle; code that it names may run.",
 )
 @click.option(
     "--model",
     type=click.Path(path_type=Path),
-    help="The trained model of the bundle, if it is no longer where the bundle says.",
+    help="The trained model of the bundle.",
 )
 @_trust
 @_allow
@@ -434,10 +434,14 @@ def select(
     help="The data file of the bundle; train=FILE, valid=FILE, test=FILE where it has three.",
 )
 @click.option(
+    "--recipe",
+    type=click.Path(path_type=Path),
+    help="Your recipe: code that it names may run. Otherwise give --allow-factory.",
+)
+@click.option(
     "--folder",
     type=click.Path(path_type=Path),
-    default=Path(),
-    help="Folder that the recipe's paths are relative to, with its code [working directory].",
+    help="Folder that paths are relative to, with the code [that of --recipe, or the working directory].",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Keep the new bundle in this folder.")
 @click.option(

@@ -39,17 +39,18 @@ def load(
     Args:
         bundle: Folder a run wrote.
         factory: Builds the original network: a callable, or ``package.module:function``, called with
-            the arguments in the plan. None uses the factory that the plan names, which must be
-            importable: the bundle then decides which code runs, so load only bundles you trust, or
-            restrict ``allow_factory``. Files and modules inside the bundle are never imported.
-        allow_factory: Packages and modules that the plan's factory may be imported from; None allows any.
+            the arguments in the plan. None uses the function that the plan names, which runs only if
+            ``allow_factory`` lists its module. Files and modules inside the bundle are never imported.
+        allow_factory: Packages and modules of yours that the plan's function may be imported from, such as
+            ``["my_package.networks"]``.
 
     Returns:
         The slim network in evaluation mode. It takes the kept columns in the order of the
         report, as the slim ONNX file does.
 
     Raises:
-        ModelError: The plan, the weights and the factory do not match.
+        ModelError: The plan, the weights and the factory do not match, or the plan names a function that
+            the caller does not allow.
     """
     folder = Path(bundle)
     plan = _read_plan(folder / PLAN)
@@ -57,6 +58,11 @@ def load(
         build = _plan_factory(plan, folder, allow_factory) if factory is None else _resolve(factory, folder)
         with user_code(ModelError, f"{folder / PLAN}: its factory"):
             network = build(**plan.arguments)
+    if not isinstance(network, nn.Module):
+        raise ModelError(
+            f"{folder / PLAN}: its factory returned {type(network).__name__}, not a torch.nn.Module; pass "
+            "the function that builds the network."
+        )
     network = unwrapped(network).eval()
     fold_(network)
     shapes = _full_shapes(folder / WEIGHTS, plan.axes)
@@ -131,9 +137,12 @@ def _plan_factory(plan: Plan, folder: Path, allowed: Sequence[str] | None) -> Ca
             f"{folder / PLAN}: factory: {place!r} is a file, and no file of a bundle is imported; pass the "
             "function that builds the network."
         )
-    if allowed is None:
-        return _resolve(plan.factory, folder)
     where = f"{folder / PLAN}: factory"
+    if allowed is None:
+        raise ModelError(
+            f"{where}: {plan.factory[:200]!r} is named by the bundle, and runs only if you allow it; pass "
+            f"the function that builds the network, or allow_factory=[{place[:200]!r}]."
+        )
     check_allowed(place, allowed, f"{where}: {place!r}")
     with contextlib.suppress(ImportError, ValueError):  # the import itself says what is missing
         _refuse_inside(place, folder)

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 from glprune._wording import counted
 from glprune.report.markdown import code, listed, metrics_table, removed_table, size_table, table, text
+from glprune.report.uncertainty import between
 from glprune.schema import bundle as bundles
-from glprune.schema.metrics import label, metric_text
+from glprune.schema.metrics import label
 
 if TYPE_CHECKING:
-    from glprune.schema.report import Report, Segments
+    from glprune.schema.report import DecisionChange, Interval, Report, SegmentMetric, Segments
 
 TASKS = {
     "binary": "binary classification",
@@ -100,25 +101,73 @@ def _data(report: Report) -> str:
     return "\n\n".join(parts)
 
 
+_STATUS = {
+    "kept": "the shipped model reads it",
+    "removed": "the original network read it, the shipped model does not",
+    "outside": "neither network reads it",
+}
+
+
 def _protected(report: Report) -> list[str]:
-    """Show the metrics of the shipped file by protected attribute, where the recipe has a policy."""
-    if report.segments is None:
+    """Show decisions and metrics by protected attribute, where the recipe has a policy."""
+    found = report.segments
+    if found is None:
         return []
-    named = [f"{code(a.name)}: {a.status}" for a in report.segments.attributes]
-    metrics = [m.name for m in report.performance]
-    head = ("Attribute", "Value", "Rows", *map(label, metrics))
-    rows = list(_segments(report.segments, metrics))
+    named = [f"{code(a.name)}: {_STATUS[a.status]}" for a in found.attributes]
+    head = ("Attribute", "Value", "Rows", "Metric", "Original", "Shipped", "Change")
+    rows = list(_segments(found))
     return [
         "## Protected groups",
         f"{'; '.join(named)}." if named else "The policy names no protected attribute.",
-        *([table(head, rows, numbers=1 + len(metrics))] if rows else []),
-        f"Segments of fewer than {counted(report.segments.min_rows, 'row')} have no figures.",
+        *_decisions(found),
+        *([table(head, rows, numbers=3)] if rows else []),
+        f"Segments of fewer than {counted(found.min_rows, 'row')} have no figures.",
     ]
 
 
-def _segments(segments: Segments, metrics: list[str]) -> Iterator[tuple[str, ...]]:
-    for attribute in segments.attributes:
+def _decisions(found: Segments) -> list[str]:
+    """Show how decisions are made, and how many of them are others than the original's."""
+    if found.decisions is None:
+        return []
+    how = "" if found.threshold is None else f" The positive class is decided from {found.threshold:g} on."
+    adverse = f" Adverse: {', '.join(map(code, found.adverse))}." if found.adverse else ""
+    rows = [("all", "", *_changes(found.decisions))]
+    for attribute in found.attributes:
         for segment in attribute.segments:
-            found = {m.name: metric_text(m.final) for m in segment.metrics if m.final is not None}
-            values = (found.get(name, "-") for name in metrics)
-            yield (code(attribute.name), code(segment.value), f"{segment.rows:,}", *values)
+            if segment.decisions is not None:
+                rows.append((code(attribute.name), code(segment.value), *_changes(segment.decisions)))
+    head = ("Attribute", "Value", "Rows", "Decided otherwise", "To adverse", "To favourable")
+    return [f"Decisions of the shipped file and of the original.{how}{adverse}", table(head, rows, numbers=4)]
+
+
+def _changes(found: DecisionChange) -> tuple[str, ...]:
+    moved = (found.to_adverse, found.to_favourable)
+    share = f" ({found.flipped / found.rows:.2%})" if found.rows else ""
+    return f"{found.rows:,}", f"{found.flipped:,}{share}", *("-" if n is None else f"{n:,}" for n in moved)
+
+
+def _segments(found: Segments) -> Iterator[tuple[str, ...]]:
+    for attribute in found.attributes:
+        for segment in attribute.segments:
+            where = (code(attribute.name), code(segment.value), f"{segment.rows:,}")
+            if not segment.metrics:
+                yield (*where, *["-"] * 4)
+            for metric in segment.metrics:
+                yield (*where, text(label(metric.name)), *_values(metric))
+
+
+def _values(metric: SegmentMetric) -> Iterator[str]:
+    """Yield the original's value, the shipped file's and the change, each with its interval."""
+    known = metric.intervals
+    values = {} if known is None else known.values
+    change = None if known is None else known.differences.get("final")
+    yield _valued(metric.original, values.get("original"))
+    yield _valued(metric.final, values.get("final"))
+    yield _valued(metric.difference, change, signed=True)
+
+
+def _valued(value: float | None, interval: Interval | None, signed: bool = False) -> str:
+    if value is None:
+        return "-"
+    shown = f"{value:{'+' if signed else ''}.4f}"
+    return shown if interval is None else f"{shown} ({between(interval, signed=signed)})"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -34,7 +36,10 @@ _FILES = (
     bundles.INPUT_SCHEMA,
     bundles.PROXIES,
 )
+_FIGURES = 20  # of the report that are listed where they differ
+_LENGTH = 80  # characters of a value
 _TIMES = {"timing", "latency", "widths"}
+_ELSEWHERE = re.compile(r"/performance/[^/]+/final|/digests/outputs/.*")
 _PATHS = {bundles.FRONTIER}  # it names recipe and model by their paths
 
 
@@ -76,8 +81,9 @@ def compare_bundles(old: ParsedBundle, new: ParsedBundle, rule: Rule) -> Iterato
     assert new.report is not None
     if rule == "bytes":
         yield from _features(old.report, new.report)
+        yield from _equal_metrics(old.report, new.report)
         yield from _equal_files(old, new)
-        yield _equal_reports(old.report, new.report)
+        yield from _equal_reports(old.report, new.report)
         return
     yield from _features(old.report, new.report)
     yield from (_hidden(*pair) for pair in zip(old.report.hidden, new.report.hidden, strict=False))
@@ -108,14 +114,31 @@ def _digest(raw: bytes | None) -> str:
     return "no such file" if raw is None else f"sha256:{sha256(raw)}"
 
 
-def _equal_reports(old: Report, new: Report) -> Difference:
-    """Compare all figures of two reports but times."""
+def _equal_metrics(old: Report, new: Report) -> Iterator[Difference]:
+    """Compare the metrics of the shipped model, as they are printed and to the last bit."""
+    for before, after in zip(old.performance, new.performance, strict=False):
+        texts = metric_text(before.final), metric_text(after.final)
+        same = (before.name, before.final) == (after.name, after.final)
+        yield Difference(f"{before.name} of the shipped model", *texts, "the same figure", same)
+
+
+def _equal_reports(old: Report, new: Report) -> Iterator[Difference]:
+    """Compare all other figures of two reports but times; those that differ are listed."""
     trees = [_without_times(report.model_dump(mode="json", by_alias=True)) for report in (old, new)]
-    places = list(_unequal(trees[0], trees[1], ""))
-    found = (
-        f"differs at {', '.join(places[:5])}{' and more' if len(places) > 5 else ''}" if places else "equal"
-    )
-    return Difference(bundles.REPORT, "all figures", found, "the same, but times and latencies", not places)
+    found = list(_unequal(trees[0], trees[1], ""))
+    rule = "the same, but times and latencies"
+    for where, there, here in found[:_FIGURES]:
+        yield Difference(f"{bundles.REPORT} {where}", _short(there), _short(here), rule, False)
+    if not found:
+        yield Difference(bundles.REPORT, "all other figures", "all other figures", rule, True)
+    elif len(found) > _FIGURES:
+        more = f"{len(found) - _FIGURES} more figures differ"
+        yield Difference(bundles.REPORT, "all other figures", more, rule, False)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _LENGTH else f"{text[: _LENGTH - 3]}..."
 
 
 def _without_times(tree: Any) -> Any:
@@ -124,15 +147,24 @@ def _without_times(tree: Any) -> Any:
     return [_without_times(item) for item in tree] if isinstance(tree, list) else tree
 
 
-def _unequal(old: Any, new: Any, where: str) -> Iterator[str]:
+def _unequal(old: Any, new: Any, where: str) -> Iterator[tuple[str, Any, Any]]:
+    """Yield place and values of what differs; what is compared by itself, files and metrics, is left out."""
+    if _ELSEWHERE.fullmatch(where):
+        return
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new}):
             yield from _unequal(old.get(key), new.get(key), f"{where}/{key}")
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for number, pair in enumerate(zip(old, new, strict=True)):
-            yield from _unequal(*pair, f"{where}/{number}")
+            yield from _unequal(*pair, f"{where}/{_entry(number, *pair)}")
     elif old != new:
-        yield where
+        yield where, old, new
+
+
+def _entry(number: int, old: Any, new: Any) -> str:
+    """Return the name of an entry of a list, where it has one, or its number."""
+    names = [item.get("name") if isinstance(item, dict) else None for item in (old, new)]
+    return names[0] if isinstance(names[0], str) and names[0] == names[1] else str(number)
 
 
 def _hidden(old: HiddenLayer, new: HiddenLayer) -> Difference:

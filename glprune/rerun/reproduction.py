@@ -15,6 +15,7 @@ from glprune.errors import UsageError
 from glprune.export.latency import OnnxLatencyMeter
 from glprune.pipeline import run_unpublished
 from glprune.rerun.comparison import Difference, compare_bundles, same_environment
+from glprune.rerun.consent import consented
 from glprune.runtime.events import Listener, silent
 from glprune.schema import bundle as bundles
 from glprune.search.worker_setup import JobFactory
@@ -58,7 +59,8 @@ def reproduce(  # noqa: PLR0913 - a public entry point: each option is a keyword
     model: str | Path,
     data: Mapping[str, Path] | None = None,
     *,
-    folder: str | Path = ".",
+    recipe: str | Path | None = None,
+    folder: str | Path | None = None,
     out: str | Path | None = None,
     other_machine: bool = False,
     trust_pickle: bool = False,
@@ -72,12 +74,13 @@ def reproduce(  # noqa: PLR0913 - a public entry point: each option is a keyword
         model: The trained weights.
         data: ``file``, or ``train``, ``valid`` and ``test`` -> where the file is; the others are where the
             recipe says.
-        folder: The folder that the paths of the recipe are relative to.
+        recipe: A recipe of the caller's: code that it names may run, and paths are relative to its folder.
+        folder: The folder that paths are relative to instead; default the recipe's or the working directory.
         out: Keep the new bundle here.
         other_machine: Compare with tolerances although platform and versions are the same.
         trust_pickle: Load a fully pickled module, which runs the code it contains.
-        allow_factory: Packages, modules and .py files that the recipe's code may be imported from; None
-            allows any.
+        allow_factory: Packages, modules and .py files that code may be imported from; None allows what
+            ``recipe`` names.
         on_event: Called with an event for every step.
 
     Raises:
@@ -85,12 +88,15 @@ def reproduce(  # noqa: PLR0913 - a public entry point: each option is a keyword
         GlpruneError: The run fails; see ``glprune.run``.
     """
     opened, report, resolved = _open(Path(bundle))
-    recipe = _located(resolved, report, Path(folder), data or {}).allowing(allow_factory)
-    if Path(bundle).resolve() in (Path(folder).resolve(), *Path(folder).resolve().parents):
-        raise UsageError(f"{folder} is inside {bundle}: nothing in a bundle is imported; give --folder.")
-    _check_inputs(report, recipe, Path(model))
+    own = Path(recipe) if recipe is not None else None
+    home = Path(folder) if folder is not None else own.parent if own is not None else Path()
+    if home.resolve().is_relative_to(Path(bundle).resolve()):
+        raise UsageError(f"{home} is inside {bundle}: nothing in a bundle is imported; give --folder.")
+    allowed = consented(resolved, own, allow_factory, Path(bundle))
+    located = _located(allowed, report, home, data or {})
+    _check_inputs(report, located, Path(model))
     # the run of the bundle has judged the network
-    source = JobFactory(recipe, Path(model), trust_pickle, OnnxLatencyMeter, accept_original=True)
+    source = JobFactory(located, Path(model), trust_pickle, OnnxLatencyMeter, accept_original=True)
     with _output(out) as place:
         again = open_bundle(run_unpublished(source, place, on_event or silent).bundle)
     return _compared(Path(bundle), opened, again, other_machine)
@@ -149,7 +155,15 @@ def _check_inputs(report: Report, recipe: Recipe, model: Path) -> None:
         raise UsageError(f"{model} is not the model that the bundle was made from (its SHA-256 differs).")
     for key, stated in report.digests.data.items():
         named = getattr(recipe.data, key, None)
-        if isinstance(named, str) and open_table(recipe.path(named)).digest() != stated:
+        if not isinstance(named, str):
+            continue
+        if not recipe.path(named).exists():
+            option = "" if key == WHOLE else f"{key}="
+            raise UsageError(
+                f"{recipe.path(named)}: no such file, the data.{key} of the recipe; give "
+                f"--data {option}FILE, or with --folder the folder that it is in."
+            )
+        if open_table(recipe.path(named)).digest() != stated:
             raise UsageError(
                 f"{recipe.path(named)} is not the data.{key} that the bundle was made from (its SHA-256 "
                 "differs)."

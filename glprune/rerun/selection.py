@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glprune._escaping import escape_for_terminal
 from glprune._user_code import network_errors
 from glprune._wording import counted
 from glprune.audit.findings import UnreadableError
@@ -16,6 +18,7 @@ from glprune.errors import UsageError
 from glprune.export.latency import OnnxLatencyMeter
 from glprune.export.plugin_hooks import load_reporters
 from glprune.pipeline import StageClock, begin, finish, publish, write_frontier
+from glprune.rerun.consent import consented
 from glprune.result import Result
 from glprune.runtime.determinism import reproducible
 from glprune.runtime.events import Listener, Stage, silent
@@ -53,12 +56,13 @@ def select(  # noqa: PLR0913 - a public entry point: each option is a keyword of
         bundle: A bundle of a recipe with ``target.frontier``.
         features: The size of the point, as the recipe asked for it.
         out: The folder to write; default ``<bundle>-<features>``.
-        recipe: The recipe, from whose folder data and code are found; default the one the bundle names.
-        model: The trained weights; default those the bundle names.
+        recipe: The recipe, from whose folder data and code are found and whose code may run. No path that
+            the bundle names is followed; None only for a bundle of a recipe made in Python.
+        model: The trained weights.
         overwrite: Replace an older bundle at ``out``.
         trust_pickle: Load a fully pickled module, which runs the code it contains.
-        allow_factory: Packages, modules and .py files that the recipe's code may be imported from; None
-            allows any.
+        allow_factory: Packages, modules and .py files that code may be imported from; None allows what
+            ``recipe`` names.
         reporters: Plugins that receive the result (entry points of the group ``glprune.reporters``).
         on_event: Called with an event for every step.
 
@@ -66,16 +70,16 @@ def select(  # noqa: PLR0913 - a public entry point: each option is a keyword of
         The new bundle's folder and the report.
 
     Raises:
-        UsageError: The bundle has no such point or was changed; recipe, model or data are not those that it
-            was made from; or the output folder exists.
+        UsageError: The bundle has no such point or was changed; recipe, model or data are missing or
+            not those that it was made from; it names code that neither ``recipe`` nor ``allow_factory`` does;
+            or the output folder exists.
         GlpruneError: Recipe, model or data cannot be read; see ``run``.
     """
     stored = _open(Path(bundle), features)
-    chosen_recipe = stored.recipe(features, recipe).allowing(allow_factory)
+    recipe_path, weights = stored.inputs(recipe, model)
+    chosen_recipe = consented(stored.recipe(features, recipe_path), recipe_path, allow_factory, Path(bundle))
     # the run of the bundle has judged the network
-    source = JobFactory(
-        chosen_recipe, stored.model(model), trust_pickle, OnnxLatencyMeter, accept_original=True
-    )
+    source = JobFactory(chosen_recipe, weights, trust_pickle, OnnxLatencyMeter, accept_original=True)
     folder = Path(out) if out is not None else default_selection(Path(bundle), features)
     if Path(bundle).resolve() in folder.resolve().parents:
         raise UsageError(f"{folder} is inside {bundle}, which it would change; give another --out.")
@@ -116,33 +120,38 @@ class _StoredBundle:
     resolved: Recipe
     frontier: StoredFrontier
 
-    def recipe(self, features: int, given: str | Path | None) -> Recipe:
-        """Return the recipe that ships ``features``, with the folder of its file.
+    def inputs(self, recipe: str | Path | None, model: str | Path | None) -> tuple[Path | None, Path]:
+        """Return recipe and trained weights as the caller gives them; the bundle only says what they were.
 
         Raises:
-            UsageError: The file is missing or is not the recipe of the bundle.
+            UsageError: One is not given, missing, or not that of the bundle.
         """
+        stated = {"recipe": self.frontier.recipe, "model": self.frontier.model}
+        given = {"recipe": recipe, "model": model}
+        missing = [what for what, named in stated.items() if named is not None and given[what] is None]
+        if missing or model is None:
+            options = " ".join(
+                f"--{what} {os.path.normpath(self.folder / str(stated[what]))}" for what in missing
+            )
+            raise UsageError(
+                f"{self.folder}: no path that a bundle names is followed; if these files are yours, give "
+                f"{escape_for_terminal(options)}."
+            )
+        digests = self.report.digests
+        path = None if recipe is None else self._path(Path(recipe), "recipe", digests.recipe)
+        return path, self._path(Path(model), "model", digests.model)
+
+    def recipe(self, features: int, path: Path | None) -> Recipe:
+        """Return the recipe that ships ``features``, with the folder of its file."""
         asked = self.resolved.target
         sizes: Sequence[int] | str | None = asked.frontier
         if asked.max_features is not None:  # it may be a size that the frontier does not name
             sizes = [point.size for point in self.frontier.points]
         target = asked.model_copy(update={"max_features": features, "frontier": sizes})
         recipe = self.resolved.model_copy(update={"target": target})
-        named = given if given is not None else self.frontier.recipe
-        if named is None:  # it was made in Python: its paths are relative to the working directory
-            return recipe
-        path = self._path(named, given is not None, "recipe", self.report.digests.recipe)
-        recipe.set_source(path, self.report.digests.recipe, {})
+        if path is not None:  # else it was made in Python: its paths are relative to the working directory
+            recipe.set_source(path, self.report.digests.recipe, {})
         return recipe
-
-    def model(self, given: str | Path | None) -> Path:
-        """Return the path of the trained weights.
-
-        Raises:
-            UsageError: The file is missing or is not the model of the bundle.
-        """
-        named = given if given is not None else self.frontier.model
-        return self._path(named, given is not None, "model", self.report.digests.model)
 
     def check_data(self, digests: Mapping[str, str]) -> None:
         """Compare the data with those that the bundle was made from.
@@ -158,12 +167,9 @@ class _StoredBundle:
                 "differs); give back the same data, or run again."
             )
 
-    def _path(self, named: str | Path, given: bool, what: str, digest: str) -> Path:
-        path = Path(named) if given else self.folder / named
+    def _path(self, path: Path, what: str, digest: str) -> Path:
         if not path.is_file():
-            raise UsageError(
-                f"{path}: no such {what}" + ("." if given else f", which {self.folder} names; give --{what}.")
-            )
+            raise UsageError(f"{path}: no such {what}.")
         if bundles.digest(path) != digest:
             raise UsageError(
                 f"{path} is not the {what} that {self.folder} was made from (its SHA-256 differs); "

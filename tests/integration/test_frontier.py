@@ -17,7 +17,7 @@ from glprune.audit.checks.figures.frontier import check_points
 from glprune.audit.parsed_bundle import open_bundle
 from glprune.audit.verify import verify
 from glprune.cli.main import main
-from glprune.errors import UsageError
+from glprune.errors import RecipeError, UsageError
 from glprune.runtime import checkpoint as journals
 from glprune.runtime.checkpoint import CheckpointLog
 from glprune.schema import bundle as bundles
@@ -65,10 +65,10 @@ def whole(folder):
 
 
 @pytest.fixture(scope="module")
-def another(whole):
+def another(whole, folder):
     """A size that the run did not ship, and the bundle of it."""
     size = next(p.size for p in reversed(whole.report.frontier.points) if not p.shipped)
-    return size, glprune.select(whole.bundle, size)
+    return size, select(folder, whole.bundle, size)
 
 
 @pytest.fixture
@@ -82,6 +82,12 @@ def copy(whole, folder, tmp_path):
 def run(folder, out, *overrides, **options):
     recipe = load_recipe(folder / "recipe.yaml", overrides)
     return glprune.run(recipe, folder / "model.pt", out, **options)
+
+
+def select(place, bundle, size, out=None, **options):
+    """Select a point with recipe and model of a folder."""
+    given = {"recipe": place / "recipe.yaml", "model": place / "model.pt"}
+    return glprune.select(bundle, size, out, **(given | options))
 
 
 def facts(bundle):
@@ -116,7 +122,7 @@ def test_a_selected_size_is_the_bundle_of_a_run_that_ships_it(folder, another):
 
 def test_a_size_is_selected_from_a_frontier_whose_max_features_is_not_in_its_list(folder, tmp_path):
     own = run(folder, tmp_path / "own", "target.frontier=[5]", "target.max_features=3")
-    chosen = glprune.select(own.bundle, 5, tmp_path / "five", recipe=folder / "recipe.yaml")
+    chosen = select(folder, own.bundle, 5, tmp_path / "five")
     assert [(p.size, p.shipped) for p in chosen.report.frontier.points] == [(5, True), (3, False)]
     assert verify(chosen.bundle).exit_code == 0
 
@@ -135,20 +141,23 @@ def test_the_figures_of_a_size_are_those_of_its_file_once_it_ships(whole, anothe
     ]
 
 
-def test_a_selection_trains_nothing_and_can_be_selected_from(another, tmp_path, monkeypatch):
+def test_a_selection_trains_nothing_and_can_be_selected_from(folder, another, tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("it trains")
 
     monkeypatch.setattr(PointSolver, "solve", refuse)
     monkeypatch.setattr(Refit, "run", refuse)
     size, chosen = another
-    again = glprune.select(chosen.bundle, 8, tmp_path / "again")
+    again = select(folder, chosen.bundle, 8, tmp_path / "again")
     assert size != 8
     assert next(p.size for p in again.report.frontier.points if p.shipped) == 8
 
 
 def test_the_command_writes_the_bundle_and_prints_the_findings(copy, tmp_path):
-    done = CliRunner().invoke(main, ["select", str(copy), "--features", "5", "--out", str(tmp_path / "five")])
+    given = ["--recipe", str(tmp_path / "recipe.yaml"), "--model", str(tmp_path / "model.pt")]
+    done = CliRunner().invoke(
+        main, ["select", str(copy), "--features", "5", "--out", str(tmp_path / "five"), *given]
+    )
     assert done.exit_code == 0, done.output
     assert f"bundle: {tmp_path / 'five'}" in done.output
     assert sum(f.status == "kept" for f in glprune.Result.load(tmp_path / "five").report.features) == 5
@@ -163,7 +172,7 @@ def flip(path):
 def test_a_changed_point_is_refused(copy):
     flip(copy / "frontier" / "5.safetensors")
     with pytest.raises(UsageError, match=r"was changed: frontier/5\.safetensors"):
-        glprune.select(copy, 5)
+        select(copy.parent, copy, 5)
     assert verify(copy).exit_code == 1
 
 
@@ -172,7 +181,7 @@ def test_a_missing_or_an_added_file_of_the_frontier_is_found(copy, name):
     (copy / name).unlink()
     assert verify(copy).exit_code == 1
     with pytest.raises(UsageError, match="whole"):
-        glprune.select(copy, 3)
+        select(copy.parent, copy, 3)
 
 
 @pytest.mark.parametrize("name", ["frontier/7.safetensors", "frontier/code.py", "frontier/more"])
@@ -197,19 +206,53 @@ def test_what_cannot_be_selected_is_refused_in_one_line(copy, tmp_path, audited)
     ]
     for size, options, message in cases:
         with pytest.raises(UsageError, match=message) as caught:
-            glprune.select(copy, size, **options)
+            select(tmp_path, copy, size, **options)
         assert "\n" not in str(caught.value)
     with pytest.raises(UsageError, match=r"absent: cannot be read .*give the folder of a bundle"):
-        glprune.select(tmp_path / "absent", 3)
+        select(tmp_path, tmp_path / "absent", 3)
     with pytest.raises(UsageError, match="has no frontier"):
-        glprune.select(audited["slim"], 3)
+        select(tmp_path, audited["slim"], 3)
     (tmp_path / "model.pt").rename(tmp_path / "moved.pt")
-    with pytest.raises(UsageError, match=r"no such model, which .*whole names; give --model"):
-        glprune.select(copy, 3)
+    with pytest.raises(UsageError, match=r"model\.pt: no such model"):
+        select(tmp_path, copy, 3)
     pq.write_table(pq.read_table(tmp_path / "data.parquet").slice(1), tmp_path / "data.parquet")
     with pytest.raises(UsageError, match=r"the data \(file\) are not what .*whole was made from"):
-        glprune.select(copy, 3, model=tmp_path / "moved.pt")
+        select(tmp_path, copy, 3, model=tmp_path / "moved.pt")
     assert not (tmp_path / "whole-3").exists()
+
+
+def test_no_path_that_a_bundle_names_is_followed(copy, tmp_path):
+    """Its frontier.json may lead to code of whoever made it."""
+    given = {"recipe": tmp_path / "recipe.yaml", "model": tmp_path / "model.pt"}
+    (tmp_path / "network.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n" + NETWORK)
+    for left, options in (
+        ((), "--recipe .*recipe.yaml --model .*model.pt"),
+        (("model",), "--recipe .*recipe.yaml"),
+        (("recipe",), "--model .*model.pt"),
+    ):
+        with pytest.raises(UsageError, match=f"no path that a bundle names is followed; .* give {options}"):
+            glprune.select(copy, 5, allow_factory=["network.py"], **{name: given[name] for name in left})
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_code_that_a_bundle_names_must_be_that_of_the_recipe(copy, tmp_path, monkeypatch):
+    """Digest and path of the recipe are the caller's; the resolved recipe in the bundle is the attacker's."""
+    command = {"factory": "os:system", "arguments": {"command": f"touch {tmp_path}/ran"}}
+
+    def evil(path):
+        opened = open_bundle(path)
+        model = opened.recipe.model.model_copy(update=command)
+        opened.recipe = opened.recipe.model_copy(update={"model": model})
+        return opened
+
+    monkeypatch.setattr("glprune.rerun.selection.open_bundle", evil)
+    with pytest.raises(
+        UsageError, match=r"model\.factory: 'os:system', and .*recipe\.yaml has 'network\.py:build'"
+    ):
+        select(tmp_path, copy, 5)
+    with pytest.raises(RecipeError, match="'os' is not listed by --allow-factory"):
+        select(tmp_path, copy, 5, allow_factory=["network.py"])
+    assert not (tmp_path / "ran").exists()
 
 
 def test_steps_of_another_search_are_refused(copy, monkeypatch):
@@ -221,7 +264,7 @@ def test_steps_of_another_search_are_refused(copy, monkeypatch):
         "glprune.rerun.selection.open_bundle", lambda path: replaced(open_bundle(path), changed)
     )
     with pytest.raises(UsageError, match="does not hold the next step of the search"):
-        glprune.select(copy, 3)
+        select(copy.parent, copy, 3)
 
 
 def replaced(opened, frontier):
@@ -292,12 +335,12 @@ def test_the_rule_is_computed_again(whole):
     assert any("the metrics give" in finding.what for finding in check_consistency(gained, recipe, files))
 
 
-def test_a_size_that_cannot_be_measured_says_why(whole, tmp_path, monkeypatch):
+def test_a_size_that_cannot_be_measured_says_why(folder, whole, tmp_path, monkeypatch):
     def fail(job, removed, network, path):
         raise glprune.ModelError("it cannot be exported.")
 
     monkeypatch.setattr("glprune.evaluation.frontier.write_shipped", fail)
-    report = glprune.select(whole.bundle, 5, tmp_path / "unmeasured").report
+    report = select(folder, whole.bundle, 5, tmp_path / "unmeasured").report
     assert [p.reason for p in report.frontier.points if not p.shipped] == ["it cannot be exported."] * 2
     assert [p.test is None for p in report.frontier.points] == [not p.shipped for p in report.frontier.points]
     assert verify(tmp_path / "unmeasured").exit_code == 0
@@ -355,7 +398,7 @@ def test_two_processes_write_a_frontier_that_one_selects_from(folder):
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
         assert done.returncode == 0, done.stderr
-        chosen = glprune.select(folder / "two", 3)
+        chosen = select(folder, folder / "two", 3)
     finally:
         (folder / "recipe.yaml").write_text(text)
     stated = glprune.Result.load(folder / "two").report

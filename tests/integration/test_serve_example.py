@@ -1,8 +1,12 @@
 """The example server answers every bad request with 4xx, ends slow connections and bounds their number."""
 
 import contextlib
+import hashlib
 import json
+import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -60,6 +64,9 @@ def test_good_rows_are_answered(server, row):
 BAD = {
     "no JSON": (b"{", 400),
     "bytes that are no text": (b"\xff\xfe", 400),
+    "a key twice": (b'[{"a": 1, "b": 2, "a": 3}]', 400),
+    "a key twice in a value": (b'[{"a": {"b": 1, "b": 2}}]', 400),
+    "more values than the limit": (b"[" + b"1," * 250_000 + b"1]", 413),
     "a number": (3, 400),
     "a text": ("x", 400),
     "null": (None, 400),
@@ -91,6 +98,130 @@ def test_a_number_that_does_not_fit_is_4xx(text, server, row):
     raw = json.dumps([row]).encode().replace(b"1.0", text, 1)
     status, answer = post(server, raw)
     assert status in (400, 422), answer
+
+
+def test_a_column_given_twice_is_named(server, row):
+    name = next(iter(row))
+    status, answer = post(server, json.dumps(row).replace("{", f'{{"{name}": 5, ', 1).encode())
+    assert (status, f"key '{name}' is given twice" in json.loads(answer)["error"]) == (400, True)
+
+
+def test_a_row_of_very_many_unknown_names_is_answered_at_once_and_in_short(server, row):
+    more = {f"{'k' * 200}{n}": n for n in range(40_000)}
+    started = time.monotonic()
+    status, answer = post(server, [row | more])
+    assert (status, time.monotonic() - started < 3) == (200, True)
+    found = json.loads(answer)
+    assert (len(found["ignored"]), found["ignored_more"], len(answer) < 20_000) == (100, 39_900, True)
+    assert "ignored_more" not in json.loads(post(server, [row | {"other": 1}])[1])
+
+
+@pytest.mark.parametrize("finish", [True, False])
+def test_a_body_beyond_the_limit_is_read_so_that_the_caller_sees_413(finish, server):
+    status, answer = sent(
+        server, b"POST /predict HTTP/1.0\r\nContent-Length: 16777217\r\n\r\n" + b" " * 16777217, finish
+    )
+    assert (status, json.loads(answer)["error"]) == (413, "a request has at most 16777216 bytes")
+
+
+def changed(bundle, place, name, change, seal=False):
+    """A copy of a bundle with another file; with its digest in the manifest where it is sealed again."""
+    shutil.copytree(bundle, place)
+    raw = change((place / name).read_bytes())
+    (place / name).unlink() if raw is None else (place / name).write_bytes(raw)
+    if seal:
+        manifest = json.loads((place / "MANIFEST.json").read_text())
+        next(s for s in manifest["subject"] if s["name"] == name)["digest"]["sha256"] = hashlib.sha256(
+            raw
+        ).hexdigest()
+        (place / "MANIFEST.json").write_text(json.dumps(manifest))
+    return place
+
+
+def with_schema(**value):
+    """The input schema whose first column has another schema."""
+
+    def change(raw):
+        schema = json.loads(raw)
+        schema["properties"][next(iter(schema["properties"]))] = value
+        return json.dumps(schema).encode()
+
+    return change
+
+
+def without(key):
+    return lambda raw: json.dumps({k: v for k, v in json.loads(raw).items() if k != key}).encode()
+
+
+def twice(raw):
+    return raw.replace(b"{", b'{"title": "a", ', 1)
+
+
+REFUSED = {
+    "a missing schema": ("input_schema.json", lambda raw: None, False, "cannot be read"),
+    "a missing model": ("model.onnx", lambda raw: None, False, "cannot be read"),
+    "a missing manifest": ("MANIFEST.json", lambda raw: None, False, "cannot be read"),
+    "a broken manifest": ("MANIFEST.json", lambda raw: b"[" * 100_000, False, "not a manifest"),
+    "a changed model": ("model.onnx", lambda raw: raw + b"x", False, "is not the file of MANIFEST"),
+    "a changed schema": (
+        "input_schema.json",
+        with_schema(type="number"),
+        False,
+        "is not the file of MANIFEST",
+    ),
+    "a changed report": ("report.json", lambda raw: raw + b" ", False, "is not the file of MANIFEST"),
+    "a broken model": ("model.onnx", lambda raw: raw[:500], True, "ONNX Runtime cannot load it"),
+    "an empty model": ("model.onnx", lambda raw: b"", True, "ONNX Runtime cannot load it"),
+    "a schema that is no JSON": ("input_schema.json", lambda raw: b"{", True, "not an input schema"),
+    "a schema with a key twice": ("input_schema.json", twice, True, "key 'title' is given twice"),
+    "a schema without inputs": ("input_schema.json", without("inputs"), True, "not an input schema"),
+    "a schema without required": ("input_schema.json", without("required"), True, "not an input schema"),
+    "a slow pattern": ("input_schema.json", with_schema(type="string", pattern="^(a+)+$"), True, "'pattern'"),
+    "a slow pattern inside": (
+        "input_schema.json",
+        with_schema(items={"pattern": "^(a+)+$"}),
+        True,
+        "'pattern'",
+    ),
+    "a reference": ("input_schema.json", with_schema(**{"$ref": "http://127.0.0.1:9/x"}), True, "'$ref'"),
+    "an unknown type": ("input_schema.json", with_schema(type="nothing"), True, "not an input schema"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_bundle_that_is_not_whole_is_refused_in_one_line(name, audited, tmp_path):
+    file, change, seal, words = REFUSED[name]
+    bundle = changed(audited["slim"], tmp_path / "bundle", file, change, seal)
+    with pytest.raises(serve.BundleError) as caught:
+        serve.make_server(bundle)
+    assert words in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_model_and_schema_of_two_bundles_are_refused(audited, tmp_path):
+    model = (audited["recurrent"] / "model.onnx").read_bytes()
+    bundle = changed(audited["slim"], tmp_path / "bundle", "model.onnx", lambda raw: model, seal=True)
+    with pytest.raises(serve.BundleError, match="have other inputs"):
+        serve.make_server(bundle)
+
+
+def test_model_schema_and_manifest_are_all_that_a_server_needs(audited, tmp_path):
+    for name in ("model.onnx", "input_schema.json", "MANIFEST.json"):
+        shutil.copy(audited["slim"] / name, tmp_path / name)
+    serve.make_server(tmp_path).server_close()
+
+
+def test_the_script_ends_with_one_line_for_a_bundle_and_for_a_port_in_use(audited, tmp_path, server):
+    bundle = changed(audited["slim"], tmp_path / "bundle", "model.onnx", lambda raw: b"x")
+    for place, port, words in (
+        (bundle, 0, "is not the file"),
+        (audited["slim"], server.server_port, "in use"),
+    ):
+        command = [sys.executable, serve.__file__, str(place), "--port", str(port)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+        assert done.stderr.startswith("error: ")
+        assert words in done.stderr
 
 
 def test_rows_beyond_the_limit_are_413(server, row):

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from glprune._imports import load_callable
+from glprune._lazy import lazy_names
 from glprune.errors import GlpruneError, RecipeError
 
 LIBRARY = "value = {}\ndef get():\n    return value\n"
@@ -114,3 +115,19 @@ def test_what_a_module_writes_to_standard_error_is_passed_on(tmp_path, capsys):
     text = "import sys\nprint('once', file=sys.stderr)\nkept = sys.stderr\ndef build():\n    print('later', file=kept)\n"
     load_callable("net.py:build", written(tmp_path, net=text), "here")()
     assert capsys.readouterr().err == "once\nlater\n"
+
+
+def test_a_public_name_whose_package_is_not_installed_says_what_to_install(tmp_path, monkeypatch):
+    """As ``glprune.load`` does in the environment of an auditor, which has no PyTorch."""
+    written(tmp_path, lazy_package____init__="", lazy_package__needs="import not_installed_here\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    get = lazy_names("lazy_package", {"load": "needs", "other": "absent"})
+    with pytest.raises(
+        ModuleNotFoundError, match=r"lazy_package\.load needs not_installed_here, .*install"
+    ) as e:
+        get("load")
+    assert e.value.name == "not_installed_here"
+    with pytest.raises(
+        ModuleNotFoundError, match=r"No module named 'lazy_package\.absent'"
+    ):  # a bug stays one
+        get("other")

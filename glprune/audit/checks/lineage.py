@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glprune._files import unreadable_reason
-from glprune._wording import counted
 from glprune.audit.findings import Check, Finding, make_check
 from glprune.audit.signing import Signature, instant
 from glprune.audit.trust.attestation import Attestation, Attested, read_attestation, verify_attestation
@@ -69,10 +68,9 @@ class Expected:
 
 def check_lineage(report: Report, expected: Expected, signatures: Sequence[Signature]) -> Check:
     """C14: compare a bundle with what the auditor expects of its models."""
-    given = sum(x is not None for x in (expected.model, expected.original, expected.previous))
-    if not given:
+    if not _asked(expected):
         return Check("C14", "skipped", note="no --expect-model, --expect-original or --previous")
-    notes, findings = [counted(given, "expectation")], check_model(report, expected.model)
+    notes, findings = _asked(expected), check_model(report, expected.model)
     if expected.previous is not None:
         findings += check_previous(report, expected.previous)
     if isinstance(expected.original, str):
@@ -84,6 +82,18 @@ def check_lineage(report: Report, expected: Expected, signatures: Sequence[Signa
         if not findings and not expected.trust.keys:
             return Check("C14", "incomplete", note=note)
     return make_check("C14", findings, "; ".join(notes))
+
+
+def _asked(expected: Expected) -> list[str]:
+    """Return what the auditor asked for, in words, and what not; nothing where it is nothing."""
+    questions = (
+        (expected.model, f"{bundles.ONNX} is the expected one", "--expect-model"),
+        (expected.original, "the original is the expected one", "--expect-original"),
+        (expected.previous, "the bundle follows the previous one", "--previous"),
+    )
+    asked = [words for given, words, _ in questions if given is not None]
+    others = [option for given, _, option in questions if given is None]
+    return [*asked, f"not asked: {', '.join(others)}"] if asked and others else asked
 
 
 def check_model(report: Report, model: str | None) -> list[Finding]:

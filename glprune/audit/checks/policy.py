@@ -19,9 +19,11 @@ from glprune.errors import UsageError, did_you_mean
 from glprune.schema import bundle as bundles
 from glprune.schema.column_names import lookalikes, nfc, spelled_out
 from glprune.schema.report import Feature, Policy, Report
-from glprune.schema.strict_yaml import parse, read_text
+from glprune.schema.strict_yaml import nearest_line, parse, read_text
 
 if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
     from glprune.schema.column_table import ColumnTable
     from glprune.schema.recipe import Recipe
 
@@ -32,14 +34,33 @@ def read_policy(path: Path) -> Policy:
     Raises:
         UsageError: The file cannot be read or is not a policy.
     """
-    tree, _ = parse(read_text(path), str(path))
+    tree, lines = parse(read_text(path), str(path))
+    parents = tree.get("derived_from")
+    if isinstance(parents, dict):  # as in a recipe, a single name may stand for itself
+        single = {name: [value] for name, value in parents.items() if isinstance(value, str)}
+        tree = tree | {"derived_from": parents | single}
     try:
         return Policy.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        keys = ", ".join(Policy.model_fields)
-        raise UsageError(f"{path}: {where}: {first['msg']}; keys: {keys}.") from None
+        line = nearest_line(lines, first["loc"])
+        raise UsageError(f"{path}{f':{line}' if line else ''}: {_mistake(first)}") from None
+
+
+def _mistake(error: ErrorDetails) -> str:
+    """Describe a mistake in a file of rules, and its remedy."""
+    where, given = ".".join(map(str, error["loc"])), error["input"]
+    if error["type"] == "extra_forbidden":
+        keys = [*Policy.model_fields]
+        return f"{where} is not a key.{did_you_mean(where, keys)} Keys: {', '.join(keys)}."
+    if error["type"] == "list_type":
+        example = f", such as [{given[:40]}]" if isinstance(given, str) else ""
+        return f"{where} should be a list{example}."
+    if error["type"] == "string_type":
+        return f"{where} should be a name; put it in quotes."
+    if error["type"] == "dict_type":
+        return f"{where} should map names to lists, such as {{age_band: [age]}}."
+    return f"{where}: {error['msg']}."
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def _weights_of_columns(plan: Plan, part: InputPlan, tensors: Tensors) -> Counte
 def check_original_norms(
     report: Report, plan: Plan, tables: Sequence[ColumnTable], original: ModelProto
 ) -> list[Finding]:
-    """Compute the group norms of the original network from its own file, where that names the weights.
+    """Compute the group norms of the original network from its own file, where that has its weights.
 
     Args:
         report: The report.
@@ -115,12 +115,17 @@ def check_original_norms(
 def _squares_of_columns(
     plan: Plan, part: InputPlan, stored: Mapping[str, NDArray[Any]]
 ) -> dict[int, float] | None:
-    """Sum the squared weights on each column; None if the file does not name all of them."""
+    """Sum the squared weights on each column; None if the file does not have all of them as they are.
+
+    Weights that the exporter folded in ``model.onnx`` it folded in the original's file too, under their name.
+    """
     places = {(units.name, p.tensor, p.dim): p for units in plan.units for p in units.places}
     total: dict[int, float] = {}
     for reader in part.readers:
         place, array = places.get((part.name, reader.tensor, reader.dim)), stored.get(reader.tensor)
         if place is None or array is None or array.dtype.kind != "f" or array.ndim <= place.dim:
+            return None
+        if reader.tensor not in plan.in_model:
             return None
         if array.shape[place.dim] != len(place.units):
             return None  # exporters store some weights transposed

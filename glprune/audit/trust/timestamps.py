@@ -19,6 +19,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from glprune._files import unreadable_reason
 from glprune.audit.findings import Finding
 from glprune.audit.signing import instant
+from glprune.audit.trust.der import sequence, with_ordered_certificates
 from glprune.audit.trust.roles import CLOCK_TOLERANCE, Stamp
 from glprune.errors import UsageError
 from glprune.schema import bundle as bundles
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 MISSING = "rfc3161-client is not installed; pip install 'glprune[timestamp]'"
 _MAX_BYTES = 1 << 16
+_REASON = 200  # characters of the library's reason
 _DIGESTS = {
     "2.16.840.1.101.3.4.2.1": hashlib.sha256,
     "2.16.840.1.101.3.4.2.2": hashlib.sha384,
@@ -167,20 +169,16 @@ def _parse(raw: bytes) -> TimeStampResponse:
 
     if len(raw) > _MAX_BYTES:
         raise StrictError(f"has {len(raw):,} bytes; a timestamp has at most {_MAX_BYTES:,}")
-    for reply in (raw, _sequence(_GRANTED + raw)):
+    reasons = []
+    for reply in (raw, sequence(_GRANTED + raw)):
         try:
-            decoded = decode_timestamp_response(reply)
+            decoded = decode_timestamp_response(with_ordered_certificates(reply))
             _ = decoded.tst_info.message_imprint, decoded.tst_info.gen_time  # parsed when they are asked for
-        except ValueError:
+        except ValueError as error:
+            reasons.append(" ".join(str(error).split())[:_REASON])
             continue
         return decoded
-    raise StrictError("is not a granted reply of RFC 3161, nor its token")
-
-
-def _sequence(content: bytes) -> bytes:
-    """Return an ASN.1 SEQUENCE in DER."""
-    size = len(content).to_bytes((len(content).bit_length() + 7) // 8, "big")
-    return b"\x30" + (size if len(content) < 128 else bytes([128 + len(size)]) + size) + content
+    raise StrictError(f"is not a granted reply of RFC 3161, nor its token ({reasons[0]})")
 
 
 def _check_imprint(response: TimeStampResponse, manifest: bytes) -> None:

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from glprune.audit import signing
+from glprune.audit.trust.der import with_ordered_certificates
 from glprune.audit.trust.timestamps import check_timestamp, read_authority
 from glprune.audit.verify import VerificationOptions, verify
 from glprune.cli.main import main
@@ -17,6 +18,8 @@ from tests.integration_packages import need
 
 need("rfc3161_client")
 need("asn1crypto")
+from rfc3161_client import decode_timestamp_response  # noqa: E402
+
 from tests.timestamp_authority import NOW, Authority, holder  # noqa: E402
 from tests.unit.audit.attacks_timestamps import ATTACKS, STAMPS, file_of  # noqa: E402
 
@@ -125,6 +128,37 @@ def test_a_chain_is_given_in_one_file(signed, folder):
     assert verified(signed, folder, "short.pem").exit_code == 1
     file_of(signed).write_bytes(authority.reply(manifest(signed), certificates=False))
     assert verified(signed, folder, "chain.pem").exit_code == 0
+
+
+def test_the_certificates_of_a_reply_may_be_in_any_order(signed, authority, folder, tmp_path):
+    """OpenSSL sends a chain unsorted, which the strict library refuses; they are not part of what is signed."""
+    reply = authority.reply_of_openssl(manifest(signed))
+    with pytest.raises(ValueError, match="InvalidSetOrdering"):
+        decode_timestamp_response(reply)
+    (tmp_path / "stamp").write_bytes(reply)
+    done = invoke(
+        "sign", signed.folder, "--key", folder / "producer", "--timestamp-token", tmp_path / "stamp"
+    )
+    assert done.exit_code == 0, done.output
+    assert verified(signed, folder).exit_code == 0
+    file_of(signed).write_bytes(Authority().reply_of_openssl(manifest(signed)))
+    assert verified(signed, folder).exit_code == 1
+
+
+def test_a_reply_that_cannot_be_read_names_the_cause(signed, authority, folder, tmp_path):
+    (tmp_path / "stamp").write_bytes(authority.reply(manifest(signed))[:-1])
+    done = invoke(
+        "sign", signed.folder, "--key", folder / "producer", "--timestamp-token", tmp_path / "stamp"
+    )
+    assert done.exit_code == 2
+    assert "nor its token (ASN.1 parse error" in done.output
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"\x30", b"\x30\x80", b"\x30\xff" + b"\xff" * 127, b"\x30\x03\x30\x05\x00"]
+)
+def test_what_is_no_reply_is_left_as_it_is(raw):
+    assert with_ordered_certificates(raw) == raw
 
 
 def test_the_signers_certificate_pins_it_where_it_is_given(signed, authority, folder):

@@ -73,7 +73,7 @@ def test_a_module_of_a_bundle_on_the_path_is_not_found(place, allowed, bundle, m
 def test_a_bundle_beside_the_path_is_no_package(allowed, bundle, monkeypatch):
     edit(bundle, naming("bundle.evil_module:plain"))
     monkeypatch.syspath_prepend(str(bundle.parent))
-    refused(bundle, "lies in the bundle", allow_factory=allowed)
+    refused(bundle, "lies in the bundle" if allowed else "runs only if you allow it", allow_factory=allowed)
     sys.modules.pop("bundle", None)
 
 
@@ -142,3 +142,37 @@ def test_the_error_is_of_the_model(bundle):
     edit(bundle, naming("networks.py:plain"))
     with pytest.raises(ModelError):
         glprune.load(bundle)
+
+
+@pytest.mark.parametrize(
+    "factory", ["subprocess:getoutput", "os:system", "torch.hub:load", "builtins:exec", "networks:plain"]
+)
+def test_a_function_that_the_bundle_names_runs_only_if_the_caller_allows_it(factory, bundle):
+    arguments = {"cmd": f"touch {bundle.parent / 'ran'}"}
+    edit(bundle, lambda plan: plan.update(factory=factory, arguments=arguments))
+    place = factory.partition(":")[0]
+    refused(bundle, rf"runs only if you allow it; .*allow_factory=\['{place}'\]")
+    refused(bundle, "is not listed by --allow-factory", allow_factory=["my_package.networks"])
+    refused(bundle, "is not listed by --allow-factory", allow_factory=[])
+
+
+def test_a_function_of_a_package_that_the_caller_allows_builds_the_network(bundle, tmp_path, monkeypatch):
+    package = tmp_path / "own" / "my_package"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    text = "from torch import nn\ndef plain():\n    return nn.Sequential(nn.Linear(8, 12), nn.ReLU(), "
+    text += "nn.Linear(12, 6), nn.Tanh(), nn.Linear(6, 1))\nfrom subprocess import getoutput\n"
+    (package / "networks.py").write_text(text)
+    monkeypatch.syspath_prepend(str(package.parent))
+    edit(bundle, naming("my_package.networks:plain"))
+    kept = len(json.loads((bundle / PLAN).read_text())["inputs"][0]["kept"])
+    network = glprune.load(bundle, allow_factory=["my_package"])
+    assert network(torch.zeros(2, kept)).shape == (2, 1)
+    arguments = {"cmd": f"touch {bundle.parent / 'ran'}"}
+    edit(bundle, lambda plan: plan.update(factory="my_package.networks:getoutput", arguments=arguments))
+    refused(bundle, "is of 'subprocess', which is not listed", allow_factory=["my_package"])
+
+
+@pytest.mark.parametrize("build", [lambda: "text", lambda: None, lambda: nn.Linear, lambda: {"a": 1}])
+def test_a_factory_that_builds_no_network_is_one_line(build, bundle):
+    refused(bundle, r"its factory returned \w+, not a torch\.nn\.Module", factory=build)

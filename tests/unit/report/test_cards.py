@@ -99,7 +99,7 @@ def test_the_card_shows_inputs_metrics_groups_and_limits_of_the_report(audited):
         found.digests.outputs[bundles.ONNX],
         found.digests.model,
         "derived from `h`",
-        "`kind`: outside",
+        "`kind`: neither network reads it",
     ):
         assert text in card
     for sentence in found.not_measured:
@@ -200,3 +200,40 @@ def test_a_bundle_that_cannot_be_exported_is_one_line_and_nothing_is_written(
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_card_shows_segments_with_intervals_and_changed_decisions(audited):
+    """What the auditor's page says the card holds, each figure as the report has it."""
+    found = read_report(audited["ruled"])
+    card = render_model_card(found)
+    protected = card.partition("## Protected groups")[2].partition("## Size")[0]
+    meanings = {"kept": "the shipped model reads it", "outside": "neither network reads it"}
+    meanings["removed"] = "the original network read it, the shipped model does not"
+    rows = 0
+    for attribute in found.segments.attributes:
+        assert f"`{attribute.name}`: {meanings[attribute.status]}" in protected
+        for segment in attribute.segments:
+            for metric in segment.metrics:
+                values, change = metric.intervals.values, metric.intervals.differences["final"]
+                cells = [
+                    f"{metric.original:.4f} ({values['original'].low:.4f} to {values['original'].high:.4f})",
+                    f"{metric.final:.4f} ({values['final'].low:.4f} to {values['final'].high:.4f})",
+                    f"{metric.difference:+.4f} ({change.low:+.4f} to {change.high:+.4f})",
+                ]
+                assert " | ".join(cells) in protected
+                rows += 1
+            if segment.decisions is not None:
+                assert (
+                    f"| `{segment.value}` | {segment.rows:,} | {segment.decisions.flipped:,} (" in protected
+                )
+    assert rows
+    assert found.segments.decisions is not None
+    assert (
+        f"| all |  | {found.segments.decisions.rows:,} | {found.segments.decisions.flipped:,} (" in protected
+    )
+    assert f"from {found.segments.threshold:g} on" in protected
+
+
+def test_help_of_every_command_gives_its_exit_codes():
+    without = [name for name, command in main.commands.items() if "Exit codes" not in (command.epilog or "")]
+    assert without == []
