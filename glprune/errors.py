@@ -9,6 +9,7 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
+SIMILAR = " Did you mean "
 _MAX_NAMES = 5000  # comparing with more takes seconds
 _MAX_LENGTH = 200  # of a name; the time grows with its square
 
@@ -27,18 +28,21 @@ def first_line(error: BaseException, max_length: int | None = None) -> str:
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """Return the end of a message on an unknown name: the most similar known one; empty if there is none."""
+    """Return the end of a message on an unknown name: the most similar known one, whatever its case."""
     near = [k for k in known[:_MAX_NAMES] if len(k) <= _MAX_LENGTH]
-    close = difflib.get_close_matches(name, near, n=1) if len(name) <= _MAX_LENGTH else []
-    return f" Did you mean {close[0]!r}?" if close else ""
+    if len(name) > _MAX_LENGTH:
+        return ""
+    folded = {k.casefold(): k for k in reversed(near)}  # of several that differ in case alone, the first
+    close = difflib.get_close_matches(name.casefold(), folded, n=1)
+    return f"{SIMILAR}{folded[close[0]]!r}?" if close else ""
 
 
-def name_list(names: Sequence[str]) -> str:
+def name_list(names: Sequence[str], most: int = 3) -> str:
     """Return the first names of a list, the number of the others, and the verb: ``'a', 'b' are``."""
-    shown = ", ".join(repr(n) for n in names[:3])
+    shown = ", ".join(repr(n) for n in names[:most])
     if len(names) == 1:
         return f"{shown} is"
-    return f"{shown}{f' and {len(names) - 3} more' if len(names) > 3 else ''} are"
+    return f"{shown}{f' and {len(names) - most} more' if len(names) > most else ''} are"
 
 
 class GlpruneError(Exception):

@@ -57,6 +57,10 @@ def sections():
         ("The ONNX files", _rows(attacks_onnx.ATTACKS)),
         ("The page", _rows(attacks_page.ATTACKS)),
         ("Time and memory", _rows(attacks_limits.ATTACKS)),
+        (
+            "Time and memory, while `glprune evaluate` runs a model",
+            _rows(attacks_limits.RUN_ATTACKS, "evaluate"),
+        ),
         ("Keys and roles", _rows(attacks_keys.ATTACKS)),
         ("Timestamps", _rows(attacks_timestamps.ATTACKS, "C13")),
         ("Statements on the original", _rows(attacks_attestation.ATTACKS, "C14")),

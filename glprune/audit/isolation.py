@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 _LEAST = 5.0  # seconds of processor time after a check was stopped
 _GRACE = 30.0  # seconds to start and to end
+ENDING = 10.0
+"""Seconds that a worker, whose answers ended, is given to end by itself and with its own status."""
+DID_NOT_RUN = "did not run"
 _ERRORS = 1 << 16  # bytes of a worker's messages
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -41,6 +44,7 @@ class Request:
         seconds: Limit of the time to run the model.
         checking: Limit of processor time of everything else.
         memory: Limit of memory, in bytes.
+        before_running: Whether only the checks are made that a model must pass before it is run.
     """
 
     folder: Path
@@ -49,6 +53,7 @@ class Request:
     seconds: float
     checking: float
     memory: int
+    before_running: bool = False
 
 
 @dataclass
@@ -76,8 +81,16 @@ class _Progress:
             self.verdict = Verdict(**record | {"checks": checks, "not_checked": tuple(record["not_checked"])})
 
 
-def verify_isolated(folder: Path, options: VerificationOptions, seconds: float) -> Verdict:
+def verify_isolated(
+    folder: Path, options: VerificationOptions, seconds: float, *, before_running: bool = False
+) -> Verdict:
     """Verify a bundle in processes that are stopped where a check takes too much.
+
+    Args:
+        folder: The bundle.
+        options: What the auditor brings along.
+        seconds: Limit of the time to run the model.
+        before_running: Make only the checks that a model must pass before it is run.
 
     Raises:
         UnreadableError: The folder is not a bundle, or has a schema this version does not know.
@@ -85,7 +98,8 @@ def verify_isolated(folder: Path, options: VerificationOptions, seconds: float) 
     sizes = _sizes(folder)
     progress, checking = _Progress(), time_limit(sizes, seconds)
     for _ in CHECKS:
-        request = Request(folder, options, progress.known, seconds, checking, memory_limit(sizes))
+        memory = memory_limit(sizes)
+        request = Request(folder, options, progress.known, seconds, checking, memory, before_running)
         reason = _run(request, progress)
         if progress.unreadable is not None:
             raise UnreadableError(progress.unreadable)
@@ -99,37 +113,69 @@ def verify_isolated(folder: Path, options: VerificationOptions, seconds: float) 
         if check == "C9":
             progress.known["C10"] = Check("C10", "incomplete", note=stopped.note)
         checking = max(_LEAST, checking / 2)
-    checks = (progress.known.get(c, Check(c, "incomplete", note="did not run")) for c in CHECKS)
+    checks = (progress.known.get(c, Check(c, "incomplete", note=DID_NOT_RUN)) for c in CHECKS)
     return Verdict(str(folder), "not checked", "", tuple(checks), NOT_CHECKED)
+
+
+class Worker:
+    """A process that runs a module of glprune's; it is ended after some time, or with the ``with`` block.
+
+    Args:
+        module: The module.
+        longest: Seconds after which it is ended.
+    """
+
+    def __init__(self, module: str, longest: float) -> None:
+        # -P: a module in the current folder, which may be the bundle, is not imported
+        self._command = [sys.executable, "-P", "-m", module]
+        self._longest = longest
+        self._status, self._last, self.expired = 0, "", False
+
+    def __enter__(self) -> subprocess.Popen[bytes]:
+        self._errors = tempfile.TemporaryFile()
+        environment = os.environ | dict.fromkeys(_THREADS, "1")
+        self._process = subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=environment,
+        )
+        self._timer = threading.Timer(self._longest, self._process.kill)
+        self._timer.start()
+        return self._process
+
+    def __exit__(self, *error: object) -> None:
+        self.expired = not self._timer.is_alive()
+        self._timer.cancel()
+        self._process.kill()
+        for stream in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(BrokenPipeError):  # what was not read need not be
+                if stream is not None:
+                    stream.close()
+        self._status = self._process.wait()
+        with self._errors as errors:
+            errors.seek(0)
+            self._last = errors.read(_ERRORS).decode(errors="replace").strip().rpartition("\n")[2]
+
+    def ending(self, seconds: float) -> str:
+        """Describe how it ended.
+
+        Args:
+            seconds: Its limit of processor time.
+        """
+        if self.expired:
+            return f"stopped after {self._longest:g} s"
+        reason = ending(self._status, seconds)
+        return f"{reason} ({self._last[:200]})" if self._status > 0 and self._last else reason
 
 
 def _run(request: Request, progress: _Progress) -> str:
     """Run a worker and read what it prints; returns how it ended."""
-    # -P: a module in the current folder, which may be the bundle, is not imported
-    command = [sys.executable, "-P", "-m", "glprune.audit.worker"]
-    environment = os.environ | dict.fromkeys(_THREADS, "1")
-    longest = 3 * request.checking + request.seconds + _GRACE
-    with (
-        tempfile.TemporaryFile() as errors,
-        subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment
-        ) as process,
-    ):
-        timer = threading.Timer(longest, process.kill)
-        timer.start()
-        try:
-            _talk(process, request, progress)
-        finally:
-            expired = not timer.is_alive()
-            timer.cancel()
-            process.kill()
-        status = process.wait()
-        errors.seek(0)
-        last = errors.read(_ERRORS).decode(errors="replace").strip().rpartition("\n")[2]
-    if expired:
-        return f"stopped after {longest:g} s"
-    reason = ending(status, request.checking)
-    return f"{reason} ({last[:200]})" if status > 0 and last else reason
+    worker = Worker("glprune.audit.worker", 3 * request.checking + request.seconds + _GRACE)
+    with worker as process:
+        _talk(process, request, progress)
+    return worker.ending(request.checking)
 
 
 def _talk(process: subprocess.Popen[bytes], request: Request, progress: _Progress) -> None:

@@ -13,6 +13,7 @@ except ImportError:  # on Windows
 
 _MEGABYTE = 1 << 20
 _BASE_MEMORY = 600 * _MEGABYTE
+_RUNNING_MEMORY = 2048 * _MEGABYTE
 _MEMORY_OF_TEXT, _MEMORY_OF_NUMBERS = 35, 8
 """Bytes in memory for each byte of a JSON, YAML or HTML file, and of other files."""
 _TEXTS = (".json", ".yaml", ".html", ".md")
@@ -36,6 +37,16 @@ def time_limit(sizes: dict[str, int], seconds: float) -> float:
         seconds: The limit for running the model.
     """
     return min(seconds, max(1.0, seconds / SECONDS) * _CHECKS + sum(sizes.values()) / _MEGABYTE)
+
+
+def running_memory(model: int, batch: int) -> int:
+    """Return how many bytes of memory a model may take on an auditor's rows.
+
+    Args:
+        model: Bytes of its file.
+        batch: Bytes of the largest batch.
+    """
+    return _RUNNING_MEMORY + _MEMORY_OF_NUMBERS * (model + batch)
 
 
 def limit_memory(limit: int) -> bool:

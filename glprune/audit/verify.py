@@ -26,7 +26,7 @@ from glprune.audit.checks.rendering import check_rendering
 from glprune.audit.checks.units import check_original_norms, check_units
 from glprune.audit.checks.weights import check_readers, check_shared, check_weights
 from glprune.audit.findings import NOT_CHECKED, Check, Finding, Verdict, make_check
-from glprune.audit.isolation import verify_isolated
+from glprune.audit.isolation import DID_NOT_RUN, verify_isolated
 from glprune.audit.limits import SECONDS
 from glprune.audit.onnx_reader import input_shapes
 from glprune.audit.parsed_bundle import ParsedBundle, open_bundle
@@ -44,7 +44,7 @@ from glprune.schema.report import Policy, Report
 from glprune.schema.strict_json import StrictError
 
 if TYPE_CHECKING:
-    pass
+    from onnx import ModelProto
 
 _OTHER_POINTS = (
     "The other networks of the frontier: the producer measured their figures. `glprune select` makes a "
@@ -98,15 +98,37 @@ def integrity_findings(opened: ParsedBundle) -> list[Finding]:
     return [*opened.files.findings, *closed, *_hashes(opened).findings, *opened.findings]
 
 
-def refusals(opened: ParsedBundle) -> list[Finding]:
-    """Return the reasons not to run the models of a bundle: those not to sign it, or what C6 refuses."""
-    found = integrity_findings(opened)
-    if found or opened.report is None:
-        return found or [Finding(bundles.REPORT, "", "cannot be read")]
+def refusals(folder: Path, seconds: float = SECONDS) -> list[Finding]:
+    """Return the reasons not to run the models of a bundle: those not to sign it, or what C6 refuses.
+
+    The bundle is read in a process with limits, as by ``verify``. Where that passes, it can be read without.
+
+    Args:
+        folder: The bundle.
+        seconds: Limit of the time.
+
+    Raises:
+        UnreadableError: The folder is not a bundle, or has a schema this version does not know.
+    """
+    verdict = verify_isolated(folder, VerificationOptions(), seconds, before_running=True)
+    found = [finding for check in verdict.checks for finding in check.findings]
+    stopped = [check for check in verdict.checks if check.status == "incomplete"]
+    stopped.sort(key=lambda check: check.note == DID_NOT_RUN)  # the cause before what follows from it
+    return found or [Finding(check.id, "", check.note) for check in stopped]
+
+
+def runnable_steps(folder: Path, options: VerificationOptions, steps: Steps) -> Verdict:
+    """Run the checks in this process that a model must pass before it is run; see ``verify_steps``."""
+    opened = open_bundle(folder, lambda name: steps.begin(f"C4 {name}"))
+    checks = [
+        steps.run("C1", lambda: _files(opened)),
+        steps.run("C2", lambda: _hashes(opened)),
+        _formats(opened),
+    ]
     report = opened.report
-    graph = Steps().run("C6", lambda: _graph(opened, report))
-    incomplete = [Finding(bundles.ONNX, "", graph.note)] if graph.status == "incomplete" else []
-    return [*graph.findings, *incomplete]
+    if report is not None:
+        checks.append(steps.run("C6", lambda: _graph(opened, report)))
+    return Verdict(str(folder), "not checked", "", tuple(checks), ())
 
 
 def verify(
@@ -315,7 +337,20 @@ def _graph(opened: ParsedBundle, report: Report) -> Check:
     note = f"{len(model.graph.node)} nodes; inputs that reach an output: {', '.join(reach)}"
     note += f"; {columns} of {total} columns" if total else ""
     flow = control_flow(model)
-    return make_check("C6", findings, f"{note}; control flow: {', '.join(flow)}" if flow else note)
+    found = make_check("C6", findings, f"{note}; control flow: {', '.join(flow)}" if flow else note)
+    return replace(found, left_out=_unmeasured(opened.original))
+
+
+def _unmeasured(original: ModelProto | None) -> str:
+    """Say that the outputs of the original's file are unknown, and what of it may take long to run."""
+    if original is None:
+        return ""
+    flow = control_flow(original)
+    loops = f" It has control flow ({', '.join(flow)}), so it may run without an end." if flow else ""
+    return (
+        f"{bundles.ORIGINAL}: C6 read its graph; its outputs were not compared with anything. "
+        f"`glprune evaluate` runs it on rows, within limits.{loops}"
+    )
 
 
 def _expected_inputs(tables: Sequence[ColumnTable]) -> list[ExpectedInput]:

@@ -10,7 +10,7 @@ from glprune.audit.findings import UnreadableError
 from glprune.audit.isolation import Request, line_of
 from glprune.audit.limits import limit_memory, limit_time
 from glprune.audit.steps import Steps
-from glprune.audit.verify import verify_steps
+from glprune.audit.verify import runnable_steps, verify_steps
 
 _NO_LIMIT = "Limits of memory: this system sets none."
 
@@ -27,7 +27,8 @@ def main() -> None:
         done=lambda check: print(line_of("check", check), flush=True),
     )
     try:
-        verdict = verify_steps(request.folder, request.options, steps)
+        checks = runnable_steps if request.before_running else verify_steps
+        verdict = checks(request.folder, request.options, steps)
     except UnreadableError as error:
         print(line_of("unreadable", str(error)), flush=True)
         return

@@ -33,7 +33,8 @@ _key = click.option(
 )
 
 
-def _seconds(context: click.Context, option: click.Parameter, value: float) -> float:
+def seconds_of(context: click.Context, option: click.Parameter, value: float) -> float:
+    """Return the value of ``--timeout``, or refuse it."""
     if not 1 <= value <= _MAX_TIMEOUT:  # nor is it NaN
         raise click.BadParameter(f"{value:g} is not between 1 and {_MAX_TIMEOUT:,}.")
     return value
@@ -85,7 +86,7 @@ def _seconds(context: click.Context, option: click.Parameter, value: float) -> f
 @click.option(
     "--timeout",
     type=float,
-    callback=_seconds,
+    callback=seconds_of,
     default=300.0,
     show_default=True,
     help="Time limit for running the model, in seconds; the other checks have a limit of processor time that "

@@ -10,17 +10,21 @@ from typing import TYPE_CHECKING
 import click
 
 from glprune._escaping import escape_for_terminal
+from glprune._wording import counted
+from glprune.cli.audit import seconds_of
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from glprune.audit.evaluation.evaluate import Evaluation
     from glprune.audit.evaluation.figures import Figure
+    from glprune.audit.evaluation.rows import SplitName
     from glprune.schema.report import Interval
 
 _EPILOG = (
     "Exit codes: 0 the figures agree with the report; 1 some do not, or the bundle was changed; 2 usage, or "
-    "data that cannot be used; 3 incomplete: no metric could be compared; 5 unreadable or unknown schema."
+    "data that cannot be used; 3 incomplete: no metric could be compared, or a model "
+    "was stopped; 5 unreadable or unknown schema."
 )
 _VERDICTS = {True: "agrees", False: "DISAGREES", None: ""}
 _WIDTH = 150
@@ -39,7 +43,14 @@ _path = click.Path(path_type=Path)
 @click.option(
     "--loader",
     metavar="FILE.py:FUNCTION",
-    help="Function that is called with split='test' and returns batches (inputs, target), instead of --data.",
+    help="Function that is called with split='test' and returns batches (inputs, target), instead of --data. "
+    "It is your code: it runs in this process, without limits.",
+)
+@click.option(
+    "--split",
+    type=click.Choice(["test", "valid", "train", "all"]),
+    help="Rows to take: of the data file of the report or one with its split column; for a loader the split "
+    "that it is called with [test; all rows of a file without that column].",
 )
 @click.option(
     "--original",
@@ -47,15 +58,29 @@ _path = click.Path(path_type=Path)
     metavar="FILE",
     help="ONNX file of the original network [that of BUNDLE, if export.keep_original kept it].",
 )
+@click.option(
+    "--timeout",
+    type=float,
+    callback=seconds_of,
+    default=300.0,
+    show_default=True,
+    help="Time limit of each model, in seconds.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
 def evaluate(
-    bundle: Path, data: Path | None, loader: str | None, original: Path | None, as_json: bool
+    bundle: Path,
+    data: Path | None,
+    loader: str | None,
+    original: Path | None,
+    split: SplitName | None,
+    timeout: float,
+    as_json: bool,
 ) -> None:
     """Measure BUNDLE's models on rows of yours and compare with what its report states. Verify it first."""
-    from glprune.audit.evaluation.evaluate import as_record
+    from glprune.audit.evaluation.evaluate import Options, as_record
     from glprune.audit.evaluation.evaluate import evaluate as run_evaluation
 
-    found = run_evaluation(bundle, data, loader, original)
+    found = run_evaluation(bundle, data, loader, original, Options(split, timeout))
     if as_json:
         click.echo(json.dumps(as_record(found), indent=2))
     else:
@@ -75,7 +100,7 @@ def _print(found: Evaluation) -> None:
     def line(text: str) -> None:
         console.print(Text(escape_for_terminal(text)), soft_wrap=True)
 
-    line(f"{found.rows:,} rows of {found.source}: {found.kind} ({found.evidence})")
+    line(f"{counted(found.rows, 'row')} of {found.source}: {found.kind} ({found.evidence})")
     line(f"{found.rule}.")
     if found.figures:
         console.print(_table(found))

@@ -14,6 +14,7 @@ from glprune._files import is_utf8, unreadable_reason
 from glprune._wording import counted
 from glprune.errors import DataError
 from glprune.schema.column_names import nfc
+from glprune.tables.remedies import RELATIVE
 from glprune.tables.table import (
     ParquetTable,
     Reader,
@@ -53,7 +54,7 @@ def open_table(path: Path) -> Table:
         raise DataError(f"{path} has a path that is not UTF-8; rename it.")
     reason = unreadable_reason(path)
     if reason is not None and not os.path.isdir(path):
-        raise DataError(f"{path} {reason}; name a file or a folder of Parquet, relative to the recipe.")
+        raise DataError(f"{path} {reason}; name a file or a folder of Parquet{RELATIVE}.")
     table: Table
     if path.is_dir() or path.suffix.lower() in (".parquet", ".pq"):
         table = ParquetTable(path)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from glprune._wording import number_text, number_texts, range_labels
 from glprune.errors import DataError, RecipeError, did_you_mean
 from glprune.schema.report import EDGES, MISSING, QUARTILES, VALUES
+from glprune.tables.remedies import PROTECT_COLUMN
 from glprune.tables.table import refuse_inexact
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def _one_hot(table: Table, name: str, columns: Sequence[str]) -> tuple[list[str]
         if len(several):
             raise DataError(
                 f"{table.path}: feature {name!r} is not one-hot: {table.place(row + int(several[0]))} has "
-                "several columns that are not 0; list a column under policy.protected instead."
+                f"several columns that are not 0; {PROTECT_COLUMN}."
             )
         number[row : row + len(hot)] = np.where(hot.any(axis=1), hot.argmax(axis=1), len(columns))
         row += len(hot)

@@ -53,7 +53,7 @@ def split_rows(
     """
     if "file" in tables:
         table, target = tables["file"], targets["file"]
-        index = _split_numbers(recipe, table, target)
+        index = split_numbers(recipe, table, target)
         masks = {name: index == n for n, name in enumerate(SPLITS)}
         parts = {name: Part(table, chosen, target[chosen]) for name, chosen in masks.items()}
     else:
@@ -62,8 +62,12 @@ def split_rows(
     return parts
 
 
-def _split_numbers(recipe: Recipe, table: Table, target: NDArray[Any]) -> NDArray[np.uint8]:
-    """Return the index in ``SPLITS`` of every row's split."""
+def split_numbers(recipe: Recipe, table: Table, target: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return the index in ``SPLITS`` of the split of every row of a table, shape (rows,).
+
+    Raises:
+        DataError: The split column has other values.
+    """
     spec = recipe.data.split
     if spec is not None and spec.column is not None:
         return _split_column(table, spec.column)

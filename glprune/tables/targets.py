@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from glprune._wording import counted
 from glprune.errors import DataError
+from glprune.tables.remedies import UNLISTED, or_list
 from glprune.tables.table import Table, beyond_float32, refuse_inexact, unknown_column_hint
 from glprune.tables.validation import MISSING_TEXTS, first_bad_value, is_numeric
 
@@ -88,7 +89,7 @@ def empty_message(table: Table, column: pa.ChunkedArray, empty: NDArray[np.bool_
     if not texts:
         return f"{message}; drop them"
     shown = " and ".join(filter(None, [", ".join(texts[:-1]), texts[-1]]))
-    labels = f", or list {shown} under data.classes" if is_class else ""
+    labels = or_list("classes", shown) if is_class else ""
     return f"{message} ({shown}); drop them{labels}"
 
 
@@ -149,8 +150,8 @@ def _class_numbers(
     if unknown is not None:
         row = int(np.flatnonzero(indices == labels.index(unknown))[0])
         raise DataError(
-            f"{table.path}: target {name!r} holds {unknown!r} ({table.place(row)}), which data.classes does "
-            f"not list ({', '.join(classes)})."
+            f"{table.path}: target {name!r} holds {unknown!r} ({table.place(row)}), {UNLISTED} "
+            f"({', '.join(classes)})."
         )
     return np.array([index[label] for label in labels], dtype=np.int64)[indices]
 

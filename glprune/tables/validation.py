@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from glprune.errors import DataError, name_list
+from glprune.errors import SIMILAR, DataError, name_list
+from glprune.tables.remedies import or_list
 from glprune.tables.table import (
     NUMBER,
     Reader,
@@ -26,7 +27,7 @@ from glprune.tables.table import (
 
 Dtype = Literal["float", "int"]
 TYPES = {"float": np.float32, "int": np.int64}
-_SCALE = "scale or encode them otherwise, or list it under data.exclude"
+_SCALE = f"scale or encode them otherwise{or_list('exclude', 'it')}"
 _WHOLE = "write them as whole numbers"
 MISSING_TEXTS = {
     "",
@@ -50,10 +51,11 @@ MISSING_TEXTS = {
 """Texts that other programs write for a missing value."""
 _ADVICE = (
     (r"[+-]?\d[\d.' ]*,\d+|[+-]?\d{1,3}(,\d{3})+(\.\d*)?", "write decimal points, and no other commas"),
-    (r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}.*", "encode dates as numbers, or list under data.exclude"),
+    (r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}.*", f"encode dates as numbers{or_list('exclude')}"),
     (NUMBER, "write the texts as numbers"),
 )
-_ENCODE = "encode as numbers, or list under data.exclude"
+_ENCODE = f"encode as numbers{or_list('exclude')}"
+_MOST_MISSING, _MOST_HINTS = 30, 5
 COLUMNS_AT_ONCE = 1024  # of a row group; a reader holds a buffer for each
 
 
@@ -76,14 +78,24 @@ def check_columns(table: Table, columns: Sequence[str]) -> None:
     missing = sorted(set(columns) - set(table.names))
     if missing:
         raise DataError(
-            f"{table.path}: column {name_list(missing)} missing."
-            f"{unknown_column_hint(missing[0], table.names)}"
+            f"{table.path}: column {name_list(missing, _MOST_MISSING)} missing."
+            f"{_missing_hint(missing, [name for name in table.names if name not in set(columns)])}"
         )
     refuse_nameless(table, columns)
     types = dict(zip(table.schema.names, table.schema.types, strict=True))
     bad = [name for name in columns if not is_numeric(types[name])]
     if bad:
         raise DataError(f"{table.path}: column {name_list(bad)} not numeric{first_bad_value(table, bad[0])}.")
+
+
+def _missing_hint(missing: Sequence[str], unused: Sequence[str]) -> str:
+    """Return the end of a message on missing columns: similar unused names, or what the header lacks."""
+    hints = {name: unknown_column_hint(name, unused) for name in missing[:_MOST_HINTS]}
+    similar = {name: hint for name, hint in hints.items() if SIMILAR in hint}
+    if len(similar) > 1:
+        pairs = [f"{hint.split(SIMILAR)[1].rstrip('?')} for {name!r}" for name, hint in similar.items()]
+        return f"{SIMILAR}{', '.join(pairs)}?"
+    return next(iter(similar.values()), hints[missing[0]])
 
 
 def refuse_nameless(table: Table, columns: Sequence[str]) -> None:
@@ -103,7 +115,7 @@ def first_bad_value(table: Table, name: str) -> str:
     """Return the end of a message on a column that is not numeric: its first such value, its row, a fix."""
     row, value = _first_bad(table, name)
     if row is None:
-        return f" ({name!r} is empty); fill it, or list under data.exclude"
+        return f" ({name!r} is empty); fill it{or_list('exclude')}"
     shown = repr(value) if isinstance(value, str | bytes | list | dict) else str(value)
     return f" ({name!r} holds {shown[:60]} in {table.place(row)}); {_advice(value)}"
 
@@ -293,7 +305,7 @@ class ColumnChecker:
             place = table.place(row)
             raise DataError(
                 f"{table.path}: column {self.columns[column]!r} {beyond_float32(value, place)}; scale the "
-                "column, or list it under data.exclude."
+                f"column{or_list('exclude', 'it')}."
             )
         if self._first_non_integer is not None:
             column, row, value = self._first_non_integer

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,16 +17,24 @@ from safetensors.numpy import load_file
 from glprune._files import unreadable_reason
 from glprune._imports import load_callable
 from glprune._user_code import user_code
+from glprune._wording import counted
+from glprune.audit.evaluation.divisions import divided
 from glprune.audit.evaluation.rows import Array, Division, Rows, in_chunks
-from glprune.errors import DataError, first_line
-from glprune.schema.report import VALUES
+from glprune.errors import DataError, first_line, name_list
+from glprune.schema.report import MISSING
 from glprune.tables.batches import ordered_inputs, split_batch
-from glprune.tables.protected import Attribute, assigned
+from glprune.tables.protected import Attribute
 
 if TYPE_CHECKING:
+    from glprune.audit.evaluation.rows import SplitName
     from glprune.audit.evaluation.subject import Subject
     from glprune.schema.plan import InputPlan
 
+_UNREADABLE = (
+    OSError, ValueError, SafetensorError, KeyError, TypeError, EOFError, MemoryError,
+    zipfile.BadZipFile, zlib.error, NotImplementedError,
+)  # fmt: skip
+"""What libraries raise for files that are cut, damaged or none of theirs."""
 SUFFIXES = (".npz", ".safetensors")
 TARGET = "target"
 _SPLIT = "test"
@@ -46,6 +56,9 @@ def read_arrays(subject: Subject, path: Path) -> Rows:
         raise DataError(f"{path}: no array {missing!r}; it has {', '.join(map(repr, arrays)) or 'none'}.")
     inputs = [_input(arrays[part.name], part, str(path)) for part in parts]
     _check_rows(inputs, parts, str(path))
+    if not len(inputs[0]):
+        raise DataError(f"{path}: no rows.")
+    divisions, undivided = _divisions(subject, arrays, len(inputs[0]), str(path))
     return Rows(
         source=str(path),
         kind="own rows",
@@ -53,12 +66,28 @@ def read_arrays(subject: Subject, path: Path) -> Rows:
         batches=in_chunks(inputs),
         held=_held(inputs, parts, str(path)),
         target=_target(arrays.get(TARGET), subject, len(inputs[0]), f"{path}: array {TARGET!r}"),
-        divisions=_divisions(subject, arrays, len(inputs[0])),
+        divisions=divisions,
+        undivided=undivided,
+        names=_names(subject),
+        notes=_unused(subject, arrays),
     )
 
 
-def read_loader(subject: Subject, reference: str) -> Rows:
-    """Read rows from a function of the auditor's, which is called with ``split="test"``.
+def _unused(subject: Subject, arrays: Mapping[str, Array]) -> tuple[str, ...]:
+    """Say which arrays nothing is made of."""
+    segments = subject.report.segments
+    known = {TARGET, *(part.name for part in subject.plan.inputs)}
+    known |= {stated.name for stated in segments.attributes} if segments is not None else set()
+    unused = [name for name in arrays if name not in known]
+    return (
+        (f"array {name_list(unused)} not used: no input, target or attribute of the report.",)
+        if unused
+        else ()
+    )
+
+
+def read_loader(subject: Subject, reference: str, split: SplitName | None = None) -> Rows:
+    """Read rows from a function of the auditor's, which is called with ``split="test"`` or another.
 
     It returns batches ``(inputs, target)`` of arrays or tensors, as the loaders of recipes do.
 
@@ -67,26 +96,62 @@ def read_loader(subject: Subject, reference: str) -> Rows:
         RecipeError: It cannot be imported.
     """
     where = f"--loader {reference}"
+    if split == "all":
+        raise DataError("--split all: a loader is called with one split; name it, or leave --split out.")
     make = load_callable(reference, Path(), "--loader")
+    name = split or _SPLIT
     with user_code(DataError, where):
-        batches = list(_batches(make(split=_SPLIT), subject, where))
+        batches = list(_batches(make(split=name), subject, where))
     if not batches:
         raise DataError(f"{where}: no rows.")
-    parts, digest = subject.plan.inputs, hashlib.sha256()
-    for inputs, target in batches:
-        for array in (*inputs, target):
-            digest.update(np.ascontiguousarray(array).tobytes())
-    is_test = subject.report.digests.data.get(_SPLIT) == f"sha256:{digest.hexdigest()}"
+    held = _same_columns([inputs for inputs, _ in batches], subject.plan.inputs, where)
+    is_test, evidence = _loaded(subject, batches, name)
     return Rows(
         source=reference,
         kind="test rows" if is_test else "own rows",
-        evidence="the rows are the test rows of the report (SHA-256)"
-        if is_test
-        else "their SHA-256 is not that of the report's test rows",
+        evidence=evidence,
         batches=[inputs for inputs, _ in batches],
-        held=_held(batches[0][0], parts, where),
+        held=held,
         target=np.concatenate([target for _, target in batches]),
+        names=_names(subject),
     )
+
+
+def _loaded(
+    subject: Subject, batches: Sequence[tuple[tuple[Array, ...], Array]], name: str
+) -> tuple[bool, str]:
+    """Return whether the rows of a loader are the test rows of the report, and how that is known."""
+    stated = subject.report.digests.data
+    if subject.recipe.data.loader is None and subject.recipe.data.source is None:
+        return False, "the report's rows come from a file, so it states no digest of a loader's"
+    digest = hashlib.sha256()
+    for inputs, target in batches:
+        for array in (*inputs, target):
+            digest.update(np.ascontiguousarray(array).tobytes())
+    known = stated.get(name) == f"sha256:{digest.hexdigest()}"
+    if not known:
+        return False, f"their SHA-256 is not that of the report's {name} rows"
+    return name == _SPLIT, f"the rows are the {name} rows of the report (SHA-256)"
+
+
+def _same_columns(
+    batches: Sequence[Sequence[Array]], parts: Sequence[InputPlan], where: str
+) -> tuple[NDArray[np.int64] | None, ...]:
+    """Return the columns of the original that the batches hold.
+
+    Raises:
+        DataError: A batch holds others than the first.
+    """
+    first = _held(batches[0], parts, where)
+    for number, batch in enumerate(batches[1:], start=2):
+        for x, part, held in zip(batch, parts, first, strict=True):
+            width = x.shape[part.axis] if part.axis is not None else None
+            if held is not None and width != len(held):
+                raise DataError(
+                    f"{where}: input {part.name!r} has {width} columns in batch {number} and {len(held)} in "
+                    "the first; every batch needs the same."
+                )
+    return first
 
 
 def _batches(
@@ -110,9 +175,9 @@ def _load(path: Path) -> dict[str, Array]:
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, SafetensorError, KeyError, TypeError) as error:
+    except _UNREADABLE as error:
         raise DataError(f"{path}: cannot be read as arrays ({first_line(error, 160)}).") from None
 
 
@@ -133,8 +198,8 @@ def _input(x: Array, part: InputPlan, where: str) -> Array:
         DataError: It has too few axes, holds no numbers, or numbers of another kind.
     """
     place = f"{where}: input {part.name!r}"
-    axis = part.axis or 0
-    if x.ndim < max(1, axis + 1, -axis):
+    axis = part.axis
+    if x.ndim < (1 if axis is None else max(2, axis + 1, 1 - axis)):
         raise DataError(f"{place} has shape {x.shape}; its columns are along axis {part.axis}.")
     if x.dtype.kind not in "fiub" or (part.dtype != "float32" and x.dtype.kind == "f"):
         raise DataError(f"{place} holds {x.dtype} values; {part.dtype} is needed.")
@@ -145,7 +210,7 @@ def _input(x: Array, part: InputPlan, where: str) -> Array:
 
 
 def _check_finite(x: Array, place: str) -> None:
-    if x.dtype.kind == "f":
+    if x.dtype.kind == "f" and len(x):
         finite = np.isfinite(x).reshape(len(x), -1).all(axis=1)
         if not finite.all():
             raise DataError(f"{place} is NaN or Inf in row {int(np.argmin(finite)) + 1}; fill or drop it.")
@@ -185,10 +250,7 @@ def _target(labels: Array | None, subject: Subject, rows: int, place: str) -> Ar
         return np.empty((rows, 0), dtype=np.float32)
     if labels is None:
         raise DataError(f"{place} is missing.")
-    flat = labels.reshape(len(labels), -1) if labels.ndim else labels.reshape(1, 1)
-    if flat.shape != (rows, 1):
-        raise DataError(f"{place} has shape {labels.shape}; one value for each of {rows} rows is needed.")
-    values = flat[:, 0]
+    values = _flat(labels, rows, place)
     if report.data.classes is None:
         if values.dtype.kind not in "fiub":
             raise DataError(f"{place} holds {values.dtype} values; numbers are needed.")
@@ -201,7 +263,8 @@ def _target(labels: Array | None, subject: Subject, rows: int, place: str) -> Ar
 def _class_numbers(values: Array, classes: Sequence[str], place: str) -> NDArray[np.int64]:
     """Return the number of each row's class: numbers as they are, texts by the report's labels."""
     if values.dtype.kind in "fiub":
-        numbers = values.astype(np.int64)
+        with np.errstate(invalid="ignore"):  # NaN is none of the classes
+            numbers = values.astype(np.int64)
         wrong = (numbers != values) | (numbers < 0) | (numbers >= len(classes))
     else:
         known = {label: number for number, label in enumerate(classes)}
@@ -216,23 +279,45 @@ def _class_numbers(values: Array, classes: Sequence[str], place: str) -> NDArray
     return numbers
 
 
-def _divisions(subject: Subject, arrays: Mapping[str, Array], rows: int) -> dict[str, Division]:
-    """Divide the rows by the protected attributes that are among the arrays."""
+def _divisions(
+    subject: Subject, arrays: Mapping[str, Array], rows: int, where: str
+) -> tuple[dict[str, Division], dict[str, str]]:
+    """Divide the rows by the protected attributes among the arrays, and say why not by others."""
     found: dict[str, Division] = {}
+    reasons: dict[str, str] = {}
     for stated in subject.report.segments.attributes if subject.report.segments is not None else ():
-        values = arrays.get(stated.name)
-        if values is None or values.shape != (rows,):
+        if stated.name not in arrays:
             continue
-        if stated.by != VALUES and stated.edges is None:
-            continue
-        attribute = _attribute(stated.name, values)
-        labels = tuple(segment.value for segment in stated.segments)
-        found[stated.name] = Division(labels, assigned(attribute, labels, stated.edges))
-    return found
+        values = _flat(arrays[stated.name], rows, f"{where}: array {stated.name!r}")
+        division = divided(_attribute(stated.name, values), stated)
+        if isinstance(division, Division):
+            found[stated.name] = division
+        else:
+            reasons[stated.name] = division
+    return found, reasons
+
+
+def _flat(values: Array, rows: int, place: str) -> Array:
+    """Return one value for each row, shape (rows,).
+
+    Raises:
+        DataError: The array has another shape.
+    """
+    if values.size != rows or (values.ndim and len(values) != rows):
+        what = counted(rows, "row")
+        raise DataError(f"{place} has shape {values.shape}; one value for each of {what} is needed.")
+    return values.reshape(rows)
 
 
 def _attribute(name: str, values: Array) -> Attribute:
     if values.dtype.kind in "fiub":
         return Attribute(name, {_SPLIT: values.astype(np.float64)}, (name,))
     labels, numbers = np.unique(values.astype(str), return_inverse=True)
-    return Attribute(name, {_SPLIT: numbers.reshape(-1)}, (name,), tuple(labels.tolist()))
+    texts = [str(label) if str(label).strip() else MISSING for label in labels]
+    return Attribute(name, {_SPLIT: numbers.reshape(-1)}, (name,), tuple(texts))
+
+
+def _names(subject: Subject) -> list[dict[int, str]]:
+    """Return for each input: position -> column, as far as the report states it."""
+    stated = subject.report.data.columns or {}
+    return [dict(enumerate(stated.get(part.name, ()))) for part in subject.plan.inputs]

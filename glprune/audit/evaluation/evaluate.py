@@ -14,12 +14,13 @@ from glprune.audit.evaluation.file_rows import read_file
 from glprune.audit.evaluation.measurement import ROUNDING, Measurement
 from glprune.audit.evaluation.running import run_model
 from glprune.audit.evaluation.subject import FINAL, INT8, ORIGINAL, open_subject
+from glprune.audit.limits import SECONDS
 from glprune.errors import DataError, UsageError, name_list
 from glprune.schema import bundle as bundles
 from glprune.schema.manifest import sha256
 
 if TYPE_CHECKING:
-    from glprune.audit.evaluation.rows import Rows
+    from glprune.audit.evaluation.rows import Rows, SplitName
     from glprune.audit.evaluation.subject import Subject
 
 _RULES = {
@@ -75,8 +76,26 @@ class Evaluation:
         return {0: "agrees", 1: "DISAGREES", 3: "incomplete"}[self.exit_code]
 
 
+@dataclass(frozen=True)
+class Options:
+    """Which rows are taken, and limits.
+
+    Attributes:
+        split: Rows of a file by the split of the recipe, or ``all``; None: ``test`` where the file has the
+            recipe's split column, and all rows of other files. For a loader the split it is called with.
+        seconds: Limit of the time to read the bundle, and of that of each model.
+    """
+
+    split: SplitName | None = None
+    seconds: float = SECONDS
+
+
 def evaluate(
-    bundle: Path, data: Path | None = None, loader: str | None = None, original: Path | None = None
+    bundle: Path,
+    data: Path | None = None,
+    loader: str | None = None,
+    original: Path | None = None,
+    options: Options | None = None,
 ) -> Evaluation:
     """Measure the models of a bundle on rows and compare with what its report states.
 
@@ -85,17 +104,21 @@ def evaluate(
         data: CSV or Parquet file, folder of Parquet files, or file of arrays (.npz, .safetensors).
         loader: In place of that, a function ``file.py:function`` that is called with ``split="test"``.
         original: ONNX file of the original network; default that of the bundle, if it has any.
+        options: Which rows to take, and limits.
 
     Raises:
         UnreadableError: The folder is not a bundle that this version can read.
         UsageError: Its files or graphs are refused, or rows or models cannot be used.
+        StoppedError: A model needs more time or memory than it may use.
     """
     if (data is None) == (loader is None):
         raise UsageError("give either --data or --loader.")
-    subject = open_subject(bundle, original)
+    options = options or Options()
+    split, seconds = options.split, options.seconds
+    subject = open_subject(bundle, original, seconds)
     try:
-        rows = _read(subject, data) if data is not None else read_loader(subject, str(loader))
-        views = _run(subject, rows)
+        rows = _read(subject, data, split) if data is not None else read_loader(subject, str(loader), split)
+        views = _run(subject, rows, seconds)
     except DataError as error:
         raise UsageError(str(error)) from error
     figures = judge(list(views.figures()), rows.kind) if views is not None else []
@@ -109,20 +132,24 @@ def evaluate(
         rule=_RULES[rows.kind],
         figures=tuple(figures),
         not_evaluated=tuple(_not_evaluated(subject, rows)),
-        notes=subject.notes,
+        notes=(*rows.notes, *subject.notes),
     )
 
 
-def _read(subject: Subject, path: Path) -> Rows:
-    return read_arrays(subject, path) if path.suffix.lower() in SUFFIXES else read_file(subject, path)
+def _read(subject: Subject, path: Path, split: SplitName | None) -> Rows:
+    if path.suffix.lower() not in SUFFIXES:
+        return read_file(subject, path, split)
+    if split not in (None, "all"):
+        raise UsageError(f"--split {split}: a file of arrays has no split column; give its rows alone.")
+    return read_arrays(subject, path)
 
 
-def _run(subject: Subject, rows: Rows) -> Measurement | None:
+def _run(subject: Subject, rows: Rows, seconds: float) -> Measurement | None:
     """Run the models; None where metrics have no targets: distillation without the original."""
     models = [m for m in subject.models if m != ORIGINAL or not rows.lacks(subject.wanted(ORIGINAL))]
     if subject.report.task == "distillation" and (ORIGINAL not in models or subject.scales is None):
         return None
-    outputs = {model: run_model(subject, model, rows) for model in models}
+    outputs = {model: run_model(subject, model, rows, seconds) for model in models}
     views = {model: subject.view(found) for model, found in outputs.items()}
     target = views[ORIGINAL] if subject.report.task == "distillation" else rows.target
     return Measurement(subject, rows, outputs, views, target)
@@ -139,9 +166,8 @@ def _not_evaluated(subject: Subject, rows: Rows) -> list[str]:
         found.append(f"The original network: of its columns, {names} not in the data.")
     elif report.task == "distillation" and subject.scales is None:
         found.append("The metrics: the report does not state by what outputs are divided; run again.")
-    missing = _missing_attributes(subject, rows)
-    if missing:
-        found.append(f"Segments by {', '.join(missing)}: not in the data, or their ranges not in the report.")
+    for name in _missing_attributes(subject, rows):
+        found.append(f"Segments by {name}: {rows.undivided.get(name, 'it is not in the data')}.")
     found.append("The network before its refit (`zeroed`), which is not in the bundle.")
     other = {
         "baselines": report.baselines,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +16,7 @@ Array = NDArray[Any]
 Batch = tuple[Array, ...]
 Columns = Sequence[NDArray[np.int64] | None]
 RowsKind = Literal["test rows", "own rows"]
+SplitName = Literal["train", "valid", "test", "all"]
 CHUNK = 1024
 """Rows of a call; as in a run, so that the same machine gives the same outputs."""
 
@@ -47,6 +48,10 @@ class Rows:
         target: Class numbers or values, shape (rows,); (rows, 0) without labels.
         divisions: Protected attribute -> the rows divided by it.
         missing: Columns of the original that are not in the data, by name where that is known.
+        undivided: Protected attribute of the report -> why the rows are not divided by it.
+        names: For each input: position in the original -> name of the column, where that is known.
+        place: Returns the place of a row in the source.
+        notes: What the auditor should know of the rows.
     """
 
     source: str
@@ -57,6 +62,10 @@ class Rows:
     target: Array
     divisions: Mapping[str, Division] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
+    undivided: Mapping[str, str] = field(default_factory=dict)
+    names: Sequence[Mapping[int, str]] = ()
+    place: Callable[[int], str] = lambda row: f"row {row + 1:,}"
+    notes: tuple[str, ...] = ()
 
     def lacks(self, wanted: Columns) -> bool:
         """Whether one of the wanted columns is not held."""

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from glprune._files import unreadable_reason
 from glprune.audit.findings import Finding, UnreadableError
+from glprune.audit.limits import SECONDS
+from glprune.audit.onnx_reader import NotOnnxError, parse
 from glprune.audit.parsed_bundle import open_bundle
 from glprune.audit.verify import refusals
 from glprune.errors import UsageError
@@ -109,25 +111,29 @@ class RefusedError(UsageError):
         super().__init__(f"{bundle} is not run: {findings[0]}; `glprune verify` lists every finding.")
 
 
-def open_subject(folder: Path, original: Path | None) -> Subject:
+def open_subject(folder: Path, original: Path | None, seconds: float = SECONDS) -> Subject:
     """Open a bundle and the file of its original network.
 
     Args:
         folder: The bundle.
         original: ONNX file of the original network; default the one of the bundle, if it has any.
+        seconds: Limit of the time to read the bundle.
 
     Raises:
         UnreadableError: The folder is not a bundle that this version can read.
         RefusedError: Its files were changed, or a graph is refused.
         UsageError: The original's file cannot be read.
     """
-    opened = open_bundle(folder)
-    found = refusals(opened)
+    found = refusals(folder, seconds)
     if found:
         raise RefusedError(folder, found)
+    opened = open_bundle(folder)
     report, plan, recipe = opened.report, opened.plan, opened.recipe
     if report is None or plan is None or recipe is None:
         raise UnreadableError(f"{folder}: report, plan or recipe cannot be read.")
+    repeated = _repeated(report)
+    if repeated:
+        raise RefusedError(folder, repeated)
     files = opened.files.contents
     models = {FINAL: files[bundles.ONNX]}
     models |= {INT8: files[bundles.INT8]} if bundles.INT8 in files and report.quantized is not None else {}
@@ -141,11 +147,38 @@ def open_subject(folder: Path, original: Path | None) -> Subject:
     return Subject(folder, report, plan, _with_classes(recipe, report), models, tuple(notes))
 
 
+def _repeated(report: Report) -> list[Finding]:
+    """Find figures that are stated twice: each would be measured as often."""
+    attributes = report.segments.attributes if report.segments is not None else []
+    lists = {
+        "/export/outputs": [output.name for output in report.export.outputs],
+        "/performance": [metric.name for metric in report.performance],
+        "/agreement": [record.name for record in report.agreement],
+        "/segments/attributes": [attribute.name for attribute in attributes],
+    }
+    for n, attribute in enumerate(attributes):
+        lists[f"/segments/attributes/{n}/segments"] = [segment.value for segment in attribute.segments]
+    return [
+        Finding(bundles.REPORT, where, "states a name twice")
+        for where, names in lists.items()
+        if len(set(names)) < len(names)
+    ]
+
+
 def _read(path: Path) -> bytes:
     reason = unreadable_reason(path)
     if reason is not None:
         raise UsageError(f"--original: {path} {reason}.")
-    return path.read_bytes()
+    raw = path.read_bytes()
+    try:
+        parse(raw)
+    except NotOnnxError as error:
+        what = str(error).partition(" (")[0]
+        raise UsageError(
+            f"--original: {path}: {what}; give the original network as ONNX, as a run writes it with "
+            f"export.keep_original ({bundles.ORIGINAL})."
+        ) from None
+    return raw
 
 
 def _other_original(path: Path, raw: bytes, report: Report) -> list[str]:

@@ -1,8 +1,11 @@
 """Inputs that ask for hours of processor time or for gigabytes of memory."""
 
 import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
+import onnx
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load, save
 
@@ -201,3 +204,90 @@ ATTACKS = [
     hostile("a constant of four gigabytes", graph(large_constant), "C9"),
     hostile("a loop of a million million turns", graph(endless_loop), "C9", exit_code=3),
 ]
+
+
+def wide_tile(model):
+    """Four million copies of each output, of which the largest is taken: 16 GB for a batch of 1,024 rows."""
+    shape, axis = constant(model, "shape", np.array([1, 4 * 10**6])), constant(model, "axis", np.array([1]))
+    largest_of(model, helper.make_node("Tile", ["honest", shape], ["many"], "tile"), axis)
+
+
+def wider_tile(model):
+    """A thousand million copies, which one row alone has no room for."""
+    shape, axis = constant(model, "shape", np.array([1, 10**9])), constant(model, "axis", np.array([1]))
+    largest_of(model, helper.make_node("Tile", ["honest", shape], ["many"], "tile"), axis)
+
+
+def largest_of(model, node, axis):
+    model.graph.node[-1].output[0] = "honest"
+    most = helper.make_node("ReduceMax", ["many", axis], [OUTPUT], "most", keepdims=1)
+    if model.opset_import[0].version < 18:
+        most = helper.make_node("ReduceMax", ["many"], [OUTPUT], "most", axes=[1], keepdims=1)
+        del model.graph.initializer[-1]
+    model.graph.node.extend([node, most])
+
+
+def in_file(name, change):
+    def edit(copy):
+        model = onnx.load_from_string((copy / name).read_bytes())
+        change(model)
+        (copy / name).write_bytes(model.SerializeToString(deterministic=True))
+
+    return edit
+
+
+@dataclass(frozen=True)
+class RunAttack:
+    """A file of a bundle that asks for too much when ``glprune evaluate`` runs it.
+
+    Attributes:
+        name: Plain description.
+        change: Changes the copy of a bundle.
+        message: Part of the one line that ``evaluate`` ends with; empty where it measures within its limits.
+        exit_code: Its exit code.
+        base: Name of the clean bundle.
+    """
+
+    name: str
+    change: Callable[..., object]
+    message: str
+    exit_code: int = 3
+    base: str = "kept"
+
+
+RUN_ATTACKS = [
+    RunAttack(
+        "a loop of a million million turns in the model",
+        in_file(bundles.ONNX, endless_loop),
+        "final model: stopped after 8 s",
+        base="slim",
+    ),
+    RunAttack(
+        "a loop of a million million turns in the original's file",
+        in_file(bundles.ORIGINAL, endless_loop),
+        "original model: stopped after 8 s",
+    ),
+    RunAttack(
+        "a thousand million copies of every output of the original",
+        in_file(bundles.ORIGINAL, wider_tile),
+        "original model: stopped: it needs more memory",
+    ),
+    RunAttack(
+        "a constant of a hundred million million zeros in the original's file",
+        in_file(bundles.ORIGINAL, huge_constant),
+        "original model: stopped: it needs more memory",
+    ),
+    RunAttack(
+        "a header of 600,000 tensors, read before a model is run",
+        written(bundles.WEIGHTS, header_of_tensors(600_000)),
+        "is not run",
+        1,
+    ),
+]
+WITHIN_LIMITS = RunAttack(
+    "four million copies of every output of the original: 16 GB for 1,024 rows at once",
+    in_file(bundles.ORIGINAL, wide_tile),
+    "",
+    0,
+)
+"""Takes 16 GB where all rows are run at once, and is run in parts."""

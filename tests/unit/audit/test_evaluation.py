@@ -233,7 +233,10 @@ ERRORS = {
     "no loader": (["--loader", "none.py:rows"], "none.py"),
     "a broken loader": (["--loader", "broken.py:rows"], "ValueError: broken"),
     "no original": (["--data", "own.csv", "--original", "none.onnx"], "--original: none.onnx"),
-    "an original of another kind": (["--data", "own.csv", "--original", "own.csv"], "original model"),
+    "an original of another kind": (
+        ["--data", "own.csv", "--original", "own.csv"],
+        "own.csv: not an ONNX model; give",
+    ),
 }
 
 
