@@ -131,15 +131,14 @@ def calibration_interval(gaps: Floats) -> Interval:
 def _of_no_error(metric: str, found: PairedIntervals, target: NDArray[Any]) -> PairedIntervals:
     """Widen intervals without a width, of networks that are always right or always wrong.
 
-    Of n rows without an error the exact 95 % interval reaches down to 0.025 ** (1 / n) (Hanley and
-    Lippman-Hand, 1983). For AUROC n is the number of rows of the rarer class.
+    For AUROC the rows are those of the rarer class.
     """
     if metric not in ("accuracy", "auroc"):
         return found
     rows = (
         len(target) if metric == "accuracy" else int(np.bincount(target.astype(np.int64), minlength=2).min())
     )
-    reach = 1 - (1 - _LEVEL) ** (1 / max(1, rows))
+    reach = no_error_reach(rows)
 
     def widened(interval: Interval) -> Interval:
         if interval.low < interval.high or interval.low not in (0.0, 1.0):
@@ -147,6 +146,15 @@ def _of_no_error(metric: str, found: PairedIntervals, target: NDArray[Any]) -> P
         return Interval(low=1 - reach, high=1.0) if interval.low else Interval(low=0.0, high=reach)
 
     return found.model_copy(update={"values": {n: widened(v) for n, v in found.values.items()}})
+
+
+def no_error_reach(rows: float) -> float:
+    """Return the largest share of errors that rows without one leave possible: 1 - 0.025 ** (1 / rows).
+
+    References:
+        Hanley and Lippman-Hand (1983), see above.
+    """
+    return float(1 - (1 - _LEVEL) ** (1 / max(1, rows)))
 
 
 def _statistic(scorer: Scorer, metric: str, output: ArrayLike, target: NDArray[Any]) -> _Statistic:

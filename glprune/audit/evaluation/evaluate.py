@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from glprune._wording import counted
 from glprune.audit.evaluation.array_rows import SUFFIXES, read_arrays, read_loader
-from glprune.audit.evaluation.figures import ERROR, Figure, disagreeing, judge
+from glprune.audit.evaluation.figures import (
+    CAP,
+    ERROR,
+    Figure,
+    comparisons,
+    disagreeing,
+    judge,
+    not_comparable,
+    widening,
+)
 from glprune.audit.evaluation.file_rows import read_file
-from glprune.audit.evaluation.measurement import ROUNDING, Measurement
+from glprune.audit.evaluation.measurement import OTHER_VALUES, ROUNDING, Measurement
 from glprune.audit.evaluation.running import run_model
 from glprune.audit.evaluation.subject import FINAL, INT8, ORIGINAL, open_subject
 from glprune.errors import DataError, UsageError, name_list
@@ -21,15 +31,18 @@ from glprune.schema.manifest import sha256
 if TYPE_CHECKING:
     from glprune.audit.evaluation.rows import Rows
     from glprune.audit.evaluation.subject import Subject
+    from glprune.schema.report import Interval
 
 _RULES = {
     "test rows": (
         "the rows are those of the report: values and intervals must be the same, up to what outputs that "
-        f"differ by {ROUNDING[FINAL]:g} of the largest one can change ({ROUNDING[INT8]:g} for {bundles.INT8})"
+        f"differ by {ROUNDING[FINAL]:g} of each row's largest one can change ({ROUNDING[INT8]:g} for "
+        f"{bundles.INT8}), and by no more than {CAP:.0%} of the interval's width"
     ),
     "own rows": (
-        "the rows are others than the report's: a figure agrees where chance explains its difference; "
-        f"{ERROR:.0%} of right reports have one that does not. Rows that both have make this milder"
+        "the rows are others than the report's: a figure agrees where chance explains its difference; a "
+        "stated value outside of what it agrees within would be found. "
+        f"{ERROR:.0%} of right reports have one that does not agree. Rows that both have make this milder"
     ),
 }
 
@@ -46,6 +59,8 @@ class Evaluation:
         kind: ``test rows`` or ``own rows``.
         evidence: How that is known.
         rule: When a figure agrees.
+        comparisons: Number of figures that own rows compare; None on the rows of the report.
+        widening: By how much intervals of differences are wider for that number; None likewise.
         figures: The figures, as stated and as found.
         not_evaluated: What the report states and was not measured again.
         notes: What else the auditor should know.
@@ -58,15 +73,19 @@ class Evaluation:
     kind: str
     evidence: str
     rule: str
+    comparisons: int | None
+    widening: float | None
     figures: tuple[Figure, ...]
     not_evaluated: tuple[str, ...]
     notes: tuple[str, ...]
 
     @property
     def exit_code(self) -> int:
-        """0: all agree; 1: some do not; 3: no metric could be compared."""
+        """0: all agree; 1: some do not; 3: some or all could not be compared."""
         if disagreeing(self.figures):
             return 1
+        if not_comparable(self.figures):
+            return 3
         return 0 if any(f.agrees and f.interval is not None for f in self.figures) else 3
 
     @property
@@ -76,7 +95,11 @@ class Evaluation:
 
 
 def evaluate(
-    bundle: Path, data: Path | None = None, loader: str | None = None, original: Path | None = None
+    bundle: Path,
+    data: Path | None = None,
+    loader: str | None = None,
+    original: Path | None = None,
+    overall: bool = False,
 ) -> Evaluation:
     """Measure the models of a bundle on rows and compare with what its report states.
 
@@ -85,6 +108,7 @@ def evaluate(
         data: CSV or Parquet file, folder of Parquet files, or file of arrays (.npz, .safetensors).
         loader: In place of that, a function ``file.py:function`` that is called with ``split="test"``.
         original: ONNX file of the original network; default that of the bundle, if it has any.
+        overall: Leave out segments, and judge fewer figures.
 
     Raises:
         UnreadableError: The folder is not a bundle that this version can read.
@@ -98,7 +122,8 @@ def evaluate(
         views = _run(subject, rows)
     except DataError as error:
         raise UsageError(str(error)) from error
-    figures = judge(list(views.figures()), rows.kind) if views is not None else []
+    figures = judge(list(views.figures(overall)), rows.kind) if views is not None else []
+    count = comparisons(figures) if rows.kind == "own rows" else None
     return Evaluation(
         bundle=str(bundle),
         model=sha256(subject.models[FINAL]),
@@ -107,9 +132,11 @@ def evaluate(
         kind=rows.kind,
         evidence=rows.evidence,
         rule=_RULES[rows.kind],
+        comparisons=count,
+        widening=widening(count) if count else None,
         figures=tuple(figures),
-        not_evaluated=tuple(_not_evaluated(subject, rows)),
-        notes=subject.notes,
+        not_evaluated=(*_reasons(figures), *_not_evaluated(subject, rows, overall)),
+        notes=(*subject.notes, *_changed_file(subject, rows, data)),
     )
 
 
@@ -128,7 +155,38 @@ def _run(subject: Subject, rows: Rows) -> Measurement | None:
     return Measurement(subject, rows, outputs, views, target)
 
 
-def _not_evaluated(subject: Subject, rows: Rows) -> list[str]:
+def _reasons(figures: Sequence[Figure]) -> list[str]:
+    """List the figures that could not be compared, by reason, and rows of no segment."""
+    by_reason: dict[str, list[Figure]] = {}
+    for figure in not_comparable(figures):
+        by_reason.setdefault(figure.reason, []).append(figure)
+    found = [
+        f"{counted(len(group), 'figure')}, {reason}: {_places(group)}." for reason, group in by_reason.items()
+    ]
+    outside = [f for f in figures if f.where.endswith(OTHER_VALUES) and f.agrees is None]
+    return found + [f"{f.found:,.0f} rows of {f.where}: the report has no segment of them." for f in outside]
+
+
+def _places(figures: Sequence[Figure]) -> str:
+    shown = [f"{figure.name} of {figure.model} ({figure.where})" for figure in figures[:3]]
+    return ", ".join(shown) + (f" and {len(figures) - 3} more" if len(figures) > 3 else "")
+
+
+def _changed_file(subject: Subject, rows: Rows, path: Path | None) -> list[str]:
+    """Say that a file looks like the one of the report, but is another."""
+    splits = subject.report.data.splits.values()
+    stated = subject.recipe.data.file
+    if path is None or stated is None or rows.kind == "test rows":
+        return []
+    if path.name != Path(stated).name or len(rows.target) != sum(split.rows for split in splits):
+        return []
+    return [
+        f"{path.name} has the name and the number of rows of the report's data file, and another SHA-256: "
+        "it was changed, or the report's digest is wrong. All rows are measured, those of the training too."
+    ]
+
+
+def _not_evaluated(subject: Subject, rows: Rows, overall: bool) -> list[str]:
     """List what the report states that was not measured again, and why."""
     report, found = subject.report, []
     if ORIGINAL not in subject.models:
@@ -140,7 +198,9 @@ def _not_evaluated(subject: Subject, rows: Rows) -> list[str]:
     elif report.task == "distillation" and subject.scales is None:
         found.append("The metrics: the report does not state by what outputs are divided; run again.")
     missing = _missing_attributes(subject, rows)
-    if missing:
+    if overall:
+        found.append("Segments: left out (--overall).")
+    elif missing:
         found.append(f"Segments by {', '.join(missing)}: not in the data, or their ranges not in the report.")
     found.append("The network before its refit (`zeroed`), which is not in the bundle.")
     other = {
@@ -175,6 +235,8 @@ def as_record(found: Evaluation) -> dict[str, Any]:
             "evidence": found.evidence,
         },
         "rule": found.rule,
+        "comparisons": found.comparisons,
+        "widening": found.widening,
         "figures": [_figure(figure) for figure in found.figures],
         "not_evaluated": list(found.not_evaluated),
         "notes": list(found.notes),
@@ -182,8 +244,13 @@ def as_record(found: Evaluation) -> dict[str, Any]:
 
 
 def _figure(figure: Figure) -> dict[str, Any]:
-    intervals = {"stated_interval": figure.stated_interval, "interval": figure.interval}
-    return vars(figure) | {
+    """Convert a figure; ``tolerance`` is the largest difference by rounding that agrees."""
+    names = ("stated_interval", "interval", "agrees_within")
+    intervals: dict[str, Interval | None] = {name: getattr(figure, name) for name in names}
+    known = {name: value for name, value in vars(figure).items() if name not in ("cap", "rarer")}
+    known["allowed"] = figure.allowed if math.isfinite(figure.allowed) else None
+    known["tolerance"] = figure.reach if math.isfinite(figure.reach) else None
+    return known | {
         name: [interval.low, interval.high] if interval is not None else None
         for name, interval in intervals.items()
     }
@@ -192,7 +259,11 @@ def _figure(figure: Figure) -> dict[str, Any]:
 def summary(found: Evaluation) -> str:
     """Say in one sentence how many figures agree."""
     judged: Sequence[Figure] = [f for f in found.figures if f.agrees is not None]
-    wrong = len(disagreeing(found.figures))
+    wrong, missing = len(disagreeing(found.figures)), len(not_comparable(found.figures))
     if not judged:
         return "no figure could be compared"
-    return f"{len(judged) - wrong} of {counted(len(judged), 'compared figure')} agree"
+    text = f"{len(judged) - wrong} of {counted(len(judged), 'compared figure')} agree"
+    if found.widening is not None:
+        count = counted(found.comparisons or 0, "comparison")
+        text += f" (intervals of differences widened {found.widening:.2f} times for {count})"
+    return text + (f"; {counted(missing, 'figure')} could not be compared" if missing else "")
