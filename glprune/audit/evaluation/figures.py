@@ -138,15 +138,25 @@ def _on_own_rows(figure: Figure, widened: float) -> Figure:
         return replace(figure, reason=obstacle)
     below, above = (widened * side + figure.reach for side in _sides(figure, figure.stated, figure.found))
     within = _around(figure.found, below, above)
-    judged = replace(figure, agrees_within=within)
-    if within is None or _is_everything(figure.name, within):
-        return replace(judged, reason="any value would agree: the intervals are too wide")
+    if within is None:
+        return replace(figure, reason="its interval is too wide for any comparison")
+    judged = replace(figure, agrees_within=_clipped(figure.name, within))
     times = _times_too_wide(figure)
     if times is not None:
-        return replace(
-            judged, agrees=False, reason=f"its interval is {times:.1f} times as wide as its rows allow"
-        )
+        reason = f"its interval is {times:.1f} times as wide as its rows allow"
+        return replace(judged, agrees=False, reason=reason)
+    if _is_everything(figure.name, figure.found, within):
+        return replace(judged, reason="any value would agree, since the intervals are too wide")
     return replace(judged, agrees=within.low <= figure.stated <= within.high)
+
+
+def _clipped(metric: str, within: Interval) -> Interval:
+    """Return the part of an interval that a metric can have."""
+    low, high = RANGES[metric]
+    return Interval(
+        low=within.low if low is None else max(low, within.low),
+        high=within.high if high is None else min(high, within.high),
+    )
 
 
 def _has_chance(figure: Figure) -> bool:
@@ -182,9 +192,12 @@ def _sides(figure: Figure, stated: float, found: float) -> tuple[float, float]:
     return math.hypot(found - own.low, known.high - stated), math.hypot(own.high - found, stated - known.low)
 
 
-def _is_everything(metric: str, within: Interval) -> bool:
+def _is_everything(metric: str, found: float, within: Interval) -> bool:
+    """Whether no value would disagree, from the best one to twice the error; for R2 to that of the mean."""
     low, high = RANGES[metric]
-    return low is not None and high is not None and within.low <= low and within.high >= high
+    least = 0.0 if low is None else low
+    most = 2 * found if high is None else high
+    return within.low <= least and within.high >= most
 
 
 def _times_too_wide(figure: Figure) -> float | None:
