@@ -27,6 +27,10 @@ Few rows far from the others widen intervals: with errors of Student's t of 2.2 
 interval in 2,000 is wider still.
 """
 _WIDEST_OTHER = 3.0
+_CHANCE = {
+    "log_loss": (0.0, math.log(2)),
+    "r2": (0.0, 1.0),
+}  # best value and that of chance, either way round
 _OF_WIDTH = 0.05  # by which an end of an interval may differ, since resamples move with every output
 
 
@@ -145,7 +149,7 @@ def _on_own_rows(figure: Figure, widened: float) -> Figure:
     if times is not None:
         reason = f"its interval is {times:.1f} times as wide as its rows allow"
         return replace(judged, agrees=False, reason=reason)
-    if _is_everything(figure.name, figure.found, within):
+    if _is_everything(figure.name, within):
         return replace(judged, reason="any value would agree, since the intervals are too wide")
     return replace(judged, agrees=within.low <= figure.stated <= within.high)
 
@@ -192,12 +196,10 @@ def _sides(figure: Figure, stated: float, found: float) -> tuple[float, float]:
     return math.hypot(found - own.low, known.high - stated), math.hypot(own.high - found, stated - known.low)
 
 
-def _is_everything(metric: str, found: float, within: Interval) -> bool:
-    """Whether no value would disagree, from the best one to twice the error; for R2 to that of the mean."""
-    low, high = RANGES[metric]
-    least = 0.0 if low is None else low
-    most = 2 * found if high is None else high
-    return within.low <= least and within.high >= most
+def _is_everything(metric: str, within: Interval) -> bool:
+    """Whether a comparison cannot fail: it allows every value, or all from the best one to that of chance."""
+    low, high = _CHANCE.get(metric, RANGES[metric])
+    return low is not None and high is not None and within.low <= low and within.high >= high
 
 
 def _times_too_wide(figure: Figure) -> float | None:
