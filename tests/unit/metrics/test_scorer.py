@@ -7,7 +7,7 @@ from sklearn import metrics as sk
 
 from glprune.metrics.rounding import largest_change, near_ties, output_steps
 from glprune.metrics.scorer import Scorer, auroc, r2_score
-from glprune.metrics.segments import decide, decision_change, defined_metrics
+from glprune.metrics.segments import decide, decision_change, defined_metrics, segment_metrics
 from glprune.model.task import Task
 from glprune.schema.metrics import METRICS
 
@@ -149,3 +149,10 @@ def test_a_metric_that_the_rows_do_not_define_is_none():
     found = defined_metrics(Scorer("binary"), np.array([1.0, 2.0]), np.array([1, 1]))
     assert found["auroc"] is None
     assert found["accuracy"] == 1
+
+
+def test_a_segment_of_a_constant_target_has_no_r2_and_no_interval_of_it():
+    output, _ = sample(Scorer("regression"), 1, rows=30)
+    found = {m.name: m for m in segment_metrics(Scorer("regression"), output, output, np.ones(30), 0)}
+    assert (found["r2"].final, found["r2"].intervals) == (None, None)
+    assert found["rmse"].intervals is not None
