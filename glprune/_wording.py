@@ -18,6 +18,12 @@ def counted(number: float, noun: str) -> str:
     return f"{number:,.0f} {noun}{'' if number == 1 else 's'}"
 
 
+def shortened(names: Sequence[str], most: int = 12) -> str:
+    """List names, and the number of the others if there are more than ``most``."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def number_text(value: float) -> str:
     """Format a number with few digits."""
     return f"{value:.0f}" if value.is_integer() and abs(value) < _EXACT else f"{value:g}"

@@ -195,11 +195,11 @@ class Copy:
         change(value)
         self.write(value, name)
 
-    def model(self):
-        return onnx.load_from_string((self.folder / bundles.ONNX).read_bytes())
+    def model(self, name=bundles.ONNX):
+        return onnx.load_from_string((self.folder / name).read_bytes())
 
-    def put(self, model):
-        (self.folder / bundles.ONNX).write_bytes(model.SerializeToString(deterministic=True))
+    def put(self, model, name=bundles.ONNX):
+        (self.folder / name).write_bytes(model.SerializeToString(deterministic=True))
 
     def removed(self):
         """Positions of the columns of the wide file that nothing may read."""
@@ -231,13 +231,18 @@ def follow(copy):
 
 def seal(copy, key):
     """Write a manifest of whatever is there and sign it."""
+    write_list(copy)
+    resign(copy, key)
+
+
+def write_list(copy):
+    """Write a manifest of whatever is there."""
     files = {
         p.relative_to(copy.folder).as_posix(): p.read_bytes()
         for p in copy.folder.rglob("*")
         if p.is_file() and p.name != bundles.MANIFEST and bundles.SIGNATURES not in p.parts
     }
     copy.write(make_manifest(files), bundles.MANIFEST)
-    resign(copy, key)
 
 
 def resign(copy, key):

@@ -1,4 +1,4 @@
-"""Recipes, reports and bundles changed at random: each change is decided by answers to ``choose(n)``.
+"""Recipes and reports changed at random: each change is decided by answers to ``choose(n)``.
 
 ``choose(n)`` answers 0..n-1, so that hypothesis, atheris or a list of numbers can drive the same changes.
 """
@@ -14,14 +14,11 @@ from typing import Any
 from glprune.audit.diff import compare
 from glprune.audit.explain import explain
 from glprune.audit.parsed_bundle import read_report
-from glprune.audit.verify import VerificationOptions, verify
 from glprune.errors import GlpruneError
 from glprune.report.html import render_html
 from glprune.report.markdown import render_markdown
 from glprune.schema import bundle as bundles
-from glprune.schema.manifest import make_manifest
 from glprune.schema.recipe_loading import load_recipe
-from glprune.schema.strict_json import StrictError, read_json
 from glprune.schema.strict_yaml import parse
 
 Choose = Callable[[int], int]
@@ -76,7 +73,7 @@ _TOKENS = (
     "2020-99-99", "~", "\r", "\x85", "\u2028", "\ufeff", "\U0001f642", ",", "\n", "\n  ", "null", "true", "-" * 30,
     "[" * 30, "9" * 30, "NaN", "Infinity", "\\u0000", "e", "-", "0",
 )  # fmt: skip
-_ODD: tuple[Any, ...] = (
+ODD: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2**31, 2**63, 10**40, 0.5, -0.0, 1e308, 5e-324, "", "a", "\0", "\ud800", "<script>",
     "[red]", "\x1b[2J", "../x", "0" * 64, "sha256:" + "0" * 64, [], {}, [[]], [0], ["a", "a"], {"": 0}, {"a": {"a": []}},
 )  # fmt: skip
@@ -103,7 +100,7 @@ def altered(value: Any, choose: Choose) -> Any:
         case 4 if isinstance(parent[key], int | float):
             parent[key] = (-parent[key], parent[key] + 1, parent[key] * 1000, float(parent[key]))[choose(4)]
         case _:
-            parent[key] = copy.deepcopy(_ODD[choose(len(_ODD))])
+            parent[key] = copy.deepcopy(ODD[choose(len(ODD))])
     return whole[0]
 
 
@@ -188,45 +185,6 @@ def check_report(raw: bytes, bundle: Path) -> bool:
         assert "<script" not in page
         assert "\x1b" not in page
     return True
-
-
-def change_bundle(bundle: Path, choose: Choose, *, sealed: bool) -> None:
-    """Change one file of a bundle; sealed: the manifest lists what is there then."""
-    names = sorted(p.name for p in bundle.iterdir() if p.is_file())
-    path = bundle / names[choose(len(names))]
-    raw = path.read_bytes()
-    if path.suffix == ".json" and choose(3):
-        try:
-            value = read_json(raw)
-        except StrictError:
-            value = []
-        for _ in range(1 + choose(2)):
-            value = altered(value, choose)
-        raw = json.dumps(value).encode()
-    else:
-        for _ in range(1 + choose(2)):
-            raw = garbled(raw, choose)
-    path.write_bytes(raw)
-    if sealed and path.name != bundles.MANIFEST:
-        files = {n: (bundle / n).read_bytes() for n in names if n != bundles.MANIFEST}
-        bundles.write_json(bundle / bundles.MANIFEST, make_manifest(files))
-
-
-def check_verify(bundle: Path) -> int:
-    """Verify a bundle: a verdict, or a refusal in one line.
-
-    Returns:
-        The exit code.
-    """
-    try:
-        verdict = verify(bundle, VerificationOptions(), seconds=30, isolated=False)
-    except GlpruneError as error:
-        one_line(error)
-        return error.exit_code
-    for check in verdict.checks:
-        for finding in check.findings:
-            str(finding).encode("utf-8", "surrogatepass")
-    return verdict.exit_code
 
 
 def one_line(error: GlpruneError) -> None:

@@ -147,6 +147,7 @@ CHECKS: dict[str, CheckInfo] = {
 NOT_CHECKED = (
     "The training data, and whether the metrics were measured on them as the report states.",
     "Norms along the path, optimality residuals, latencies, sizes of the original: measured by the producer.",
+    "Words of the producer: notes of the data, the purpose, versions, processor and platform.",
     "Whether upstream systems still collect the removed features, or provide the inputs in the stated order.",
     "Whether kept features carry the information of removed ones (proxies).",
     "Times other than that of a verified timestamp: they come from the clocks of producer and signers.",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from glprune.audit.onnx_file.wire import TooLargeError, check_records
 
@@ -17,6 +18,7 @@ _RANDOM = {
     "Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"
 }  # fmt: skip
 READS_ONLY_SIZES = ("Shape", "Size")
+_KNOWN = helper.get_all_tensor_dtypes()
 _VALUES = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
 
 
@@ -99,15 +101,45 @@ def tensors(model: ModelProto) -> Iterator[tuple[str, TensorProto]]:
                     yield where, tensor
 
 
-def storage_error(tensor: TensorProto) -> str | None:
-    """Say why the values of a tensor cannot be trusted as stored; None where they can."""
+class StorageError(ValueError):
+    """The values of a tensor cannot be trusted as stored."""
+
+
+def read_values(tensor: TensorProto) -> NDArray[Any]:
+    """Return the values of a tensor.
+
+    Raises:
+        StorageError: They are not stored once, in this file, in the data type and the shape of the tensor.
+    """
     if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
-        return "its values are outside the file"
+        raise StorageError("its values are outside the file")
     if sum([tensor.HasField("raw_data"), *(len(getattr(tensor, name)) > 0 for name in _VALUES)]) > 1:
-        return "it has values twice"
+        raise StorageError("it has values twice")
     if tensor.HasField("segment"):
-        return "it is a segment of a tensor"
-    return None
+        raise StorageError("it is a segment of a tensor")
+    if tensor.data_type not in _KNOWN:
+        raise StorageError(f"its data type, number {tensor.data_type}, is undefined or unknown")
+    try:
+        values: NDArray[Any] = numpy_helper.to_array(tensor)
+    except (TypeError, ValueError, OverflowError):
+        values = np.empty(0)
+    if values.shape != tuple(tensor.dims):
+        raise StorageError("its values do not fit its data type and shape")
+    return values
+
+
+def values_or_none(tensor: TensorProto) -> NDArray[Any] | None:
+    """Return the values of a tensor; None where they cannot be trusted as stored, which C6 says."""
+    try:
+        return read_values(tensor)
+    except StorageError:
+        return None
+
+
+def initializers(graph: GraphProto) -> dict[str, NDArray[Any]]:
+    """Map names to values of the initializers that can be trusted as stored."""
+    read = ((tensor.name, values_or_none(tensor)) for tensor in graph.initializer)
+    return {name: values for name, values in read if values is not None}
 
 
 def random_nodes(graph: GraphProto) -> Iterator[NodeProto]:
@@ -140,19 +172,15 @@ def place(node: NodeProto) -> str:
     return f"node {node.name[:60]!r} ({node.op_type[:40]})"
 
 
-def constants(graph: GraphProto) -> dict[str, NDArray[np.generic]]:
+def constants(graph: GraphProto) -> dict[str, NDArray[Any]]:
     """Map names to values of integer initializers and Constant nodes, such as the indices of a Gather."""
-    found = {
-        t.name: numpy_helper.to_array(t)
-        for t in graph.initializer
-        if t.data_type in (TensorProto.INT64, TensorProto.INT32) and storage_error(t) is None
-    }
+    found = {n: x for n, x in initializers(graph).items() if x.dtype in (np.int64, np.int32)}
     for node in graph.node:
         if node.op_type != "Constant" or len(node.output) != 1 or len(node.attribute) != 1:
             continue
         attribute = node.attribute[0]
-        if attribute.name == "value" and storage_error(attribute.t) is None:
-            found[node.output[0]] = numpy_helper.to_array(attribute.t)
+        if attribute.name == "value" and (values := values_or_none(attribute.t)) is not None:
+            found[node.output[0]] = values
         elif attribute.name == "value_ints":
             found[node.output[0]] = np.asarray(attribute.ints, dtype=np.int64)
     return found

@@ -6,6 +6,7 @@ XML, that must see the same: what one of them would skip or correct, a browser c
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from html.parser import HTMLParser
@@ -177,7 +178,7 @@ class _Html(HTMLParser):
         self.events.append(("end", tag, ()))
 
     def handle_data(self, data: str) -> None:
-        _add_text(self.events, data)
+        self.events.append(("text", data, ()))
 
     def handle_comment(self, data: str) -> None:
         self.events.append(("comment", data, ()))
@@ -193,10 +194,13 @@ class _Html(HTMLParser):
 
 
 def _html_events(text: str) -> list[Event]:
+    """List what an HTML parser sees, up to a tag that does not end: read as text, it takes quadratic time."""
     parser = _Html()
     parser.feed(text)
+    if "<" in parser.rawdata:
+        return [*_joined(parser.events), ("other", parser.rawdata[:40], ())]
     parser.close()
-    return parser.events
+    return _joined(parser.events)
 
 
 def _xml_events(text: str) -> list[Event]:
@@ -215,19 +219,21 @@ def _xml_events(text: str) -> list[Event]:
     parser.ordered_attributes = True
     parser.StartElementHandler = start
     parser.EndElementHandler = lambda name: events.append(("end", name.lower(), ()))
-    parser.CharacterDataHandler = lambda data: _add_text(events, data)
+    parser.CharacterDataHandler = lambda data: events.append(("text", data, ()))
     parser.CommentHandler = lambda data: events.append(("comment", data, ()))
     parser.ProcessingInstructionHandler = lambda name, data: events.append(("other", f"{name} {data}", ()))
     parser.StartCdataSectionHandler = lambda: events.append(("other", "CDATA", ()))
     parser.Parse(text, True)
-    return events
+    return _joined(events)
 
 
-def _add_text(events: list[Event], data: str) -> None:
-    """Add text, to the text before it if there is one: parsers cut it in different places."""
-    if events and events[-1][0] == "text":
-        data = events.pop()[1] + data
-    events.append(("text", data, ()))
+def _joined(events: Sequence[Event]) -> list[Event]:
+    """Join texts that follow each other: parsers cut them in different places."""
+    found: list[Event] = []
+    for is_text, together in itertools.groupby(events, lambda event: event[0] == "text"):
+        group = list(together)
+        found += [("text", "".join(name for _, name, _ in group), ())] if is_text else group
+    return found
 
 
 def _spaced(value: str) -> str:

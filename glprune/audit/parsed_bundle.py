@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -128,7 +128,7 @@ def _read(opened: ParsedBundle, name: str, reader: Callable[[bytes], T]) -> T | 
 
 def _read_record(opened: ParsedBundle, name: str, record: type[M]) -> M | None:
     """Read a JSON file as a record; a file of an unknown schema ends the audit."""
-    value: Any = _read(opened, name, read_json)
+    value = _read(opened, name, _read_object)
     if value is None:
         return None
     _check_schema_id(name, value)
@@ -141,6 +141,13 @@ def _read_record(opened: ParsedBundle, name: str, record: type[M]) -> M | None:
         return None
 
 
+def _read_object(raw: bytes) -> dict[str, Any]:
+    value = read_json(raw)
+    if not isinstance(value, dict):
+        raise StrictError("is not a JSON object")
+    return value
+
+
 def _validation_errors(error: ValidationError) -> list[tuple[str, str]]:
     """Return place and message of the first errors; only their number if there are too many."""
     if error.error_count() > _MAX_LISTED_ERRORS:
@@ -149,13 +156,13 @@ def _validation_errors(error: ValidationError) -> list[tuple[str, str]]:
     return [("".join(f"/{part}" for part in item["loc"]), item["msg"]) for item in listed[:5]]
 
 
-def _check_schema_id(name: str, value: Any) -> None:
+def _check_schema_id(name: str, value: Mapping[str, Any]) -> None:
     """Refuse a file of an older or a newer schema.
 
     Raises:
         UnreadableError: Its schema has another number.
     """
-    found = value.get("schema") if isinstance(value, dict) else None
+    found = value.get("schema")
     known = _SCHEMA_IDS.get(name)
     if known is None or not isinstance(found, str) or found == known:
         return
@@ -178,7 +185,7 @@ _published = functools.cache(report_schema)
 
 def _check_published_schema(opened: ParsedBundle) -> None:
     """Compare the schema in the bundle with the published one, where this version wrote the bundle."""
-    value = _read(opened, bundles.SCHEMA, read_json)
+    value = _read(opened, bundles.SCHEMA, _read_object)
     same = opened.report is not None and opened.report.run.versions.get("glprune") == __version__
     if value is not None and same and value != _published():
         opened.findings.append(Finding(bundles.SCHEMA, "", f"is not the schema of glprune {__version__}"))

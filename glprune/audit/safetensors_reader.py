@@ -44,11 +44,15 @@ def read_tensors(raw: bytes) -> Tensors:
     if size > _MAX_HEADER:
         raise StrictError(f"has a header of {size:,} bytes; at most {_MAX_HEADER:,} are read")
     header = read_json(raw[8 : 8 + size])
-    if isinstance(header, dict) and len(header) > _MAX_TENSORS:
+    if not isinstance(header, dict):
+        raise StrictError("has a header that is no object")
+    if len(header) > _MAX_TENSORS:
         raise StrictError(f"holds more than {_MAX_TENSORS:,} tensors")
     try:
         arrays = load(raw)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise StrictError(f"is not a safetensors file of plain numbers ({str(error)[:100]})") from None
-    metadata = header.get("__metadata__", {}) if isinstance(header, dict) else {}
+    metadata = header.get("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise StrictError("has metadata that are no object")
     return Tensors(dict(arrays), {k: v for k, v in metadata.items() if v in arrays})

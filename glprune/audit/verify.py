@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from securesystemslib.signer import SSlibKey
 
-from glprune._wording import counted
+from glprune._wording import counted, shortened
 from glprune.audit import signing
 from glprune.audit.bundle_files import check_closed
-from glprune.audit.checks.columns import check_columns, check_expected_columns
-from glprune.audit.checks.execution import Claims, Int8, Removed, check_execution
+from glprune.audit.checks.columns import check_columns, check_expected_columns, names_outside
+from glprune.audit.checks.execution import Claims, Int8, OriginalFile, Removed, check_execution
 from glprune.audit.checks.figures.consistency import check_consistency
+from glprune.audit.checks.figures.frontier import check_points
 from glprune.audit.checks.graph import ExpectedGraph, ExpectedInput, check_graph, control_flow, reaching
 from glprune.audit.checks.hashes import check_digests, check_hashes, check_proxies
 from glprune.audit.checks.int8 import check_int8
@@ -22,7 +23,7 @@ from glprune.audit.checks.lineage import Expected, check_lineage
 from glprune.audit.checks.names import check_names
 from glprune.audit.checks.policy import check_policy, protected_kept, readable_names
 from glprune.audit.checks.rendering import check_rendering
-from glprune.audit.checks.units import check_units
+from glprune.audit.checks.units import check_original_norms, check_units
 from glprune.audit.checks.weights import check_readers, check_shared, check_weights
 from glprune.audit.findings import NOT_CHECKED, Check, Finding, Verdict, make_check
 from glprune.audit.isolation import verify_isolated
@@ -226,7 +227,11 @@ def _people(
 
 
 def _consistency(opened: ParsedBundle, report: Report) -> Check:
-    found = check_consistency(report, opened.recipe, opened.files.contents)
+    files = opened.files.contents
+    found = check_consistency(report, opened.recipe, files)
+    if opened.frontier is not None and opened.plan is not None:
+        points = check_points(report, opened.frontier, files, standardize=opened.plan.standardize)
+        found += [Finding(bundles.REPORT, where, what) for where, what in points]
     return make_check("C5", found, "every table of the report")
 
 
@@ -235,9 +240,12 @@ def _names(opened: ParsedBundle, report: Report, options: VerificationOptions) -
     found = check_columns(report, opened.plan, opened.recipe, tables)
     if not found:  # the rest follows from this list
         found = check_names(report, tables, opened.input_schema, opened.recipe, opened.model)
-    if options.columns is not None:
-        found += check_expected_columns(report, tables, *options.columns)
     note = counted(len(report.features), "feature")
+    if options.columns is not None:
+        expected, source = options.columns
+        found += check_expected_columns(report, tables, expected, source)
+        outside = [spelled_out(name) for name in names_outside(report, tables, expected)]
+        note += f"; of {source} the network does not read {shortened(outside)}" if outside else ""
     if not found and report.data.columns is None:
         note = "the report, of glprune 0.2.0, does not state the order of the columns"
         return Check("C7", "incomplete", note=note)
@@ -286,7 +294,8 @@ def _graph(opened: ParsedBundle, report: Report) -> Check:
     if opened.int8 is not None and report.quantized is not None:
         int8 = opened.raw(bundles.INT8) or b""
         findings += check_graph(opened.int8, int8, expected, bundles.INT8)
-        findings += check_int8(report.quantized, opened.int8, model)
+        if not findings:  # nodes have the inputs of their operators
+            findings += check_int8(report.quantized, opened.int8, model)
     if opened.original is not None:
         original = opened.raw(bundles.ORIGINAL) or b""
         findings += check_graph(opened.original, original, _original(expected, opened.plan), bundles.ORIGINAL)
@@ -328,6 +337,8 @@ def _weights(opened: ParsedBundle, report: Report) -> Check:
     if opened.plan.units or report.data.columns is not None:
         tables = opened.tables
         findings += check_units(report, opened.plan, opened.weights, tables)
+        if opened.original is not None:
+            findings += check_original_norms(report, opened.plan, tables, opened.original)
     if opened.model is not None:
         findings += check_shared(opened.plan, opened.weights, opened.model)
         findings += check_readers(opened.plan, opened.weights, opened.model)
@@ -349,8 +360,18 @@ def _execution(opened: ParsedBundle, report: Report, graph: Check, seconds: floa
     int8 = opened.raw(bundles.INT8)
     quantized = Int8(int8, report.quantized.golden_difference) if int8 and report.quantized else None
     stated = report.size.macs_after if report.data.columns is not None else None
-    claims = Claims(_removed(opened, report), quantized, stated, report.size.macs_of == "onnx")
+    from_file = report.size.macs_of == "onnx"
+    claims = Claims(_removed(opened, report), quantized, stated, from_file, _original_file(opened, report))
     return check_execution(model, golden, claims, seconds)
+
+
+def _original_file(opened: ParsedBundle, report: Report) -> OriginalFile | None:
+    """Return the file of the original network with the widths of its inputs; None where there is none."""
+    raw, plan = opened.raw(bundles.ORIGINAL), opened.plan
+    if raw is None or plan is None or opened.original is None or report.data.columns is None:
+        return None
+    widths = {part.name: (part.axis, part.size) for part in plan.inputs if part.axis is not None}
+    return OriginalFile(raw, report.size.macs_before, widths)
 
 
 def _removed(opened: ParsedBundle, report: Report) -> list[Removed]:

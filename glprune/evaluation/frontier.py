@@ -14,7 +14,7 @@ from glprune.export.shipped_model import on_test_rows, write_shipped
 from glprune.metrics.confidence_intervals import confidence_intervals
 from glprune.model.counting import macs, parameters
 from glprune.model.validation_score import check_finite
-from glprune.report.rules import shipping_rule
+from glprune.report.rules import PATH_ALONE, shipping_rule
 from glprune.runtime.events import Listener, Progress, Stage
 from glprune.schema.metrics import HIGHER_IS_BETTER
 from glprune.schema.report import Frontier, FrontierPoint, Interval
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from glprune.search.job import Job
     from glprune.search.portfolio.frontier import FrontierPoint as FoundPoint
     from glprune.search.search import SearchResult
-
-_PATH = "the regularisation path"
 
 
 def measure_frontier(shipped: ShippedModel, chosen: SearchResult, listener: Listener) -> Frontier | None:
@@ -72,7 +70,7 @@ def _measure(job: Job, point: FoundPoint, best: FoundPoint, file: Path, is_shipp
     return FrontierPoint(
         size=point.size,
         features=point.features,
-        found_by=competition.best.name if competition else _PATH,
+        found_by=competition.best.name if competition else PATH_ALONE,
         valid=point.score.value,
         standard_error=point.score.standard_error,
         gain=gain.mean,

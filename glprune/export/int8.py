@@ -19,7 +19,7 @@ References:
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,7 +39,7 @@ from glprune.metrics.confidence_intervals import confidence_intervals
 from glprune.model.prediction import predict
 from glprune.schema import bundle as bundles
 from glprune.schema.recipe import HIGHER_IS_BETTER, METRICS
-from glprune.schema.report import Quantized, QuantizedLatency, QuantizedMetric
+from glprune.schema.report import InstructionSet, Quantized, QuantizedLatency, QuantizedMetric
 
 if TYPE_CHECKING:
     from glprune.export.shipped_model import ShippedModel
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 Method = Literal["static", "dynamic"]
 _OPERATORS = ["Conv", "Gemm", "MatMul"]  # quantised; all of them read columns that are selected already
 _CPU_INFO = Path("/proc/cpuinfo")
-_INSTRUCTION_SETS = {
+_INSTRUCTION_SETS: Mapping[str, InstructionSet] = {
     "ssse3": "SSSE3",
     "avx2": "AVX2",
     "avx512bw": "AVX-512 BW",
@@ -180,7 +180,7 @@ def measure_int8(shipped: ShippedModel, batches: Sequence[int]) -> Quantized:
     )
 
 
-def instruction_sets() -> list[str]:
+def instruction_sets() -> list[InstructionSet]:
     """Return the instruction sets of this processor on which 8-bit kernels depend; empty if not known."""
     try:
         text = _CPU_INFO.read_text(encoding="utf-8", errors="replace")

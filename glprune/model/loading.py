@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 from glprune._imports import load_callable, modules_of
 from glprune._plugins import PluginError, load_plugin
 from glprune._user_code import describe, user_code
+from glprune._wording import shortened
 from glprune.errors import ModelError, first_line
 from glprune.model.weights.file import (
     check_pickled_class,
@@ -38,7 +39,6 @@ from glprune.model.weights.state_dict import (
     find_states,
     fitting_parts,
     match_names,
-    shortened_list,
 )
 from glprune.runtime.determinism import settings_kept
 
@@ -223,7 +223,7 @@ def _fold_note(names: list[str]) -> list[str]:
     if not names:
         return []
     return [
-        f"The masked or normalised weights {shortened_list(names)} are replaced by their values, and "
+        f"The masked or normalised weights {shortened(names, 5)} are replaced by their values, and "
         "fine-tuning may change each of them."
     ]
 
@@ -234,13 +234,13 @@ def _check_fit(module: nn.Module, found: Renamed, whole: State, subject: str) ->
     parts = fitting_parts(whole, expected)
     if parts and state.keys() != expected.keys():
         others = [name for name in whole if not name.startswith(tuple(parts))]
-        beside = f", and beside them it holds {shortened_list(others)}" if others else ""
+        beside = f", and beside them it holds {shortened(others, 5)}" if others else ""
         raise ModelError(
             f"{subject}: the names under {' and '.join(map(repr, parts))} fit{beside}; save the part that "
             "the factory builds, or build all of it."
         )
     problems = [
-        f"{what} {shortened_list(names)}"
+        f"{what} {shortened(names, 5)}"
         for what, names in (
             ("missing", [name for name in expected if name not in state]),
             ("unexpected", [name for name in state if name not in expected]),
@@ -298,7 +298,7 @@ def _check_initialised(module: nn.Module, path: Path) -> None:
     lazy = [n for n, t in [*module.named_parameters(), *module.named_buffers()] if is_lazy(t)]
     if lazy:
         raise ModelError(
-            f"{path}: {shortened_list(lazy)} of lazy modules without values; run the network on a batch "
+            f"{path}: {shortened(lazy, 5)} of lazy modules without values; run the network on a batch "
             "before it is saved."
         )
 
@@ -317,4 +317,4 @@ def _check_finite(module: nn.Module, path: Path) -> None:
         if t.is_floating_point() and not bool(torch.isfinite(t).all())
     ]
     if bad:
-        raise ModelError(f"{path}: NaN or Inf in {shortened_list(bad)}; train again or correct the weights.")
+        raise ModelError(f"{path}: NaN or Inf in {shortened(bad, 5)}; train again or correct the weights.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from glprune._wording import counted
+from glprune._wording import counted, shortened
 from glprune.report.sentences import kept_not_converged, removed_not_optimal
 from glprune.report.uncertainty import (
     int8_loss_sentence,
@@ -46,7 +46,6 @@ _NOT_SETTLED = (
     "longer training might have removed other groups. The comparison of outputs before and after removal "
     "does not depend on it. train.n_stages: 1 and more train.full_batch_steps come closer."
 )
-_MAX_NAMES = 12
 _BUDGET_USED = 0.97  # share of a budget below which the report says why
 
 
@@ -169,16 +168,11 @@ def _stability(report: Report) -> Iterator[str]:
         elif count is not None and feature.status == "removed" and 2 * count > total:
             removed_rarely.append(f"{feature.name} ({count})")
     if kept_rarely:
-        yield f"Kept, but in fewer than half of {total} resamples: {_name_list(kept_rarely)}."
+        yield f"Kept, but in fewer than half of {total} resamples: {shortened(kept_rarely)}."
     if removed_rarely:
-        yield f"Removed, but kept in more than half of {total} resamples: {_name_list(removed_rarely)}."
+        yield f"Removed, but kept in more than half of {total} resamples: {shortened(removed_rarely)}."
     for failure in dict.fromkeys(report.stability.failures):
         yield f"A resample was left out: {failure}"
-
-
-def _name_list(names: list[str]) -> str:
-    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
-    return ", ".join(names[:_MAX_NAMES]) + more
 
 
 def _halvings(report: Report) -> Iterator[str]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 PATH, ONE_PATH = "path in stages", "single path"
 ELIMINATION, MAGNITUDE = "backward elimination", "group magnitude"
+PATH_ALONE = "the regularisation path"
 FOUND_BY = (PATH, ONE_PATH, ELIMINATION, MAGNITUDE)
 """Ways to find a set of features; that of the regularisation path is the first."""
 MARGIN = 2.0

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from glprune._wording import counted
+from glprune._wording import counted, shortened
 from glprune.report.uncertainty import between, change_of, in_parentheses
 from glprune.schema import bundle as bundles
 from glprune.schema.metrics import inline, label
@@ -139,14 +139,9 @@ def _removed_sentence(report: Report) -> str:
         return f"No input feature was removed: the shipped model reads all {total}."
     verb = "has no input for" if report.export.signature == "slim" else "does not read"
     sentence = f"The shipped model {verb} {len(removed):,} of {total:,} features"
-    which = f": {_listed(removed)}" if len(removed) <= max(_FEW, len(kept)) else ""
-    reads = f" It reads {_listed(kept)}." if 0 < len(kept) < len(removed) else ""
+    which = f": {shortened(removed, _MAX_LISTED)}" if len(removed) <= max(_FEW, len(kept)) else ""
+    reads = f" It reads {shortened(kept, _MAX_LISTED)}." if 0 < len(kept) < len(removed) else ""
     return f"{sentence}{which}. Their values cannot influence its output.{reads}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MAX_LISTED:,} more" if len(names) > _MAX_LISTED else ""
-    return ", ".join(names[:_MAX_LISTED]) + more
 
 
 def _cost_sentence(metric: Metric) -> str:

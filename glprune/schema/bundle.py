@@ -33,11 +33,12 @@ FILES = (ONNX, WEIGHTS, PLAN, REPORT, PAGE, SUMMARY, RECIPE, SCHEMA, INPUT_SCHEM
 OPTIONAL = (PROXIES, INT8, ORIGINAL, FRONTIER)
 """Files that a bundle may hold in addition; a listed one may be withheld from an auditor.
 
-The 8-bit file, the original and the frontier may not be withheld:
-the report states their digests among the outputs.
+Those of ``STATED_IF_PRESENT`` may not be withheld: the report states their digests among the outputs.
 """
 POINT_FILE = re.compile(r"frontier/[1-9]\d{0,8}\.safetensors")
 """Names of the files with the points of a frontier, by size; their digests are among the outputs too."""
+STATED_IF_PRESENT = (INT8, ORIGINAL, FRONTIER)
+"""Optional files whose digests the report states, as it does for the points of a frontier."""
 MADE_BEFORE_THE_REPORT = (ONNX, WEIGHTS, PLAN, RECIPE, GOLDEN)
 """The files whose digests the report states."""
 

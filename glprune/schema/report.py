@@ -20,6 +20,17 @@ if TYPE_CHECKING:
 
 GroupKind = Literal["input", "hidden"]
 DType = Literal["float32", "int64", "bool"]
+InstructionSet = Literal[
+    "SSSE3",
+    "AVX2",
+    "AVX-512 BW",
+    "AVX-VNNI",
+    "AVX-512 VNNI",
+    "AMX-INT8",
+    "NEON",
+    "NEON dot product",
+    "NEON I8MM",
+]
 ProxySource = Literal["kept inputs", "removed inputs", "score"]
 
 
@@ -602,7 +613,7 @@ class Quantized(Record):
             " to 32767 no kernel saturates, so that processors agree; null in reports of 0.2.0"
         ),
     )
-    instruction_sets: list[str] = Field(
+    instruction_sets: list[InstructionSet] = Field(
         default_factory=list,
         description="instruction sets for 8-bit products of the processor on which the file was measured",
     )

@@ -13,12 +13,14 @@ from click.testing import CliRunner
 import glprune
 from glprune import pipeline
 from glprune.audit.checks.figures.consistency import check_consistency
+from glprune.audit.checks.figures.frontier import check_points
 from glprune.audit.parsed_bundle import open_bundle
 from glprune.audit.verify import verify
 from glprune.cli.main import main
 from glprune.errors import UsageError
 from glprune.runtime import checkpoint as journals
 from glprune.runtime.checkpoint import CheckpointLog
+from glprune.schema import bundle as bundles
 from glprune.schema.bundle import digest
 from glprune.schema.recipe_loading import load_recipe
 from glprune.schema.report import Interval
@@ -249,10 +251,30 @@ def test_a_frontier_that_contradicts_the_report_is_found(whole):
         changed_points(report, others[0], valid=1.5),
         changed_points(report, others[0], test_interval=None),
         changed_points(report, others[0], test=None),
+        changed_points(report, others[0], found_by="trying all sets"),
+        changed_points(report, others[-1], features=[f.name for f in report.features]),
+        report.model_copy(update={"frontier": report.frontier.model_copy(update={"rule": "the best"})}),
         report.model_copy(update={"frontier": None}),
     ]
     for lie in lies:
         assert check_consistency(lie, recipe, files)
+
+
+def test_the_figures_of_a_size_follow_from_the_steps_of_the_search(whole):
+    opened = open_bundle(whole.bundle)
+    report, files = opened.report, opened.files.contents
+    index = next(n for n, p in enumerate(report.frontier.points) if not p.shipped and n > 0)
+    size = report.frontier.points[index].size
+
+    def found(changed, files=files):
+        return [where for where, _ in check_points(changed, opened.frontier, files, standardize=False)]
+
+    assert found(report) == []
+    where = f"/frontier/points/{index}"
+    assert found(changed_points(report, index, parameters=1)) == [f"{where}/parameters"]
+    assert found(changed_points(report, index, valid=0.987654321)) == [f"{where}/valid"]
+    first = files[bundles.point_file(report.frontier.points[0].size)]
+    assert found(report, files | {bundles.point_file(size): first}) == [f"{where}/parameters"]
 
 
 def test_the_rule_is_computed_again(whole):

@@ -72,6 +72,7 @@ def recipe(architecture):
         "target": {"lambda": 0.03},
         "train": {"epochs": 2, "n_lambdas": 3, "batch_size": "all", "full_batch_steps": 2, "n_stages": 1},
         "refit": {"epochs": 1},
+        "export": {"keep_original": True},
         "seed": 1,
     }
 

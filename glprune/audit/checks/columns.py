@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glprune._files import unreadable_reason
+from glprune._wording import counted
 from glprune.audit.findings import Finding, Found, check_equal
 from glprune.errors import UsageError
 from glprune.schema import bundle as bundles
@@ -66,9 +67,22 @@ def check_expected_columns(
         source: Where the list comes from, for the findings.
     """
     listed = [column for table in tables for column in table.columns]
-    outside = {*report.data.outside} - {*listed}
+    outside = {*names_outside(report, tables, expected)}
     wanted = [name for name in expected if name not in outside]
-    return [Finding(source, where, what) for where, what in _sequence("", listed, wanted)]
+    for n, (ours, theirs) in enumerate(zip(wanted, listed, strict=False)):
+        if ours != theirs:
+            what = f"is {_shown(ours)}; the report has {_shown(theirs)} there"
+            return [Finding(source, f"column {n}", what)]
+    if len(wanted) != len(listed):
+        what = f"lists {counted(len(wanted), 'column')}; the network takes {len(listed)}"
+        return [Finding(source, "", what)]
+    return []
+
+
+def names_outside(report: Report, tables: Sequence[ColumnTable], expected: Sequence[str]) -> list[str]:
+    """Return the names of the auditor's list that, by the report, no input of the network takes."""
+    listed = {column for table in tables for column in table.columns}
+    return [name for name in expected if name in report.data.outside and name not in listed]
 
 
 def read_columns(path: Path) -> list[str]:

@@ -65,6 +65,21 @@ class Int8:
 
 
 @dataclass(frozen=True)
+class OriginalFile:
+    """The file of the original network, whose multiply-accumulates are counted on a row of zeros.
+
+    Attributes:
+        content: The ONNX file; C6 must have passed for it.
+        macs: Its multiply-accumulates for one row, as the report states them.
+        widths: Input -> axis and number of its columns; inputs without features are not named.
+    """
+
+    content: bytes
+    macs: int
+    widths: Mapping[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
 class Claims:
     """What the report states of a run of the model.
 
@@ -73,12 +88,14 @@ class Claims:
         int8: The 8-bit file, if there is one; C6 must have passed for it too.
         macs: Multiply-accumulates for one row; None: they are not compared.
         from_file: Whether they are said to be counted from the file.
+        original: The file of the original network, if there is one.
     """
 
     removed: Sequence[Removed] = ()
     int8: Int8 | None = None
     macs: int | None = None
     from_file: bool = True
+    original: OriginalFile | None = None
 
 
 def check_execution(model: bytes, golden: bytes, claims: Claims, seconds: float | None) -> list[Check]:
@@ -95,17 +112,20 @@ def check_execution(model: bytes, golden: bytes, claims: Claims, seconds: float 
     """
     request, int8 = [[r.input, r.axis, list(r.columns)] for r in claims.removed], claims.int8
     if seconds is None:
-        parts = dict(measure(model, golden, request, int8))
+        parts = dict(measure(model, golden, request, int8, claims.original))
     else:
-        parts = dict(_measure_isolated(model, golden, request, seconds, int8))
+        parts = dict(_measure_isolated(model, golden, request, seconds, claims))
     reference, quantized = parts.get("reference", {}), parts.get("int8", {})
     findings = [f for p in (parts.get("golden", {}), quantized, reference) for f in p.get("findings", [])]
     counting = parts.get("macs", {})
     if counting and claims.macs is not None:
         findings += _count_errors(claims.macs, claims.from_file, counting["count"])
+    if claims.original is not None and claims.from_file and counting:
+        findings += _original_errors(claims.original.macs, counting["original"])
     # a model that fails on the golden rows ends the run before its 8-bit file
     if "golden" in parts and (int8 is None or quantized or findings):
-        note = " and ".join(p["note"] for p in (parts["golden"], quantized, reference) if p.get("note"))
+        note = " and ".join(p["note"] for p in (parts["golden"], reference) if p.get("note"))
+        note += f"; {quantized['note']}" if quantized.get("note") else ""
         c9 = make_check("C9", [Finding(*f) for f in findings], note)
     else:
         c9 = Check("C9", "incomplete", note=parts.get("ended", {}).get("note", "did not run"))
@@ -125,6 +145,14 @@ def _count_errors(stated: int, from_file: bool, counted: int | None) -> list[tup
     return []
 
 
+def _original_errors(stated: int, counted: int | None) -> list[tuple[str, str, str]]:
+    """Compare multiply-accumulates of the original network with those of its file."""
+    if counted is None or counted == stated:
+        return []
+    what = f"says {stated:,}; {bundles.ORIGINAL} computes {counted:,}"
+    return [(bundles.REPORT, "/size/macs_before", what)]
+
+
 def _probed(parts: Mapping[str, Any], removed: Sequence[Removed]) -> Check:
     if not removed:
         return Check("C10", "skipped", note="the file has no input for removed columns")
@@ -137,19 +165,25 @@ Part = tuple[str, dict[str, Any]]
 
 
 def _measure_isolated(
-    model: bytes, golden: bytes, request: object, seconds: float, int8: Int8 | None
+    model: bytes, golden: bytes, request: object, seconds: float, claims: Claims
 ) -> Iterator[Part]:
     """Run ``measure`` in a process of its own, with a time limit."""
+    int8, original = claims.int8, claims.original
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / bundles.ONNX).write_bytes(model)
         (folder / bundles.GOLDEN).write_bytes(golden)
         if int8 is not None:
             (folder / bundles.INT8).write_bytes(int8.content)
-        difference = int8.difference if int8 is not None else None
-        bundles.write_json(
-            folder / _REQUEST, {"removed": request, "seconds": seconds, "difference": difference}
-        )
+        if original is not None:
+            (folder / bundles.ORIGINAL).write_bytes(original.content)
+        asked = {
+            "removed": request,
+            "seconds": seconds,
+            "difference": int8.difference if int8 is not None else None,
+            "original": {**original.widths} if original is not None else None,
+        }
+        bundles.write_json(folder / _REQUEST, asked)
         # -P: a module in the current folder, which may be the bundle, is not imported
         command = [sys.executable, "-P", "-m", "glprune.audit.checks.execution", name]
         try:
@@ -165,7 +199,11 @@ def _measure_isolated(
 
 
 def measure(
-    model: bytes, golden: bytes, request: Sequence[Sequence[Any]], int8: Int8 | None = None
+    model: bytes,
+    golden: bytes,
+    request: Sequence[Sequence[Any]],
+    int8: Int8 | None = None,
+    original: OriginalFile | None = None,
 ) -> Iterator[Part]:
     """Run the model in this process: golden vectors, probes, then the reference evaluator."""
     arrays = read_tensors(golden).arrays
@@ -201,7 +239,8 @@ def measure(
             "note": f"{rows} rows in ONNX Runtime {ort.__version__}",
         },
     )
-    yield "macs", {"count": measured_macs(parse(model), feed)}
+    counted = _macs_of_original(original, feed) if original is not None else None
+    yield "macs", {"count": measured_macs(parse(model), feed), "original": counted}
     quantized = _Int8Session(int8, feed, expected) if int8 is not None else None
     if quantized is not None:
         yield "int8", quantized.part
@@ -212,6 +251,18 @@ def measure(
             findings += [(bundles.INT8, where, what) for _, where, what in more]
         yield "probes", {"findings": findings, "note": note}
     yield "reference", _reference(model, feed, expected)
+
+
+def _macs_of_original(original: OriginalFile, feed: Mapping[str, Array]) -> int | None:
+    """Count on zeros in the shape of a golden row, with all columns."""
+    rows = {}
+    for name, x in feed.items():
+        shape = [1, *x.shape[1:]]
+        axis, width = original.widths.get(name, (None, 0))
+        if axis is not None and -len(shape) <= axis < len(shape):
+            shape[axis] = width
+        rows[name] = np.zeros(shape, dtype=x.dtype)
+    return measured_macs(parse(original.content), rows)
 
 
 class _Int8Session:
@@ -236,7 +287,7 @@ class _Int8Session:
         if not abs(gap - int8.difference) <= _INT8_SLACK * int8.difference + _INT8_STEP:
             what = f"says {int8.difference:.2g}; on the golden rows {bundles.INT8} gives {gap:.2g}"
             findings.append((bundles.REPORT, "/quantized/golden_difference", what))
-        self.part = {"findings": findings, "note": f"{bundles.INT8}, off by {gap:.1e}"}
+        self.part = {"findings": findings, "note": f"{bundles.INT8} differs by up to {gap:.1%}"}
 
 
 def _session(model: bytes) -> ort.InferenceSession:
@@ -385,7 +436,10 @@ def _main(folder: Path) -> None:
     model, golden = ((folder / name).read_bytes() for name in (bundles.ONNX, bundles.GOLDEN))
     stated = request["difference"]
     int8 = Int8((folder / bundles.INT8).read_bytes(), stated) if stated is not None else None
-    for name, part in measure(model, golden, request["removed"], int8):
+    widths, original = request["original"], None
+    if widths is not None:
+        original = OriginalFile((folder / bundles.ORIGINAL).read_bytes(), 0, widths)
+    for name, part in measure(model, golden, request["removed"], int8, original):
         print(json.dumps({"part": name, **part}), flush=True)
 
 

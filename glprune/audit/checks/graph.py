@@ -17,6 +17,7 @@ from glprune.audit.onnx_file.contents import check_contents
 from glprune.audit.onnx_file.usage import check_usage
 from glprune.audit.onnx_reader import (
     READS_ONLY_SIZES,
+    StorageError,
     all_graphs,
     canonical,
     constants,
@@ -24,7 +25,7 @@ from glprune.audit.onnx_reader import (
     input_shapes,
     place,
     random_nodes,
-    storage_error,
+    read_values,
     subgraphs,
     tensors,
 )
@@ -142,9 +143,10 @@ def _operators(model: ModelProto) -> Iterator[Found]:
 
 def _tensors(model: ModelProto) -> Iterator[Found]:
     for where, tensor in tensors(model):
-        reason = storage_error(tensor)
-        if reason is not None:
-            yield where, reason
+        try:
+            read_values(tensor)
+        except StorageError as error:
+            yield where, str(error)
     for graph in all_graphs(model):
         given = {i.name for i in graph.input}
         for tensor in graph.initializer:

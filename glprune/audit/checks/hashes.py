@@ -42,9 +42,10 @@ def check_hashes(manifest: Manifest, files: Mapping[str, bytes]) -> list[Finding
 
 
 def check_digests(stated: Mapping[str, str], files: Mapping[str, bytes]) -> list[Finding]:
-    """Compare the files with the digests in the report."""
+    """Compare the files with the digests in the report, which states those of every model file."""
     findings = []
-    for name in sorted({*stated, *bundles.MADE_BEFORE_THE_REPORT}):
+    present = {n for n in files if n in bundles.STATED_IF_PRESENT or bundles.POINT_FILE.fullmatch(n)}
+    for name in sorted({*stated, *present, *bundles.MADE_BEFORE_THE_REPORT}):
         found = f"sha256:{sha256(files[name])}" if name in files else "no such file"
         if stated.get(name) != found:
             findings.append(

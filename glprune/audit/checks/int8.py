@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, ValueInfoProto, numpy_helper
+from onnx import ModelProto, NodeProto, ValueInfoProto
 
 from glprune.audit.findings import Finding
 from glprune.audit.onnx_file.quantized import compare_graphs
-from glprune.audit.onnx_reader import properties, storage_error
+from glprune.audit.onnx_reader import initializers, properties
 from glprune.schema import bundle as bundles
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def largest_pair(model: ModelProto) -> int:
     A kernel may pair any two weights of an output, so that the bound is 255 times the sum of the two largest
     weights of one sign. Unsigned weights are added in 32 bits and count as 0.
     """
-    stored, makers = _initializers(model), {name: n for n in model.graph.node for name in n.output}
+    stored, makers = initializers(model.graph), {name: n for n in model.graph.node for name in n.output}
     widened = {name for name, n in makers.items() if n.op_type == "DequantizeLinear"}
     factors = (
         _factor(node, stored, makers)
@@ -129,8 +129,3 @@ def _saturation(quantized: Quantized, model: ModelProto) -> Iterator[tuple[str, 
 
 def _bytes(values: Iterable[ValueInfoProto]) -> list[bytes]:
     return [v.SerializeToString(deterministic=True) for v in values]
-
-
-def _initializers(model: ModelProto) -> dict[str, Values]:
-    """Map names to values of the initializers stored in the file itself."""
-    return {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if storage_error(t) is None}

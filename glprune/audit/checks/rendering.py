@@ -40,8 +40,9 @@ def check_rendering(report: Report, raw: bytes, summary: bytes) -> Check:
     if made != __version__:
         note = f"made by glprune {made}, this is {__version__}"
         return make_check("C12", findings) if findings else Check("C12", "incomplete", note=note)
-    findings += _summary(summary, render_markdown(report))
-    findings += _lines(bundles.PAGE, text, _pictures(render_html(report, pictures=False))[0])
+    shown = summary.decode("utf-8", "surrogateescape")
+    findings += _difference(bundles.SUMMARY, shown, render_markdown(report))
+    findings += _difference(bundles.PAGE, text, _pictures(render_html(report, pictures=False))[0])
     reason = _cannot_draw(report)
     if reason is not None and not findings:
         note = f"text and tables; {reason}, so that text and numbers in pictures are unchecked"
@@ -71,27 +72,17 @@ def _pictures(page: str) -> tuple[str, list[str]]:
     return "".join([*kept, page[position:]]), pictures
 
 
-def _summary(raw: bytes, expected: str) -> list[Finding]:
-    if raw == expected.encode("utf-8"):
-        return []
-    findings = _lines(bundles.SUMMARY, raw.decode("utf-8", errors="replace"), expected)
-    return findings or [Finding(bundles.SUMMARY, "", "has other line ends or bytes than the report gives")]
-
-
-def _lines(file: str, text: str, expected: str) -> list[Finding]:
+def _difference(file: str, text: str, expected: str) -> list[Finding]:
     """Return a finding for the first line that differs."""
     found, wanted = text.splitlines(), expected.splitlines()
     for number, (a, b) in enumerate(zip(found, wanted, strict=False), 1):
         if a != b:
-            return [
-                Finding(
-                    file,
-                    f"line {number}",
-                    f"is {a.strip()[:80]!r}, the report gives {b.strip()[:80]!r}",
-                )
-            ]
+            what = f"is {a.strip()[:80]!r}, the report gives {b.strip()[:80]!r}"
+            return [Finding(file, f"line {number}", what)]
     if len(found) != len(wanted):
         return [Finding(file, "", f"has {len(found)} lines, the report gives {len(wanted)}")]
+    if text != expected:
+        return [Finding(file, "", "has other line ends or bytes than the report gives")]
     return []
 
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto
 
 from glprune.audit.findings import Finding, Found, check_equal
+from glprune.audit.onnx_reader import initializers
 from glprune.schema import bundle as bundles
 
 if TYPE_CHECKING:
@@ -15,6 +20,8 @@ if TYPE_CHECKING:
     from glprune.schema.column_table import ColumnTable
     from glprune.schema.plan import InputPlan, Plan
     from glprune.schema.report import Report
+
+_NORM_TOLERANCE = 1e-6  # relative
 
 
 def check_units(report: Report, plan: Plan, tensors: Tensors, tables: Sequence[ColumnTable]) -> list[Finding]:
@@ -82,6 +89,59 @@ def _weights_of_columns(plan: Plan, part: InputPlan, tensors: Tensors) -> Counte
     return total
 
 
+def check_original_norms(
+    report: Report, plan: Plan, tables: Sequence[ColumnTable], original: ModelProto
+) -> list[Finding]:
+    """Compute the group norms of the original network from its own file, where that names the weights.
+
+    Args:
+        report: The report.
+        plan: The plan.
+        tables: The columns of every input.
+        original: The ONNX file of the original network.
+    """
+    stored = initializers(original.graph)
+    columns = {table.name: table.columns for table in tables}
+    found = []
+    for part in plan.inputs:
+        squares = _squares_of_columns(plan, part, stored)
+        if squares is not None:
+            owned = dict(enumerate(columns.get(part.name, ())))
+            by_name = {owned[n]: value for n, value in squares.items() if n in owned}
+            found += [*_norms_of(report, part.name, by_name)]
+    return [Finding(bundles.REPORT, where, what) for where, what in found]
+
+
+def _squares_of_columns(
+    plan: Plan, part: InputPlan, stored: Mapping[str, NDArray[Any]]
+) -> dict[int, float] | None:
+    """Sum the squared weights on each column; None if the file does not name all of them."""
+    places = {(units.name, p.tensor, p.dim): p for units in plan.units for p in units.places}
+    total: dict[int, float] = {}
+    for reader in part.readers:
+        place, array = places.get((part.name, reader.tensor, reader.dim)), stored.get(reader.tensor)
+        if place is None or array is None or array.dtype.kind != "f" or array.ndim <= place.dim:
+            return None
+        if array.shape[place.dim] != len(place.units):
+            return None  # exporters store some weights transposed
+        along = np.square(array.astype(np.float64)).sum(
+            axis=tuple(d for d in range(array.ndim) if d != place.dim)
+        )
+        for unit, value in zip(place.units, along.tolist(), strict=True):
+            total[unit] = total.get(unit, 0.0) + value
+    return total if part.readers else None
+
+
+def _norms_of(report: Report, name: str, squares: Mapping[str, float]) -> Iterator[Found]:
+    for n, feature in enumerate(report.features):
+        if feature.input != name:
+            continue
+        norm = math.sqrt(sum(squares.get(column, 0.0) for column in feature.columns))
+        if not math.isclose(feature.norm_original, norm, rel_tol=_NORM_TOLERANCE, abs_tol=1e-12):
+            what = f"says {feature.norm_original:.6g}; {bundles.ORIGINAL} gives {norm:.6g}"
+            yield f"/features/{n}/norm_original", what
+
+
 def _columns(plan: Plan, tables: Sequence[ColumnTable]) -> Iterator[Found]:
     """Require as many units as columns in an input whose columns are cut."""
     sizes = {table.name: table for table in tables if table.axis is not None}
@@ -121,8 +181,8 @@ def _cuts(plan: Plan, tensors: Tensors) -> Iterator[Found]:
     for (tensor, dim), (size, kept) in left.items():
         array = tensors.arrays.get(tensors.name(tensor))
         if array is None:
-            continue
-        if len(kept) < size:
+            yield "/units", f"lie in {tensor!r}, which is not in {bundles.WEIGHTS}"
+        elif len(kept) < size:
             yield "/axes", f"lacks {tensor!r} along {dim}, where {size - len(kept)} positions are gone"
         elif dim >= array.ndim or array.shape[dim] != size:
             yield "/units", f"say that {tensor!r} has size {size} along {dim}; its shape is {array.shape}"

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto
 
 from glprune.audit.findings import Finding
-from glprune.audit.onnx_reader import storage_error
+from glprune.audit.onnx_reader import initializers
 from glprune.schema import bundle as bundles
 from glprune.schema.plan import counts_as_parameter
 
@@ -53,7 +53,7 @@ def check_readers(plan: Plan, tensors: Tensors, model: ModelProto) -> list[Findi
     Exporters fold the scale of a normalisation into the weights before it, transpose them and order gates
     anew; the weights of one output on the columns stay a multiple of what they were.
     """
-    stored = [numpy_helper.to_array(t) for t in model.graph.initializer if storage_error(t) is None]
+    stored = initializers(model.graph).values()
     weights = [x.astype(np.float64) for x in stored if x.dtype == np.float32 and x.ndim >= _MATRIX]
     findings = []
     for place in (reader for part in plan.inputs for reader in part.readers):
@@ -90,11 +90,9 @@ def _is_among(rows: Floats, weights: Sequence[Floats]) -> bool:
 
 def shared(tensors: Tensors, model: ModelProto) -> list[str]:
     """Return the saved tensors whose values are in the model too, as they are or transposed."""
-    initializers = {
-        _bits(numpy_helper.to_array(t)) for t in model.graph.initializer if storage_error(t) is None
-    }
+    stored = {_bits(x) for x in initializers(model.graph).values()}
     return sorted(
-        name for name, x in tensors.arrays.items() if x.size > 1 and {_bits(x), _bits(x.T)} & initializers
+        name for name, x in tensors.arrays.items() if x.size > 1 and {_bits(x), _bits(x.T)} & stored
     )
 
 

@@ -6,16 +6,17 @@ integers, as dynamic quantisation writes it, stands for the product that it roun
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import GraphProto, NodeProto, numpy_helper
+from onnx import GraphProto, NodeProto
 
 from glprune.audit.findings import Found
-from glprune.audit.onnx_reader import consumed, place, storage_error
+from glprune.audit.onnx_reader import consumed, initializers, place, values_or_none
 
 _STEP = 0.51  # half a step, plus round-off
 _LEAST_STEPS = 60  # of the largest weight of a scale; the quantiser gives it 64 of the 64 steps of 7 bits
@@ -70,13 +71,11 @@ class _Graph:
     def __init__(self, graph: GraphProto) -> None:
         self.makers = {name: node for node in graph.node for name in node.output if name}
         self.inputs = {i.name for i in graph.input}
-        self.values = {
-            t.name: numpy_helper.to_array(t) for t in graph.initializer if storage_error(t) is None
-        }
+        self.values = initializers(graph)
         for name, node in self.makers.items():
-            tensors = [a.t for a in node.attribute if a.name == "value" and storage_error(a.t) is None]
-            if node.op_type == "Constant" and tensors:
-                self.values[name] = numpy_helper.to_array(tensors[0])
+            tensors = [values_or_none(a.t) for a in node.attribute if a.name == "value"]
+            if node.op_type == "Constant" and tensors and tensors[0] is not None:
+                self.values[name] = tensors[0]
 
     def maker(self, name: str, op_type: str) -> NodeProto | None:
         """Return the node of this type that makes a value."""
@@ -103,8 +102,10 @@ class _Graph:
         if values is None or factors is None or offsets is None or values.dtype not in (np.int8, np.int32):
             return None
         shape = [1] * values.ndim
-        if factors.size > 1:
-            shape[axis % max(1, values.ndim)] = factors.size
+        if factors.size > 1 and values.ndim:
+            shape[axis % values.ndim] = values.shape[axis % values.ndim]
+        if not factors.size == offsets.size == math.prod(shape):
+            return None
         return _Weight(name, values, factors.reshape(shape), offsets.reshape(shape))
 
     def activation(self, name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -117,8 +117,13 @@ def check_people(signatures: Sequence[Signature], trust: Trust, generated: str, 
     unchecked = [text for text in (_loose_roles(signatures, trust), stamp.unchecked) if text]
     if unchecked and not findings:
         return Check("C13", "incomplete", note="; ".join(unchecked))
-    notes = (counted(len(signatures), "signature"), stamp.note)
-    return make_check("C13", findings, "; ".join(note for note in notes if note))
+    unverified = [s.role for s in signatures if not trust.counted(s)]
+    total = counted(len(signatures) - len(unverified), "verified signature")
+    left_out = (
+        f"Who signed as {' and '.join(unverified)}: by no key given with --trust." if unverified else ""
+    )
+    check = make_check("C13", findings, "; ".join(note for note in (total, stamp.note) if note))
+    return replace(check, left_out=left_out)
 
 
 def _loose_roles(signatures: Sequence[Signature], trust: Trust) -> str:

@@ -10,6 +10,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from glprune._wording import shortened
 from glprune.errors import ModelError
 
 State = Mapping[str, Tensor]
@@ -92,19 +93,15 @@ def check_state(content: Any, path: Path) -> State:
     state = dict(dict.items(content))  # here and below: attributes from a file may hide methods
     not_tensors = [str(k) for k, v in state.items() if not isinstance(v, Tensor)]
     if not_tensors:
-        raise ModelError(
-            f"{path}: {shortened_list(not_tensors)} not a tensor; save model.state_dict() alone."
-        )
+        raise ModelError(f"{path}: {shortened(not_tensors, 5)} not a tensor; save model.state_dict() alone.")
     unnamed = [repr(k) for k in state if not isinstance(k, str)]
     if unnamed:
-        raise ModelError(
-            f"{path}: {shortened_list(unnamed)} not a name of a tensor; save model.state_dict()."
-        )
+        raise ModelError(f"{path}: {shortened(unnamed, 5)} not a name of a tensor; save model.state_dict().")
     state = {name: Tensor.detach(tensor) for name, tensor in state.items()}
     not_dense = [k for k, v in state.items() if v.layout != torch.strided or v.is_quantized or v.is_meta]
     if not_dense:
         raise ModelError(
-            f"{path}: {shortened_list(not_dense)} sparse, quantised or without values; save dense tensors."
+            f"{path}: {shortened(not_dense, 5)} sparse, quantised or without values; save dense tensors."
         )
     return state
 
@@ -149,12 +146,6 @@ def fitting_parts(state: State, expected: Collection[str]) -> list[str]:
     prefixes = {name[: end + 1] for name in state for end, c in enumerate(name) if c == "."}
     wanted = set(expected)
     return sorted(p for p in prefixes if {n[len(p) :] for n in state if n.startswith(p)} == wanted)
-
-
-def shortened_list(names: Sequence[str]) -> str:
-    """Return the first names of a list and the number of the others."""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more
 
 
 def _states(content: Any, keys: tuple[str, ...]) -> Iterator[tuple[str, State]]:

@@ -322,6 +322,15 @@ def inflated_units(copy):
     copy.edit(change, bundles.PLAN)
 
 
+def ghost_layer(copy):
+    """A layer of nine units, all kept, in a tensor that does not exist."""
+    every = list(range(9))
+    places = [{"tensor": "ghost.weight", "dim": 0, "units": every}]
+    units = {"name": "ghost", "kind": "hidden", "before": 9, "kept": every, "places": places}
+    copy.edit(lambda p: p["units"].append(units), bundles.PLAN)
+    copy.edit(lambda r: r["hidden"].append(r["hidden"][0] | {"name": "ghost", "before": 9, "after": 9}))
+
+
 def without_units(copy):
     copy.edit(lambda p: p.update(units=[]), bundles.PLAN)
 
@@ -547,6 +556,7 @@ COUNTS = {
     "a tensor said to have been larger": ("slim", inflated_axis, "C8"),
     "a layer said to have been wider": ("slim", inflated_hidden, "C8"),
     "a layer said to have been wider, in the plan too": ("slim", inflated_units, "C8"),
+    "a layer that does not exist": ("slim", ghost_layer, "C8"),
     "a layer said to keep a unit less": ("slim", kept_more, "C8"),
     "fewer multiply-accumulates than the file computes": (
         "slim",

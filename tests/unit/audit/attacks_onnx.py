@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from glprune.schema import bundle as bundles
 from tests.unit.audit.attack import Attack
 
 TEXT = "the applicant is refused " * 1040  # 26 kB
@@ -292,6 +293,58 @@ def nested_functions(model):
     model.graph.node.append(helper.make_node("F27", ["honest"], [OUTPUT], "calls", domain="f"))
 
 
+def stored(change, file=bundles.ONNX):
+    """Change how the first initializer of a file is stored."""
+
+    def edit(copy):
+        model = onnx.load_from_string((copy / file).read_bytes())
+        change(model.graph.initializer[0])
+        (copy / file).write_bytes(model.SerializeToString(deterministic=True))
+
+    return edit
+
+
+def of_type(number):
+    return lambda tensor: setattr(tensor, "data_type", number)
+
+
+def of_shape(*dims):
+    return lambda tensor: tensor.dims.__setitem__(slice(None), dims)
+
+
+def cut_off(tensor):
+    tensor.raw_data = tensor.raw_data[:-1]
+
+
+def in_the_field_of_another_type(tensor):
+    values = numpy_helper.to_array(tensor).ravel().tolist()
+    tensor.ClearField("raw_data")
+    tensor.double_data.extend(values)
+
+
+def constant_without_a_type(model):
+    model.graph.node.insert(
+        0, helper.make_node("Constant", [], ["none"], value=TensorProto(raw_data=b"abcd"))
+    )
+
+
+STORAGE = {
+    "a weight without a data type": of_type(TensorProto.UNDEFINED),
+    "a weight of an unknown data type": of_type(999),
+    "a weight whose data type is a negative number": of_type(-(2**31)),
+    "a weight of a data type that its bytes do not fill": of_type(TensorProto.COMPLEX128),
+    "a weight of text": of_type(TensorProto.STRING),
+    "a weight without a shape": of_shape(),
+    "a weight whose shape is larger than its values": of_shape(7, 2**40),
+    "a weight with a size below zero": of_shape(-1),
+    "a weight with two sizes below zero": of_shape(-1, -1),
+    "a weight of 100 axes": of_shape(*[1] * 100),
+    "a weight whose last byte is missing": cut_off,
+    "a weight whose values are in the field of another type": in_the_field_of_another_type,
+}
+"""Ways to store an initializer from which no values follow; C6 names the initializer."""
+
+
 def attack(name, change, base="slim", check="C6"):
     return Attack(name, base, graph(change), check)
 
@@ -344,4 +397,11 @@ ATTACKS = [
     attack("Dropout in training mode", training_dropout),
     attack("Dropout whose training mode is computed", hidden_training_dropout),
     attack("BatchNormalization in training mode", training_batch_norm),
+    attack("a constant without a data type", constant_without_a_type),
+    *(Attack(name, "slim", stored(change), "C6") for name, change in STORAGE.items()),
+    *(
+        Attack(f"in {file}: {name}", "kept", stored(STORAGE[name], file), "C6")
+        for file in (bundles.INT8, bundles.ORIGINAL)
+        for name in ("a weight without a data type", "a weight of an unknown data type")
+    ),
 ]

@@ -109,6 +109,8 @@ AROUND = {
     "a picture more": before_picture(f'<svg width="9pt" height="9pt">{VERIFIED}</svg>'),
     "a picture that is not closed": before_picture("<svg>"),
     "a style sheet before a picture": before_picture("<style>main{display:none}</style>"),
+    "other line ends": lambda t: t.replace("\n", "\x0c", 1),
+    "an empty line after the page": lambda t: t + "\n",
     "a page after the page": lambda t: t + "<script>alert(1)</script>",
     "the policy against content removed": lambda t: t.replace("default-src 'none'", "default-src *", 1),
 }

@@ -84,7 +84,7 @@ def test_the_auditors_own_list_of_columns_is_compared_in_order(form, base, audit
     columns[0], columns[1] = columns[1], columns[0]
     other = verify(audited[base], VerificationOptions(columns=(columns, "columns.txt")), isolated=False)
     assert failed(other) == {"C7"}
-    assert "columns.txt: has 'a' at position 0, where 'b' belongs" in told(other)
+    assert "columns.txt column 0: is 'b'; the report has 'a' there" in told(other)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "[1, 2]", '{"a": 1}', "[\n"])
@@ -97,13 +97,20 @@ def test_a_list_without_names_is_refused(text, tmp_path):
         read_columns(tmp_path / "columns.json")
 
 
+def test_names_of_the_list_that_the_network_does_not_read_are_named(audited):
+    columns = (["y", *NAMES], "columns.txt")
+    verdict = verify(audited["slim"], VerificationOptions(columns=columns), isolated=False)
+    assert "C7" not in failed(verdict), told(verdict)
+    assert "of columns.txt the network does not read 'y'" in told(verdict)
+
+
 def test_the_command_line_takes_the_list(audited, tmp_path):
     (tmp_path / "columns.csv").write_text(",".join(NAMES[:-1]))
     done = CliRunner().invoke(
         main, ["verify", str(audited["slim"]), "--expect-columns", str(tmp_path / "columns.csv")]
     )
     assert done.exit_code == 1
-    assert "has 8 entries, where 7 belong" in " ".join(done.stdout.split())
+    assert "lists 7 columns; the network takes 8" in " ".join(done.stdout.split())
     missing = CliRunner().invoke(main, ["verify", str(audited["slim"]), "--expect-columns", "nowhere.csv"])
     assert missing.exit_code == 2
     assert "nowhere.csv cannot be read" in missing.stderr

@@ -152,3 +152,11 @@ def test_a_wrong_key_or_role_is_one_line(words, message, signed, people):
 def test_a_path_with_an_equals_sign_is_written_with_its_folder(signed, people, tmp_path):
     (tmp_path / "a=b.pub").write_bytes((people / "producer.pub").read_bytes())
     assert invoke("verify", signed.folder, "--trust", tmp_path / "a=b.pub").exit_code == 0
+
+
+def test_signatures_by_no_trusted_key_are_named_and_not_counted(signed, people, keys):
+    countersigned("validator")(signed, keys)
+    verdict = verify(signed.folder, options(people, ("producer=producer",)), isolated=False)
+    assert verdict.exit_code == 0
+    assert "Who signed as validator: by no key given with --trust." in verdict.not_checked
+    assert next(c.note for c in verdict.checks if c.id == "C13") == "1 verified signature"

@@ -11,8 +11,9 @@ from glprune.audit.checks import rendering
 from glprune.audit.onnx_file.contents import check_contents
 from glprune.audit.onnx_file.usage import check_usage
 from glprune.audit.onnx_reader import NotOnnxError, parse
+from tests.bundle_fixtures import copied
 from tests.unit.audit.attack import failed, told, verified
-from tests.unit.audit.attacks_onnx import ATTACKS
+from tests.unit.audit.attacks_onnx import ATTACKS, STORAGE
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +32,15 @@ def test_what_is_unknown_or_unused_in_the_file_is_found(attack, sealed, audited,
     assert attack.check in failed(verdict), told(verdict)
     if not sealed:
         assert "C2" in failed(verdict)
+
+
+@pytest.mark.parametrize("name", STORAGE)
+def test_an_initializer_without_values_is_named_and_every_check_runs(name, audited, producer, tmp_path):
+    [attack] = [a for a in ATTACKS if a.name == name]
+    copy = copied(audited["slim"], tmp_path / "clean")
+    verdict = verified(attack, audited, *producer, tmp_path / "bundle", sealed=True)
+    assert f"initializer {copy.model().graph.initializer[0].name!r}" in told(verdict)
+    assert "cannot run" not in told(verdict)
 
 
 def looped(extra_output=False):

@@ -1,6 +1,7 @@
 """The page holds what template and matplotlib write, and nothing else; pictures not drawn anew are said to be."""
 
 import shutil
+import time
 
 import pytest
 
@@ -73,3 +74,18 @@ def test_another_version_with_a_clean_page_is_incomplete(audited, tmp_path):
     check = rendering.check_rendering(older, *raw)
     assert check.status == "incomplete"
     assert "0.1.9" in check.note
+
+
+@pytest.mark.parametrize(
+    "tail",
+    ['<a "', "<a b='", "<!--", "</", "<", "<a b", "<![CDATA[", "<title>", "<a =", "&#"],
+)
+def test_a_page_that_does_not_end_takes_linear_time(tail, audited):
+    text, pictures = rendering._pictures((audited["slim"] / bundles.PAGE).read_text(encoding="utf-8"))
+    seconds = []
+    for times in (20_000, 160_000):
+        started = time.process_time()
+        list(check_page(text + times * tail))
+        list(check_picture(pictures[0].replace("</svg>", times * tail + "</svg>")))
+        seconds.append(time.process_time() - started)
+    assert seconds[1] < 5

@@ -539,6 +539,32 @@ def extra_file(copy):
     (copy / "notes.txt").write_text("trust me")
 
 
+def other_network(copy):
+    (copy / bundles.POINTS).mkdir()
+    shutil.copy(copy / bundles.WEIGHTS, copy / bundles.point_file(2))
+
+
+def other_frontier(copy):
+    record = {"schema": "glprune.frontier/1", "recipe": None, "model": "model.pt", "points": []}
+    copy.write(record, bundles.FRONTIER)
+
+
+def without_metadata(name):
+    """Write null in place of the metadata of a safetensors file, which its library reads as none."""
+
+    def edit(copy):
+        raw = (copy / name).read_bytes()
+        end = 8 + int.from_bytes(raw[:8], "little")
+        header = json.dumps(json.loads(raw[8:end]) | {"__metadata__": None}).encode()
+        (copy / name).write_bytes(len(header).to_bytes(8, "little") + header + raw[end:])
+
+    return edit
+
+
+def null(name):
+    return lambda copy: (copy / name).write_text("null")
+
+
 def hidden_folder(copy):
     (copy / ".git").mkdir()
     (copy / ".git" / "payload").write_text("x")
@@ -715,6 +741,14 @@ CASES = {
         report(in_feature("features", 0, "input_columns", by=lambda x: x[::-1])),
         {"C7"},
     ),
+    "null in place of the schema of the inputs": ("slim", null(bundles.INPUT_SCHEMA), {"C4"}),
+    "null in place of the schema of the report": ("slim", null(bundles.SCHEMA), {"C4"}),
+    "null in place of the plan": ("slim", null(bundles.PLAN), {"C4"}),
+    "null in place of the metadata of the weights": ("slim", without_metadata(bundles.WEIGHTS), {"C4"}),
+    "null in place of the metadata of the golden rows": ("slim", without_metadata(bundles.GOLDEN), {"C9"}),
+    "a list in place of the schema of the report": ("slim", raw(bundles.SCHEMA, lambda _: b"[]"), {"C4"}),
+    "a network of a frontier in a bundle without one": ("slim", other_network, {"C2"}),
+    "a record of a frontier in a bundle without one": ("slim", other_frontier, {"C2"}),
     "duplicate JSON key": ("slim", raw(bundles.REPORT, duplicate_key), {"C4"}),
     "NaN in JSON": ("slim", raw(bundles.REPORT, not_a_number), {"C4"}),
     "report truncated": ("slim", raw(bundles.REPORT, half), {"C4"}),

@@ -17,11 +17,11 @@ from glprune.audit.checks.int8 import (
     PAIR_LIMIT,
     _factor,
     _in_integers,
-    _initializers,
     largest_pair,
     products,
 )
 from glprune.audit.onnx_file.quantized import compare_graphs
+from glprune.audit.onnx_reader import initializers
 from glprune.audit.verify import verify
 from glprune.errors import ModelError
 from glprune.export.int8 import instruction_sets, quantize, write_int8
@@ -125,7 +125,7 @@ def products_in_pairs(activations, weights):
 
 def matrices(model):
     """The 8-bit weights of a file, shape (outputs, weights) each, as a kernel sees them."""
-    stored, makers = _initializers(model), {name: n for n in model.graph.node for name in n.output}
+    stored, makers = initializers(model.graph), {name: n for n in model.graph.node for name in n.output}
     widened = {name for name, n in makers.items() if n.op_type == "DequantizeLinear"}
     return [
         _factor(n, stored, makers)
@@ -529,6 +529,18 @@ def negative_scale(model):
     _set(model, name, -values)
 
 
+def too_many_scales(model):
+    name, values = _first(model, "weight_scale" if _has(model, "0.weight_scale") else "val_0_scale")
+    _set(model, name, np.resize(values, 3 * values.size + 2))
+
+
+def too_many_zero_points(model):
+    name, values = _first(
+        model, "0.weight_zero_point" if _has(model, "0.weight_zero_point") else "val_0_zero_point"
+    )
+    _set(model, name, np.resize(values, 3 * values.size + 2))
+
+
 def signed_activation(model):
     """Quantised and widened with different steps, which scales the activation."""
     name, values = _first(model, "relu_scale") if _has(model, "relu_scale") else _first(model, "_scale")
@@ -548,7 +560,8 @@ def added_to_the_output(model):
 @pytest.mark.parametrize(
     "change",
     [another_node, another_operator, another_attribute, weights_rounded_to_nothing, weights_of_another_layer,
-     bias_rounded_to_nothing, negative_scale, signed_activation, added_to_the_output],
+     bias_rounded_to_nothing, negative_scale, too_many_scales, too_many_zero_points, signed_activation,
+     added_to_the_output],
 )  # fmt: skip
 def test_an_8_bit_file_that_is_not_the_certified_graph_is_found(change, name, tmp_path):
     build, row, _ = CASES[name]

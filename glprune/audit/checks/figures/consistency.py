@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from glprune._version import __version__
 from glprune.audit.checks.figures.comparison import check_comparison
 from glprune.audit.checks.figures.frontier import check_frontier
+from glprune.audit.checks.figures.int8 import check_quantized, check_speedup
 from glprune.audit.checks.figures.intervals import check_intervals
 from glprune.audit.checks.figures.policy_records import (
     check_policy_records,
@@ -32,14 +33,12 @@ if TYPE_CHECKING:
     from glprune.schema.report import (
         Baseline,
         Feature,
-        Quantized,
         Report,
         Spread,
     )
 
 _CUT_TOLERANCE = 1e-5
 _EXPORT_TOLERANCE = 1e-4
-_SPEED_SLACK = 3.0  # between a median of ratios and a ratio of medians
 _DIGEST = re.compile(r"^sha256:[0-9a-f]{64}$")
 
 
@@ -65,7 +64,7 @@ def check_consistency(report: Report, recipe: Recipe | None, files: Mapping[str,
         _size(report, files),
         _latency(report),
         _widths(report, recipe),
-        _quantized(report, recipe, files),
+        check_quantized(report, recipe, files, is_older=_is_older(report)),
         _original(report, recipe, files),
         _warnings(report, recipe) if not _is_older(report) else (),
         _baselines(report),
@@ -311,7 +310,7 @@ def _size(report: Report, files: Mapping[str, bytes]) -> Iterator[Found]:
 def _latency(report: Report) -> Iterator[Found]:
     for n, time in enumerate(report.latency):
         where = f"/latency/{n}"
-        yield from _speedup(where, time.original_ms, time.slim_ms, time.speedup)
+        yield from check_speedup(where, time.original_ms, time.slim_ms, time.speedup)
         for side in ("original", "slim"):
             if getattr(time, f"{side}_p95_ms") < getattr(time, f"{side}_ms"):
                 yield f"{where}/{side}_p95_ms", "is below the median"
@@ -322,7 +321,7 @@ def _widths(report: Report, recipe: Recipe | None) -> Iterator[Found]:
     widths = report.widths
     if widths is None:
         return
-    yield from _speedup("/widths", widths.exact_ms, widths.rounded_ms, widths.speedup)
+    yield from check_speedup("/widths", widths.exact_ms, widths.rounded_ms, widths.speedup)
     if widths.round_to != (widths.tried if widths.speedup > 1 + FASTER else 1):
         yield "/widths/round_to", f"{widths.round_to} does not follow from a speed-up of {widths.speedup:.3g}"
     if recipe is not None and recipe.target.round_to != "auto":
@@ -340,58 +339,6 @@ def _original(report: Report, recipe: Recipe | None, files: Mapping[str, bytes])
     if raw is not None:
         stated = report.size.onnx_bytes_before
         yield from check_equal("/size/onnx_bytes_before", stated, len(raw), "the file has")
-
-
-def _quantized(report: Report, recipe: Recipe | None, files: Mapping[str, bytes]) -> Iterator[Found]:
-    """Require that an 8-bit file is present where the report states one, with consistent figures."""
-    record, raw = report.quantized, files.get(bundles.INT8)
-    if (record is not None) != (bundles.INT8 in report.digests.outputs):
-        yield f"/digests/outputs/{bundles.INT8}", "is stated without figures of the file, or the reverse"
-    if recipe is not None and (recipe.export.quantize is not None) != (record is not None):
-        yield "/quantized", f"{bundles.RECIPE} says export.quantize: {recipe.export.quantize}"
-    if record is None:
-        if raw is not None:
-            yield "/quantized", f"is null, but {bundles.INT8} is in the folder"
-        return
-    yield from check_equal("/quantized/file", record.file, bundles.INT8, "it is")
-    yield from check_equal("/quantized/rows", record.rows, report.export.rows, "the test split has")
-    if record.largest_pair is None and not _is_older(report):
-        yield "/quantized/largest_pair", "is not stated"
-    if raw is not None:
-        yield from check_equal("/quantized/bytes", record.bytes, len(raw), "the file has")
-    yield from _quantized_metrics(report, record)
-    if record.same_decisions is not None and not 0 <= record.same_decisions <= 1:
-        yield "/quantized/same_decisions", f"{record.same_decisions} is not between 0 and 1"
-    if min(record.difference, record.golden_difference) < 0:
-        yield "/quantized/difference", "is below zero"
-    for n, time in enumerate(record.latency):
-        yield from _speedup(f"/quantized/latency/{n}", time.float32_ms, time.int8_ms, time.speedup)
-
-
-def _quantized_metrics(report: Report, record: Quantized) -> Iterator[Found]:
-    final = {m.name: m.final for m in report.performance}
-    names = [m.name for m in record.metrics]
-    yield from check_equal("/quantized/metrics", names, [*final], "the performance has")
-    for n, metric in enumerate(record.metrics):
-        where = f"/quantized/metrics/{n}"
-        yield from check_close(
-            f"{where}/float32", metric.float32, final.get(metric.name), "the performance says"
-        )
-        best = HIGHER_IS_BETTER.get(metric.name, True)
-        yield from check_equal(f"{where}/higher_is_better", metric.higher_is_better, best, "it should be")
-        low, high = RANGES[metric.name]
-        if (low is not None and metric.int8 < low) or (high is not None and metric.int8 > high):
-            yield f"{where}/int8", f"{metric.name} cannot be {metric.int8}"
-
-
-def _speedup(where: str, before: float, after: float, speedup: float) -> Iterator[Found]:
-    """Require positive times, and a median of ratios near the ratio of the medians."""
-    if min(before, after, speedup) <= 0:
-        yield where, "a time is not above zero"
-        return
-    ratio = before / after
-    if not ratio / _SPEED_SLACK <= speedup <= ratio * _SPEED_SLACK:
-        yield f"{where}/speedup", f"says {speedup:.3g}, but the ratio of the medians is {ratio:.3g}"
 
 
 def _warnings(report: Report, recipe: Recipe | None) -> Iterator[Found]:

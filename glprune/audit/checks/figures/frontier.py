@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from glprune.audit.findings import Found, check_close, check_equal
+from glprune.audit.safetensors_reader import read_tensors
+from glprune.report import rules
 from glprune.schema import bundle as bundles
 from glprune.schema.metrics import HIGHER_IS_BETTER, MACS_SLACK, RANGES
+from glprune.schema.plan import counts_as_parameter
+from glprune.schema.strict_json import StrictError
 
 if TYPE_CHECKING:
+    from glprune.audit.safetensors_reader import Array
+    from glprune.schema.frontier import StoredFrontier
     from glprune.schema.recipe import Recipe
     from glprune.schema.report import Frontier, FrontierPoint, Report
 
@@ -29,6 +38,54 @@ def check_frontier(report: Report, recipe: Recipe | None, files: Mapping[str, by
         yield from _sizes(report, record, recipe)
         yield from _figures(report, record)
         yield from _choice(report, record, recipe)
+
+
+def check_points(
+    report: Report, stored: StoredFrontier, files: Mapping[str, bytes], *, standardize: bool
+) -> Iterator[Found]:
+    """Require the metric and the parameters of every point among those of the networks that led to it.
+
+    Args:
+        report: The report.
+        stored: The steps of the search.
+        files: The files of the bundle, those of the points among them.
+        standardize: Whether the networks begin with the standardisation of the recipe.
+    """
+    record, metrics, parameters = report.frontier, [], set[int]()
+    points = {point.size: (n, point) for n, point in enumerate(record.points)} if record is not None else {}
+    for found in stored.points:
+        raw = files.get(bundles.point_file(found.size))
+        metrics += [
+            float(m) for step in found.steps if isinstance(m := step.values.get("metric"), int | float)
+        ]
+        parameters |= _parameters(raw, standardize=standardize) if raw is not None else set()
+        n, point = points.get(found.size, (0, None))
+        if point is None or raw is None:
+            continue  # said by other checks
+        if not any(math.isclose(point.valid, m, rel_tol=1e-6, abs_tol=1e-9) for m in metrics):
+            yield f"/frontier/points/{n}/valid", f"{point.valid:g} is of no step in {bundles.FRONTIER}"
+        if point.parameters not in parameters:
+            what = f"{point.parameters:,} are those of no network in {bundles.point_file(found.size)}"
+            yield f"/frontier/points/{n}/parameters", what
+
+
+def _parameters(raw: bytes, *, standardize: bool) -> set[int]:
+    """Count the parameters of every network in the file of a point: tensors are ``<step>/state/<name>``.
+
+    A weight that two layers share may be there twice, so that both counts are returned.
+    """
+    try:
+        arrays = read_tensors(raw).arrays
+    except StrictError:
+        return set()  # C4 says so
+    networks: dict[str, list[Array]] = {}
+    for name, array in arrays.items():
+        step, is_state, tensor = name.partition("/state/")
+        is_float = np.issubdtype(array.dtype, np.floating)
+        if is_state and counts_as_parameter(tensor, array.ndim, is_float, standardize):
+            networks.setdefault(step, []).append(array)
+    different = [{(x.shape, x.tobytes()): x.size for x in found}.values() for found in networks.values()]
+    return {sum(x.size for x in found) for found in networks.values()} | {sum(n) for n in different}
 
 
 def _sizes(report: Report, record: Frontier, recipe: Recipe | None) -> Iterator[Found]:
@@ -65,6 +122,10 @@ def _figures(report: Report, record: Frontier) -> Iterator[Found]:
         yield from check_equal(
             f"{where}/features", point.features, ordered, "in the order of the features it is"
         )
+        if len(point.features) > point.size:
+            yield f"{where}/features", f"lists {len(point.features)}, but {point.size} were asked for"
+        if point.found_by not in (rules.PATH_ALONE, *rules.FOUND_BY):
+            yield f"{where}/found_by", f"{point.found_by[:60]!r} is no way to find a set here"
         if (point.test is None) != (point.reason is not None):
             yield f"{where}/test", "must have either a value or a reason"
         if (point.test is None) != (point.test_interval is None):
@@ -115,6 +176,7 @@ def _choice(report: Report, record: Frontier, recipe: Recipe | None) -> Iterator
         yield from check_close(f"{where}/valid", point.valid, report.stages[-1].metric, "the last stage says")
     if recipe is not None:
         asked = recipe.target.max_features
+        yield from check_equal("/frontier/rule", record.rule, rules.shipping_rule(asked), "the recipe gives")
         wanted = min(asked, _available(report)) if asked else _one_standard_error(record)
         yield from check_equal(f"{where}/size", point.size, wanted, "the rule gives")
 

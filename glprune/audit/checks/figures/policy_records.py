@@ -21,6 +21,7 @@ from glprune.schema.report import (
     ProtectedAttribute,
     ReasonCode,
     Report,
+    Segment,
     Segments,
 )
 
@@ -79,6 +80,7 @@ def check_recipe_policy(report: Report, recipe: Recipe) -> Iterator[Found]:
         pairs.append(("/segments/threshold", report.segments.threshold, spec.threshold or DEFAULT_THRESHOLD))
     for where, stated, asked in pairs:
         yield from check_equal(where, stated, asked, says)
+    yield from _complete(report, report.segments)
     for n, attribute in enumerate(report.segments.attributes):
         yield from _division(f"/segments/attributes/{n}", attribute, spec.bins.get(attribute.name))
 
@@ -184,6 +186,36 @@ def _attribute(
             if segment.decisions.rows != segment.rows:
                 yield f"{segment_where}/decisions/rows", f"says {segment.decisions.rows}, not {segment.rows}"
     yield from _flips(where, attribute, record)
+
+
+def _complete(report: Report, record: Segments) -> Iterator[Found]:
+    """Require every test row in one segment, and every figure of a segment that is not suppressed."""
+    rows = next((m.rows for m in report.performance), 0)
+    yield from _decided("/segments", record.decisions, report)
+    for n, attribute in enumerate(record.attributes):
+        where = f"/segments/attributes/{n}"
+        total = sum(segment.rows for segment in attribute.segments)
+        yield from check_equal(f"{where}/segments", total, rows, "rows in all segments; tested were")
+        for m, segment in enumerate(attribute.segments):
+            if not segment.suppressed:
+                yield from _complete_segment(f"{where}/segments/{m}", segment, report)
+
+
+def _complete_segment(where: str, segment: Segment, report: Report) -> Iterator[Found]:
+    names, wanted = [m.name for m in segment.metrics], [m.name for m in report.performance]
+    yield from check_equal(f"{where}/metrics", names, wanted, "the performance has")
+    yield from _decided(where, segment.decisions, report)
+
+
+def _decided(where: str, found: DecisionChange | None, report: Report) -> Iterator[Found]:
+    """Require decisions where the task has classes, by direction where the recipe names adverse ones."""
+    has_classes = report.data.classes is not None
+    if (found is not None) != has_classes:
+        yield f"{where}/decisions", "are left out" if has_classes else "are given without classes"
+    elif found is not None and report.segments is not None:
+        counts = (found.to_adverse, found.to_favourable, found.adverse_original, found.adverse_final)
+        if any((count is None) != (report.segments.adverse is None) for count in counts):
+            yield f"{where}/decisions", "have a direction without adverse classes, or the reverse"
 
 
 def _division(where: str, attribute: ProtectedAttribute, bins: Sequence[float] | None) -> Iterator[Found]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from glprune.schema.report import Report, Stability
 
 _EXPORTERS = ("dynamo", "torchscript")
+_PACKAGE, _VERSION = re.compile(r"[a-z][a-z0-9_-]*"), re.compile(r"\d+(\.\d+)+[\w.+-]*")
 _SPLITS = ("train", "valid", "test")
 
 
@@ -139,6 +141,9 @@ def _environment(report: Report, recipe: Recipe) -> Iterator[Found]:
     """Require figures of the run that cannot be otherwise."""
     if min(report.removal.rows, report.run.threads) < 1:
         yield "/removal/rows", "rows compared and threads are at least one"
+    for name, version in report.run.versions.items():
+        if not (_PACKAGE.fullmatch(name) and _VERSION.fullmatch(version)):
+            yield "/run/versions", f"{name[:40]!r}: {version[:40]!r} is no version of a package"
     if not report.latency:
         yield "/latency", "is empty"
     own = report.export.exporter in _EXPORTERS
