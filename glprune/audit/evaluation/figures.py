@@ -20,7 +20,14 @@ MIN_CLASS_ROWS = 5
 """Fewest own rows of the rarer class on which AUROC is compared."""
 CAP = 0.1
 """Share of an interval's width; a larger difference never agrees, even if rounding may explain it."""
-WIDEST = {"calibration_error": 6.0, "log_loss": 5.0, "mae": 6.0, "rmse": 10.0, "r2": 10.0}
+WIDEST = {
+    "brier_score": 5.0,
+    "log_loss": 5.0,
+    "calibration_error": 6.0,
+    "mae": 6.0,
+    "rmse": 10.0,
+    "r2": 10.0,
+}
 """How many times as wide as own rows make it a stated interval may be; of other metrics 3.
 
 Few rows far from the others widen intervals: with errors of Student's t of 2.2 degrees of freedom, one right
