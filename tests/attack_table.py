@@ -65,6 +65,10 @@ def sections():
         ("Timestamps", _rows(attacks_timestamps.ATTACKS, "C13")),
         ("Statements on the original", _rows(attacks_attestation.ATTACKS, "C14")),
         ("Figures, found by `glprune evaluate`", _rows(attacks_evaluate.ATTACKS, "evaluate")),
+        (
+            "Figures, found by `glprune evaluate` on own rows",
+            _rows(attacks_evaluate.ON_OWN_ROWS, "evaluate"),
+        ),
     ]
 
 

@@ -14,6 +14,8 @@ from glprune._wording import counted
 from glprune.cli.audit import seconds_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.table import Table
 
     from glprune.audit.evaluation.evaluate import Evaluation
@@ -23,11 +25,10 @@ if TYPE_CHECKING:
 
 _EPILOG = (
     "Exit codes: 0 the figures agree with the report; 1 some do not, or the bundle was changed; 2 usage, or "
-    "data that cannot be used; 3 incomplete: no metric could be compared, or a model "
-    "was stopped; 5 unreadable or unknown schema."
+    "data that cannot be used; 3 incomplete: metrics of the report could not be compared, or a model was "
+    "stopped; 5 unreadable or unknown schema."
 )
-_VERDICTS = {True: "agrees", False: "DISAGREES", None: ""}
-_WIDTH = 150
+_WIDTH = 170
 _path = click.Path(path_type=Path)
 
 
@@ -66,6 +67,10 @@ _path = click.Path(path_type=Path)
     show_default=True,
     help="Time limit of each model, in seconds.",
 )
+@click.option("--overall", is_flag=True, help="Leave out protected attributes: figures over all rows alone.")
+@click.option(
+    "--disagreements", is_flag=True, help="Print only figures that disagree or that could not be compared."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
 def evaluate(
     bundle: Path,
@@ -74,21 +79,23 @@ def evaluate(
     original: Path | None,
     split: SplitName | None,
     timeout: float,
+    overall: bool,
+    disagreements: bool,
     as_json: bool,
 ) -> None:
     """Measure BUNDLE's models on rows of yours and compare with what its report states. Verify it first."""
     from glprune.audit.evaluation.evaluate import Options, as_record
     from glprune.audit.evaluation.evaluate import evaluate as run_evaluation
 
-    found = run_evaluation(bundle, data, loader, original, Options(split, timeout))
+    found = run_evaluation(bundle, data, loader, original, Options(split, timeout, overall))
     if as_json:
         click.echo(json.dumps(as_record(found), indent=2))
     else:
-        _print(found)
+        _print(found, disagreements)
     sys.exit(found.exit_code)
 
 
-def _print(found: Evaluation) -> None:
+def _print(found: Evaluation, disagreements: bool) -> None:
     from rich.console import Console
     from rich.text import Text
 
@@ -102,8 +109,9 @@ def _print(found: Evaluation) -> None:
 
     line(f"{counted(found.rows, 'row')} of {found.source}: {found.kind} ({found.evidence})")
     line(f"{found.rule}.")
-    if found.figures:
-        console.print(_table(found))
+    shown = [f for f in found.figures if not disagreements or _is_open(f)]
+    if shown:
+        console.print(_table(shown))
     for sentence in found.not_evaluated:
         line(f"not evaluated: {sentence}")
     for note in found.notes:
@@ -111,15 +119,19 @@ def _print(found: Evaluation) -> None:
     line(f"{found.result}: {summary(found)}; model.onnx sha256:{found.model}")
 
 
-def _table(found: Evaluation) -> Table:
+def _is_open(figure: Figure) -> bool:
+    return figure.agrees is False or (figure.agrees is None and bool(figure.reason))
+
+
+def _table(figures: Sequence[Figure]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
     table = Table("rows", "model", "figure", box=None, pad_edge=False, header_style="bold")
-    for name in ("stated", "found", "95 % interval"):
+    for name in ("stated", "found", "95 % interval", "agrees within"):
         table.add_column(name, justify="right")
     table.add_column("")
-    for figure in found.figures:
+    for figure in figures:
         style = "bold red" if figure.agrees is False else ""
         table.add_row(*(Text(escape_for_terminal(cell), style=style) for cell in _cells(figure)))
     return table
@@ -133,8 +145,25 @@ def _cells(figure: Figure) -> tuple[str, ...]:
         _number(figure.stated),
         _number(figure.found),
         _range(figure.interval),
-        _VERDICTS[figure.agrees],
+        _within(figure),
+        _verdict(figure),
     )
+
+
+def _within(figure: Figure) -> str:
+    """Return which stated values agree: those near the found one, up to rounding, or a range."""
+    if figure.agrees_within is None:
+        return ""
+    reach = figure.reach
+    width = figure.agrees_within.high - figure.agrees_within.low
+    return f"± {reach:.1g}" if width <= 2 * reach * (1 + 1e-6) + 1e-12 else _range(figure.agrees_within)
+
+
+def _verdict(figure: Figure) -> str:
+    reason = f": {figure.reason}" if figure.reason else ""
+    if figure.agrees is None:
+        return f"not compared{reason}" if reason else ""
+    return f"agrees{reason}" if figure.agrees else f"DISAGREES{reason}"
 
 
 def _number(value: float | None) -> str:

@@ -4,6 +4,7 @@ AUROC has DeLong's standard error. The other metrics are computed again on rows 
 same rows for every network; the intervals are bias-corrected percentiles of these. Where there are so many
 rows that this would take long, the standard error comes from the influence of every row. A calibration error
 is too high on few rows by a bias that no resample shows; its interval allows for all that the bias can be.
+What is not defined, such as R2 of a constant target, or metrics of outputs that are no numbers, has none.
 
 References:
     Leone, Nelson and Nottingham (1961), "The folded normal distribution", Technometrics 3, 543-550.
@@ -16,7 +17,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Literal
@@ -39,7 +40,10 @@ _DRAW = 50  # operations that drawing a row costs
 _CHUNK = 1_000_000  # rows drawn at a time
 _NORMAL = NormalDist()
 _LEVEL = 0.975
+_CONSTANT = 1e-12  # share of the mean square below which the variance of a resample is round-off
 QUANTILE = _NORMAL.inv_cdf(_LEVEL)
+MIN_ROWS = {"r2": 3}
+"""Fewest rows of an interval of a metric; 2 of others. Half of the resamples of two rows are constant."""
 
 Range = tuple[float | None, float | None]
 Parts = tuple[Floats, ...]
@@ -72,12 +76,23 @@ def confidence_intervals(
         seed: Seed of the resamples.
 
     Returns:
-        Metric -> its intervals; empty for a single row.
+        Metric -> its intervals; empty for a single row. What is not defined is left out.
     """
     target = np.asarray(target)
-    if len(target) < 2:
+    given = {network: output for network, output in outputs.items() if not scorer.has_nan(output)}
+    names = [name for name in METRICS[scorer.kind] if len(target) >= MIN_ROWS.get(name, 2)]
+    if not given or not names:
         return {}
-    names = METRICS[scorer.kind]
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # what overflows is not defined
+        found = _measured(scorer, names, given, target, seed)
+    if next(iter(outputs)) not in given:  # what differences are taken from
+        found = {name: x.model_copy(update={"differences": {}}) for name, x in found.items()}
+    return {name: intervals for name, intervals in found.items() if intervals.values}
+
+
+def _measured(
+    scorer: Scorer, names: Sequence[str], outputs: Networks, target: NDArray[Any], seed: int
+) -> dict[str, PairedIntervals]:
     resampled = [name for name in names if name != "auroc"]
     statistics = {
         (name, network): _statistic(scorer, name, output, target)
@@ -116,15 +131,14 @@ def calibration_interval(gaps: Floats) -> Interval:
 def _of_no_error(metric: str, found: PairedIntervals, target: NDArray[Any]) -> PairedIntervals:
     """Widen intervals without a width, of networks that are always right or always wrong.
 
-    Of n rows without an error the exact 95 % interval reaches down to 0.025 ** (1 / n) (Hanley and
-    Lippman-Hand, 1983). For AUROC n is the number of rows of the rarer class.
+    For AUROC the rows are those of the rarer class.
     """
     if metric not in ("accuracy", "auroc"):
         return found
     rows = (
         len(target) if metric == "accuracy" else int(np.bincount(target.astype(np.int64), minlength=2).min())
     )
-    reach = 1 - (1 - _LEVEL) ** (1 / max(1, rows))
+    reach = no_error_reach(rows)
 
     def widened(interval: Interval) -> Interval:
         if interval.low < interval.high or interval.low not in (0.0, 1.0):
@@ -132,6 +146,15 @@ def _of_no_error(metric: str, found: PairedIntervals, target: NDArray[Any]) -> P
         return Interval(low=1 - reach, high=1.0) if interval.low else Interval(low=0.0, high=reach)
 
     return found.model_copy(update={"values": {n: widened(v) for n, v in found.values.items()}})
+
+
+def no_error_reach(rows: float) -> float:
+    """Return the largest share of errors that rows without one leave possible: 1 - 0.025 ** (1 / rows).
+
+    References:
+        Hanley and Lippman-Hand (1983), see above.
+    """
+    return float(1 - (1 - _LEVEL) ** (1 / max(1, rows)))
 
 
 def _statistic(scorer: Scorer, metric: str, output: ArrayLike, target: NDArray[Any]) -> _Statistic:
@@ -152,7 +175,9 @@ def _statistic(scorer: Scorer, metric: str, output: ArrayLike, target: NDArray[A
 def _explained(means: Floats) -> Floats:
     """R2 from the means of squared errors, squared targets and targets."""
     with np.errstate(divide="ignore", invalid="ignore"):  # such resamples have no value
-        values: Floats = 1 - means[:, 0] / (means[:, 1] - np.square(means[:, 2:]).mean(axis=1))
+        spread = means[:, 1] - np.square(means[:, 2:]).mean(axis=1)
+        spread[spread <= _CONSTANT * means[:, 1]] = np.nan
+        values: Floats = 1 - means[:, 0] / spread
     return values
 
 
@@ -172,10 +197,10 @@ def _bootstrap(
             method="bootstrap",
             resamples=RESAMPLES,
             seed=seed,
-            values={network: _bias_corrected(values[name, network]) for network in networks},
-            differences={
-                network: _bias_corrected(values[name, network] - values[name, first]) for network in others
-            },
+            values=_known((network, _bias_corrected(values[name, network])) for network in networks),
+            differences=_known(
+                (network, _bias_corrected(values[name, network] - values[name, first])) for network in others
+            ),
         )
         for name in dict.fromkeys(name for name, _ in statistics)
     }
@@ -193,17 +218,29 @@ def _resampled_sums(moments: Floats, seed: int) -> Iterator[Floats]:
         yield np.einsum("ij,jk->ik", times.astype(np.float64), moments)
 
 
-def _bias_corrected(values: Floats) -> Interval:
+def _known(intervals: Iterable[tuple[str, Interval | None]]) -> dict[str, Interval]:
+    return {network: interval for network, interval in intervals if interval is not None}
+
+
+def _interval(low: float, high: float) -> Interval | None:
+    """Return an interval; None where an end is not finite."""
+    return Interval(low=low, high=high) if math.isfinite(low) and math.isfinite(high) else None
+
+
+def _bias_corrected(values: Floats) -> Interval | None:
     """Interval of a statistic from its value, the first one, and those on resamples.
 
-    Resamples without a value, such as R2 where all targets are equal, are left out.
+    Resamples without a value, such as R2 where all targets are equal, are left out. None where the statistic
+    itself has no value.
     """
     value, found = float(values[0]), values[1:][np.isfinite(values[1:])]
+    if not math.isfinite(value) or not len(found):
+        return None
     below = float((found < value).mean() + (found == value).mean() / 2)
     bias = _NORMAL.inv_cdf(min(max(below, 0.025), 0.975))
     levels = [_NORMAL.cdf(2 * bias + sign * QUANTILE) for sign in (-1, 1)]
     low, high = np.quantile(found, levels).tolist()
-    return Interval(low=min(low, value), high=max(high, value))
+    return _interval(min(low, value), max(high, value))
 
 
 def _by_influence(scorer: Scorer, metric: str, outputs: Networks, target: NDArray[Any]) -> PairedIntervals:
@@ -237,24 +274,32 @@ def _normal(
         method=method,
         resamples=None,
         seed=None,
-        values={network: _around(found, limits) for network, found in parts.items()},
-        differences={
-            network: _around(
-                tuple(a - b for a, b in zip(parts[network], parts[first], strict=True)),
-                (None if reach is None else -reach, reach),
+        values=_known((network, _around(found, limits)) for network, found in parts.items()),
+        differences=_known(
+            (
+                network,
+                _around(
+                    tuple(a - b for a, b in zip(parts[network], parts[first], strict=True)),
+                    (None if reach is None else -reach, reach),
+                ),
             )
             for network in others
-        },
+        ),
     )
 
 
-def _around(parts: Parts, limits: Range) -> Interval:
-    """Interval around the mean of the first part; all that is possible where a part has no two rows."""
+def _around(parts: Parts, limits: Range) -> Interval | None:
+    """Interval around the mean of the first part; all that is possible where a part has no two rows.
+
+    None where the mean is not finite.
+    """
     low, high = limits
     if low is not None and high is not None and any(len(part) < 2 for part in parts):
         return Interval(low=low, high=high)
     value = float(parts[0].mean())
     reach = QUANTILE * math.hypot(*(standard_error(part) for part in parts))
+    if not math.isfinite(value + reach):
+        return None
     return Interval(
         low=value - reach if low is None else max(low, value - reach),
         high=value + reach if high is None else min(high, value + reach),

@@ -53,6 +53,12 @@ class Scorer:
         logs: Floats = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
         return logs
 
+    def has_nan(self, output: ArrayLike) -> bool:
+        """Whether an output is not a number; of classes: whether it has no probability."""
+        with np.errstate(invalid="ignore"):
+            values = self.log_probabilities(output) if self.has_classes else np.asarray(output, np.float64)
+        return bool(np.isnan(values).any())
+
     def classes(self, output: ArrayLike) -> Classes:
         """Return the most probable class of every row, shape (n,)."""
         found: Classes = self.log_probabilities(output).argmax(axis=1)

@@ -34,11 +34,17 @@ def decide(scorer: Scorer, output: ArrayLike, threshold: float) -> Classes:
 
 
 def defined_metrics(scorer: Scorer, output: ArrayLike, target: NDArray[Any]) -> dict[str, float | None]:
-    """Return every metric of the task; None where the rows do not define it, as AUROC of one class."""
+    """Return every metric of the task; None where the rows do not define it, as AUROC of one class.
+
+    None too where an output is not a number.
+    """
+    if scorer.has_nan(output):
+        return dict.fromkeys(METRICS[scorer.kind])
     is_constant = len(target) < 2 or bool((target == target[0]).all())
     found: dict[str, float | None] = {}
     for name in METRICS[scorer.kind]:
-        value = scorer.metric(name, output, target)
+        with np.errstate(over="ignore", invalid="ignore"):  # a metric that overflows is not defined
+            value = scorer.metric(name, output, target)
         undefined = not math.isfinite(value) or (is_constant and name in ("auroc", "r2"))
         found[name] = None if undefined else value
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from glprune._wording import counted
 from glprune.audit.evaluation.array_rows import SUFFIXES, read_arrays, read_loader
-from glprune.audit.evaluation.figures import ERROR, Figure, disagreeing, judge
+from glprune.audit.evaluation.figures import (
+    CAP,
+    ERROR,
+    Figure,
+    comparisons,
+    disagreeing,
+    judge,
+    not_comparable,
+    widening,
+)
 from glprune.audit.evaluation.file_rows import read_file
-from glprune.audit.evaluation.measurement import ROUNDING, Measurement
+from glprune.audit.evaluation.measurement import OTHER_VALUES, ROUNDING, Measurement
 from glprune.audit.evaluation.running import run_model
 from glprune.audit.evaluation.subject import FINAL, INT8, ORIGINAL, open_subject
 from glprune.audit.limits import SECONDS
@@ -22,15 +32,18 @@ from glprune.schema.manifest import sha256
 if TYPE_CHECKING:
     from glprune.audit.evaluation.rows import Rows, SplitName
     from glprune.audit.evaluation.subject import Subject
+    from glprune.schema.report import Interval
 
 _RULES = {
     "test rows": (
         "the rows are those of the report: values and intervals must be the same, up to what outputs that "
-        f"differ by {ROUNDING[FINAL]:g} of the largest one can change ({ROUNDING[INT8]:g} for {bundles.INT8})"
+        f"differ by {ROUNDING[FINAL]:g} of each row's largest one can change ({ROUNDING[INT8]:g} for "
+        f"{bundles.INT8}), and by no more than {CAP:.0%} of the interval's width"
     ),
     "own rows": (
-        "the rows are others than the report's: a figure agrees where chance explains its difference; "
-        f"{ERROR:.0%} of right reports have one that does not. Rows that both have make this milder"
+        "the rows are others than the report's: a figure agrees where chance explains its difference; a "
+        "stated value outside of what it agrees within would be found. "
+        f"{ERROR:.0%} of right reports have one that does not agree. Rows that both have make this milder"
     ),
 }
 
@@ -47,6 +60,8 @@ class Evaluation:
         kind: ``test rows`` or ``own rows``.
         evidence: How that is known.
         rule: When a figure agrees.
+        comparisons: Number of figures that own rows compare; None on the rows of the report.
+        widening: By how much intervals of differences are wider for that number; None likewise.
         figures: The figures, as stated and as found.
         not_evaluated: What the report states and was not measured again.
         notes: What else the auditor should know.
@@ -59,15 +74,19 @@ class Evaluation:
     kind: str
     evidence: str
     rule: str
+    comparisons: int | None
+    widening: float | None
     figures: tuple[Figure, ...]
     not_evaluated: tuple[str, ...]
     notes: tuple[str, ...]
 
     @property
     def exit_code(self) -> int:
-        """0: all agree; 1: some do not; 3: no metric could be compared."""
+        """0: all agree; 1: some do not; 3: some or all could not be compared."""
         if disagreeing(self.figures):
             return 1
+        if not_comparable(self.figures):
+            return 3
         return 0 if any(f.agrees and f.interval is not None for f in self.figures) else 3
 
     @property
@@ -84,10 +103,12 @@ class Options:
         split: Rows of a file by the split of the recipe, or ``all``; None: ``test`` where the file has the
             recipe's split column, and all rows of other files. For a loader the split it is called with.
         seconds: Limit of the time to read the bundle, and of that of each model.
+        overall: Leave out segments, and judge fewer figures.
     """
 
     split: SplitName | None = None
     seconds: float = SECONDS
+    overall: bool = False
 
 
 def evaluate(
@@ -121,7 +142,8 @@ def evaluate(
         views = _run(subject, rows, seconds)
     except DataError as error:
         raise UsageError(str(error)) from error
-    figures = judge(list(views.figures()), rows.kind) if views is not None else []
+    figures = judge(list(views.figures(options.overall)), rows.kind) if views is not None else []
+    count = comparisons(figures) if rows.kind == "own rows" else None
     return Evaluation(
         bundle=str(bundle),
         model=sha256(subject.models[FINAL]),
@@ -130,9 +152,11 @@ def evaluate(
         kind=rows.kind,
         evidence=rows.evidence,
         rule=_RULES[rows.kind],
+        comparisons=count,
+        widening=widening(count) if count else None,
         figures=tuple(figures),
-        not_evaluated=tuple(_not_evaluated(subject, rows)),
-        notes=(*rows.notes, *subject.notes),
+        not_evaluated=(*_reasons(figures), *_not_evaluated(subject, rows, options.overall)),
+        notes=(*rows.notes, *subject.notes, *_changed_file(subject, rows, data)),
     )
 
 
@@ -155,7 +179,38 @@ def _run(subject: Subject, rows: Rows, seconds: float) -> Measurement | None:
     return Measurement(subject, rows, outputs, views, target)
 
 
-def _not_evaluated(subject: Subject, rows: Rows) -> list[str]:
+def _reasons(figures: Sequence[Figure]) -> list[str]:
+    """List the figures that could not be compared, by reason, and rows of no segment."""
+    by_reason: dict[str, list[Figure]] = {}
+    for figure in not_comparable(figures):
+        by_reason.setdefault(figure.reason, []).append(figure)
+    found = [
+        f"{counted(len(group), 'figure')}, {reason}: {_places(group)}." for reason, group in by_reason.items()
+    ]
+    outside = [f for f in figures if f.where.endswith(OTHER_VALUES) and f.agrees is None]
+    return found + [f"{f.found:,.0f} rows of {f.where}: the report has no segment of them." for f in outside]
+
+
+def _places(figures: Sequence[Figure]) -> str:
+    shown = [f"{figure.name} of {figure.model} ({figure.where})" for figure in figures[:3]]
+    return ", ".join(shown) + (f" and {len(figures) - 3} more" if len(figures) > 3 else "")
+
+
+def _changed_file(subject: Subject, rows: Rows, path: Path | None) -> list[str]:
+    """Say that a file looks like the one of the report, but is another."""
+    splits = subject.report.data.splits.values()
+    stated = subject.recipe.data.file
+    if path is None or stated is None or rows.kind == "test rows":
+        return []
+    if path.name != Path(stated).name or len(rows.target) != sum(split.rows for split in splits):
+        return []
+    return [
+        f"{path.name} has the name and the number of rows of the report's data file, and another SHA-256: "
+        "it was changed, or the report's digest is wrong. All rows are measured, those of the training too."
+    ]
+
+
+def _not_evaluated(subject: Subject, rows: Rows, overall: bool) -> list[str]:
     """List what the report states that was not measured again, and why."""
     report, found = subject.report, []
     if ORIGINAL not in subject.models:
@@ -166,7 +221,9 @@ def _not_evaluated(subject: Subject, rows: Rows) -> list[str]:
         found.append(f"The original network: of its columns, {names} not in the data.")
     elif report.task == "distillation" and subject.scales is None:
         found.append("The metrics: the report does not state by what outputs are divided; run again.")
-    for name in _missing_attributes(subject, rows):
+    if overall:
+        found.append("Segments: left out (--overall).")
+    for name in _missing_attributes(subject, rows) if not overall else ():
         found.append(f"Segments by {name}: {rows.undivided.get(name, 'it is not in the data')}.")
     found.append("The network before its refit (`zeroed`), which is not in the bundle.")
     other = {
@@ -201,6 +258,8 @@ def as_record(found: Evaluation) -> dict[str, Any]:
             "evidence": found.evidence,
         },
         "rule": found.rule,
+        "comparisons": found.comparisons,
+        "widening": found.widening,
         "figures": [_figure(figure) for figure in found.figures],
         "not_evaluated": list(found.not_evaluated),
         "notes": list(found.notes),
@@ -208,8 +267,13 @@ def as_record(found: Evaluation) -> dict[str, Any]:
 
 
 def _figure(figure: Figure) -> dict[str, Any]:
-    intervals = {"stated_interval": figure.stated_interval, "interval": figure.interval}
-    return vars(figure) | {
+    """Convert a figure; ``tolerance`` is the largest difference by rounding that agrees."""
+    names = ("stated_interval", "interval", "agrees_within")
+    intervals: dict[str, Interval | None] = {name: getattr(figure, name) for name in names}
+    known = {name: value for name, value in vars(figure).items() if name not in ("cap", "rarer")}
+    known["allowed"] = figure.allowed if math.isfinite(figure.allowed) else None
+    known["tolerance"] = figure.reach if math.isfinite(figure.reach) else None
+    return known | {
         name: [interval.low, interval.high] if interval is not None else None
         for name, interval in intervals.items()
     }
@@ -218,7 +282,11 @@ def _figure(figure: Figure) -> dict[str, Any]:
 def summary(found: Evaluation) -> str:
     """Say in one sentence how many figures agree."""
     judged: Sequence[Figure] = [f for f in found.figures if f.agrees is not None]
-    wrong = len(disagreeing(found.figures))
+    wrong, missing = len(disagreeing(found.figures)), len(not_comparable(found.figures))
     if not judged:
         return "no figure could be compared"
-    return f"{len(judged) - wrong} of {counted(len(judged), 'compared figure')} agree"
+    text = f"{len(judged) - wrong} of {counted(len(judged), 'compared figure')} agree"
+    if found.widening is not None:
+        count = counted(found.comparisons or 0, "comparison")
+        text += f" (intervals of differences widened {found.widening:.2f} times for {count})"
+    return text + (f"; {counted(missing, 'figure')} could not be compared" if missing else "")

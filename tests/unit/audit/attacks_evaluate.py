@@ -77,6 +77,46 @@ def _swapped_classes(report):
     report["data"]["classes"].reverse()
 
 
+def _wide_change(report):
+    _metric(report, "log_loss")["intervals"]["differences"]["final"].update(low=-0.5, high=0.5)
+
+
+def _wide_int8_change(report):
+    metric = next(m for m in report["quantized"]["metrics"] if m["name"] == "auroc")
+    metric["intervals"]["differences"]["int8"].update(low=-0.2, high=0.2)
+
+
+def _wide_segment_change(report):
+    for segment in report["segments"]["attributes"][0]["segments"]:
+        for metric in segment["metrics"]:
+            if metric["intervals"] is not None:
+                metric["intervals"]["differences"]["final"].update(low=-1.0, high=1.0)
+
+
+def _no_auroc_of_a_segment(report):
+    segment = report["segments"]["attributes"][1]["segments"][0]
+    segment["metrics"] = [m for m in segment["metrics"] if m["name"] != "auroc"]
+
+
+def _calibrated(report):
+    metric = _metric(report, "calibration_error")
+    metric["final"] *= 0.8
+    metric["intervals"]["values"]["final"]["low"] = 0.0
+
+
+def _wide(name, low, high):
+    def change(report):
+        _metric(report, name)["intervals"]["values"]["final"].update(low=low, high=high)
+
+    return change
+
+
+def _worse_and_wide(report):
+    metric = _metric(report, "auroc")
+    metric["final"] = 1.0
+    metric["intervals"]["values"]["final"].update(low=0.0, high=1.0)
+
+
 ATTACKS = [
     Attack(
         "better_metric",
@@ -108,5 +148,56 @@ ATTACKS = [
     Attack("hidden_segment", "a segment is left out", _hidden_segment, "kind = other values | final | rows"),
     Attack(
         "swapped_classes", "the order of the classes is turned", _swapped_classes, "all rows | final | auroc"
+    ),
+    Attack(
+        "wide_change",
+        "the interval of a change is made so wide that it holds 0",
+        _wide_change,
+        "all rows | final and original | change of log_loss",
+    ),
+    Attack(
+        "wide_int8_change",
+        "the interval of the 8-bit file's change is made wide",
+        _wide_int8_change,
+        "all rows | int8 and final | change of auroc",
+    ),
+    Attack(
+        "wide_segment_changes",
+        "the intervals of all changes in segments are made wide",
+        _wide_segment_change,
+        "h = ",
+    ),
+    Attack("no_auroc", "a metric of a segment is left out", _no_auroc_of_a_segment, "kind = "),
+    Attack(
+        "calibrated",
+        "a calibration error is better than measured",
+        _calibrated,
+        "all rows | final | calibration_error",
+    ),
+]
+ON_OWN_ROWS = [
+    Attack(
+        "wide_auroc",
+        "an interval of AUROC is so wide that any own rows would agree",
+        _worse_and_wide,
+        "all rows | final | auroc",
+    ),
+    Attack(
+        "wide_log_loss",
+        "an interval of log loss is so wide that any own rows would agree",
+        _wide("log_loss", 0.0, 9.0),
+        "all rows | final | log_loss",
+    ),
+    Attack(
+        "wide_brier_score",
+        "an interval of the Brier score is so wide that any own rows would agree",
+        _wide("brier_score", 0.0, 0.9),
+        "all rows | final | brier_score",
+    ),
+    Attack(
+        "wide_calibration",
+        "an interval of the calibration error is so wide that any own rows would agree",
+        _wide("calibration_error", 0.0, 1.0),
+        "all rows | final | calibration_error",
     ),
 ]

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime as ort
@@ -13,13 +14,13 @@ import pytest
 from click.testing import CliRunner
 from sklearn import metrics as sk
 
-from glprune.audit.evaluation.evaluate import as_record, evaluate
-from glprune.audit.evaluation.figures import Figure, judge
+from glprune.audit.evaluation.evaluate import Options, as_record, evaluate
+from glprune.audit.evaluation.figures import Figure, comparisons, judge, not_comparable, widening
 from glprune.cli.main import main
 from glprune.errors import UsageError
 from glprune.schema.report import Interval
 from tests.bundle_fixtures import copied, follow, seal
-from tests.unit.audit.attacks_evaluate import ATTACKS
+from tests.unit.audit.attacks_evaluate import ATTACKS, ON_OWN_ROWS
 
 
 @pytest.fixture(scope="session")
@@ -86,6 +87,86 @@ def test_a_changed_figure_is_found_by_who_has_the_rows(attack, audited, data, tm
     found = evaluate(copy.folder, data)
     assert found.exit_code == attack.code, attack.description
     assert any(place(f).startswith(attack.figure) for f in found.figures if f.agrees is False)
+
+
+@pytest.mark.parametrize("attack", ON_OWN_ROWS, ids=lambda attack: attack.name)
+def test_an_interval_that_is_too_wide_is_found_on_own_rows(attack, audited, data, tmp_path, key):
+    copy = copied(audited["kept"], tmp_path / "bundle")
+    copy.edit(attack.change)
+    follow(copy)
+    seal(copy, key)
+    pa.csv.write_csv(pq.read_table(data), tmp_path / "own.csv")
+    found = evaluate(copy.folder, tmp_path / "own.csv")
+    assert found.exit_code == attack.code, attack.description
+    wrong = {place(f): f.reason for f in found.figures if f.agrees is False}
+    assert "times as wide as its rows allow" in wrong[attack.figure]
+
+
+def test_a_figure_may_differ_by_little_whatever_the_rows(audited, data):
+    found = evaluate(audited["kept"], data)
+    metrics = [f for f in found.figures if f.interval is not None]
+    assert all(f.reach <= 0.11 * (f.interval.high - f.interval.low) + 1e-5 for f in metrics)
+    exact = [f for f in metrics if f.model == "final" and f.where == "all rows"]
+    assert max(f.allowed for f in exact) < 1e-3
+
+
+def test_one_row_far_away_does_not_hide_inverted_labels(audited, data, tmp_path):
+    table = pq.read_table(data)
+    labels = ["no" if y == "yes" else "yes" for y in table["y"].to_pylist()]
+    plan = json.loads((audited["kept"] / "plan.json").read_text())["inputs"][0]
+    name = plan["columns"][0]
+    far = table[name].to_numpy().copy()
+    far[0] = 1e9
+    pq.write_table(table_of(data, y=labels, **{name: far}), tmp_path / "own.parquet")
+    found = evaluate(audited["kept"], tmp_path / "own.parquet")
+    wrong = {place(f) for f in found.figures if f.agrees is False}
+    assert {
+        "all rows | final | auroc",
+        "all rows | final | accuracy",
+        "all rows | final | brier_score",
+    } <= wrong
+
+
+def test_what_own_rows_cannot_compare_is_listed_and_incomplete(audited, data, tmp_path):
+    table = pq.read_table(data)
+    of_yes = table.filter(pa.compute.equal(table["y"], "yes"))
+    cases = {
+        "one class": (of_yes, "not defined on these rows"),
+        "few": (table.slice(0, 19), "fewer than 20 rows"),
+        "two": (table.slice(0, 2), "fewer than 20 rows"),
+        "unknown": (table_of(data, kind=[77] * 240), "fewer than"),
+    }
+    for name, (rows, reason) in cases.items():
+        path = tmp_path / f"{name}.parquet"
+        pq.write_table(rows, path)
+        found = evaluate(audited["kept"], path)
+        assert found.exit_code == 3, name
+        assert any(reason in sentence for sentence in found.not_evaluated), name
+    assert any("240 rows of kind = other values" in sentence for sentence in found.not_evaluated)
+    assert evaluate(audited["kept"], path, options=Options(overall=True)).exit_code == 0
+
+
+def test_the_range_of_what_agrees_is_shown_and_holds_what_agrees(audited, data, tmp_path):
+    pa.csv.write_csv(pq.read_table(data).slice(20, 150), tmp_path / "own.csv")
+    found = evaluate(audited["kept"], tmp_path / "own.csv")
+    judged = [f for f in found.figures if f.agrees is not None]
+    assert found.comparisons == len(judged) == comparisons(found.figures)
+    assert found.widening == widening(len(judged))
+    assert all(f.agrees == (f.agrees_within.low <= f.stated <= f.agrees_within.high) for f in judged)
+    record = as_record(found)
+    assert (record["comparisons"], record["widening"]) == (found.comparisons, found.widening)
+    first = next(f for f in record["figures"] if f["name"] == "log_loss")
+    assert first["agrees_within"][0] <= first["stated"] <= first["agrees_within"][1]
+    overall = evaluate(audited["kept"], tmp_path / "own.csv", options=Options(overall=True))
+    assert {f.where for f in overall.figures} == {"all rows"}
+    assert overall.widening < found.widening
+
+
+def test_a_file_of_the_name_and_rows_of_the_report_but_another_digest_is_noted(audited, data, tmp_path):
+    pq.write_table(pq.read_table(data), tmp_path / "data.parquet", compression="gzip")
+    found = evaluate(audited["kept"], tmp_path / "data.parquet")
+    assert found.kind == "own rows"
+    assert any("another SHA-256" in note for note in found.notes)
 
 
 @pytest.fixture(scope="session")
@@ -199,6 +280,23 @@ def test_on_the_rows_of_the_report_only_rounding_is_allowed():
     assert not judge([near], "test rows")[0].agrees
 
 
+def test_a_difference_that_only_a_wide_tolerance_explains_is_not_comparable():
+    wide = replace(figure(0.9, 0.92), allowed=0.05, cap=0.004)
+    (judged,) = judge([wide], "test rows")
+    assert judged.agrees is None
+    assert not_comparable([judged]) == [judged]
+    assert judge([replace(wide, stated=0.918)], "test rows")[0].agrees is None  # its interval differs
+    near = replace(figure(0.9, 0.903), allowed=0.05, cap=0.004)
+    assert judge([near], "test rows")[0].agrees
+    assert judge([replace(wide, found=0.97)], "test rows")[0].agrees is False
+
+
+def test_a_comparison_that_cannot_fail_is_none():
+    (judged,) = judge([figure(0.9, 0.5, half=0.6)], "own rows")
+    assert (judged.agrees, not_comparable([judged])) == (None, [judged])
+    assert (judged.agrees_within.low, judged.agrees_within.high) == (0, 1)
+
+
 def test_right_reports_agree_on_most_samples_and_wrong_ones_do_not():
     from glprune.metrics.confidence_intervals import confidence_intervals
     from glprune.metrics.scorer import Scorer
@@ -282,6 +380,9 @@ def test_the_command_prints_a_table_and_json(audited, data):
     record = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).output)
     assert (record["exit_code"], record["data"]["kind"]) == (0, "test rows")
     assert record == json.loads(json.dumps(as_record(evaluate(audited["kept"], data))))
+    short = CliRunner().invoke(main, [*arguments, "--disagreements", "--overall"]).output
+    assert "all rows" not in short
+    assert "not evaluated: Segments: left out (--overall)." in short
     first = next(f for f in record["figures"] if f["name"] == "auroc")
     assert first["interval"][0] <= first["found"] <= first["interval"][1]
 

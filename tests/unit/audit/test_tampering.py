@@ -679,6 +679,26 @@ CASES = {
         report(interval(0, "differences", "final", low=-1.0, high=1.0)),
         {"C5"},
     ),
+    "interval of AUROC wider than the rows allow": (
+        "kept",
+        report(interval(0, "values", "final", low=0.5, high=1.0)),
+        {"C5"},
+    ),
+    "interval of the Brier score wider than the rows allow": (
+        "kept",
+        report(interval(3, "values", "final", low=0.0, high=0.4)),
+        {"C5"},
+    ),
+    "interval of the calibration error wider than the rows allow": (
+        "kept",
+        report(interval(4, "values", "final", low=0.0, high=0.4)),
+        {"C5"},
+    ),
+    "interval of a change wider than those of both values": (
+        "kept",
+        report(interval(2, "differences", "final", low=-2.0, high=2.0)),
+        {"C5"},
+    ),
     "few resamples": ("slim", report(in_interval(1, "resamples", 20)), {"C5"}),
     "resamples of another seed": ("slim", report(in_interval(1, "seed", 17)), {"C5"}),
     "bootstrap of AUROC": ("slim", report(in_interval(0, "method", "bootstrap")), {"C5"}),

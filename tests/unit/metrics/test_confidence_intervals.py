@@ -9,6 +9,7 @@ from sklearn.metrics import brier_score_loss, roc_auc_score
 
 from glprune.metrics import confidence_intervals as module
 from glprune.metrics.confidence_intervals import RESAMPLES, confidence_intervals
+from glprune.metrics.segments import defined_metrics
 from glprune.model.task import Task
 from glprune.schema.metrics import METRICS
 from tests.unit.model.test_validation_score import rows
@@ -186,3 +187,49 @@ def test_the_interval_of_a_calibration_error_holds_the_truth(monkeypatch, most_o
         highs.append(interval.high)
     assert hits >= 36
     assert np.mean(highs) - truth < 2.2 / math.sqrt(count)  # not valid by being everything
+
+
+ODD_TARGETS = {
+    "constant": np.full(40, 2.0),
+    "one of its own": np.eye(40)[0],
+    "nearly constant": 1 + 1e-12 * np.random.default_rng(0).normal(size=40),
+    "huge": 1e300 * np.random.default_rng(0).normal(size=40),
+    "tiny": 1e-200 * np.random.default_rng(0).normal(size=40),
+}
+
+
+@pytest.mark.parametrize("most_operations", [math.inf, 0], ids=["bootstrap", "influence"])
+@pytest.mark.parametrize("rows_", [0, 1, 2, 3, 40])
+@pytest.mark.parametrize("name", ODD_TARGETS)
+def test_what_is_not_defined_has_no_interval(name, rows_, most_operations, monkeypatch):
+    monkeypatch.setattr(module, "_MAX_OPERATIONS", most_operations)
+    target = ODD_TARGETS[name][:rows_]
+    outputs = {"original": np.linspace(-1, 1, 40)[:rows_], "final": np.linspace(-1, 2, 40)[:rows_]}
+    scorer = TASKS["regression"].scorer
+    found = confidence_intervals(scorer, outputs, target, 0)
+    assert set(found) <= {"r2", "rmse", "mae"}
+    assert ("r2" in found) <= (rows_ > 2 and name != "constant")
+    assert ("mae" in found) == (rows_ > 1) or name == "huge"
+    for metric, values in defined_metrics(scorer, outputs["final"], target).items() if rows_ else ():
+        if values is not None and metric in found:
+            interval = found[metric].values["final"]
+            assert interval.low <= values * (1 + 1e-6) + 1e-6
+            assert interval.high >= values * (1 - 1e-6) - 1e-6
+
+
+@pytest.mark.parametrize("kind", ["binary", "multiclass", "regression", "distillation"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_network_without_numbers_has_no_interval_and_the_other_has(kind, bad):
+    task = TASKS[kind]
+    outputs, target = pair(task, 40)
+    good = {name: output.double().numpy().copy() for name, output in outputs.items()}
+    good["original"][3] = bad
+    found = confidence_intervals(task.scorer, good, target.numpy(), 0)
+    alone = confidence_intervals(task.scorer, {"final": good["final"]}, target.numpy(), 0)
+    for name, intervals in found.items():
+        assert intervals.values["final"] == alone[name].values["final"]
+    assert set(found) == set(METRICS[kind])
+    if math.isnan(bad) or kind != "binary":
+        assert all(i.differences == {} for i in found.values())
+        assert all("original" not in i.values for i in found.values())
+        assert set(defined_metrics(task.scorer, good["original"], target.numpy()).values()) == {None}

@@ -5,9 +5,9 @@ import pytest
 import torch
 from sklearn import metrics as sk
 
-from glprune.metrics.rounding import largest_change, near_ties, output_step
+from glprune.metrics.rounding import largest_change, near_ties, output_steps
 from glprune.metrics.scorer import Scorer, auroc, r2_score
-from glprune.metrics.segments import decide, decision_change, defined_metrics
+from glprune.metrics.segments import decide, decision_change, defined_metrics, segment_metrics
 from glprune.model.task import Task
 from glprune.schema.metrics import METRICS
 
@@ -78,27 +78,62 @@ def test_auroc_is_that_of_all_pairs_exactly():
     assert auroc(score, positive) == sum(pairs) / len(pairs)
 
 
+def each_row(steps, output):
+    """The step of every row, in the shape of the outputs."""
+    return steps.reshape(-1, *[1] * (output.ndim - 1))
+
+
+@pytest.mark.parametrize("outlier", [1, 1e6], ids=["alike", "one large row"])
 @pytest.mark.parametrize(("scorer", "width"), FORMS, ids=IDS)
-def test_no_change_of_the_outputs_within_the_step_moves_a_metric_further_than_the_bound(scorer, width):
+def test_no_change_of_the_outputs_within_the_step_moves_a_metric_further_than_the_bound(
+    scorer, width, outlier
+):
     output, target = sample(scorer, width, rows=60, seed=7)
     target = target[:, 0] if scorer.kind == "regression" else target
+    if scorer.output == "logits":
+        output[5] *= outlier
     rng = np.random.default_rng(1)
     for relative in (1e-4, 1e-2):
-        step = output_step(output, relative)
-        bounds = {name: largest_change(scorer, name, output, target, step) for name in METRICS[scorer.kind]}
+        steps = output_steps(output, relative)
+        bounds = {name: largest_change(scorer, name, output, target, steps) for name in METRICS[scorer.kind]}
         for _ in range(40):
-            moved = output + step * rng.choice([-1.0, 1.0], size=output.shape)
+            moved = output + each_row(steps, output) * rng.choice([-1.0, 1.0], size=output.shape)
             moved = moved.clip(0, 1) if scorer.output == "probabilities" else moved
             for name, bound in bounds.items():
                 change = abs(scorer.metric(name, moved, target) - scorer.metric(name, output, target))
                 assert change <= bound, (name, relative)
 
 
+@pytest.mark.parametrize(("scorer", "width"), FORMS, ids=IDS)
+def test_one_row_of_large_outputs_does_not_widen_the_bounds_of_the_others(scorer, width):
+    if scorer.output == "probabilities":
+        return
+    output, target = sample(scorer, width, rows=300, seed=3)
+    target = target[:, 0] if scorer.kind == "regression" else target
+    output[5] *= 1e9
+    steps = output_steps(output, 2e-5)
+    for name in METRICS[scorer.kind]:
+        bound = largest_change(scorer, name, output, target, steps)
+        assert bound <= 1e-4 * max(1, abs(scorer.metric(name, output, target))) + 2 / 300, name
+
+
 def test_the_bound_on_accuracy_counts_rows_near_a_tie_only():
     output, target = np.array([3.0, -2.0, 1e-9, 4.0]), np.array([1, 0, 1, 0])
-    assert largest_change(Scorer("binary"), "accuracy", output, target, 1e-6) == pytest.approx(0.25, abs=1e-5)
-    assert near_ties(Scorer("binary"), output, 1e-6, 0.5) == 0.25
-    assert near_ties(Scorer("binary"), output, 1e-6, 0.9) == 0
+    steps = np.full(4, 1e-6)
+    bound = largest_change(Scorer("binary"), "accuracy", output, target, steps)
+    assert bound == pytest.approx(0.25, abs=1e-5)
+    assert near_ties(Scorer("binary"), output, steps, 0.5).tolist() == [False, False, True, False]
+    assert not near_ties(Scorer("binary"), output, steps, 0.9).any()
+
+
+def test_the_bound_on_the_calibration_error_counts_rows_that_can_change_their_bin_only():
+    edge = np.log(4 / 11)  # a probability of 4 / 15
+    logits, target = np.array([edge, -30.0, 30.0, 0.05, -1.3, 2.0]), np.array([1, 0, 1, 0, 0, 1])
+    bound = largest_change(Scorer("binary"), "calibration_error", logits, target, np.full(6, 1e-5))
+    assert bound == pytest.approx(2 * (11 / 15) / 6, abs=1e-4)
+    assert (
+        largest_change(Scorer("binary"), "calibration_error", logits[1:], target[1:], np.full(5, 1e-5)) < 2e-5
+    )
 
 
 def test_decisions_are_counted_by_direction():
@@ -114,3 +149,10 @@ def test_a_metric_that_the_rows_do_not_define_is_none():
     found = defined_metrics(Scorer("binary"), np.array([1.0, 2.0]), np.array([1, 1]))
     assert found["auroc"] is None
     assert found["accuracy"] == 1
+
+
+def test_a_segment_of_a_constant_target_has_no_r2_and_no_interval_of_it():
+    output, _ = sample(Scorer("regression"), 1, rows=30)
+    found = {m.name: m for m in segment_metrics(Scorer("regression"), output, output, np.ones(30), 0)}
+    assert (found["r2"].final, found["r2"].intervals) == (None, None)
+    assert found["rmse"].intervals is not None

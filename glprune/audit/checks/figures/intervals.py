@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from glprune._version import __version__
+from glprune.audit.checks.figures.interval_reach import TestRows, farthest
 from glprune.audit.findings import Found, check_equal
 from glprune.schema.metrics import RANGES
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 MIN_RESAMPLES = 1000
 _ROUND_OFF = 1e-6  # AUROC is stated in single precision
+_PAIRED_SLACK = {"bootstrap": 1.25}  # a percentile of a difference may lie a little outside of those of both
+_MIN_PAIRED_ROWS = {"r2": 20}  # R2 of resamples of few rows has no standard error to speak of
 _WIDTH_SLACK = 0.25  # share by which a width from resamples may differ from that of the normal distribution
 _QUANTILE = NormalDist().inv_cdf(0.975)
 
@@ -31,6 +34,8 @@ class _Stated:
         rows: Rows it was measured on.
         values: Network -> value; differences are taken from the first.
         intervals: The intervals.
+        test_rows: What is known of the rows.
+        brier: Network -> its Brier score on them.
     """
 
     where: str
@@ -38,6 +43,8 @@ class _Stated:
     rows: int
     values: Mapping[str, float]
     intervals: PairedIntervals | None
+    test_rows: TestRows
+    brier: Mapping[str, float | None]
 
     @property
     def first(self) -> float:
@@ -69,20 +76,44 @@ def _baselines(report: Report) -> Iterator[Found]:
 
 
 def _tables(report: Report) -> Iterator[_Stated]:
+    most = 1.0 if report.task == "binary" else 2.0
+    classes = _class_counts(report)
     for n, m in enumerate(report.performance):
         values = {"original": m.original, "zeroed": m.zeroed, "final": m.final}
-        yield _Stated(f"/performance/{n}/intervals", m.name, m.rows, values, m.intervals)
+        brier = _brier(report.performance, list(values))
+        rows = TestRows(m.rows, classes, most)
+        yield _Stated(f"/performance/{n}/intervals", m.name, m.rows, values, m.intervals, rows, brier)
     record = report.quantized
     for n, q in enumerate(record.metrics if record else ()):
-        where, rows = f"/quantized/metrics/{n}/intervals", record.rows if record else 0
-        yield _Stated(where, q.name, rows, {"float32": q.float32, "int8": q.int8}, q.intervals)
+        where, count = f"/quantized/metrics/{n}/intervals", record.rows if record else 0
+        values = {"float32": q.float32, "int8": q.int8}
+        brier = _brier(record.metrics if record else (), list(values))
+        rows = TestRows(count, classes, most)
+        yield _Stated(where, q.name, count, values, q.intervals, rows, brier)
     for a, attribute in enumerate(report.segments.attributes if report.segments else ()):
         for s, segment in enumerate(attribute.segments):
             for n, found in enumerate(segment.metrics):
                 if found.original is not None and found.final is not None:
                     where = f"/segments/attributes/{a}/segments/{s}/metrics/{n}/intervals"
                     values = {"original": found.original, "final": found.final}
-                    yield _Stated(where, found.name, segment.rows, values, found.intervals)
+                    brier = _brier(segment.metrics, list(values))
+                    rows = TestRows(segment.rows, None, most)
+                    yield _Stated(where, found.name, segment.rows, values, found.intervals, rows, brier)
+
+
+def _brier(metrics: Iterable[Any], networks: Iterable[str]) -> dict[str, float | None]:
+    """Return the Brier score of every network in a table; None where it is not stated."""
+    found = next((metric for metric in metrics if metric.name == "brier_score"), None)
+    return {network: getattr(found, network, None) for network in networks}
+
+
+def _class_counts(report: Report) -> tuple[int, int] | None:
+    """Return the test rows of either of two classes, from their shares."""
+    test = report.data.splits.get("test")
+    if report.task != "binary" or test is None or len(test.target) != 2:
+        return None
+    first, second = (round(share * test.rows) for share in test.target.values())
+    return first, second
 
 
 def _check(stated: _Stated, found: PairedIntervals, seed: int) -> Iterator[Found]:
@@ -104,7 +135,10 @@ def _check(stated: _Stated, found: PairedIntervals, seed: int) -> Iterator[Found
         change = stated.values[network] - stated.first
         yield from _holds(f"{where}/differences/{network}", found.differences[network], change)
     yield from (_accuracy_widths(stated, found) if stated.metric == "accuracy" else ())
-    yield from (_paired_widths(stated, found) if found.method != "bootstrap" else ())
+    yield from _value_widths(stated, found)
+    yield from (
+        _paired_widths(stated, found) if stated.rows >= _MIN_PAIRED_ROWS.get(stated.metric, 2) else ()
+    )
 
 
 def _method(stated: _Stated, found: PairedIntervals, seed: int) -> Iterator[Found]:
@@ -149,11 +183,28 @@ def _accuracy_widths(stated: _Stated, found: PairedIntervals) -> Iterator[Found]
             )
 
 
+def _value_widths(stated: _Stated, found: PairedIntervals) -> Iterator[Found]:
+    """Require that no interval reaches further than value and rows allow."""
+    for network, value in stated.values.items():
+        reach = farthest(stated.metric, value, stated.brier[network], stated.test_rows)
+        interval, slack = found.values[network], _ROUND_OFF
+        if reach is not None and (
+            value - interval.low > reach[0] * (1 + slack) + slack
+            or interval.high - value > reach[1] * (1 + slack) + slack
+        ):
+            yield (
+                f"{stated.where}/values/{network}",
+                f"is {interval.low:.3g} to {interval.high:.3g}; {stated.rows} rows give at most "
+                f"{value - reach[0]:.3g} to {value + reach[1]:.3g}",
+            )
+
+
 def _paired_widths(stated: _Stated, found: PairedIntervals) -> Iterator[Found]:
     """Require that no difference has a larger standard error than two values together."""
     first = found.values[next(iter(stated.values))]
+    slack = _PAIRED_SLACK.get(found.method, 1.0)
     for network, interval in found.differences.items():
-        most = _reach(first, stated.first) + _reach(found.values[network], stated.values[network])
+        most = slack * (_reach(first, stated.first) + _reach(found.values[network], stated.values[network]))
         if _half_width(interval) > most * (1 + _ROUND_OFF) + _ROUND_OFF:
             yield (
                 f"{stated.where}/differences/{network}",
