@@ -96,7 +96,7 @@ def open_bundle(folder: Path, begin: Callable[[str], None] = lambda name: None) 
     opened.model = _read(opened, bundles.ONNX, parse)
     opened.int8 = _read(opened, bundles.INT8, parse)
     opened.original = _read(opened, bundles.ORIGINAL, parse)
-    _check_published_schema(opened)
+    _check_written(opened)
     return opened
 
 
@@ -183,9 +183,14 @@ def _parse_recipe(raw: bytes) -> Recipe:
 _published = functools.cache(report_schema)
 
 
-def _check_published_schema(opened: ParsedBundle) -> None:
-    """Compare the schema in the bundle with the published one, where this version wrote the bundle."""
+def _check_written(opened: ParsedBundle) -> None:
+    """Compare schema and recipe with what this version writes, where it wrote the bundle."""
     value = _read(opened, bundles.SCHEMA, _read_object)
-    same = opened.report is not None and opened.report.run.versions.get("glprune") == __version__
-    if value is not None and same and value != _published():
+    if opened.report is None or opened.report.run.versions.get("glprune") != __version__:
+        return
+    if value is not None and value != _published():
         opened.findings.append(Finding(bundles.SCHEMA, "", f"is not the schema of glprune {__version__}"))
+    recipe, raw = opened.recipe, opened.raw(bundles.RECIPE)
+    if recipe is not None and recipe.to_yaml().encode() != raw:
+        what = f"is not the text that glprune {__version__} writes for these settings"
+        opened.findings.append(Finding(bundles.RECIPE, "", what))

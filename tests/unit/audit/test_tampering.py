@@ -765,6 +765,11 @@ CASES = {
         raw(bundles.RECIPE, replace_text(b"networks.py:plain", b"networks.py:other")),
         {"C7"},
     ),
+    "a comment in the recipe": (
+        "slim",
+        raw(bundles.RECIPE, lambda x: x + b"# approved by the committee\n"),
+        {"C4"},
+    ),
     "recipe that is none": ("slim", raw(bundles.RECIPE, lambda x: b"task: 3\n"), {"C4"}),
     # the page
     "page edited": ("slim", raw(bundles.PAGE, replace_text(b"cannot influence", b"can influence")), {"C12"}),
