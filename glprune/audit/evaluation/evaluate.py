@@ -65,6 +65,7 @@ class Evaluation:
         figures: The figures, as stated and as found.
         not_evaluated: What the report states and was not measured again.
         notes: What else the auditor should know.
+        undivided: Protected attributes of the report that the data have, but not in its segments.
     """
 
     bundle: str
@@ -79,13 +80,14 @@ class Evaluation:
     figures: tuple[Figure, ...]
     not_evaluated: tuple[str, ...]
     notes: tuple[str, ...]
+    undivided: tuple[str, ...]
 
     @property
     def exit_code(self) -> int:
         """0: all agree; 1: some do not; 3: some or all could not be compared."""
         if disagreeing(self.figures):
             return 1
-        if not_comparable(self.figures):
+        if not_comparable(self.figures) or self.undivided:
             return 3
         return 0 if any(f.agrees and f.interval is not None for f in self.figures) else 3
 
@@ -156,7 +158,8 @@ def evaluate(
         widening=widening(count) if count else None,
         figures=tuple(figures),
         not_evaluated=(*_reasons(figures), *_not_evaluated(subject, rows, options.overall)),
-        notes=(*rows.notes, *subject.notes, *_changed_file(subject, rows, data)),
+        notes=(*rows.notes, *subject.notes),
+        undivided=() if options.overall else tuple(rows.undivided),
     )
 
 
@@ -194,20 +197,6 @@ def _reasons(figures: Sequence[Figure]) -> list[str]:
 def _places(figures: Sequence[Figure]) -> str:
     shown = [f"{figure.name} of {figure.model} ({figure.where})" for figure in figures[:3]]
     return ", ".join(shown) + (f" and {len(figures) - 3} more" if len(figures) > 3 else "")
-
-
-def _changed_file(subject: Subject, rows: Rows, path: Path | None) -> list[str]:
-    """Say that a file looks like the one of the report, but is another."""
-    splits = subject.report.data.splits.values()
-    stated = subject.recipe.data.file
-    if path is None or stated is None or rows.kind == "test rows":
-        return []
-    if path.name != Path(stated).name or len(rows.target) != sum(split.rows for split in splits):
-        return []
-    return [
-        f"{path.name} has the name and the number of rows of the report's data file, and another SHA-256: "
-        "it was changed, or the report's digest is wrong. All rows are measured, those of the training too."
-    ]
 
 
 def _not_evaluated(subject: Subject, rows: Rows, overall: bool) -> list[str]:
