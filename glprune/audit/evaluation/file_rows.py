@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 _WHICH = {name: f"its {name} rows, split as its recipe says" for name in SPLITS} | {"all": "all of its rows"}
 _AS_MANY = (
-    "the file has as many rows as train, valid and test of the report together, and another SHA-256: it may "
-    "be the same in another format, or changed, or the report's digest is wrong. The rows that the network was "
-    "trained on make figures better; --split test takes the test rows."
+    "the file has as many rows as train, valid and test of the report together, and another SHA-256: it "
+    "may be the same in another format, or changed, or the report's digest is wrong. The rows that the "
+    "network was trained on make figures better; --split test takes the test rows."
 )
 
 
