@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 ALL = "all rows"
 OTHER_VALUES = "other values"
+TARGET = "target"
 ROUNDING = {FINAL: 2e-5, ORIGINAL: 2e-5, INT8: 4e-3}
 """By how much the outputs of a row may differ on another processor, relative to its largest one."""
 _COUNTS = ("flipped", "to_adverse", "to_favourable", "adverse_original", "adverse_final")
@@ -66,10 +67,29 @@ class Measurement:
         """
         everything = np.arange(len(self.target))
         yield Figure(ALL, FINAL, "rows", self.subject.report.performance[0].rows, len(self.target))
+        if self.rows.kind == "test rows":
+            yield from self._target()
         yield from self._metrics(ALL, everything, self._stated_metrics())
         yield from self._agreement()
         yield from self._same_decisions()
         yield from self._segments(everything, overall)
+
+    def _target(self) -> Iterator[Figure]:
+        """Yield the shares of the classes, or mean and standard deviation of a regression target."""
+        stated, classes = self.subject.report.data.splits["test"].target, self.subject.report.data.classes
+        if self.subject.report.task == "distillation":
+            return
+        if classes is not None:
+            counts = np.bincount(self.target.astype(np.int64), minlength=len(classes)) / len(self.target)
+            found = dict(zip(classes, counts.tolist(), strict=True))
+        else:
+            values = self.target.astype(np.float64)
+            found = {"mean": float(values.mean()), "std": float(values.std())}
+        for name, value in found.items():
+            allowed = SINGLE * max(1.0, abs(value))
+            yield Figure(
+                ALL, TARGET, f"share of {name}" if classes else name, stated.get(name), value, allowed
+            )
 
     def _stated_metrics(self) -> dict[str, dict[str, _Stated]]:
         """Return model or pair of models -> metric -> what the report states over all test rows."""

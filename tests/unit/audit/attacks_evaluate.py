@@ -50,6 +50,12 @@ def _same_decisions(report):
     report["quantized"]["same_decisions"] -= 2 / 48
 
 
+def _target_shares(report):
+    shares = report["data"]["splits"]["test"]["target"]
+    first, second = shares
+    shares[first], shares[second] = shares[first] + 0.01, shares[second] - 0.01
+
+
 def _segment(report):
     segment = report["segments"]["attributes"][0]["segments"][0]
     metric = next(m for m in segment["metrics"] if m["name"] == "accuracy")
@@ -168,6 +174,9 @@ ATTACKS = [
         "h = ",
     ),
     Attack("no_auroc", "a metric of a segment is left out", _no_auroc_of_a_segment, "kind = "),
+    Attack(
+        "target", "other shares of the classes are stated", _target_shares, "all rows | target | share of"
+    ),
     Attack(
         "calibrated",
         "a calibration error is better than measured",
