@@ -157,7 +157,7 @@ REFUSED = [
     *report_refused("holds NaN", '{"schema": NaN}', "NaN is not a JSON number"),
     *report_refused("has a key twice", '{"schema": 1, "schema": 2}', "key 'schema' appears twice"),
     *report_refused("is UTF-16", '{"schema": 1}'.encode("utf-16"), "not UTF-8 at byte 0"),
-    *report_refused("is a list", "[]", "Input should be an object"),
+    *report_refused("is a list", "[]", "is not a JSON object"),
     Bad("report with 200,000 keys, the last twice", "render bundle", 5, "bundle: report.json: key 'x' appears twice.", put(bundles.REPORT, "{" + "".join(f'"{i}":0,' for i in range(200_000)) + '"x":0,"x":0}')),
     Bad("report with half a character", "render bundle", 5, "bundle: report.json...", edited(bundles.REPORT, lambda r: r.update(title="\ud800"))),
     Bad("report with an unknown key", "render bundle", 5, "bundle: report.json /extra: Extra inputs are not permitted.", edited(bundles.REPORT, lambda r: r.update(extra=1))),

@@ -69,7 +69,7 @@ sys.argv[:] = ["odd"]
 os.environ["ODD"] = "1"
 os.chdir("/")
 random.seed(1); np.random.seed(1)
-gc.collect()
+gc.collect(0)
 torch.manual_seed(1)
 torch.set_printoptions(precision=1)
 threading.Thread(target=lambda: None).start()

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from glprune.audit.evaluation.figures import CAP
 from glprune.audit.evaluation.subject import FINAL, INT8, ORIGINAL
 from glprune.metrics.confidence_intervals import confidence_intervals
 from glprune.metrics.rounding import SINGLE, largest_change
 from glprune.metrics.segments import defined_metrics
+from glprune.schema.metrics import RANGES
 
 if TYPE_CHECKING:
     from glprune.audit.evaluation.rows import Array
@@ -71,7 +74,7 @@ def measure(
                 value,
                 interval_of(records[model].get(name), model),
                 largest_change(scorer, name, view, target, steps[model]),
-                abs(value),
+                _size(scorer, name, value, target),
             )
             if value is not None
             else MetricValue(None, None, 0.0, 0.0)
@@ -88,6 +91,15 @@ def measure(
         if old in found and new in found
     }
     return found | changes
+
+
+def _size(scorer: Scorer, metric: str, value: float, target: Array) -> float:
+    """Return the size of what a metric is computed from: for errors that of the targets at least."""
+    if scorer.has_classes or RANGES[metric] != (0, None):
+        return abs(value)
+    with np.errstate(over="ignore", invalid="ignore"):
+        scale = float(np.sqrt(np.square(np.asarray(target, dtype=np.float64)).mean()))
+    return max(abs(value), scale if np.isfinite(scale) else 0.0)
 
 
 def _records(
