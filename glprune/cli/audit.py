@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -33,7 +33,17 @@ _key = click.option(
 )
 
 
-def seconds_of(context: click.Context, option: click.Parameter, value: float) -> float:
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def timeout_option(what: str) -> Callable[[_F], _F]:
+    """Return the option ``--timeout`` of a command; ``what`` says what it limits."""
+    return click.option(
+        "--timeout", type=float, callback=_seconds_of, default=300.0, show_default=True, help=what
+    )
+
+
+def _seconds_of(context: click.Context, option: click.Parameter, value: float) -> float:
     """Return the value of ``--timeout``, or refuse it."""
     if not 1 <= value <= _MAX_TIMEOUT:  # nor is it NaN
         raise click.BadParameter(f"{value:g} is not between 1 and {_MAX_TIMEOUT:,}.")
@@ -83,14 +93,9 @@ def seconds_of(context: click.Context, option: click.Parameter, value: float) ->
     help="Your list of the network's columns, in order: a CSV header, a JSON list, or one name a line.",
 )
 @click.option("--previous", type=_path, metavar="BUNDLE", help="The bundle this one must follow.")
-@click.option(
-    "--timeout",
-    type=float,
-    callback=seconds_of,
-    default=300.0,
-    show_default=True,
-    help="Time limit for running the model, in seconds; the other checks have a limit of processor time that "
-    "grows with the files and with this one.",
+@timeout_option(
+    "Time limit for running the model, in seconds; the other checks have a limit of processor time that "
+    "grows with the files and with this one."
 )
 @_json
 def verify(

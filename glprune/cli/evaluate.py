@@ -11,7 +11,7 @@ import click
 
 from glprune._escaping import escape_for_terminal
 from glprune._wording import counted
-from glprune.cli.audit import seconds_of
+from glprune.cli.audit import timeout_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,14 +59,7 @@ _path = click.Path(path_type=Path)
     metavar="FILE",
     help="ONNX file of the original network [that of BUNDLE, if export.keep_original kept it].",
 )
-@click.option(
-    "--timeout",
-    type=float,
-    callback=seconds_of,
-    default=300.0,
-    show_default=True,
-    help="Time limit of each model, in seconds.",
-)
+@timeout_option("Time limit of each model, in seconds.")
 @click.option("--overall", is_flag=True, help="Leave out protected attributes: figures over all rows alone.")
 @click.option(
     "--disagreements", is_flag=True, help="Print only figures that disagree or that could not be compared."

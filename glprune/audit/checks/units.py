@@ -18,8 +18,8 @@ from glprune.schema import bundle as bundles
 if TYPE_CHECKING:
     from glprune.audit.safetensors_reader import Tensors
     from glprune.schema.column_table import ColumnTable
-    from glprune.schema.plan import InputPlan, Plan
-    from glprune.schema.report import Report
+    from glprune.schema.plan import InputPlan, Place, Plan, Reader
+    from glprune.schema.report import Feature, Report
 
 _NORM_TOLERANCE = 1e-6  # relative
 
@@ -61,26 +61,19 @@ def _group_sizes(
     report: Report, plan: Plan, tensors: Tensors, tables: Sequence[ColumnTable]
 ) -> Iterator[Found]:
     """Count the weights through which the original network read each feature of an input that can be cut."""
-    columns = {table.name: table.columns for table in tables}
-    for part in plan.inputs:
+    for part, columns in _with_columns(plan, tables):
         weights = _weights_of_columns(plan, part, tensors)
-        if weights is None:
-            continue
-        counts = {name: weights[n] for n, name in enumerate(columns.get(part.name, ()))}
-        for n, feature in enumerate(report.features):
-            if feature.input == part.name:
-                found = sum(counts.get(column, 0) for column in feature.columns)
-                where = f"/features/{n}/group_size"
-                yield from check_equal(where, feature.group_size, found, "the weights that read it are")
+        for n, feature, found in _by_feature(report, part, columns, weights) if weights is not None else ():
+            where = f"/features/{n}/group_size"
+            yield from check_equal(where, feature.group_size, found, "the weights that read it are")
 
 
 def _weights_of_columns(plan: Plan, part: InputPlan, tensors: Tensors) -> Counter[int] | None:
     """Count the weights that read each column of the original network; None without their places."""
-    places = {(units.name, p.tensor, p.dim): p for units in plan.units for p in units.places}
     cut, total = plan.sizes_before(tensors.name), Counter[int]()
-    for reader in part.readers:
+    for reader, place in _places_read(plan, part):
         name = tensors.name(reader.tensor)
-        place, array = places.get((part.name, reader.tensor, reader.dim)), tensors.arrays.get(name)
+        array = tensors.arrays.get(name)
         if place is None or array is None:
             return None
         sizes = cut.get(name, {})
@@ -100,16 +93,15 @@ def check_original_norms(
         tables: The columns of every input.
         original: The ONNX file of the original network.
     """
-    stored = initializers(original.graph)
-    columns = {table.name: table.columns for table in tables}
-    found = []
-    for part in plan.inputs:
+    stored, findings = initializers(original.graph), []
+    for part, columns in _with_columns(plan, tables):
         squares = _squares_of_columns(plan, part, stored)
-        if squares is not None:
-            owned = dict(enumerate(columns.get(part.name, ())))
-            by_name = {owned[n]: value for n, value in squares.items() if n in owned}
-            found += [*_norms_of(report, part.name, by_name)]
-    return [Finding(bundles.REPORT, where, what) for where, what in found]
+        for n, feature, square in _by_feature(report, part, columns, squares) if squares is not None else ():
+            norm = math.sqrt(square)
+            if not math.isclose(feature.norm_original, norm, rel_tol=_NORM_TOLERANCE, abs_tol=1e-12):
+                what = f"says {feature.norm_original:.6g}; {bundles.ORIGINAL} gives {norm:.6g}"
+                findings.append(Finding(bundles.REPORT, f"/features/{n}/norm_original", what))
+    return findings
 
 
 def _squares_of_columns(
@@ -119,10 +111,9 @@ def _squares_of_columns(
 
     Weights that the exporter folded in ``model.onnx`` it folded in the original's file too, under their name.
     """
-    places = {(units.name, p.tensor, p.dim): p for units in plan.units for p in units.places}
     total: dict[int, float] = {}
-    for reader in part.readers:
-        place, array = places.get((part.name, reader.tensor, reader.dim)), stored.get(reader.tensor)
+    for reader, place in _places_read(plan, part):
+        array = stored.get(reader.tensor)
         if place is None or array is None or array.dtype.kind != "f" or array.ndim <= place.dim:
             return None
         if reader.tensor not in plan.in_model:
@@ -137,14 +128,27 @@ def _squares_of_columns(
     return total if part.readers else None
 
 
-def _norms_of(report: Report, name: str, squares: Mapping[str, float]) -> Iterator[Found]:
+def _with_columns(plan: Plan, tables: Sequence[ColumnTable]) -> list[tuple[InputPlan, tuple[str, ...]]]:
+    """Return the inputs of the plan with the names of their columns."""
+    columns = {table.name: table.columns for table in tables}
+    return [(part, columns.get(part.name, ())) for part in plan.inputs]
+
+
+def _places_read(plan: Plan, part: InputPlan) -> Iterator[tuple[Reader, Place | None]]:
+    """Yield the tensors that read an input, with the places of its columns there in the original network."""
+    places = {(units.name, p.tensor, p.dim): p for units in plan.units for p in units.places}
+    for reader in part.readers:
+        yield reader, places.get((part.name, reader.tensor, reader.dim))
+
+
+def _by_feature(
+    report: Report, part: InputPlan, columns: Sequence[str], values: Mapping[int, float]
+) -> Iterator[tuple[int, Feature, float]]:
+    """Yield number and record of every feature of an input, with the sum of the values of its columns."""
+    by_name = {name: values.get(n, 0) for n, name in enumerate(columns)}
     for n, feature in enumerate(report.features):
-        if feature.input != name:
-            continue
-        norm = math.sqrt(sum(squares.get(column, 0.0) for column in feature.columns))
-        if not math.isclose(feature.norm_original, norm, rel_tol=_NORM_TOLERANCE, abs_tol=1e-12):
-            what = f"says {feature.norm_original:.6g}; {bundles.ORIGINAL} gives {norm:.6g}"
-            yield f"/features/{n}/norm_original", what
+        if feature.input == part.name:
+            yield n, feature, sum(by_name.get(column, 0) for column in feature.columns)
 
 
 def _columns(plan: Plan, tables: Sequence[ColumnTable]) -> Iterator[Found]:

@@ -50,13 +50,14 @@ def check_consistency(report: Report, recipe: Recipe | None, files: Mapping[str,
         recipe: The recipe in the bundle; None if it cannot be read.
         files: The files of the bundle.
     """
+    is_older = _is_older(report)
     found = itertools.chain(
         _features(report),
         _feature_groups(report, recipe),
         _exits(report),
         _path(report),
-        check_selection(report, recipe, is_older=_is_older(report)),
-        check_comparison(report, recipe, is_older=_is_older(report)),
+        check_selection(report, recipe, is_older=is_older),
+        check_comparison(report, recipe, is_older=is_older),
         _hidden(report),
         _removal(report),
         _performance(report),
@@ -64,9 +65,9 @@ def check_consistency(report: Report, recipe: Recipe | None, files: Mapping[str,
         _size(report, files),
         _latency(report),
         _widths(report, recipe),
-        check_quantized(report, recipe, files, is_older=_is_older(report)),
+        check_quantized(report, recipe, files, is_older=is_older),
         _original(report, recipe, files),
-        _warnings(report, recipe) if not _is_older(report) else (),
+        _warnings(report, recipe) if not is_older else (),
         _baselines(report),
         _drop_costs(report),
         check_frontier(report, recipe, files),
